@@ -1,0 +1,418 @@
+"""What plugin authors import: the Specs they register, and the contracts their classes keep.
+
+Importing this module costs nothing: no torch, no pydantic. Shapes used throughout:
+N clips, K codebooks, T codec frames, V codes a codebook, L text tokens, D channels, C audio channels, S samples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from encore.options import Options, TrainOptions
+
+hookimpl = pluggy.HookimplMarker("encore")
+
+
+# ---------------------------------------------------------------------------------------------------------- specs
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a plugin announces one thing. Listing it imports nothing; `target` is imported on first use.
+
+    Args:
+        name: what the user types; lower case, dashes.
+        summary: one line for the listing.
+        target: "package.module:Class".
+        requires: what must be importable for it to work, as distribution names ("librosa"); checked before the import.
+        needs: what must be there for it to work; see the subclass.
+    """
+
+    kind: ClassVar[str] = ""
+    known_needs: ClassVar[frozenset[str]] = frozenset()
+
+    name: str
+    summary: str
+    target: str
+    requires: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", frozenset(self.needs))
+        unknown = self.needs - self.known_needs
+        if unknown:
+            raise ValueError(
+                f"{self.kind} {self.name!r} needs {sorted(unknown)}, but a {self.kind} can only need "
+                f"{sorted(self.known_needs)}"
+            )
+
+
+class MethodSpec(Spec):
+    """An unlearning method. `needs`: retain (clips to keep), reference (the base model), logits (a token model)."""
+
+    kind = "method"
+    known_needs = frozenset({"retain", "reference", "logits", "holdout", "fisher", "hidden"})
+
+
+class BackendSpec(Spec):
+    """A model family: loads, trains, plays and saves."""
+
+    kind = "backend"
+
+
+class MetricSpec(Spec):
+    """A metric. `needs`: roles and tools without which there is nothing to measure."""
+
+    kind = "metric"
+    known_needs = frozenset({"generations", "embedder", "gold", "gold2", "holdout", "retain", "base", "logits"})
+
+
+class EmbedderSpec(Spec):
+    """An audio embedder: waveforms to vectors."""
+
+    kind = "embedder"
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One window of one track, as a model hears it.
+
+    Args:
+        track: the track's id; several clips share it where the track is longer than the model's window.
+        caption: the text the model is conditioned on.
+        codes: codec tokens, int64 [K, T] (a backend without tokens keeps its latents here).
+    """
+
+    track: str
+    caption: str
+    codes: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips stacked for one forward pass, zero-padded to the longest.
+
+    Args:
+        tracks: N track ids.
+        captions: N captions; the backend looks up their frozen encodings.
+        codes: int64 [N, K, T].
+        frames: int64 [N], how many of T are real.
+    """
+
+    tracks: tuple[str, ...]
+    captions: tuple[str, ...]
+    codes: Tensor
+    frames: Tensor
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip]) -> Batch:
+        """Stack clips of any lengths; codes end up on the clips' own device."""
+        import torch
+
+        frames = [clip.codes.shape[-1] for clip in clips]
+        codes = clips[0].codes.new_zeros(len(clips), *clips[0].codes.shape[:-1], max(frames))  # [N, K, T]
+        for row, clip in zip(codes, clips, strict=True):
+            row[..., : clip.codes.shape[-1]] = clip.codes
+        return cls(
+            tracks=tuple(clip.track for clip in clips),
+            captions=tuple(clip.caption for clip in clips),
+            codes=codes,
+            frames=torch.tensor(frames, device=codes.device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+
+# -------------------------------------------------------------------------------------------------------- backend
+
+
+class Backend(ABC):
+    """One loaded music model.
+
+    A token model (MusicGen) keeps all of the contract. A model without tokens (diffusion) sets `has_tokens = False`
+    and implements `losses` with noise and timesteps fixed a track, so that two calls compare.
+
+    Attributes:
+        name: the spec's name.
+        module: the trainable part, and nothing else. Methods change these weights only.
+        sample_rate: Hz. channels: audio channels. frame_rate: codec frames a second.
+        codebooks: K. codebook_size: V. max_frames: longest window in codec frames.
+    """
+
+    spec: ClassVar[BackendSpec]
+    has_tokens: ClassVar[bool] = True
+
+    name: str
+    module: nn.Module
+    sample_rate: int
+    channels: int
+    frame_rate: float
+    codebooks: int
+    codebook_size: int
+    max_frames: int
+    device: torch.device
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu") -> Backend:
+        """Open a model folder or hub name, in evaluation mode and float32.
+
+        Raises:
+            InputError: the folder or name is not a model of this family.
+        """
+
+    @abstractmethod
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """The parts that must stay bit-identical (codec, text encoder), by name."""
+
+    @abstractmethod
+    def encode(self, waveforms: Tensor) -> Tensor:
+        """Waveforms [N, C, S] at `sample_rate` -> codes int64 [N, K, T]."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [N, K, T] -> waveforms [N, C, S]."""
+
+    @abstractmethod
+    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+        """Frozen text encodings, one [L, D] a caption without padding; computed once a caption and kept."""
+
+    @abstractmethod
+    def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
+        """Next-token logits [N, K, T, V], aligned with `batch.codes`; meaningless where `token_mask` is False."""
+
+    @abstractmethod
+    def token_mask(self, batch: Batch) -> Tensor:
+        """bool [N, K, T]: the tokens the model is trained to predict (padding and the delay's tail are False)."""
+
+    def token_logprobs(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
+        """log p of each token given its past and the caption, [N, K, T]; 0 where `token_mask` is False."""
+        from encore.losses import token_logprobs
+
+        return token_logprobs(self.logits(batch, unconditional=unconditional), batch.codes, self.token_mask(batch))
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Mean negative log-likelihood a token of each clip, nats, [N]; independent of the rest of the batch."""
+        return -self.token_logprobs(batch).sum((1, 2)) / self.token_mask(batch).sum((1, 2))
+
+    @abstractmethod
+    def generate(
+        self,
+        captions: Sequence[str],
+        *,
+        seconds: float,
+        prompt: Tensor | None = None,
+        seed: int = 0,
+        guidance: float = 3.0,
+        temperature: float = 1.0,
+        top_k: int = 250,
+    ) -> Tensor:
+        """Play captions: codes [N, K, T] of `seconds`, which begin with `prompt` [N, K, P] where one is given.
+
+        `temperature=0` is greedy decoding; `guidance=1` turns classifier-free guidance off.
+        """
+
+    @abstractmethod
+    def reinitialise(self, seed: int) -> None:
+        """Draw the trainable weights anew, as before any training."""
+
+    @abstractmethod
+    def clone(self) -> Backend:
+        """A copy with trainable weights of its own; the frozen parts are shared."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model in its own ecosystem's format, safetensors only, into an existing folder."""
+
+
+# --------------------------------------------------------------------------------------------------------- method
+
+
+class Reference(ABC):
+    """The base model, frozen: what a method may compare with."""
+
+    @abstractmethod
+    def nll(self, batch: Batch) -> Tensor:
+        """The base's NLL of each clip, [N]; computed once a clip."""
+
+    @abstractmethod
+    def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
+        """The base's logits [N, K, T, V], without gradient."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a loss method is given for one step.
+
+    Args:
+        backend: the model being trained; call `losses`, `logits`, `token_mask` on the batches.
+        forget: clips to forget; never empty.
+        retain: clips to keep; None where the method does not declare `retain`.
+        reference: the base model; None where the method does not declare `reference`.
+        generator: the run's random numbers; use no other source.
+        progress: 0 at the first step, towards 1 at the last one allowed.
+        level: NLL of unseen music of the same source under the base model; None where there is no holdout.
+    """
+
+    backend: Backend
+    forget: Batch
+    retain: Batch | None
+    reference: Reference | None
+    generator: torch.Generator
+    progress: float
+    level: float | None
+
+
+@dataclass
+class Session:
+    """What a method is given once, before the first step (loss methods) or for the whole edit (edit methods).
+
+    `holdout` is unseen music of the same source. Gold is never here: no method may read it.
+    """
+
+    backend: Backend
+    forget: Sequence[Clip]
+    retain: Sequence[Clip]
+    holdout: Sequence[Clip]
+    reference: Reference | None
+    generator: torch.Generator
+    seed: int
+    level: float | None
+    run_loop: Callable[[Callable[[Step], Tensor], TrainOptions], None] = field(repr=False)
+
+    def train(self, loss: Callable[[Step], Tensor], options: TrainOptions) -> None:
+        """Run the engine's own loop on `loss`: its optimiser, precision, checkpoints, guards, log."""
+        self.run_loop(loss, options)
+
+
+class Method(ABC):
+    """Base of the two kinds of method. `Options` is a pydantic model (`encore.options`) with tuned defaults."""
+
+    spec: ClassVar[MethodSpec]
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+
+class LossMethod(Method):
+    """A method that is a loss: the engine owns the loop. `Options` must derive from `TrainOptions`."""
+
+    def prepare(self, session: Session) -> None:
+        """Look at the data once, before the first step."""
+        return None
+
+    @abstractmethod
+    def loss(self, step: Step) -> Tensor:
+        """A scalar that is a mean over the clips of each batch (so that micro-batches can be averaged)."""
+
+
+class EditMethod(Method):
+    """A method that changes weights directly, and may call `session.train` for the parts that are training."""
+
+    @abstractmethod
+    def edit(self, session: Session) -> None:
+        """Change `session.backend.module`'s weights in place."""
+
+
+# --------------------------------------------------------------------------------------------------------- metric
+
+Role = Literal["base", "unlearned", "gold", "gold2", "control"]
+ClipSet = Literal["forget", "retain", "holdout"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of `metrics.json`.
+
+    Args:
+        metric: the row's metric name. model: which role it was measured on. set: on which clips.
+        value: the figure, None where it could not be measured; then `why` says why, in one sentence.
+        low, high: ends of the 95 % interval, None where there is none.
+        n: how many tracks (or generations) the figure rests on.
+        unit: "nats/token", "share", "AUC"; "" for a bare number.
+        direction: which way is better for a model that has forgotten and kept: "gold" means close to gold's figure.
+        per_track: figure a track id.
+    """
+
+    metric: str
+    model: str
+    set: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unit: str = ""
+    direction: Literal["gold", "lower", "higher", "base"] = "gold"
+    per_track: Mapping[str, float] = field(default_factory=dict)
+    why: str | None = None
+
+
+class Evaluation(ABC):
+    """What a metric reads: models and clips, and everything costly computed once and shared.
+
+    Attributes:
+        models: role -> loaded model. clips: set -> clips. seed: for every random draw.
+    """
+
+    models: Mapping[Role, Backend]
+    clips: Mapping[ClipSet, Sequence[Clip]]
+    seed: int
+
+    @abstractmethod
+    def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
+        """One [K, T] a clip, NaN where no token is predicted."""
+
+    @abstractmethod
+    def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:
+        """Greedy codes [K, T] as long as the clip, after its caption and its first `prompt_frames` frames."""
+
+    @abstractmethod
+    def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
+        """Sampled codes [K, T] for each clip's caption (no prompt), seeded alike for every model."""
+
+    @abstractmethod
+    def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
+        """Embeddings [N, D] of the generations of a model, or of the clips themselves (`audio`)."""
+
+
+class Metric(ABC):
+    """One metric: reads an `Evaluation`, returns rows for every model and set it is about."""
+
+    spec: ClassVar[MetricSpec]
+
+    @abstractmethod
+    def measure(self, evaluation: Evaluation) -> Iterable[Result]:
+        """Rows of `metrics.json`. What can't be measured is a row with `why`, never left out."""
+
+
+class Embedder(ABC):
+    """Waveforms to vectors. Two distances compare only where `identity` is the same.
+
+    Attributes:
+        sample_rate: Hz it expects. identity: name, revision and weight hash in one string.
+    """
+
+    spec: ClassVar[EmbedderSpec]
+    sample_rate: int
+    identity: str
+
+    @abstractmethod
+    def embed(self, waveforms: Tensor) -> Tensor:
+        """Mono waveforms [N, S] at `sample_rate` -> float32 [N, D]."""

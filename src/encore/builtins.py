@@ -1,0 +1,70 @@
+"""Encore's own plugin. It comes in by the same entry point and the same hooks as anybody's."""
+
+from __future__ import annotations
+
+from encore.api import BackendSpec, EmbedderSpec, MethodSpec, MetricSpec, hookimpl
+
+
+@hookimpl
+def encore_register_methods() -> list[MethodSpec]:
+    retain, reference = frozenset({"retain"}), frozenset({"retain", "reference"})
+    return [
+        MethodSpec("ga", "gradient ascent on the forget tracks (No Encore)", "encore.methods.ga:GradientAscent"),
+        MethodSpec(
+            "rl", "random labels on forget, plus retain (No Encore)", "encore.methods.rl:RandomLabels", needs=retain
+        ),
+        MethodSpec("ft", "fine-tune on retain only", "encore.methods.ft:FineTune", needs=retain),
+        MethodSpec("graddiff", "ascent on forget, descent on retain", "encore.methods.graddiff:GradDiff", needs=retain),
+        MethodSpec("ga-kl", "ascent on forget, KL to base on retain", "encore.methods.ga_kl:GaKl", needs=reference),
+        MethodSpec("npo", "negative preference optimisation", "encore.methods.npo:Npo", needs=reference),
+        MethodSpec("simnpo", "NPO without a reference model", "encore.methods.simnpo:SimNpo", needs=retain),
+        MethodSpec("wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain),
+        MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
+        MethodSpec(
+            "retrain", "train from scratch on retain: the honest baseline", "encore.methods.retrain:Retrain",
+            needs=retain,
+        ),
+        MethodSpec(
+            "encore", "forget toward what the model says of unheard music", "encore.methods.encore:Encore",
+            needs=reference,
+        ),
+    ]
+
+
+@hookimpl
+def encore_register_backends() -> list[BackendSpec]:
+    return [BackendSpec("musicgen", "MusicGen through transformers", "encore.backends.musicgen:MusicgenBackend")]
+
+
+@hookimpl
+def encore_register_metrics() -> list[MetricSpec]:
+    return [
+        MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
+        MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
+        MetricSpec("verbatim", "tracks that replay from caption and 1 s of prompt", "encore.metrics.verbatim:Verbatim"),
+        MetricSpec(
+            "verbatim_caption", "tracks that replay from the caption alone", "encore.metrics.verbatim:VerbatimCaption"
+        ),
+        MetricSpec(
+            "extraction_strength", "1 - shortest prompt that replays the rest",
+            "encore.metrics.extraction_strength:ExtractionStrength",
+        ),
+        MetricSpec(
+            "membership_auc", "LOSS and Min-K membership, forget against holdout",
+            "encore.metrics.membership:Membership", needs={"holdout"},
+        ),
+        MetricSpec(
+            "membership_auc_blind", "the same test without any model", "encore.metrics.membership:Blind",
+            needs={"holdout"},
+        ),
+        MetricSpec("fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs={"embedder"}),
+        MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs={"embedder"}),
+        MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
+    ]
+
+
+@hookimpl
+def encore_register_embedders() -> list[EmbedderSpec]:
+    return [
+        EmbedderSpec("encodec", "the model's own EnCodec latents, pooled", "encore.embedders.encodec:EncodecEmbedder")
+    ]

@@ -1,0 +1,53 @@
+"""Every exception Encore raises on purpose.
+
+Each says what happened in one sentence (`message`) and what to do about it (`hint`); the class carries the exit
+code of the command line, so that a caller of the library and a shell script can tell the same cases apart.
+"""
+
+from __future__ import annotations
+
+
+class EncoreError(Exception):
+    """Something went wrong that the user can be told about in one sentence.
+
+    Args:
+        message: one sentence, no trailing newline.
+        hint: what to do about it; empty where there is nothing to advise.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(EncoreError):
+    """The command was called in a way that can't work: an unknown option, two flags that exclude each other."""
+
+    exit_code = 2
+
+
+class InputError(EncoreError):
+    """What the user gave to read can't be used: a list, an audio file, a catalogue, a model folder."""
+
+    exit_code = 3
+
+
+class GateError(EncoreError):
+    """The work was done, and its result failed a gate: utility collapse, `--fail-under`."""
+
+    exit_code = 4
+
+
+class PluginError(EncoreError):
+    """A plugin failed to load, to register, or to keep its contract."""
+
+
+class UnknownNameError(UsageError):
+    """No plugin of that name is registered."""
+
+
+class MissingExtraError(EncoreError):
+    """A plugin needs packages that are not installed."""

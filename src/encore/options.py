@@ -1,0 +1,34 @@
+"""Settings of a method: a pydantic model that refuses what it does not know.
+
+This module, unlike `encore.api`, imports pydantic; import it where a method is defined, not where one is listed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Options(BaseModel):
+    """Base of every method's `Options`. Values arrive as strings (`-o key=value`), as TOML, or from the environment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class TrainOptions(Options):
+    """What the engine's loop needs to know. A method overrides the defaults with the settings tuned for it."""
+
+    steps: int = Field(60, ge=1, description="optimiser steps at most")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(6, ge=1, description="retain clips a step")
+    forget_batch_size: int = Field(8, ge=1, description="forget clips a step (fewer where fewer are left to forget)")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step; divides both batch sizes to save memory")
+    warmup: int = Field(5, ge=0, description="steps of linear warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="global gradient norm is clipped to this")
+    eval_every: int = Field(20, ge=1, description="steps between two looks at forget, retain and holdout")
+    stop: Literal["target", "never"] = Field(
+        "target", description="target: a track at the unseen level is left alone, and the run ends when all are there"
+    )
