@@ -1,0 +1,64 @@
+"""Builds `encore._build_info` where torch can be imported at build time, and never fails an install for want of it.
+
+With build isolation (plain `pip install .`) torch is not importable: nothing is built here, no torch is downloaded,
+and the sources that travel with the package are compiled on first use. `pip install --no-build-isolation .` builds
+ahead of time against the torch that is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+SHIPPED = {"csrc": "csrc", "plugins/encore-example": "template"}  # in the repository -> in the package
+
+
+class BuildPy(build_py):
+    """Takes along what lives outside `src`: the native sources, and the example plugin (`encore plugins new`)."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # an editable install reads them where they are
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", ".*")
+        for source, name in SHIPPED.items():
+            shutil.copytree(HERE / source, Path(self.build_lib, "encore", name), dirs_exist_ok=True, ignore=ignore)
+
+
+def extension() -> dict[str, Any]:
+    """The `setup` arguments that build the extension, or none where torch is not importable."""
+    if os.environ.get("ENCORE_NATIVE") == "0":
+        return {}
+    try:
+        from torch.utils import cpp_extension
+    except ImportError:
+        return {}
+
+    class Optional(cpp_extension.BuildExtension):  # type: ignore[misc]
+        """Without a compiler the package still installs: `encore doctor` says what is missing."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:  # noqa: BLE001 (compilers fail in many ways, and none may fail the install)
+                print(f"warning: encore._build_info was not built, pure torch will serve: {error}")
+                self.extensions = []
+
+    flags = ["-O2", "-std=c++20"]
+    macros = [("ENCORE_FLAGS", f'"{" ".join(flags)}"')]
+    module = cpp_extension.CppExtension(
+        "encore._build_info", ["csrc/binding.cpp"], extra_compile_args=flags, define_macros=macros
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Optional}}
+
+
+arguments = extension()
+arguments["cmdclass"] = {"build_ext": build_ext, **arguments.get("cmdclass", {}), "build_py": BuildPy}
+setup(**arguments)
