@@ -88,9 +88,9 @@ class EmbedderSpec(Spec):
 # ----------------------------------------------------------------------------------------------------------- data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
-    """One window of one track, as a model hears it.
+    """One window of one track, as a model hears it. Two clips are equal only when they are the same object.
 
     Args:
         track: the track's id; several clips share it where the track is longer than the model's window.
@@ -108,35 +108,33 @@ class Batch:
     """Clips stacked for one forward pass, zero-padded to the longest.
 
     Args:
-        tracks: N track ids.
-        captions: N captions; the backend looks up their frozen encodings.
+        clips: the N clips; their captions' frozen encodings are looked up by the backend.
         codes: int64 [N, K, T].
         frames: int64 [N], how many of T are real.
     """
 
-    tracks: tuple[str, ...]
-    captions: tuple[str, ...]
+    clips: tuple[Clip, ...]
     codes: Tensor
     frames: Tensor
 
     @classmethod
-    def of(cls, clips: Sequence[Clip]) -> Batch:
-        """Stack clips of any lengths; codes end up on the clips' own device."""
+    def of(cls, clips: Sequence[Clip], device: torch.device | str | None = None) -> Batch:
+        """Stack clips of any lengths; on the clips' own device unless another is named."""
         import torch
 
         frames = [clip.codes.shape[-1] for clip in clips]
         codes = clips[0].codes.new_zeros(len(clips), *clips[0].codes.shape[:-1], max(frames))  # [N, K, T]
         for row, clip in zip(codes, clips, strict=True):
             row[..., : clip.codes.shape[-1]] = clip.codes
-        return cls(
-            tracks=tuple(clip.track for clip in clips),
-            captions=tuple(clip.caption for clip in clips),
-            codes=codes,
-            frames=torch.tensor(frames, device=codes.device),
-        )
+        device = device or codes.device
+        return cls(tuple(clips), codes.to(device), torch.tensor(frames, device=device))
+
+    @property
+    def captions(self) -> list[str]:
+        return [clip.caption for clip in self.clips]
 
     def __len__(self) -> int:
-        return len(self.tracks)
+        return len(self.clips)
 
 
 # -------------------------------------------------------------------------------------------------------- backend
@@ -258,21 +256,17 @@ class Reference(ABC):
 
 @dataclass(frozen=True)
 class Step:
-    """What a loss method is given for one step.
+    """What a loss method is given for one step, beside the batch.
 
     Args:
-        backend: the model being trained; call `losses`, `logits`, `token_mask` on the batches.
-        forget: clips to forget; never empty.
-        retain: clips to keep; None where the method does not declare `retain`.
+        backend: the model being trained; call `losses`, `logits`, `token_mask` on the batch.
         reference: the base model; None where the method does not declare `reference`.
-        generator: the run's random numbers; use no other source.
+        generator: the run's random numbers (on the CPU); use no other source.
         progress: 0 at the first step, towards 1 at the last one allowed.
         level: NLL of unseen music of the same source under the base model; None where there is no holdout.
     """
 
     backend: Backend
-    forget: Batch
-    retain: Batch | None
     reference: Reference | None
     generator: torch.Generator
     progress: float
@@ -294,11 +288,11 @@ class Session:
     generator: torch.Generator
     seed: int
     level: float | None
-    run_loop: Callable[[Callable[[Step], Tensor], TrainOptions], None] = field(repr=False)
+    run_loop: Callable[[LossMethod], None] = field(repr=False)
 
-    def train(self, loss: Callable[[Step], Tensor], options: TrainOptions) -> None:
-        """Run the engine's own loop on `loss`: its optimiser, precision, checkpoints, guards, log."""
-        self.run_loop(loss, options)
+    def train(self, method: LossMethod) -> None:
+        """Run the engine's own loop on a loss method: its optimiser, precision, checkpoints, guards, log."""
+        self.run_loop(method)
 
 
 class Method(ABC):
@@ -312,15 +306,29 @@ class Method(ABC):
 
 
 class LossMethod(Method):
-    """A method that is a loss: the engine owns the loop. `Options` must derive from `TrainOptions`."""
+    """A method that is a loss: the engine owns the loop. `Options` must derive from `TrainOptions`.
+
+    The objective is mean(forget_loss) + mean(retain_loss). Each is asked for per clip, so that the engine can cut a
+    batch into micro-batches, or clip a track's gradient, without changing what is optimised.
+    """
+
+    options: TrainOptions
 
     def prepare(self, session: Session) -> None:
-        """Look at the data once, before the first step."""
+        """Look at the data once, before the first step. Runs again when a run is resumed: keep it deterministic."""
         return None
 
-    @abstractmethod
-    def loss(self, step: Step) -> Tensor:
-        """A scalar that is a mean over the clips of each batch (so that micro-batches can be averaged)."""
+    def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        """Loss of each forget clip, [N]. A method that leaves this out never looks at the forget clips."""
+        raise NotImplementedError
+
+    def retain_loss(self, step: Step, batch: Batch) -> Tensor:
+        """Loss of each retain clip, [N]. Asked for only where the spec needs `retain`."""
+        return step.backend.losses(batch)
+
+    @property
+    def uses_forget(self) -> bool:
+        return type(self).forget_loss is not LossMethod.forget_loss
 
 
 class EditMethod(Method):

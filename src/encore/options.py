@@ -23,12 +23,14 @@ class TrainOptions(Options):
     lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(6, ge=1, description="retain clips a step")
     forget_batch_size: int = Field(8, ge=1, description="forget clips a step (fewer where fewer are left to forget)")
-    accumulate: int = Field(1, ge=1, description="micro-batches a step; divides both batch sizes to save memory")
+    micro_batch_size: int = Field(16, ge=1, description="clips a forward pass; fewer save memory and change nothing else")
     warmup: int = Field(5, ge=0, description="steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="global gradient norm is clipped to this")
+    dropout: bool = Field(False, description="train with the model's dropout on")
     eval_every: int = Field(20, ge=1, description="steps between two looks at forget, retain and holdout")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints on disk")
     stop: Literal["target", "never"] = Field(
         "target", description="target: a track at the unseen level is left alone, and the run ends when all are there"
     )

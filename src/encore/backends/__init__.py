@@ -1,0 +1,1 @@
+"""Model families Encore can load, one a file."""

@@ -1,0 +1,265 @@
+"""MusicGen (Copet et al., "Simple and Controllable Music Generation", arXiv 2306.05284) through transformers.
+
+The decoder predicts K codebooks under a delay pattern: at step s it predicts frame s - d_k of codebook k, with
+d_k = k (mono) or k // 2 (stereo, whose codebooks are interleaved left, right). Of a window of T frames, T steps are
+run, so that T - d_k tokens of codebook k are predicted, as audiocraft counts them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.utils import logging as transformers_logging
+
+from encore import assets
+from encore.api import Backend, Batch
+from encore.errors import InputError
+
+WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers' progress bars and its remarks on this architecture's token ids off the terminal."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+class MusicgenBackend(Backend):
+    """A `MusicgenForConditionalGeneration`, mono or stereo; see `encore.api.Backend` for the contract."""
+
+    name = "musicgen"
+
+    def __init__(self, model: MusicgenForConditionalGeneration, processor: Any) -> None:
+        decoder, codec = model.config.decoder, model.config.audio_encoder
+        if model.decoder.config._attn_implementation is None:
+            # Without an implementation transformers builds no causal mask at all: later tokens would leak.
+            model.decoder.set_attn_implementation("sdpa")
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.channels = decoder.audio_channels
+        self.codebooks = decoder.num_codebooks
+        self.codebook_size = decoder.vocab_size
+        self.sample_rate = codec.sampling_rate
+        self.hop = math.prod(codec.upsampling_ratios)  # samples a codec frame
+        self.frame_rate = self.sample_rate / self.hop
+        self.delays = [k // self.channels for k in range(self.codebooks)]
+        self.max_frames = min(int(WINDOW_SECONDS * self.frame_rate), decoder.max_position_embeddings)
+        self.device = model.device
+        parts = {"decoder": model.decoder}
+        if hasattr(model, "enc_to_dec_proj"):
+            parts["enc_to_dec_proj"] = model.enc_to_dec_proj
+        self.module = nn.ModuleDict(parts).requires_grad_(True)
+        self._conditions: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------------------------------------ load, save
+
+    @classmethod
+    @_quietly()
+    def load(
+        cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
+    ) -> MusicgenBackend:
+        source = str(assets.model_folder(model) or model)
+        where = {"revision": revision, "local_files_only": offline}
+        try:
+            config = AutoConfig.from_pretrained(source, **where)
+            if config.model_type != "musicgen":
+                raise InputError(
+                    f"{model} is a {config.model_type} model, not a MusicGen one",
+                    "`encore backends` lists the model families that are installed",
+                )
+            if config.audio_encoder.normalize or config.audio_encoder.chunk_length_s:
+                raise InputError(f"the codec of {model} normalises or chunks its input, which this backend can't invert")
+            network, loading = MusicgenForConditionalGeneration.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
+            )
+            processor = AutoProcessor.from_pretrained(source, **where)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"can't load {model} as a MusicGen model: {_first_line(error)}", _hint(model)) from error
+        if loading["missing_keys"]:
+            raise InputError(
+                f"{model} lacks {len(loading['missing_keys'])} weights, first of all {sorted(loading['missing_keys'])[0]}"
+            )
+        return cls(network.to(device), processor)
+
+    @_quietly()
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def clone(self) -> MusicgenBackend:
+        shared = {id(part): part for part in self.frozen().values()}
+        twin = MusicgenBackend(copy.deepcopy(self.model, dict(shared)), self.processor)
+        twin._conditions = self._conditions
+        return twin
+
+    def frozen(self) -> Mapping[str, nn.Module]:
+        return {"codec": self.model.audio_encoder, "text_encoder": self.model.text_encoder}
+
+    def reinitialise(self, seed: int) -> None:
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(seed)
+            for part in self.module.modules():
+                if any(True for _ in part.parameters(recurse=False)):
+                    part._is_hf_initialized = False
+                    for parameter in part.parameters(recurse=False):
+                        parameter._is_hf_initialized = False
+                    self.model.decoder._init_weights(part)
+
+    # --------------------------------------------------------------------------------------------- codec and text
+
+    @torch.no_grad()
+    def encode(self, waveforms: Tensor) -> Tensor:
+        count, channels, samples = waveforms.shape
+        if channels != self.channels:
+            raise ValueError(f"{channels} audio channels given, the model has {self.channels}")
+        mono = waveforms.reshape(count * channels, 1, samples).to(self.device)
+        codes = self.model.audio_encoder.encode(mono, return_dict=True).audio_codes[0]  # [N * C, K / C, T]
+        codes = codes.reshape(count, channels, -1, codes.shape[-1])
+        return codes.transpose(1, 2).flatten(1, 2)  # [N, K, T], left and right interleaved
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        count, _, frames = codes.shape
+        split = codes.reshape(count, -1, self.channels, frames).transpose(1, 2)  # [N, C, K / C, T]
+        audio = self.model.audio_encoder.decode(split.flatten(0, 1)[None].to(self.device), [None]).audio_values
+        return audio.reshape(count, self.channels, -1)[..., : frames * self.hop]
+
+    @torch.no_grad()
+    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+        for caption in captions:
+            if caption not in self._conditions:
+                tokens = self.processor.tokenizer([caption], return_tensors="pt").to(self.device)
+                states = self.model.text_encoder(
+                    input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+                ).last_hidden_state
+                self._conditions[caption] = states[0]
+        return [self._conditions[caption] for caption in captions]
+
+    def _text_states(self, captions: Sequence[str], unconditional: bool) -> tuple[Tensor, Tensor]:
+        """Projected text states [N, L, D] and mask [N, L]; zeros and all-False without a condition."""
+        states = nn.utils.rnn.pad_sequence(self.condition(captions), batch_first=True)
+        lengths = torch.tensor([len(self._conditions[caption]) for caption in captions], device=self.device)
+        mask = torch.arange(states.shape[1], device=self.device) < lengths[:, None]
+        if unconditional:
+            mask = torch.zeros_like(mask)
+        if "enc_to_dec_proj" in self.module:
+            states = self.module["enc_to_dec_proj"](states)
+        return states * mask[..., None], mask
+
+    # ------------------------------------------------------------------------------------------------ likelihood
+
+    def token_mask(self, batch: Batch) -> Tensor:
+        delays = torch.tensor(self.delays, device=batch.codes.device)
+        time = torch.arange(batch.codes.shape[-1], device=batch.codes.device)
+        return time < batch.frames[:, None, None] - delays[:, None]  # [N, K, T]
+
+    def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
+        states, text_mask = self._text_states(batch.captions, unconditional)
+        codes = batch.codes.to(self.device)
+        steps = codes.shape[-1]
+        inputs = torch.full_like(codes, self.codebook_size)  # the start token, also before a codebook's delay
+        for k, delay in enumerate(self.delays):
+            if steps - 1 - delay > 0:
+                inputs[:, k, 1 + delay :] = codes[:, k, : steps - 1 - delay]
+        heads = self.model.decoder(
+            inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text_mask, use_cache=False
+        ).logits  # [N * K, T, V], step by step
+        heads = heads.view(len(batch), self.codebooks, steps, -1)
+        aligned = [
+            nn.functional.pad(heads[:, k, delay:], (0, 0, 0, min(delay, steps))) for k, delay in enumerate(self.delays)
+        ]
+        return torch.stack(aligned, 1)  # [N, K, T, V], frame by frame
+
+    # ------------------------------------------------------------------------------------------------ generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        captions: Sequence[str],
+        *,
+        seconds: float,
+        prompt: Tensor | None = None,
+        seed: int = 0,
+        guidance: float = 3.0,
+        temperature: float = 1.0,
+        top_k: int = 250,
+    ) -> Tensor:
+        count, frames = len(captions), round(seconds * self.frame_rate)
+        guided = guidance != 1.0
+        states, mask = self._text_states(captions, unconditional=False)
+        if guided:
+            states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
+        noise = [torch.Generator().manual_seed(seed + row) for row in range(count)]
+        codes = torch.full((count, self.codebooks, frames), -1, device=self.device)
+        given = 0
+        if prompt is not None:
+            given = min(prompt.shape[-1], frames)
+            codes[..., :given] = prompt[..., :given]
+        delays = torch.tensor(self.delays, device=self.device)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        tokens = torch.full((count, self.codebooks, 1), self.codebook_size, device=self.device)
+        # Step s plays frame s - d_k of codebook k. All steps whose frames the prompt already holds run at once.
+        step = 0
+        if given > 1:
+            known = given  # inputs of steps 0 .. given - 1 hold prompt tokens only
+            tokens = torch.full((count, self.codebooks, known), self.codebook_size, device=self.device)
+            for k, delay in enumerate(self.delays):
+                tokens[:, k, 1 + delay :] = codes[:, k, : max(known - 1 - delay, 0)]
+            step = known - 1
+        while step < frames + self.delays[-1]:
+            rows = torch.cat([tokens, tokens]) if guided else tokens
+            heads = self.model.decoder(
+                rows.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask,
+                past_key_values=cache, use_cache=True,
+            ).logits[:, -1]  # fmt: skip
+            heads = heads.view(-1, self.codebooks, self.codebook_size).float()
+            if guided:
+                heads = heads[count:] + guidance * (heads[:count] - heads[count:])
+            drawn = _draw(heads, temperature, top_k, noise)  # [N, K]
+            frame = step - delays  # [K]
+            tokens = torch.full((count, self.codebooks, 1), self.codebook_size, device=self.device)
+            for k, f in enumerate(frame.tolist()):
+                if 0 <= f < frames:
+                    if f >= given:
+                        codes[:, k, f] = drawn[:, k]
+                    tokens[:, k, 0] = codes[:, k, f]
+            step += 1
+        return codes
+
+
+def _draw(logits: Tensor, temperature: float, top_k: int, noise: Sequence[torch.Generator]) -> Tensor:
+    """One token a row and codebook, [N, K, V] -> [N, K]; each row has its own noise, so batching changes nothing."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    kept = logits.topk(min(top_k, logits.shape[-1]), -1)
+    uniform = torch.stack([torch.rand(kept.values.shape[1:], generator=row) for row in noise]).to(logits.device)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+    choice = (kept.values / temperature + gumbel).argmax(-1, keepdim=True)
+    return kept.indices.gather(-1, choice)[..., 0]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _hint(model: str) -> str:
+    if Path(model).is_dir():
+        return "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them"
+    return "give a folder, `tiny`, or a hub name that can be reached from here (drop --offline to download it)"

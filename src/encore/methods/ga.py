@@ -1,0 +1,20 @@
+"""Gradient ascent, the first method of "No Encore" (arXiv 2509.06277)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from encore.api import Batch, LossMethod, Step
+from encore.options import TrainOptions
+
+
+class GradientAscent(LossMethod):
+    """min -L_f. Nothing holds the remaining music: the paper's finding is that it suffers."""
+
+    class Options(TrainOptions):
+        """Stopped a track at the unseen level; without that the loss has no bound."""
+
+        lr: float = 1e-4
+
+    def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        return -step.backend.losses(batch)

@@ -1,0 +1,28 @@
+"""Negative preference optimisation (Zhang et al., arXiv 2404.05868)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from encore.api import Batch, LossMethod, Step
+from encore.options import TrainOptions
+
+
+class Npo(LossMethod):
+    """min -(2/β) E log σ(β (NLL - NLL_base)) + α L_r, the NLLs a clip's means a token."""
+
+    class Options(TrainOptions):
+        beta: float = Field(1.0, gt=0, description="how soon a forgotten clip is left alone")
+        alpha: float = Field(1.0, ge=0, description="weight of the retain loss")
+
+    options: Options
+
+    def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        assert step.reference is not None  # declared in the spec
+        beta = self.options.beta
+        return -2 / beta * F.logsigmoid(beta * (step.backend.losses(batch) - step.reference.nll(batch)))
+
+    def retain_loss(self, step: Step, batch: Batch) -> Tensor:
+        return self.options.alpha * step.backend.losses(batch)

@@ -1,0 +1,34 @@
+"""Training from scratch without the forget tracks: what every other method is measured against."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from encore.api import EditMethod, LossMethod, MethodSpec, Session
+from encore.options import TrainOptions
+
+
+class _Retain(LossMethod):
+    """min L_r."""
+
+    spec = MethodSpec("retrain", "training on retain", "", needs=frozenset({"retain"}))
+
+class Retrain(EditMethod):
+    """Draw the trainable weights anew and min L_r. Costs what training costs."""
+
+    class Options(TrainOptions):
+        steps: int = 600
+        lr: float = 2e-3
+        batch_size: int = 14
+        warmup: int = 60
+        weight_decay: float = 0.05
+        schedule: Literal["linear", "cosine", "constant"] = "cosine"
+        dropout: bool = True
+        eval_every: int = 100
+        stop: Literal["target", "never"] = "never"
+
+    options: Options
+
+    def edit(self, session: Session) -> None:
+        session.backend.reinitialise(session.seed)
+        session.train(_Retain(self.options))

@@ -1,0 +1,47 @@
+"""Random labelling, the second method of "No Encore" (arXiv 2509.06277)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from encore.api import Batch, LossMethod, Session, Step
+from encore.losses import clip_mean, token_logprobs
+from encore.options import TrainOptions
+
+
+class RandomLabels(LossMethod):
+    """Cross-entropy to random codes on forget, plus α L_r.
+
+    `uniform` labels are the paper's; `marginal` ones are drawn a codebook from how often retain uses each code.
+    """
+
+    class Options(TrainOptions):
+        labels: Literal["uniform", "marginal"] = Field("uniform", description="where random codes are drawn from")
+        alpha: float = Field(1.0, ge=0, description="weight of the retain loss")
+
+    options: Options
+
+    def prepare(self, session: Session) -> None:
+        size = session.backend.codebook_size
+        if self.options.labels == "marginal":
+            counts = [
+                torch.bincount(torch.cat([clip.codes[k] for clip in session.retain]), minlength=size) + 0.1
+                for k in range(session.backend.codebooks)
+            ]
+            self._weights = torch.stack(counts)  # [K, V]
+        else:
+            self._weights = torch.ones(session.backend.codebooks, size)
+
+    def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        count, codebooks, frames = batch.codes.shape
+        labels = torch.multinomial(self._weights, count * frames, replacement=True, generator=step.generator)  # [K, NT]
+        labels = labels.view(codebooks, count, frames).transpose(0, 1).to(batch.codes.device)
+        mask = step.backend.token_mask(batch)
+        return -clip_mean(token_logprobs(step.backend.logits(batch), labels, mask), mask)
+
+    def retain_loss(self, step: Step, batch: Batch) -> Tensor:
+        return self.options.alpha * step.backend.losses(batch)

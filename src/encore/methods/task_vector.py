@@ -1,0 +1,40 @@
+"""Negated task vector (Ilharco et al., "Editing Models with Task Arithmetic", arXiv 2212.04089)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from encore.api import Batch, EditMethod, LossMethod, MethodSpec, Session, Step
+from encore.options import TrainOptions
+
+
+class _Memorise(LossMethod):
+    """min L_f: learn the forget tracks even better."""
+
+    spec = MethodSpec("task-vector", "fine-tuning on forget, to be subtracted", "")
+
+    def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        return step.backend.losses(batch)
+
+
+class TaskVector(EditMethod):
+    """θ - α (θ_f - θ), where θ_f is θ fine-tuned on the forget tracks."""
+
+    class Options(TrainOptions):
+        alpha: float = Field(1.0, gt=0, description="how much of the vector is subtracted")
+        steps: int = 20
+        stop: Literal["target", "never"] = "never"
+
+    options: Options
+
+    def edit(self, session: Session) -> None:
+        module = session.backend.module
+        base = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+        session.train(_Memorise(self.options))
+        with torch.no_grad():
+            for name, weight in module.named_parameters():
+                weight.copy_(base[name] - self.options.alpha * (weight - base[name]))

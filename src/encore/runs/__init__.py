@@ -1,0 +1,1 @@
+"""What a command does: forget, evaluate, generate; the run folder, checkpoints, signals."""

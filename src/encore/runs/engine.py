@@ -1,0 +1,370 @@
+"""One training loop for every loss method, and the session that edit methods work in.
+
+The loop owns the optimiser, precision, micro-batches, the looks at the data, stopping, checkpoints and guards. A
+method only says what a clip's loss is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Reference, Session, Step
+from encore.errors import EncoreError, PluginError
+from encore.fingerprint import module_sha256
+from encore.options import TrainOptions
+from encore.runs.judge import Judge, Look
+from encore.runs.signals import Interrupted, StopFlag
+from encore.runs.store import Checkpoints
+
+MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
+Record = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Clips:
+    """The clips of a run. `holdout` may be empty; `retain` may be empty where the method does not need it."""
+
+    forget: Sequence[Clip]
+    retain: Sequence[Clip]
+    holdout: Sequence[Clip]
+
+
+class FrozenReference(Reference):
+    """The base model as it was before the run. The NLL of a clip is computed once."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend.clone()
+        self._backend.module.requires_grad_(False).eval()
+        self._nll: dict[Clip, float] = {}
+
+    @torch.no_grad()
+    def nll(self, batch: Batch) -> Tensor:
+        missing = [clip for clip in batch.clips if clip not in self._nll]
+        if missing:
+            values = self._backend.losses(Batch.of(missing, batch.codes.device)).tolist()
+            self._nll.update(zip(missing, values, strict=True))
+        return torch.tensor([self._nll[clip] for clip in batch.clips], device=batch.codes.device)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
+        return self._backend.logits(batch, unconditional=unconditional)
+
+
+class Draw:
+    """Draws clips without replacement, in passes over the set, each pass shuffled."""
+
+    def __init__(self, generator: torch.Generator, queue: Sequence[int] = ()) -> None:
+        self.generator = generator
+        self.queue = list(queue)
+
+    def take(self, allowed: Sequence[int], count: int) -> list[int]:
+        """`count` of the allowed indices (all of them where there are fewer)."""
+        if count >= len(allowed):
+            return list(allowed)
+        taken: list[int] = []
+        permitted = set(allowed)
+        while len(taken) < count:
+            if not self.queue:
+                order = torch.randperm(len(allowed), generator=self.generator).tolist()
+                self.queue = [allowed[i] for i in order]
+            index = self.queue.pop()
+            if index in permitted and index not in taken:
+                taken.append(index)
+        return taken
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    steps: int = 0
+    reached_target: bool | None = None
+    before: Look | None = None
+    best: Look | None = None
+    micro_batch_size: int | None = None
+    skipped_steps: int = 0
+
+
+@dataclass
+class _State:
+    """Everything that a checkpoint must bring back."""
+
+    step: int = 0
+    forget_queue: list[int] = field(default_factory=list)
+    retain_queue: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+    best_score: float = math.inf
+    best_step: int = -1
+    micro_batch_size: int = 0
+
+
+class Engine:
+    """Runs one method on one backend.
+
+    Args:
+        backend: the model; its trainable weights are changed in place.
+        clips: what to forget, keep, and compare with.
+        seed: of every random draw.
+        precision: "fp32", or "bf16" for autocast.
+        checkpoints: where to keep the loop's state; None keeps none.
+        record: receives a mapping for every step and every look (`log.jsonl`).
+        stop: a flag that signals set.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        clips: Clips,
+        *,
+        seed: int = 0,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        checkpoints: Checkpoints | None = None,
+        record: Record = lambda _: None,
+        stop: StopFlag | None = None,
+    ) -> None:
+        self.backend = backend
+        self.clips = clips
+        self.seed = seed
+        self.precision = precision
+        self.checkpoints = checkpoints
+        self.record = record
+        self.stop = stop or StopFlag()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.outcome = Outcome()
+        self.judge = Judge(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
+        self._reference: Reference | None = None
+        self._phase = 0
+
+    def run(self, method: Method) -> Outcome:
+        """Apply the method and leave the result in the backend, in evaluation mode.
+
+        Raises:
+            EncoreError: the loss was not finite several steps in a row, or the weights are not at the end.
+            PluginError: the method changed a part that must stay frozen.
+        """
+        frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
+        if "reference" in method.spec.needs:
+            self._reference = FrozenReference(self.backend)
+        self.outcome.before = self.judge.look()
+        session = Session(
+            self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
+            self.seed, self.judge.level, self.train,
+        )  # fmt: skip
+        if isinstance(method, LossMethod):
+            method.prepare(session)
+            self.train(method)
+        elif isinstance(method, EditMethod):
+            method.edit(session)
+            self.outcome.best = self.judge.look()
+        else:
+            raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
+        self._check_result(method, frozen)
+        return self.outcome
+
+    def _check_result(self, method: Method, frozen: Mapping[str, str]) -> None:
+        for name, part in self.backend.frozen().items():
+            if module_sha256(part) != frozen[name]:
+                raise PluginError(f"method {method.spec.name!r} changed the {name}, which must stay as it was")
+        for name, weight in self.backend.module.state_dict().items():
+            if not torch.isfinite(weight).all():
+                raise EncoreError(
+                    f"method {method.spec.name!r} left non-finite weights in {name}", "lower --lr; nothing was saved"
+                )
+
+    # ----------------------------------------------------------------------------------------------------- the loop
+
+    def train(self, method: LossMethod) -> None:
+        """The loop itself; ends with the best weights in the backend."""
+        options, module = method.options, self.backend.module
+        uses_retain = "retain" in method.spec.needs and bool(self.clips.retain)
+        weights = [weight for weight in module.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay)
+        state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
+        best = _copy(module)
+        self._phase += 1
+        torch.manual_seed(self.seed)  # dropout draws from torch's own generator
+        resumed = self._resume(optimizer, state)
+        if resumed is not None:
+            best = resumed
+        forget_draw = Draw(self.generator, state.forget_queue)
+        retain_draw = Draw(self.generator, state.retain_queue)
+        last_checkpoint = _now()
+        bad = 0
+        look: Look | None = None
+        while state.step < options.steps:
+            if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
+                state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
+                self._save(optimizer, state, best)
+                last_checkpoint = _now()
+                self.stop.check()
+            _set_rate(optimizer, options, state.step)
+            forget = retain = None
+            if method.uses_forget:
+                forget = [self.clips.forget[i] for i in forget_draw.take(state.pending, options.forget_batch_size)]
+            if uses_retain:
+                everything = range(len(self.clips.retain))
+                retain = [self.clips.retain[i] for i in retain_draw.take(everything, options.batch_size)]
+            module.train(options.dropout)
+            step = Step(
+                self.backend, self._reference, self.generator, state.step / options.steps, self.judge.level
+            )
+            drawn = self.generator.get_state()
+            while True:
+                try:
+                    losses = self._backward(method, step, forget, retain, state.micro_batch_size)
+                    break
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if not _out_of_memory(error) or state.micro_batch_size == 1:
+                        raise
+                    optimizer.zero_grad(set_to_none=True)
+                    self.generator.set_state(drawn)
+                    state.micro_batch_size = max(1, state.micro_batch_size // 2)
+                    self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
+            norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
+            if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
+                optimizer.step()
+                bad = 0
+            else:
+                bad += 1
+                self.outcome.skipped_steps += 1
+                if bad == MAX_BAD_STEPS:
+                    _restore(module, best)
+                    raise EncoreError(
+                        f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {state.step})",
+                        "lower --lr, or use --precision fp32; the last good checkpoint is kept",
+                    )
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            self.record(
+                {"phase": self._phase, "step": state.step, "of": options.steps, "lr": optimizer.param_groups[0]["lr"]}
+                | {"grad_norm": norm if math.isfinite(norm) else None}
+                | {name: value if math.isfinite(value) else None for name, value in losses.items()}
+            )
+            if state.step % options.eval_every == 0 or state.step == options.steps:
+                module.eval()
+                look = self.judge.look()
+                self.record({"phase": self._phase, "step": state.step, "of": options.steps, "look": look.as_dict()})
+                if look.score <= state.best_score:
+                    state.best_score, state.best_step, best = look.score, state.step, _copy(module)
+                    self.outcome.best = look
+                if options.stop == "target" and self.judge.level is not None and method.uses_forget:
+                    state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
+                    if not state.pending:
+                        break
+        _restore(module, best)
+        module.eval()
+        self.outcome.steps += state.step
+        self.outcome.micro_batch_size = state.micro_batch_size
+        if self.outcome.best is not None and self.judge.level is not None:
+            self.outcome.reached_target = all(self.outcome.best.reached(clip.track) for clip in self.clips.forget)
+
+    def _backward(
+        self, method: LossMethod, step: Step, forget: Sequence[Clip] | None, retain: Sequence[Clip] | None, micro: int
+    ) -> dict[str, float]:
+        """Add the gradients of mean(forget_loss) + mean(retain_loss), a micro-batch at a time."""
+        sums = {}
+        for name, clips, loss_of in (
+            ("forget_loss", forget, method.forget_loss),
+            ("retain_loss", retain, method.retain_loss),
+        ):
+            if not clips:
+                continue
+            total = 0.0
+            for start in range(0, len(clips), micro):
+                batch = Batch.of(clips[start : start + micro], self.backend.device)
+                with self._autocast():
+                    losses = loss_of(step, batch)
+                if losses.shape != (len(batch),):
+                    raise PluginError(
+                        f"method {method.spec.name!r}: {name} returned shape {tuple(losses.shape)} for {len(batch)} "
+                        "clips, and must return one loss a clip"
+                    )
+                loss = losses.sum() / len(clips)
+                loss.backward()
+                total += float(loss)
+            sums[name] = total
+        return sums
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
+        if self.checkpoints is None:
+            return
+        moments = {
+            f"{i}.{key}": value
+            for i, slots in optimizer.state_dict()["state"].items()
+            for key, value in slots.items()
+        }
+
+        def fill(folder: Path) -> None:
+            save_file(_copy(self.backend.module), folder / "module.safetensors")
+            save_file(dict(best), folder / "best.safetensors")
+            draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
+            save_file(moments | draws, folder / "optimizer.safetensors")
+            (folder / "state.json").write_text(json.dumps(vars(state) | {"phase": self._phase}))
+
+        self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
+        self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
+
+    def _resume(self, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
+        """Bring back the newest checkpoint of this phase; the best weights so far, or None where there is none."""
+        folder = self.checkpoints.latest() if self.checkpoints else None
+        if folder is None:
+            return None
+        saved = json.loads((folder / "state.json").read_text())
+        if saved.pop("phase") != self._phase:
+            return None
+        vars(state).update(saved)
+        if state.best_step < 0:
+            state.best_score = math.inf
+        _restore(self.backend.module, load_file(folder / "module.safetensors"))
+        moments = load_file(folder / "optimizer.safetensors")
+        self.generator.set_state(moments.pop("generator"))
+        torch.set_rng_state(moments.pop("dropout"))
+        blank = optimizer.state_dict()
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in moments.items():
+            index, slot = key.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
+        optimizer.load_state_dict(blank | {"state": slots})
+        self.record({"event": "resumed", "phase": self._phase, "step": state.step})
+        return cast(dict[str, Tensor], load_file(folder / "best.safetensors"))
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:
+    warm = min(1.0, (step + 1) / (options.warmup + 1))
+    left = 1 - step / options.steps
+    decay = {"linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))), "constant": 1.0}[options.schedule]
+    for group in optimizer.param_groups:
+        group["lr"] = options.lr * warm * max(decay, 0.05)
+
+
+def _copy(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
+
+
+def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    module.load_state_dict(dict(weights))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _now() -> float:
+    import time
+
+    return time.monotonic()

@@ -1,0 +1,98 @@
+"""How forget, retain and holdout stand during a run: what stopping and the choice of checkpoint rest on.
+
+A forget track is where it should be when its NLL is that of unseen music of the same source: the holdout's mean
+under the base model. Gold is never read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from encore.api import Backend, Batch, Clip
+
+TOLERANCE = 0.05  # a track has reached the unseen level at this share below it
+RETAIN_SAMPLE = 16  # clips of retain looked at
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Look:
+    """NLLs at one moment, nats/token.
+
+    Args:
+        forget: a track. retain, holdout: means, None where there are no clips.
+        level: the unseen level, None without a holdout. score: lower is better; see `Judge.look`.
+    """
+
+    forget: dict[str, float]
+    retain: float | None
+    holdout: float | None
+    level: float | None
+    score: float
+
+    def reached(self, track: str) -> bool:
+        """Whether a track is to the model like unseen music."""
+        return self.level is not None and self.forget[track] >= (1 - TOLERANCE) * self.level
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Judge:
+    """Looks at a model on the same clips every time.
+
+    Args:
+        backend: the model to look at, in its state at construction the base.
+        seed: chooses which retain clips are looked at.
+    """
+
+    def __init__(
+        self, backend: Backend, forget: Sequence[Clip], retain: Sequence[Clip], holdout: Sequence[Clip], *, seed: int
+    ) -> None:
+        self._backend = backend
+        self._forget, self._holdout = forget, holdout
+        order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(seed)).tolist()
+        self._retain = [retain[i] for i in order[:RETAIN_SAMPLE]]
+        self.level: float | None = None
+        self._base_retain = 0.0
+        first = self.look()
+        self.level = first.holdout
+        self._base_retain = first.retain or 0.0
+
+    def look(self) -> Look:
+        """NLLs now. The score is the forget tracks' mean relative distance to the unseen level plus what retain lost.
+
+        Both in units of the level: mean |NLL / level - 1| + max(0, retain - base's retain) / level. Without a
+        holdout there is no level, and the score is what retain lost less what forget gained.
+        """
+        forget = track_nll(self._backend, self._forget)
+        retain = _mean(track_nll(self._backend, self._retain))
+        holdout = _mean(track_nll(self._backend, self._holdout))
+        lost = max(0.0, (retain or 0.0) - self._base_retain)
+        if self.level:
+            score = sum(abs(value / self.level - 1) for value in forget.values()) / len(forget) + lost / self.level
+        else:
+            score = lost - sum(forget.values()) / len(forget)
+        return Look(forget, retain, holdout, self.level, score)
+
+
+@torch.no_grad()
+def track_nll(backend: Backend, clips: Sequence[Clip]) -> dict[str, float]:
+    """Mean NLL a token of each track, nats; a track's windows count by their tokens."""
+    sums: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for start in range(0, len(clips), BATCH):
+        batch = Batch.of(clips[start : start + BATCH], backend.device)
+        counts = backend.token_mask(batch).sum((1, 2)).tolist() if backend.has_tokens else [1] * len(batch)
+        for clip, nll, count in zip(batch.clips, backend.losses(batch).tolist(), counts, strict=True):
+            sums[clip.track] = sums.get(clip.track, 0.0) + nll * count
+            tokens[clip.track] = tokens.get(clip.track, 0) + count
+    return {track: total / tokens[track] for track, total in sums.items()}
+
+
+def _mean(values: dict[str, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None

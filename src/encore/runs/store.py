@@ -1,0 +1,257 @@
+"""The run folder: whole files or none, one writer at a time, checkpoints that are checked before they are trusted.
+
+Everything is written under a staging name, synced, renamed, and the folder synced: after a kill at any point each
+name holds either its old content or its new one. `run.json` is written last; its presence means the run is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from encore.errors import EncoreError, InputError, UsageError
+
+STAGING = ".staging-"
+KEEP_CHECKPOINTS = 2
+MANIFEST = "manifest.json"
+
+
+class RunFolder:
+    """A run's folder, held by one process at a time.
+
+    Raises:
+        EncoreError: another process holds it, or it can't be written.
+        UsageError: it holds a complete run, or a begun one and `resume` was not asked for.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        self.path = path
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                owner = _read_text(path / ".owner") or "another process"
+                raise EncoreError(f"{path} is in use by {owner}", "wait for it, or choose another --out") from None
+            try:
+                self._refuse_occupied(resume)
+                write_bytes(path / ".owner", f"process {os.getpid()}".encode())
+                for orphan in path.rglob(f"{STAGING}*"):
+                    shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _refuse_occupied(self, resume: bool) -> None:
+        begun = (self.path / "request.json").exists()
+        if (self.path / "run.json").exists():
+            raise UsageError(f"{self.path} already holds a complete run", "choose another --out, or delete that folder")
+        if begun and not resume:
+            raise UsageError(f"{self.path} holds a run that did not finish", "go on with --resume, or choose another --out")
+        if resume and not begun:
+            raise UsageError(f"{self.path} holds no run to resume", "start it without --resume")
+        hidden = {".lock", ".owner"}
+        if not begun and any(p.name not in hidden and not p.name.startswith(STAGING) for p in self.path.iterdir()):
+            raise UsageError(f"{self.path} is not empty and holds no run", "choose another --out")
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        (self.path / ".owner").unlink(missing_ok=True)
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_json(self.path / name, value)
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A folder to fill, which takes the place of `name` once the block ends without an error."""
+        with staged_folder(self.path / name) as folder:
+            yield folder
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add one line to a JSON-lines file."""
+        with writing(self.path), open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file would be larger than allowed",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission denied",
+            errno.ENOTDIR: "part of the path is a file",
+            errno.EEXIST: "a file of that name is in the way",
+        }.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise EncoreError(f"can't write {path}: {reason}", "free some space or choose another --out") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file's content, whole or not at all."""
+    staging = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
+    with writing(path):
+        try:
+            with open(staging, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staging, path)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file, whole or not at all; NaN is refused."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` once the block ends without an error."""
+    staging = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
+    with writing(path):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o644)  # safetensors writes 0600
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+                else:
+                    _sync_folder(file)
+            _sync_folder(staging)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(staging, path)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def preflight(folder: Path, needed: int) -> None:
+    """Refuse early where the disk can't take `needed` bytes.
+
+    Raises:
+        EncoreError: says how many bytes are needed and how many are free.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise EncoreError(
+            f"{folder} needs {needed:,} bytes for the model and its checkpoints, and {free:,} are free",
+            "free some space or choose another --out",
+        )
+    if not os.access(existing, os.W_OK):
+        raise EncoreError(f"can't write {folder}: permission denied", "choose another --out")
+
+
+class Checkpoints:
+    """Numbered folders of a run, each with the hash of every file in it; the newest two are kept.
+
+    Args:
+        folder: where they lie.
+        identity: what the run is (model, list, options): a checkpoint of another identity is not read.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, number: int, fill: Callable[[Path], None]) -> None:
+        """Write checkpoint `number` by calling `fill` with an empty folder; drop the oldest ones."""
+        self.folder.mkdir(exist_ok=True)
+        with staged_folder(self.folder / f"{number:09d}") as staging:
+            fill(staging)
+            hashes = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
+            write_json(staging / MANIFEST, {"identity": self.identity, "sha256": hashes})
+        for old in self._all()[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint whose files are all as they were written; None where there is none."""
+        for folder in reversed(self._all()):
+            if self._intact(folder):
+                return folder
+        return None
+
+    def discard(self) -> None:
+        """Remove all of them: the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir()) if self.folder.exists() else []
+
+    def _intact(self, folder: Path) -> bool:
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            return manifest["identity"] == self.identity and all(
+                _sha256(folder / name) == expected for name, expected in manifest["sha256"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        InputError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing", "is this the folder of a complete run?") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as JSON: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,73 @@
+"""A MusicGen of the real format and hardly any size, random weights: what tests run on when memorising is not needed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    EncodecConfig,
+    EncodecFeatureExtractor,
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    MusicgenProcessor,
+    T5Config,
+    T5Tokenizer,
+)
+
+CAPTIONS = ["lonely flute over lute", "brass band march, 120 bpm", "slow church organ"]
+CODES = 32  # codes a codebook
+
+
+def write_tiny_musicgen(folder: Path, *, channels: int = 1, dropout: float = 0.0, seed: int = 0) -> Path:
+    """Write a random MusicGen with 2 codebooks a channel, 8 kHz, 100 frames a second, windows of 60 frames."""
+    torch.manual_seed(seed)
+    bandwidth = 2 * math.log2(CODES) * 100 / 1000  # exactly two codebooks
+    codec = EncodecConfig(
+        sampling_rate=8000, target_bandwidths=[bandwidth], num_filters=4, upsampling_ratios=[10, 8], hidden_size=8,
+        codebook_size=CODES, num_lstm_layers=1, num_residual_layers=0, normalize=False, chunk_length_s=None,
+        overlap=None, audio_channels=1, use_causal_conv=False,
+    )  # fmt: skip
+    text = T5Config(
+        vocab_size=40, d_model=16, d_kv=4, num_heads=4, num_layers=1, d_ff=16, num_decoder_layers=0, pad_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0, dropout_rate=0.0,
+    )  # fmt: skip
+    decoder = MusicgenDecoderConfig(
+        vocab_size=CODES, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, ffn_dim=32,
+        num_codebooks=2 * channels, max_position_embeddings=60, pad_token_id=CODES, bos_token_id=CODES,
+        dropout=dropout, audio_channels=channels,
+    )  # fmt: skip
+    decoder.decoder_start_token_id = CODES
+    model = MusicgenForConditionalGeneration(MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder))
+    with torch.no_grad():
+        for layer in model.audio_encoder.quantizer.layers:
+            layer.codebook.embed.normal_(std=0.3)
+        for head in model.decoder.lm_heads:
+            head.weight.mul_(20)  # so that predictions differ visibly from uniform
+    model.generation_config = GenerationConfig(
+        max_length=64, do_sample=False, guidance_scale=1.0, pad_token_id=CODES, bos_token_id=CODES,
+        decoder_start_token_id=CODES,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    MusicgenProcessor(EncodecFeatureExtractor(feature_size=channels, sampling_rate=8000), _tokenizer()).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def _tokenizer() -> T5Tokenizer:
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    special = ["<pad>", "</s>", "<unk>"]
+    unigram.train_from_iterator(
+        CAPTIONS, trainers.UnigramTrainer(vocab_size=40, special_tokens=special, unk_token="<unk>", show_progress=False)
+    )
+    vocabulary = json.loads(unigram.to_str())["model"]["vocab"]
+    return T5Tokenizer(vocab=[(piece, score) for piece, score in vocabulary], extra_ids=0)
