@@ -151,6 +151,7 @@ class Backend(ABC):
         module: the trainable part, and nothing else. Methods change these weights only.
         sample_rate: Hz. channels: audio channels. frame_rate: codec frames a second.
         codebooks: K. codebook_size: V. max_frames: longest window in codec frames.
+        conditions: the encodings `condition` has computed or was given (from the cache on disk), a caption.
     """
 
     spec: ClassVar[BackendSpec]
@@ -165,6 +166,7 @@ class Backend(ABC):
     codebook_size: int
     max_frames: int
     device: torch.device
+    conditions: dict[str, Tensor]
 
     @classmethod
     @abstractmethod

@@ -66,7 +66,7 @@ class MusicgenBackend(Backend):
         if hasattr(model, "enc_to_dec_proj"):
             parts["enc_to_dec_proj"] = model.enc_to_dec_proj
         self.module = nn.ModuleDict(parts).requires_grad_(True)
-        self._conditions: dict[str, Tensor] = {}
+        self.conditions: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ load, save
 
@@ -106,7 +106,7 @@ class MusicgenBackend(Backend):
     def clone(self) -> MusicgenBackend:
         shared = {id(part): part for part in self.frozen().values()}
         twin = MusicgenBackend(copy.deepcopy(self.model, dict(shared)), self.processor)
-        twin._conditions = self._conditions
+        twin.conditions = self.conditions
         return twin
 
     def frozen(self) -> Mapping[str, nn.Module]:
@@ -144,18 +144,18 @@ class MusicgenBackend(Backend):
     @torch.no_grad()
     def condition(self, captions: Sequence[str]) -> list[Tensor]:
         for caption in captions:
-            if caption not in self._conditions:
+            if caption not in self.conditions:
                 tokens = self.processor.tokenizer([caption], return_tensors="pt").to(self.device)
                 states = self.model.text_encoder(
                     input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
                 ).last_hidden_state
-                self._conditions[caption] = states[0]
-        return [self._conditions[caption] for caption in captions]
+                self.conditions[caption] = states[0]
+        return [self.conditions[caption] for caption in captions]
 
     def _text_states(self, captions: Sequence[str], unconditional: bool) -> tuple[Tensor, Tensor]:
         """Projected text states [N, L, D] and mask [N, L]; zeros and all-False without a condition."""
         states = nn.utils.rnn.pad_sequence(self.condition(captions), batch_first=True)
-        lengths = torch.tensor([len(self._conditions[caption]) for caption in captions], device=self.device)
+        lengths = torch.tensor([len(self.conditions[caption]) for caption in captions], device=self.device)
         mask = torch.arange(states.shape[1], device=self.device) < lengths[:, None]
         if unconditional:
             mask = torch.zeros_like(mask)

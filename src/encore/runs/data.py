@@ -1,0 +1,89 @@
+"""From tracks on disk to clips a model hears: decode, cut into windows, encode once and keep the codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from encore.api import Backend, Clip
+from encore.audio.cache import TensorCache
+from encore.audio.decode import load
+from encore.audio.tracks import Track
+from encore.errors import InputError
+from encore.fingerprint import module_sha256
+
+ENCODE_BATCH = 8
+MIN_WINDOW_SECONDS = 0.5  # a last window shorter than this adds nothing that the one before it has not
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A track as it was read: its clips, and the hash of its decoded samples."""
+
+    track: Track
+    clips: tuple[Clip, ...]
+    pcm_sha256: str
+    seconds: float
+
+
+class Listener:
+    """Turns tracks into clips for one backend; codes and text encodings come from the cache where they are there.
+
+    Args:
+        backend: whose codec and text encoder are used; the cache is keyed by the hash of their weights.
+        cache: where tensors are kept between runs.
+        device: clips' codes are put here.
+    """
+
+    def __init__(self, backend: Backend, cache: TensorCache) -> None:
+        self.backend = backend
+        self.cache = cache
+        self._frozen = module_sha256(*backend.frozen().values())
+
+    def hear(self, tracks: Sequence[Track], progress: Callable[[int, int], None] = lambda done, of: None) -> list[Heard]:
+        """Decode and encode tracks in order.
+
+        Raises:
+            InputError: a file can't be read, or is shorter than the model can hear.
+        """
+        heard = []
+        for done, track in enumerate(tracks):
+            progress(done, len(tracks))
+            heard.append(self._hear(track))
+        self._condition([track.caption for track in tracks])
+        progress(len(tracks), len(tracks))
+        return heard
+
+    def _hear(self, track: Track) -> Heard:
+        backend = self.backend
+        audio = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels)
+        codes = self.cache.get_or_make(
+            ("codes", audio.sha256_pcm, self._frozen), lambda: self._encode(torch.from_numpy(audio.samples))
+        )
+        windows = [codes[name] for name in sorted(codes)]
+        if not windows or windows[0].shape[-1] <= backend.codebooks:
+            raise InputError(f"{track.path.name} is too short for the model to hear", "take it off the list")
+        clips = tuple(Clip(track.id, track.caption, window.long()) for window in windows)
+        return Heard(track, clips, audio.sha256_pcm, audio.samples.shape[-1] / backend.sample_rate)
+
+    def _encode(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Samples [C, S] -> one int16 [K, T] a window, by a name that sorts in order."""
+        backend = self.backend
+        window = int(backend.max_frames * backend.sample_rate / backend.frame_rate)
+        pieces = list(samples.split(window, dim=-1))
+        if len(pieces) > 1 and pieces[-1].shape[-1] < MIN_WINDOW_SECONDS * backend.sample_rate:
+            pieces.pop()
+        return {
+            f"{i:05d}": backend.encode(piece[None])[0].to(torch.int16).cpu().contiguous()
+            for i, piece in enumerate(pieces)
+        }
+
+    def _condition(self, captions: Sequence[str]) -> None:
+        """Give the backend its captions' text encodings, each run through the text encoder once ever."""
+        for caption in sorted(set(captions) - set(self.backend.conditions)):
+            states = self.cache.get_or_make(
+                ("text", caption, self._frozen), lambda c=caption: {"states": self.backend.condition([c])[0].cpu()}
+            )
+            self.backend.conditions[caption] = states["states"].to(self.backend.device)

@@ -1,0 +1,50 @@
+"""What a run ran on, and with: device, precision, versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any, Literal, cast
+
+import torch
+
+from encore import __version__
+from encore.errors import UsageError
+
+LIBRARIES = ("torch", "transformers", "safetensors", "soundfile", "soxr", "numpy", "scipy")
+
+
+def pick_device(name: str) -> str:
+    """ "auto" is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: torch does not know the device, or it is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} can't be used: {str(error).splitlines()[0]}", "try --device cpu") from error
+    return name
+
+
+def pick_precision(name: str, device: str) -> Literal["fp32", "bf16"]:
+    """ "auto" is bf16 autocast on a GPU, float32 on the CPU."""
+    if name == "auto":
+        return "bf16" if device.startswith("cuda") else "fp32"
+    if name not in ("fp32", "bf16"):
+        raise UsageError(f"precision {name!r} is not known", "one of auto, fp32, bf16")
+    return cast(Literal["fp32", "bf16"], name)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Encore, Python and the libraries that results depend on."""
+    return {"encore": __version__, "python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """The device's name, threads, and the processor."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
+    return {"device": device, "name": name, "threads": torch.get_num_threads(), "machine": platform.machine()}
