@@ -45,8 +45,10 @@ def write_tiny_musicgen(folder: Path, *, channels: int = 1, dropout: float = 0.0
     decoder.decoder_start_token_id = CODES
     model = MusicgenForConditionalGeneration(MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder))
     with torch.no_grad():
+        residual = model.audio_encoder.encoder(torch.randn(1, 1, 80 * 400))[0].T  # [400 frames, hidden]
         for layer in model.audio_encoder.quantizer.layers:
-            layer.codebook.embed.normal_(std=0.3)
+            layer.codebook.embed.copy_(residual[torch.randperm(len(residual))[:CODES]])
+            residual = residual - layer.decode(layer.encode(residual.T[None]))[0].T
         for head in model.decoder.lm_heads:
             head.weight.mul_(20)  # so that predictions differ visibly from uniform
     model.generation_config = GenerationConfig(
