@@ -47,7 +47,7 @@ def extension() -> dict[str, Any]:
         def run(self) -> None:
             try:
                 super().run()
-            except Exception as error:  # noqa: BLE001 (compilers fail in many ways, and none may fail the install)
+            except Exception as error:  # compilers fail in many ways, and none may fail the install
                 print(f"warning: encore._build_info was not built, pure torch will serve: {error}")
                 self.extensions = []
 

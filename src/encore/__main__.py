@@ -1,0 +1,6 @@
+"""`python -m encore`."""
+
+from encore.cli import main
+
+if __name__ == "__main__":
+    main()

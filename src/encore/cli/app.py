@@ -1,0 +1,162 @@
+"""Puts the application together, runs it, and turns whatever happens into an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Container, Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+import typer.main
+
+from encore import __version__, plugins
+from encore.cli import console
+from encore.errors import UsageError
+
+# name -> (where it is, the first line of its help). One line adds a command; only the one that runs is imported.
+COMMANDS = {
+    "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
+    "methods": ("encore.cli.listing:methods", "List the unlearning methods; with NAME, its options."),
+    "backends": ("encore.cli.listing:backends", "List the model families that can be loaded."),
+    "metrics": ("encore.cli.listing:metrics", "List the metrics of `encore eval`."),
+    "embedders": ("encore.cli.listing:embedders", "List the audio embedders of the metrics."),
+    "plugins": ("encore.cli.plugin_commands:app", "Show the plugins and their problems; `new` writes one."),
+    "doctor": ("encore.cli.doctor:doctor", "Show versions, devices and the native extension."),
+}
+COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options
+
+
+def new_app() -> typer.Typer:
+    """An empty application with Encore's settings; what a plugin gets to add its commands to."""
+    return typer.Typer(
+        name="encore",
+        rich_markup_mode=None,  # plain help: user text is never markup, and rich's renderer costs as much as the rest
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
+    """The whole application: Encore's own commands, then those of the plugins.
+
+    Args:
+        wanted: the commands that may run; the others are there in name only, which is all that `--help` shows.
+    """
+    app = new_app()
+    app.callback(no_args_is_help=True)(root)
+    for name, (target, summary) in COMMANDS.items():
+        module, _, attribute = target.partition(":")
+        command = getattr(importlib.import_module(module), attribute) if name in wanted else _unloaded
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name, short_help=summary)(command)
+    _add_plugin_commands(app)
+    return app
+
+
+def _unloaded() -> None:
+    raise AssertionError("a command was called that was not loaded")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.data(f"encore {__version__}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Make a text-to-music model forget tracks, and show what it forgot and what it kept."""
+
+
+def _add_plugin_commands(app: typer.Typer) -> None:
+    """Each plugin fills an application of its own, which is tried out before anything of it is taken over."""
+    taken = set(COMMANDS)
+    hook = "encore_register_commands"
+    manager = plugins.manager()
+    for source, given, _ in manager.call(hook, lambda: {"app": new_app()}):
+        added: typer.Typer = given["app"]
+        if not added.registered_commands and not added.registered_groups:
+            continue
+        added.callback()(lambda: None)  # a group, even if it has one command
+        try:
+            names = set(getattr(typer.main.get_command(added), "commands"))  # noqa: B009  (click's type is not public)
+        except Exception as error:  # typer reads the plugin's signatures
+            manager.report(source, hook, f"a command of it can't be read: {type(error).__name__}: {error}", error)
+            continue
+        if names & taken:
+            manager.report(source, hook, f"there is a command {sorted(names & taken)[0]!r} already")
+            continue
+        taken |= names
+        app.registered_commands += added.registered_commands
+        app.registered_groups += added.registered_groups
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; nothing that happens in it gets past this function."""
+    try:
+        plugins.manager().listen(lambda problem: _warn_of_plugin(problem, arguments))
+        wanted = COMMANDS if COMPLETING in os.environ else [word for word in arguments if word[:1] != "-"][:1]
+        command: Any = typer.main.get_command(build(wanted))
+        code = command(args=list(arguments), prog_name="encore", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as leaving:  # SIGTERM's, or typer's for a closed pipe
+        code = leaving.code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:  # the last line of defence; ENCORE_DEBUG=1 shows the traceback
+        code = console.fail(_usage(error))
+    return code if isinstance(code, int) else 0
+
+
+def main() -> NoReturn:
+    """The `encore` script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # file names that are not UTF-8 and old terminals must not raise
+            stream.reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more while it exits
+    sys.exit(code)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)  # cleans up on the way out, and no `except Exception` holds it
+
+
+def _usage(error: Exception) -> Exception:
+    """Typer's own complaints in Encore's words; its classes are click's, which is not ours to import."""
+    if isinstance(error, typer.Abort):
+        return UsageError("aborted")
+    if not hasattr(error, "format_message"):
+        return error
+    context = getattr(error, "ctx", None)
+    if type(error).__name__.startswith("NoArgsIsHelp"):
+        print(error.format_message(), file=sys.stderr)
+        return UsageError("a command is missing")
+    message = error.format_message().strip().rstrip(".")
+    path = context.command_path if context is not None else "encore"
+    told = UsageError(message[:1].lower() + message[1:], f"{path} --help lists what it takes")
+    told.__cause__ = error
+    return told
+
+
+def _warn_of_plugin(problem: plugins.Problem, arguments: Sequence[str]) -> None:
+    if list(arguments[:1]) == ["plugins"]:
+        return  # that command shows them itself
+    console.warn(str(problem), "encore plugins shows what is installed and what failed")
+    if problem.error is not None and console.debugging():
+        console.trace(problem.error)

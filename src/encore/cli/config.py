@@ -1,0 +1,77 @@
+"""`--config FILE`, and where the value of every flag came from.
+
+The file's top-level keys become the command's default map, so that typer itself lets the environment and the command
+line beat them and converts them like typed text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encore.settings import Config, Origin, Settings, read_config, resolve_options
+
+if TYPE_CHECKING:
+    from encore.settings import OptionsT
+
+META = "encore.config"
+ORIGINS: dict[str, Origin] = {"COMMANDLINE": "cli", "ENVIRONMENT": "env", "DEFAULT_MAP": "config", "PROMPT": "cli"}
+
+
+def _read(context: typer.Context, path: Path | None) -> Path | None:
+    if path is None or context.resilient_parsing:
+        return path
+    names = {str(parameter.name) for parameter in context.command.params} - {"config", "option"}
+    config = read_config(path, names)
+    context.default_map = dict(config.flags)
+    context.meta[META] = config
+    return path
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=_read,
+        help="TOML file: top-level keys are flags, table [options] the method's.",
+    ),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
+]
+
+
+def origins(context: typer.Context) -> dict[str, Origin]:
+    """The origin of every parameter of the running command."""
+    found: dict[str, Origin] = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        found[str(parameter.name)] = ORIGINS.get(source.name if source else "", "default")
+    return found
+
+
+def method_settings(
+    context: typer.Context, options: type[OptionsT], assignments: Sequence[str] | None, flags: Collection[str] = ()
+) -> Settings[OptionsT]:
+    """A method's options from the config file, the environment, some flags, and `-o`.
+
+    Args:
+        context: the running command's.
+        options: the method's `Options`.
+        assignments: what followed each `-o`.
+        flags: parameters of the command that name an option of the same name ("lr", "steps"), None by default.
+
+    Raises:
+        UsageError: as `encore.settings.resolve_options`.
+    """
+    config: Config = context.meta.get(META, Config())
+    origin = origins(context)
+    low = {name: context.params[name] for name in flags if origin[name] == "config"}  # the environment beats these
+    high = {name: context.params[name] for name in flags if origin[name] in ("cli", "env")}
+    return resolve_options(options, config={**low, **config.options}, flags=high, assignments=assignments or ())

@@ -1,0 +1,76 @@
+"""`encore plugins`: what is installed, from where, what failed and why; `encore plugins new` writes a new one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from encore.cli import console
+
+app = typer.Typer(
+    rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@app.callback(invoke_without_command=True)
+def listing(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the plugins and their problems; `new` writes one."""
+    if context.invoked_subcommand is not None:
+        return
+    from encore import plugins
+
+    problems = plugins.plugin_errors()
+    manager = plugins.manager()
+    rows: list[dict[str, Any]] = [
+        {
+            "name": point.name,
+            "distribution": point.distribution,
+            "version": point.version,
+            "module": point.value,
+            "hooks": manager.hooks(point),
+            "provides": {
+                plural: [entry.spec.name for entry in registry if entry.source == point]
+                for plural, registry in plugins.registries().items()
+            },
+            "problems": [{"where": p.where, "message": p.message} for p in problems if p.source == point],
+        }
+        for point in manager.points
+    ]
+    if json:
+        console.data_json({"schema": 1, "plugins": rows})
+        return
+    console.table(
+        ["plugin", "distribution", "version", "offers", "problems"],
+        [[r["name"], r["distribution"], r["version"], _offers(r), len(r["problems"]) or "none"] for r in rows],
+    )
+    for problem in problems:
+        console.data(f"problem: {problem}")
+        if problem.error is not None and console.debugging():
+            console.trace(problem.error)
+
+
+def _offers(row: dict[str, Any]) -> str:
+    provided = row["provides"].items()
+    offered = [f"{len(names)} {plural if len(names) > 1 else plural[:-1]}" for plural, names in provided if names]
+    if "encore_register_commands" in row["hooks"]:
+        offered.append("commands")
+    return ", ".join(offered) or "nothing"
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Lower case, with dashes; the package becomes encore-NAME.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write [default: encore-NAME].")] = None,
+) -> None:
+    """Write a separately installable plugin: one method, one metric, tests, README."""
+    from encore.cli.scaffold import write_plugin
+
+    folder = write_plugin(name, out)
+    console.data(folder)
+    print(f"next: pip install -e {console.escape(folder)}, then encore plugins", file=sys.stderr)

@@ -1,0 +1,111 @@
+"""The native extension, where it can be had. Everything it does has a twin in pure torch, so it may be missing."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+
+class Native(NamedTuple):
+    """The extension, or None and the reason in one sentence. `how`: "ahead of time", "on first use" or ""."""
+
+    module: ModuleType | None
+    why: str
+    how: str = ""
+
+
+@functools.cache
+def native(*, build: bool = True) -> Native:
+    """The compiled extension that fits the torch that runs, or why there is none.
+
+    The one built at installation is taken if it was built for this torch; else the shipped sources are compiled once
+    and kept (`build_folder`). `ENCORE_NATIVE=0` switches both off.
+
+    Args:
+        build: compile where nothing fitting is there yet; False only looks.
+    """
+    if os.environ.get("ENCORE_NATIVE") == "0":
+        return Native(None, "ENCORE_NATIVE=0 switches it off")
+    found = _installed()
+    if found.module is not None or not build:
+        return found
+    compiled = _compile()
+    return compiled if compiled.module is not None else Native(None, f"{found.why}, and {compiled.why}")
+
+
+def sources() -> Path | None:
+    """The folder of native sources: in the package, or in the repository of an editable install."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "csrc", package.parents[1] / "csrc"):
+        if (folder / "binding.cpp").is_file():
+            return folder
+    return None
+
+
+def build_folder() -> Path:
+    """Where the extension compiled on first use is kept: one folder for each Encore, torch and Python."""
+    import torch
+
+    from encore import __version__
+    from encore.settings import cache_folder
+
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return cache_folder() / "native" / f"encore-{__version__}-torch-{torch.__version__}-{python}"
+
+
+def _installed() -> Native:
+    """What was built at installation, checked against the torch that runs."""
+    try:
+        import torch
+
+        from encore import _build_info
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) or "_build_info" in str(error)
+        why = "it was not built at installation" if missing else f"it can't be loaded ({error})"
+        return Native(None, why)
+    built, running = _build_info.build_info()["torch"], str(torch.__version__)
+    if built != running.partition("+")[0]:
+        return Native(None, f"it was built for torch {built}, but torch {running} runs")
+    return Native(_build_info, "", "ahead of time")
+
+
+def _compile() -> Native:
+    """Compile the shipped sources; nothing that goes wrong here is an error, for pure torch serves as well."""
+    folder = sources()
+    if folder is None:
+        return Native(None, "its sources are not installed")
+    compiler = (os.environ.get("CXX") or "c++").split()[0]
+    if shutil.which(compiler) is None:
+        return Native(None, f"there is no C++ compiler {compiler!r} to build it with")
+    try:
+        return Native(_load(folder), "", "on first use")
+    except Exception as error:  # compilers and loaders fail in many ways
+        reason = " ".join(str(error).split())
+        return Native(None, f"compiling it failed ({type(error).__name__}: {reason[:300]})")
+
+
+def _load(folder: Path) -> ModuleType:
+    import warnings
+
+    from filelock import FileLock
+    from torch.utils import cpp_extension
+
+    target = build_folder()
+    target.mkdir(parents=True, exist_ok=True)
+    with FileLock(target / "encore.lock"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (target / "lock").unlink(missing_ok=True)  # torch's own lock waits for ever for a process that was killed
+        if not (target / "encore_native.so").exists():
+            print("encore: compiling the native extension, once (about 20 s) ...", file=sys.stderr, flush=True)
+        flags = ["-O2", "-std=c++20"]
+        return cpp_extension.load(  # type: ignore[no-any-return]
+            name="encore_native",
+            sources=[str(folder / "binding.cpp")],
+            extra_cflags=[*flags, f"-DENCORE_FLAGS='\"{' '.join(flags)}\"'"],
+            build_directory=str(target),
+        )

@@ -1,0 +1,396 @@
+"""The plugin manager, and one lazy registry for each kind of thing that a plugin can offer.
+
+Entry points are loaded one by one and hooks are called plugin by plugin, so that a broken plugin costs only itself:
+what it did wrong is kept as a `Problem` and the rest works. Listing imports the plugins, never their targets.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import pluggy
+
+from encore import api, hookspecs
+from encore.entrypoints import EntryPoint, entry_points
+from encore.errors import MissingExtraError, PluginError, UnknownNameError
+
+GROUP = "encore"
+BROKEN = (Exception, SystemExit)  # what third-party code may throw at us while it is imported or called
+
+SpecT = TypeVar("SpecT", bound=api.Spec)
+ObjectT = TypeVar("ObjectT")
+
+
+class Problem(NamedTuple):
+    """Something a plugin did wrong.
+
+    Args:
+        source: the plugin. where: "import", a hook's name, or the name of what it registered.
+        message: one sentence. error: the exception behind it, if there was one.
+    """
+
+    source: EntryPoint
+    where: str
+    message: str
+    error: BaseException | None = None
+
+    def __str__(self) -> str:
+        return f"plugin {self.source.name!r} of {self.source}, {self.where}: {self.message}"
+
+
+class Entry(NamedTuple, Generic[SpecT]):
+    """A spec and the plugin it came from."""
+
+    spec: SpecT
+    source: EntryPoint
+
+    def missing(self) -> list[str]:
+        """The distributions that this entry requires and that are not installed."""
+        return [name for name in self.spec.requires if not _installed(name)]
+
+
+class Plugins:
+    """Every plugin that could be loaded, and what went wrong with the others.
+
+    Args:
+        points: the entry points to load; default: all of the group `encore`.
+    """
+
+    def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
+        self.points = entry_points(GROUP) if points is None else list(points)
+        self.problems: list[Problem] = []
+        self._listeners: list[Callable[[Problem], None]] = []
+        self._sources: dict[str, EntryPoint] = {}  # pluggy's plugin name -> where it came from
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        for point in self.points:
+            self._load(point)
+
+    # ------------------------------------------------------------------------------------------------- problems
+
+    def report(self, source: EntryPoint, where: str, message: str, error: BaseException | None = None) -> None:
+        """Keep a problem, and tell whoever listens; the same one is told once."""
+        problem = Problem(source, where, message, error)
+        if problem[:3] not in [known[:3] for known in self.problems]:
+            self.problems.append(problem)
+            for listener in self._listeners:
+                listener(problem)
+
+    def listen(self, listener: Callable[[Problem], None]) -> None:
+        """Call `listener` with every problem, those already met and those still to come."""
+        for problem in self.problems:
+            listener(problem)
+        self._listeners.append(listener)
+
+    # -------------------------------------------------------------------------------------------------- loading
+
+    def _load(self, point: EntryPoint) -> None:
+        name = f"{point.distribution}:{point.name}"  # two distributions may give their plugin the same name
+        self._sources[name] = point
+        try:
+            plugin: Any = importlib.import_module(point.module)
+            for part in filter(None, point.attribute.split(".")):
+                plugin = getattr(plugin, part)
+        except BROKEN as error:
+            self.report(point, "import", f"it could not be imported: {_reason(error)}", error)
+            return
+        try:
+            self._check_hook_names(plugin, point)
+            self._manager.register(plugin, name=name)
+        except BROKEN as error:
+            self.report(point, "import", f"it could not be registered: {_reason(error)}", error)
+
+    def _check_hook_names(self, plugin: Any, point: EntryPoint) -> None:
+        known = hook_names()
+        for name in [name for name in dir(plugin) if name.startswith("encore_") and callable(getattr(plugin, name))]:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                self.report(point, name, "there is no such hook" + (f", did you mean {near[0]}?" if near else ""))
+            elif not hasattr(getattr(plugin, name), "encore_impl"):
+                self.report(point, name, "it is not marked with @encore.hookimpl, so it is never called")
+
+    # -------------------------------------------------------------------------------------------------- calling
+
+    def hooks(self, source: EntryPoint) -> list[str]:
+        """The hooks that a plugin implements."""
+        return [name for name in hook_names() for impl in self._implementations(name) if impl[0] == source]
+
+    def _implementations(self, hook: str) -> list[tuple[EntryPoint, Callable[..., Any], tuple[str, ...]]]:
+        """(plugin, function, its argument names) in the order of loading."""
+        impls = getattr(self._manager.hook, hook).get_hookimpls()
+        return [(self._sources[impl.plugin_name], impl.function, impl.argnames) for impl in impls]
+
+    def call(self, hook: str, arguments: Callable[[], dict[str, Any]] = dict) -> Iterator[tuple[EntryPoint, Any, Any]]:
+        """Call one hook, plugin by plugin; yields (plugin, its arguments, its result) for those that did not raise.
+
+        Args:
+            hook: a name from `encore.hookspecs`.
+            arguments: makes the arguments anew for each plugin, so that none sees another's.
+        """
+        for source, function, names in self._implementations(hook):
+            given = arguments()
+            try:
+                result = function(*(given[name] for name in names))
+            except BROKEN as error:
+                self.report(source, hook, f"it raised {_reason(error)}", error)
+                continue
+            yield source, given, result
+
+    def specs(self, hook: str, spec_class: type[SpecT]) -> list[Entry[SpecT]]:
+        """What every plugin returned from a registering hook; what is not a spec is reported and left out."""
+        entries: list[Entry[SpecT]] = []
+        for source, _, result in self.call(hook):
+            try:
+                specs = list(result)
+            except BROKEN as error:
+                self.report(source, hook, f"it must return a list of {spec_class.__name__}: {_reason(error)}", error)
+                continue
+            for spec in specs:
+                if isinstance(spec, spec_class):
+                    entries.append(Entry(spec, source))
+                else:
+                    given, wanted = type(spec).__name__, spec_class.__name__
+                    self.report(source, hook, f"it returned a {given} where a {wanted} belongs")
+        return entries
+
+
+# -------------------------------------------------------------------------------------------------------- registry
+
+
+class Registry(Generic[SpecT, ObjectT]):
+    """What all plugins offer of one kind, by name.
+
+    A name that two plugins register is not given to either: listing shows both, using it raises.
+    """
+
+    def __init__(self, plugins: Plugins, hook: str, spec_class: type[SpecT], base: type[Any]) -> None:
+        self.kind = spec_class.kind
+        self.base = base
+        self._by_name: dict[str, list[Entry[SpecT]]] = {}
+        for entry in plugins.specs(hook, spec_class):
+            self._by_name.setdefault(entry.spec.name, []).append(entry)
+        for name, entries in self._by_name.items():
+            for entry in entries[1:]:
+                plugins.report(entry.source, name, self._clash(name))
+
+    def __iter__(self) -> Iterator[Entry[SpecT]]:
+        """Every entry, also those that share a name, in the order of registration."""
+        return (entry for entries in self._by_name.values() for entry in entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+    def get(self, name: str) -> Entry[SpecT]:
+        """The entry of a name, without importing its target.
+
+        Raises:
+            UnknownNameError: no plugin registers the name.
+            PluginError: more than one does.
+        """
+        entries = self._by_name.get(name)
+        if not entries:
+            near = difflib.get_close_matches(name, self.names, n=3)
+            known = ", ".join(sorted(self.names)) or "none"
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise UnknownNameError(f"there is no {self.kind} {name!r}", f"{hint}the {self.kind}s are: {known}")
+        if len(entries) > 1:
+            raise PluginError(self._clash(name), "uninstall one of them")
+        return entries[0]
+
+    def resolve(self, name: str) -> type[ObjectT]:
+        """Import what a name stands for, and check that it keeps its contract; the class has its `spec` set.
+
+        Raises:
+            UnknownNameError, PluginError: as `get`; PluginError also where the target can't be imported or is not
+                what it says.
+            MissingExtraError: packages it requires are not installed.
+        """
+        entry = self.get(name)
+        missing = entry.missing()
+        if missing:
+            needed = " and ".join(missing)
+            verb = "is" if len(missing) == 1 else "are"
+            raise MissingExtraError(
+                f"the {self.kind} {name!r} needs {needed}, which {verb} not installed",
+                f"pip install {' '.join(missing)}",
+            )
+        try:
+            target = _import(entry.spec.target)
+        except BROKEN as error:
+            raise self._broken(entry, f"can't be imported: {_reason(error)}") from error
+        fault = self._contract(target)
+        if fault:
+            raise self._broken(entry, fault)
+        if target.__dict__.get("spec", entry.spec) != entry.spec:  # two names, one class: each gets a class of its own
+            target = type(target.__name__, (target,), {"__module__": target.__module__, "__doc__": target.__doc__})
+        target.spec = entry.spec
+        return target  # type: ignore[no-any-return]
+
+    def _contract(self, target: Any) -> str:
+        """What is wrong with a target, or nothing."""
+        base = self.base.__name__
+        if not (isinstance(target, type) and issubclass(target, self.base)):
+            return f"is not a subclass of encore.api.{base}"
+        if inspect.isabstract(target):
+            return f"does not implement {', '.join(sorted(_abstract(target)))} of encore.api.{base}"
+        return _method_contract(target) if issubclass(target, api.Method) else ""
+
+    def _broken(self, entry: Entry[SpecT], fault: str) -> PluginError:
+        spec = entry.spec
+        return PluginError(
+            f"the {self.kind} {spec.name!r} of {entry.source} is broken: its target {spec.target!r} {fault}",
+            "it is the plugin's fault: tell its authors, or uninstall it",
+        )
+
+    def _clash(self, name: str) -> str:
+        sources = " and ".join(str(entry.source) for entry in self._by_name[name])
+        return f"more than one plugin registers the {self.kind} {name!r}: {sources}"
+
+
+def _abstract(target: Any) -> frozenset[str]:
+    return frozenset(target.__abstractmethods__)
+
+
+def _method_contract(target: type[api.Method]) -> str:
+    from encore.options import Options, TrainOptions
+
+    if not issubclass(target, (api.LossMethod, api.EditMethod)):
+        return "derives from encore.api.Method itself, not from LossMethod or EditMethod"
+    options = getattr(target, "Options", None)
+    needed = TrainOptions if issubclass(target, api.LossMethod) else Options
+    if not (isinstance(options, type) and issubclass(options, needed)):
+        return f"has no class Options that derives from encore.options.{needed.__name__}"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------- what is there
+
+
+@functools.cache
+def manager() -> Plugins:
+    """The plugins of this process, loaded once."""
+    return Plugins()
+
+
+@functools.cache
+def methods() -> Registry[api.MethodSpec, api.Method]:
+    return Registry(manager(), "encore_register_methods", api.MethodSpec, api.Method)
+
+
+@functools.cache
+def backends() -> Registry[api.BackendSpec, api.Backend]:
+    return Registry(manager(), "encore_register_backends", api.BackendSpec, api.Backend)
+
+
+@functools.cache
+def metrics() -> Registry[api.MetricSpec, api.Metric]:
+    return Registry(manager(), "encore_register_metrics", api.MetricSpec, api.Metric)
+
+
+@functools.cache
+def embedders() -> Registry[api.EmbedderSpec, api.Embedder]:
+    return Registry(manager(), "encore_register_embedders", api.EmbedderSpec, api.Embedder)
+
+
+def registries() -> dict[str, Registry[Any, Any]]:
+    """All four, by the plural of their kind."""
+    return {"methods": methods(), "backends": backends(), "metrics": metrics(), "embedders": embedders()}
+
+
+def plugin_errors() -> list[Problem]:
+    """Everything that any plugin did wrong while it was loaded or registered something."""
+    registries()
+    return list(manager().problems)
+
+
+def reset() -> None:
+    """Forget what was loaded: for tests, and after packages were installed into a running process."""
+    for cached in (manager, methods, backends, metrics, embedders):
+        cached.cache_clear()
+
+
+def hook_names() -> list[str]:
+    """The names of all hooks."""
+    return [name for name in vars(hookspecs) if name.startswith("encore_")]
+
+
+def installed() -> list[dict[str, str | None]]:
+    """Every plugin with the hash of its code, as `run.json` records it.
+
+    Returns:
+        name, distribution, version, module, and sha256: over the path and content of every file of the package that
+        the entry point names (an editable install has no other truth), None where it can't be found.
+    """
+    return [
+        {
+            "name": point.name,
+            "distribution": point.distribution,
+            "version": point.version,
+            "module": point.module,
+            "sha256": _code_hash(point.module.partition(".")[0]),
+        }
+        for point in manager().points
+    ]
+
+
+def _code_hash(package: str) -> str | None:
+    import hashlib
+    from pathlib import Path
+
+    try:
+        found = importlib.util.find_spec(package)
+    except BROKEN:
+        return None
+    if found is None:
+        return None
+    roots = [Path(folder) for folder in found.submodule_search_locations or ()]
+    files = [
+        (path.relative_to(root).as_posix(), path)
+        for root in roots
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    if not roots and found.origin:
+        files = [(Path(found.origin).name, Path(found.origin))]
+    digest = hashlib.sha256()
+    for name, path in sorted(files):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest() if files else None
+
+
+# --------------------------------------------------------------------------------------------------------- helpers
+
+
+def _import(target: str) -> Any:
+    module, colon, name = target.partition(":")
+    if not colon:
+        raise ImportError('a target is written "package.module:Class"')
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _installed(distribution: str) -> bool:
+    import importlib.metadata
+
+    try:
+        importlib.metadata.distribution(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
