@@ -1,0 +1,115 @@
+"""Tensors that are costly to compute and follow from their inputs: kept on disk under a key made of those inputs.
+
+An entry is one safetensors file; its metadata hold the key in full and a SHA-256 over names, types, shapes and bytes.
+What does not fit its hash or its key (flipped bits, a cut file, a lying header) is computed anew and replaced. Writes
+are atomic. A folder that can't be written costs speed and one warning, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+VERSION = 1
+"""Part of every key; raised when the format of entries changes."""
+
+
+class CacheWarning(UserWarning):
+    """The cache can't be used; the work goes on without it."""
+
+
+def default_folder() -> Path:
+    """`$ENCORE_CACHE`, else `encore` in the user's cache folder."""
+    chosen = os.environ.get("ENCORE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "encore"
+
+
+class TensorCache:
+    """A folder of tensors by content. Any number of processes may share one.
+
+    Args:
+        folder: made when first written to; default `default_folder()`.
+    """
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        self.folder = default_folder() if folder is None else Path(folder)
+        self._warned = False
+
+    def get_or_make(self, key_parts: tuple[str, ...], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors kept under a key; where there are none, those that `make` returns, kept from now on.
+
+        Args:
+            key_parts: everything the result depends on: what it is, the input's hash, the weights' hash, settings.
+            make: computes the tensors; what it raises passes through, and nothing is kept.
+
+        Returns:
+            tensors on the CPU, contiguous, owned by the caller, whether they were kept or made.
+        """
+        key = json.dumps([VERSION, *key_parts])
+        name = hashlib.sha256(key.encode()).hexdigest()
+        path = self.folder / name[:2] / f"{name}.safetensors"
+        kept = self._read(path, key)
+        if kept is not None:
+            return kept
+        made = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in make().items()
+        }
+        self._write(path, key, made)
+        return made
+
+    def _read(self, path: Path, key: str) -> dict[str, Tensor] | None:
+        try:
+            data = path.read_bytes()
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size]) if size < len(data) else None
+            tensors = safetensors.torch.load(data)
+        except (OSError, ValueError, RecursionError, SafetensorError):
+            return None
+        stored = header.get("__metadata__") if isinstance(header, dict) else None
+        return tensors if stored == {"key": key, "sha256": digest(tensors)} else None
+
+    def _write(self, path: Path, key: str, tensors: dict[str, Tensor]) -> None:
+        data = safetensors.torch.save(tensors, metadata={"key": key, "sha256": digest(tensors)})
+        staging = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(staging, "xb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(staging, path)
+            finally:
+                staging.unlink(missing_ok=True)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                reason = error.strerror or error
+                warnings.warn(
+                    f"nothing is kept in the cache {self.folder}: {reason}; set ENCORE_CACHE to another folder",
+                    CacheWarning,
+                    stacklevel=3,
+                )
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over tensors: names in order, types, shapes, bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return total.hexdigest()

@@ -1,0 +1,201 @@
+"""`--tracks LIST`: which tracks a list names, each line resolved to a file before anything is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from encore.audio.catalog import Catalog, settle_caption
+from encore.audio.files import LIST_CAPS, file_sha256, locate, open_regular, read_lines, spot
+from encore.audio.records import LIST_FORMATS, Record, text_records
+from encore.audio.text import did_you_mean, near, printable
+from encore.audio.tracks import Missing, Selection, Track
+from encore.errors import InputError
+
+SHOWN = 5
+"""Lines named in one message."""
+
+
+class _Unmatched(Exception):
+    """A line no track answers to; carries the reason and a hint."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.hint = hint
+
+
+def read_list(
+    source: Path | str | Literal["-"],
+    *,
+    catalog: Catalog | None = None,
+    roots: Sequence[Path] = (),
+    allow_missing: bool = False,
+    stdin: BinaryIO | None = None,
+) -> Selection:
+    """Read a list of tracks and find every one of them.
+
+    The list is UTF-8 text (see `records.text_records`), `.m3u8`, `.csv`, `.tsv` or `.jsonl`; `-` reads plain text
+    from standard input. A path is relative to the list's folder (standard input: the working folder), then to each of
+    `roots`, then to the catalogue's folder, and must stay inside these. Captions: from the list, the catalogue, a
+    side-car file, tags; in this order.
+
+    Args:
+        source: the list's path, or `-`.
+        catalog: resolves `id:`, `isrc:` and `sha256:`, and gives captions to the files it knows.
+        roots: folders, besides the list's own, that its paths may lead into.
+        allow_missing: lines without a track go to `Selection.missing` instead of raising.
+        stdin: read instead of the process's own.
+
+    Raises:
+        InputError: a line that can't be read or matched, a path that leads outside or to no regular file, a track
+            without a caption, a list without tracks. The message names the list and the line.
+    """
+    if str(source) == "-":
+        folder, name = Path.cwd(), "standard input"
+        records = list(text_records(read_lines(stdin or sys.stdin.buffer, name, LIST_CAPS), name))
+    else:
+        path = Path(source)
+        folder, name = path.parent, str(path)
+        reader = LIST_FORMATS.get(path.suffix.casefold(), text_records)
+        with open_regular(path) as stream:
+            records = list(reader(read_lines(stream, name, LIST_CAPS), name))
+    if not records:
+        raise InputError(f"{printable(name)} names no track", "write one path or id: a line")
+    return _Resolver(name, folder, catalog, roots).resolve(records, allow_missing)
+
+
+class _Resolver:
+    """Finds the tracks of one list's records."""
+
+    def __init__(self, name: str, folder: Path, catalog: Catalog | None, roots: Sequence[Path]) -> None:
+        self.name = name
+        self.folder = Path(os.path.realpath(folder))
+        self.catalog = catalog
+        self.roots = (self.folder, *roots, *(catalog.roots if catalog else ()))
+
+    def resolve(self, records: Sequence[Record], allow_missing: bool) -> Selection:
+        tracks: dict[str, Track] = {}  # by file hash: a file counts once however often, and as whatever, it is named
+        missing: list[Missing] = []
+        notes: list[str] = []
+        hint = ""
+        for record in records:
+            try:
+                found = list(self._tracks(record))
+            except _Unmatched as unmatched:
+                missing.append(Missing(record.line, record.source, unmatched.reason))
+                hint = hint or unmatched.hint
+                continue
+            for track in found:
+                first = tracks.get(track.sha256)
+                if first is None:
+                    tracks[track.sha256] = track
+                else:
+                    notes.append(f"{spot(self.name, record.line)} is the track of line {first.line}: taken once")
+        if missing and not allow_missing:
+            raise self._refusal(missing, hint)
+        if not tracks:
+            raise InputError(f"{printable(self.name)}: none of its {len(records)} lines names a track there is", hint)
+        return Selection(tuple(_distinct(tracks.values())), tuple(missing), tuple(notes))
+
+    def _refusal(self, missing: Sequence[Missing], hint: str) -> InputError:
+        more = [str(item.line) for item in missing[1:]]
+        shown = ", ".join(more[: SHOWN - 1]) + (", …" if len(more) >= SHOWN else "")
+        also = f" (and {len(more)} more: line {shown})" if more else ""
+        advice = "--allow-missing goes on without"
+        return InputError(
+            f"{spot(self.name, missing[0].line)}: {missing[0].reason}{also}", f"{hint}; {advice}" if hint else advice
+        )
+
+    def _tracks(self, record: Record) -> Iterator[Track]:
+        if record.path:
+            yield self._by_path(record)
+            return
+        kind, value = next((kind, text) for kind in ("id", "isrc", "sha256") if (text := getattr(record, kind)))
+        if self.catalog is None:
+            raise InputError(
+                f"{spot(self.name, record.line)}: '{kind}:{printable(value)}' needs a catalogue to be looked up in",
+                "give one with --catalog",
+            )
+        found = getattr(self.catalog, f"by_{kind}")(value)
+        if not found:
+            names = self.catalog.near_ids(value) if kind == "id" else []
+            raise _Unmatched(
+                f"no track of {printable(self.catalog.name)} has {kind} '{printable(value)}'", did_you_mean(names)
+            )
+        if kind == "id" and len(found) > 1:
+            lines = " and ".join(str(entry.line) for entry in found[:2])
+            raise InputError(
+                f"{spot(self.name, record.line)}: the id '{printable(value)}' stands for lines {lines} of "
+                f"{printable(self.catalog.name)}",
+                "name the track by its path or sha256:",
+            )
+        for entry in found if kind == "isrc" else found[:1]:  # an ISRC names a recording: all its files are meant
+            yield self._known(entry, record)
+
+    def _known(self, entry: Record, record: Record, path: Path | None = None) -> Track:
+        assert self.catalog is not None
+        return self.catalog.track(entry, path=path, caption=record.caption, line=record.line, source=record.source)
+
+    def _by_path(self, record: Record) -> Track:
+        where = spot(self.name, record.line)
+        path = locate(record.path, self.roots, self.roots, where)
+        if path is None:
+            return self._by_catalog_path(record)
+        digest = file_sha256(path)
+        if record.sha256 and record.sha256.casefold() != digest:
+            raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
+        if self.catalog is not None:
+            known = self.catalog.by_path(path) or self.catalog.by_known_sha256(digest)
+            if known:
+                return self._known(known[0], record, path)
+        caption, tags = settle_caption(path, record.caption, record.hint, self.roots, where)
+        return Track(
+            id=self._id(record, path),
+            path=path,
+            caption=caption,
+            sha256=digest,
+            line=record.line,
+            source=record.source,
+            title=record.title or tags.title or None,
+            artist=record.artist or tags.artist or None,
+            isrc=record.isrc or tags.isrc or None,
+            meta=record.meta,
+        )
+
+    def _by_catalog_path(self, record: Record) -> Track:
+        known = self.catalog.by_path(record.path) if self.catalog else ()
+        if known:
+            return self._known(known[0], record)
+        names = near(os.path.basename(record.path), self._siblings(record.path))
+        if self.catalog is not None:
+            names += [f"id:{name}" for name in self.catalog.near_ids(record.path)]
+        raise _Unmatched(f"no file '{printable(record.path)}'", did_you_mean(names[:3]))
+
+    def _siblings(self, raw: str) -> list[str]:
+        """Names in the folder a missing file should be in, if the list may look there."""
+        folder = os.path.realpath(os.path.join(self.folder, os.path.dirname(raw)))
+        try:
+            return sorted(os.listdir(folder)) if Path(folder).is_relative_to(self.folder) else []
+        except (OSError, ValueError):
+            return []
+
+    def _id(self, record: Record, path: Path) -> str:
+        if record.id:
+            return printable(record.id)
+        below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
+        return printable(below.as_posix())
+
+
+def _distinct(tracks: Iterable[Track]) -> Iterator[Track]:
+    """The same tracks; where two files share an id (from two folders), the later one's gets a piece of its hash."""
+    seen: set[str] = set()
+    for track in tracks:
+        if track.id in seen:
+            track = dataclasses.replace(track, id=f"{track.id}~{track.sha256[:8]}")
+        seen.add(track.id)
+        yield track
