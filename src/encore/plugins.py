@@ -21,6 +21,7 @@ from encore.entrypoints import EntryPoint, entry_points
 from encore.errors import MissingExtraError, PluginError, UnknownNameError
 
 GROUP = "encore"
+OWN = "encore-music"
 BROKEN = (Exception, SystemExit)  # what third-party code may throw at us while it is imported or called
 
 SpecT = TypeVar("SpecT", bound=api.Spec)
@@ -63,7 +64,8 @@ class Plugins:
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
-        self.points = entry_points(GROUP) if points is None else list(points)
+        found = entry_points(GROUP) if points is None else points
+        self.points = sorted(found, key=lambda point: (point.distribution != OWN, point))  # Encore's own come first
         self.problems: list[Problem] = []
         self._listeners: list[Callable[[Problem], None]] = []
         self._sources: dict[str, EntryPoint] = {}  # pluggy's plugin name -> where it came from
