@@ -1,0 +1,207 @@
+"""Intervals, ROC figures and two-sample distances, on numpy arrays.
+
+Every interval here is meant for the few tracks that an unlearning request has: each is chosen to stay honest at
+n = 8 and at shares of 0 or 1, where the textbook formulas give an interval of no width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+# ------------------------------------------------------------------------------------------------------ intervals
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[[Floats], Floats] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Interval | None:
+    """Interval of a statistic over tracks that are resampled with replacement.
+
+    The percentiles are widened to what Student's t would ask for: alpha/2 becomes Φ(-√(n/(n-1)) t_{n-1}). The plain
+    percentile interval covers about 88 % where it says 95 % at n = 8 (Hesterberg, "What Teachers Should Know About
+    the Bootstrap", 2015, section 4).
+
+    Args:
+        values: [n] or [n, columns], one row a track.
+        statistic: maps resamples [R, n, ...] to [R]; default: the mean over tracks.
+        seed: of the resampling.
+
+    Returns:
+        The interval, None for fewer than two tracks.
+    """
+    from scipy import stats
+
+    rows = np.asarray(values, dtype=np.float64)
+    n = len(rows)
+    if n < 2:
+        return None
+    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)))
+    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    drawn = rows[draws]  # [R, n, ...]
+    figures = drawn.mean(1) if statistic is None else statistic(drawn)  # [R]
+    low, high = np.quantile(figures, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def share_interval(hits: int, n: int, *, level: float = LEVEL) -> Interval | None:
+    """Wilson's score interval of a share, None for n = 0; it has width also at 0 of n and n of n."""
+    from scipy import stats
+
+    if n == 0:
+        return None
+    interval = stats.binomtest(hits, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def jackknife_interval(
+    statistic: Callable[..., float], *samples: ArrayLike, groups: int = 20, level: float = LEVEL
+) -> Interval | None:
+    """Interval of a statistic from leaving out one group of rows at a time, with Student's t of groups - 1.
+
+    For distances between samples, where a bootstrap's repeated rows would themselves look like a difference: they
+    add identical pairs to an MMD and take rank from the covariances of a Fréchet distance.
+
+    Args:
+        statistic: takes as many samples as are given. samples: [n, ...] each; their i-th rows belong together.
+
+    Returns:
+        The interval, None for fewer than three rows.
+    """
+    from scipy import stats
+
+    rows = [np.asarray(sample) for sample in samples]
+    n = len(rows[0])
+    if n < 3:
+        return None
+    count = min(groups, n)
+    group = np.arange(n) % count
+    left_out = np.array([statistic(*(sample[group != one] for sample in rows)) for one in range(count)])
+    spread = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
+    centre, reach = statistic(*rows), float(stats.t.ppf((1 + level) / 2, count - 1)) * spread
+    return centre - reach, centre + reach
+
+
+# ------------------------------------------------------------------------------------------------------------ ROC
+
+
+def auc(members: ArrayLike, others: ArrayLike) -> float:
+    """Area under the ROC curve: P(member scores higher) + P(tie) / 2."""
+    return float(placements(members, others).mean())
+
+
+def placements(members: ArrayLike, others: ArrayLike) -> Floats:
+    """For each member the share of others that score lower, ties counted half; their mean is the AUC. [n] -> [n]."""
+    ordered = np.sort(np.asarray(others, dtype=np.float64))
+    scores = np.asarray(members, dtype=np.float64)
+    below = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+    return below / (2 * len(ordered))
+
+
+def auc_interval(area: float, members: int, others: int, *, level: float = LEVEL) -> Interval:
+    """Score interval of an AUC (Newcombe, Statistics in Medicine 25, 2006, part 2, method 5).
+
+    Solves |area - θ| = z √V(θ) with Hanley and McNeil's variance at θ, both sample sizes in its bracket taken as their
+    mean. DeLong's and the bootstrap's interval have no width at an AUC of 1, which is where a base model is.
+    """
+    from scipy import optimize, stats
+
+    z = float(stats.norm.ppf((1 + level) / 2))
+    extra = (members + others) / 2 - 1
+
+    def excess(theta: float) -> float:
+        bracket = 1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return (area - theta) ** 2 - z * z * theta * (1 - theta) * bracket / (members * others)
+
+    off = 1e-9  # the area itself is a second root where it is 0 or 1
+    low = 0.0 if area <= 0 else float(optimize.brentq(excess, 0.0, area - off))
+    high = 1.0 if area >= 1 else float(optimize.brentq(excess, area + off, 1.0))
+    return low, high
+
+
+def tpr_at_fpr(members: ArrayLike, others: ArrayLike, fpr: float) -> tuple[float, float]:
+    """Highest true-positive rate among thresholds whose false-positive rate is at most `fpr`, and that threshold.
+
+    What scores above the threshold is called a member. With fewer than 1 / fpr others, no false positive is allowed.
+    """
+    ordered = np.sort(np.asarray(others, dtype=np.float64))[::-1]
+    allowed = min(math.floor(fpr * len(ordered) + 1e-9), len(ordered) - 1)
+    threshold = float(ordered[allowed])
+    return float((np.asarray(members) > threshold).mean()), threshold
+
+
+# ------------------------------------------------------------------------------------------------------ distances
+
+
+def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
+    """Fréchet distance between the Gaussians fitted to two samples [n, D], [m, D]; biased upward at small n."""
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    return frechet_gaussians(first.mean(0), np.cov(first, rowvar=False), second.mean(0), np.cov(second, rowvar=False))
+
+
+def frechet_gaussians(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
+    """|μ1 - μ2|² + tr(Σ1 + Σ2 - 2 (Σ1^½ Σ2 Σ1^½)^½).
+
+    The trace of the root is taken from the eigenvalues of a symmetric matrix, so that nothing turns complex or
+    negative; a general matrix square root of Σ1 Σ2 does, where a covariance is singular.
+    """
+    gap = np.asarray(mean1, dtype=np.float64) - np.asarray(mean2, dtype=np.float64)
+    sigma1, sigma2 = np.atleast_2d(np.asarray(cov1, np.float64)), np.atleast_2d(np.asarray(cov2, np.float64))
+    values, vectors = np.linalg.eigh(sigma1)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    inner = root @ sigma2 @ root
+    cross = np.sqrt(np.linalg.eigvalsh((inner + inner.T) / 2).clip(min=0)).sum()
+    distance = gap @ gap + np.trace(sigma1) + np.trace(sigma2) - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def median_bandwidth(x: ArrayLike) -> float:
+    """Median distance between two different rows of [n, D]: the usual width of an RBF kernel."""
+    from scipy.spatial import distance
+
+    rows = np.asarray(x, dtype=np.float64)
+    return float(np.median(distance.pdist(rows))) if len(rows) > 1 else 0.0
+
+
+def paired_mmd2(x: ArrayLike, y: ArrayLike, bandwidth: float) -> float:
+    """Unbiased squared maximum mean discrepancy of two samples whose i-th rows belong together, [n, D] each.
+
+    MMD²_u = 1/(n(n-1)) Σ_{i≠j} k(x_i,x_j) + k(y_i,y_j) - k(x_i,y_j) - k(x_j,y_i), k(a,b) = exp(-|a-b|² / 2σ²)
+    (Gretton et al., JMLR 13, 2012, equation 4). Pairs with i = j are left out of the cross term too, so the two rows
+    of a pair may depend on one another (here: the same caption and the same noise) and the mean under "no
+    difference" is still 0. The figure can be negative.
+
+    Args:
+        bandwidth: σ. Take it from one fixed sample, or figures do not compare.
+
+    Raises:
+        ValueError: the samples have different sizes, fewer than two rows, or σ is not positive.
+    """
+    from scipy.spatial import distance
+
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    n = len(first)
+    if first.shape != second.shape or n < 2 or not bandwidth > 0:
+        raise ValueError(f"needs two samples of one size ≥ 2 and a width > 0, not {n}, {len(second)} and {bandwidth}")
+
+    def kernel(a: Floats, b: Floats) -> Any:
+        return np.exp(-distance.cdist(a, b, "sqeuclidean") / (2 * bandwidth**2))
+
+    cross = kernel(first, second)
+    h = kernel(first, first) + kernel(second, second) - cross - cross.T
+    return float((h.sum() - np.trace(h)) / (n * (n - 1)))
