@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from encore.options import Options, TrainOptions
+    from encore.options import Options as BaseOptions
+    from encore.options import TrainOptions
 
 hookimpl = pluggy.HookimplMarker("encore")
 
@@ -47,7 +49,7 @@ class Spec:
     summary: str
     target: str
     requires: tuple[str, ...] = ()
-    needs: frozenset[str] = frozenset()
+    needs: AbstractSet[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", frozenset(self.needs))
@@ -301,9 +303,9 @@ class Method(ABC):
     """Base of the two kinds of method. `Options` is a pydantic model (`encore.options`) with tuned defaults."""
 
     spec: ClassVar[MethodSpec]
-    Options: ClassVar[type[Options]]
+    Options: ClassVar[type[BaseOptions]]
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: BaseOptions) -> None:
         self.options = options
 
 
@@ -352,13 +354,16 @@ class Result:
     """One row of `metrics.json`.
 
     Args:
-        metric: the row's metric name. model: which role it was measured on. set: on which clips.
+        metric: the row's metric name. model: which role it was measured on ("none" for a test without any model).
+        set: on which clips.
         value: the figure, None where it could not be measured; then `why` says why, in one sentence.
         low, high: ends of the 95 % interval, None where there is none.
         n: how many tracks (or generations) the figure rests on.
         unit: "nats/token", "share", "AUC"; "" for a bare number.
         direction: which way is better for a model that has forgotten and kept: "gold" means close to gold's figure.
-        per_track: figure a track id.
+        per_track: figure a track id; None where a track's figure is not finite.
+        note: what a reader must know to read the figure rightly, in one sentence.
+        details: what else belongs to it, as JSON: relearn's curve, the embedder's identity.
     """
 
     metric: str
@@ -370,36 +375,75 @@ class Result:
     n: int = 0
     unit: str = ""
     direction: Literal["gold", "lower", "higher", "base"] = "gold"
-    per_track: Mapping[str, float] = field(default_factory=dict)
+    per_track: Mapping[str, float | None] = field(default_factory=dict)
     why: str | None = None
+    note: str | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 class Evaluation(ABC):
     """What a metric reads: models and clips, and everything costly computed once and shared.
 
+    What is returned is shared: don't write into it. Lists hold one item a clip, in the order of `clips[set]`.
+
     Attributes:
-        models: role -> loaded model. clips: set -> clips. seed: for every random draw.
+        models: the roles that were given -> loaded model. clips: set -> clips; a set may be absent.
+        seed: for every random draw. force: measure also where a figure is known to be mostly bias, and say so.
+        embedder: None where none was asked for.
     """
 
     models: Mapping[Role, Backend]
     clips: Mapping[ClipSet, Sequence[Clip]]
     seed: int
+    force: bool
+    embedder: Embedder | None
+
+    @abstractmethod
+    def backend(self, model: Role) -> Backend:
+        """The model of a role; `control`, the never-trained one, is made from another on first use.
+
+        Raises:
+            KeyError: the role was not given.
+        """
+
+    @abstractmethod
+    def batches(self, clips: Sequence[Clip]) -> Iterable[Sequence[Clip]]:
+        """Clips in pieces small enough for one forward (and backward) pass."""
+
+    @abstractmethod
+    def nll(self, model: Role, clips: ClipSet) -> Mapping[str, float]:
+        """Mean NLL a token of each track, nats; a track's windows count by their tokens. Also without tokens."""
 
     @abstractmethod
     def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
-        """One [K, T] a clip, NaN where no token is predicted."""
+        """One float32 [K, T] a clip, NaN where no token is predicted."""
+
+    @abstractmethod
+    def predictions(self, model: Role, clips: ClipSet) -> list[Tensor]:
+        """The likeliest code given the true past, int64 [K, T] a clip, -1 where no token is predicted."""
+
+    @abstractmethod
+    def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
+        """KL(target ‖ model) of each token, nats, one [K, T] a clip, NaN where no token is predicted."""
 
     @abstractmethod
     def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:
-        """Greedy codes [K, T] as long as the clip, after its caption and its first `prompt_frames` frames."""
+        """Greedy codes [K, T], without guidance, after the caption and the clip's first `prompt_frames` frames.
+
+        T is the clip's length, at most `prompt_frames` plus the evaluation's limit. A clip no longer than the prompt
+        comes back as it is.
+        """
 
     @abstractmethod
     def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
-        """Sampled codes [K, T] for each clip's caption (no prompt), seeded alike for every model."""
+        """Sampled codes [K, T], one or more a track's caption (no prompt), in the order of track ids.
+
+        Item i of every model has the same caption and the same noise.
+        """
 
     @abstractmethod
     def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        """Embeddings [N, D] of the generations of a model, or of the clips themselves (`audio`)."""
+        """Embeddings [N, D] of a model's `generations`, or of the clips themselves (`audio`)."""
 
 
 class Metric(ABC):
@@ -423,6 +467,22 @@ class Embedder(ABC):
     sample_rate: int
     identity: str
 
+    @classmethod
+    @abstractmethod
+    def open(cls, backend: Backend) -> Embedder:
+        """Load it. `backend` is the model under evaluation: its device, and its codec for an embedder that uses that.
+
+        Raises:
+            InputError: it can't work beside this backend.
+        """
+
     @abstractmethod
     def embed(self, waveforms: Tensor) -> Tensor:
         """Mono waveforms [N, S] at `sample_rate` -> float32 [N, D]."""
+
+    def embed_codes(self, codes: Tensor) -> Tensor | None:
+        """Codes [N, K, T] of the backend it was opened with -> [N, D]; None: decode them, and call `embed`.
+
+        For an embedder that reads the codec's codes anyway: a clip's codes must give what its waveform gives.
+        """
+        return None

@@ -1,0 +1,1 @@
+"""Audio embedders, one a file."""

@@ -1,0 +1,119 @@
+"""Can an outsider tell that the tracks were trained on? Likelihood attacks, beside one that sees no model."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from encore import stats
+from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
+from encore.metrics.rows import by_track, given, unmeasured
+
+MIN_K = 0.2
+FPR = 0.01
+BLIND_WARNING = 0.6
+MODELS: tuple[Role, ...] = ("base", "unlearned", "gold", "gold2")
+
+
+class Membership(Metric):
+    """LOSS and Min-K: forget tracks as members against holdout tracks, higher likelihood meaning member.
+
+    Rows: `membership_auc` (LOSS, Yeom et al., arXiv 1709.01604), `membership_auc_mink` (mean of the least likely 20 %
+    of a track's tokens, Shi et al., arXiv 2310.16789) and `membership_tpr_at_1_fpr` (of LOSS). `per_track` of an AUC is
+    the share of holdout tracks less likely than this one; its mean is the AUC. n counts both sets.
+    """
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        for model in given(evaluation, *MODELS):
+            loss = [_negated(evaluation.nll(model, "forget")), _negated(evaluation.nll(model, "holdout"))]
+            yield auc_row("membership_auc", model, *loss)
+            if evaluation.backend(model).has_tokens:
+                lowest = [min_k(evaluation, model, "forget"), min_k(evaluation, model, "holdout")]
+                yield auc_row("membership_auc_mink", model, *lowest)
+            else:
+                yield unmeasured("membership_auc_mink", model, "forget", "the model has no tokens", unit="AUC")
+            yield self._tpr(model, *loss)
+
+    def _tpr(self, model: Role, members: Mapping[str, float], others: Mapping[str, float]) -> Result:
+        rate, threshold = stats.tpr_at_fpr(list(members.values()), list(others.values()), FPR)
+        caught = {track: float(score > threshold) for track, score in members.items()}
+        low, high = stats.share_interval(round(rate * len(members)), len(members)) or (None, None)
+        note = f"with {len(others)} holdout tracks no false positive is allowed; 1 % needs 100 of them"
+        return Result(
+            "membership_tpr_at_1_fpr", model, "forget", rate, low, high, n=len(members) + len(others), unit="share",
+            per_track=caught, details=_sizes(members, others),
+            note=note if len(others) < 1 / FPR else None,
+        )  # fmt: skip
+
+
+class Blind(Metric):
+    """The same test without any model. Where it tells the two sets apart, a membership AUC is about the sets.
+
+    Rows: `membership_auc_blind` scores how far zlib shrinks a track's codes (better compressed meaning member),
+    `membership_auc_blind_caption` the caption's length (shorter meaning member). Far from .5 on either side is a
+    warning: an attacker may turn the sign.
+    """
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        sets: list[Sequence[Clip]] = [evaluation.clips["forget"], evaluation.clips["holdout"]]
+        scores = {
+            "membership_auc_blind": [_compressed(clips) for clips in sets],
+            "membership_auc_blind_caption": [_brevity(clips) for clips in sets],
+        }
+        for name, (members, others) in scores.items():
+            area = stats.auc(list(members.values()), list(others.values()))
+            low, high = stats.auc_interval(area, len(members), len(others))
+            note = None
+            if abs(area - 0.5) > BLIND_WARNING - 0.5:
+                note = f"forget and holdout differ without any model (blind AUC {area:.2f}): no membership AUC is safe"
+                if low <= 0.5 <= high:
+                    note = f"blind AUC {area:.2f} on few tracks: forget and holdout may differ without any model"
+            yield auc_row(name, "none", members, others, note=note)
+
+
+def auc_row(
+    metric: str, model: str, members: Mapping[str, float], others: Mapping[str, float], **fields: Any
+) -> Result:
+    """A row with the AUC of two sets of scores."""
+    placed = stats.placements(list(members.values()), list(others.values()))
+    area = float(placed.mean())
+    low, high = stats.auc_interval(area, len(members), len(others))
+    return Result(
+        metric, model, "forget", area, low, high, n=len(members) + len(others), unit="AUC",
+        per_track=dict(zip(members, placed.tolist(), strict=True)), details=_sizes(members, others), **fields,
+    )  # fmt: skip
+
+
+def min_k(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, float]:
+    """Mean log-likelihood of the least likely 20 % of each track's tokens."""
+    tokens: dict[str, list[torch.Tensor]] = {}
+    for clip, logprobs in zip(evaluation.clips[clips], evaluation.token_logprobs(model, clips), strict=True):
+        tokens.setdefault(clip.track, []).append(logprobs[~logprobs.isnan()])
+    scores = {}
+    for track, parts in sorted(tokens.items()):
+        ordered = torch.cat(parts).double().sort().values
+        scores[track] = float(ordered[: math.ceil(MIN_K * len(ordered))].mean())
+    return scores
+
+
+def _compressed(clips: Sequence[Clip]) -> dict[str, float]:
+    """Less the bytes a token that zlib needs for each track's codes, frame after frame."""
+    streams = [clip.codes.T.to(torch.int32).cpu().contiguous().numpy().astype("<u2").tobytes() for clip in clips]
+    sizes = [-float(len(zlib.compress(stream, 9))) for stream in streams]
+    return by_track(clips, sizes, [clip.codes.numel() for clip in clips])
+
+
+def _brevity(clips: Sequence[Clip]) -> dict[str, float]:
+    return by_track(clips, [-float(len(clip.caption)) for clip in clips], [1.0] * len(clips))
+
+
+def _negated(scores: Mapping[str, float]) -> dict[str, float]:
+    return {track: -score for track, score in scores.items()}
+
+
+def _sizes(members: Mapping[str, float], others: Mapping[str, float]) -> dict[str, object]:
+    return {"forget": len(members), "holdout": len(others)}

@@ -1,0 +1,54 @@
+"""Fit: the mean negative log-likelihood a token, also a codebook, and its distance to gold on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from encore import stats
+from encore.api import ClipSet, Evaluation, Metric, Result, Role
+from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, unmeasured
+
+UNIT = "nats/token"
+
+
+class Nll(Metric):
+    """Rows `nll`, `nll_codebook_0` … `nll_codebook_{K-1}`, and `nll_gap_gold` = (model - gold) / gold.
+
+    The gap has two sides on purpose: below 0 the model still knows the tracks, above 0 it shuns them, and both tell
+    that they were once learnt.
+    """
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        for clips in SETS:
+            if not evaluation.clips.get(clips):
+                yield no_clips("nll", clips, unit=UNIT)
+                continue
+            for model in given(evaluation):
+                yield mean_row("nll", model, clips, evaluation.nll(model, clips), evaluation, unit=UNIT)
+                if evaluation.backend(model).has_tokens:
+                    yield from self._codebooks(evaluation, model, clips)
+            for model in given(evaluation, "base", "unlearned", "gold2"):
+                yield self._gap(evaluation, model, clips)
+
+    def _codebooks(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
+        logprobs = evaluation.token_logprobs(model, clips)
+        for k in range(evaluation.backend(model).codebooks):
+            tracks = by_track(
+                evaluation.clips[clips],
+                [-float(clip[k].double().nansum()) for clip in logprobs],
+                [int((~clip[k].isnan()).sum()) for clip in logprobs],
+            )
+            yield mean_row(f"nll_codebook_{k}", model, clips, tracks, evaluation, unit=UNIT)
+
+    def _gap(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Result:
+        if "gold" not in evaluation.models:
+            return unmeasured("nll_gap_gold", model, clips, "no gold model was given")
+        own, gold = evaluation.nll(model, clips), evaluation.nll("gold", clips)
+        pairs = [(own[track], gold[track]) for track in gold]
+        low, high = stats.bootstrap_interval(
+            pairs, lambda drawn: drawn[..., 0].sum(1) / drawn[..., 1].sum(1) - 1, seed=evaluation.seed
+        ) or (None, None)
+        return Result(
+            "nll_gap_gold", model, clips, sum(a for a, _ in pairs) / sum(b for _, b in pairs) - 1, low, high,
+            n=len(pairs), per_track={track: own[track] / gold[track] - 1 for track in gold},
+        )  # fmt: skip

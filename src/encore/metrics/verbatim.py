@@ -1,0 +1,57 @@
+"""Replay: does the model play a track back, note for note?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from encore import stats
+from encore.api import Evaluation, Metric, Result, Role
+from encore.metrics.rows import SETS, by_track, given, no_clips, unmeasured
+
+MATCH = 0.8  # share of right first-codebook tokens that makes a replay, as in MusicGen's own test (arXiv 2306.05284)
+PROMPT_SECONDS = 1.0
+MODELS: tuple[Role, ...] = ("base", "unlearned", "gold")
+
+
+class Verbatim(Metric):
+    """Share of tracks that greedy decoding replays from their caption and first second.
+
+    A track replays where at least 80 % of the first codebook's tokens of the continuation are right. `per_track` has
+    the shares of right tokens; the interval is Wilson's, over tracks.
+    """
+
+    name = "verbatim"
+    prompt_seconds = PROMPT_SECONDS
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        for clips in SETS:
+            if not evaluation.clips.get(clips):
+                yield no_clips(self.name, clips, unit="share")
+                continue
+            for model in given(evaluation, *MODELS):
+                prompt = round(self.prompt_seconds * evaluation.backend(model).frame_rate)
+                played = evaluation.continuations(model, clips, prompt)
+                right = [
+                    (codes[0, prompt:] == clip.codes[0, prompt : codes.shape[-1]])
+                    for codes, clip in zip(played, evaluation.clips[clips], strict=True)
+                ]
+                tracks = by_track(
+                    evaluation.clips[clips], [int(hits.sum()) for hits in right], [hits.numel() for hits in right]
+                )
+                if not tracks:
+                    why = f"no {clips} track is longer than the prompt of {self.prompt_seconds:g} s"
+                    yield unmeasured(self.name, model, clips, why, unit="share")
+                    continue
+                replayed = sum(share >= MATCH for share in tracks.values())
+                low, high = stats.share_interval(replayed, len(tracks)) or (None, None)
+                yield Result(
+                    self.name, model, clips, replayed / len(tracks), low, high, n=len(tracks), unit="share",
+                    direction="gold" if clips == "forget" else "base", per_track=tracks,
+                )  # fmt: skip
+
+
+class VerbatimCaption(Verbatim):
+    """The same from the caption alone."""
+
+    name = "verbatim_caption"
+    prompt_seconds = 0.0

@@ -1,0 +1,391 @@
+"""Measure models on tracks: what metrics share is computed once, in batches of bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encore import plugins
+from encore.api import Backend, Batch, Clip, ClipSet, Embedder, Evaluation, Metric, MetricSpec, Result, Role
+from encore.errors import EncoreError, InputError, PluginError
+from encore.fingerprint import module_sha256
+from encore.losses import kl_divergence, token_logprobs
+from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
+
+BATCH = 16  # clips a forward pass, where memory allows
+LOGITS = 2**25  # elements of a logits tensor at most: 128 MiB of float32, of which a few are alive at once
+GENERATE_BATCH = 32  # captions played side by side
+CONTINUATION_FRAMES = 250  # of a replay; MusicGen's own memorisation test decodes 5 s at 50 frames a second
+GENERATION_SECONDS = 10.0  # longest sampled generation
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    models: Mapping[Role, Backend],
+    clips: Mapping[ClipSet, Sequence[Clip]],
+    *,
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    embedder: str | Embedder | None = "encodec",
+    draws: int = 1,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Measure every metric that was asked for; see `SharedEvaluation` and `measure`.
+
+    Raises:
+        InputError: there is nothing to forget, or the models don't belong together.
+        UnknownNameError, MissingExtraError, PluginError: a metric or the embedder can't be had, or a metric broke.
+    """
+    evaluation = SharedEvaluation(models, clips, seed=seed, embedder=embedder, draws=draws, force=force)
+    return measure(evaluation, metrics, progress)
+
+
+def measure(
+    evaluation: SharedEvaluation, metrics: Sequence[str] | None = None, progress: Progress | None = None
+) -> list[Result]:
+    """Rows of the named metrics (default: all installed), in that order.
+
+    A metric whose needs are not met gives one row that says which; a figure that is not finite becomes None, with the
+    reason.
+
+    Args:
+        progress: called with a metric's name, how many are done and how many there are, and once at the end.
+
+    Raises:
+        UnknownNameError, MissingExtraError: a metric that was named can't be had (by default such are skipped rows).
+        PluginError: a metric raised what it should not.
+    """
+    registry = plugins.metrics()
+    names = list(metrics) if metrics is not None else registry.names
+    rows: list[Result] = []
+    for done, name in enumerate(names):
+        if progress:
+            progress(name, done, len(names))
+        try:
+            metric = registry.resolve(name)
+        except EncoreError as error:
+            if metrics is not None:
+                raise
+            rows.append(unmeasured(name, "unlearned", "forget", error.message))
+            continue
+        rows += [_finite(row) for row in _rows(metric, evaluation)]
+    if progress:
+        progress("", len(names), len(names))
+    return rows
+
+
+def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> Iterable[Result]:
+    unmet = evaluation.unmet(metric.spec)
+    if unmet:
+        return [unmeasured(metric.spec.name, "unlearned", "forget", unmet)]
+    try:
+        return list(metric().measure(evaluation))
+    except EncoreError as error:
+        return [unmeasured(metric.spec.name, "unlearned", "forget", error.message)]
+    except Exception as error:
+        raise PluginError(
+            f"the metric {metric.spec.name!r} failed: {type(error).__name__}: {error}",
+            "name the other metrics with --metric to measure without it; ENCORE_DEBUG=1 shows where it failed",
+        ) from error
+
+
+def _finite(row: Result) -> Result:
+    """The row with every figure finite or None."""
+    value = _or_none(row.value)
+    why = row.why
+    if row.value is not None and value is None:
+        why = f"not measured: the figure came out as {row.value}"
+    known = value is not None
+    return replace(
+        row, value=value, low=_or_none(row.low) if known else None, high=_or_none(row.high) if known else None,
+        per_track={track: _or_none(figure) for track, figure in row.per_track.items()}, why=why,
+        details={key: _plain(detail) for key, detail in row.details.items()},
+    )  # fmt: skip
+
+
+def _or_none(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return _or_none(value)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+# -------------------------------------------------------------------------------------------------- the evaluation
+
+
+@dataclass
+class _Scores:
+    """One forward pass over a set, a model: lists with one tensor a clip."""
+
+    logprobs: list[Tensor] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
+    kl: list[Tensor] = field(default_factory=list)
+
+
+class SharedEvaluation(Evaluation):
+    """The `Evaluation` of `encore eval`.
+
+    All likelihoods of a set come from one pass over its clips, in which every model sees a batch and what metrics read
+    of the logits is kept: never the logits themselves. Models are put in evaluation mode.
+
+    Args:
+        models: what to measure, at least one; they must share a codec.
+        clips: `forget` must not be empty. seed: of resampling, of generations, and of the control's weights.
+        embedder: a registered name, an opened embedder, or None: metrics that need one are then not measured.
+        draws: generations a caption. force: see `Evaluation`.
+        batch, generate_batch: clips a forward pass, captions a generation, at most.
+
+    Raises:
+        InputError: no forget clips, no model, or models of different codecs.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[Role, Backend],
+        clips: Mapping[ClipSet, Sequence[Clip]],
+        *,
+        seed: int = 0,
+        embedder: str | Embedder | None = "encodec",
+        draws: int = 1,
+        force: bool = False,
+        batch: int = BATCH,
+        generate_batch: int = GENERATE_BATCH,
+    ) -> None:
+        if not models:
+            raise InputError("there is no model to measure", "give at least one of --model, --base, --gold")
+        if not clips.get("forget"):
+            raise InputError("there are no forget tracks to measure on", "name them with --tracks")
+        self.models = {role: models[role] for role in ROLES if role in models}  # one order, whatever was given
+        self.clips = {name: list(chosen) for name, chosen in clips.items()}
+        self.seed, self.force = seed, force
+        self._draws, self._batch, self._generate_batch = draws, batch, generate_batch
+        self._first = next(iter(self.models.values()))
+        self._check_models()
+        for model in self.models.values():
+            model.module.eval()
+        if isinstance(embedder, str):
+            embedder = plugins.embedders().resolve(embedder).open(self._first)
+        self.embedder = embedder
+        self._control: Backend | None = None
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def _check_models(self) -> None:
+        """Codes of one codec mean nothing to a model of another."""
+
+        def codec(model: Backend) -> tuple[Any, ...]:
+            weights = model.frozen().get("codec")
+            return model.codebooks, model.codebook_size, module_sha256(weights) if weights is not None else None
+
+        first, *others = self.models.items()
+        for role, model in others:
+            if codec(model) != codec(first[1]):
+                raise InputError(
+                    f"the {role} model has another codec than the {first[0]} model: their figures don't compare",
+                    "give models that were trained on the codes of one codec",
+                )
+
+    def unmet(self, spec: MetricSpec) -> str:
+        """Which of a metric's needs is not there, or nothing."""
+        absent: dict[str, str] = {role: f"no {role} model was given" for role in ROLES if role not in self.models}
+        absent |= {name: f"there are no {name} tracks" for name in SETS if not self.clips.get(name)}
+        absent |= {} if self.embedder else {"embedder": "no embedder was chosen"}
+        absent |= {} if self._first.has_tokens else {"logits": "the model has no tokens"}
+        return next((absent[need] for need in sorted(spec.needs) if need in absent), "")
+
+    # ------------------------------------------------------------------------------------------------- Evaluation
+
+    def backend(self, model: Role) -> Backend:
+        if model == "control" and "control" not in self.models:
+            if self._control is None:
+                self._control = self._first.clone()
+                self._control.reinitialise(self.seed)
+                self._control.module.eval()
+            return self._control
+        return self.models[model]
+
+    def batches(self, clips: Sequence[Clip]) -> Iterator[Sequence[Clip]]:
+        a_clip = max((clip.codes.numel() for clip in clips), default=1) * self._first.codebook_size
+        size = max(1, min(self._batch, LOGITS // a_clip if self._first.has_tokens else self._batch))
+        return (clips[start : start + size] for start in range(0, len(clips), size))
+
+    def nll(self, model: Role, clips: ClipSet) -> Mapping[str, float]:
+        return self._once(("nll", model, clips), lambda: self._nll(model, clips))
+
+    def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
+        if unconditional:
+            without = self._once(
+                ("unconditional", model, clips), lambda: self._pass([model], clips, None, unconditional=True)
+            )
+            return without[model].logprobs
+        return self._scores(model, clips).logprobs
+
+    def predictions(self, model: Role, clips: ClipSet) -> list[Tensor]:
+        return self._scores(model, clips).predictions
+
+    def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
+        if target == "gold" and model in self.models:
+            return self._scores(model, clips).kl
+        return self._once(("kl", target, model, clips), lambda: self._pass([model], clips, target)[model].kl)
+
+    def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:
+        return self._once(("played", model, prompt_frames), lambda: self._continue(model, prompt_frames))[clips]
+
+    def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
+        return self._once(("generated", model, clips), lambda: self._generate(model, clips))
+
+    def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
+        return self._once(("embedded", source, clips), lambda: self._embed(source, clips))
+
+    # ------------------------------------------------------------------------------------------------ likelihoods
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _scores(self, model: Role, clips: ClipSet) -> _Scores:
+        if model in self.models:
+            target: Role | None = "gold" if "gold" in self.models else None
+            return self._once(("scores", clips), lambda: self._pass(list(self.models), clips, target))[model]
+        return self._once(("scores", model, clips), lambda: self._pass([model], clips, None)[model])
+
+    @torch.no_grad()
+    def _pass(
+        self, models: Sequence[Role], clips: ClipSet, target: Role | None, *, unconditional: bool = False
+    ) -> dict[Role, _Scores]:
+        """Every model over every batch; the target's logits of a batch are alive while the others are compared."""
+        scores = {model: _Scores() for model in models}
+        for piece in self.batches(self.clips[clips]):
+            aim = self._logits(target, piece, unconditional) if target else None
+            for model in models:
+                own = aim if aim and model == target else self._logits(model, piece, unconditional)
+                _keep(scores[model], piece, *own, aim[0] if aim else None)
+        return scores
+
+    def _logits(self, model: Role, piece: Sequence[Clip], unconditional: bool) -> tuple[Tensor, Tensor]:
+        """Logits [N, K, T, V] and mask [N, K, T]."""
+        backend = self.backend(model)
+        batch = Batch.of(piece, backend.device)
+        return backend.logits(batch, unconditional=unconditional), backend.token_mask(batch)
+
+    @torch.no_grad()
+    def _nll(self, model: Role, clips: ClipSet) -> dict[str, float]:
+        chosen, backend = self.clips[clips], self.backend(model)
+        if backend.has_tokens:
+            logprobs = self.token_logprobs(model, clips)
+            totals = [-float(clip.double().nansum()) for clip in logprobs]
+            return by_track(chosen, totals, [int((~clip.isnan()).sum()) for clip in logprobs])
+        losses = torch.cat([backend.losses(Batch.of(piece, backend.device)) for piece in self.batches(chosen)])
+        return by_track(chosen, losses.double().tolist(), [1.0] * len(chosen))
+
+    # ------------------------------------------------------------------------------------------------- generation
+
+    def _continue(self, model: Role, prompt: int) -> dict[ClipSet, list[Tensor]]:
+        """Greedy continuations of all sets at once: one decoding loop costs hardly more for many clips than for few.
+
+        A clip of which every later token is the model's likeliest code, given the true past, is what greedy decoding
+        plays: it needs no decoding.
+        """
+        backend = self.backend(model)
+        played: dict[ClipSet, list[Tensor]] = {}
+        open_rows: list[tuple[ClipSet, int, int]] = []  # set, index, frames to play
+        for name, chosen in self.clips.items():
+            played[name] = [clip.codes[:, : prompt + CONTINUATION_FRAMES].cpu() for clip in chosen]
+            predicted = self.predictions(model, name) if backend.has_tokens else [None] * len(chosen)
+            for i, (clip, likeliest) in enumerate(zip(chosen, predicted, strict=True)):
+                frames = played[name][i].shape[-1]
+                if frames > prompt and not _replays(likeliest, clip.codes, prompt, frames):
+                    open_rows.append((name, i, frames))
+        open_rows.sort(key=lambda row: row[2])  # rows of a batch are as long as its longest
+        for start in range(0, len(open_rows), self._generate_batch):
+            rows = open_rows[start : start + self._generate_batch]
+            clips = [self.clips[name][i] for name, i, _ in rows]
+            given = torch.stack([clip.codes[:, :prompt] for clip in clips]).to(backend.device) if prompt else None
+            codes = backend.generate(
+                [clip.caption for clip in clips], prompt=given, seconds=rows[-1][2] / backend.frame_rate,
+                seed=self.seed, temperature=0.0, guidance=1.0,
+            )  # fmt: skip
+            for row, (name, i, frames) in zip(codes.cpu(), rows, strict=True):
+                played[name][i] = row[:, :frames]
+        return played
+
+    def _generate(self, model: Role, clips: ClipSet) -> list[Tensor]:
+        backend = self.backend(model)
+        first = {clip.track: clip for clip in reversed(self.clips[clips])}  # a track's first window
+        chosen = [first[track] for track in sorted(first) for _ in range(self._draws)]
+        most = round(GENERATION_SECONDS * backend.frame_rate)
+        generated: list[Tensor] = []
+        for start in range(0, len(chosen), self._generate_batch):
+            piece = chosen[start : start + self._generate_batch]
+            frames = [min(clip.codes.shape[-1], most) for clip in piece]
+            # A row's noise is that of seed + row, so that the batches' size changes nothing.
+            codes = backend.generate(
+                [clip.caption for clip in piece], seconds=max(frames) / backend.frame_rate,
+                seed=self.seed * 1_000_003 + start,
+            )  # fmt: skip
+            generated += [row[:, :length] for row, length in zip(codes.cpu(), frames, strict=True)]
+        return generated
+
+    @torch.no_grad()
+    def _embed(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
+        if self.embedder is None:
+            raise EncoreError("no embedder was chosen", "choose one with --embedder")
+        codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        return np.concatenate([self._embed_one(item[None]) for item in codes])
+
+    def _embed_one(self, codes: Tensor) -> np.ndarray:
+        """One item at a time: an embedder that pools over time must not see padding. [1, K, T] -> [1, D]."""
+        assert self.embedder is not None
+        vectors = self.embedder.embed_codes(codes)
+        if vectors is None:
+            audio = self._first.decode(codes.to(self._first.device)).mean(1).cpu()  # [1, S], mono
+            vectors = self.embedder.embed(_resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
+        return vectors.double().cpu().numpy()
+
+
+def _keep(scores: _Scores, piece: Sequence[Clip], logits: Tensor, mask: Tensor, target: Tensor | None) -> None:
+    """Reduce a batch's logits [N, K, T, V] to what metrics read, cut to each clip's length."""
+    codes = Batch.of(piece, logits.device).codes
+    nothing = ~mask
+    logprobs = token_logprobs(logits, codes, mask).masked_fill(nothing, torch.nan)
+    likeliest = logits.argmax(-1).masked_fill(nothing, -1)
+    kl = None
+    if target is not None:  # a codebook at a time: the log-probabilities of both models are as large as the logits
+        of_codebooks = [
+            kl_divergence(target[:, k, None].to(logits.device), logits[:, k, None], mask[:, k, None])
+            for k in range(logits.shape[1])
+        ]
+        kl = torch.cat(of_codebooks, 1).masked_fill(nothing, torch.nan)
+    for i, clip in enumerate(piece):
+        frames = clip.codes.shape[-1]
+        scores.logprobs.append(logprobs[i, :, :frames].cpu())
+        scores.predictions.append(likeliest[i, :, :frames].cpu())
+        if kl is not None:
+            scores.kl.append(kl[i, :, :frames].cpu())
+
+
+def _replays(likeliest: Tensor | None, codes: Tensor, prompt: int, frames: int) -> bool:
+    if likeliest is None:
+        return False
+    later = slice(prompt, frames)
+    return not bool(((likeliest[:, later] != codes[:, later].cpu()) & (likeliest[:, later] >= 0)).any())
+
+
+def _resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
+    """[N, S] at `rate` -> [N, S'] at `wanted`."""
+    if rate == wanted:
+        return audio
+    import soxr
+
+    return torch.from_numpy(soxr.resample(audio.numpy().T, rate, wanted).T.copy())
