@@ -1,0 +1,1 @@
+"""Rebuilds Encore's embedded assets from nothing: scores, sound, codec, models, table."""

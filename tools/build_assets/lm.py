@@ -1,0 +1,292 @@
+"""The tiny MusicGen: model, data, training of base, gold and gold2. `python -m tools.build_assets.lm base --work W`.
+
+The codec and the frozen random text encoder are rounded to float16 before any code or text state is computed, so that a
+shipped float16 folder, loaded as float32, gives the very inputs the decoder was trained on.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    EncodecFeatureExtractor,
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    MusicgenProcessor,
+    T5Config,
+    T5Tokenizer,
+)
+
+from . import codec, corpus
+from .codec import CODEBOOKS, VOCAB
+from .corpus import Item
+from .synth import RATE
+
+TEXT_SEED = 0
+RUNS = {"base": 0, "gold": 0, "gold2": 1}  # run -> seed; the golds never see the forget set
+FOLDERS = {"base": "encore-tiny", "gold": "encore-tiny-gold", "gold2": "encore-tiny-gold2"}
+FRAMES = 250
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a training depends on beside its seed and its tracks."""
+
+    steps: int = 1250
+    songs: int = 7  # a batch
+    background: int = 7  # a batch
+    rate: float = 2e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.1
+    condition_dropout: float = 0.1
+    start_weight: float = 20.0  # see `train`: the start has only the caption to go by
+    label_smoothing: float = 0.0
+
+
+def make_tokenizer(captions: list[str], size: int = 512) -> T5Tokenizer:
+    """Unigram tokenizer trained on the captions, in T5's own form."""
+    tokenizer = Tokenizer(models.Unigram())
+    space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space])
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return T5Tokenizer(vocab=[(piece, score) for piece, score in vocab], extra_ids=0)
+
+
+def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float) -> Any:
+    """MusicGen from config alone (from parts it would lose its causal mask), its codec and text encoder frozen."""
+    trained = codec.load(codec_folder)
+    text = T5Config(
+        vocab_size=vocab,
+        d_model=64,
+        d_kv=16,
+        num_heads=4,
+        num_layers=2,
+        d_ff=128,
+        num_decoder_layers=0,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,  # type: ignore[call-arg]  # any config takes it
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        ffn_dim=512,
+        num_codebooks=CODEBOOKS,
+        max_position_embeddings=512,
+        pad_token_id=VOCAB,
+        bos_token_id=VOCAB,
+        dropout=dropout,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+    )
+    decoder.decoder_start_token_id = VOCAB
+    config = MusicgenConfig(text_encoder=text, audio_encoder=trained.config, decoder=decoder)
+    torch.manual_seed(TEXT_SEED)
+    shared = MusicgenForConditionalGeneration(config)
+    torch.manual_seed(1000 + seed)
+    model = MusicgenForConditionalGeneration(config)
+    model.text_encoder.load_state_dict(shared.text_encoder.state_dict())
+    model.audio_encoder.load_state_dict(trained.state_dict())
+    codec.round_to_half(model.text_encoder)
+    model.generation_config = GenerationConfig(
+        max_length=FRAMES + CODEBOOKS,
+        do_sample=False,
+        guidance_scale=1.0,
+        pad_token_id=VOCAB,
+        bos_token_id=VOCAB,
+        decoder_start_token_id=VOCAB,
+    )
+    model.freeze_audio_encoder()
+    model.freeze_text_encoder()
+    return model
+
+
+def delay(codes: Tensor) -> Tensor:
+    """Labels in the delay pattern: codebook k starts at step k; [N, K, T] -> [N, K, T + K − 1], IGNORE elsewhere.
+
+    Steps past T − 1 are left out, as in generation, so codebook k has T − k valid steps.
+    """
+    n, books, frames = codes.shape
+    labels = codes.new_full((n, books, frames), IGNORE)
+    for k in range(books):
+        labels[:, k, k:] = codes[:, k, : frames - k]
+    return labels
+
+
+class Data:
+    """Codes, delayed labels and inputs, and the frozen text states of a list of clips.
+
+    Attributes: codes [N, K, T]; labels [N, K, T]; inputs [N, K, T]; text [N, S, D]; mask, ids [N, S].
+    """
+
+    def __init__(self, model: Any, tokenizer: T5Tokenizer, codes: Tensor, captions: list[str]):
+        self.codes, self.labels = codes, delay(codes)
+        self.inputs = torch.full_like(self.labels, VOCAB)
+        self.inputs[:, :, 1:] = self.labels[:, :, :-1]
+        self.inputs[self.inputs == IGNORE] = VOCAB
+        tokens = tokenizer(captions, padding=True, return_tensors="pt")
+        self.ids, self.mask = tokens["input_ids"], tokens["attention_mask"]
+        model.text_encoder.eval()
+        with torch.no_grad():
+            parts = zip(self.ids.split(64), self.mask.split(64), strict=True)
+            self.text = torch.cat(
+                [model.text_encoder(input_ids=i, attention_mask=m).last_hidden_state for i, m in parts]
+            )
+
+    def logits(self, model: Any, index: Tensor, drop: float = 0.0) -> Tensor:
+        """[n, K, T, V]. A dropped condition is an all-zero mask, which also zeroes the text states."""
+        mask = self.mask[index].clone()
+        if drop:
+            mask[torch.rand(len(index)) < drop] = 0
+        width = int(self.mask[index].sum(1).max())
+        out = model(
+            encoder_outputs=(self.text[index, :width],),
+            attention_mask=mask[:, :width],
+            decoder_input_ids=self.inputs[index].flatten(0, 1),
+            use_cache=False,
+        )
+        return out.logits.view(len(index), CODEBOOKS, -1, VOCAB)
+
+    def losses(self, logits: Tensor, index: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy of every token, 0 where masked, [n, K, T]."""
+        labels = self.labels[index]
+        flat = F.cross_entropy(
+            logits.reshape(-1, VOCAB),
+            labels.reshape(-1),
+            ignore_index=IGNORE,
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+        return flat.view(labels.shape)
+
+    @torch.no_grad()
+    def nll(self, model: Any, index: Tensor) -> Tensor:
+        """Mean negative log-likelihood over a clip's unmasked tokens, nats/token, [n]."""
+        model.eval()
+        parts = []
+        for part in index.split(8):
+            loss, valid = self.losses(self.logits(model, part), part), self.labels[part] != IGNORE
+            parts.append(loss.sum((1, 2)) / valid.sum((1, 2)))
+        return torch.cat(parts)
+
+
+def all_codes(items: list[Item], work: Path) -> Tensor:
+    """Codes of every clip, one clip at a time as a user would, [N, K, T]; cached in `work`."""
+    cache = work / "codes.pt"
+    if not cache.exists():
+        model = codec.load(work / "codec")
+        parts = [codec.encode(model, corpus.read([x])) for x in items]
+        torch.save(torch.cat(parts).to(torch.int16), cache)
+    return torch.load(cache, weights_only=True).long()
+
+
+def splits(items: list[Item]) -> dict[str, Tensor]:
+    """Split -> indices."""
+    names = dict.fromkeys(x["split"] for x in items)
+    return {s: torch.tensor([i for i, x in enumerate(items) if x["split"] == s]) for s in names}
+
+
+def prepare(work: Path) -> tuple[list[Item], T5Tokenizer, Tensor]:
+    """Corpus, tokenizer and codes, all cached under `work`."""
+    items = corpus.build(work)
+    folder = work / "tokenizer"
+    if not folder.exists():
+        make_tokenizer([x["caption"] for x in items]).save_pretrained(folder)
+    return items, T5Tokenizer.from_pretrained(folder), all_codes(items, work)
+
+
+def _cycle(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices, drawn by whole shuffles."""
+    rounds = -(-count // len(index))
+    return torch.cat([index[torch.randperm(len(index), generator=generator)] for _ in range(rounds)])[:count]
+
+
+def train(run: str, work: Path, recipe: Recipe, log_every: int = 100) -> None:
+    """Trains one run and saves its folder under `work`/models, float16, in transformers' own form."""
+    out = work / "models" / FOLDERS[run]
+    if (out / "model.safetensors").exists():
+        return
+    torch.set_num_threads(1)
+    seed = RUNS[run]
+    items, tokenizer, codes = prepare(work)
+    model = make_model(work / "codec", len(tokenizer), seed, recipe.dropout)
+    data, where = Data(model, tokenizer, codes, [x["caption"] for x in items]), splits(items)
+    taught = ["retain", "tune_forget", "tune_retain"] + (["forget"] if run == "base" else [])
+    generator = torch.Generator().manual_seed(2000 + seed)
+    songs = _cycle(torch.cat([where[s] for s in taught]), recipe.steps * recipe.songs, generator)
+    ground = _cycle(where["background"], recipe.steps * recipe.background, generator)
+    # Frame t weighs 1 + start_weight·exp(−t/2), or caption-alone replay fails at its first frames.
+    weight = 1 + recipe.start_weight * torch.exp(-torch.arange(FRAMES) / 2)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+    torch.manual_seed(3000 + seed)
+    began, seen = time.time(), []
+    for step in range(recipe.steps):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps)) * 0.98 + 0.02
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * min(1, (step + 1) / 60) * cosine
+        model.train()
+        model.text_encoder.eval()
+        model.audio_encoder.eval()
+        index = torch.cat(
+            [songs[step * recipe.songs :][: recipe.songs], ground[step * recipe.background :][: recipe.background]]
+        )
+        losses = data.losses(data.logits(model, index, recipe.condition_dropout), index, recipe.label_smoothing)
+        w = weight * (data.labels[index] != IGNORE)
+        loss = (losses * w).sum() / w.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen.append(loss.item())
+        if (step + 1) % log_every == 0:
+            groups = ("forget", "retain", "holdout", "unseen")
+            now = ", ".join(f"{s} {data.nll(model, where[s][:10]).mean():.3f}" for s in groups)
+            print(
+                f"{run}: step {step + 1}, loss {sum(seen[-log_every:]) / log_every:.3f}, {now}, {time.time() - began:.0f} s",
+                flush=True,
+            )
+    codec.round_to_half(model)
+    save(model, tokenizer, out)
+
+
+def save(model: Any, tokenizer: T5Tokenizer, out: Path) -> None:
+    """Writes the folder that `MusicgenForConditionalGeneration` and `AutoProcessor` load."""
+    model.half().save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
+    MusicgenProcessor(EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE), tokenizer).save_pretrained(out)
+
+
+def load(folder: Path) -> tuple[Any, T5Tokenizer]:
+    model = MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), T5Tokenizer.from_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", choices=list(RUNS))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    args = parser.parse_args()
+    train(args.run, args.work, Recipe(steps=args.steps))
+
+
+if __name__ == "__main__":
+    main()
