@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -103,8 +103,7 @@ class _State:
     forget_queue: list[int] = field(default_factory=list)
     retain_queue: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
-    best_score: float = math.inf
-    best_step: int = -1
+    best: Look | None = None
     micro_batch_size: int = 0
 
 
@@ -138,7 +137,7 @@ class Engine:
         self.precision = precision
         self.checkpoints = checkpoints
         self.record = record
-        self.stop = stop or StopFlag()
+        self.stop = stop if stop is not None else StopFlag()
         self.generator = torch.Generator().manual_seed(seed)
         self.outcome = Outcome()
         self.judge = Judge(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
@@ -200,7 +199,6 @@ class Engine:
         retain_draw = Draw(self.generator, state.retain_queue)
         last_checkpoint = _now()
         bad = 0
-        look: Look | None = None
         while state.step < options.steps:
             if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
@@ -254,9 +252,8 @@ class Engine:
                 module.eval()
                 look = self.judge.look()
                 self.record({"phase": self._phase, "step": state.step, "of": options.steps, "look": look.as_dict()})
-                if look.score <= state.best_score:
-                    state.best_score, state.best_step, best = look.score, state.step, _copy(module)
-                    self.outcome.best = look
+                if state.best is None or look.rank <= state.best.rank:
+                    state.best, best = look, _copy(module)
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
                     if not state.pending:
@@ -264,9 +261,10 @@ class Engine:
         _restore(module, best)
         module.eval()
         self.outcome.steps += state.step
+        self.outcome.best = state.best
         self.outcome.micro_batch_size = state.micro_batch_size
-        if self.outcome.best is not None and self.judge.level is not None:
-            self.outcome.reached_target = all(self.outcome.best.reached(clip.track) for clip in self.clips.forget)
+        if state.best is not None and self.judge.level is not None:
+            self.outcome.reached_target = all(state.best.reached(clip.track) for clip in self.clips.forget)
 
     def _backward(
         self, method: LossMethod, step: Step, forget: Sequence[Clip] | None, retain: Sequence[Clip] | None, micro: int
@@ -291,7 +289,7 @@ class Engine:
                     )
                 loss = losses.sum() / len(clips)
                 loss.backward()
-                total += float(loss)
+                total += loss.item()
             sums[name] = total
         return sums
 
@@ -314,7 +312,7 @@ class Engine:
             save_file(dict(best), folder / "best.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
-            (folder / "state.json").write_text(json.dumps(vars(state) | {"phase": self._phase}))
+            (folder / "state.json").write_text(json.dumps(asdict(state) | {"phase": self._phase}))
 
         self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
         self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
@@ -328,8 +326,7 @@ class Engine:
         if saved.pop("phase") != self._phase:
             return None
         vars(state).update(saved)
-        if state.best_step < 0:
-            state.best_score = math.inf
+        state.best = Look(**saved["best"]) if saved["best"] else None
         _restore(self.backend.module, load_file(folder / "module.safetensors"))
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))

@@ -10,16 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
-from encore.api import Backend, Clip, Method
+from encore.api import Backend, Batch, Clip, Method
 from encore.audio.cache import TensorCache
-from encore.audio.duplicates import duplicates
-from encore.audio.tracks import Track
+from encore.audio.duplicates import find_duplicates, refusal
 from encore.errors import GateError, InputError, UsageError
 from encore.fingerprint import module_sha256
-from encore.plugins import Registries
+from encore.plugins import backends, installed
 from encore.runs.data import Heard, Listener
 from encore.runs.engine import Clips, Engine, Outcome
 from encore.runs.environment import hardware, pick_device, pick_precision, versions
@@ -73,7 +71,7 @@ class Prepared:
         return _estimate(self)
 
 
-def prepare(request: Request, method: Method, registries: Registries, reporter: Reporter | None = None) -> Prepared:
+def prepare(request: Request, method: Method, reporter: Reporter | None = None) -> Prepared:
     """Read the list, open the model, hear every track. Raises before anything is written."""
     reporter = reporter or Reporter()
     started = time.monotonic()
@@ -90,7 +88,7 @@ def prepare(request: Request, method: Method, registries: Registries, reporter: 
         )
     device = pick_device(request.device)
     reporter.progress("load model", 0, 1)
-    backend = registries.backends.resolve(request.backend).load(
+    backend = backends().resolve(request.backend).load(
         request.model, revision=request.revision, offline=request.offline, device=device
     )
     if "logits" in needs and not backend.has_tokens:
@@ -114,17 +112,13 @@ def prepare(request: Request, method: Method, registries: Registries, reporter: 
 
 def _keep_apart(prepared: Prepared) -> None:
     """No track may be both forgotten and kept."""
-    pairs = duplicates([h.track for h in prepared.forget], [h.track for h in prepared.retain])
+    pairs = find_duplicates(prepared.tracks.forget, prepared.tracks.retain)
     if not pairs:
         return
     if not prepared.request.drop_duplicates:
-        listed = "; ".join(f"{pair.first.id} = {pair.second.id}" for pair in pairs[:10])
-        raise InputError(
-            f"{len(pairs)} tracks are both to be forgotten and to be kept: {listed}",
-            "--drop-duplicates takes them out of what is kept",
-        )
-    dropped = {id(pair.second) for pair in pairs}
-    prepared.retain = [heard for heard in prepared.retain if id(heard.track) not in dropped]
+        raise refusal(pairs)
+    dropped = {pair.retain.id for pair in pairs}
+    prepared.retain = [heard for heard in prepared.retain if heard.track.id not in dropped]
     prepared.notes.append(f"{len(dropped)} tracks were taken out of retain: they are on the list")
 
 
@@ -155,9 +149,9 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             if "of" in line:
                 reporter.progress("forget", line["step"], line["of"], line)
 
+        checkpoints = Checkpoints(folder.path / "checkpoints", identity)
         engine = Engine(
-            backend, clips, seed=request.seed, precision=precision,
-            checkpoints=Checkpoints(folder.path / "checkpoints", identity), record=record, stop=stop,
+            backend, clips, seed=request.seed, precision=precision, checkpoints=checkpoints, record=record, stop=stop
         )  # fmt: skip
         outcome = engine.run(method)
         trained = time.monotonic()
@@ -168,7 +162,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             (staging / "README.md").write_text(_card(run), encoding="utf-8")
         run["timings"]["save"] = round(time.monotonic() - trained, 3)
         run["unlearned_sha256"] = module_sha256(backend.module)
-        engine.checkpoints and engine.checkpoints.discard()
+        checkpoints.discard()
         folder.write_json("run.json", run)
     if run["outcome"]["collapsed"]:
         raise GateError(
@@ -277,16 +271,10 @@ def _report(
         },
         "notes": prepared.notes,
         "versions": versions(),
-        "plugins": _plugins(),
+        "plugins": installed(),
         "hardware": hardware(str(prepared.backend.device)),
         "timings": {name: round(value, 3) for name, value in prepared.seconds.items()} | {"forget": round(seconds, 3)},
     }
-
-
-def _plugins() -> list[dict[str, Any]]:
-    from encore.plugins import installed
-
-    return [dict(plugin) for plugin in installed()]
 
 
 def _card(run: Mapping[str, Any]) -> str:
@@ -303,8 +291,6 @@ def _card(run: Mapping[str, Any]) -> str:
 
 
 def _estimate(prepared: Prepared) -> dict[str, float]:
-    from encore.api import Batch
-
     backend, options = prepared.backend.clone(), prepared.method.options
     clips = [*_clips(prepared.forget), *_clips(prepared.retain)][: getattr(options, "micro_batch_size", 8)]
     batch = Batch.of(clips, backend.device)
@@ -327,8 +313,3 @@ def _estimate(prepared: Prepared) -> dict[str, float]:
         "seconds": getattr(options, "steps", 0) * per_step * a_clip + looks * looked_at * a_clip / 3,
         "bytes": float(copies * weights + frozen + activations),
     }
-
-
-def describe(tracks: Sequence[Track]) -> list[tuple[str, str, str]]:
-    """(line, file, hash) of each track, for the table printed before anything is done."""
-    return [(str(track.line or ""), str(track.path), track.sha256) for track in tracks]

@@ -38,6 +38,11 @@ class Look:
         """Whether a track is to the model like unseen music."""
         return self.level is not None and self.forget[track] >= (1 - TOLERANCE) * self.level
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Lower is better: all tracks at the unseen level before any other state, then the score."""
+        return (not all(self.reached(track) for track in self.forget), self.score)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -1,0 +1,83 @@
+"""`encore generate`: listen to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from encore.cli import console
+from encore.errors import InputError, UsageError
+
+MAX_CAPTIONS = 1000
+
+
+def generate(
+    captions: Annotated[list[str] | None, typer.Argument(help="What to play, a caption each.")] = None,
+    model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
+    backend: Annotated[str, typer.Option(help="Model family; see `encore backends`.")] = "musicgen",
+    file: Annotated[Path | None, typer.Option("--captions", help="A file of captions, one a line.")] = None,
+    prompt: Annotated[Path | None, typer.Option(help="Audio file to go on from.")] = None,
+    prompt_seconds: Annotated[float, typer.Option(min=0.02, help="How much of it.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length.")] = 5.0,
+    out: Annotated[Path, typer.Option(help="Folder for the WAV files.")] = Path("generated"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 turns it off.")] = 3.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Play captions with a model and write WAV files."""
+    texts = [*(captions or []), *(_read(file) if file else [])]
+    if not texts:
+        raise UsageError("there is nothing to play", 'encore generate "slow church organ", or --captions FILE')
+
+    import torch
+
+    from encore import plugins
+    from encore.audio.decode import load
+    from encore.runs.environment import pick_device
+    from encore.runs.samples import write_wav
+    from encore.runs.store import writing
+
+    folder = Path(model) / "model"
+    source = str(folder) if folder.is_dir() else model
+    opened = plugins.backends().resolve(backend).load(
+        source, revision=revision, offline=offline, device=pick_device(device)
+    )
+    longest = opened.max_frames / opened.frame_rate
+    if seconds > longest:
+        raise UsageError(f"{model} plays {longest:.1f} s at most", f"--seconds {longest:.1f}")
+    given = None
+    if prompt is not None:
+        audio = load(prompt, sample_rate=opened.sample_rate, channels=opened.channels)
+        samples = torch.from_numpy(audio.samples)[:, : round(prompt_seconds * opened.sample_rate)]
+        given = opened.encode(samples[None])
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, text in enumerate(texts):
+        codes = opened.generate(
+            [text], seconds=seconds, prompt=given, seed=seed, guidance=guidance, temperature=temperature
+        )
+        path = out / f"{number:03d}.wav"
+        write_wav(path, opened.decode(codes)[0], opened.sample_rate)
+        written.append({"caption": text, "file": str(path)})
+    if json:
+        console.data_json({"schema": 1, "model": model, "seed": seed, "generated": written})
+    else:
+        console.table(["file", "caption"], [(item["file"], item["caption"]) for item in written])
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the captions in {file} can't be read: {error}", "one caption a line, UTF-8") from error
+    captions = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if len(captions) > MAX_CAPTIONS:
+        raise InputError(f"{file} holds {len(captions)} captions, and {MAX_CAPTIONS} are played at most")
+    return captions

@@ -1,0 +1,281 @@
+"""The loop: what it optimises, when it stops, what it survives, and that a resumed run is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from encore.api import Batch, EditMethod, LossMethod, MethodSpec, Session, Step
+from encore.backends.musicgen import MusicgenBackend
+from encore.errors import EncoreError, PluginError
+from encore.fingerprint import module_sha256
+from encore.options import Options, TrainOptions
+from encore.runs.engine import Clips, Draw, Engine, FrozenReference
+from encore.runs.signals import Interrupted, StopFlag
+from encore.runs.store import Checkpoints
+
+
+class Plain(LossMethod):
+    """-L_f + L_r."""
+
+    spec = MethodSpec("plain", "", "", needs=frozenset({"retain"}))
+    Options = TrainOptions
+
+    def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        return -step.backend.losses(batch)
+
+
+class Ascent(Plain):
+    spec = MethodSpec("ascent", "", "")
+
+
+def options(**given: Any) -> TrainOptions:
+    return TrainOptions(**{"steps": 4, "eval_every": 2, "stop": "never", "batch_size": 4, "lr": 1e-3} | given)
+
+
+def run(backend: MusicgenBackend, clips: Clips, method: Any, **engine: Any) -> Engine:
+    made = Engine(backend, clips, **engine)
+    made.run(method)
+    return made
+
+
+def test_one_step_is_adamw_on_the_mean_over_clips(backend: MusicgenBackend, clips: Clips) -> None:
+    slow = backend.clone()
+    settings = options(steps=1, warmup=0, batch_size=7, forget_batch_size=5, max_grad_norm=1e9, eval_every=1)
+    # The best checkpoint is the state before or after the step, whichever scores better; the record has both.
+    lines: list[Any] = []
+    run(backend, clips, Plain(settings), record=lines.append)
+    optimizer = torch.optim.AdamW(slow.module.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0)
+    per_clip = [-slow.losses(Batch.of([clip]))[0] / 5 for clip in clips.forget]
+    per_clip += [slow.losses(Batch.of([clip]))[0] / 7 for clip in clips.retain]
+    sum(per_clip).backward()  # type: ignore[union-attr]
+    norm = torch.nn.utils.clip_grad_norm_(slow.module.parameters(), 1e9)
+    optimizer.step()
+    assert lines[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    for ours, theirs in zip(backend.module.parameters(), slow.module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_micro_batches_change_nothing(backend: MusicgenBackend, clips: Clips, micro: int) -> None:
+    whole, parts = backend.clone(), backend.clone()
+    run(whole, clips, Plain(options()))
+    run(parts, clips, Plain(options(micro_batch_size=micro)))
+    for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(backend: MusicgenBackend, clips: Clips) -> None:
+    calm, pressed = backend.clone(), backend.clone()
+
+    class Pressed(Plain):
+        def retain_loss(self, step: Step, batch: Batch) -> Tensor:
+            if len(batch) > 2:
+                raise torch.OutOfMemoryError("not that many")
+            return super().retain_loss(step, batch)
+
+    run(calm, clips, Plain(options()))
+    lines: list[Any] = []
+    engine = run(pressed, clips, Pressed(options()), record=lines.append)
+    assert engine.outcome.micro_batch_size == 2
+    assert [line["micro_batch_size"] for line in lines if line.get("event") == "out of memory"] == [8, 4, 2]
+    for a, b in zip(calm.module.parameters(), pressed.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+
+
+def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
+    backend: MusicgenBackend, clips: Clips
+) -> None:
+    asked: list[set[str]] = []
+
+    class Watched(Ascent):
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            asked.append({clip.track for clip in batch.clips})
+            return super().forget_loss(step, batch)
+
+    class Learn(Ascent):
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            return step.backend.losses(batch)
+
+    # Make forget far likelier than holdout first.
+    Engine(backend, Clips(clips.forget, [], [])).train(Learn(options(steps=60, lr=5e-3, eval_every=60)))
+    engine = run(
+        backend, clips, Watched(options(steps=200, lr=2e-3, eval_every=1, stop="target", warmup=0)), seed=1
+    )
+    outcome = engine.outcome
+    assert outcome.before is not None
+    assert outcome.best is not None
+    assert max(outcome.before.forget.values()) < 0.8 * engine.judge.level  # type: ignore[operator]
+    assert outcome.reached_target
+    assert outcome.steps < 200
+    sizes = [len(tracks) for tracks in asked]
+    assert sizes[0] == 5
+    assert sizes[-1] < 5, "no track reached the level before the others: the test shows nothing"
+    assert all(outcome.best.reached(clip.track) for clip in clips.forget)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_resumed_run_ends_in_the_same_weights(
+    backend: MusicgenBackend, clips: Clips, tmp_path: Path, dropout: bool
+) -> None:
+    settings = options(steps=7, checkpoint_seconds=0, dropout=dropout, batch_size=3, forget_batch_size=2)
+    straight, broken = backend.clone(), backend.clone()
+    run(straight, clips, Plain(settings))
+    stop = StopFlag()
+
+    def stop_at(line: Any) -> None:
+        if line.get("step") == 5:
+            stop.number = 15
+
+    with pytest.raises(Interrupted) as caught:
+        run(broken, clips, Plain(settings), checkpoints=Checkpoints(tmp_path, "x"), stop=stop, record=stop_at)
+    assert caught.value.exit_code == 143
+    lines: list[Any] = []
+    again = backend.clone()
+    torch.rand(17)  # whatever the global generator has done meanwhile
+    run(again, clips, Plain(settings), checkpoints=Checkpoints(tmp_path, "x"), record=lines.append)
+    assert {"event": "resumed", "phase": 1, "step": 5} in lines
+    assert module_sha256(again.module) == module_sha256(straight.module)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    backend: MusicgenBackend, clips: Clips, tmp_path: Path
+) -> None:
+    settings = options(steps=6, checkpoint_seconds=0)
+    checkpoints = Checkpoints(tmp_path, "x")
+    straight, broken = backend.clone(), backend.clone()
+    run(straight, clips, Plain(settings))
+    run(broken, clips, Plain(settings), checkpoints=checkpoints)
+    newest = sorted(tmp_path.iterdir())[-1]
+    for name in ("module.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"):
+        data = bytearray((newest / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        kept = (newest / name).read_bytes()
+        (newest / name).write_bytes(data)
+        found = checkpoints.latest()
+        assert found is not None
+        assert found.name < newest.name
+        (newest / name).write_bytes(kept)
+    assert Checkpoints(tmp_path, "another run").latest() is None
+    (newest / "module.safetensors").unlink()
+    again = backend.clone()
+    run(again, clips, Plain(settings), checkpoints=checkpoints)
+    assert module_sha256(again.module) == module_sha256(straight.module)
+
+
+def test_non_finite_steps_are_skipped_and_five_in_a_row_end_the_run(backend: MusicgenBackend, clips: Clips) -> None:
+    class Sometimes(Plain):
+        calls = 0
+        every = 3
+
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            self.calls += 1
+            return super().forget_loss(step, batch) * (float("nan") if self.calls % self.every == 0 else 1.0)
+
+    engine = run(backend.clone(), clips, Sometimes(options(steps=7)))
+    assert engine.outcome.skipped_steps == 2
+
+    class Always(Sometimes):
+        every = 1
+
+    failing = backend.clone()
+    before = module_sha256(failing.module)
+    with pytest.raises(EncoreError, match="5 steps in a row"):
+        run(failing, clips, Always(options(steps=20)))
+    assert module_sha256(failing.module) == before
+
+
+class NoOptions(Options):
+    pass
+
+
+def edit(change: Any, name: str = "edit") -> EditMethod:
+    class Edit(EditMethod):
+        spec = MethodSpec(name, "", "")
+        Options = NoOptions
+
+        def edit(self, session: Session) -> None:
+            with torch.no_grad():
+                change(session)
+
+    return Edit(NoOptions())
+
+
+def test_a_method_that_touches_the_codec_or_leaves_nan_is_caught(backend: MusicgenBackend, clips: Clips) -> None:
+    def codec(session: Session) -> None:
+        next(session.backend.frozen()["codec"].parameters()).add_(1)
+
+    def nan(session: Session) -> None:
+        next(session.backend.module.parameters()).fill_(float("nan"))
+
+    with pytest.raises(EncoreError, match="non-finite weights in"):
+        run(backend.clone(), clips, edit(nan))
+    frozen = next(backend.frozen()["codec"].parameters())
+    kept = frozen.detach().clone()
+    try:
+        with pytest.raises(PluginError, match="changed the codec"):
+            run(backend.clone(), clips, edit(codec))
+    finally:
+        with torch.no_grad():
+            frozen.copy_(kept)
+
+
+def test_weights_a_method_masks_stay_bit_identical(backend: MusicgenBackend, clips: Clips) -> None:
+    class Masked(Plain):
+        def prepare(self, session: Session) -> None:
+            for name, weight in session.backend.module.named_parameters():
+                weight.requires_grad_("lm_heads" in name)
+
+    before = {name: weight.detach().clone() for name, weight in backend.module.named_parameters()}
+    run(backend, clips, Masked(options(weight_decay=0.1, steps=5)))
+    changed = {n for n, w in backend.module.named_parameters() if not torch.equal(w, before[n])}
+    assert changed == {name for name in before if "lm_heads" in name}
+
+
+def test_the_reference_is_the_model_before_the_run(backend: MusicgenBackend, clips: Clips) -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Look(Plain):
+        spec = MethodSpec("look", "", "", needs=frozenset({"retain", "reference"}))
+
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            assert step.reference is not None
+            now = step.backend.losses(batch)
+            seen.append((step.reference.nll(batch).mean().item(), now.mean().item()))
+            return -now
+
+    base = backend.clone()
+    run(backend, clips, Look(options(forget_batch_size=5)))
+    expected = base.losses(Batch.of(clips.forget)).mean().item()
+    assert [reference for reference, _ in seen] == pytest.approx([expected] * 4, rel=1e-5)
+    assert seen[-1][1] != pytest.approx(expected, rel=1e-4)
+
+
+def test_reference_nll_is_remembered_a_clip(backend: MusicgenBackend, clips: Clips) -> None:
+    reference = FrozenReference(backend)
+    with torch.no_grad():
+        next(backend.module.parameters()).add_(1)
+    assert torch.equal(reference.nll(Batch.of(clips.forget[:2])), reference.nll(Batch.of(clips.forget[:2])))
+    mixed = reference.nll(Batch.of(clips.forget[1:4]))
+    assert mixed[0] == reference.nll(Batch.of(clips.forget[:2]))[1]
+
+
+def test_wrong_loss_shape_is_the_methods_fault(backend: MusicgenBackend, clips: Clips) -> None:
+    class Scalar(Plain):
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            return step.backend.losses(batch).mean()
+
+    with pytest.raises(PluginError, match="one loss a clip"):
+        run(backend, clips, Scalar(options()))
+
+
+def test_draw_passes_over_everything_before_it_repeats() -> None:
+    draw = Draw(torch.Generator().manual_seed(0))
+    seen = [i for _ in range(4) for i in draw.take(range(8), 2)]
+    assert sorted(seen) == list(range(8))
+    assert draw.take([1, 2], 5) == [1, 2]
+    assert set(draw.take([3, 4, 5], 2)) <= {3, 4, 5}
