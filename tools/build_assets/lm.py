@@ -259,10 +259,8 @@ def train(run: str, work: Path, recipe: Recipe, log_every: int = 100) -> None:
         if (step + 1) % log_every == 0:
             groups = ("forget", "retain", "holdout", "unseen")
             now = ", ".join(f"{s} {data.nll(model, where[s][:10]).mean():.3f}" for s in groups)
-            print(
-                f"{run}: step {step + 1}, loss {sum(seen[-log_every:]) / log_every:.3f}, {now}, {time.time() - began:.0f} s",
-                flush=True,
-            )
+            mean = sum(seen[-log_every:]) / log_every
+            print(f"{run}: step {step + 1}, loss {mean:.3f}, {now}, {time.time() - began:.0f} s", flush=True)
     codec.round_to_half(model)
     save(model, tokenizer, out)
 
