@@ -5,8 +5,12 @@ import torch
 from tools.build_assets import codec, mdct, rvq
 
 
-def test_codec_has_four_codebooks_at_fifty_frames():
-    model = codec.make()
+@pytest.fixture(scope="module")
+def model():
+    return codec.make()
+
+
+def test_codec_has_four_codebooks_at_fifty_frames(model):
     assert model.config.num_quantizers == 4
     assert codec.encode(model, torch.randn(1, 16_000)).shape == (1, 4, 50)
 
@@ -18,9 +22,8 @@ def test_mdct_reconstructs_by_overlap_add():
     assert torch.allclose(back[..., 8:-8], x[..., 8:-8], atol=1e-5)
 
 
-def test_init_mdct_refuses_other_shapes():
-    model = codec.make()
-    model.config.upsampling_ratios = [8, 8, 5]
+def test_init_mdct_refuses_other_shapes(model, monkeypatch):
+    monkeypatch.setattr(model.config, "upsampling_ratios", [8, 8, 5])
     with pytest.raises(ValueError, match="two stages"):
         mdct.init_mdct(model, torch.zeros(1, 3200))
 
@@ -39,11 +42,10 @@ def test_kmeans_finds_separate_clusters():
     assert torch.cdist(centres, found).min(1).values.max() < 0.2
 
 
-def test_quantise_passes_gradients_straight_through():
+def test_quantise_passes_gradients_straight_through(model):
     torch.manual_seed(0)
-    model = codec.make()
     z = torch.randn(2, 96, 10, requires_grad=True)
-    rvq.init_codebooks(model, torch.randn(2000, 96), sample=600)
+    rvq.init_codebooks(model, torch.randn(600, 96), sample=600)
     out, commitment = rvq.quantise(model, z)
     out.sum().backward()
     assert torch.allclose(z.grad, torch.ones_like(z))
