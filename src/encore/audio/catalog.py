@@ -91,7 +91,8 @@ class Catalog:
     def by_sha256(self, digest: str) -> tuple[Record, ...]:
         """Records whose file has that hash: by the catalogue's column, else by hashing files until one fits."""
         digest = digest.casefold()
-        if found := self.by_known_sha256(digest):
+        found = self.by_known_sha256(digest)
+        if found or not digest:
             return found
         while self._unhashed:
             record = self._unhashed.pop()

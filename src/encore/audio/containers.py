@@ -60,7 +60,7 @@ def inspect(stream: BinaryIO) -> Container | None:
             return read(stream, size, start, kind)
     if head[:1] == b"\xff" and head[1:2] and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
         count, rate, whole = walk_mp3(stream, size, start)
-        if count == 0:
+        if not rate:
             return None
         if not whole:
             raise Damage("ends in the middle, or has fewer MP3 frames than its header declares")

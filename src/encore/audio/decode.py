@@ -105,7 +105,7 @@ def load(
         if size > MAX_BYTES:
             raise InputError(f"{name} is larger than {MAX_BYTES >> 30} GiB", "cut it into pieces")
         container = _container(stream, name)
-        decoder = _open(stream, container, name)
+        decoder = _open(stream, container, name, max_seconds)
         declared = container.frames if decoder.frames is None else decoder.frames
         _check_declared(decoder, container, name, max_seconds)
         return _decode(decoder, declared, name, sample_rate, channels, max_seconds, allow_silence)
@@ -121,14 +121,14 @@ def _container(stream: BinaryIO, name: str) -> Container:
     return container
 
 
-def _open(stream: BinaryIO, container: Container, name: str) -> Stream:
+def _open(stream: BinaryIO, container: Container, name: str, max_seconds: float) -> Stream:
     if container.kind == "other":
         from encore.audio.av import open_av
 
         stream.seek(0)
         return open_av(stream, name, BLOCK)
     if container.frames is not None and container.rate:  # before libsndfile allocates or seeks by a lying header
-        _check_seconds(container.frames / container.rate, name, MAX_SECONDS)
+        _check_seconds(container.frames / container.rate, name, max_seconds)
     return _open_soundfile(stream, container, name)
 
 

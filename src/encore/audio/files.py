@@ -32,7 +32,7 @@ class Caps:
 
 
 LIST_CAPS = Caps(total=16 << 20, lines=100_000, line=64 << 10)
-CATALOG_CAPS = Caps(total=256 << 20, lines=1_000_000, line=256 << 10)
+CATALOG_CAPS = Caps(total=256 << 20, lines=500_000, line=256 << 10)
 
 
 def spot(name: str, line: int | None = None) -> str:
@@ -80,7 +80,8 @@ def _require_regular(mode: int, where: str, raw: str) -> None:
         return
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     kind = kinds.get(stat.S_IFMT(mode), "a socket or another special file")
-    hint = "list the files inside it" if stat.S_ISDIR(mode) else "only regular files are read"
+    hints = {stat.S_IFDIR: "name the files inside it", stat.S_IFIFO: "a list may come through a pipe as -, from stdin"}
+    hint = hints.get(stat.S_IFMT(mode), "only regular files are read")
     raise InputError(f"{where}: '{printable(raw)}' is {kind}, not a file", hint)
 
 

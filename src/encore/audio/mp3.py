@@ -12,6 +12,9 @@ _KBPS = {  # MPEG-1, and MPEG-2 with its half-rate extension 2.5
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _TRAILERS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")
 
+ID3V1 = 128
+"""Bytes of the old tag at a file's end."""
+
 RESYNC = 64 << 10
 """Bytes searched for the next frame where one should begin and doesn't."""
 
@@ -57,9 +60,10 @@ def walk_mp3(stream: BinaryIO, size: int, start: int) -> tuple[int | None, int, 
         stream: seekable. size: of the file, bytes. start: where its first frame begins.
 
     Returns:
-        audio frames by count (None where the format can't be walked, 0 where this is no MP3), the rate in Hz, and
+        audio frames by count (None where the format can't be walked), the rate in Hz (0 where this is no MP3), and
         whether the file is whole: the last frame is all there, and there are as many as a Xing, Info or VBRI header
-        declares (one fewer is let pass: encoders differ in whether they count the header's own frame).
+        declares. Encoders differ in whether they count the header's own frame; where one is missing, the header's
+        count of bytes decides.
     """
     stream.seek(start)
     first = parse_header(stream.read(4))
@@ -84,20 +88,25 @@ def walk_mp3(stream: BinaryIO, size: int, start: int) -> tuple[int | None, int, 
             break
         position += header.length
         count += 1
-    if count < 2 and not _plausible(stream, start, first, size):
-        return 0, 0, True
-    audio = count - (declared is not None)
-    return audio * first.samples, first.rate, not cut and (declared is None or audio >= declared - 1)
+    if count < 2 and declared is None and size - start > first.length + ID3V1:
+        return 0, 0, True  # four bytes that looked like a header, and nothing after them
+    if declared is None:
+        return count * first.samples, first.rate, not cut
+    frames, length = declared
+    enough = count - 1 >= frames or (count == frames and position - start >= length)
+    return (count - 1) * first.samples, first.rate, enough and not cut
 
 
-def _declared(frame: bytes, header: Header) -> int | None:
-    """How many frames the first one says will follow."""
+def _declared(frame: bytes, header: Header) -> tuple[int, int] | None:
+    """Frames and bytes that the first frame says there are (0: it doesn't say); None where it is plain audio."""
     at = 4 + header.side
     if frame[at : at + 4] in {b"Xing", b"Info"}:
-        has_count = len(frame) >= at + 12 and frame[at + 7] & 1
-        return int.from_bytes(frame[at + 8 : at + 12], "big") if has_count else 0
+        flags, at = frame[at + 4 : at + 8].ljust(4, b"\0")[3], at + 8
+        frames = int.from_bytes(frame[at : at + 4], "big") if flags & 1 else 0
+        at += 4 * (flags & 1)
+        return frames, int.from_bytes(frame[at : at + 4], "big") if flags & 2 else 0
     if frame[36:40] == b"VBRI":
-        return int.from_bytes(frame[50:54], "big")
+        return int.from_bytes(frame[50:54], "big"), int.from_bytes(frame[46:50], "big")
     return None
 
 
@@ -117,8 +126,3 @@ def _next_frame(stream: BinaryIO, position: int, rate: int) -> int | None:
                 return position + at
         at = block.find(b"\xff", at + 1)
     return None
-
-
-def _plausible(stream: BinaryIO, start: int, first: Header, size: int) -> bool:
-    """Whether a single frame is an MP3 at all: the file ends where the frame does, or within it."""
-    return size - start <= first.length + 128

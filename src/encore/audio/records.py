@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from encore.audio.captions import Tags, caption_in
 from encore.audio.files import spot
@@ -28,7 +28,7 @@ DELIMITERS = (",", ";", "\t", "|")
 Lines = Iterable[tuple[int, str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One item as written: nothing is looked up yet. Empty strings where a column says nothing.
 
@@ -96,7 +96,7 @@ def local_path(item: str, where: str) -> str:
         return item
     if scheme.casefold() != "file":
         raise InputError(f"{where}: '{printable(item)}' is an address, not a file", "download it first")
-    return unquote(urlsplit(item).path, errors="surrogateescape")
+    return unquote("/" + item.partition("://")[2].partition("/")[2], errors="surrogateescape")
 
 
 def jsonl_records(lines: Lines, name: str) -> Iterator[Record]:
@@ -144,7 +144,10 @@ def csv_records(lines: Lines, name: str) -> Iterator[Record]:
 def _header(header: str, where: str) -> tuple[list[str], str]:
     known = {*PATH_KEYS, *ID_KEYS, "isrc", "sha256"}
     for delimiter in DELIMITERS:
-        keys = [key.strip() for key in next(csv.reader([header], delimiter=delimiter), [])]
+        try:
+            keys = [key.strip() for key in next(csv.reader([header], delimiter=delimiter), [])]
+        except csv.Error:
+            continue
         if known & {key.casefold() for key in keys}:
             return keys, delimiter
     raise InputError(
