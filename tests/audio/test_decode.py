@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from encore.audio.decode import load
+from encore.audio.shape import mix
+from encore.errors import InputError, MissingExtraError
+
+Write = Callable[..., Path]
+FORMATS = {
+    "a.wav": {},
+    "a24.wav": {"subtype": "PCM_24"},
+    "af.wav": {"subtype": "FLOAT"},
+    "x.wav": {"format": "WAVEX"},
+    "a.rf64": {"format": "RF64"},
+    "a.w64": {"format": "W64"},
+    "a.aiff": {},
+    "a.flac": {},
+    "a.mp3": {},
+    "a.ogg": {},
+    "a.opus": {"format": "OGG", "subtype": "OPUS"},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_decodes_whole(write: Write, name: str) -> None:
+    path = write(name, seed=3, **FORMATS[name])
+    audio = load(path, sample_rate=16_000)
+    whole = soundfile.read(write("whole.wav", seed=3, subtype="FLOAT"))[0]
+    assert audio.samples.dtype == np.float32
+    assert audio.samples.shape == (1, 8_000)
+    assert audio.frames_declared == audio.frames_decoded == 8_000
+    assert (audio.source_rate, audio.source_channels, audio.seconds) == (16_000, 1, 0.5)
+    assert np.corrcoef(audio.samples[0], whole)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_resampling_by_blocks_is_resampling_at_once(write: Write, rate: int) -> None:
+    path = write("a.wav", seconds=2.5, rate=rate, subtype="FLOAT")
+    audio = load(path, sample_rate=16_000)
+    at_once = soxr.resample(soundfile.read(path, dtype="float32")[0], rate, 16_000)
+    assert abs(audio.samples.shape[1] - len(at_once)) <= 1
+    n = min(audio.samples.shape[1], len(at_once))
+    np.testing.assert_allclose(audio.samples[0, :n], at_once[:n], atol=1e-4)
+
+
+def test_the_pcm_hash_is_of_the_music_not_of_the_file(write: Write) -> None:
+    wav, flac, other = write("a.wav"), write("a.flac"), write("b.wav", seed=1)
+    digest = load(wav, sample_rate=16_000).sha256_pcm
+    assert load(flac, sample_rate=32_000, channels=2).sha256_pcm == digest
+    assert load(other, sample_rate=16_000).sha256_pcm != digest
+
+
+def test_channels_are_mixed(tmp_path: Path) -> None:
+    left = np.linspace(-0.5, 0.5, 4_000, dtype=np.float32)
+    path = tmp_path / "s.wav"
+    soundfile.write(path, np.stack([left, -left / 2], 1), 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load(path, sample_rate=16_000).samples[0], left / 4, atol=1e-6)
+    np.testing.assert_array_equal(load(path, sample_rate=16_000, channels=2).samples, [left, -left / 2])
+
+
+def test_mixing_rules() -> None:
+    block = np.eye(6, dtype=np.float32)
+    assert mix(block, 6) is block
+    np.testing.assert_allclose(mix(block, 1)[:, 0], np.full(6, 1 / 6), rtol=1e-6)
+    two = mix(np.ones((3, 6), np.float32), 2)
+    np.testing.assert_allclose(two, np.ones((3, 2)), rtol=1e-6)
+    assert np.abs(mix(block, 2)[0]).tolist()[1] == 0
+    np.testing.assert_array_equal(mix(block[:, :1], 3), np.repeat(block[:, :1], 3, axis=1))
+    with pytest.raises(InputError, match="has 6 channels, and the model wants 4"):
+        mix(block, 4)
+
+
+def test_silence_is_refused_unless_it_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "s.wav"
+    soundfile.write(path, np.zeros(8_000), 16_000)
+    with pytest.raises(InputError, match="is silent"):
+        load(path, sample_rate=16_000)
+    assert not load(path, sample_rate=16_000, allow_silence=True).samples.any()
+
+
+def test_the_duration_cap_is_the_callers(write: Write) -> None:
+    path = write("a.flac", seconds=2)
+    with pytest.raises(InputError, match="lasts 2 s; at most 1 s are read"):
+        load(path, sample_rate=16_000, max_seconds=1)
+
+
+def test_a_format_for_pyav_without_pyav_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    path = tmp_path / "a.m4a"
+    path.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0" + b"\0" * 100)
+    with pytest.raises(MissingExtraError, match="only PyAV reads") as caught:
+        load(path, sample_rate=16_000)
+    assert "[aac]" in caught.value.hint
+
+
+def test_pyav_reads_what_libsndfile_does_not(tmp_path: Path, write: Write) -> None:
+    av = pytest.importorskip("av")
+    sound = soundfile.read(write("a.wav", seconds=1.0, rate=44_100), dtype="float32")[0]
+    path = tmp_path / "a.m4a"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=44_100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+        frame.sample_rate = 44_100
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            out.mux(packet)
+    audio = load(path, sample_rate=44_100)
+    assert abs(audio.frames_decoded - len(sound)) < 4_410
+    # AAC begins with 1 024 samples of the encoder's own
+    shifted = [np.corrcoef(audio.samples[0, lag : lag + 40_000], sound[:40_000])[0, 1] for lag in range(1_000, 1_050)]
+    assert max(shifted) > 0.95
+    (tmp_path / "cut.m4a").write_bytes(path.read_bytes()[:-3_000])
+    with pytest.raises(InputError):
+        load(tmp_path / "cut.m4a", sample_rate=44_100)

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_reading_lists_and_audio_imports_no_torch() -> None:
+    code = (
+        "import sys, encore.audio.lists, encore.audio.catalog, encore.audio.decode, encore.audio.duplicates\n"
+        "heavy = {'torch', 'transformers', 'librosa', 'scipy', 'av', 'soundfile', 'tinytag'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    source = Path(__file__).parents[2] / "src"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(source)}, check=False)
+    assert done.returncode == 0
