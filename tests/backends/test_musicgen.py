@@ -50,11 +50,10 @@ def test_loss_equals_a_naive_loop_over_the_delay_pattern(backend: MusicgenBacken
     tokens = backend.processor.tokenizer([clip.caption], return_tensors="pt")
     with torch.no_grad():
         out = backend.model(**tokens, decoder_input_ids=inputs[0]).logits.view(K, T, CODES).log_softmax(-1)
-    picked = []
-    for k in range(K):
-        delay = k // 2 if stereo else k
-        for frame in range(T - delay):
-            picked.append(out[k, frame + delay, clip.codes[k, frame]])
+    delays = [k // 2 if stereo else k for k in range(K)]
+    picked = [
+        out[k, frame + delay, clip.codes[k, frame]] for k, delay in enumerate(delays) for frame in range(T - delay)
+    ]
     assert len(picked) == sum(T - (k // 2 if stereo else k) for k in range(K))
     expected = -torch.stack(picked).mean()
     torch.testing.assert_close(backend.losses(Batch.of([clip]))[0].detach(), expected)
@@ -122,7 +121,8 @@ def test_sampling_is_seeded_and_does_not_depend_on_the_batch(backend: MusicgenBa
     assert torch.equal(both, backend.generate(CAPTIONS[:2], seconds=seconds, seed=5))
     assert torch.equal(both[:1], backend.generate(CAPTIONS[:1], seconds=seconds, seed=5))
     assert not torch.equal(both, backend.generate(CAPTIONS[:2], seconds=seconds, seed=6))
-    assert both.min() >= 0 and both.max() < CODES
+    assert both.min() >= 0
+    assert both.max() < CODES
 
 
 def test_unconditional_ignores_the_caption(backend: MusicgenBackend) -> None:

@@ -46,6 +46,7 @@ class MusicgenBackend(Backend):
     """A `MusicgenForConditionalGeneration`, mono or stereo; see `encore.api.Backend` for the contract."""
 
     name = "musicgen"
+    module: nn.ModuleDict
 
     def __init__(self, model: MusicgenForConditionalGeneration, processor: Any) -> None:
         decoder, codec = model.config.decoder, model.config.audio_encoder
@@ -86,7 +87,9 @@ class MusicgenBackend(Backend):
                     "`encore backends` lists the model families that are installed",
                 )
             if config.audio_encoder.normalize or config.audio_encoder.chunk_length_s:
-                raise InputError(f"the codec of {model} normalises or chunks its input, which this backend can't invert")
+                raise InputError(
+                    f"the codec of {model} normalises or chunks its input, which this backend can't invert"
+                )
             network, loading = MusicgenForConditionalGeneration.from_pretrained(
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
             )
@@ -94,9 +97,8 @@ class MusicgenBackend(Backend):
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(f"can't load {model} as a MusicGen model: {_first_line(error)}", _hint(model)) from error
         if loading["missing_keys"]:
-            raise InputError(
-                f"{model} lacks {len(loading['missing_keys'])} weights, first of all {sorted(loading['missing_keys'])[0]}"
-            )
+            missing = sorted(loading["missing_keys"])
+            raise InputError(f"{model} lacks {len(missing)} weights, first of all {missing[0]}")
         return cls(network.to(device), processor)
 
     @_quietly()
@@ -118,9 +120,8 @@ class MusicgenBackend(Backend):
             torch.manual_seed(seed)
             for part in self.module.modules():
                 if any(True for _ in part.parameters(recurse=False)):
-                    part._is_hf_initialized = False
-                    for parameter in part.parameters(recurse=False):
-                        parameter._is_hf_initialized = False
+                    for loaded in (part, *part.parameters(recurse=False)):  # else transformers leaves them as they are
+                        loaded._is_hf_initialized = False  # type: ignore[union-attr, assignment]
                     self.model.decoder._init_weights(part)
 
     # --------------------------------------------------------------------------------------------- codec and text
@@ -262,5 +263,7 @@ def _first_line(error: BaseException) -> str:
 
 def _hint(model: str) -> str:
     if Path(model).is_dir():
-        return "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them"
+        return (
+            "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them"
+        )
     return "give a folder, `tiny`, or a hub name that can be reached from here (drop --offline to download it)"

@@ -13,7 +13,8 @@ from encore.errors import UsageError
 
 if TYPE_CHECKING:
     from encore.api import Result, Role
-    from encore.runs.evaluate import SharedEvaluation
+
+ROLES = ("base", "unlearned", "gold", "gold2", "control", "none")
 
 
 def evaluate(
@@ -84,15 +85,36 @@ def evaluate(
     if json:
         console.data_json(metrics_json(results))
     else:
-        _show(results, evaluation, out)
+        _show(results, out)
 
 
-def _show(results: Sequence[Result], evaluation: SharedEvaluation, out: Path | None) -> None:
-    from encore.metrics.summary import findings, table
+def _show(results: Sequence[Result], out: Path | None) -> None:
+    from encore.metrics.summary import findings, summary
 
-    headers, rows = table(results)
-    console.table(headers, rows, right=headers[2:])
-    for line in findings(results):
-        console.data(line)
+    lines = summary(results)
+    roles = [role for role in ROLES if any(role in line.figures for line in lines)]
+    console.table(
+        ["figure", *roles, "target", "met"],
+        [
+            (
+                line.label,
+                *(_figure(line.figures.get(role)) for role in roles),
+                line.target,
+                {True: "yes", False: "NO", None: ""}[line.met],
+            )
+            for line in lines
+        ],
+        right=roles,
+    )
+    for finding in findings(results):
+        console.data(f"{finding.level}: {finding.text}")
     if out is not None:
-        console.note(f"all figures, with intervals and a track: {out / 'metrics.json'}")
+        console.note(f"all figures, with intervals and every track: {out / 'metrics.json'}")
+
+
+def _figure(row: Result | None) -> str:
+    if row is None or row.value is None:
+        return ""
+    if row.unit == "share":
+        return f"{round(row.value * row.n)}/{row.n}"
+    return f"{row.value:.3g}" if row.value < 10 else f"{row.value:.1f}"

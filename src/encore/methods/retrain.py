@@ -13,6 +13,7 @@ class _Retain(LossMethod):
 
     spec = MethodSpec("retrain", "training on retain", "", needs=frozenset({"retain"}))
 
+
 class Retrain(EditMethod):
     """Draw the trainable weights anew and min L_r. Costs what training costs."""
 

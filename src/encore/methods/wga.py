@@ -11,7 +11,10 @@ from encore.options import TrainOptions
 
 
 class Wga(LossMethod):
-    """min E[p^β log p] over forget tokens, the weight p^β held constant, + α L_r: tokens already unlikely weigh little."""
+    """min E[p^β log p] over forget tokens, the weight p^β held constant, + α L_r.
+
+    Tokens that are unlikely already weigh little.
+    """
 
     class Options(TrainOptions):
         beta: float = Field(1.0, ge=0, description="0 is plain ascent; more spares tokens already forgotten sooner")

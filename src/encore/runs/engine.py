@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,7 @@ from encore.errors import EncoreError, PluginError
 from encore.fingerprint import module_sha256
 from encore.options import TrainOptions
 from encore.runs.judge import Judge, Look
-from encore.runs.signals import Interrupted, StopFlag
+from encore.runs.signals import StopFlag
 from encore.runs.store import Checkpoints
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
@@ -213,9 +213,7 @@ class Engine:
                 everything = range(len(self.clips.retain))
                 retain = [self.clips.retain[i] for i in retain_draw.take(everything, options.batch_size)]
             module.train(options.dropout)
-            step = Step(
-                self.backend, self._reference, self.generator, state.step / options.steps, self.judge.level
-            )
+            step = Step(self.backend, self._reference, self.generator, state.step / options.steps, self.judge.level)
             drawn = self.generator.get_state()
             while True:
                 try:
@@ -227,7 +225,9 @@ class Engine:
                     optimizer.zero_grad(set_to_none=True)
                     self.generator.set_state(drawn)
                     state.micro_batch_size = max(1, state.micro_batch_size // 2)
-                    self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
+                    self.record(
+                        {"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size}
+                    )
             norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
@@ -302,9 +302,7 @@ class Engine:
         if self.checkpoints is None:
             return
         moments = {
-            f"{i}.{key}": value
-            for i, slots in optimizer.state_dict()["state"].items()
-            for key, value in slots.items()
+            f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
         }
 
         def fill(folder: Path) -> None:
@@ -338,7 +336,7 @@ class Engine:
             slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict(blank | {"state": slots})
         self.record({"event": "resumed", "phase": self._phase, "step": state.step})
-        return cast(dict[str, Tensor], load_file(folder / "best.safetensors"))
+        return load_file(folder / "best.safetensors")
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:

@@ -1,0 +1,146 @@
+"""Every method on the embedded benchmark, beside base and gold: the table in README and RESULTS.md.
+
+    python bench/methods.py [--methods ga,rl] [--seeds 3] [--json FILE]
+    python bench/methods.py --split tuning --methods encore -o steps=150 -o lr=1e-3
+
+Settings are chosen with `--split tuning`: other forget and retain tracks, and no gold, which no setting may read. What
+stands in for gold there is unseen music under base: its NLL, and how fast base learns it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encore import assets, plugins
+from encore.api import Backend, Clip, ClipSet, Result, Role
+from encore.audio.cache import TensorCache
+from encore.audio.catalog import Catalog
+from encore.runs.data import Listener
+from encore.runs.engine import Clips, Engine
+from encore.runs.evaluate import evaluate
+from encore.settings import resolve_options
+
+COLUMNS = (  # title, metric, set
+    ("KL gold, forget", "kl_gold", "forget"),
+    ("forget NLL", "nll", "forget"),
+    ("relearned", "relearn", "forget"),
+    ("retain NLL", "nll", "retain"),
+    ("holdout NLL", "nll", "holdout"),
+    ("replays, forget", "verbatim", "forget"),
+    ("replays, retain", "verbatim", "retain"),
+    ("AUC", "membership_auc", "forget"),
+)
+METRICS = ("nll", "kl_gold", "verbatim", "membership_auc", "relearn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(plugins.methods().names))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", choices=["reported", "tuning"], default="reported")
+    parser.add_argument("-o", dest="option", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    base = plugins.backends().resolve("musicgen").load("tiny")
+    training, measured = hear(base, arguments.split)
+    models: dict[Role, Backend] = {"base": base}
+    if arguments.split == "reported":
+        for role in ("gold", "gold2"):
+            models[role] = base.load(f"tiny-{role}")  # type: ignore[index]
+    table = [row(role, figures(measured, models, role), 0.0) for role in models]
+    if arguments.split == "tuning":
+        table.append(row("base, as if the holdout were to be forgotten", unseen(measured, base), 0.0))
+    for name in filter(None, arguments.methods.split(",")):
+        runs = []
+        for seed in range(arguments.seeds):
+            method = plugins.methods().resolve(name)
+            options = resolve_options(method.Options, assignments=arguments.option).options
+            twin = base.clone()
+            began = time.monotonic()
+            Engine(twin, training, seed=seed).run(method(options))
+            seconds = time.monotonic() - began
+            found = figures(measured, {**models, "unlearned": twin}, "unlearned")
+            runs.append(row(name, found, seconds))
+            print(runs[-1], flush=True)
+        table.append(median(runs))
+    print(markdown(table))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table, indent=2) + "\n")
+
+
+def hear(backend: Backend, split: str) -> tuple[Clips, dict[ClipSet, list[Clip]]]:
+    """What a run is given, and what is measured."""
+    catalog = Catalog.open(assets.CATALOG)
+    listener = Listener(backend, TensorCache())
+    heard = {
+        name: [clip for one in listener.hear(catalog.tracks(split=name)) for clip in one.clips]
+        for name in ("forget", "retain", "tune_forget", "tune_retain", "holdout", "background")
+    }
+    if split == "tuning":
+        kept = heard["tune_retain"] + heard["background"]
+        return Clips(heard["tune_forget"], kept, heard["holdout"]), {
+            "forget": heard["tune_forget"], "retain": heard["tune_retain"], "holdout": heard["holdout"]
+        }  # fmt: skip
+    kept = heard["retain"] + heard["tune_forget"] + heard["tune_retain"] + heard["background"]
+    return Clips(heard["forget"], kept, heard["holdout"]), {
+        "forget": heard["forget"], "retain": heard["retain"], "holdout": heard["holdout"]
+    }  # fmt: skip
+
+
+def figures(clips: dict[ClipSet, list[Clip]], models: dict[Role, Backend], role: Role) -> list[Result]:
+    chosen: dict[Role, Backend] = {"unlearned": models[role]}
+    if "gold" in models and role != "gold":
+        chosen["gold"] = models["gold"]
+    results = evaluate(chosen, clips, metrics=METRICS, embedder=None)
+    return [result for result in results if result.model == "unlearned"]
+
+
+def unseen(clips: dict[ClipSet, list[Clip]], base: Backend) -> list[Result]:
+    """Base on the holdout as if that were the forget set: what a track that was never learnt looks like."""
+    return evaluate({"unlearned": base}, {**clips, "forget": clips["holdout"]}, metrics=METRICS, embedder=None)
+
+
+def row(name: str, results: Sequence[Result], seconds: float) -> dict[str, Any]:
+    found: dict[str, Any] = {"method": name, "seconds": round(seconds, 1)}
+    for title, metric, clips in COLUMNS:
+        match = [
+            r for r in results if (r.metric, r.set, r.model) == (metric, clips, "unlearned") and r.value is not None
+        ]
+        if not match:
+            continue
+        value = match[0].value
+        found[title] = round(value * match[0].n) if match[0].unit == "share" else round(value, 3)
+        if title == "forget NLL":
+            tracks = [value for value in match[0].per_track.values() if value is not None]
+            found["lowest"], found["highest"] = round(min(tracks), 2), round(max(tracks), 2)
+    return found
+
+
+def median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Column by column over the seeds."""
+    return {
+        key: value if isinstance(value, str) else round(statistics.median(run[key] for run in runs), 3)
+        for key, value in runs[0].items()
+    }
+
+
+def markdown(table: Sequence[dict[str, Any]]) -> str:
+    keys = list(dict.fromkeys(key for line in table for key in line))
+    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
+    lines += ["| " + " | ".join(str(line.get(key, "")) for key in keys) + " |" for line in table]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
