@@ -119,10 +119,10 @@ class MusicgenBackend(Backend):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(seed)
             for part in self.module.modules():
-                if any(True for _ in part.parameters(recurse=False)):
-                    for loaded in (part, *part.parameters(recurse=False)):  # else transformers leaves them as they are
-                        loaded._is_hf_initialized = False  # type: ignore[union-attr, assignment]
-                    self.model.decoder._init_weights(part)
+                loaded: Any
+                for loaded in (part, *part.parameters(recurse=False)):
+                    loaded._is_hf_initialized = False  # else transformers leaves it as it is
+                self.model.decoder._init_weights(part)
 
     # --------------------------------------------------------------------------------------------- codec and text
 
