@@ -415,16 +415,20 @@ class Evaluation(ABC):
         """Mean NLL a token of each track, nats; a track's windows count by their tokens. Also without tokens."""
 
     @abstractmethod
+    def token_mask(self, clips: ClipSet) -> list[Tensor]:
+        """Which tokens a model is trained to predict, one bool [K, T] a clip."""
+
+    @abstractmethod
     def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
-        """One float32 [K, T] a clip, NaN where no token is predicted."""
+        """log p of each token given its past and the caption, one float32 [K, T] a clip, 0 where masked."""
 
     @abstractmethod
     def predictions(self, model: Role, clips: ClipSet) -> list[Tensor]:
-        """The likeliest code given the true past, int64 [K, T] a clip, -1 where no token is predicted."""
+        """The likeliest code given the true past, int64 [K, T] a clip, -1 where masked."""
 
     @abstractmethod
     def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
-        """KL(target ‖ model) of each token, nats, one [K, T] a clip, NaN where no token is predicted."""
+        """KL(target ‖ model) of each token, nats, one [K, T] a clip, 0 where masked."""
 
     @abstractmethod
     def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:

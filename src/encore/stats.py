@@ -43,13 +43,13 @@ def bootstrap_interval(
         seed: of the resampling.
 
     Returns:
-        The interval, None for fewer than two tracks.
+        The interval, None for fewer than two tracks and where a value is not finite.
     """
     from scipy import stats
 
     rows = np.asarray(values, dtype=np.float64)
     n = len(rows)
-    if n < 2:
+    if n < 2 or not np.isfinite(rows).all():
         return None
     tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)))
     draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
@@ -129,8 +129,8 @@ def auc_interval(area: float, members: int, others: int, *, level: float = LEVEL
         return (area - theta) ** 2 - z * z * theta * (1 - theta) * bracket / (members * others)
 
     off = 1e-9  # the area itself is a second root where it is 0 or 1
-    low = 0.0 if area <= 0 else float(optimize.brentq(excess, 0.0, area - off))
-    high = 1.0 if area >= 1 else float(optimize.brentq(excess, area + off, 1.0))
+    low = 0.0 if area <= off else float(optimize.brentq(excess, 0.0, area - off))
+    high = 1.0 if area >= 1 - off else float(optimize.brentq(excess, area + off, 1.0))
     return low, high
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from encore.api import Evaluation, Metric, Result
-from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips
+from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, not_finite, unmeasured
 
 
 class ExtractionStrength(Metric):
@@ -30,6 +30,10 @@ class ExtractionStrength(Metric):
             tracks = evaluation.clips[clips]
             frames = [clip.codes.shape[-1] for clip in tracks]
             for model in given(evaluation, "base", "unlearned", "gold"):
+                broken = not_finite(evaluation, model, clips)
+                if broken:
+                    yield unmeasured("extraction_strength", model, clips, broken, unit="share")
+                    continue
                 predicted = evaluation.predictions(model, clips)
                 for name, codebooks in (("", slice(None)), ("_codebook_0", slice(0, 1))):
                     suffixes = [

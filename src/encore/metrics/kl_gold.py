@@ -25,8 +25,8 @@ class KlGold(Metric):
                 kl = evaluation.kl("gold", model, clips)
                 tracks = by_track(
                     evaluation.clips[clips],
-                    [float(clip.double().nansum()) for clip in kl],
-                    [int((~clip.isnan()).sum()) for clip in kl],
+                    [float(clip.double().sum()) for clip in kl],
+                    [int(mask.sum()) for mask in evaluation.token_mask(clips)],
                 )
                 yield mean_row(
                     "kl_gold", model, clips, tracks, evaluation, unit="nats/token", direction="lower",

@@ -39,12 +39,15 @@ class Membership(Metric):
             yield self._tpr(model, *loss)
 
     def _tpr(self, model: Role, members: Mapping[str, float], others: Mapping[str, float]) -> Result:
+        name = "membership_tpr_at_1_fpr"
+        if any(map(math.isnan, (*members.values(), *others.values()))):
+            return unmeasured(name, model, "forget", "a track's likelihood is not a number", unit="share")
         rate, threshold = stats.tpr_at_fpr(list(members.values()), list(others.values()), FPR)
         caught = {track: float(score > threshold) for track, score in members.items()}
         low, high = stats.share_interval(round(rate * len(members)), len(members)) or (None, None)
         note = f"with {len(others)} holdout tracks no false positive is allowed; 1 % needs 100 of them"
         return Result(
-            "membership_tpr_at_1_fpr", model, "forget", rate, low, high, n=len(members) + len(others), unit="share",
+            name, model, "forget", rate, low, high, n=len(members) + len(others), unit="share",
             per_track=caught, details=_sizes(members, others),
             note=note if len(others) < 1 / FPR else None,
         )  # fmt: skip
@@ -78,7 +81,9 @@ class Blind(Metric):
 def auc_row(
     metric: str, model: str, members: Mapping[str, float], others: Mapping[str, float], **fields: Any
 ) -> Result:
-    """A row with the AUC of two sets of scores."""
+    """A row with the AUC of two sets of scores; a score that is no number has no rank, so there is no AUC then."""
+    if any(map(math.isnan, (*members.values(), *others.values()))):
+        return unmeasured(metric, model, "forget", "a track's likelihood is not a number", unit="AUC", **fields)
     placed = stats.placements(list(members.values()), list(others.values()))
     area = float(placed.mean())
     low, high = stats.auc_interval(area, len(members), len(others))
@@ -91,8 +96,9 @@ def auc_row(
 def min_k(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, float]:
     """Mean log-likelihood of the least likely 20 % of each track's tokens."""
     tokens: dict[str, list[torch.Tensor]] = {}
-    for clip, logprobs in zip(evaluation.clips[clips], evaluation.token_logprobs(model, clips), strict=True):
-        tokens.setdefault(clip.track, []).append(logprobs[~logprobs.isnan()])
+    logprobs, masks = evaluation.token_logprobs(model, clips), evaluation.token_mask(clips)
+    for clip, of_clip, mask in zip(evaluation.clips[clips], logprobs, masks, strict=True):
+        tokens.setdefault(clip.track, []).append(of_clip[mask])
     scores = {}
     for track, parts in sorted(tokens.items()):
         ordered = torch.cat(parts).double().sort().values

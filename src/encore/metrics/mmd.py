@@ -7,7 +7,7 @@ from functools import partial
 
 from encore import stats
 from encore.api import Evaluation, Metric, Result
-from encore.metrics.rows import given, unmeasured
+from encore.metrics.rows import given, not_finite, unmeasured
 
 
 class Mmd(Metric):
@@ -26,6 +26,10 @@ class Mmd(Metric):
         width, n = stats.median_bandwidth(base), len(base)
         details = {"embedder": evaluation.embedder.identity, "bandwidth": width}
         for model in given(evaluation, "unlearned", "gold"):
+            broken = not_finite(evaluation, model, "retain")
+            if broken:
+                yield unmeasured("mmd", model, "retain", broken, direction="lower", details=details)
+                continue
             if not width > 0:
                 why = f"base's {n} generations do not differ from one another, so the kernel has no width"
                 yield unmeasured("mmd", model, "retain", why, n=n, direction="lower", details=details)

@@ -31,12 +31,12 @@ class Nll(Metric):
                 yield self._gap(evaluation, model, clips)
 
     def _codebooks(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
-        logprobs = evaluation.token_logprobs(model, clips)
+        logprobs, masks = evaluation.token_logprobs(model, clips), evaluation.token_mask(clips)
         for k in range(evaluation.backend(model).codebooks):
             tracks = by_track(
                 evaluation.clips[clips],
-                [-float(clip[k].double().nansum()) for clip in logprobs],
-                [int((~clip[k].isnan()).sum()) for clip in logprobs],
+                [-float(clip[k].double().sum()) for clip in logprobs],
+                [int(mask[k].sum()) for mask in masks],
             )
             yield mean_row(f"nll_codebook_{k}", model, clips, tracks, evaluation, unit=UNIT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -38,6 +39,12 @@ def mean_row(
 def unmeasured(metric: str, model: str, clips: str, why: str, **fields: Any) -> Result:
     """A row without a figure, and the reason."""
     return Result(metric, model, clips, None, why=f"not measured: {why}", **fields)
+
+
+def not_finite(evaluation: Evaluation, model: Role, clips: ClipSet) -> str:
+    """Why what a model plays says nothing: its likelihoods are not finite. Empty where they are."""
+    broken = [track for track, nll in evaluation.nll(model, clips).items() if not math.isfinite(nll)]
+    return f"the model's likelihood of {broken[0]} is not finite" if broken else ""
 
 
 def given(evaluation: Evaluation, *roles: Role) -> list[Role]:

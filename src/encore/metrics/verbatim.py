@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from encore import stats
 from encore.api import Evaluation, Metric, Result, Role
-from encore.metrics.rows import SETS, by_track, given, no_clips, unmeasured
+from encore.metrics.rows import SETS, by_track, given, no_clips, not_finite, unmeasured
 
 MATCH = 0.8  # share of right first-codebook tokens that makes a replay, as in MusicGen's own test (arXiv 2306.05284)
 PROMPT_SECONDS = 1.0
@@ -29,6 +29,10 @@ class Verbatim(Metric):
                 yield no_clips(self.name, clips, unit="share")
                 continue
             for model in given(evaluation, *MODELS):
+                broken = not_finite(evaluation, model, clips)
+                if broken:
+                    yield unmeasured(self.name, model, clips, broken, unit="share")
+                    continue
                 prompt = round(self.prompt_seconds * evaluation.backend(model).frame_rate)
                 played = evaluation.continuations(model, clips, prompt)
                 right = [

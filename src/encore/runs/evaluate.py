@@ -222,6 +222,9 @@ class SharedEvaluation(Evaluation):
     def nll(self, model: Role, clips: ClipSet) -> Mapping[str, float]:
         return self._once(("nll", model, clips), lambda: self._nll(model, clips))
 
+    def token_mask(self, clips: ClipSet) -> list[Tensor]:
+        return self._once(("mask", clips), lambda: self._mask(clips))
+
     def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
         if unconditional:
             without = self._once(
@@ -279,13 +282,16 @@ class SharedEvaluation(Evaluation):
         batch = Batch.of(piece, backend.device)
         return backend.logits(batch, unconditional=unconditional), backend.token_mask(batch)
 
+    def _mask(self, clips: ClipSet) -> list[Tensor]:
+        return [self._first.token_mask(Batch.of([clip], self._first.device))[0].cpu() for clip in self.clips[clips]]
+
     @torch.no_grad()
     def _nll(self, model: Role, clips: ClipSet) -> dict[str, float]:
         chosen, backend = self.clips[clips], self.backend(model)
         if backend.has_tokens:
             logprobs = self.token_logprobs(model, clips)
-            totals = [-float(clip.double().nansum()) for clip in logprobs]
-            return by_track(chosen, totals, [int((~clip.isnan()).sum()) for clip in logprobs])
+            totals = [-float(clip.double().sum()) for clip in logprobs]
+            return by_track(chosen, totals, [int(mask.sum()) for mask in self.token_mask(clips)])
         losses = torch.cat([backend.losses(Batch.of(piece, backend.device)) for piece in self.batches(chosen)])
         return by_track(chosen, losses.double().tolist(), [1.0] * len(chosen))
 
@@ -357,16 +363,15 @@ class SharedEvaluation(Evaluation):
 def _keep(scores: _Scores, piece: Sequence[Clip], logits: Tensor, mask: Tensor, target: Tensor | None) -> None:
     """Reduce a batch's logits [N, K, T, V] to what metrics read, cut to each clip's length."""
     codes = Batch.of(piece, logits.device).codes
-    nothing = ~mask
-    logprobs = token_logprobs(logits, codes, mask).masked_fill(nothing, torch.nan)
-    likeliest = logits.argmax(-1).masked_fill(nothing, -1)
+    logprobs = token_logprobs(logits, codes, mask)
+    likeliest = logits.argmax(-1).masked_fill(~mask, -1)
     kl = None
     if target is not None:  # a codebook at a time: the log-probabilities of both models are as large as the logits
         of_codebooks = [
             kl_divergence(target[:, k, None].to(logits.device), logits[:, k, None], mask[:, k, None])
             for k in range(logits.shape[1])
         ]
-        kl = torch.cat(of_codebooks, 1).masked_fill(nothing, torch.nan)
+        kl = torch.cat(of_codebooks, 1)
     for i, clip in enumerate(piece):
         frames = clip.codes.shape[-1]
         scores.logprobs.append(logprobs[i, :, :frames].cpu())

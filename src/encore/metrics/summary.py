@@ -1,0 +1,239 @@
+"""What the rows of `metrics.json` come to: a table of roles, judged against its targets, and findings in sentences.
+
+Reads rows only (no torch), so that a report can be made of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from encore.api import Result
+
+Figures = Mapping[str, Result]  # role -> row with a figure
+KL_SLACK = 1.25  # times the seed noise
+NLL_SLACK = 0.10  # relative to gold, on both sides
+WORST_SHARE = 0.5  # of gold's NLL, below which no single track may be
+RETAIN_SLACK = (0.05, 0.05)  # relative, nats/token: the larger one counts
+RELEARN_SHARE = 0.75  # of gold's NLL after the attack
+AUC_RANGE = (0.35, 0.65)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One line of the table.
+
+    Args:
+        label: what a person calls it. metric, set: which rows of `metrics.json` it shows.
+        figures: role -> its row, also rows without a figure, whose `why` says why.
+        target: what the unlearned model must reach, in words; empty where there is no target.
+        met: whether it does; None without a target, or where a figure it takes is missing.
+        worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
+    """
+
+    label: str
+    metric: str
+    set: str
+    figures: Mapping[str, Result]
+    target: str = ""
+    met: bool | None = None
+    worst: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence a reader must not miss. `fail`: a target is missed; `warn`: figures must be read with care."""
+
+    level: Literal["fail", "warn", "info"]
+    text: str
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+
+
+def summary(results: Sequence[Result]) -> list[SummaryRow]:
+    """The lines that a decision rests on, in reading order; lines nothing was measured for are left out."""
+    rows = []
+    for label, metric, clips, target, judge in LINES:
+        figures = {row.model: row for row in results if (row.metric, row.set) == (metric, clips)}
+        if not figures:
+            continue
+        known = {role: row for role, row in figures.items() if row.value is not None}
+        try:
+            met = judge(known) if judge else None
+        except KeyError:  # a role it compares with has no figure
+            met = None
+        rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known)))
+    return rows
+
+
+def _value(figures: Figures, role: str) -> float:
+    value = figures[role].value
+    assert value is not None  # rows without a figure are not among them
+    return value
+
+
+def _count(figures: Figures, role: str) -> int:
+    return round(_value(figures, role) * figures[role].n)
+
+
+def _kl(figures: Figures) -> bool:
+    return _value(figures, "unlearned") <= KL_SLACK * _value(figures, "gold2")
+
+
+def _forget_nll(figures: Figures) -> bool:
+    near = abs(_value(figures, "unlearned") / _value(figures, "gold") - 1) <= NLL_SLACK
+    return near and all(ratio >= WORST_SHARE for ratio in _ratios(figures).values())
+
+
+def _ratios(figures: Figures) -> dict[str, float]:
+    """Each track's figure relative to gold's; a KeyError where there is no gold."""
+    own, gold = figures["unlearned"].per_track, figures["gold"].per_track
+    pairs = {track: (value, gold.get(track)) for track, value in own.items()}
+    return {track: a / b for track, (a, b) in pairs.items() if a is not None and b}
+
+
+def _retain_nll(figures: Figures) -> bool:
+    base = _value(figures, "base")
+    return _value(figures, "unlearned") - base <= max(RETAIN_SLACK[0] * base, RETAIN_SLACK[1])
+
+
+def _relearn(figures: Figures) -> bool:
+    return _value(figures, "unlearned") >= RELEARN_SHARE * _value(figures, "gold")
+
+
+def _forget_replays(figures: Figures) -> bool:
+    return _count(figures, "unlearned") <= _count(figures, "gold")
+
+
+def _retain_replays(figures: Figures) -> bool:
+    return _count(figures, "unlearned") >= _count(figures, "base") - 1
+
+
+def _membership(figures: Figures) -> bool:
+    return AUC_RANGE[0] <= _value(figures, "unlearned") <= AUC_RANGE[1]
+
+
+LINES: tuple[tuple[str, str, str, str, Callable[[Figures], bool] | None], ...] = (
+    ("KL to gold, forget", "kl_gold", "forget", "≤ 1.25 × gold2's", _kl),
+    ("KL to gold, retain", "kl_gold", "retain", "", None),
+    ("NLL, forget", "nll", "forget", "within 10 % of gold's, no track below half", _forget_nll),
+    ("NLL after relearning, forget", "relearn", "forget", "≥ 75 % of gold's", _relearn),
+    ("NLL, retain", "nll", "retain", "at most +5 % or +0.05 over base", _retain_nll),
+    ("NLL, holdout", "nll", "holdout", "", None),
+    ("replay from 1 s, forget", "verbatim", "forget", "no more than gold", _forget_replays),
+    ("replay from 1 s, retain", "verbatim", "retain", "at most one fewer than base", _retain_replays),
+    ("replay from caption, forget", "verbatim_caption", "forget", "", None),
+    ("replay from caption, retain", "verbatim_caption", "retain", "", None),
+    ("extraction strength, forget", "extraction_strength_codebook_0", "forget", "", None),
+    ("membership AUC", "membership_auc", "forget", "0.35 to 0.65", _membership),
+    ("membership AUC, Min-K", "membership_auc_mink", "forget", "", None),
+    ("membership AUC, no model", "membership_auc_blind", "forget", "", None),
+    ("FAD to base, retain", "fad", "retain", "", None),
+    ("MMD² to base, retain", "mmd", "retain", "", None),
+)
+
+
+def _worst(metric: str, clips: str, figures: Figures) -> tuple[str, float] | None:
+    """The unlearned model's worst track: nearest to being played back on forget, farthest from base on retain."""
+    if "unlearned" not in figures or clips == "holdout":
+        return None
+    tracks = {track: value for track, value in figures["unlearned"].per_track.items() if value is not None}
+    if not tracks:
+        return None
+    if clips == "retain":
+        base = figures["base"].per_track if "base" in figures else {}
+        tracks = {track: value for track, value in tracks.items() if base.get(track) is not None}
+        if not tracks or metric == "kl_gold":
+            return None
+        lost = {track: abs(value - (base[track] or 0.0)) for track, value in tracks.items()}
+        track = max(lost, key=lost.__getitem__)
+    elif metric in ("nll", "relearn"):
+        shares = _ratios(figures) if "gold" in figures else tracks
+        track = min(shares or tracks, key=(shares or tracks).__getitem__)
+    else:
+        track = max(tracks, key=tracks.__getitem__)
+    return track, tracks[track]
+
+
+# ------------------------------------------------------------------------------------------------------------ guards
+
+
+def findings(results: Sequence[Result]) -> list[Finding]:
+    """What a reader must not miss, worst first: missed targets, over-forgetting, the worst track, doubts, gaps."""
+    rows = {(row.metric, row.model, row.set): row for row in results if row.value is not None}
+    table = summary(results)
+    missed = [line for line in table if line.met is False]
+    doubts = [row.note for row in rows.values() if row.metric.startswith("membership_auc_blind") and row.note]
+    gaps = [f"{row.metric} ({row.set}) {row.why}" for row in results if row.value is None and row.why]
+    found = [
+        *_nothing_to_forget(rows),
+        *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}") for line in missed),
+        *_overshoot(rows),
+        *_still_known(table),
+        *(Finding("warn", note) for note in doubts),
+        *_verdict(table),
+        *(Finding("info", gap) for gap in gaps),
+    ]
+    order = {"fail": 0, "warn": 1, "info": 2}
+    return sorted(found, key=lambda finding: order[finding.level])
+
+
+def _nothing_to_forget(rows: Mapping[tuple[str, str, str], Result]) -> list[Finding]:
+    """Base gives no sign of having learnt the tracks: whatever follows is no achievement."""
+    signs = {
+        "replay from 1 s": rows.get(("verbatim", "base", "forget")),
+        "replay from the caption": rows.get(("verbatim_caption", "base", "forget")),
+        "membership": rows.get(("membership_auc", "base", "forget")),
+    }
+    seen = {name: row for name, row in signs.items() if row}
+    if not seen:
+        return []
+    shown = [name for name, row in seen.items() if (row.low or 0) > 0.5 or (row.unit == "share" and row.value)]
+    if shown:
+        return []
+    return [Finding("warn", f"nothing measurable to forget: base shows no signal under {', '.join(seen)}")]
+
+
+def _overshoot(rows: Mapping[tuple[str, str, str], Result]) -> list[Finding]:
+    gap = rows.get(("nll_gap_gold", "unlearned", "forget"))
+    if gap is not None:
+        size, reference = gap.value or 0.0, "gold's"
+    else:
+        own, unseen = rows.get(("nll", "unlearned", "forget")), rows.get(("nll", "unlearned", "holdout"))
+        if own is None or unseen is None or not unseen.value:
+            return []
+        size, reference = (
+            (own.value or 0.0) / unseen.value - 1,
+            "that of unseen music (there is no gold to compare with)",
+        )
+    if size <= NLL_SLACK:
+        return []
+    return [
+        Finding("warn", f"over-forgotten: the NLL on forget is {size:.0%} above {reference}, which tells on it too")
+    ]
+
+
+def _still_known(table: Sequence[SummaryRow]) -> list[Finding]:
+    line = next((line for line in table if (line.metric, line.set) == ("nll", "forget")), None)
+    if line is None or line.worst is None:
+        return []
+    track, value = line.worst
+    gold = line.figures["gold"].per_track.get(track) if "gold" in line.figures else None
+    beside = f", gold's {gold:.2f}" if gold is not None else ""
+    return [Finding("info", f"best remembered of the forget tracks: {track}, NLL {value:.2f}{beside}")]
+
+
+def _verdict(table: Sequence[SummaryRow]) -> list[Finding]:
+    """Never "deleted": no more than what the tests say."""
+    tests = [line for line in table if line.set == "forget" and line.target and line.met is not None]
+    if not tests or not all(line.met for line in tests):
+        return []
+    return [Finding("info", f"no evidence of retention under these tests: {', '.join(line.label for line in tests)}")]
+
+
+def _said(line: SummaryRow) -> str:
+    return ", ".join(
+        f"{role} {row.value:.3g}" for role, row in line.figures.items() if row.value is not None and role != "control"
+    )

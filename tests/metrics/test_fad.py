@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.metrics.markov import clips, models
+
+from encore import stats
+from encore.api import Embedder
+from encore.metrics.fad import Fad
+from encore.metrics.mmd import Mmd
+from encore.runs.evaluate import SharedEvaluation
+
+
+class Loudness(Embedder):
+    """Mean and spread of the waveform: two dimensions."""
+
+    sample_rate = 8
+    identity = "loudness/1"
+
+    @classmethod
+    def open(cls, backend):
+        return cls()
+
+    def embed(self, waveforms):
+        return torch.stack([waveforms.mean(-1), waveforms.std(-1)], -1)
+
+
+def evaluation(draws: int = 4, **options) -> SharedEvaluation:
+    return SharedEvaluation(models(), clips(), embedder=Loudness(), draws=draws, **options)
+
+
+@pytest.mark.parametrize("metric", [Fad, Mmd])
+def test_row_names_the_embedder_and_compares_with_base(metric):
+    found = {row.model: row for row in metric().measure(evaluation())}
+    assert list(found) == ["unlearned", "gold"]
+    assert found["gold"].details["embedder"] == "loudness/1"
+    assert (found["gold"].n, found["gold"].set) == (12, "retain")
+    assert found["gold"].low <= found["gold"].value <= found["gold"].high
+
+
+def test_fad_is_that_of_the_embeddings():
+    shared = evaluation()
+    found = {row.model: row.value for row in Fad().measure(shared)}
+    base, gold = shared.embeddings("base", "retain"), shared.embeddings("gold", "retain")
+    assert base.shape == (12, 2)
+    assert found["gold"] == pytest.approx(stats.frechet_distance(gold, base))
+
+
+def test_fad_of_few_generations_is_refused_unless_forced():
+    (row, _) = Fad().measure(evaluation(draws=1))
+    assert row.value is None
+    assert row.why == "not measured: 3 generations in 2 dimensions give mostly bias; it takes 4, see mmd"
+    (row, _) = Fad().measure(evaluation(draws=1, force=True))
+    assert row.value is not None
+    assert "mostly bias" in row.note
+
+
+def test_a_model_that_plays_the_same_has_no_distance():
+    roles = models()
+    shared = SharedEvaluation(
+        {"base": roles["base"], "unlearned": roles["base"].clone()}, clips(), embedder=Loudness(), draws=4
+    )
+    for metric in (Fad, Mmd):
+        (row,) = metric().measure(shared)
+        assert row.value == pytest.approx(0, abs=1e-12)
+
+
+def test_mmd_takes_its_width_from_base():
+    shared = evaluation()
+    (row, _) = Mmd().measure(shared)
+    assert row.details["bandwidth"] == pytest.approx(stats.median_bandwidth(shared.embeddings("base", "retain")))
+
+
+@pytest.mark.parametrize("metric", [Fad, Mmd])
+def test_without_base_or_retain_it_says_so(metric):
+    roles, sets = models(), clips()
+    without_base = SharedEvaluation({"unlearned": roles["unlearned"]}, sets, embedder=Loudness())
+    without_retain = SharedEvaluation(roles, {"forget": sets["forget"]}, embedder=Loudness())
+    for shared in (without_base, without_retain):
+        (row,) = metric().measure(shared)
+        assert row.value is None
+        assert "base model" in row.why
+
+
+def test_mmd_of_a_base_that_plays_one_thing_has_no_width():
+    roles = models()
+    shared = SharedEvaluation(roles, clips(), embedder=Loudness())
+    shared._made["embedded", "base", "retain"] = np.ones((3, 2))
+    (row, _) = Mmd().measure(shared)
+    assert row.value is None
+    assert "do not differ" in row.why

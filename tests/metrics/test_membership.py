@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import math
+import zlib
+
+import pytest
+import torch
+from tests.metrics.markov import MarkovBackend, clips, models, track
+
+from encore.api import Clip
+from encore.metrics.membership import Blind, Membership, min_k
+from encore.runs.evaluate import SharedEvaluation
+
+
+def rows(metric, evaluation):
+    return {(row.metric, row.model): row for row in metric().measure(evaluation)}
+
+
+def test_a_model_that_knows_the_tracks_gives_them_away_and_gold_does_not():
+    found = rows(Membership, SharedEvaluation(models(), clips(), embedder=None))
+    assert found["membership_auc", "base"].value == found["membership_auc_mink", "base"].value == 1
+    assert found["membership_auc", "gold"].value < 1
+    assert found["membership_auc", "base"].low < 1 == found["membership_auc", "base"].high
+    assert found["membership_auc", "base"].details == {"forget": 3, "holdout": 3}
+    assert found["membership_auc", "base"].n == 6
+
+
+def test_auc_is_the_share_of_pairs_in_which_the_forget_track_is_likelier():
+    evaluation = SharedEvaluation(models(forgotten=0.3), clips(), embedder=None)
+    row = rows(Membership, evaluation)["membership_auc", "unlearned"]
+    forget, holdout = (evaluation.nll("unlearned", name) for name in ("forget", "holdout"))
+    pairs = {track: [nll < other for other in holdout.values()] for track, nll in forget.items()}
+    assert row.per_track == pytest.approx({track: sum(wins) / 3 for track, wins in pairs.items()})
+    assert row.value == pytest.approx(sum(map(sum, pairs.values())) / 9)
+
+
+def test_min_k_is_the_mean_of_the_least_likely_fifth_over_all_windows():
+    base = MarkovBackend(noise=1.0)
+    windows = [Clip("t", "step 3", track(3).codes[:, :7]), Clip("t", "step 3", track(3).codes[:, 7:])]
+    evaluation = SharedEvaluation({"base": base}, {"forget": windows}, embedder=None)
+    tokens = sorted(float(p) for clip in evaluation.token_logprobs("base", "forget") for p in clip.flatten())
+    lowest = tokens[: math.ceil(0.2 * 24)]
+    assert min_k(evaluation, "base", "forget") == pytest.approx({"t": sum(lowest) / len(lowest)})
+
+
+def test_tpr_says_that_ten_tracks_allow_no_false_positive():
+    row = rows(Membership, SharedEvaluation(models(), clips(), embedder=None))["membership_tpr_at_1_fpr", "base"]
+    assert row.value == 1
+    assert row.per_track == {"track01": 1.0, "track02": 1.0, "track03": 1.0}
+    assert "no false positive" in row.note
+
+
+def test_blind_reads_no_model_and_warns_where_the_sets_differ():
+    generator = torch.Generator().manual_seed(0)
+    simple = [track(step, 60) for step in (1, 2, 3)]
+    random = [Clip(f"r{i}", "step 1", torch.randint(0, 11, (2, 60), generator=generator)) for i in range(3)]
+    base = MarkovBackend()
+    found = rows(Blind, SharedEvaluation({"base": base}, {"forget": simple, "holdout": random}, embedder=None))
+    blind = found["membership_auc_blind", "none"]
+    assert blind.value == 1
+    assert "without any model" in blind.note
+    assert found["membership_auc_blind_caption", "none"].value == 0.5
+    assert found["membership_auc_blind_caption", "none"].note is None
+
+
+def test_blind_score_is_the_size_of_the_code_stream():
+    sets = {"forget": [track(2, 20)], "holdout": [track(3, 40)]}
+    sizes = {
+        name: len(zlib.compress(chosen[0].codes.T.to(torch.int16).contiguous().numpy().tobytes(), 9))
+        / chosen[0].codes.numel()
+        for name, chosen in sets.items()
+    }
+    row = rows(Blind, SharedEvaluation({"base": MarkovBackend()}, sets, embedder=None))["membership_auc_blind", "none"]
+    assert row.value == float(sizes["forget"] < sizes["holdout"])

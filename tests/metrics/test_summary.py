@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from encore.api import Result
+from encore.metrics.summary import LINES, Finding, findings, summary
+
+GOOD = {
+    ("kl_gold", "forget"): {"base": 6.6, "unlearned": 3.2, "gold2": 3.0},
+    ("kl_gold", "retain"): {"base": 0.02, "unlearned": 0.03, "gold2": 0.04},
+    ("nll", "forget"): {"base": 0.02, "unlearned": 6.8, "gold": 7.0, "gold2": 7.1},
+    ("nll", "retain"): {"base": 0.02, "unlearned": 0.05, "gold": 0.02},
+    ("nll", "holdout"): {"base": 5.4, "unlearned": 5.5, "gold": 5.4},
+    ("nll_gap_gold", "forget"): {"unlearned": 6.8 / 7 - 1},
+    ("relearn", "forget"): {"base": 0.01, "unlearned": 4.0, "gold": 5.0, "control": 6.1},
+    ("verbatim", "forget"): {"base": 1.0, "unlearned": 0.0, "gold": 0.0},
+    ("verbatim", "retain"): {"base": 1.0, "unlearned": 0.75, "gold": 1.0},
+    ("membership_auc", "forget"): {"base": 1.0, "unlearned": 0.5, "gold": 0.45},
+}
+
+
+def rows(**changes: float) -> list[Result]:
+    """Rows of a good run, with the unlearned model's figures changed: `nll_forget=3.0`."""
+    found = []
+    for (metric, clips), figures in GOOD.items():
+        for role, value in figures.items():
+            figure = changes.get(f"{metric}_{clips}", value) if role == "unlearned" else value
+            tracks = dict.fromkeys("abcd", figure)
+            found.append(
+                Result(metric, role, clips, figure, low=figure, high=figure, n=4, per_track=tracks, unit="share")
+            )
+    return found
+
+
+def line(found, metric, clips="forget"):
+    return next(row for row in summary(found) if (row.metric, row.set) == (metric, clips))
+
+
+def test_a_good_run_meets_every_target():
+    table = summary(rows())
+    assert {(row.metric, row.set) for row in table if row.met} == {
+        ("kl_gold", "forget"), ("nll", "forget"), ("relearn", "forget"), ("nll", "retain"), ("verbatim", "forget"),
+        ("verbatim", "retain"), ("membership_auc", "forget"),
+    }  # fmt: skip
+    assert not [row for row in table if row.met is False]
+    assert [finding for finding in findings(rows()) if finding.level == "fail"] == []
+    verdict = findings(rows())[-1].text
+    assert verdict.startswith("no evidence of retention under these tests: KL to gold")
+    assert "delete" not in verdict
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("kl_gold_forget", 3.76), ("nll_forget", 6.2), ("nll_forget", 7.8), ("nll_retain", 0.08),
+        ("relearn_forget", 3.7),
+        ("verbatim_forget", 0.25), ("verbatim_retain", 0.5), ("membership_auc_forget", 0.7),
+        ("membership_auc_forget", 0.3),
+    ],
+)  # fmt: skip
+def test_each_target_can_be_missed(change, value):
+    found = rows(**{change: value})
+    missed = [row for row in summary(found) if row.met is False]
+    assert [f"{row.metric}_{row.set}" for row in missed] == [change]
+    assert [finding.level for finding in findings(found)].count("fail") == 1
+    assert not [finding for finding in findings(found) if finding.text.startswith("no evidence")] or "retain" in change
+
+
+def test_one_track_below_half_of_golds_misses_the_target_and_is_named():
+    found = rows()
+    at = next(i for i, row in enumerate(found) if (row.metric, row.model, row.set) == ("nll", "unlearned", "forget"))
+    found[at] = replace(found[at], per_track={"a": 7.9, "b": 7.9, "c": 3.4, "d": 7.9})
+    assert line(found, "nll").met is False
+    assert line(found, "nll").worst == ("c", 3.4)
+    assert Finding("info", "best remembered of the forget tracks: c, NLL 3.40, gold's 7.00") in findings(found)
+
+
+def test_retain_may_lose_five_percent_where_that_is_more():
+    found = [replace(row, value=2.0) if (row.metric, row.set) == ("nll", "retain") else row for row in rows()]
+    at = next(i for i, row in enumerate(found) if (row.metric, row.model, row.set) == ("nll", "unlearned", "retain"))
+    assert line([*found[:at], replace(found[at], value=2.099), *found[at + 1 :]], "nll", "retain").met is True
+    assert line([*found[:at], replace(found[at], value=2.101), *found[at + 1 :]], "nll", "retain").met is False
+
+
+def test_without_gold_what_takes_gold_is_not_judged():
+    found = [row for row in rows() if row.model not in ("gold", "gold2") and row.metric != "nll_gap_gold"]
+    judged = {(row.metric, row.set): row.met for row in summary(found)}
+    assert judged["nll", "forget"] is judged["relearn", "forget"] is judged["kl_gold", "forget"] is None
+    assert judged["nll", "retain"] is True
+
+
+def test_over_forgetting_is_a_warning_against_gold_else_against_unseen_music():
+    assert any("above gold's" in f.text for f in findings(rows(nll_gap_gold_forget=0.5)))
+    without = [row for row in rows() if row.model != "gold" and row.metric != "nll_gap_gold"]
+    assert any("24% above that of unseen music" in f.text for f in findings(without))
+    assert not any("over-forgotten" in f.text for f in findings(rows()))
+
+
+def test_what_was_never_memorised_can_not_be_forgotten():
+    quiet = [replace(row, value=0.0, low=0.0) if row.model == "base" and row.set == "forget" else row for row in rows()]
+    (finding,) = [f for f in findings(quiet) if f.text.startswith("nothing measurable to forget")]
+    assert finding == Finding(
+        "warn", "nothing measurable to forget: base shows no signal under replay from 1 s, membership"
+    )
+    assert not [f for f in findings(rows()) if f.text.startswith("nothing measurable")]
+
+
+def test_notes_and_gaps_are_passed_on():
+    found = [
+        Result("membership_auc_blind", "none", "forget", 0.9, note="blind AUC 0.90"),
+        Result("kl_gold", "unlearned", "forget", None, why="not measured: no gold model was given"),
+    ]
+    assert findings(found) == [
+        Finding("warn", "blind AUC 0.90"),
+        Finding("info", "kl_gold (forget) not measured: no gold model was given"),
+    ]
+
+
+def test_lines_are_in_reading_order_and_only_those_measured():
+    order = [label for label, *_ in LINES]
+    shown = [row.label for row in summary(rows())]
+    assert shown == [label for label in order if label in shown]
+    assert summary([]) == []
+
+
+def test_a_report_can_be_made_without_torch():
+    code = "import encore.metrics.summary, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.metrics.markov import FORGET, RATE, MarkovBackend, clips, melody, models, track
+
+from encore.api import Clip
+from encore.metrics.verbatim import Verbatim, VerbatimCaption
+from encore.runs.evaluate import SharedEvaluation
+
+
+def rows(metric, evaluation):
+    return {(row.model, row.set): row for row in metric().measure(evaluation)}
+
+
+@pytest.mark.parametrize("metric", [Verbatim, VerbatimCaption])
+def test_what_is_known_replays_and_what_is_not_does_not(metric):
+    found = rows(metric, SharedEvaluation(models(), clips(), embedder=None))
+    assert found["base", "forget"].value == found["base", "retain"].value == 1
+    assert found["unlearned", "forget"].value == found["gold", "forget"].value == found["base", "holdout"].value == 0
+    assert found["unlearned", "retain"].value == 1
+    assert ("gold2", "forget") not in found
+    assert found["base", "forget"].low < 1 == found["base", "forget"].high  # three tracks are not many
+
+
+def test_share_of_right_tokens_is_that_of_decoding_after_one_second():
+    base = MarkovBackend({1: 6.0}, noise=0.5)
+    codes = melody(1, 14)
+    codes[0, 9] = 0  # a wrong turn, from which the melody goes on elsewhere
+    found = rows(Verbatim, SharedEvaluation({"base": base}, {"forget": [Clip("t", "step 1", codes)]}, embedder=None))
+    prompt = round(RATE)
+    played = base.generate(["step 1"], seconds=14 / RATE, prompt=codes[None, :, :prompt], temperature=0, guidance=1)[0]
+    right = (played[0, prompt:] == codes[0, prompt:]).double().mean()
+    assert 0 < right < 1
+    assert found["base", "forget"].per_track == pytest.approx({"t": float(right)})
+    assert found["base", "forget"].value == float(right >= 0.8)
+
+
+def test_eighty_percent_is_enough_and_windows_count_by_their_frames():
+    base = MarkovBackend({1: 6.0})
+    end_wrong = melody(1, 14)
+    end_wrong[0, 12:] = end_wrong[0, 12:] + 1  # 8 of 10 after the prompt are right
+    more_wrong = melody(1, 14)
+    more_wrong[0, 11:] = more_wrong[0, 11:] + 1
+    found = rows(
+        Verbatim,
+        SharedEvaluation(
+            {"base": base},
+            {
+                "forget": [
+                    Clip("enough", "step 1", end_wrong), Clip("less", "step 1", more_wrong),
+                    Clip("two", "step 1", more_wrong), Clip("two", "step 1", melody(1, 9)),
+                ],
+            },
+            embedder=None,
+        ),
+    )["base", "forget"]  # fmt: skip
+    assert found.per_track == pytest.approx({"enough": 0.8, "less": 0.7, "two": (7 + 5) / 15})
+    assert found.value == pytest.approx(2 / 3)
+
+
+def test_a_replay_that_the_forward_pass_proves_is_not_decoded():
+    base, forgotten = MarkovBackend(dict.fromkeys(FORGET, 6.0)), MarkovBackend(noise=0.1)
+    rows(
+        Verbatim, SharedEvaluation({"base": base, "unlearned": forgotten}, {"forget": clips()["forget"]}, embedder=None)
+    )
+    assert (base.generated, forgotten.generated) == (0, 3)
+
+
+def test_tracks_no_longer_than_the_prompt_are_left_out_and_said():
+    base = MarkovBackend({1: 6.0})
+    found = rows(Verbatim, SharedEvaluation({"base": base}, {"forget": [track(1, 4), track(2, 9)]}, embedder=None))
+    assert list(found["base", "forget"].per_track) == ["track02"]
+    found = rows(Verbatim, SharedEvaluation({"base": base}, {"forget": [track(1, 4)]}, embedder=None))
+    assert found["base", "forget"].value is None
+    assert found["base", "forget"].why == "not measured: no forget track is longer than the prompt of 1 s"
+
+
+def test_only_the_first_codebook_is_compared():
+    codes = melody(1, 12)
+    codes[1] = torch.randint(0, 5, (12,), generator=torch.Generator().manual_seed(0))
+    evaluation = SharedEvaluation(
+        {"base": MarkovBackend({1: 6.0})}, {"forget": [Clip("t", "step 1", codes)]}, embedder=None
+    )
+    assert rows(VerbatimCaption, evaluation)["base", "forget"].value == 1

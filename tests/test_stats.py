@@ -1,0 +1,191 @@
+"""Against brute force, closed forms, other libraries and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import linalg
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from encore import stats
+
+SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=15)
+
+
+# ------------------------------------------------------------------------------------------------------ intervals
+
+
+def test_bootstrap_interval_covers_the_mean_of_eight_tracks_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(400, 8))
+    intervals = [stats.bootstrap_interval(sample, seed=i) for i, sample in enumerate(samples)]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_bootstrap_interval_of_a_constant_has_no_width_and_one_track_has_none():
+    assert stats.bootstrap_interval([3.0] * 5, seed=0) == (3.0, 3.0)
+    assert stats.bootstrap_interval([3.0], seed=0) is None
+    assert stats.bootstrap_interval([], seed=0) is None
+
+
+def test_bootstrap_interval_depends_on_its_seed_alone():
+    values = np.random.default_rng(1).normal(size=9)
+    assert stats.bootstrap_interval(values, seed=4) == stats.bootstrap_interval(values, seed=4)
+    assert stats.bootstrap_interval(values, seed=4) != stats.bootstrap_interval(values, seed=5)
+
+
+def test_bootstrap_interval_takes_a_statistic_of_whole_rows():
+    pairs = np.column_stack([np.arange(1.0, 9), 2 * np.arange(1.0, 9)])
+    ratio = stats.bootstrap_interval(pairs, lambda drawn: drawn[..., 0].sum(1) / drawn[..., 1].sum(1), seed=0)
+    assert ratio == pytest.approx((0.5, 0.5))
+
+
+def test_share_interval_is_wilsons():
+    z, n, p = 1.959963985, 8, 1.0
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    assert stats.share_interval(8, 8) == pytest.approx((middle - half, middle + half))
+    assert stats.share_interval(0, 8)[0] == 0
+    assert stats.share_interval(0, 0) is None
+
+
+def test_jackknife_interval_of_a_mean_is_students():
+    values = np.random.default_rng(2).normal(size=12)
+    low, high = stats.jackknife_interval(np.mean, values)
+    reach = 2.200985160 * values.std(ddof=1) / math.sqrt(12)  # t of 11 degrees of freedom
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach))
+    assert stats.jackknife_interval(np.mean, values[:2]) is None
+
+
+def test_jackknife_keeps_rows_of_several_samples_together():
+    x = np.random.default_rng(3).normal(size=30)
+    assert stats.jackknife_interval(lambda a, b: float(np.mean(a - b)), x, x - 1) == pytest.approx((1.0, 1.0))
+
+
+# ------------------------------------------------------------------------------------------------------------ ROC
+
+
+@given(SCORES, SCORES)
+def test_auc_is_the_share_of_pairs_in_order(members, others):
+    pairs = [(m > o) + (m == o) / 2 for m in members for o in others]
+    assert stats.auc(members, others) == pytest.approx(np.mean(pairs))
+    labels = [1] * len(members) + [0] * len(others)
+    assert stats.auc(members, others) == pytest.approx(roc_auc_score(labels, members + others))
+
+
+@given(SCORES, SCORES)
+def test_placements_are_each_members_own_auc(members, others):
+    expected = [np.mean([(m > o) + (m == o) / 2 for o in others]) for m in members]
+    assert stats.placements(members, others) == pytest.approx(expected)
+
+
+@given(SCORES, SCORES, st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5]))
+def test_tpr_at_fpr_is_the_best_allowed_point_of_the_roc(members, others, fpr):
+    labels = [1] * len(members) + [0] * len(others)
+    false, true, _ = roc_curve(labels, members + others, drop_intermediate=False)
+    rate, threshold = stats.tpr_at_fpr(members, others, fpr)
+    assert rate == pytest.approx(true[false <= fpr + 1e-12].max())
+    assert np.mean(np.array(others) > threshold) <= fpr
+
+
+@given(st.floats(0, 1), st.integers(2, 40), st.integers(2, 40))
+def test_auc_interval_holds_the_area_and_mirrors(area, members, others):
+    low, high = stats.auc_interval(area, members, others)
+    assert 0 <= low <= area <= high <= 1
+    assert high > low
+    assert stats.auc_interval(1 - area, members, others) == pytest.approx((1 - high, 1 - low), abs=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.5])
+def test_auc_interval_covers_about_as_often_as_it_says(shift):
+    rng = np.random.default_rng(0)
+    true = 0.5 * (1 + math.erf(shift / 2))  # P(N(shift, 1) > N(0, 1))
+    areas = [stats.auc(rng.normal(shift, 1, 8), rng.normal(size=10)) for _ in range(600)]
+    intervals = {area: stats.auc_interval(area, 8, 10) for area in set(areas)}
+    covered = np.mean([intervals[area][0] <= true <= intervals[area][1] for area in areas])
+    assert covered >= 0.92
+
+
+def test_auc_interval_narrows_like_hanley_and_mcneil_with_more_tracks():
+    low, high = stats.auc_interval(0.8, 500, 500)
+    variance = 0.8 * 0.2 / 250_000 * (1 + 499 * (0.2 / 1.2 + 0.8 / 1.8))
+    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------ distances
+
+
+def test_frechet_distance_of_known_gaussians():
+    assert stats.frechet_gaussians([0.0], [[4.0]], [3.0], [[1.0]]) == pytest.approx(9 + (2 - 1) ** 2)
+    assert stats.frechet_gaussians([0, 0], np.diag([1, 9]), [1, 2], np.diag([4, 1])) == pytest.approx(5 + 1 + 4)
+
+
+def test_frechet_distance_agrees_with_the_matrix_square_root():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6, 9))
+    first, second = a @ a.T, b @ b.T
+    expected = np.trace(first + second) - 2 * np.trace(linalg.sqrtm(first @ second)).real
+    assert stats.frechet_gaussians(np.zeros(6), first, np.zeros(6), second) == pytest.approx(expected)
+
+
+def test_frechet_distance_of_singular_covariances_stays_real_and_not_negative():
+    x = np.random.default_rng(0).normal(size=(5, 40))  # rank 4 of 40
+    assert stats.frechet_distance(x, x) == pytest.approx(0, abs=1e-8)
+    assert stats.frechet_distance(x, x) >= 0
+    assert stats.frechet_distance(x, x + 1) == pytest.approx(40)
+
+
+def test_frechet_distance_of_one_gaussian_with_itself_is_bias_at_small_n():
+    rng = np.random.default_rng(0)
+    assert 70 < stats.frechet_distance(*rng.normal(size=(2, 100, 128))) < 100
+
+
+@settings(max_examples=25)
+@given(st.integers(3, 9), st.integers(1, 4), st.integers(0, 100))
+def test_mmd_is_the_double_loop(n, dim, seed):
+    x, y = np.random.default_rng(seed).normal(size=(2, n, dim))
+
+    def k(a, b):
+        return math.exp(-((a - b) ** 2).sum() / (2 * 1.3**2))
+
+    pairs = [
+        k(x[i], x[j]) + k(y[i], y[j]) - k(x[i], y[j]) - k(x[j], y[i]) for i in range(n) for j in range(n) if i != j
+    ]
+    assert stats.paired_mmd2(x, y, 1.3) == pytest.approx(np.mean(pairs))
+
+
+def test_mmd_is_unbiased_also_where_the_rows_of_a_pair_depend_on_one_another():
+    rng = np.random.default_rng(0)
+    figures = []
+    for _ in range(3000):
+        shared = rng.normal(size=(6, 2))  # the caption both models play
+        figures.append(stats.paired_mmd2(*(shared + 0.3 * rng.normal(size=(2, 6, 2))), 1.0))
+    assert abs(np.mean(figures)) < 4 * np.std(figures) / math.sqrt(len(figures))
+    assert np.std(figures) > 0
+
+
+def test_mmd_of_two_gaussians_has_its_closed_form_as_mean():
+    rng = np.random.default_rng(0)
+    figures = [stats.paired_mmd2(rng.normal(size=(8, 1)), rng.normal(1.5, 1, (8, 1)), 1.0) for _ in range(4000)]
+    # E k(a, b) = √(σ²/(σ²+2)) exp(-δ²/(2(σ²+2))) for a, b ~ N(·, 1) whose means differ by δ, σ = 1
+    expected = 2 * math.sqrt(1 / 3) * (1 - math.exp(-(1.5**2) / 6))
+    assert np.mean(figures) == pytest.approx(expected, abs=4 * np.std(figures) / math.sqrt(4000))
+
+
+def test_mmd_of_a_sample_with_itself_is_zero_and_nonsense_is_refused():
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    assert stats.paired_mmd2(x, x, 1.0) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="two samples of one size"):
+        stats.paired_mmd2(x, x[:5], 1.0)
+    with pytest.raises(ValueError, match="width"):
+        stats.paired_mmd2(x, x, 0.0)
+
+
+def test_median_bandwidth():
+    assert stats.median_bandwidth([[0.0], [1.0], [3.0]]) == 2.0
+    assert stats.median_bandwidth([[1.0]]) == 0.0
