@@ -172,7 +172,7 @@ def _parse(text: str) -> Any:
     if text == "null" or text.startswith(("[", "{")):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text
 

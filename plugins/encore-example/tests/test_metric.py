@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from encore.api import Clip
+
 from encore_example.metric import Entropy
 
 CODEBOOKS, FRAMES, VOCABULARY = 2, 5, 8

@@ -17,11 +17,11 @@ from encore import __version__, plugins
 from encore.cli import console
 from encore.errors import UsageError
 
-# name -> (where it is, the first line of its help). One line adds a command; only the one that runs is imported.
+# name -> (where it is, how its help begins). One line adds a command; only the one that runs is imported.
 COMMANDS = {
     "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
     "eval": ("encore.cli.evaluate:evaluate", "Measure what a run forgot and what it kept."),
-    "generate": ("encore.cli.generate:generate", "Play captions with a model, to listen."),
+    "generate": ("encore.cli.generate:generate", "Play captions with a model and write WAV files."),
     "methods": ("encore.cli.listing:methods", "List the unlearning methods; with NAME, its options."),
     "backends": ("encore.cli.listing:backends", "List the model families that can be loaded."),
     "metrics": ("encore.cli.listing:metrics", "List the metrics of `encore eval`."),

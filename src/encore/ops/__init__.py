@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import shutil
 import sys
@@ -63,15 +64,15 @@ def _installed() -> Native:
     try:
         import torch
 
-        from encore import _build_info
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) or "_build_info" in str(error)
-        why = "it was not built at installation" if missing else f"it can't be loaded ({error})"
-        return Native(None, why)
-    built, running = _build_info.build_info()["torch"], str(torch.__version__)
+        module = importlib.import_module("encore._build_info")
+        built, running = module.build_info()["torch"], str(torch.__version__)
+    except Exception as error:  # a library of another machine or another torch can fail in any way
+        if isinstance(error, ModuleNotFoundError) and error.name == "encore._build_info":
+            return Native(None, "it was not built at installation")
+        return Native(None, f"it can't be loaded ({type(error).__name__}: {' '.join(str(error).split())})")
     if built != running.partition("+")[0]:
         return Native(None, f"it was built for torch {built}, but torch {running} runs")
-    return Native(_build_info, "", "ahead of time")
+    return Native(module, "", "ahead of time")
 
 
 def _compile() -> Native:

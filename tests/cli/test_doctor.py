@@ -1,0 +1,38 @@
+"""`encore doctor`."""
+
+import json
+
+import torch
+
+from encore import __version__
+from encore.cli import doctor
+from encore.ops import Native
+
+
+def test_json(encore):
+    found = json.loads(encore("doctor", "--json").stdout)
+    assert found["schema"] == 1
+    assert found["encore"] == __version__
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["devices"][0]["device"] == "cpu"
+    assert isinstance(found["extension"]["loaded"], bool)
+    assert found["extension"]["loaded"] == (found["extension"]["why"] is None)
+
+
+def test_table(encore, tmp_path):
+    shown = encore("doctor", ENCORE_CACHE=str(tmp_path / "cache"), ENCORE_NATIVE="0")
+    assert shown.returncode == 0
+    assert "not loaded: ENCORE_NATIVE=0 switches it off; pure torch serves" in shown.stdout
+    assert str(tmp_path / "cache") in shown.stdout
+    assert not (tmp_path / "cache").exists(), "looking writes nothing"
+
+
+def test_a_loaded_extension_is_described(monkeypatch):
+    class Built:
+        @staticmethod
+        def build_info():
+            return {"torch": "2.13.0", "compiler": "gcc 12"}
+
+    monkeypatch.setattr("encore.ops.native", lambda build: Native(Built, "", "on first use"))
+    rows = dict(doctor._rows(doctor.examine()))
+    assert rows["native extension"] == "loaded, built on first use for torch 2.13.0 with gcc 12"

@@ -1,0 +1,65 @@
+"""`encore methods|backends|metrics|embedders`."""
+
+import json
+
+import pytest
+
+from encore import plugins
+from encore.cli.app import run
+
+NEEDY = """
+from encore.api import MethodSpec, hookimpl
+
+@hookimpl
+def encore_register_methods():
+    return [MethodSpec("needy", "a summary", "needy:Method", requires=("no-such-distribution",))]
+"""
+
+
+def shown(capsys, *arguments):
+    assert run(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plural", ["methods", "backends", "metrics", "embedders"])
+def test_json(capsysbinary, plural):
+    listed = json.loads(shown(capsysbinary, plural, "--json"))
+    assert listed["schema"] == 1
+    assert [row["name"] for row in listed[plural]] == plugins.registries()[plural].names
+    assert set(listed[plural][0]) == {
+        "name", "summary", "needs", "requires", "target", "plugin", "distribution", "version", "available", "why"
+    }  # fmt: skip
+    assert {row["distribution"] for row in listed[plural]} == {"encore-music"}
+
+
+def test_table(capsys):
+    lines = shown(capsys, "methods").splitlines()
+    assert lines[0].split() == ["name", "summary", "needs", "from", "available"]
+    assert any(line.startswith("npo ") and "reference, retain" in line for line in lines)
+
+
+def test_one_method_shows_its_options(capsys):
+    text = shown(capsys, "methods", "npo")
+    assert text.startswith("npo: negative preference optimisation\nfrom encore-music 0.1.0 (encore.methods.npo:Npo)\n")
+    assert any(line.split()[:2] == ["beta", "number"] for line in text.splitlines())
+    assert "linear | cosine | constant" in text
+
+
+def test_one_method_as_json(capsysbinary):
+    method = json.loads(shown(capsysbinary, "methods", "npo", "--json"))["method"]
+    options = {option["name"]: option for option in method["options"]}
+    assert options["steps"]["type"] == "integer"
+    assert options["beta"]["description"]
+
+
+def test_one_metric(capsys):
+    assert "needs gold, logits" in shown(capsys, "metrics", "kl_gold")
+
+
+def test_what_is_missing_is_told(installed, capsysbinary):
+    installed.add("needy", NEEDY)
+    rows = {row["name"]: row for row in json.loads(shown(capsysbinary, "methods", "--json"))["methods"]}
+    assert (rows["needy"]["available"], rows["needy"]["why"]) == (False, "needs no-such-distribution")
+    assert (rows["ga"]["available"], rows["ga"]["why"]) == (True, None)
+    assert run(["methods", "needy"]) == 1
+    assert b"hint: pip install no-such-distribution" in capsysbinary.readouterr().err

@@ -1,0 +1,84 @@
+"""What many tests need: a clean environment, plugins that look installed, and the `encore` command as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from encore import plugins
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in list(os.environ):
+        if name.startswith("ENCORE_"):
+            monkeypatch.delenv(name)
+
+
+class Installer:
+    """Makes modules look installed: a folder on the path with a `.dist-info` beside each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def add(self, name: str, code: str, *, version: str = "1.0", files: Mapping[str, str] | None = None) -> None:
+        """Install distribution `name`, whose entry point `name` is the module of that name with `code` in it."""
+        module = name.replace("-", "_")
+        (self.folder / f"{module}.py").write_text(code)
+        for path, text in (files or {}).items():
+            (self.folder / path).write_text(text)
+        info = self.folder / f"{module}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nReadme\n")
+        (info / "entry_points.txt").write_text(f"[encore]\n{name} = {module}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Installer:
+    """A place to install plugins to; put `site.folder` on PYTHONPATH of a process, or use `installed`."""
+    return Installer(tmp_path / "site")
+
+
+@pytest.fixture
+def installed(site: Installer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installer]:
+    """A place to install plugins to that this process sees; what it imported from there is forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(site.folder))
+    before = set(sys.modules)
+    plugins.reset()
+    yield site
+    plugins.reset()
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and Path(str(sys.modules[name].__file__)).parent == site.folder:
+            del sys.modules[name]
+
+
+EncoreCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def encore(tmp_path: Path) -> EncoreCommand:
+    """Run `encore ARGUMENTS` as a process of its own: `encore("methods", "--json", path=[site.folder])`."""
+
+    def run(
+        *arguments: object, path: tuple[Path, ...] | list[Path] = (), timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "encore", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

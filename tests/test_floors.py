@@ -1,0 +1,71 @@
+"""Imports go down only. This reads them, also those inside functions and under TYPE_CHECKING."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+FLOORS = [
+    {"errors", "api", "options", "losses", "assets", "entrypoints", "_build_info"},
+    {"hookspecs", "builtins", "plugins", "settings"},
+    {"ops"},
+    {"audio", "curvature", "stats", "fingerprint"},
+    {"methods", "backends", "metrics", "embedders"},
+    {"runs", "report"},
+    {"cli"},
+]
+SIBLINGS = FLOORS[4]  # these never import one another
+HEAVY = {"torch", "transformers", "librosa", "matplotlib", "pydantic", "numpy", "scipy", "sklearn"}
+LIGHT = {"", "errors", "api", "assets", "entrypoints", "hookspecs", "builtins", "plugins", "settings", "ops", "cli"}
+MODULES = sorted(path.relative_to(SOURCE) for path in (SOURCE / "encore").rglob("*.py"))
+
+
+def part(module: str) -> str:
+    """ "encore.cli.app" -> "cli"; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def floor(name: str) -> int:
+    found = [number for number, names in enumerate(FLOORS) if name in names]
+    assert found, f"encore.{name} stands on no floor: add it to FLOORS and to CONTRIBUTING.md"
+    return found[0]
+
+
+def imported(nodes, package: str) -> set[str]:
+    """Names of modules that import statements among the nodes bring in; `from encore import x` counts as encore.x."""
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {node.module} if node.module != package else {f"{package}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_down_only(path):
+    own = part(".".join(path.with_suffix("").parts)).replace("__init__", "").replace("__main__", "cli")
+    if not own:
+        return  # the package itself imports the contract alone; test_api measures that
+    names = imported(ast.walk(ast.parse((SOURCE / path).read_text())), "encore")
+    for name in sorted(name for name in names if name.startswith("encore.")):
+        other = part(name)
+        if other in ("__version__", "hookimpl", own):
+            continue
+        assert floor(other) <= floor(own), f"{path} imports {name} from a floor above its own"
+        assert not {own, other} <= SIBLINGS, f"{path} imports {name}, its sibling"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_light_modules_import_nothing_heavy_at_the_top(path):
+    own = part(".".join(path.with_suffix("").parts)).replace("__init__", "").replace("__main__", "cli")
+    if own in LIGHT:
+        top = imported(ast.parse((SOURCE / path).read_text()).body, "encore")
+        assert not {name.partition(".")[0] for name in top} & HEAVY
+
+
+def test_floors_name_only_what_exists():
+    there = {path.stem for path in (SOURCE / "encore").iterdir()}
+    assert set().union(*FLOORS) - {"curvature", "report", "_build_info"} <= there
