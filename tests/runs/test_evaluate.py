@@ -7,8 +7,10 @@ import pytest
 import torch
 from tests.metrics.markov import MarkovBackend, clips, models, track
 from tests.metrics.test_fad import Loudness
+from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
-from encore.api import Clip, Metric, MetricSpec, Result
+from encore.api import Batch, Clip, Metric, MetricSpec, Result
+from encore.backends.musicgen import MusicgenBackend
 from encore.errors import InputError, PluginError, UnknownNameError
 from encore.runs.evaluate import SharedEvaluation, evaluate, measure
 from encore.runs.metrics_json import metrics_json
@@ -105,6 +107,15 @@ def test_models_are_put_in_evaluation_mode():
     roles["base"].module.train()
     SharedEvaluation(roles, clips(), embedder=None)
     assert not roles["base"].module.training
+
+
+def test_a_metric_under_inference_mode_leaves_the_models_fit_for_relearning(tmp_path):
+    model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path)))
+    clip = Clip("t", CAPTIONS[0], torch.zeros(2, 12, dtype=torch.long))
+    shared = SharedEvaluation({"unlearned": model}, {"forget": [clip]}, embedder=None)
+    with torch.inference_mode():
+        model.logits(Batch.of([clip]))
+    assert figures(measure(shared, ["relearn"]))["relearn", "unlearned", "forget"] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------- guards

@@ -172,8 +172,11 @@ class SharedEvaluation(Evaluation):
         self._draws, self._batch, self._generate_batch = draws, batch, generate_batch
         self._first = next(iter(self.models.values()))
         self._check_models()
+        captions = sorted({clip.caption for chosen in self.clips.values() for clip in chosen})
         for model in self.models.values():
             model.module.eval()
+            with torch.no_grad():  # now: encoded under a metric's inference_mode they would be of no use to training
+                model.condition(captions)
         if isinstance(embedder, str):
             embedder = plugins.embedders().resolve(embedder).open(self._first)
         self.embedder = embedder
