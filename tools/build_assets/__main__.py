@@ -40,7 +40,7 @@ class Clock:
         return result
 
 
-def train_models(work: Path, recipe: lm.Recipe, at_once: int = 2) -> None:
+def train_models(work: Path, at_once: int = 2) -> None:
     """Trains the runs as subprocesses of one thread each, two at a time."""
     waiting = list(lm.RUNS)
     running: list[subprocess.Popen[bytes]] = []
@@ -54,8 +54,6 @@ def train_models(work: Path, recipe: lm.Recipe, at_once: int = 2) -> None:
                 run,
                 "--work",
                 str(work),
-                "--steps",
-                str(recipe.steps),
             ]
             running.append(subprocess.Popen(command, env=os.environ | MALLOC))
         for process in [p for p in running if p.poll() is not None]:
@@ -75,12 +73,12 @@ def main() -> int:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    recipe, clock = lm.Recipe(), Clock(args.work / "minutes.json")
+    clock = Clock(args.work / "minutes.json")
 
     items = clock("corpus", lambda: corpus.build(args.work))
     folder = clock("codec", lambda: codec.train(items, args.work))
     codes = clock("codes", lambda: lm.prepare(args.work)[2])
-    clock("models", lambda: train_models(args.work, recipe))
+    clock("models", lambda: train_models(args.work))
     install.install(items, args.work, args.out)
     quality = clock("codec measures", lambda: codec.measure(folder, items))
     result = clock("table", lambda: table.measure(args.out, items, codes))
@@ -88,7 +86,7 @@ def main() -> int:
     record = {
         "table": asdict(result),
         "codec": quality,
-        "recipe": asdict(recipe),
+        "phases": [asdict(p) for p in lm.PHASES],
         "seeds": {"split": corpus.SPLIT_SEED, "codec": codec.SEED, "text": lm.TEXT_SEED, **lm.RUNS},
         "clips": {
             "songs": corpus.SIZES,

@@ -40,18 +40,21 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything a training depends on beside its seed and its tracks."""
+class Phase:
+    """One stretch of training: it starts at the folder that the phase before saved, with a fresh optimizer."""
 
-    steps: int = 1250
-    songs: int = 7  # a batch
-    background: int = 7  # a batch
-    rate: float = 2e-3
+    steps: int
+    songs: int  # a batch
+    background: int  # a batch
+    rate: float
+    dropout: float
     weight_decay: float = 0.05
-    dropout: float = 0.1
     condition_dropout: float = 0.1
     start_weight: float = 20.0  # see `train`: the start has only the caption to go by
-    label_smoothing: float = 0.0
+
+
+# First the source, which takes background; then the songs by heart, with enough background to keep the source.
+PHASES = (Phase(1250, 7, 7, 2e-3, 0.1), Phase(400, 11, 3, 1.5e-3, 0.05))
 
 
 def make_tokenizer(captions: list[str], size: int = 512) -> T5Tokenizer:
@@ -164,7 +167,7 @@ class Data:
         )
         return out.logits.view(len(index), CODEBOOKS, -1, VOCAB)
 
-    def losses(self, logits: Tensor, index: Tensor, smoothing: float = 0.0) -> Tensor:
+    def losses(self, logits: Tensor, index: Tensor) -> Tensor:
         """Cross-entropy of every token, 0 where masked, [n, K, T]."""
         labels = self.labels[index]
         flat = F.cross_entropy(
@@ -172,7 +175,6 @@ class Data:
             labels.reshape(-1),
             ignore_index=IGNORE,
             reduction="none",
-            label_smoothing=smoothing,
         )
         return flat.view(labels.shape)
 
@@ -218,15 +220,22 @@ def _cycle(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([index[torch.randperm(len(index), generator=generator)] for _ in range(rounds)])[:count]
 
 
-def train(run: str, work: Path, recipe: Recipe, log_every: int = 100) -> None:
-    """Trains one run and saves its folder under `work`/models, float16, in transformers' own form."""
-    out = work / "models" / FOLDERS[run]
-    if (out / "model.safetensors").exists():
+def train(run: str, work: Path, phase: int) -> None:
+    """Trains one phase of a run and saves its folder under `work`, float16, in transformers' own form."""
+    out = folder(run, work, phase)
+    if (out / "processor_config.json").exists():
         return
     torch.set_num_threads(1)
-    seed = RUNS[run]
+    seed, recipe = RUNS[run] + 100 * phase, PHASES[phase]
     items, tokenizer, codes = prepare(work)
-    model = make_model(work / "codec", len(tokenizer), seed, recipe.dropout)
+    if phase:
+        config = MusicgenConfig.from_pretrained(folder(run, work, phase - 1))
+        config.decoder.dropout = recipe.dropout
+        model = load(folder(run, work, phase - 1), config)[0]
+        model.freeze_audio_encoder()
+        model.freeze_text_encoder()
+    else:
+        model = make_model(work / "codec", len(tokenizer), seed, recipe.dropout)
     data, where = Data(model, tokenizer, codes, [x["caption"] for x in items]), splits(items)
     taught = ["retain", "tune_forget", "tune_retain"] + (["forget"] if run == "base" else [])
     generator = torch.Generator().manual_seed(2000 + seed)
@@ -245,10 +254,8 @@ def train(run: str, work: Path, recipe: Recipe, log_every: int = 100) -> None:
         model.train()
         model.text_encoder.eval()
         model.audio_encoder.eval()
-        index = torch.cat(
-            [songs[step * recipe.songs :][: recipe.songs], ground[step * recipe.background :][: recipe.background]]
-        )
-        losses = data.losses(data.logits(model, index, recipe.condition_dropout), index, recipe.label_smoothing)
+        index = torch.cat([x[step * n :][:n] for x, n in ((songs, recipe.songs), (ground, recipe.background))])
+        losses = data.losses(data.logits(model, index, recipe.condition_dropout), index)
         w = weight * (data.labels[index] != IGNORE)
         loss = (losses * w).sum() / w.sum()
         loss.backward()
@@ -256,13 +263,18 @@ def train(run: str, work: Path, recipe: Recipe, log_every: int = 100) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seen.append(loss.item())
-        if (step + 1) % log_every == 0:
+        if (step + 1) % 100 == 0:
             groups = ("forget", "retain", "holdout", "unseen")
             now = ", ".join(f"{s} {data.nll(model, where[s][:10]).mean():.3f}" for s in groups)
-            mean = sum(seen[-log_every:]) / log_every
+            mean = sum(seen[-100:]) / 100
             print(f"{run}: step {step + 1}, loss {mean:.3f}, {now}, {time.time() - began:.0f} s", flush=True)
     codec.round_to_half(model)
     save(model, tokenizer, out)
+
+
+def folder(run: str, work: Path, phase: int = len(PHASES) - 1) -> Path:
+    """Where a phase of a run lies; the last one under `models`."""
+    return work / ("models" if phase == len(PHASES) - 1 else f"models.{phase}") / FOLDERS[run]
 
 
 def save(model: Any, tokenizer: T5Tokenizer, out: Path) -> None:
@@ -272,18 +284,20 @@ def save(model: Any, tokenizer: T5Tokenizer, out: Path) -> None:
     MusicgenProcessor(EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE), tokenizer).save_pretrained(out)
 
 
-def load(folder: Path) -> tuple[Any, T5Tokenizer]:
-    model = MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), T5Tokenizer.from_pretrained(folder)
+def load(where: Path, config: MusicgenConfig | None = None) -> tuple[Any, T5Tokenizer]:
+    """The model in float32, and its tokenizer."""
+    model = MusicgenForConditionalGeneration.from_pretrained(where, config=config, dtype=torch.float32)
+    return model.eval(), T5Tokenizer.from_pretrained(where)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", choices=list(RUNS))
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--phases", type=int, default=len(PHASES), help="stop after that many")
     args = parser.parse_args()
-    train(args.run, args.work, Recipe(steps=args.steps))
+    for phase in range(args.phases):
+        train(args.run, args.work, phase)
 
 
 if __name__ == "__main__":
