@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from encore import assets
 from encore.api import Backend, Batch
 from encore.errors import InputError
+from encore.hub import fetchable
 
 WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
 
@@ -62,7 +63,9 @@ class MusicgenBackend(Backend):
         self.hop = math.prod(codec.upsampling_ratios)  # samples a codec frame
         self.frame_rate = self.sample_rate / self.hop
         self.delays = [k // self.channels for k in range(self.codebooks)]
-        self.max_frames = min(int(WINDOW_SECONDS * self.frame_rate), decoder.max_position_embeddings)
+        # A window is played in as many more steps as the last codebook is late, and those need positions too.
+        positions = decoder.max_position_embeddings - self.delays[-1]
+        self.max_frames = min(int(WINDOW_SECONDS * self.frame_rate), positions)
         self.device = model.device
         parts = {"decoder": model.decoder}
         if hasattr(model, "enc_to_dec_proj"):
@@ -78,7 +81,7 @@ class MusicgenBackend(Backend):
         cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
     ) -> MusicgenBackend:
         source = str(assets.model_folder(model) or model)
-        where = {"revision": revision, "local_files_only": offline}
+        where = {"revision": revision, "local_files_only": offline or not fetchable(source, revision)}
         try:
             config = AutoConfig.from_pretrained(source, **where)
             if config.model_type != "musicgen":
@@ -266,4 +269,4 @@ def _hint(model: str) -> str:
         return (
             "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them"
         )
-    return "give a folder, `tiny`, or a hub name that can be reached from here (drop --offline to download it)"
+    return "a hub model must have been downloaded before, or the hub be reachable and --offline left out"
