@@ -20,39 +20,57 @@ ROLES = ("base", "unlearned", "gold", "gold2", "control", "none")
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Folder of a complete run.")] = None,
     model: Annotated[str | None, typer.Option(help="Instead of a run: the model to measure.")] = None,
-    tracks: Annotated[str | None, typer.Option(help="With --model: the list of tracks it should have forgotten.")] = None,
+    tracks: Annotated[str | None, typer.Option(help="With --model: list of tracks it should have forgotten.")] = None,
     base: Annotated[str | None, typer.Option(help="With --model: the model before.")] = None,
     gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
     gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
-    backend: Annotated[str, typer.Option(help="With --model: the model family.")] = "musicgen",
-    catalog: Annotated[Path | None, typer.Option(help="With --model: catalogue for id: lines, retain and holdout.")] = None,
+    backend: Annotated[str | None, typer.Option(help="With --model: the model family; default: musicgen.")] = None,
+    catalog: Annotated[
+        Path | None, typer.Option(help="With --model: catalogue for id: lines, retain and holdout.")
+    ] = None,
     retain: Annotated[str | None, typer.Option(help="With --model: list of tracks to keep.")] = None,
     holdout: Annotated[Path | None, typer.Option(help="With --model: list of tracks it never heard.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Names, with commas between; default: all. See `encore metrics`.")] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="With --model: folder that paths in lists may lead into; repeat for more.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Names, with commas between; default: all. See `encore metrics`.")
+    ] = None,
     embedder: Annotated[str, typer.Option(help="For fad and mmd; see `encore embedders`.")] = "encodec",
-    out: Annotated[Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of resampling and of generations.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
+    only_model = {
+        "tracks": tracks, "base": base, "backend": backend, "catalog": catalog, "retain": retain, "holdout": holdout,
+        "root": root,
+    }  # fmt: skip
     if (run is None) == (model is None):
-        raise UsageError("give either a run folder, or --model with --tracks", "encore eval runs/demo")
+        raise UsageError("give either a run folder, or --model with --tracks", "for example: encore eval runs/demo")
     if model is not None and tracks is None:
         raise UsageError("--model needs --tracks: which tracks should it have forgotten?")
-    if run is not None and (base or tracks):
-        raise UsageError("a run knows its own base model and tracks", "leave --base and --tracks out")
+    if run is not None and any(value is not None for value in only_model.values()):
+        given = ", ".join(f"--{name}" for name, value in only_model.items() if value is not None)
+        raise UsageError(f"{given} can't be chosen for a run: it knows its own", "leave it out, or give --model")
     if gold2 and not gold:
         raise UsageError("--gold2 is read against --gold, which is missing")
+    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
+    _check_names(names, embedder)
 
     from encore.cli.progress import reporting
     from encore.runs.evaluate import SharedEvaluation, measure
     from encore.runs.metrics_json import metrics_json, write_metrics
     from encore.runs.open_run import from_flags, from_run
     from encore.runs.samples import write_samples
-    from encore.runs.store import writing
+    from encore.runs.store import held
 
     golds: dict[Role, str] = {}
     if gold:
@@ -61,31 +79,42 @@ def evaluate(
         golds["gold2"] = gold2
     with reporting() as reporter:
         if run is not None:
-            subject = from_run(run, golds=golds, device=device, reporter=reporter)
+            subject = from_run(run, golds=golds, device=device, offline=offline, reporter=reporter)
             out = out or run
         else:
             assert model is not None
             assert tracks is not None
             others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
             subject = from_flags(
-                model, tracks if tracks == "-" else Path(tracks), others=others, backend=backend, catalog=catalog,
-                retain=retain, holdout=holdout, device=device, offline=offline, seed=seed, reporter=reporter,
+                model, tracks, others=others, backend=backend or "musicgen", catalog=catalog, retain=retain,
+                holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed, reporter=reporter,
             )  # fmt: skip
         for note in subject.notes:
             reporter.note(note)
         evaluation = SharedEvaluation(subject.models, subject.clips, seed=seed, embedder=embedder, force=force)
-        names = [name.strip() for name in metrics.split(",")] if metrics else None
-        results = measure(evaluation, names, lambda name, done, of: reporter.progress(f"measure {name}", done, of))
+        results = measure(
+            evaluation, names, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name})
+        )
         if out is not None:
-            with writing(out):
-                out.mkdir(parents=True, exist_ok=True)
-            write_metrics(out / "metrics.json", results)
-            if names is None:
-                write_samples(out, evaluation)
+            with held(out):
+                write_metrics(out / "metrics.json", results)
+                if names is None:
+                    write_samples(out, evaluation)
     if json:
         console.data_json(metrics_json(results))
     else:
         _show(results, out)
+
+
+def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
+    """A misspelt name is told at once, not after the models are loaded."""
+    from encore import plugins
+
+    if metrics == []:
+        raise UsageError("--metrics names no metric", "encore metrics lists them")
+    for name in metrics or ():
+        plugins.metrics().get(name)
+    plugins.embedders().get(embedder)
 
 
 def _show(results: Sequence[Result], out: Path | None) -> None:
@@ -115,6 +144,6 @@ def _show(results: Sequence[Result], out: Path | None) -> None:
 def _figure(row: Result | None) -> str:
     if row is None or row.value is None:
         return ""
-    if row.unit == "share":
+    if row.metric.startswith("verbatim"):  # a share of tracks: how many of how many
         return f"{round(row.value * row.n)}/{row.n}"
     return f"{row.value:.3g}" if row.value < 10 else f"{row.value:.1f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +11,11 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import ConfigFile, MethodOptions, method_settings, origins
+from encore.errors import UsageError
 
 if TYPE_CHECKING:
     from encore.runs.forget import Prepared
+    from encore.runs.select import Tracks
 
 METHOD_FLAGS = ("steps", "lr", "batch_size")
 
@@ -21,7 +25,9 @@ def forget(
     tracks: Annotated[
         str, typer.Option(help="List of tracks to forget: one path, id:, isrc: or sha256: a line; - for stdin.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the run; must not hold one yet.")] = Path("runs/latest"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run, new or empty; default: runs/<date>-<time>-<method>.")
+    ] = None,
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
@@ -37,6 +43,9 @@ def forget(
     ] = None,
     holdout: Annotated[
         Path | None, typer.Option(help="List of tracks of the same source the model never heard.")
+    ] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
     ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
@@ -61,82 +70,98 @@ def forget(
 
     chosen = plugins.methods().resolve(method)
     settings = method_settings(context, chosen.Options, option, METHOD_FLAGS)
+    if resume and out is None:
+        raise UsageError("--resume needs --out: which run should go on?", "name its folder")
+    out = out or _fresh(method)
 
     from encore.cli.progress import reporting
-    from encore.runs.forget import Request, prepare
-    from encore.runs.forget import forget as run_forget
+    from encore.runs import forget as runs
+    from encore.runs.signals import Interrupted
 
-    request = Request(
+    request = runs.Request(
         tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,
-        backend=backend, catalog=catalog, retain=retain, holdout=holdout, allow_missing=allow_missing,
-        drop_duplicates=drop_duplicates, seed=seed, device=device, precision=precision, resume=resume,
+        backend=backend, catalog=catalog, retain=retain, holdout=holdout, roots=tuple(root or ()),
+        allow_missing=allow_missing, drop_duplicates=drop_duplicates, seed=seed, device=device, precision=precision,
+        resume=resume,
     )  # fmt: skip
-    with reporting() as reporter:
-        prepared = prepare(request, chosen(settings.options), reporter)
+    selected = runs.choose(request)
     if not json:
-        _show_tracks(prepared)
+        _show_tracks(selected)
+    with reporting() as reporter:
+        prepared = runs.prepare(request, chosen(settings.options), reporter, tracks=selected)
     for note in prepared.notes:
         console.note(note)
     if dry_run:
         _show_plan(prepared, json)
         return
-    with reporting() as reporter:
-        run = run_forget(prepared, {**origins(context), **settings.origin}, reporter)
+    try:
+        with reporting() as reporter:
+            run = runs.forget(prepared, {**origins(context), **settings.origin}, reporter)
+    except Interrupted as signal:
+        console.note(f"stopped by {signal.name}; go on with the same command and --resume --out {out}")
+        raise
     if json:
-        console.data_json({**run, "run": str(out), "tracks": prepared.tracks.as_json()})
+        console.data_json({**run, "run": str(out), **prepared.listed()})
     else:
         _show_outcome(run, out)
+    runs.refuse_collapse(run)
 
 
-def _show_tracks(prepared: Prepared) -> None:
-    rows: list[tuple[object, ...]] = [
-        (heard.track.line, heard.track.id, heard.track.path, heard.track.sha256[:16], f"{heard.seconds:.1f} s")
-        for heard in prepared.forget
-    ]
-    rows += [
-        (missing.line, missing.source, f"not found: {missing.reason}", "", "") for missing in prepared.tracks.missing
-    ]
-    console.table(["line", "track", "file", "sha256", "length"], rows, right=["line", "length"])
-    kept = len(prepared.retain) or "no"
+def _fresh(method: str) -> Path:
+    """A folder that no run has yet."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{method}"
+    names = (Path("runs", name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
+
+
+def _show_tracks(tracks: Tracks) -> None:
+    """Line -> file -> hash, before anything is done."""
+    rows: list[tuple[object, ...]] = [(track.line, track.id, track.path, track.sha256[:16]) for track in tracks.forget]
+    rows += [(missing.line, missing.source, f"not found: {missing.reason}", "") for missing in tracks.missing]
+    console.table(["line", "track", "file", "sha256"], rows, right=["line"])
     console.note(
-        f"forget {len(prepared.forget)} tracks; keep {kept} ({prepared.tracks.retain_source}); "
-        f"compare with {len(prepared.holdout)} unseen"
+        f"forget {len(tracks.forget)} tracks; keep {len(tracks.retain) or 'none'} ({tracks.retain_source}); "
+        f"compare with {len(tracks.holdout)} unseen"
     )
 
 
 def _show_plan(prepared: Prepared, json: bool) -> None:
-    expected = prepared.estimate()
+    from encore.runs.forget import estimate
+
+    expected = estimate(prepared)
+    sizes = {name: len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
     plan: dict[str, Any] = {
         "method": prepared.method.spec.name,
-        "options": prepared.method.options.model_dump(mode="json"),
         "model": prepared.request.model,
-        "forget": len(prepared.forget),
-        "retain": len(prepared.retain),
-        "holdout": len(prepared.holdout),
+        "out": str(prepared.request.out),
         "expected_seconds": round(expected["seconds"], 1),
         "expected_bytes": int(expected["bytes"]),
+        "expected_disk_bytes": prepared.disk_bytes(),
     }
+    options = prepared.method.options.model_dump(mode="json")
     if json:
-        console.data_json({"schema": 1, "dry_run": True, **plan, "tracks": prepared.tracks.as_json()})
+        listed = prepared.listed()
+        console.data_json({"schema": 1, "dry_run": True, **plan, "tracks": sizes, "options": options, **listed})
         return
-    options = plan.pop("options")
-    console.table(["what", "value"], [*plan.items(), *((f"  {name}", value) for name, value in options.items())])
-    console.note("nothing was written")
+    rows = [*plan.items(), *sizes.items(), *((f"  {name}", value) for name, value in options.items())]
+    console.table(["what", "value"], rows)
+    console.note("nothing was written but the cache of what the codec hears")
 
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:
     outcome = run["outcome"]
-    before, after = outcome["before"], outcome["after"]
-    level = outcome["unseen_level"]
+    before, after, level = outcome["before"], outcome["after"], outcome["unseen_level"]
+    figures = ["NLL before", "NLL after", "unseen"]
     console.table(
-        ["track", "NLL before", "NLL after", "unseen"],
-        [
-            (track, f"{before['forget'][track]:.2f}", f"{value:.2f}", "" if level is None else f"{level:.2f}")
-            for track, value in after["forget"].items()
-        ],
-        right=["NLL before", "NLL after", "unseen"],
+        ["track", *figures],
+        [(track, _nll(before["forget"][track]), _nll(value), _nll(level)) for track, value in after["forget"].items()],
+        right=figures,
     )
     if after["retain"] is not None:
         console.note(f"retain NLL {before['retain']:.3f} -> {after['retain']:.3f} nats a token")
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")
     console.note(f"next: encore eval {out}")
+
+
+def _nll(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

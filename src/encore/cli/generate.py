@@ -30,24 +30,27 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Play captions with a model and write WAV files."""
-    texts = [*(captions or []), *(_read(file) if file else [])]
+    """Play captions with a model and write WAV files, 000.wav and on; older ones of those names are replaced."""
+    from encore.audio.text import clean_caption
+
+    texts = [text for text in map(clean_caption, [*(captions or []), *(_read(file) if file else [])]) if text]
     if not texts:
         raise UsageError("there is nothing to play", 'encore generate "slow church organ", or --captions FILE')
+    if prompt is not None and prompt_seconds >= seconds:
+        raise UsageError(f"a prompt of {prompt_seconds:g} s leaves nothing of {seconds:g} s to play", "raise --seconds")
 
     import torch
 
     from encore import plugins
     from encore.audio.decode import load
+    from encore.cli.progress import reporting
     from encore.runs.environment import pick_device
+    from encore.runs.models import model_name
     from encore.runs.samples import write_wav
     from encore.runs.store import writing
 
-    folder = Path(model) / "model"
-    source = str(folder) if folder.is_dir() else model
-    opened = plugins.backends().resolve(backend).load(
-        source, revision=revision, offline=offline, device=pick_device(device)
-    )
+    family = plugins.backends().resolve(backend)
+    opened = family.load(model_name(model), revision=revision, offline=offline, device=pick_device(device))
     longest = opened.max_frames / opened.frame_rate
     if seconds > longest:
         raise UsageError(f"{model} plays {longest:.1f} s at most", f"--seconds {longest:.1f}")
@@ -59,13 +62,15 @@ def generate(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     written = []
-    for number, text in enumerate(texts):
-        codes = opened.generate(
-            [text], seconds=seconds, prompt=given, seed=seed, guidance=guidance, temperature=temperature
-        )
-        path = out / f"{number:03d}.wav"
-        write_wav(path, opened.decode(codes)[0], opened.sample_rate)
-        written.append({"caption": text, "file": str(path)})
+    with reporting() as reporter:
+        for number, text in enumerate(texts):
+            reporter.progress("play", number, len(texts))
+            codes = opened.generate(
+                [text], seconds=seconds, prompt=given, seed=seed, guidance=guidance, temperature=temperature
+            )
+            path = out / f"{number:03d}.wav"
+            write_wav(path, opened.decode(codes)[0], opened.sample_rate)
+            written.append({"caption": text, "file": str(path)})
     if json:
         console.data_json({"schema": 1, "model": model, "seed": seed, "generated": written})
     else:
@@ -73,11 +78,12 @@ def generate(
 
 
 def _read(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the captions in {file} can't be read: {error}", "one caption a line, UTF-8") from error
-    captions = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    """Captions of a file: one a line, `#` begins a comment."""
+    from encore.audio.files import LIST_CAPS, open_regular, read_lines
+
+    with open_regular(file) as stream:
+        lines = [line.strip() for _, line in read_lines(stream, str(file), LIST_CAPS)]
+    captions = [line for line in lines if line and not line.startswith("#")]
     if len(captions) > MAX_CAPTIONS:
         raise InputError(f"{file} holds {len(captions)} captions, and {MAX_CAPTIONS} are played at most")
     return captions

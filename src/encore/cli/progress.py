@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from encore.cli import console
 from encore.runs.reporter import Reporter
@@ -47,7 +48,8 @@ class BarReporter(Reporter):
 
         self.bar = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=Console(stderr=True, markup=False, emoji=False, highlight=False), transient=True,
         )  # fmt: skip
         self._task: Any = None
@@ -71,17 +73,29 @@ class BarReporter(Reporter):
 
 @contextmanager
 def reporting() -> Iterator[Reporter]:
-    """The reporter that fits stderr."""
-    if not sys.stderr.isatty():
-        yield LineReporter()
-        return
-    reporter = BarReporter()
-    with reporter.bar:
-        yield reporter
+    """The reporter that fits stderr; what libraries warn of while the block runs goes through it too."""
+    bar = BarReporter() if sys.stderr.isatty() else None
+    reporter = bar or LineReporter()
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:  # fmt: skip
+        reporter.note(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        if bar is None:
+            yield reporter
+        else:
+            with bar.bar:
+                yield reporter
 
 
 def _figures(info: Mapping[str, Any] | None) -> str:
-    """What is worth showing beside the bar: the last look at forget, retain and holdout."""
+    """What is worth showing beside the bar: the metric, or the last look at forget, retain and holdout."""
+    if info and info.get("metric"):
+        return f"  {info['metric']}"
     look = (info or {}).get("look")
     if not look:
         return ""

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from encore.api import Backend, Clip
 from encore.audio.cache import TensorCache
 from encore.audio.decode import load
+from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError
 from encore.fingerprint import module_sha256
 
-ENCODE_BATCH = 8
 MIN_WINDOW_SECONDS = 0.5  # a last window shorter than this adds nothing that the one before it has not
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A track as it was read: its clips, and the hash of its decoded samples."""
+    """A track as it was read: a clip a window, and the hash of its decoded samples."""
 
     track: Track
     clips: tuple[Clip, ...]
@@ -34,15 +35,18 @@ class Listener:
     Args:
         backend: whose codec and text encoder are used; the cache is keyed by the hash of their weights.
         cache: where tensors are kept between runs.
-        device: clips' codes are put here.
     """
 
     def __init__(self, backend: Backend, cache: TensorCache) -> None:
         self.backend = backend
         self.cache = cache
         self._frozen = module_sha256(*backend.frozen().values())
+        shape = (backend.sample_rate, backend.channels, backend.codebooks, backend.max_frames)
+        self._codes_key = ("codes", *map(str, shape), self._frozen)
 
-    def hear(self, tracks: Sequence[Track], progress: Callable[[int, int], None] = lambda done, of: None) -> list[Heard]:
+    def hear(
+        self, tracks: Sequence[Track], progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> list[Heard]:
         """Decode and encode tracks in order.
 
         Raises:
@@ -60,11 +64,11 @@ class Listener:
         backend = self.backend
         audio = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels)
         codes = self.cache.get_or_make(
-            ("codes", audio.sha256_pcm, self._frozen), lambda: self._encode(torch.from_numpy(audio.samples))
+            (*self._codes_key, audio.sha256_pcm), lambda: self._encode(torch.from_numpy(audio.samples))
         )
         windows = [codes[name] for name in sorted(codes)]
         if not windows or windows[0].shape[-1] <= backend.codebooks:
-            raise InputError(f"{track.path.name} is too short for the model to hear", "take it off the list")
+            raise InputError(f"{printable(track.path)} is too short for the model to hear", "take it off the list")
         clips = tuple(Clip(track.id, track.caption, window.long()) for window in windows)
         return Heard(track, clips, audio.sha256_pcm, audio.samples.shape[-1] / backend.sample_rate)
 
@@ -83,7 +87,8 @@ class Listener:
     def _condition(self, captions: Sequence[str]) -> None:
         """Give the backend its captions' text encodings, each run through the text encoder once ever."""
         for caption in sorted(set(captions) - set(self.backend.conditions)):
-            states = self.cache.get_or_make(
-                ("text", caption, self._frozen), lambda c=caption: {"states": self.backend.condition([c])[0].cpu()}
-            )
+            states = self.cache.get_or_make(("text", caption, self._frozen), partial(self._read, caption))
             self.backend.conditions[caption] = states["states"].to(self.backend.device)
+
+    def _read(self, caption: str) -> dict[str, torch.Tensor]:
+        return {"states": self.backend.condition([caption])[0]}

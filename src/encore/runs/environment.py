@@ -23,15 +23,19 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        if torch.empty(1, device=torch.device(name)).is_meta:
+            raise RuntimeError("it holds no data")
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} can't be used: {str(error).splitlines()[0]}", "try --device cpu") from error
     return name
 
 
 def pick_precision(name: str, device: str) -> Literal["fp32", "bf16"]:
-    """ "auto" is bf16 autocast on a GPU, float32 on the CPU."""
+    """ "auto" is bf16 autocast on a GPU, float32 on the CPU.
+
+    Raises:
+        UsageError: no such precision.
+    """
     if name == "auto":
         return "bf16" if device.startswith("cuda") else "fp32"
     if name not in ("fp32", "bf16"):

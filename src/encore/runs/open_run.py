@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
 from encore.audio.cache import TensorCache
+from encore.audio.catalog import Catalog
 from encore.audio.files import file_sha256
+from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError
 from encore.fingerprint import module_sha256
@@ -18,6 +21,7 @@ from encore.plugins import backends
 from encore.runs.data import Listener
 from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
+from encore.runs.models import model_name
 from encore.runs.reporter import Reporter
 from encore.runs.select import open_catalog, reported, select
 from encore.runs.store import read_json
@@ -34,8 +38,16 @@ class Subject:
     notes: list[str] = field(default_factory=list)
 
 
+# -------------------------------------------------------------------------------------------------------- from a run
+
+
 def from_run(
-    run: Path, *, golds: Mapping[Role, str] | None = None, device: str = "auto", reporter: Reporter | None = None
+    run: Path,
+    *,
+    golds: Mapping[Role, str] | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    reporter: Reporter | None = None,
 ) -> Subject:
     """Open a complete run: base and unlearned, the tracks of its request, and gold where one is known.
 
@@ -45,38 +57,112 @@ def from_run(
     Raises:
         InputError: the run is not complete, or a file is not what it was when the run was made.
     """
-    done, asked = read_json(run / "run.json"), read_json(run / "request.json")
     device = pick_device(device)
-    family = backends().resolve(asked["model"]["backend"])
-    where = {"revision": asked["model"]["revision"], "device": device}
-    base = family.load(asked["model"]["name"], **where)
-    if module_sha256(base.module, *base.frozen().values()) != asked["model"]["sha256"]:
+    done, asked = read_json(run / "run.json"), read_json(run / "request.json")
+    try:
+        return _from_run(run, done, asked, golds or {}, device, offline, reporter)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
+
+
+def _from_run(
+    run: Path, done: Any, asked: Any, golds: Mapping[Role, str], device: str, offline: bool, reporter: Reporter | None
+) -> Subject:
+    subject = Subject({}, {})
+    tracks = {name: [_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
+    kept = reported(tracks["retain"], RETAIN_TRACKS, asked["seed"])
+    if len(kept) < len(tracks["retain"]):
+        subject.notes.append(f"retain is measured on {len(kept)} of {len(tracks['retain'])} tracks")
+    here = Whereabouts(Path(asked["folder"]), run)
+    present: dict[ClipSet, list[Track]] = {
+        "forget": [here.find(track) for track in tracks["forget"]],
+        "retain": [here.find(track) for track in kept],
+        "holdout": [here.find(track) for track in tracks["holdout"]],
+    }
+
+    model = asked["model"]
+    family = backends().resolve(model["backend"])
+    base = family.load(here.model(model["name"]), revision=model["revision"], offline=offline, device=device)
+    if module_sha256(base.module, *base.frozen().values()) != model["sha256"]:
         raise InputError(
-            f"the base model {asked['model']['name']} is not the one the run was made from: its weights differ",
+            f"the base model {model['name']} is not the one the run was made from: its weights differ",
             "evaluate with the model it was made from, or run `encore forget` again",
         )
-    unlearned = family.load(str(run / "model"), device=device)
+    unlearned = family.load(str(run / "model"), offline=offline, device=device)
     if module_sha256(unlearned.module) != done["unlearned_sha256"]:
         raise InputError(f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again")
-    models: dict[Role, Backend] = {"base": base, "unlearned": unlearned}
-    subject = Subject(models, {})
-    embedded = not golds
-    for role, name in (golds or _embedded_golds(asked)).items():
-        models[role] = family.load(name, device=device)
-    if embedded and "gold" in models:
+    subject.models |= {"base": base, "unlearned": unlearned}
+    embedded = {} if golds else _embedded_golds(model["name"], tracks["forget"])
+    if embedded:
         subject.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
-    kept = [track for track in asked["retain"] if track["id"] in set(asked["retain_ids"])]
-    chosen = reported(kept, RETAIN_TRACKS, asked["seed"])
-    if len(chosen) < len(kept):
-        subject.notes.append(f"retain is measured on {len(chosen)} of {len(kept)} tracks")
-    named: dict[ClipSet, Sequence[dict[str, Any]]] = {
-        "forget": asked["forget"], "retain": chosen, "holdout": asked["holdout"]
-    }  # fmt: skip
-    tracks = {name: [_track(entry) for entry in entries] for name, entries in named.items()}
-    subject.clips = _hear(base, tracks, reporter)
-    if not asked["retain"] and (run / "retain-self").exists():
+    for role, name in {**golds, **embedded}.items():
+        subject.models[role] = family.load(model_name(name), offline=offline, device=device)
+    subject.clips = _hear(base, present, reporter)
+    if (run / "retain-self").exists():
         subject.clips["retain"] = load_self_retain(run)[:RETAIN_TRACKS]
     return subject
+
+
+def _track(entry: Mapping[str, Any]) -> Track:
+    meta = {"split": entry["split"]}
+    return Track(entry["id"], Path(entry["file"]), entry["caption"], entry["sha256"], meta=meta)
+
+
+@dataclass
+class Whereabouts:
+    """Finds a run's files again, also after the folder that holds them and the run was moved.
+
+    A file is looked for where it was, then as far from the run's folder as it was when the run was made, then among
+    the embedded tracks. Its hash must be the one in `request.json`.
+
+    Args:
+        then: the run's folder when the run was made. now: the same folder today.
+    """
+
+    then: Path
+    now: Path
+
+    def model(self, name: str) -> str:
+        """A model's folder; any other name as it is."""
+        return str(self._moved(Path(name))) if os.path.isabs(name) else name
+
+    def find(self, track: Track) -> Track:
+        """The track with the path it has now.
+
+        Raises:
+            InputError: its file is gone, or is another one.
+        """
+        path = self._moved(track.path)
+        if not path.exists():
+            embedded = Catalog.open(assets.CATALOG)
+            paths = [embedded.folder / record.path for record in embedded.by_known_sha256(track.sha256)]
+            path = next(iter(paths), path)
+        if not path.exists():
+            raise InputError(f"{printable(track.path)} is gone", "put the file back where the run found it")
+        if file_sha256(path) != track.sha256:
+            raise InputError(
+                f"{printable(path)} is not the file that the run heard: its hash differs", "put the original file back"
+            )
+        return replace(track, path=path)
+
+    def _moved(self, path: Path) -> Path:
+        if path.exists():
+            return path
+        return Path(os.path.normpath(self.now.resolve() / os.path.relpath(path, self.then)))
+
+
+def _embedded_golds(model: str, forget: Sequence[Track]) -> dict[Role, str]:
+    """The embedded golds, where the run forgot exactly what they were trained without."""
+    if model != "tiny":
+        return {}
+    split = {track.sha256 for track in Catalog.open(assets.CATALOG).tracks(split="forget")}
+    if {track.sha256 for track in forget} != split:
+        return {}
+    names: dict[Role, str] = {"gold": "tiny-gold", "gold2": "tiny-gold2"}
+    return {role: name for role, name in names.items() if (found := assets.model_folder(name)) and found.exists()}
+
+
+# -------------------------------------------------------------------------------------------------------- from flags
 
 
 def from_flags(
@@ -88,63 +174,37 @@ def from_flags(
     catalog: Path | None = None,
     retain: str | None = None,
     holdout: Path | None = None,
+    roots: Sequence[Path] = (),
     device: str = "auto",
     offline: bool = False,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Subject:
-    """Open models and tracks named on the command line; `model` is measured as "unlearned"."""
-    family = backends().resolve(backend)
+    """Open models and tracks named on the command line; `model` is measured as "unlearned".
+
+    Raises:
+        InputError: a model or a track can't be used.
+    """
     device = pick_device(device)
-    opened = open_catalog(catalog, others.get("base", model))
-    chosen = select(listing, catalog=opened, retain=retain, holdout=holdout)
+    family = backends().resolve(backend)
+    chosen = select(
+        listing, catalog=open_catalog(catalog, others.get("base", model), roots), retain=retain, holdout=holdout,
+        roots=roots, drop_duplicates=True,
+    )  # fmt: skip
     names: dict[Role, str] = {**others, "unlearned": model}
-    models = {role: family.load(name, device=device, offline=offline) for role, name in names.items()}
-    kept = {track.id: track for track in chosen.retain}
-    entries = [{"id": track.id, "split": track.meta.get("split")} for track in chosen.retain]
-    retained = [kept[entry["id"]] for entry in reported(entries, RETAIN_TRACKS, seed)]
-    tracks: dict[ClipSet, list[Track]] = {
-        "forget": list(chosen.forget), "retain": retained, "holdout": list(chosen.holdout)
-    }  # fmt: skip
+    models = {role: family.load(model_name(name), device=device, offline=offline) for role, name in names.items()}
+    tracks: dict[ClipSet, Sequence[Track]] = {
+        "forget": chosen.forget,
+        "retain": reported(chosen.retain, RETAIN_TRACKS, seed),
+        "holdout": chosen.holdout,
+    }
     return Subject(models, _hear(models["unlearned"], tracks, reporter), list(chosen.notes))
 
 
 def _hear(
     backend: Backend, tracks: Mapping[ClipSet, Sequence[Track]], reporter: Reporter | None
 ) -> dict[ClipSet, list[Clip]]:
-    listener, reporter = Listener(backend, TensorCache()), reporter or Reporter()
-    return {
-        name: [
-            clip
-            for heard in listener.hear(chosen, lambda done, of, name=name: reporter.progress(f"hear {name}", done, of))
-            for clip in heard.clips
-        ]
-        for name, chosen in tracks.items()
-    }
-
-
-def _track(entry: Mapping[str, Any]) -> Track:
-    """A track of `request.json`, if its file is still what it was."""
-    path = Path(entry["file"])
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}", "put the file back where the run found it") from error
-    if found != entry["sha256"]:
-        raise InputError(f"{path} is not the file that the run heard: its hash differs", "put the original file back")
-    return Track(id=entry["id"], path=path, caption=entry["caption"], sha256=found)
-
-
-def _embedded_golds(asked: Mapping[str, Any]) -> dict[Role, str]:
-    """The embedded golds, where the run forgot exactly what they were trained without."""
-    if asked["model"]["name"] != "tiny":
-        return {}
-    catalog = open_catalog(None, "tiny")
-    assert catalog is not None
-    forgotten = {track.sha256 for track in catalog.tracks(split="forget")}
-    if {track["sha256"] for track in asked["forget"]} != forgotten:
-        return {}
-    return {
-        role: name for role, name in (("gold", "tiny-gold"), ("gold2", "tiny-gold2"))
-        if (folder := assets.model_folder(name)) and folder.exists()
-    }  # fmt: skip
+    listener, told = Listener(backend, TensorCache()), reporter or Reporter()
+    everything = [track for chosen in tracks.values() for track in chosen]
+    heard = iter(listener.hear(everything, lambda done, of: told.progress("hear tracks", done, of)))
+    return {name: [clip for _ in chosen for clip in next(heard).clips] for name, chosen in tracks.items()}

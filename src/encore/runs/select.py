@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from encore import assets
 from encore.audio.catalog import Catalog
+from encore.audio.duplicates import find_duplicates, refusal, without_duplicates
 from encore.audio.lists import read_list
-from encore.audio.tracks import Missing, Selection, Track
-from encore.errors import InputError
+from encore.audio.text import printable
+from encore.audio.tracks import Missing, Track
+from encore.errors import InputError, UsageError
 
 SELF = "self"
-HOLDOUT = "holdout"
+HOLDOUT = "holdout"  # splits of a catalogue
+RETAIN = "retain"
 
 
 @dataclass(frozen=True)
@@ -32,37 +35,14 @@ class Tracks:
     retain: tuple[Track, ...]
     holdout: tuple[Track, ...]
     missing: tuple[Missing, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     retain_source: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """The tracks as `request.json` keeps them; paths as they were when the run was made."""
-        return {
-            "forget": [track_json(track) for track in self.forget],
-            "retain": [track_json(track) for track in self.retain],
-            "holdout": [track_json(track) for track in self.holdout],
-            "missing": [{"line": m.line, "text": m.source, "why": m.reason} for m in self.missing],
-            "retain_source": self.retain_source,
-        }
 
-
-def track_json(track: Track) -> dict[str, Any]:
-    """One track of `request.json`."""
-    return {
-        "id": track.id,
-        "line": track.line,
-        "file": str(track.path),
-        "sha256": track.sha256,
-        "caption": track.caption,
-        "title": track.title,
-        "split": track.meta.get("split"),
-    }
-
-
-def open_catalog(catalog: Path | None, model: str) -> Catalog | None:
+def open_catalog(catalog: Path | None, model: str, roots: Sequence[Path] = ()) -> Catalog | None:
     """The catalogue named, else the model's own (the embedded model has one), else None."""
     if catalog is not None:
-        return Catalog.open(catalog)
+        return Catalog.open(catalog, roots=roots)
     return Catalog.open(assets.CATALOG) if assets.model_folder(model) else None
 
 
@@ -72,7 +52,9 @@ def select(
     catalog: Catalog | None,
     retain: str | None = None,
     holdout: Path | None = None,
+    roots: Sequence[Path] = (),
     allow_missing: bool = False,
+    drop_duplicates: bool = False,
 ) -> Tracks:
     """Read the list and settle what is kept and what is compared with.
 
@@ -81,49 +63,56 @@ def select(
         catalog: what `id:`, `isrc:` and `sha256:` lines are looked up in; also what retain is taken from.
         retain: a list of tracks to keep, "self" for the base model's own playing, None for the catalogue less the list.
         holdout: a list of unseen tracks of the same source; None for the catalogue's split "holdout".
+        roots: folders, besides a list's own, that its paths may lead into.
+        drop_duplicates: take tracks out of retain that are also to be forgotten, instead of refusing.
 
     Raises:
-        InputError: a line matches nothing, or there is nothing to keep.
+        InputError: a line matches nothing, or a track is on two sides.
+        UsageError: two lists are to come from stdin.
     """
-    chosen = read_list(listing, catalog=catalog, allow_missing=allow_missing)
-    if not chosen.tracks:
-        raise InputError(f"{_name(listing)} names no track", "write one path or id:… a line")
-    unheard = _holdout(holdout, catalog)
-    taken = {track.sha256 for track in (*chosen.tracks, *unheard)}
+    if [str(listing), retain, str(holdout)].count("-") > 1:
+        raise UsageError("only one list can come from the standard input", "write the other one into a file")
+    chosen = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing)
+    unheard: Sequence[Track] = ()
+    if holdout is not None:
+        unheard = read_list(holdout, catalog=catalog, roots=roots).tracks
+    elif catalog is not None and HOLDOUT in catalog.splits:
+        unheard = catalog.tracks(split=HOLDOUT)
+    _refuse_shared(chosen.tracks, unheard, "to be forgotten")
+
+    kept: Sequence[Track] = ()
+    source = "nothing"
     if retain == SELF:
-        kept, source = [], "the base model's own playing"
+        source = "the base model's own playing"
     elif retain is not None:
-        kept, source = list(read_list(Path(retain), catalog=catalog).tracks), f"the list {Path(retain).name}"
+        kept, source = read_list(retain, catalog=catalog, roots=roots).tracks, f"the list {printable(retain)}"
+        _refuse_shared(kept, unheard, "to be kept")
     elif catalog is not None:
+        taken = {track.sha256 for track in (*chosen.tracks, *unheard)}
         kept = [t for t in catalog.tracks() if t.meta.get("split") != HOLDOUT and t.sha256 not in taken]
         source = "the catalogue less the list"
-    else:
-        kept, source = [], "nothing"
-    clash = {track.sha256 for track in chosen.tracks} & {track.sha256 for track in unheard}
-    if clash:
-        names = sorted(track.id for track in chosen.tracks if track.sha256 in clash)
-        raise InputError(f"{', '.join(names)} is both to be forgotten and in the holdout", "take it off one of them")
-    return Tracks(tuple(chosen.tracks), tuple(kept), unheard, tuple(chosen.missing), tuple(chosen.notes), source)
+    notes = list(chosen.notes)
+    pairs = find_duplicates(chosen.tracks, kept)
+    if pairs and not drop_duplicates:
+        raise refusal(pairs)
+    if pairs:
+        before = len(kept)
+        kept = without_duplicates(kept, pairs)
+        notes.append(f"{before - len(kept)} of {before} tracks to keep were left out: they are also to be forgotten")
+    return Tracks(chosen.tracks, tuple(kept), tuple(unheard), chosen.missing, tuple(notes), source)
 
 
-def _holdout(listing: Path | None, catalog: Catalog | None) -> tuple[Track, ...]:
-    if listing is not None:
-        return tuple(read_list(listing, catalog=catalog).tracks)
-    return tuple(catalog.tracks(split=HOLDOUT)) if catalog is not None else ()
+def _refuse_shared(tracks: Sequence[Track], holdout: Sequence[Track], purpose: str) -> None:
+    """The holdout stands for music the model never heard: none of it may be on another side."""
+    unheard = {track.sha256 for track in holdout}
+    names = [printable(track.id) for track in tracks if track.sha256 in unheard]
+    if names:
+        raise InputError(f"both {purpose} and in the holdout: {', '.join(names)}", "take it off one of the two")
 
 
-def _name(listing: Path | str) -> str:
-    return "the standard input" if str(listing) == "-" else Path(listing).name
-
-
-def reported(tracks: Sequence[dict[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:
-    """The retain tracks an evaluation is about: those of the split "retain" where there is one, else a seeded sample."""
-    split = [track for track in tracks if track["split"] == "retain"]
+def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
+    """The retain tracks an evaluation is about: the split "retain" where there is one, else a seeded sample."""
+    split = [track for track in tracks if track.meta.get("split") == RETAIN]
     if split:
         return split
-    import random
-
-    return sorted(random.Random(seed).sample(list(tracks), min(most, len(tracks))), key=lambda track: str(track["id"]))
-
-
-__all__ = ["SELF", "Selection", "Tracks", "open_catalog", "reported", "select", "track_json"]
+    return sorted(random.Random(seed).sample(list(tracks), min(most, len(tracks))), key=lambda track: track.id)

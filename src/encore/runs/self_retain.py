@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from encore.api import Backend, Clip
 
@@ -19,7 +19,9 @@ def captions() -> list[str]:
     return [f"{lead}, {mood}" for lead in _LEADS for mood in _MOODS]
 
 
-def play_retain(backend: Backend, forget: Sequence[Clip], *, seed: int) -> list[Clip]:
+def play_retain(
+    backend: Backend, forget: Sequence[Clip], *, seed: int, progress: Callable[[int, int], None] = lambda done, of: None
+) -> list[Clip]:
     """Sample a clip a caption from the model as it is, leaving out those that replay a track to be forgotten.
 
     What the model says of these captions is kept by keeping its likelihood on them; a track it has memorised and
@@ -29,6 +31,7 @@ def play_retain(backend: Backend, forget: Sequence[Clip], *, seed: int) -> list[
     clips = []
     seconds = min(SECONDS, backend.max_frames / backend.frame_rate)
     for start in range(0, len(texts), BATCH):
+        progress(start, len(texts))
         part = texts[start : start + BATCH]
         codes = backend.generate(part, seconds=seconds, seed=seed + start, guidance=1.0)
         clips += [Clip(f"self:{start + i}", text, row) for i, (text, row) in enumerate(zip(part, codes, strict=True))]

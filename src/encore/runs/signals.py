@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(BaseException):
-    """A signal asked the run to stop; what could be saved is saved. Carries the shell's exit code, 128 + signal."""
+class Interrupted(SystemExit):
+    """A signal asked the run to stop; what could be saved is saved. Its code is the shell's, 128 + signal."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
         self.exit_code = 128 + number
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
+from safetensors import SafetensorError
 
 from encore.errors import EncoreError, InputError, UsageError
 
 STAGING = ".staging-"
+LOCK, OWNER, LOG = ".lock", ".owner", "log.jsonl"
 KEEP_CHECKPOINTS = 2
 MANIFEST = "manifest.json"
 
@@ -35,39 +39,19 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path / ".lock")
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                owner = _read_text(path / ".owner") or "another process"
-                raise EncoreError(f"{path} is in use by {owner}", "wait for it, or choose another --out") from None
-            try:
-                self._refuse_occupied(resume)
-                write_bytes(path / ".owner", f"process {os.getpid()}".encode())
-                for orphan in path.rglob(f"{STAGING}*"):
-                    shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
-            except BaseException:
-                self._lock.release()
-                raise
-
-    def _refuse_occupied(self, resume: bool) -> None:
-        begun = (self.path / "request.json").exists()
-        if (self.path / "run.json").exists():
-            raise UsageError(f"{self.path} already holds a complete run", "choose another --out, or delete that folder")
-        if begun and not resume:
-            raise UsageError(f"{self.path} holds a run that did not finish", "go on with --resume, or choose another --out")
-        if resume and not begun:
-            raise UsageError(f"{self.path} holds no run to resume", "start it without --resume")
-        hidden = {".lock", ".owner"}
-        if not begun and any(p.name not in hidden and not p.name.startswith(STAGING) for p in self.path.iterdir()):
-            raise UsageError(f"{self.path} is not empty and holds no run", "choose another --out")
+        self._hold = held(path)
+        self._hold.__enter__()
+        try:
+            _refuse_content(path, resume)
+            with writing(path):
+                _drop_torn_line(path / LOG)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of the folder."""
-        (self.path / ".owner").unlink(missing_ok=True)
-        self._lock.release()
+        self._hold.__exit__(None, None, None)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -85,10 +69,79 @@ class RunFolder:
         with staged_folder(self.path / name) as folder:
             yield folder
 
-    def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Add one line to a JSON-lines file."""
-        with writing(self.path), open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add one line to `log.jsonl`; a figure that is not finite becomes null."""
+        with writing(self.path), open(self.path / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Make the folder and hold it, for this process alone; what a killed process left half written in it is removed.
+
+    Raises:
+        EncoreError: another process holds it (named by its id), or it can't be written.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _locked(path)
+        try:
+            for orphan in [*path.glob(f"{STAGING}*"), *path.glob(f"checkpoints/{STAGING}*")]:
+                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+            write_bytes(path / OWNER, f"process {os.getpid()}".encode())
+        except BaseException:
+            lock.release()
+            raise
+    try:
+        yield
+    finally:
+        (path / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def refuse_occupied(path: Path, *, resume: bool = False) -> None:
+    """Raise what `RunFolder` would raise, before hours of work, and without writing anything."""
+    if not (path / LOCK).exists():
+        return _refuse_content(path, resume)
+    with writing(path):
+        lock = _locked(path)
+    try:
+        return _refuse_content(path, resume)
+    finally:
+        lock.release()
+
+
+def _locked(path: Path) -> BaseFileLock:
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = _read_text(path / OWNER) or "another process"
+        raise EncoreError(f"{path} is in use by {owner}", "wait for it, or choose another --out") from None
+    return lock
+
+
+def _refuse_content(path: Path, resume: bool) -> None:
+    begun = (path / "request.json").exists()
+    if (path / "run.json").exists():
+        raise UsageError(f"{path} already holds a complete run", "choose another --out, or delete that folder")
+    if begun and not resume:
+        raise UsageError(f"{path} holds a run that did not finish", "go on with --resume, or choose another --out")
+    if resume and not begun:
+        raise UsageError(f"{path} holds no run to resume", "start it without --resume")
+    if not begun and path.is_dir() and any(p.name not in (LOCK, OWNER) and not _is_staging(p) for p in path.iterdir()):
+        raise UsageError(f"{path} is not empty and holds no run", "choose another --out")
+
+
+def _is_staging(path: Path) -> bool:
+    return path.name.startswith(STAGING)
+
+
+def _drop_torn_line(log: Path) -> None:
+    """A process that was killed while it wrote a line left a part of it."""
+    if log.exists():
+        whole, newline, _ = log.read_bytes().rpartition(b"\n")
+        os.truncate(log, len(whole) + len(newline))
 
 
 @contextmanager
@@ -96,7 +149,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write into one sentence."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _os_error(error)
         reason = {
             errno.ENOSPC: "the disk is full",
             errno.EDQUOT: "the disk quota is used up",
@@ -105,10 +159,25 @@ def writing(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied",
             errno.ENOTDIR: "part of the path is a file",
             errno.EEXIST: "a file of that name is in the way",
-        }.get(error.errno or 0)
+        }.get(number or 0)
         if reason is None:
             raise
         raise EncoreError(f"can't write {path}: {reason}", "free some space or choose another --out") from error
+
+
+def _os_error(error: SafetensorError) -> int | None:
+    """safetensors writes files by itself and tells the system's error in words only: "… (os error 28)"."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def finite(value: Any) -> Any:
+    """JSON's values with every float that is not finite as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -183,11 +252,13 @@ class Checkpoints:
     Args:
         folder: where they lie.
         identity: what the run is (model, list, options): a checkpoint of another identity is not read.
+        warn: told in a sentence of a checkpoint that is damaged.
     """
 
-    def __init__(self, folder: Path, identity: str) -> None:
+    def __init__(self, folder: Path, identity: str, warn: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
         self.identity = identity
+        self.warn = warn
 
     def save(self, number: int, fill: Callable[[Path], None]) -> None:
         """Write checkpoint `number` by calling `fill` with an empty folder; drop the oldest ones."""
@@ -204,6 +275,7 @@ class Checkpoints:
         for folder in reversed(self._all()):
             if self._intact(folder):
                 return folder
+            self.warn(f"the checkpoint {folder} is damaged: the one before it is used, or the run starts over")
         return None
 
     def discard(self) -> None:

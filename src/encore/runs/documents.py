@@ -1,0 +1,164 @@
+"""What a run writes down: `request.json` before it, `run.json` and the model's README after it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from encore.api import Method
+from encore.audio.text import printable
+from encore.errors import InputError, UsageError
+from encore.plugins import installed
+from encore.runs.data import Heard
+from encore.runs.engine import Outcome
+from encore.runs.environment import versions
+from encore.runs.judge import Look
+from encore.runs.models import model_name
+from encore.runs.store import finite
+
+if TYPE_CHECKING:
+    from encore.runs.forget import Request
+
+SCHEMA = 1
+COLLAPSE = 1.0  # nats/token that retain may lose before a run counts as a utility collapse
+
+
+def track_json(heard: Heard) -> dict[str, Any]:
+    """A track: its line of the list, its file, the hash of the file and of its samples."""
+    track = heard.track
+    return {
+        "line": track.line,
+        "text": printable(track.source),
+        "id": track.id,
+        "file": str(track.path),
+        "sha256": track.sha256,
+        "pcm_sha256": heard.pcm_sha256,
+        "caption": track.caption,
+        "title": track.title,
+        "split": track.meta.get("split"),
+    }
+
+
+def request_json(
+    request: Request, method: Method, *, model_sha256: str, precision: str, tracks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the run is: a run can be resumed only by the same."""
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": model_name(request.model),
+            "revision": request.revision,
+            "backend": request.backend,
+            "sha256": model_sha256,
+        },
+        "method": method.spec.name,
+        "options": method.options.model_dump(mode="json"),
+        "seed": request.seed,
+        "precision": precision,
+        **tracks,
+    }
+
+
+def refuse_other_run(file: Path, asked: Mapping[str, Any]) -> None:
+    """A run is resumed with the model, list and options it was begun with.
+
+    Raises:
+        UsageError: it is another; says what differs.
+        InputError: `request.json` can't be read.
+    """
+    try:
+        before = json.loads(file.read_text("utf-8"))
+        changed = [f"{key}: {_change(before[key], asked[key])}" for key in asked if before[key] != asked[key]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} can't be read: {error}", "start anew with another --out") from error
+    if changed:
+        raise UsageError(
+            f"this is not the run that was begun in {file.parent}: {'; '.join(changed)}",
+            "resume it with the settings it was begun with, or start anew with another --out",
+        )
+
+
+def _change(before: Any, now: Any) -> str:
+    """Two values in a few words: of tables only the keys that differ, of tracks which came and went."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return ", ".join(f"{key} {_change(before.get(key), now.get(key))}" for key in keys)
+    if isinstance(before, list) and isinstance(now, list):
+        return f"{_tracks(before, now)} no longer, {_tracks(now, before)} new"
+    return f"{before} -> {now}"
+
+
+def _tracks(these: list[Any], others: list[Any]) -> str:
+    only = [str(entry.get("id", entry)) for entry in these if entry not in others]
+    return ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "") if only else "none"
+
+
+def run_json(
+    asked: Mapping[str, Any],
+    *,
+    flags: Mapping[str, Any],
+    origins: Mapping[str, str],
+    outcome: Outcome,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """What came of the run, with the origin of every setting."""
+    before, after = outcome.before, outcome.best
+    lost = _retain_lost(before, after)
+
+    def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: {"value": value, "from": origins.get(name, "default")} for name, value in settings.items()}
+
+    return {
+        "schema": SCHEMA,
+        "model": asked["model"],
+        "method": asked["method"],
+        "options": told(asked["options"]),
+        "flags": told(flags),
+        "seed": asked["seed"],
+        "precision": asked["precision"],
+        "tracks": {name: len(asked[name]) for name in ("forget", "retain", "holdout")},
+        "outcome": finite(
+            {
+                "steps": outcome.steps,
+                "reached_target": outcome.reached_target,
+                "unseen_level": after.level if after else None,
+                "before": before.as_dict() if before else None,
+                "after": after.as_dict() if after else None,
+                "retain_lost": lost,
+                "collapsed": _collapsed(lost),
+                "skipped_steps": outcome.skipped_steps,
+                "micro_batch_size": outcome.micro_batch_size,
+            }
+        ),
+        "notes": list(notes),
+        "versions": versions(),
+        "plugins": installed(),
+    }
+
+
+def _retain_lost(before: Look | None, after: Look | None) -> float | None:
+    """Nats a token; None where there is no retain to lose."""
+    if not before or not after or before.retain is None or after.retain is None:
+        return None
+    return after.retain - before.retain
+
+
+def _collapsed(lost: float | None) -> bool:
+    return lost is not None and not (math.isfinite(lost) and lost <= COLLAPSE)
+
+
+def model_card(run: Mapping[str, Any]) -> str:
+    """README.md of the model: what was done to the model, and what it does not promise."""
+    name = printable(Path(run["model"]["name"]).name)
+    lines = [
+        "---", "library_name: transformers", "tags: [music, text-to-audio, machine-unlearning, encore]", "---", "",
+        f"# {name}, less {run['tracks']['forget']} tracks", "",
+        f"Made with Encore {run['versions']['encore']} by the method `{run['method']}` in "
+        f"{run['outcome']['steps']} steps (seed {run['seed']}).", "",
+        "`encore eval` on the run folder this model came from measures what there is no evidence of retention of, "
+        "under which tests, and what it cost. It is not a proof that the tracks were deleted.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
