@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -82,3 +83,45 @@ def encore(tmp_path: Path) -> EncoreCommand:
         )
 
     return run
+
+
+# ------------------------------------------------------------------------------------- a model and music to work on
+
+
+class Done(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run `encore ARGUMENTS` in this process, which has torch loaded already: `call("forget", "--tracks", path)`."""
+    from encore.cli import app
+
+    def run(*arguments: object) -> Done:
+        capfd.readouterr()
+        code = app.run([str(argument) for argument in arguments])
+        return Done(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_model import write_studio
+
+    return write_studio(tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture
+def studio(_studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny `model`, `music/` and lists (see `tiny_model.write_studio`); don't write into it.
+
+    The working folder is an empty one, and the cache is the tests' own.
+    """
+    monkeypatch.setenv("ENCORE_CACHE", str(_studio / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return _studio

@@ -17,13 +17,12 @@ from encore.api import Backend, Batch, Clip, Method
 from encore.audio.cache import TensorCache
 from encore.audio.text import printable
 from encore.errors import GateError, UsageError
-from encore.fingerprint import module_sha256
 from encore.plugins import backends
 from encore.runs.data import Heard, Listener
 from encore.runs.documents import model_card, refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
 from encore.runs.environment import hardware, pick_device, pick_precision
-from encore.runs.models import model_name
+from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
 from encore.runs.select import SELF, Tracks, open_catalog, select
 from encore.runs.self_retain import play_retain
@@ -168,7 +167,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     asked = request_json(
-        request, method, model_sha256=module_sha256(backend.module, *backend.frozen().values()),
+        request, method, model_sha256=model_sha256(backend),
         precision=prepared.precision, tracks=prepared.listed(),
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -199,7 +198,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         with folder.staged("model") as staging:
             backend.save(staging)
             (staging / "README.md").write_text(model_card(run), encoding="utf-8")
-        run["unlearned_sha256"] = module_sha256(backend.module)
+        run["unlearned_sha256"] = model_sha256(backend)
         seconds = {**prepared.seconds, "forget": trained - started, "save": time.monotonic() - trained}
         run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
         folder.write_json("run.json", run)

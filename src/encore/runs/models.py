@@ -1,11 +1,13 @@
-"""What `--model` names."""
+"""What `--model` names, and whether two models are one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from encore import assets
+from encore.api import Backend
 from encore.errors import InputError
+from encore.fingerprint import module_sha256
 
 
 def model_name(given: str) -> str:
@@ -22,3 +24,8 @@ def model_name(given: str) -> str:
     elif (folder / "request.json").exists():
         raise InputError(f"the run in {given} did not finish, so it has no model", "go on with it: --resume")
     return str(folder.resolve())
+
+
+def model_sha256(backend: Backend) -> str:
+    """Hash of all weights, the frozen parts' too."""
+    return module_sha256(backend.module, *backend.frozen().values())

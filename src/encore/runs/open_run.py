@@ -16,12 +16,11 @@ from encore.audio.files import file_sha256
 from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError
-from encore.fingerprint import module_sha256
 from encore.plugins import backends
 from encore.runs.data import Listener
 from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
-from encore.runs.models import model_name
+from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
 from encore.runs.select import open_catalog, reported, select
 from encore.runs.store import read_json
@@ -83,13 +82,13 @@ def _from_run(
     model = asked["model"]
     family = backends().resolve(model["backend"])
     base = family.load(here.model(model["name"]), revision=model["revision"], offline=offline, device=device)
-    if module_sha256(base.module, *base.frozen().values()) != model["sha256"]:
+    if model_sha256(base) != model["sha256"]:
         raise InputError(
             f"the base model {model['name']} is not the one the run was made from: its weights differ",
             "evaluate with the model it was made from, or run `encore forget` again",
         )
     unlearned = family.load(str(run / "model"), offline=offline, device=device)
-    if module_sha256(unlearned.module) != done["unlearned_sha256"]:
+    if model_sha256(unlearned) != done["unlearned_sha256"]:
         raise InputError(f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again")
     subject.models |= {"base": base, "unlearned": unlearned}
     embedded = {} if golds else _embedded_golds(model["name"], tracks["forget"])

@@ -1,0 +1,190 @@
+"""`encore eval`: a run, or models and tracks by flags; the table, the JSON, the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from tests.conftest import Done
+
+Call = Callable[..., Done]
+ROLES = {"base", "unlearned", "gold", "gold2", "control", "none"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, _studio: Path) -> Path:
+    """A folder with music, a base model and a complete run in it; don't write into it."""
+    from encore.cli import app
+
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(_studio, folder, dirs_exist_ok=True)
+    music = folder / "music"
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("ENCORE_CACHE", str(_studio / "cache"))
+    code = app.run([
+        "forget", "--tracks", f"{music}/forget.txt", "--retain", f"{music}/retain.txt", "--holdout",
+        f"{music}/holdout.txt", "--model", str(folder / "model"), "--method", "graddiff", "--steps", "2", "--out",
+        str(folder / "runs" / "a"),
+    ])  # fmt: skip
+    monkeypatch.undo()
+    assert code == 0
+    return folder
+
+
+@pytest.fixture
+def mine(project: Path, studio: Path, tmp_path: Path) -> Path:
+    """A copy of the project, under another name: as after a move."""
+    shutil.copytree(project, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+def flags(project: Path, *more: object) -> list[object]:
+    music = project / "music"
+    return [
+        "eval", "--model", project / "runs/a", "--tracks", music / "forget.txt", "--retain", music / "retain.txt",
+        "--holdout", music / "holdout.txt", *more,
+    ]  # fmt: skip
+
+
+def rows(done: Done) -> dict[tuple[str, str, str], Any]:
+    return {(row["metric"], row["model"], row["set"]): row for row in json.loads(done.out)["results"]}
+
+
+def test_everything_that_is_measured_of_a_run(project: Path, studio: Path, call: Call) -> None:
+    done = call("eval", project / "runs/a", "--json", "--out", "out")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told == json.loads(Path("out/metrics.json").read_text())
+    assert told["schema"] == 1
+    found = rows(done)
+    assert {name for name, _, _ in found} >= {"nll", "membership_auc", "extraction_strength", "relearn", "mmd"}
+    assert {model for _, model, _ in found} <= ROLES
+    assert found["nll", "base", "forget"]["n"] == 3
+    assert set(found["nll", "unlearned", "forget"]["per_track"]) == {"one.wav", "two.wav", "long.wav"}
+    unmeasured = [row for row in told["results"] if row["value"] is None]
+    assert all(row["why"] for row in unmeasured)
+    assert any("no gold" in row["why"] for row in unmeasured)
+    samples = json.loads(Path("out/samples/index.json").read_text())
+    assert {sample["track"] for sample in samples} >= {"one.wav", "two.wav", "long.wav"}
+    for sample in samples:
+        audio, rate = soundfile.read(Path("out/samples") / sample["file"])
+        assert rate == 8000
+        assert len(audio)
+
+
+def test_nll_of_a_run_is_that_in_its_record(project: Path, studio: Path, call: Call) -> None:
+    done = call("eval", project / "runs/a", "--metrics", "nll", "--json", "--out", "out")
+    run = json.loads((project / "runs/a/run.json").read_text())
+    for role, moment in (("base", "before"), ("unlearned", "after")):
+        measured = rows(done)["nll", role, "forget"]["per_track"]
+        assert measured == pytest.approx(run["outcome"][moment]["forget"], rel=1e-4)
+
+
+def test_the_table_and_where_the_files_are(project: Path, studio: Path, call: Call) -> None:
+    done = call("eval", project / "runs/a", "--metrics", "nll,relearn", "--out", "out")
+    assert done.code == 0, done.err
+    assert "NLL, forget" in done.out
+    assert "measure: 2/2" in done.err
+    assert str(Path("out/metrics.json")) in done.err
+
+
+def test_by_flags_it_says_the_same_as_by_run(project: Path, studio: Path, call: Call) -> None:
+    by_run = call("eval", project / "runs/a", "--metrics", "nll", "--json", "--out", "x")
+    done = call(*flags(project, "--base", project / "model", "--metrics", "nll", "--json"))
+    assert done.code == 0, done.err
+    assert rows(done) == rows(by_run)
+    assert not Path("metrics.json").exists()
+
+
+def test_golds_can_be_named(project: Path, studio: Path, call: Call) -> None:
+    golds = ["--gold", project / "model", "--gold2", project / "model"]
+    for done in (
+        call("eval", project / "runs/a", *golds, "--metrics", "kl_gold", "--json", "--out", "x"),
+        call(*flags(project, *golds, "--metrics", "kl_gold", "--json")),
+    ):
+        assert done.code == 0, done.err
+        found = rows(done)
+        assert found["kl_gold", "gold2", "forget"]["value"] == pytest.approx(0, abs=1e-6)
+        assert found["kl_gold", "unlearned", "forget"]["value"] > 0
+
+
+def test_a_track_in_both_lists_is_measured_as_forgotten_and_told(project: Path, studio: Path, call: Call) -> None:
+    music = project / "music"
+    Path("keep.txt").write_text(f"{music}/one.wav\ta\n{music}/four.wav\tb\n")
+    done = call(
+        "eval", "--model", project / "runs/a", "--tracks", music / "forget.txt", "--retain", "keep.txt", "--root",
+        music, "--metrics", "nll", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert set(rows(done)["nll", "unlearned", "retain"]["per_track"]) == {"four.wav"}
+    assert "left out" in done.err
+
+
+def test_a_moved_project_is_found_again(project: Path, mine: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = mine / "runs/a/request.json"
+    elsewhere = request.read_text().replace(str(project), "/nowhere/at/all")  # the old place is gone
+    request.write_text(elsewhere)
+    monkeypatch.chdir("/")
+    done = call("eval", mine / "runs/a", "--metrics", "nll", "--json")
+    assert done.code == 0, done.err
+    assert (mine / "runs/a/metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        ([], 2, "either a run folder, or --model"),
+        (["RUN", "--model", "x"], 2, "either a run folder, or --model"),
+        (["--model", "x"], 2, "--model needs --tracks"),
+        (["RUN", "--base", "x", "--retain", "y"], 2, "--base, --retain can't be chosen for a run"),
+        (["RUN", "--gold2", "x"], 2, "--gold2 is read against --gold"),
+        (["RUN", "--metrics", "nll,fadd"], 2, "did you mean fad"),
+        (["RUN", "--metrics", ","], 2, "names no metric"),
+        (["RUN", "--embedder", "encodek"], 2, "did you mean encodec"),
+        (["RUN", "--device", "abacus"], 2, "abacus"),
+        (["nowhere"], 3, "is missing"),
+        (["RUN", "--gold", "nowhere"], 3, "no model 'nowhere'"),
+    ],
+)
+def test_what_can_not_work(project: Path, studio: Path, call: Call, given: list[str], code: int, words: str) -> None:
+    done = call("eval", *[project / "runs/a" if word == "RUN" else word for word in given])
+    assert (done.code, words in done.err) == (code, True), done.err
+    assert done.out == ""
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_file_or_weight_that_is_not_what_it_was(mine: Path, call: Call) -> None:
+    run, music = mine / "runs/a", mine / "music"
+    request = json.loads((run / "request.json").read_text())
+    for name in ("forget", "retain", "holdout"):
+        for track in request[name]:
+            track["file"] = str(music / Path(track["file"]).name)
+    request["model"]["name"] = str(mine / "model")
+    (run / "request.json").write_text(json.dumps(request))
+
+    def refused(words: str) -> None:
+        done = call("eval", run, "--metrics", "nll")
+        assert (done.code, words in done.err) == (3, True), done.err
+        assert not (run / "metrics.json").exists()
+
+    def flipped(path: Path, words: str) -> None:
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-9] + bytes([kept[-9] ^ 1]) + kept[-8:])
+        refused(words)
+        path.write_bytes(kept)
+
+    flipped(music / "two.wav", "two.wav is not the file that the run heard")
+    flipped(run / "model/model.safetensors", "are not those the run wrote")
+    flipped(mine / "model/model.safetensors", "is not the one the run was made from")
+    (run / "request.json").write_text('{"seed": 0}')
+    refused("not written by this version")
+    (run / "request.json").write_text("{")
+    refused("can't be read as JSON")
+    (run / "run.json").unlink()
+    refused("run.json is missing")

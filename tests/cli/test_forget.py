@@ -1,0 +1,263 @@
+"""`encore forget`: what it takes, what it prints where, what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import Done
+
+Call = Callable[..., Done]
+
+
+def arguments(studio: Path, **flags: object) -> list[object]:
+    """The flags of a short run; `name=None` takes one out, `name=True` is a switch."""
+    music = studio / "music"
+    given: dict[str, object] = {
+        "tracks": music / "forget.txt", "retain": music / "retain.txt", "holdout": music / "holdout.txt",
+        "model": studio / "model", "method": "graddiff", "steps": 3, "out": "run",
+    } | flags  # fmt: skip
+    listed: list[object] = []
+    for name, value in given.items():
+        if value is not None:
+            listed += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    return ["forget", *listed]
+
+
+def read(path: Path | str) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def test_a_run_folder_holds_what_the_design_says(studio: Path, call: Call) -> None:
+    done = call(*arguments(studio))
+    assert done.code == 0, done.err
+    present = {path.name for path in Path("run").iterdir()}
+    assert present - {".lock"} == {"request.json", "run.json", "log.jsonl", "model"}
+    request, run = read("run/request.json"), read("run/run.json")
+    assert [(track["line"], track["id"]) for track in request["forget"]] == [
+        (1, "one.wav"), (2, "two.wav"), (3, "long.wav"),
+    ]  # fmt: skip
+    assert all(len(track[key]) == 64 for track in request["forget"] for key in ("sha256", "pcm_sha256"))
+    assert run["outcome"]["steps"] == 3
+    assert set(run["outcome"]["after"]["forget"]) == {"one.wav", "two.wav", "long.wav"}
+    assert run["options"]["steps"] == {"value": 3, "from": "cli"}
+    assert run["options"]["lr"]["from"] == "default"
+    assert run["flags"]["holdout"]["from"] == "cli"
+    assert run["flags"]["device"] == {"value": "auto", "from": "default"}
+    assert {"encore", "torch", "python"} <= set(run["versions"])
+    assert run["plugins"][0]["sha256"]
+    lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "grad_norm" in line] == [1, 2, 3]
+    assert Path("run/model/README.md").read_text().startswith("---")
+    assert "one.wav" in done.out
+    assert request["forget"][0]["sha256"][:16] in done.out
+    assert "next: encore eval run" in done.err
+
+
+def test_the_model_is_loadable_by_transformers_and_differs_in_the_decoder_alone(studio: Path, call: Call) -> None:
+    assert call(*arguments(studio)).code == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (studio / "model", Path("run/model")))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all(name.startswith(("decoder.", "enc_to_dec_proj.")) for name in changed)
+
+
+def test_json_is_one_document_and_everything_else_is_on_stderr(studio: Path, call: Call) -> None:
+    done = call(*arguments(studio, json=True))
+    assert done.code == 0
+    told = json.loads(done.out)
+    assert told["run"] == "run"
+    assert told["outcome"]["steps"] == 3
+    assert [track["line"] for track in told["forget"]] == [1, 2, 3]
+    assert "hear tracks: 8/8" in done.err
+
+
+def test_dry_run_writes_nothing_and_says_what_would_happen(studio: Path, call: Call) -> None:
+    done = call(*arguments(studio, dry_run=True, json=True))
+    plan = json.loads(done.out)
+    assert done.code == 0
+    assert not list(Path.cwd().iterdir())
+    assert plan["dry_run"]
+    assert plan["tracks"] == {"forget": 3, "retain": 3, "holdout": 2}
+    assert plan["expected_seconds"] > 0
+    assert plan["expected_disk_bytes"] > (studio / "model" / "model.safetensors").stat().st_size
+    table = call(*arguments(studio, dry_run=True))
+    assert "expected_seconds" in table.out
+    assert not list(Path.cwd().iterdir())
+
+
+def test_without_out_a_fresh_folder_is_made_every_time(studio: Path, call: Call) -> None:
+    for _ in range(2):
+        assert call(*arguments(studio, out=None, steps=1)).code == 0
+    made = list(Path("runs").iterdir())
+    assert len(made) == 2
+    assert all("graddiff" in path.name for path in made)
+
+
+def test_a_list_of_one_track_from_stdin_relative_to_the_working_folder(
+    studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(studio / "music" / "one.wav", "mine.wav")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("mine.wav\tcafé song\n".encode())))
+    done = call(*arguments(studio, tracks="-"))
+    assert done.code == 0, done.err
+    assert [(track["id"], track["caption"]) for track in read("run/request.json")["forget"]] == [
+        ("mine.wav", "café song")
+    ]
+    both = call(*arguments(studio, tracks="-", retain="-", out="other"))
+    assert both.code == 2
+    assert "only one list" in both.err
+
+
+def test_catalogue_gives_ids_captions_retain_and_holdout(studio: Path, call: Call) -> None:
+    Path("ids.txt").write_text("# theirs\nid:one\nid:long\n")
+    done = call(*arguments(studio, tracks="ids.txt", retain=None, holdout=None, catalog=studio / "music/catalog.jsonl"))
+    assert done.code == 0, done.err
+    request = read("run/request.json")
+    assert [track["id"] for track in request["forget"]] == ["one", "long"]
+    assert [track["id"] for track in request["retain"]] == ["two", "four", "five", "six"]
+    assert [track["id"] for track in request["holdout"]] == ["seven", "eight"]
+    assert request["retain_source"] == "the catalogue less the list"
+
+
+def test_a_catalogue_without_a_holdout_split_runs_all_steps(studio: Path, call: Call) -> None:
+    lines = (studio / "music/catalog.jsonl").read_text().splitlines()
+    shutil.copytree(studio / "music", "music")
+    Path("music/catalog.jsonl").write_text("\n".join(lines[:6]))
+    Path("ids.txt").write_text("id:one\n")
+    done = call(*arguments(studio, tracks="ids.txt", retain=None, holdout=None, catalog="music/catalog.jsonl"))
+    assert done.code == 0, done.err
+    assert "no unseen level" in done.err
+    assert read("run/run.json")["outcome"]["unseen_level"] is None
+
+
+def test_lines_that_match_nothing(studio: Path, call: Call) -> None:
+    Path("list.txt").write_text("id:one\nid:onne\n")
+    more: dict[str, object] = {"tracks": "list.txt", "catalog": studio / "music/catalog.jsonl", "retain": None}
+    refused = call(*arguments(studio, **more))
+    assert refused.code == 3
+    assert "list.txt, line 2" in refused.err
+    assert "did you mean 'one'" in refused.err
+    assert [path.name for path in Path.cwd().iterdir()] == ["list.txt"]
+    allowed = call(*arguments(studio, **more, allow_missing=True, json=True))
+    assert allowed.code == 0
+    assert [missing["line"] for missing in json.loads(allowed.out)["missing"]] == [2]
+
+
+def test_a_track_on_both_sides(studio: Path, call: Call) -> None:
+    music = studio / "music"
+    Path("keep.txt").write_text(f"{music}/four.wav\ta\n{music}/two.wav\tb\n")
+    refused = call(*arguments(studio, retain="keep.txt", root=music))
+    assert refused.code == 3
+    assert "two.wav = two.wav (same file)" in refused.err
+    assert "--drop-duplicates" in refused.err
+    dropped = call(*arguments(studio, retain="keep.txt", root=music, drop_duplicates=True))
+    assert dropped.code == 0, dropped.err
+    assert [track["id"] for track in read("run/request.json")["retain"]] == ["four.wav"]
+    assert "left out" in dropped.err
+    overlap = call(*arguments(studio, holdout=music / "forget.txt", out="c"))
+    assert overlap.code == 3
+    assert "in the holdout" in overlap.err
+
+
+def test_retain_self_plays_and_keeps(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encore.runs.self_retain.SECONDS", 0.2)
+    done = call(*arguments(studio, retain="self"))
+    assert done.code == 0, done.err
+    captions = read("run/retain-self/captions.json")
+    assert len(captions) > 10
+    assert set(load_file("run/retain-self/codes.safetensors")) == set(captions)
+    assert read("run/run.json")["outcome"]["before"]["retain"] > 0
+
+
+def test_a_method_that_needs_retain_is_refused_without(studio: Path, call: Call) -> None:
+    done = call(*arguments(studio, retain=None))
+    assert done.code == 2
+    assert "--retain self" in done.err
+    assert not list(Path.cwd().iterdir())
+
+
+def test_settings_file_environment_and_flags(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("c.toml").write_text('steps = 9\nseed = 5\n[options]\nwarmup = 1\nschedule = "cosine"\n')
+    monkeypatch.setenv("ENCORE_OPTION_WARMUP", "2")
+    done = call(*arguments(studio, steps=None, config="c.toml"), "-o", "steps=2")
+    assert done.code == 0, done.err
+    run = read("run/run.json")
+    assert run["options"]["steps"] == {"value": 2, "from": "cli"}
+    assert run["options"]["warmup"] == {"value": 2, "from": "env"}
+    assert run["options"]["schedule"] == {"value": "cosine", "from": "config"}
+    assert run["flags"]["seed"] == {"value": 5, "from": "config"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ({"method": "gradiff"}, 2, "did you mean graddiff"),
+        ({"device": "abacus"}, 2, "abacus"),
+        ({"device": "meta"}, 2, "holds no data"),
+        ({"precision": "fp12"}, 2, "one of auto, fp32, bf16"),
+        ({"steps": 0}, 2, "--steps"),
+        ({"backend": "musicgn"}, 2, "did you mean musicgen"),
+        ({"resume": True}, 2, "holds no run to resume"),
+        ({"resume": True, "out": None}, 2, "--resume needs --out"),
+        ({"tracks": "nothing.txt"}, 3, "nothing.txt"),
+        ({"model": "tinny"}, 3, "did you mean tiny"),
+        ({"model": "music"}, 3, "can't load"),
+        ({"out": "a-file/run"}, 1, "part of the path is a file"),
+        ({"out": "full"}, 2, "is not empty"),
+        ({"catalog": "nothing.csv"}, 3, "no catalogue"),
+        ({"config": "nothing.toml"}, 3, "can't be read"),
+        ({"tracks": None}, 2, "--tracks"),
+    ],
+)
+def test_what_can_not_work_is_told_in_a_sentence_and_writes_nothing(
+    studio: Path, call: Call, flags: dict[str, object], code: int, words: str
+) -> None:
+    Path("a-file").write_text("")
+    Path("music").mkdir()
+    Path("full").mkdir()
+    Path("full/thesis.tex").write_text("years")
+    before = sorted(Path.cwd().rglob("*"))
+    done = call(*arguments(studio, **flags))
+    assert (done.code, words in done.err) == (code, True), done.err
+    assert "Traceback" not in done.err
+    assert done.err.count("error:") == 1
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_from_any_folder_with_relative_paths(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(studio / "music", "there/music")
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    flags: dict[str, object] = {name: f"../there/music/{name}.txt" for name in ("retain", "holdout")}
+    relative = os.path.relpath(studio / "model")
+    assert call(*arguments(studio, **flags, tracks="../there/music/forget.txt", model=relative)).code == 0
+    assert Path(read("run/request.json")["model"]["name"]) == (studio / "model").resolve()
+
+
+def test_a_runs_model_can_forget_more(studio: Path, call: Call) -> None:
+    assert call(*arguments(studio, steps=1)).code == 0
+    Path("more.txt").write_text("")
+    assert call(*arguments(studio, steps=1, model="run", out="second")).code == 0
+    assert read("second/request.json")["model"]["name"] == str(Path("run/model").resolve())
+
+
+def test_a_collapse_exits_4_with_the_run_kept_and_told(
+    studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encore.runs.documents.COLLAPSE", -1.0)
+    done = call(*arguments(studio, json=True))
+    assert done.code == 4
+    assert "the run is kept" in done.err
+    assert json.loads(done.out)["outcome"]["collapsed"]
+    assert read("run/run.json")["outcome"]["collapsed"]
+    assert Path("run/model/model.safetensors").exists()
