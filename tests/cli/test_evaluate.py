@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import soundfile
-
 from tests.conftest import Done
 
 Call = Callable[..., Done]

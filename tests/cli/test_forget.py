@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-
 from tests.conftest import Done
 
 Call = Callable[..., Done]

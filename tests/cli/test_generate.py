@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
 from tests.conftest import Done
 
 Call = Callable[..., Done]

@@ -26,7 +26,7 @@ def test_a_line_every_few_seconds_with_rate_and_time_left(
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     reporter = LineReporter()
-    for step in range(0, 101):
+    for step in range(101):
         clock.now = step * 0.5
         reporter.progress("forget", step, 100, LOOK if step == 50 else None)
     told = capsys.readouterr()
