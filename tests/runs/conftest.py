@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.runs.engine import Clips
-from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def test_killed_at_the_nth_system_call_that_writes(tmp_path: Path, nth: int) -> 
 def test_a_failed_fill_leaves_the_old_folder(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "model") as folder:
         (folder / "w").write_text("old")
-    with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "model") as folder:
+    with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "model") as folder:  # noqa: PT012
         (folder / "w").write_text("new")
         raise ZeroDivisionError
     assert (tmp_path / "model" / "w").read_text() == "old"

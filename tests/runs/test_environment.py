@@ -1,0 +1,37 @@
+"""Device, precision, versions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from encore.errors import UsageError
+from encore.runs.environment import hardware, pick_device, pick_precision, versions
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == "cpu"
+    for there, chosen, precision in ((True, "cuda", "bf16"), (False, "cpu", "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert pick_device("auto") == chosen
+        assert pick_precision("auto", chosen) == precision
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(UsageError, match="can't be used"):
+        pick_device(name)
+
+
+def test_precision_as_named_or_refused() -> None:
+    assert pick_precision("bf16", "cpu") == "bf16"
+    assert pick_precision("fp32", "cuda") == "fp32"
+    with pytest.raises(UsageError, match="'fp16' is not known"):
+        pick_precision("fp16", "cpu")
+
+
+def test_what_a_run_records() -> None:
+    assert versions()["torch"] == torch.__version__
+    assert all(isinstance(version, str) for version in versions().values())
+    assert hardware("cpu")["device"] == "cpu"
+    assert hardware("cpu")["threads"] >= 1

@@ -1,0 +1,125 @@
+"""Preparing and recording a run, as a library; the command line's tests run it whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from encore.errors import EncoreError, GateError, InputError, UsageError
+from encore.methods.graddiff import GradDiff
+from encore.plugins import methods
+from encore.runs.documents import refuse_other_run, run_json
+from encore.runs.engine import Outcome
+from encore.runs.forget import Prepared, Request, choose, estimate, forget, prepare, refuse_collapse
+from encore.runs.judge import Look
+from encore.runs.models import model_name
+from encore.runs.signals import StopFlag, stop_on_signals
+
+
+@pytest.fixture
+def request_(studio: Path) -> Request:
+    music = studio / "music"
+    return Request(
+        music / "forget.txt", Path("run"), model=str(studio / "model"), retain=str(music / "retain.txt"),
+        holdout=music / "holdout.txt",
+    )  # fmt: skip
+
+
+def graddiff(**options: object) -> GradDiff:
+    chosen = methods().resolve("graddiff")
+    return chosen(chosen.Options(**{"steps": 2, "stop": "never"} | options))  # type: ignore[return-value]
+
+
+@pytest.fixture
+def prepared(request_: Request) -> Prepared:
+    return prepare(request_, graddiff())
+
+
+def test_prepare_writes_nothing_and_knows_what_a_run_takes(prepared: Prepared) -> None:
+    assert not list(Path.cwd().iterdir())
+    assert [len(heard.clips) for heard in prepared.forget] == [1, 1, 3]
+    assert prepared.precision == "fp32"
+    short = estimate(prepared)
+    long = estimate(replace(prepared, method=graddiff(steps=2000)))
+    assert long["seconds"] > 10 * short["seconds"] > 0
+    assert short["bytes"] > 5 * 4 * sum(weight.numel() for weight in prepared.backend.module.parameters())
+    assert prepared.disk_bytes() > replace(prepared, request=replace(prepared.request, resume=True)).disk_bytes()
+
+
+def test_a_library_run_returns_what_run_json_holds(prepared: Prepared) -> None:
+    run = forget(prepared, {"steps": "cli"})
+    assert run == json.loads(Path("run/run.json").read_text())
+    assert run["options"]["steps"]["from"] == "cli"
+    refuse_collapse(run)
+
+
+def test_run_json_is_written_after_all_else(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path) -> None:
+        raise EncoreError("no")
+
+    monkeypatch.setattr(prepared.backend, "save", broken)
+    with pytest.raises(EncoreError, match="no"):
+        forget(prepared, {})
+    assert {path.name for path in Path("run").iterdir()} - {".lock"} == {"request.json", "log.jsonl"}
+    with pytest.raises(InputError, match="did not finish"):
+        model_name("run")
+
+
+def test_a_signal_before_the_first_step(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Set(StopFlag):
+        number = 15
+
+        def __init__(self) -> None: ...
+
+    monkeypatch.setattr("encore.runs.signals.StopFlag", Set)
+    with stop_on_signals() as stop:
+        assert stop
+    with pytest.raises(SystemExit) as caught:
+        forget(prepared, {})
+    assert caught.value.code == 143
+    assert not Path("run/run.json").exists()
+
+
+def test_choose_comes_before_the_model(request_: Request) -> None:
+    tracks = choose(replace(request_, model="nobody/knows"))
+    assert [track.id for track in tracks.forget] == ["one.wav", "two.wav", "long.wav"]
+    with pytest.raises(UsageError, match="needs tracks to keep"):
+        prepare(replace(request_, retain=None, model="nobody/knows"), graddiff())
+
+
+def look(retain: float | None) -> Look:
+    return Look({"a": 1.0}, retain, None, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost", "collapsed"),
+    [(1.0, 1.5, 0.5, False), (1.0, 2.5, 1.5, True), (1.0, float("nan"), None, True), (None, None, None, False)],
+)
+def test_collapse_is_what_retain_lost(
+    before: float | None, after: float | None, lost: float | None, collapsed: bool
+) -> None:
+    asked = {"model": {}, "method": "x", "options": {}, "seed": 0, "precision": "fp32", "forget": [], "retain": []}
+    outcome = Outcome(before=look(before), best=look(after))
+    run = run_json(asked | {"holdout": []}, flags={}, origins={}, outcome=outcome, notes=[])
+    json.dumps(run, allow_nan=False)
+    assert (run["outcome"]["retain_lost"], run["outcome"]["collapsed"]) == (lost, collapsed)
+    if collapsed:
+        with pytest.raises(GateError, match="retain"):
+            refuse_collapse(run)
+
+
+def test_another_run_is_refused_in_few_words(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    tracks = [{"id": f"t{i}"} for i in range(9)]
+    asked = {"options": {"lr": 1, "steps": 2}, "forget": tracks, "seed": 0}
+    file.write_text(json.dumps({"folder": "x", **asked}))
+    refuse_other_run(file, asked)
+    with pytest.raises(UsageError, match=r"options: steps 2 -> 3; forget: t0, t1, t2, t3, t4 and 4 more no longer"):
+        refuse_other_run(file, asked | {"options": {"lr": 1, "steps": 3}, "forget": []})
+    for text in ("{", "[]", "{}"):
+        file.write_text(text)
+        with pytest.raises(InputError, match="can't be read"):
+            refuse_other_run(file, asked)

@@ -1,0 +1,46 @@
+"""Samples: names that stay inside the folder, sound that can be heard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from encore.api import Clip
+from encore.backends.musicgen import MusicgenBackend
+from encore.runs.evaluate import SharedEvaluation
+from encore.runs.samples import write_samples, write_wav
+
+
+def test_before_and_after_of_every_forgotten_window_and_a_few_kept_ones(
+    backend: MusicgenBackend, tmp_path: Path
+) -> None:
+    codes = torch.randint(32, (2, 20), generator=torch.Generator().manual_seed(0))
+    names = ["../../evil", "/etc/passwd", "a/b\x1b[2J", "", "é" * 300]
+    clips = {
+        "forget": [Clip(name, "slow church organ", codes) for name in names],
+        "retain": [Clip(f"kept {i}", "lute", codes) for i in range(6)],
+        "holdout": [Clip("never", "lute", codes)],
+    }
+    evaluation = SharedEvaluation({"base": backend, "unlearned": backend.clone()}, clips, embedder=None)  # type: ignore[arg-type]
+    (tmp_path / "out").mkdir()
+    write_samples(tmp_path / "out", evaluation)
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    index = json.loads((tmp_path / "out/samples/index.json").read_text())
+    assert len(index) == 2 * (5 + 4)
+    assert [item["track"] for item in index[::2]][:5] == names
+    for item in index:
+        path = (tmp_path / "out/samples" / item["file"]).resolve()
+        assert path.is_relative_to(tmp_path / "out/samples")
+        audio, rate = soundfile.read(path)
+        assert (rate, len(audio)) == (8000, 20 * 80)
+    assert {Path(item["file"]).suffixes[-2] for item in index} == {".before", ".after"}
+
+
+def test_a_wav_is_clipped_not_wrapped(tmp_path: Path) -> None:
+    write_wav(tmp_path / "x.wav", torch.tensor([[0.0, 0.5, 3.0, -3.0]]), 8000)
+    audio, _ = soundfile.read(tmp_path / "x.wav")
+    assert np.allclose(audio, [0, 0.5, 1, -1], atol=1e-3)

@@ -1,0 +1,87 @@
+"""Which tracks a run is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from encore import assets
+from encore.audio.tracks import Track
+from encore.errors import InputError, UsageError
+from encore.runs.select import open_catalog, reported, select
+
+
+@pytest.fixture
+def music(studio: Path) -> Path:
+    return studio / "music"
+
+
+def ids(tracks: tuple[Track, ...] | list[Track]) -> list[str]:
+    return [track.id for track in tracks]
+
+
+def test_lists_only(music: Path) -> None:
+    chosen = select(music / "forget.txt", catalog=None, retain=str(music / "retain.txt"), holdout=music / "holdout.txt")
+    assert ids(chosen.forget) == ["one.wav", "two.wav", "long.wav"]
+    assert ids(chosen.retain) == ["four.wav", "five.wav", "six.wav"]
+    assert ids(chosen.holdout) == ["seven.wav", "eight.wav"]
+    alone = select(music / "forget.txt", catalog=None)
+    assert (alone.retain, alone.holdout, alone.retain_source) == ((), (), "nothing")
+
+
+def test_a_catalogue_gives_what_no_list_does(music: Path) -> None:
+    catalog = open_catalog(music / "catalog.jsonl", "a model")
+    chosen = select(music / "forget.txt", catalog=catalog)
+    assert ids(chosen.forget) == ["one", "two", "long"]  # known files go by the catalogue's ids
+    assert ids(chosen.retain) == ["four", "five", "six"]
+    assert ids(chosen.holdout) == ["seven", "eight"]
+    own = select(music / "forget.txt", catalog=catalog, retain="self")
+    assert (own.retain, own.retain_source) == ((), "the base model's own playing")
+
+
+def test_the_embedded_model_has_its_catalogue_and_others_none(music: Path) -> None:
+    assert open_catalog(None, str(music)) is None
+    if assets.CATALOG.exists():
+        catalog = open_catalog(None, "tiny")
+        assert catalog is not None
+        assert {"forget", "retain", "holdout"} <= set(catalog.splits)
+
+
+def test_holdout_is_on_no_other_side(music: Path) -> None:
+    with pytest.raises(InputError, match=r"both to be forgotten and in the holdout: one\.wav"):
+        select(music / "forget.txt", catalog=None, holdout=music / "forget.txt")
+    with pytest.raises(InputError, match=r"both to be kept and in the holdout: four\.wav"):
+        select(music / "forget.txt", catalog=None, retain=str(music / "retain.txt"), holdout=music / "retain.txt")
+
+
+def test_a_root_lets_a_list_lead_elsewhere(music: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{music / 'one.wav'}\tx\n")
+    with pytest.raises(InputError, match="leads outside") as caught:
+        select(listing, catalog=None)
+    assert "--root" in caught.value.hint
+    assert ids(select(listing, catalog=None, roots=[music]).forget) == ["one.wav"]
+
+
+def test_duplicates_are_refused_or_dropped(music: Path) -> None:
+    twice = str(music / "forget.txt")
+    with pytest.raises(InputError, match="3 tracks are both to be forgotten and to be kept"):
+        select(music / "forget.txt", catalog=None, retain=twice)
+    dropped = select(music / "forget.txt", catalog=None, retain=twice, drop_duplicates=True)
+    assert dropped.retain == ()
+    assert "3 of 3 tracks to keep were left out" in dropped.notes[-1]
+
+
+def test_stdin_serves_one_list(music: Path) -> None:
+    with pytest.raises(UsageError, match="only one list"):
+        select("-", catalog=None, holdout=Path("-"))
+
+
+def test_what_an_evaluation_reports_on() -> None:
+    plain = [Track(f"t{i}", Path("x"), "c", "0") for i in range(40)]
+    assert len(reported(plain, 32, seed=1)) == 32
+    assert reported(plain, 32, seed=1) == reported(plain, 32, seed=1) != reported(plain, 32, seed=2)
+    assert len(reported(plain[:5], 32, seed=0)) == 5
+    split = [Track("r", Path("x"), "c", "0", meta={"split": "retain"}), *plain]
+    assert ids(reported(split, 32, seed=0)) == ["r"]
