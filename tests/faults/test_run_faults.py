@@ -72,7 +72,7 @@ for line in sys.stdin:
     os.close(told)
     print(json.dumps({"code": os.waitstatus_to_exitcode(status), "calls": calls}), flush=True)
 """
-FLAGS = ["--method", "graddiff", "--steps", "3"]
+FLAGS = ["--method", "graddiff", "--steps", "2"]
 FLAGS += [word for option in ("checkpoint_seconds=0", "eval_every=2", "stop=never") for word in ("-o", option)]
 
 
