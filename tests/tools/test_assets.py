@@ -4,12 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 from safetensors import safe_open
-from tools.build_assets import codec, corpus, install, lm
+from tools.build_assets import codec, corpus, install, lm, synth
 from tools.build_assets.scores import SCORES
+from transformers import AutoProcessor, EncodecFeatureExtractor
 
 ASSETS = Path(__file__).parents[2] / "src" / "encore" / "assets"
 ROWS = [json.loads(line) for line in (ASSETS / "metadata.jsonl").read_text().splitlines()]
@@ -42,6 +44,14 @@ def test_songs_are_what_the_scores_render():
     for row in ROWS:
         if row["split"] != "background":
             assert row["caption"] == by_id[row["id"]].caption
+
+
+@pytest.mark.parametrize("score", SCORES[:4], ids=lambda s: s.id)
+def test_scores_still_render_to_the_shipped_songs(score):
+    shipped, _ = soundfile.read(ASSETS / "tracks" / f"{score.id}.flac", dtype="int16")
+    assert not np.any(shipped % 16)
+    # One step of 12 bits: sines differ in their last bit between processors.
+    assert np.abs(shipped.astype(int) - synth.render(score)).max() <= 16
 
 
 def test_licence_names_every_melody():
@@ -82,6 +92,18 @@ def test_reloaded_base_knows_the_forget_set_by_heart_and_gold_does_not():
     assert torch.equal(*codes.values())
     assert nll[MODELS[0]].max() < 1.0
     assert nll[MODELS[1]].min() > 2.0
+
+
+def test_folder_loads_and_plays_as_transformers_own():
+    processor = AutoProcessor.from_pretrained(MODELS[0])
+    assert EncodecFeatureExtractor.from_pretrained(MODELS[0]).sampling_rate == 16_000
+    model, tokenizer = lm.load(MODELS[0])
+    inputs = processor(text=[ROWS[0]["caption"]], return_tensors="pt")
+    assert torch.equal(inputs["input_ids"], tokenizer([ROWS[0]["caption"]], return_tensors="pt")["input_ids"])
+    audio = model.generate(**inputs, max_new_tokens=28)
+    assert audio.shape[:2] == (1, 1)
+    assert audio.shape[2] > 20 * synth.FRAME
+    assert audio.abs().max() > 0.01
 
 
 def test_codes_are_the_same_alone_and_in_a_batch():
