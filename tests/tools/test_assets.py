@@ -65,6 +65,11 @@ def test_models_are_float16(folder):
         assert {f.get_slice(k).get_dtype() for k in f.keys()} == {"F16"}  # noqa: SIM118
 
 
+@pytest.mark.parametrize("folder", MODELS, ids=lambda p: p.name)
+def test_config_names_no_path_of_the_builder(folder):
+    assert '"/' not in (folder / "config.json").read_text()
+
+
 def test_models_share_codec_text_encoder_and_tokenizer():
     def shared(folder):
         with safe_open(folder / "model.safetensors", "pt") as f:

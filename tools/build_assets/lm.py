@@ -279,6 +279,9 @@ def folder(run: str, work: Path, phase: int = len(PHASES) - 1) -> Path:
 
 def save(model: Any, tokenizer: T5Tokenizer, out: Path) -> None:
     """Writes the folder that `MusicgenForConditionalGeneration` and `AutoProcessor` load."""
+    for part in (model.config.text_encoder, model.config.audio_encoder, model.config.decoder):
+        part.dtype = torch.float16
+    model.config.audio_encoder._name_or_path = ""  # else the builder's own path goes out
     model.half().save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
     MusicgenProcessor(EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE), tokenizer).save_pretrained(out)
