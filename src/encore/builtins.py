@@ -21,11 +21,15 @@ def encore_register_methods() -> list[MethodSpec]:
         MethodSpec("wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain),
         MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
         MethodSpec(
-            "retrain", "train from scratch on retain: the honest baseline", "encore.methods.retrain:Retrain",
+            "retrain",
+            "train from scratch on retain: the honest baseline",
+            "encore.methods.retrain:Retrain",
             needs=retain,
         ),
         MethodSpec(
-            "encore", "forget toward what the model says of unheard music", "encore.methods.encore:Encore",
+            "encore",
+            "forget toward what the model says of unheard music",
+            "encore.methods.encore:Encore",
             needs=reference,
         ),
     ]
@@ -38,6 +42,7 @@ def encore_register_backends() -> list[BackendSpec]:
 
 @hookimpl
 def encore_register_metrics() -> list[MetricSpec]:
+    played = frozenset({"embedder", "base", "retain"})  # generations on retain captions, beside base's
     return [
         MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
         MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
@@ -46,19 +51,25 @@ def encore_register_metrics() -> list[MetricSpec]:
             "verbatim_caption", "tracks that replay from the caption alone", "encore.metrics.verbatim:VerbatimCaption"
         ),
         MetricSpec(
-            "extraction_strength", "1 - shortest prompt that replays the rest",
+            "extraction_strength",
+            "1 - shortest prompt that replays the rest",
             "encore.metrics.extraction_strength:ExtractionStrength",
+            needs={"logits"},
         ),
         MetricSpec(
-            "membership_auc", "LOSS and Min-K membership, forget against holdout",
-            "encore.metrics.membership:Membership", needs={"holdout"},
-        ),
-        MetricSpec(
-            "membership_auc_blind", "the same test without any model", "encore.metrics.membership:Blind",
+            "membership_auc",
+            "LOSS and Min-K membership, forget against holdout",
+            "encore.metrics.membership:Membership",
             needs={"holdout"},
         ),
-        MetricSpec("fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs={"embedder"}),
-        MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs={"embedder"}),
+        MetricSpec(
+            "membership_auc_blind",
+            "the same test without any model",
+            "encore.metrics.membership:Blind",
+            needs={"holdout"},
+        ),
+        MetricSpec("fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs=played),
+        MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs=played),
         MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
     ]
 

@@ -23,7 +23,7 @@ class TrainOptions(Options):
     lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(6, ge=1, description="retain clips a step")
     forget_batch_size: int = Field(8, ge=1, description="forget clips a step (fewer where fewer are left to forget)")
-    micro_batch_size: int = Field(16, ge=1, description="clips a forward pass; fewer save memory and change nothing else")
+    micro_batch_size: int = Field(16, ge=1, description="clips a forward pass; fewer save memory, change nothing else")
     warmup: int = Field(5, ge=0, description="steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")

@@ -120,6 +120,11 @@ def test_notes_and_gaps_are_passed_on():
     ]
 
 
+def test_a_gap_of_several_models_is_told_once():
+    found = [Result("fad", role, "retain", None, why="not measured: mostly bias") for role in ("unlearned", "gold")]
+    assert findings(found) == [Finding("info", "fad (retain) not measured: mostly bias")]
+
+
 def test_lines_are_in_reading_order_and_only_those_measured():
     order = [label for label, *_ in LINES]
     shown = [row.label for row in summary(rows())]

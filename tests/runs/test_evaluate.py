@@ -126,7 +126,8 @@ def test_what_can_not_be_measured_is_a_row_that_says_why():
     whys = {row.metric: row.why for row in rows if row.value is None}
     assert whys["kl_gold"] == "not measured: no gold model was given"
     assert whys["membership_auc"] == "not measured: there are no holdout tracks"
-    assert whys["fad"] is not None
+    assert whys["fad"] == whys["mmd"] == "not measured: no base model was given"
+    assert [row.set for row in rows if row.metric in ("fad", "mmd")] == ["retain", "retain"]
     assert set(METRICS) <= {row.metric for row in rows}
     assert all((row.value is None) == (row.why is not None) for row in rows)
 

@@ -166,7 +166,7 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     table = summary(results)
     missed = [line for line in table if line.met is False]
     doubts = [row.note for row in rows.values() if row.metric.startswith("membership_auc_blind") and row.note]
-    gaps = [f"{row.metric} ({row.set}) {row.why}" for row in results if row.value is None and row.why]
+    gaps = dict.fromkeys(f"{row.metric} ({row.set}) {row.why}" for row in results if row.value is None and row.why)
     found = [
         *_nothing_to_forget(rows),
         *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}") for line in missed),

@@ -85,7 +85,8 @@ def measure(
 def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> Iterable[Result]:
     unmet = evaluation.unmet(metric.spec)
     if unmet:
-        return [unmeasured(metric.spec.name, "unlearned", "forget", unmet)]
+        clips: ClipSet = "retain" if "retain" in metric.spec.needs else "forget"
+        return [unmeasured(metric.spec.name, "unlearned", clips, unmet)]
     try:
         return list(metric().measure(evaluation))
     except EncoreError as error:
