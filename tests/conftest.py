@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+# Before torch is imported, here and in the processes that tests start: on a busy machine, threads of OpenMP that wait
+# for one another by spinning make generation many times slower, and the tests' models are too small to need a second.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import pytest
 
 from encore import plugins
