@@ -88,7 +88,7 @@ def hear(backend: Backend, split: str) -> tuple[Clips, dict[ClipSet, list[Clip]]
         for name in ("forget", "retain", "tune_forget", "tune_retain", "holdout", "background")
     }
     if split == "tuning":
-        kept = heard["tune_retain"] + heard["background"]
+        kept = heard["tune_retain"] + heard["retain"] + heard["forget"] + heard["background"]
         return Clips(heard["tune_forget"], kept, heard["holdout"]), {
             "forget": heard["tune_forget"], "retain": heard["tune_retain"], "holdout": heard["holdout"]
         }  # fmt: skip

@@ -281,7 +281,8 @@ class Step:
 class Session:
     """What a method is given once, before the first step (loss methods) or for the whole edit (edit methods).
 
-    `holdout` is unseen music of the same source. Gold is never here: no method may read it.
+    `holdout` is unseen music of the same source. Gold is never here: no method may read it. A loss method may replace
+    `retain` in `prepare`: clips are drawn from it in passes, so a clip that stands there twice is drawn twice as often.
     """
 
     backend: Backend

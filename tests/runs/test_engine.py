@@ -103,9 +103,7 @@ def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
 
     # Make forget far likelier than holdout first.
     Engine(backend, Clips(clips.forget, [], [])).train(Learn(options(steps=60, lr=5e-3, eval_every=60)))
-    engine = run(
-        backend, clips, Watched(options(steps=200, lr=2e-3, eval_every=1, stop="target", warmup=0)), seed=1
-    )
+    engine = run(backend, clips, Watched(options(steps=200, lr=2e-3, eval_every=1, stop="target", warmup=0)), seed=1)
     outcome = engine.outcome
     assert outcome.before is not None
     assert outcome.best is not None

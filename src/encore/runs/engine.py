@@ -142,6 +142,7 @@ class Engine:
         self.outcome = Outcome()
         self.judge = Judge(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
         self._reference: Reference | None = None
+        self._retain = clips.retain
         self._phase = 0
 
     def run(self, method: Method) -> Outcome:
@@ -154,13 +155,14 @@ class Engine:
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         if "reference" in method.spec.needs:
             self._reference = FrozenReference(self.backend)
-        self.outcome.before = self.judge.look()
+        self.outcome.before = self.judge.first
         session = Session(
             self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
             self.seed, self.judge.level, self.train,
         )  # fmt: skip
         if isinstance(method, LossMethod):
             method.prepare(session)
+            self._retain = session.retain
             self.train(method)
         elif isinstance(method, EditMethod):
             method.edit(session)
@@ -185,7 +187,7 @@ class Engine:
     def train(self, method: LossMethod) -> None:
         """The loop itself; ends with the best weights in the backend."""
         options, module = method.options, self.backend.module
-        uses_retain = "retain" in method.spec.needs and bool(self.clips.retain)
+        uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay)
         state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
@@ -210,8 +212,8 @@ class Engine:
             if method.uses_forget:
                 forget = [self.clips.forget[i] for i in forget_draw.take(state.pending, options.forget_batch_size)]
             if uses_retain:
-                everything = range(len(self.clips.retain))
-                retain = [self.clips.retain[i] for i in retain_draw.take(everything, options.batch_size)]
+                everything = range(len(self._retain))
+                retain = [self._retain[i] for i in retain_draw.take(everything, options.batch_size)]
             module.train(options.dropout)
             step = Step(self.backend, self._reference, self.generator, state.step / options.steps, self.judge.level)
             drawn = self.generator.get_state()
@@ -252,7 +254,7 @@ class Engine:
                 module.eval()
                 look = self.judge.look()
                 self.record({"phase": self._phase, "step": state.step, "of": options.steps, "look": look.as_dict()})
-                if state.best is None or look.rank <= state.best.rank:
+                if state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
                     state.best, best = look, _copy(module)
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]

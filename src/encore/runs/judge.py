@@ -7,7 +7,7 @@ under the base model. Gold is never read here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Look:
 
     Args:
         forget: a track. retain, holdout: means, None where there are no clips.
-        level: the unseen level, None without a holdout. score: lower is better; see `Judge.look`.
+        level: the unseen level, None without a holdout. score: lower is better; see `Judge`.
     """
 
     forget: dict[str, float]
@@ -38,10 +38,10 @@ class Look:
         """Whether a track is to the model like unseen music."""
         return self.level is not None and self.forget[track] >= (1 - TOLERANCE) * self.level
 
-    @property
-    def rank(self) -> tuple[bool, float]:
-        """Lower is better: all tracks at the unseen level before any other state, then the score."""
-        return (not all(self.reached(track) for track in self.forget), self.score)
+    def rank(self, stop: str) -> tuple[bool, float]:
+        """Lower is better: the score; for a run that stops at the target, all tracks there before any other state."""
+        short = stop == "target" and not all(self.reached(track) for track in self.forget)
+        return (short, self.score)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,22 +67,28 @@ class Judge:
         first = self.look()
         self.level = first.holdout
         self._base_retain = first.retain or 0.0
+        self.first = self._scored(first)
 
     def look(self) -> Look:
-        """NLLs now. The score is the forget tracks' mean relative distance to the unseen level plus what retain lost.
-
-        Both in units of the level: mean |NLL / level - 1| + max(0, retain - base's retain) / level. Without a
-        holdout there is no level, and the score is what retain lost less what forget gained.
-        """
+        """NLLs now, and their score."""
         forget = track_nll(self._backend, self._forget)
         retain = _mean(track_nll(self._backend, self._retain))
         holdout = _mean(track_nll(self._backend, self._holdout))
-        lost = max(0.0, (retain or 0.0) - self._base_retain)
-        if self.level:
-            score = sum(abs(value / self.level - 1) for value in forget.values()) / len(forget) + lost / self.level
+        return self._scored(Look(forget, retain, holdout, self.level, 0.0))
+
+    def _scored(self, look: Look) -> Look:
+        """The score: how far forget is from the unseen level, and what retain lost, each in units of what is allowed.
+
+        That is 10 % of the level either way, as a mean over tracks, and 5 % of base's retain NLL or 0.05 nats, whichever
+        is more. Without a holdout there is no level, and what forget gained is taken off, in nats.
+        """
+        lost = max(0.0, (look.retain or 0.0) - self._base_retain) / max(0.05, 0.05 * self._base_retain)
+        values = list(look.forget.values())
+        if self.level is None:
+            score = lost - sum(values) / len(values)
         else:
-            score = lost - sum(forget.values()) / len(forget)
-        return Look(forget, retain, holdout, self.level, score)
+            score = lost + sum(abs(value / self.level - 1) for value in values) / len(values) / 0.10
+        return replace(look, level=self.level, score=score)
 
 
 @torch.no_grad()
