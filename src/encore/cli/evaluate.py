@@ -66,11 +66,14 @@ def evaluate(
     _check_names(names, embedder)
 
     from encore.cli.progress import reporting
+    from encore.runs.environment import keep_freed_memory
     from encore.runs.evaluate import SharedEvaluation, measure
     from encore.runs.metrics_json import metrics_json, write_metrics
     from encore.runs.open_run import from_flags, from_run
     from encore.runs.samples import write_samples
     from encore.runs.store import held
+
+    keep_freed_memory()
 
     golds: dict[Role, str] = {}
     if gold:

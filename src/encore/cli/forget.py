@@ -76,7 +76,10 @@ def forget(
 
     from encore.cli.progress import reporting
     from encore.runs import forget as runs
+    from encore.runs.environment import keep_freed_memory
     from encore.runs.signals import Interrupted
+
+    keep_freed_memory()
 
     request = runs.Request(
         tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,

@@ -19,10 +19,10 @@ KNOWN = 0.5  # a retain clip at less than this share of the unseen level is know
 class Encore(LossMethod):
     """KL(teacher ‖ model) on forget, retain held by likelihood or by the base's distribution, at a high learning rate.
 
-    The teacher is the model itself (no gradient) where it can't well recognise the track: the clip begins `shift` frames
-    later than it was learnt, and its caption is that of another track. What memory is left there is taken out by
-    lowering the true code's logit, a clip at a time, until the clip's NLL is the unseen level plus `margin`. As the
-    model forgets, so does the teacher, until both say what they would of unheard music.
+    The teacher is the model itself (no gradient) where it can't well recognise the track: the clip begins up to
+    `shift_seconds` later than it was learnt, and its caption is that of another track. What memory is left there is
+    taken out by lowering the true code's logit, a clip at a time, until the clip's NLL is the unseen level plus
+    `margin`. As the model forgets, so does the teacher, until both say what they would of unheard music.
 
     Retain clips known by heart keep their likelihood. The others, and only crops of them, keep the base's distribution:
     that is the model's general sense of music, which a high rate would spoil. The rate is high because low ones only

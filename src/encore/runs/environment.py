@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from importlib.metadata import version
 from typing import Any, Literal, cast
 
@@ -52,3 +54,19 @@ def hardware(device: str) -> dict[str, Any]:
     """The device's name, threads, and the processor."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
     return {"device": device, "name": name, "threads": torch.get_num_threads(), "machine": platform.machine()}
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, instead of giving large buffers back to the system at every step.
+
+    A training step of the embedded model took .42 s without and .32 s with it (two cores, Zen 4): a quarter of the time
+    went into page faults. Does nothing where the C library is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_top_pad, 256 << 20)

@@ -79,8 +79,8 @@ class Judge:
     def _scored(self, look: Look) -> Look:
         """The score: how far forget is from the unseen level, and what retain lost, each in units of what is allowed.
 
-        That is 10 % of the level either way, as a mean over tracks, and 5 % of base's retain NLL or 0.05 nats, whichever
-        is more. Without a holdout there is no level, and what forget gained is taken off, in nats.
+        That is 10 % of the level either way, as a mean over tracks, and 5 % of base's retain NLL or 0.05 nats,
+        whichever is more. Without a holdout there is no level, and what forget gained is taken off, in nats.
         """
         lost = max(0.0, (look.retain or 0.0) - self._base_retain) / max(0.05, 0.05 * self._base_retain)
         values = list(look.forget.values())

@@ -1,0 +1,62 @@
+"""The methods that edit weights: task-vector and retrain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
+
+from encore.api import Batch, Clip
+from encore.backends.musicgen import MusicgenBackend
+from encore.builtins import encore_register_methods
+from encore.fingerprint import module_sha256
+from encore.methods.retrain import Retrain
+from encore.methods.task_vector import TaskVector
+from encore.runs.engine import Clips, Engine
+
+SPECS = {spec.name: spec for spec in encore_register_methods()}
+TaskVector.spec, Retrain.spec = SPECS["task-vector"], SPECS["retrain"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_musicgen(tmp_path_factory.mktemp("tiny"), dropout=0.1)
+
+
+@pytest.fixture
+def clips() -> Clips:
+    generator = torch.Generator().manual_seed(0)
+    made = [Clip(f"t{i}", CAPTIONS[i % 3], torch.randint(CODES, (2, 15), generator=generator)) for i in range(8)]
+    return Clips(made[:2], made[2:6], made[6:])
+
+
+def test_task_vector_goes_the_other_way_by_alpha(folder: Path, clips: Clips) -> None:
+    base = MusicgenBackend.load(str(folder), offline=True)
+    results = {}
+    for alpha in (0.5, 1.0):
+        model = base.clone()
+        Engine(model, clips).run(TaskVector(TaskVector.Options(alpha=alpha, steps=6, lr=1e-3)))
+        results[alpha] = model
+    before = base.losses(Batch.of(clips.forget)).mean().item()
+    assert results[1.0].losses(Batch.of(clips.forget)).mean().item() > before
+    for start, half, whole in zip(
+        *(model.module.parameters() for model in (base, results[0.5], results[1.0])), strict=True
+    ):
+        torch.testing.assert_close(whole - start, 2 * (half - start), rtol=1e-3, atol=1e-6)
+
+
+def test_retrain_forgets_the_base_and_is_seeded(folder: Path, clips: Clips) -> None:
+    base = MusicgenBackend.load(str(folder), offline=True)
+    options = Retrain.Options(steps=4, batch_size=4, warmup=1, eval_every=2)
+    first, again, other, damaged = base.clone(), base.clone(), base.clone(), base.clone()
+    with torch.no_grad():
+        for weight in damaged.module.parameters():
+            weight.mul_(2)  # what retrain starts from must not matter
+    Engine(first, clips, seed=1).run(Retrain(options))
+    Engine(again, clips, seed=1).run(Retrain(options))
+    Engine(damaged, clips, seed=1).run(Retrain(options))
+    Engine(other, clips, seed=2).run(Retrain(options))
+    assert module_sha256(first.module) == module_sha256(again.module) != module_sha256(other.module)
+    assert module_sha256(first.module) == module_sha256(damaged.module)
