@@ -5,7 +5,7 @@ This module, unlike `encore.api`, imports pydantic; import it where a method is 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,20 @@ class Options(BaseModel):
     """Base of every method's `Options`. Values arrive as strings (`-o key=value`), as TOML, or from the environment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """A field declared again for another default (`lr: float = 1e-4`) keeps its limits and description."""
+        parents = [getattr(parent, "__pydantic_fields__", {}) for parent in cls.__mro__[1:]]
+        changed = False
+        for name in cls.__annotations__.keys() & cls.__pydantic_fields__.keys():
+            field = cls.__pydantic_fields__[name]
+            inherited = next((fields[name] for fields in parents if name in fields), None)
+            if inherited is not None and not field.metadata and field.description is None:
+                field.metadata, field.description = list(inherited.metadata), inherited.description
+                changed = True
+        if changed:
+            cls.model_rebuild(force=True)
 
 
 class TrainOptions(Options):

@@ -14,7 +14,7 @@ class GradientAscent(LossMethod):
     class Options(TrainOptions):
         """Stopped a track at the unseen level; without that the loss has no bound."""
 
-        lr: float = 1e-4
+        lr: float = 5e-4
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         return -step.backend.losses(batch)
