@@ -29,6 +29,7 @@ from encore.runs.self_retain import play_retain
 from encore.runs.signals import stop_on_signals
 from encore.runs.store import KEEP_CHECKPOINTS, Checkpoints, RunFolder, preflight, refuse_occupied
 
+LARGE, LARGE_LR = 50_000_000, 1e-4  # from how many weights on which learning rate is warned of
 GIVEN = frozenset({"retain", "holdout", "reference", "logits"})  # needs of a method that a run can meet
 
 
@@ -137,6 +138,12 @@ def prepare(
     if not tracks.holdout:
         prepared.notes.append(
             "there is no holdout, so no unseen level to stop at: all steps are run; give --holdout LIST for one"
+        )
+    weights = sum(weight.numel() for weight in backend.module.parameters())
+    if weights > LARGE and getattr(method.options, "lr", 0.0) > LARGE_LR:
+        prepared.notes.append(
+            f"lr {method.options.lr:g} was tuned on a model of 2 million weights, and this one has {weights:,}: "  # type: ignore[attr-defined]
+            f"it is likely to do harm; start with --lr {LARGE_LR / 2:g}"
         )
     return prepared
 
