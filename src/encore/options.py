@@ -43,8 +43,9 @@ class TrainOptions(Options):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="global gradient norm is clipped to this")
     dropout: bool = Field(False, description="train with the model's dropout on")
-    eval_every: int = Field(20, ge=1, description="steps between two looks at forget, retain and holdout")
+    eval_every: int = Field(10, ge=1, description="steps between two looks at forget, retain and holdout")
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints on disk")
     stop: Literal["target", "never"] = Field(
-        "target", description="target: a track at the unseen level is left alone, and the run ends when all are there"
+        "target",
+        description="target: a track at the unseen level is left alone; the run ends when all are there, retain kept",
     )

@@ -15,6 +15,7 @@ from encore.errors import EncoreError, PluginError
 from encore.fingerprint import module_sha256
 from encore.options import Options, TrainOptions
 from encore.runs.engine import Clips, Draw, Engine, FrozenReference
+from encore.runs.judge import Look
 from encore.runs.signals import Interrupted, StopFlag
 from encore.runs.store import Checkpoints
 
@@ -114,6 +115,31 @@ def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
     assert sizes[0] == 5
     assert sizes[-1] < 5, "no track reached the level before the others: the test shows nothing"
     assert all(outcome.best.reached(clip.track) for clip in clips.forget)
+
+
+def test_once_all_tracks_are_there_retain_is_trained_until_it_is_kept(backend: MusicgenBackend, clips: Clips) -> None:
+    asked: list[str] = []
+
+    class Watched(Plain):
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            asked.append("forget")
+            return super().forget_loss(step, batch)
+
+        def retain_loss(self, step: Step, batch: Batch) -> Tensor:
+            asked.append("retain")
+            return super().retain_loss(step, batch)
+
+    engine = Engine(backend, clips)
+    there = {clip.track: 9.0 for clip in clips.forget}
+    short = {clip.track: 0.1 for clip in clips.forget}
+    looks = iter(
+        Look(forget, 1.0, 3.0, 3.0, 1.0, lost)
+        for forget, lost in ((there, 4.0), (short, 4.0), (there, 1.5), (there, 0.9))
+    )
+    engine.judge.look = lambda: next(looks)  # type: ignore[method-assign]
+    engine.train(Watched(options(steps=9, eval_every=1, stop="target")))
+    assert asked == ["forget", "retain", "retain", "forget", "retain", "retain"]
+    assert engine.outcome.steps == 4
 
 
 @pytest.mark.parametrize("dropout", [False, True])

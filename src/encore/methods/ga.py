@@ -15,6 +15,7 @@ class GradientAscent(LossMethod):
         """Stopped a track at the unseen level; without that the loss has no bound."""
 
         lr: float = 5e-4
+        eval_every: int = 5
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         return -step.backend.losses(batch)

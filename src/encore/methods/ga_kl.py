@@ -14,6 +14,7 @@ class GaKl(LossMethod):
     """min -L_f + α KL(base ‖ model) on retain, over log-probabilities of unmasked tokens."""
 
     class Options(TrainOptions):
+        eval_every: int = 5  # nothing bounds the ascent between two looks
         alpha: float = Field(1.0, ge=0, description="weight of the KL on retain")
 
     options: Options

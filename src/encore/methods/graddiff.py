@@ -13,6 +13,7 @@ class GradDiff(LossMethod):
     """min -γ L_f + α L_r."""
 
     class Options(TrainOptions):
+        eval_every: int = 5  # nothing bounds the ascent between two looks
         gamma: float = Field(1.0, ge=0, description="weight of the ascent on forget")
         alpha: float = Field(1.0, ge=0, description="weight of the retain loss")
 

@@ -209,7 +209,7 @@ class Engine:
                 self.stop.check()
             _set_rate(optimizer, options, state.step)
             forget = retain = None
-            if method.uses_forget:
+            if method.uses_forget and state.pending:
                 forget = [self.clips.forget[i] for i in forget_draw.take(state.pending, options.forget_batch_size)]
             if uses_retain:
                 everything = range(len(self._retain))
@@ -258,7 +258,7 @@ class Engine:
                     state.best, best = look, _copy(module)
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
-                    if not state.pending:
+                    if not state.pending and (look.kept or not uses_retain):
                         break
         _restore(module, best)
         module.eval()

@@ -26,6 +26,7 @@ class Look:
     Args:
         forget: a track. retain, holdout: means, None where there are no clips.
         level: the unseen level, None without a holdout. score: lower is better; see `Judge`.
+        lost: what retain lost since base, 1 being what is allowed.
     """
 
     forget: dict[str, float]
@@ -33,6 +34,12 @@ class Look:
     holdout: float | None
     level: float | None
     score: float
+    lost: float = 0.0
+
+    @property
+    def kept(self) -> bool:
+        """Whether retain has lost no more than is allowed."""
+        return self.lost <= 1
 
     def reached(self, track: str) -> bool:
         """Whether a track is to the model like unseen music."""
@@ -88,7 +95,7 @@ class Judge:
             score = lost - sum(values) / len(values)
         else:
             score = lost + sum(abs(value / self.level - 1) for value in values) / len(values) / 0.10
-        return replace(look, level=self.level, score=score)
+        return replace(look, level=self.level, score=score, lost=lost)
 
 
 @torch.no_grad()
