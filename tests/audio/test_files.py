@@ -72,9 +72,14 @@ def test_composed_and_decomposed_names_are_one(tmp_path: Path, write: Callable[.
     assert locate("cafe\u0301.wav", [tmp_path], [tmp_path], "list") == written.resolve()
 
 
-def test_missing_and_folder_are_refused_by_open(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="can't be read: No such file"):
+def test_missing_and_folder_are_refused_by_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="can't be read: No such file") as absolute:
         open_regular(tmp_path / "none")
+    assert absolute.value.hint == ""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^'sub/none' can't be read: No such file") as relative:
+        open_regular("sub/none")
+    assert relative.value.hint == f"it was looked for from {tmp_path}"
     with pytest.raises(InputError, match="is a folder"):
         open_regular(tmp_path)
     with pytest.raises(InputError, match="can't be read"):

@@ -59,7 +59,7 @@ def locate(raw: str, folders: Sequence[Path], roots: Sequence[Path], where: str)
                 if not any(_inside(real, root) for root in allowed):
                     outside = True
                 elif os.path.lexists(real):
-                    _require_regular(os.stat(real).st_mode, where, raw)
+                    _require_regular(os.stat(real).st_mode, raw, f"{where}: ")
                     return Path(real)
             except (OSError, ValueError):  # too long, a NUL, a loop of links, no right to look
                 continue
@@ -75,33 +75,34 @@ def _inside(real: str, root: str) -> bool:
     return real == root or real.startswith(root.rstrip(os.sep) + os.sep)
 
 
-def _require_regular(mode: int, where: str, raw: str) -> None:
+def _require_regular(mode: int, raw: str, where: str = "") -> None:
     if stat.S_ISREG(mode):
         return
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     kind = kinds.get(stat.S_IFMT(mode), "a socket or another special file")
     hints = {stat.S_IFDIR: "name the files inside it", stat.S_IFIFO: "a list may come through a pipe as -, from stdin"}
     hint = hints.get(stat.S_IFMT(mode), "only regular files are read")
-    raise InputError(f"{where}: '{printable(raw)}' is {kind}, not a file", hint)
+    raise InputError(f"{where}'{printable(raw)}' is {kind}, not a file", hint)
 
 
-def open_regular(path: Path | str, where: str = "") -> BufferedReader:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a file for reading, and nothing but a file: a pipe, device or folder is refused without waiting for it.
 
     Raises:
-        InputError: it is missing, unreadable or not a regular file; `where` (default: the path) leads the message.
+        InputError: it is missing, unreadable or not a regular file.
     """
-    where = where or printable(path)
     # O_NONBLOCK: opening a pipe nobody writes to must not hang; it changes nothing for a regular file.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        _require_regular(os.stat(path).st_mode, where, str(path))  # a device may act on being opened: look first
+        _require_regular(os.stat(path).st_mode, str(path))  # a device may act on being opened: look first
         handle = os.open(path, flags)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{where}: '{printable(path)}' can't be read: {reason}") from error
+        relative = isinstance(error, FileNotFoundError) and not os.path.isabs(path)
+        hint = f"it was looked for from {printable(Path.cwd())}" if relative else ""
+        raise InputError(f"'{printable(path)}' can't be read: {reason}", hint) from error
     try:
-        _require_regular(os.fstat(handle).st_mode, where, str(path))
+        _require_regular(os.fstat(handle).st_mode, str(path))
     except InputError:
         os.close(handle)
         raise
