@@ -121,7 +121,7 @@ def test_extension_is_built_ahead_of_time(checkout, tmp_path):
 @pytest.mark.parametrize("compiler", ["/bin/false", "no-such-compiler"])
 def test_without_a_compiler_it_still_installs(checkout, tmp_path, compiler):
     install(wheel(checkout, tmp_path / "wheels", CC=compiler, CXX=compiler), tmp_path / "target")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "target")}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "target"), "ENCORE_CACHE": str(tmp_path / "cache")}
     ran = subprocess.run(
         [sys.executable, "-m", "encore", "doctor"], env=environment, capture_output=True, text=True, check=True
     )

@@ -117,7 +117,7 @@ def doctor(folder: Path, **environment: str) -> dict:
     """What `encore doctor` says of the extension."""
     ran = subprocess.run(
         [sys.executable, "-m", "encore", "doctor", "--json"],
-        env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        env={**os.environ, "PYTHONPATH": str(folder), "ENCORE_CACHE": str(folder / "cache"), **environment},
         capture_output=True, text=True, timeout=120, check=True, cwd=folder,
     )  # fmt: skip
     return json.loads(ran.stdout)["extension"]

@@ -41,11 +41,12 @@ def test_switched_off(monkeypatch):
     assert ops.native() == Native(None, "ENCORE_NATIVE=0 switches it off")
 
 
-def test_built_for_another_torch_is_compiled_anew(monkeypatch):
+def test_built_for_another_torch_is_compiled_anew(monkeypatch, tmp_path):
     stale = SimpleNamespace(build_info=lambda: {"torch": "1.0.0"})
     monkeypatch.setattr(importlib, "import_module", lambda name: stale)
     compiled = Native(SimpleNamespace(), "", "on first use")
     monkeypatch.setattr(ops, "_compile", lambda: compiled)
+    monkeypatch.setenv("ENCORE_CACHE", str(tmp_path))
     assert ops.native() is compiled
     assert ops.native(build=False).why == f"it was built for torch 1.0.0, but torch {torch.__version__} runs"
 
@@ -75,7 +76,7 @@ def test_failed_compilation_is_a_reason_not_an_error(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
-def test_compiled_on_first_use_and_kept(tmp_path):
+def test_compiled_on_first_use_and_kept(tmp_path, monkeypatch):
     code = "from encore import ops; module, why, how = ops._compile(); print(how, module.build_info()['flags'])"
     environment = {**os.environ, "ENCORE_CACHE": str(tmp_path)}
     runs = [
@@ -85,6 +86,9 @@ def test_compiled_on_first_use_and_kept(tmp_path):
     assert [run.stdout for run in runs] == ["on first use -O2 -std=c++20\n"] * 2
     assert runs[0].stderr == "encore: compiling the native extension, once (about 20 s) ...\n"
     assert runs[1].stderr == ""
+    monkeypatch.setenv("ENCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(ops, "_installed", lambda: Native(None, "it was not built at installation"))
+    assert ops.native(build=False).how == "on first use", "who only looks finds it too"
 
 
 @pytest.mark.slow

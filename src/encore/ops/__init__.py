@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+
+LIBRARY = "encore_native.so"  # compiled on first use
 
 
 class Native(NamedTuple):
@@ -33,8 +36,11 @@ def native(*, build: bool = True) -> Native:
     if os.environ.get("ENCORE_NATIVE") == "0":
         return Native(None, "ENCORE_NATIVE=0 switches it off")
     found = _installed()
-    if found.module is not None or not build:
+    if found.module is not None:
         return found
+    if not build:
+        kept = _kept()
+        return kept if kept.module is not None else found
     compiled = _compile()
     return compiled if compiled.module is not None else Native(None, f"{found.why}, and {compiled.why}")
 
@@ -75,6 +81,20 @@ def _installed() -> Native:
     return Native(module, "", "ahead of time")
 
 
+def _kept() -> Native:
+    """What an earlier process compiled on first use."""
+    try:
+        path = build_folder() / LIBRARY
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # not there, or any of what can be wrong with a library
+        return Native(None, f"none was kept ({type(error).__name__})")
+    return Native(module, "", "on first use")
+
+
 def _compile() -> Native:
     """Compile the shipped sources; nothing that goes wrong here is an error, for pure torch serves as well."""
     folder = sources()
@@ -101,11 +121,11 @@ def _load(folder: Path) -> ModuleType:
     with FileLock(target / "encore.lock"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (target / "lock").unlink(missing_ok=True)  # torch's own lock waits for ever for a process that was killed
-        if not (target / "encore_native.so").exists():
+        if not (target / LIBRARY).exists():
             print("encore: compiling the native extension, once (about 20 s) ...", file=sys.stderr, flush=True)
         flags = ["-O2", "-std=c++20"]
         return cpp_extension.load(  # type: ignore[no-any-return]
-            name="encore_native",
+            name=Path(LIBRARY).stem,
             sources=[str(folder / "binding.cpp")],
             extra_cflags=[*flags, f"-DENCORE_FLAGS='\"{' '.join(flags)}\"'"],
             build_directory=str(target),
