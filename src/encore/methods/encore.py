@@ -40,10 +40,10 @@ class Encore(LossMethod):
         eval_every: int = 50
         stop: Literal["target", "never"] = "never"
         shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
-        temperature: float = Field(0.8, gt=0, description="of the teacher; below 1 it is surer of itself")
+        temperature: float = Field(1.0, gt=0, description="of the teacher; below 1 it is surer of itself")
         margin: float = Field(4.0, ge=0, description="nats/token above the unseen level in the teacher")
         known_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are known by heart")
-        alpha: float = Field(1.5, ge=0, description="weight of the retain loss")
+        alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
         crop: float = Field(0.5, ge=0, lt=1, description="most of an unmemorised retain clip that is cut off its start")
 
     options: Options
