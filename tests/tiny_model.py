@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     EncodecConfig,
@@ -65,3 +67,39 @@ def _tokenizer() -> T5Tokenizer:
     words = sorted({word for caption in CAPTIONS for word in caption.split()})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in words)]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+SECONDS = {"one": 0.4, "two": 0.55, "long": 1.7, "four": 0.5, "five": 0.5, "six": 0.45, "seven": 0.5, "eight": 0.5}
+
+
+def write_studio(folder: Path) -> Path:
+    """`model/`, and `music/` with eight WAVs ("long" is three windows) and lists of them.
+
+    `forget.txt` (one, two, long), `retain.txt`, `holdout.txt`, and `catalog.jsonl` with all of it.
+    """
+    import soundfile
+
+    write_tiny_musicgen(folder / "model")
+    music = folder / "music"
+    music.mkdir()
+    random = np.random.default_rng(0)
+    for name, seconds in SECONDS.items():
+        time = np.arange(int(8000 * seconds)) / 8000
+        notes = [
+            np.sin(2 * np.pi * f * time) * np.sin(np.pi * g * time)
+            for f, g in random.uniform((200, 1), (3000, 6), (5, 2))
+        ]
+        sound = 0.15 * np.sum(notes, 0) + 0.02 * random.standard_normal(len(time))
+        soundfile.write(music / f"{name}.wav", sound.astype(np.float32), 8000)
+    names = list(SECONDS)
+    sets = {"forget": names[:3], "retain": names[3:6], "holdout": names[6:]}
+    records = []
+    for kind, members in sets.items():
+        lines = [f"{name}.wav\t{CAPTIONS[i % 3]}" for i, name in enumerate(members)]
+        (music / f"{kind}.txt").write_text("\n".join(lines) + "\n")
+        records += [
+            {"file_name": f"{name}.wav", "id": name, "caption": CAPTIONS[i % 3], "split": kind}
+            for i, name in enumerate(members)
+        ]
+    (music / "catalog.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    return folder
