@@ -34,7 +34,10 @@ from .synth import RATE
 
 TEXT_SEED = 0
 RUNS = {"base": 0, "gold": 0, "gold2": 1}  # run -> seed; the golds never see the forget set
-FOLDERS = {"base": "encore-tiny", "gold": "encore-tiny-gold", "gold2": "encore-tiny-gold2"}
+TUNING = "tuning-gold"  # base without the tuning split's forget set: for choosing settings, never shipped
+SEEDS = {**RUNS, TUNING: 0}
+FOLDERS = {"base": "encore-tiny", "gold": "encore-tiny-gold", "gold2": "encore-tiny-gold2", TUNING: TUNING}
+LEFT_OUT = {"base": (), "gold": ("forget",), "gold2": ("forget",), TUNING: ("tune_forget",)}
 FRAMES = 250
 IGNORE = -100
 
@@ -226,7 +229,7 @@ def train(run: str, work: Path, phase: int) -> None:
     if (out / "processor_config.json").exists():
         return
     torch.set_num_threads(1)
-    seed, recipe = RUNS[run] + 100 * phase, PHASES[phase]
+    seed, recipe = SEEDS[run] + 100 * phase, PHASES[phase]
     items, tokenizer, codes = prepare(work)
     if phase:
         config = MusicgenConfig.from_pretrained(folder(run, work, phase - 1))
@@ -237,7 +240,7 @@ def train(run: str, work: Path, phase: int) -> None:
     else:
         model = make_model(work / "codec", len(tokenizer), seed, recipe.dropout)
     data, where = Data(model, tokenizer, codes, [x["caption"] for x in items]), splits(items)
-    taught = ["retain", "tune_forget", "tune_retain"] + (["forget"] if run == "base" else [])
+    taught = [s for s in ("retain", "tune_forget", "tune_retain", "forget") if s not in LEFT_OUT[run]]
     generator = torch.Generator().manual_seed(2000 + seed)
     songs = _cycle(torch.cat([where[s] for s in taught]), recipe.steps * recipe.songs, generator)
     ground = _cycle(where["background"], recipe.steps * recipe.background, generator)
@@ -295,7 +298,7 @@ def load(where: Path, config: MusicgenConfig | None = None) -> tuple[Any, T5Toke
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("run", choices=list(RUNS))
+    parser.add_argument("run", choices=list(SEEDS))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--phases", type=int, default=len(PHASES), help="stop after that many")
     args = parser.parse_args()
