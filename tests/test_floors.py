@@ -68,4 +68,4 @@ def test_light_modules_import_nothing_heavy_at_the_top(path):
 
 def test_floors_name_only_what_exists():
     there = {path.stem for path in (SOURCE / "encore").iterdir()}
-    assert set().union(*FLOORS) - {"curvature", "report", "_build_info"} <= there
+    assert set().union(*FLOORS) - {"report", "_build_info"} <= there
