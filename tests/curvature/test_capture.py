@@ -11,8 +11,7 @@ from tests.curvature import slow
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encore.curvature import UnsupportedParameterError, capture
-from encore.errors import EncoreError
+from encore.curvature import capture
 
 N, T, D, V = 4, 6, 8, 11
 

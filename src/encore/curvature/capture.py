@@ -9,7 +9,7 @@ use of some other kind: that is how a parameter that can't be read exactly is fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ class capture:
 
     Args:
         module: frozen parameters are left alone.
-        fisher: Σ_n g_n∘g_n.
+        fisher: Σ_n g_n∘g_n; or tensors by parameter name, float32 or float64, that it is added to in place.
         norms: ‖g_n‖² over all captured parameters.
         directions: M mappings name -> tensor of the parameter's shape; ⟨g_n, V_m⟩. A name that is missing counts as 0.
         total: Σ_n g_n, what `.grad` would be.
@@ -67,7 +67,7 @@ class capture:
         self,
         module: nn.Module,
         *,
-        fisher: bool = False,
+        fisher: bool | Mapping[str, Tensor] = False,
         norms: bool = False,
         directions: Sequence[Mapping[str, Tensor]] | None = None,
         total: bool = False,
@@ -79,10 +79,10 @@ class capture:
         }
         self._module = module
         self._names = {id(weight): name for name, weight in self.parameters.items()}
-        self._wanted_fisher, self._wanted_total, self._norms = fisher, total, norms
+        self._wanted_fisher, self._wanted_total, self._norms = fisher is not False, total, norms
         self._directions = _stacked(directions, self.parameters) if directions is not None else None
         self._count_directions = len(directions) if directions is not None else 0
-        self._fisher: dict[str, Tensor] = {}
+        self._fisher: dict[str, Tensor] = {} if isinstance(fisher, bool) else dict(fisher)
         self._total: dict[str, Tensor] = {}
         self._sq_norms: list[Tensor] = []
         self._dots: list[Tensor] = []
@@ -96,7 +96,7 @@ class capture:
         self._muted = False
         self._open = False
         self._task: int | None = None
-        self.refused: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
         self._begin_pass()
 
     def _begin_pass(self) -> None:
@@ -148,18 +148,14 @@ class capture:
         Args:
             losses: one loss a sample, [N], as the forward pass gave them.
         """
-        kept = [(weight, weight.grad) for weight in self._module.parameters()]
-        for weight, _ in kept:
-            weight.grad = None
-        self.refused = {}
+        self._refused = {}
         self._probed, self._mode.losses = len(losses) // 2, len(losses)
         try:
-            losses[self._probed].backward(retain_graph=True)
+            with set_aside_grads(self._module.parameters()):
+                losses[self._probed].backward(retain_graph=True)
         finally:
             self._probed = self._mode.losses = None
-            for weight, grad in kept:
-                weight.grad = grad
-        return self.refused
+        return self._refused
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -302,7 +298,7 @@ class capture:
     def _refuse(self, name: str, why: str) -> None:
         if self._probed is None:
             raise UnsupportedParameterError({name: why})
-        self.refused.setdefault(name, why)
+        self._refused.setdefault(name, why)
 
     def _record(self, name: str, grads: Tensor, make: Callable[[], list[Part]]) -> None:
         """Reduce the parts of a parameter's gradient now, or hold them where other calls add to the same rows."""
@@ -434,6 +430,19 @@ class _Tap(torch.autograd.Function):
         if grads is not None:
             ctx.owner.receive(ctx.saved_tensors[0], grads, ctx.record)
         return grads, None, None, None, None
+
+
+@contextmanager
+def set_aside_grads(weights: Iterable[Tensor]) -> Iterator[None]:
+    """In here every `.grad` is None at first; afterwards it is what it was before."""
+    kept = [(weight, weight.grad) for weight in weights]
+    for weight, _ in kept:
+        weight.grad = None
+    try:
+        yield
+    finally:
+        for weight, grad in kept:
+            weight.grad = grad
 
 
 def _task() -> int:
