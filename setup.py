@@ -53,7 +53,9 @@ def extension() -> dict[str, Any]:
 
     flags = ["-O3", "-std=c++20"]
     macros = [("ENCORE_FLAGS", f'"{" ".join(flags)}"')]
-    sources = sorted(str(path.relative_to(HERE)) for part in (".", "cpu") for path in (HERE / "csrc" / part).glob("*.cpp"))
+    sources = sorted(
+        str(path.relative_to(HERE)) for part in (".", "cpu") for path in (HERE / "csrc" / part).glob("*.cpp")
+    )
     module = cpp_extension.CppExtension(  # torch's and Python's stable ABIs: one library for many versions of both
         "encore._native", sources, extra_compile_args=flags, define_macros=macros, py_limited_api=True
     )

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <initializer_list>
 #include <optional>
 #include <tuple>
 
@@ -19,26 +20,27 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Results = std::tuple<Tensor, Tensor>;
 
-bool is_operand(const Tensor& x) {
+bool is_float(const Tensor& x) {
   const auto type = x.scalar_type();
-  return x.is_cpu() && x.dim() == 3 &&
-         (type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half);
+  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half ||
+         type == ScalarType::Double;
 }
 
-bool is_factor(const MaybeTensor& x, int64_t count) {
-  return !x || (x->is_cpu() && x->dim() == 1 && x->size(0) == count);
+bool has_shape(const MaybeTensor& x, std::initializer_list<int64_t> shape) {  // -1 fits any size
+  if (!x) return true;
+  if (!x->is_cpu() || !is_float(*x) || x->dim() != static_cast<int64_t>(shape.size())) return false;
+  int64_t d = 0;
+  for (const int64_t size : shape)
+    if (const int64_t found = x->size(d++); size != -1 && found != size) return false;
+  return true;
 }
 
-// An [O, I] result whose rows can be written to: of another type or layout, the twin knows how to add to it.
-bool is_accumulator(const MaybeTensor& x, int64_t rows, int64_t columns) {
-  return !x || (x->is_cpu() && x->scalar_type() == ScalarType::Float && x->dim() == 2 && x->size(0) == rows &&
-                x->size(1) == columns && (columns <= 1 || x->stride(1) == 1) &&
-                (rows <= 1 || x->stride(0) >= columns));
-}
+bool is_double(const MaybeTensor& x) { return x && x->scalar_type() == ScalarType::Double; }
 
-bool are_directions(const MaybeTensor& x, int64_t rows, int64_t columns) {
-  return !x || (x->is_cpu() && x->scalar_type() != ScalarType::Double && x->dim() == 3 && x->size(1) == rows &&
-                x->size(2) == columns);
+// Whether the rows of an [O, I] result can be added to as they lie.
+bool is_accumulator(const MaybeTensor& x) {
+  return !x || (x->scalar_type() == ScalarType::Float && (x->size(1) <= 1 || x->stride(1) == 1) &&
+                (x->size(0) <= 1 || x->stride(0) >= x->size(1)));
 }
 
 encore::DType type_of(const Tensor& x) {
@@ -58,7 +60,7 @@ MaybeTensor as_contiguous_floats(const MaybeTensor& x) {
 const float* floats(const MaybeTensor& x) { return x ? static_cast<const float*>(x->const_data_ptr()) : nullptr; }
 float* mutable_floats(const MaybeTensor& x) { return x ? static_cast<float*>(x->mutable_data_ptr()) : nullptr; }
 
-// What no kernel takes, the twin computes, or refuses with a sentence that says what is wrong.
+// What no kernel takes, the twin computes.
 Results call_twin(const Tensor& inputs, const Tensor& grads, const MaybeTensor& fisher, const MaybeTensor& scale,
                   const MaybeTensor& total, const MaybeTensor& weight, const MaybeTensor& directions, bool norms) {
   using torch::stable::detail::from;
@@ -72,19 +74,24 @@ Results call_twin(const Tensor& inputs, const Tensor& grads, const MaybeTensor& 
 
 Results linear_grad_cpu(Tensor inputs, Tensor grads, MaybeTensor fisher, MaybeTensor scale, MaybeTensor total,
                         MaybeTensor weight, MaybeTensor directions, bool norms) {
-  const bool taken = is_operand(inputs) && is_operand(grads) && inputs.size(0) == grads.size(0) &&
-                     inputs.size(1) == grads.size(1) && is_factor(scale, inputs.size(0)) &&
-                     is_factor(weight, inputs.size(0)) && is_accumulator(fisher, grads.size(2), inputs.size(2)) &&
-                     is_accumulator(total, grads.size(2), inputs.size(2)) &&
-                     are_directions(directions, grads.size(2), inputs.size(2));
-  if (!taken) return call_twin(inputs, grads, fisher, scale, total, weight, directions, norms);
+  // The Python functions say which argument is wrong; here no wrong one may reach a kernel.
+  STD_TORCH_CHECK(has_shape(inputs, {-1, -1, -1}) && has_shape(grads, {inputs.size(0), inputs.size(1), -1}),
+                  "encore::linear_grad_: inputs [N, T, I] and grads [N, T, O] are needed, of float types, on the CPU");
+  const int64_t n = inputs.size(0), i = inputs.size(2), o = grads.size(2);
+  STD_TORCH_CHECK(has_shape(fisher, {o, i}) && has_shape(scale, {n}) && has_shape(total, {o, i}) &&
+                      has_shape(weight, {n}) && has_shape(directions, {-1, o, i}),
+                  "encore::linear_grad_: fisher, total [O, I], scale, weight [N] and directions [M, O, I] are needed, ",
+                  "of float types, on the CPU");
+  if (is_double(inputs) || is_double(grads) || is_double(directions) || !is_accumulator(fisher) ||
+      !is_accumulator(total))
+    return call_twin(inputs, grads, fisher, scale, total, weight, directions, norms);
 
   inputs = with_contiguous_rows(inputs);
   grads = with_contiguous_rows(grads);
   scale = as_contiguous_floats(scale);
   weight = as_contiguous_floats(weight);
   directions = as_contiguous_floats(directions);
-  const int64_t n = inputs.size(0), m = directions ? directions->size(0) : 0;
+  const int64_t m = directions ? directions->size(0) : 0;
   Tensor sq_norms = torch::stable::new_empty(inputs, {norms ? n : 0}, ScalarType::Float);
   Tensor dots = torch::stable::new_empty(inputs, {n, m}, ScalarType::Float);
 
@@ -95,8 +102,8 @@ Results linear_grad_cpu(Tensor inputs, Tensor grads, MaybeTensor fisher, MaybeTe
   g.b_type = type_of(grads);
   g.n = n;
   g.t = inputs.size(1);
-  g.i = inputs.size(2);
-  g.o = grads.size(2);
+  g.i = i;
+  g.o = o;
   g.a_stride_n = inputs.stride(0);
   g.a_stride_t = inputs.stride(1);
   g.b_stride_n = grads.stride(0);

@@ -12,7 +12,6 @@
 namespace encore::cpu {
 namespace {
 
-constexpr int64_t kShort = 512;                // positions packed at once, from several samples where they are short
 constexpr int64_t kGroupBytes = 256 * 1024;    // of B in a group: half of a usual L2 cache
 constexpr int64_t kWorthAThread = 256 * 1024;  // multiplications, some 10 µs
 
@@ -58,7 +57,7 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
   if (g.dots != nullptr) std::fill_n(g.dots, g.n * g.m, 0.0f);
   if (g.n == 0 || g.t == 0 || g.i == 0 || g.o == 0) return;
 
-  const int64_t at_once = std::clamp<int64_t>(kShort / g.t, 1, g.n);
+  const int64_t at_once = std::clamp<int64_t>(kDepth / g.t, 1, g.n);
   const int64_t panels = ceil_div(g.i, isa.columns), blocks = ceil_div(g.o, isa.rows);
   const int64_t most = std::clamp<int64_t>(kGroupBytes / (at_once * g.t * isa.rows * sizeof(float)), 1, kGroup);
   const int64_t group = ceil_div(blocks, ceil_div(blocks, most));  // of about equal size
@@ -78,7 +77,7 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
     for (int64_t s = 0; s < samples; ++s) {
       for (int64_t m = 0; m <= g.m; ++m) {
         double sum = 0;
-        for (int64_t task = 0; task < tasks; ++task) sum += sums[(s * tasks + task) * (1 + g.m) + m];
+        for (int64_t task = 0; task < tasks; ++task) sum += sums[(task * samples + s) * (1 + g.m) + m];
         if (m > 0)
           g.dots[(first + s) * g.m + m - 1] = static_cast<float>(sum);
         else if (g.sq_norms != nullptr)

@@ -17,7 +17,7 @@ struct Work {
   float* b;                // [samples, blocks, T, rows]
   int64_t panels, blocks;  // how many tiles side by side, and one below the other
   int64_t group;           // blocks that one task takes, so that they stay in the L2 cache while it goes along A
-  double* sums;            // [samples, tasks, 1 + M]: a task's share of the norm and of each dot
+  double* sums;            // [tasks, samples, 1 + M]: a task's share of the norm and of each dot
 };
 
 // What is compiled for each instruction set (see tile.h).
@@ -28,7 +28,9 @@ struct Isa {
   void (*reduce)(const Work&, int64_t task);              // task = group index * panels + panel
 };
 
-constexpr int64_t kGroup = 16;  // the most blocks in a group
+constexpr int64_t kGroup = 16;   // the most blocks in a group
+constexpr int64_t kDepth = 256;  // positions summed at a stretch: so deep a panel of A stays in the L1 cache, and rounding
+                                 // errors grow with this root rather than with T's
 
 extern const Isa portable;
 #ifdef __x86_64__
@@ -44,7 +46,7 @@ using Parallel =
     std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
 
 // The same bits at each call with the same arguments and instruction set, whatever the number of threads.
-// Takes T * (I + O) floats of memory, or 512 * (I + O) where T is shorter, however many samples there are.
+// Takes T * (I + O) floats of memory, or 256 * (I + O) where T is shorter, however many samples there are.
 void linear_grad(const LinearGrad& grad, const Isa& isa, const Parallel& parallel);
 
 }  // namespace encore::cpu

@@ -8,9 +8,6 @@ namespace encore::cpu {
 namespace {
 
 constexpr int64_t kColumns = kWidth * kVectors;
-constexpr int64_t kDepth = 256;  // positions summed at a stretch: a panel of A this deep stays in the L1 cache, and
-                                 // rounding errors grow with its root rather than with T's
-
 typedef float Vector __attribute__((vector_size(kWidth * 4)));
 typedef float Unaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 
@@ -105,76 +102,95 @@ struct Place {
   int64_t rows, columns;
 };
 
-// to[o, i] += factor * g, or factor * g * g. Inlined with a constant number of columns for tiles that are not at an edge.
-template <bool kSquare>
-__attribute__((always_inline)) inline void add(float* __restrict to, int64_t stride, float factor,
-                                               const float* __restrict tile, const Place& place, int64_t columns) {
+// A tile's row as vectors, or, at the right edge, as single floats: the reductions below are written once for both.
+struct Vectors {
+  typedef Unaligned Lane;
+  static int64_t count(const Place&) { return kVectors; }
+};
+struct Floats {
+  typedef float Lane;
+  static int64_t count(const Place& place) { return place.columns; }
+};
+
+// to[o, i] += factor * g, or factor * g * g.
+template <bool kSquare, class Row>
+inline void add(float* to, int64_t stride, float factor, const float* tile, const Place& place) {
+  using Lane = typename Row::Lane;
   to += place.o * stride + place.i;
   for (int64_t r = 0; r < place.rows; ++r, to += stride, tile += kColumns)
-    for (int64_t c = 0; c < columns; ++c) to[c] += kSquare ? factor * tile[c] * tile[c] : factor * tile[c];
+    for (int64_t c = 0; c < Row::count(place); ++c) {
+      const auto g = reinterpret_cast<const Lane*>(tile)[c];
+      reinterpret_cast<Lane*>(to)[c] += kSquare ? factor * g * g : factor * g;
+    }
 }
 
-// Sum of g * v[o, i]; of g * g where v is null.
-__attribute__((always_inline)) inline double dot(const float* __restrict v, int64_t stride,
-                                                 const float* __restrict tile, const Place& place, int64_t columns) {
-  float lanes[kColumns] = {};  // summed column by column, so that the loop is one of vectors
-  if (v != nullptr) v += place.o * stride + place.i;
-  for (int64_t r = 0; r < place.rows; ++r, tile += kColumns)
-    for (int64_t c = 0; c < columns; ++c) lanes[c] += tile[c] * (v == nullptr ? tile[c] : v[r * stride + c]);
+// The sum of g * v; v is at row 0 and column 0 of the tile.
+template <class Row>
+inline double dot(const float* v, int64_t stride, const float* tile, const Place& place) {
+  using Lane = typename Row::Lane;
+  constexpr int64_t kLanes = kColumns * sizeof(float) / sizeof(Lane);
+  Lane lanes[kLanes] = {};
+  for (int64_t r = 0; r < place.rows; ++r, v += stride, tile += kColumns)
+    for (int64_t c = 0; c < Row::count(place); ++c)
+      lanes[c] += reinterpret_cast<const Lane*>(tile)[c] * reinterpret_cast<const Lane*>(v)[c];
+  float floats[kColumns];
+  __builtin_memcpy(floats, lanes, sizeof floats);
   double sum = 0;
-  for (int64_t c = 0; c < columns; ++c) sum += lanes[c];
+  for (int64_t c = 0; c < kColumns; ++c) sum += floats[c];
   return sum;
 }
 
-__attribute__((always_inline)) inline void reduce_tile(const LinearGrad& g, int64_t n, const float* tile,
-                                                       const Place& place, int64_t columns, double* sums) {
-  if (g.sq_norms != nullptr) sums[0] += dot(nullptr, 0, tile, place, columns);
-  for (int64_t m = 0; m < g.m; ++m) sums[1 + m] += dot(g.directions + m * g.o * g.i, g.i, tile, place, columns);
+template <class Row>
+inline void reduce_tile(const LinearGrad& g, int64_t n, const float* tile, const Place& place, double* sums) {
+  if (g.sq_norms != nullptr) sums[0] += dot<Row>(tile, kColumns, tile, place);
+  for (int64_t m = 0; m < g.m; ++m)
+    sums[1 + m] += dot<Row>(g.directions + (m * g.o + place.o) * g.i + place.i, g.i, tile, place);
   if (g.total != nullptr)
-    add<false>(g.total, g.total_stride, g.weight == nullptr ? 1.0f : g.weight[n], tile, place, columns);
+    add<false, Row>(g.total, g.total_stride, g.weight == nullptr ? 1.0f : g.weight[n], tile, place);
   if (g.fisher != nullptr)
-    add<true>(g.fisher, g.fisher_stride, g.scale == nullptr ? 1.0f : g.scale[n], tile, place, columns);
+    add<true, Row>(g.fisher, g.fisher_stride, g.scale == nullptr ? 1.0f : g.scale[n], tile, place);
 }
 
 inline void prefetch(const float* matrix, int64_t stride, const Place& place) {
+  if (matrix == nullptr) return;
   for (int64_t r = 0; r < place.rows; ++r) {
     const float* row = matrix + (place.o + r) * stride + place.i;
     for (int64_t c = 0; c < place.columns; c += 16) __builtin_prefetch(row + c, 1, 2);
   }
 }
 
-// The tiles of one panel of A with a group of blocks of B, sample by sample.
+// The tiles of one panel of A with a group of blocks of B. Samples follow one another within a tile where they are so
+// short that there are several, and then there is but one stretch; else their stretches come first.
 void reduce(const Work& work, int64_t task) {
   const LinearGrad& g = *work.grad;
   const int64_t panel = task % work.panels, first = task / work.panels * work.group;
   const int64_t blocks = first + work.group < work.blocks ? work.group : work.blocks - first;
-  const int64_t tasks = (work.blocks + work.group - 1) / work.group * work.panels;
-  const auto place = [&](int64_t block) {
-    const int64_t o = (first + block) * kRows, i = panel * kColumns;
-    return Place{o, i, g.o - o < kRows ? g.o - o : kRows, g.i - i < kColumns ? g.i - i : kColumns};
-  };
+  const int64_t i = panel * kColumns, columns = g.i - i < kColumns ? g.i - i : kColumns;
+  const float* const a = work.a + panel * g.t * kColumns;
+  const float* const b = work.b + first * g.t * kRows;
+  double* const sums = work.sums + task * work.samples * (1 + g.m);
+  for (int64_t k = 0; k < work.samples * (1 + g.m); ++k) sums[k] = 0;
   alignas(64) float tiles[kGroup][kRows * kColumns];
-  for (int64_t s = 0; s < work.samples; ++s) {
-    const float* a = work.a + (s * work.panels + panel) * g.t * kColumns;
-    const float* b = work.b + (s * work.blocks + first) * g.t * kRows;
-    for (int64_t t = 0; t < g.t; t += kDepth) {
-      const int64_t depth = g.t - t < kDepth ? g.t - t : kDepth;
-      for (int64_t block = 0; block < blocks; ++block) {
-        if (t == 0 && s == 0) {  // they come from memory while the products are summed
-          if (g.fisher != nullptr) prefetch(g.fisher, g.fisher_stride, place(block));
-          if (g.total != nullptr) prefetch(g.total, g.total_stride, place(block));
-        }
-        multiply(depth, b + (block * g.t + t) * kRows, a + t * kColumns, tiles[block], t > 0);
-      }
-    }
-    double* sums = work.sums + (s * tasks + task) * (1 + g.m);
-    for (int64_t m = 0; m <= g.m; ++m) sums[m] = 0;
+  for (int64_t t = 0; t < g.t; t += kDepth) {
+    const bool is_last = g.t - t <= kDepth;
+    const int64_t depth = is_last ? g.t - t : kDepth;
     for (int64_t block = 0; block < blocks; ++block) {
-      const Place at = place(block);
-      if (at.columns == kColumns)
-        reduce_tile(g, work.first + s, tiles[block], at, kColumns, sums);
-      else
-        reduce_tile(g, work.first + s, tiles[block], at, at.columns, sums);
+      const int64_t o = (first + block) * kRows;
+      const Place place{o, i, g.o - o < kRows ? g.o - o : kRows, columns};
+      if (is_last) {  // what the tile will be added to comes from memory while its products are summed
+        prefetch(g.fisher, g.fisher_stride, place);
+        prefetch(g.total, g.total_stride, place);
+        for (int64_t m = 0; m < g.m; ++m) prefetch(g.directions + m * g.o * g.i, g.i, place);
+      }
+      for (int64_t s = 0; s < work.samples; ++s) {
+        multiply(depth, b + ((s * work.blocks + block) * g.t + t) * kRows, a + (s * work.panels * g.t + t) * kColumns,
+                 tiles[block], t > 0);
+        if (!is_last) continue;
+        if (columns == kColumns)
+          reduce_tile<Vectors>(g, work.first + s, tiles[block], place, sums + s * (1 + g.m));
+        else
+          reduce_tile<Floats>(g, work.first + s, tiles[block], place, sums + s * (1 + g.m));
+      }
     }
   }
 }

@@ -61,6 +61,7 @@ def linear_grad_(
     Raises:
         ValueError: shapes, types or devices that don't fit.
     """
+    check(inputs, grads, fisher, scale, total, weight, directions)
     return _ops().linear_grad_(
         inputs, grads, fisher=fisher, scale=scale, total=total, weight=weight, directions=directions, norms=norms
     )
@@ -117,7 +118,7 @@ def check(
     weight: Tensor | None = None,
     directions: Tensor | None = None,
 ) -> None:
-    """Raise ValueError where the arguments of `linear_grad_` don't fit one another."""
+    """Raise ValueError where the arguments of `linear_grad_` don't fit one another, naming the one that doesn't."""
     if inputs.dim() != 3 or grads.dim() != 3 or inputs.shape[:2] != grads.shape[:2]:
         found = f"{_describe(inputs)} and {_describe(grads)}"
         raise ValueError(f"inputs [N, T, I] and grads [N, T, O] are needed, not {found}")
@@ -213,6 +214,7 @@ def _linear_grad_fake(
 
 
 def _linear_fisher(fisher: Tensor, inputs: Tensor, grads: Tensor, scale: Tensor | None = None) -> None:
+    check(inputs, grads, fisher=fisher, scale=scale)
     torch.ops.encore.linear_grad_(inputs, grads, fisher=fisher, scale=scale)
 
 
@@ -243,6 +245,7 @@ def _linear_sq_norm_fake(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def _linear_dot(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
+    check(inputs, grads, directions=directions)
     return torch.ops.encore.linear_grad_(inputs, grads, directions=directions)[1]
 
 
