@@ -72,15 +72,10 @@ void pack(const Work& work, int64_t begin, int64_t end) {
   }
 }
 
-// tile [kRows, kColumns] = (add ? tile : 0) + b^T a, for b [depth, kRows] and a [depth, kColumns].
+// tile [kRows, kColumns] = b^T a + (add ? tile : 0), for b [depth, kRows] and a [depth, kColumns].
 inline void multiply(int64_t depth, const float* __restrict b, const float* __restrict a, float* __restrict tile,
                      bool add) {
-  Vector sum[kRows][kVectors];
-  Unaligned* const out = reinterpret_cast<Unaligned*>(tile);
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = add ? out[r * kVectors + v] : Vector{};
+  Vector sum[kRows][kVectors] = {};
   for (int64_t t = 0; t < depth; ++t, a += kColumns, b += kRows) {
     Vector x[kVectors];
 #pragma GCC unroll 4
@@ -90,10 +85,11 @@ inline void multiply(int64_t depth, const float* __restrict b, const float* __re
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[r][v] += b[r] * x[v];
   }
+  Unaligned* const out = reinterpret_cast<Unaligned*>(tile);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) out[r * kVectors + v] = sum[r][v];
+    for (int v = 0; v < kVectors; ++v) out[r * kVectors + v] = add ? out[r * kVectors + v] + sum[r][v] : sum[r][v];
 }
 
 // Where a tile lies in [O, I], and how much of it: `rows` by `columns`.
