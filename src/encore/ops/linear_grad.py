@@ -8,8 +8,12 @@ win over its twin where they are there, and the others are made of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from encore.ops import native
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACCUMULATORS = (torch.float32, torch.float64)
@@ -57,14 +61,15 @@ def linear_grad_(
     Raises:
         ValueError: shapes, types or devices that don't fit.
     """
-    return torch.ops.encore.linear_grad_(
+    check(inputs, grads, fisher, scale, total, weight, directions)
+    return _ops().linear_grad_(
         inputs, grads, fisher=fisher, scale=scale, total=total, weight=weight, directions=directions, norms=norms
     )
 
 
 def linear_fisher_(fisher: Tensor, inputs: Tensor, grads: Tensor, scale: Tensor | None = None) -> None:
     """fisher += Σ_n scale_n G_n∘G_n; shapes as in `linear_grad_`."""
-    torch.ops.encore.linear_fisher_(fisher, inputs, grads, scale)
+    _ops().linear_fisher_(fisher, inputs, grads, scale)
 
 
 def linear_sq_norm(inputs: Tensor, grads: Tensor) -> Tensor:
@@ -74,17 +79,17 @@ def linear_sq_norm(inputs: Tensor, grads: Tensor) -> Tensor:
     Their error is relative to Σ_t ‖a_t‖²‖b_t‖², so a gradient that cancels over its positions is better taken from
     `linear_grad_(norms=True)`.
     """
-    return torch.ops.encore.linear_sq_norm(inputs, grads)
+    return _ops().linear_sq_norm(inputs, grads)
 
 
 def linear_dot(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
     """⟨G_n, V_m⟩, [N, M], for V [M, O, I]."""
-    return torch.ops.encore.linear_dot(inputs, grads, directions)
+    return _ops().linear_dot(inputs, grads, directions)
 
 
 def linear_weighted_sum_(total: Tensor, inputs: Tensor, grads: Tensor, weight: Tensor | None = None) -> None:
     """total += Σ_n weight_n G_n: one product over all rows of all samples, with B's rows scaled."""
-    torch.ops.encore.linear_weighted_sum_(total, inputs, grads, weight)
+    _ops().linear_weighted_sum_(total, inputs, grads, weight)
 
 
 def mask_rows(inputs: Tensor, grads: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +98,12 @@ def mask_rows(inputs: Tensor, grads: Tensor, mask: Tensor) -> tuple[Tensor, Tens
         raise ValueError(f"mask is {_describe(mask)}, where bool {list(inputs.shape[:2])} is needed")
     padding = ~mask.unsqueeze(-1)
     return inputs.masked_fill(padding, 0), grads.masked_fill(padding, 0)
+
+
+def _ops() -> Any:
+    """The ops, with their kernels loaded (compiled, if need be) at the first call."""
+    native.find()
+    return torch.ops.encore
 
 
 # ------------------------------------------------------------------------------------------------------------- checks
@@ -107,7 +118,7 @@ def check(
     weight: Tensor | None = None,
     directions: Tensor | None = None,
 ) -> None:
-    """Raise ValueError where the arguments of `linear_grad_` don't fit one another."""
+    """Raise ValueError where the arguments of `linear_grad_` don't fit one another, naming the one that doesn't."""
     if inputs.dim() != 3 or grads.dim() != 3 or inputs.shape[:2] != grads.shape[:2]:
         found = f"{_describe(inputs)} and {_describe(grads)}"
         raise ValueError(f"inputs [N, T, I] and grads [N, T, O] are needed, not {found}")
@@ -203,6 +214,7 @@ def _linear_grad_fake(
 
 
 def _linear_fisher(fisher: Tensor, inputs: Tensor, grads: Tensor, scale: Tensor | None = None) -> None:
+    check(inputs, grads, fisher=fisher, scale=scale)
     torch.ops.encore.linear_grad_(inputs, grads, fisher=fisher, scale=scale)
 
 
@@ -233,6 +245,7 @@ def _linear_sq_norm_fake(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def _linear_dot(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
+    check(inputs, grads, directions=directions)
     return torch.ops.encore.linear_grad_(inputs, grads, directions=directions)[1]
 
 
