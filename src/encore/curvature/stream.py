@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from encore.curvature.capture import capture, set_aside_grads
+from encore.curvature.capture import capture
 from encore.curvature.result import Fisher
+from encore.curvature.tally import wide
+from encore.curvature.taps import set_aside_grads
 from encore.errors import EncoreError
 from encore.fingerprint import module_sha256
 
@@ -76,41 +78,45 @@ class Stream:
         self.samples = 0
         self._module = module
         self._looped: dict[str, nn.Parameter] = {}
-        self._capture: capture | None = None
+        self._capture = self._capturing()
+        self._probed = False
 
     def add(self, losses: Callable[[], Tensor]) -> None:
         """One batch more: `losses` runs the forward pass and returns one loss a sample, [N]; it may be run twice."""
-        first = self._capture is None
-        taken = self._capture or self._capturing(self._looped)
+        taken = self._capture
         with set_aside_grads(self._looped.values()):
             with taken:
                 value = losses()
                 if value.dim() != 1 or not value.requires_grad:
                     raise EncoreError(f"losses must be one differentiable loss a sample, not {list(value.shape)}")
-                refused = taken.probe(value) if first and not self._looped else {}
+                refused = taken.probe(value) if not self._probed or taken.unproven(len(value)) else {}
+                self._probed = True
                 if not refused:
                     with taken.muted():
                         self._add_one_by_one(value)
                     value.sum().backward()
             if not refused:
-                self._capture = taken
-                self._collect(taken)
+                self._collect()
                 self.samples += len(value)
                 return
-        self._looped = {name: weight for name, weight in self._module.named_parameters() if name in refused}
+        self._looped |= {name: weight for name, weight in self._module.named_parameters() if name in refused}
+        self._capture = self._capturing()
         reasons = "; ".join(f"{name} ({why})" for name, why in refused.items())
         warnings.warn(f"one backward pass a sample for {reasons}", CurvatureWarning, stacklevel=3)
         self.add(losses)
 
-    def _capturing(self, skip: Collection[str]) -> capture:
-        """A capture that adds to `values` where these are of the type that it sums in."""
-        ours = {name: value for name, value in self.values.items() if name not in skip}
-        weights = dict(self._module.named_parameters())
-        kinds = {name: torch.promote_types(weights[name].dtype, torch.float32) for name in ours}
-        return capture(self._module, fisher={n: v.to(kinds[n]) for n, v in ours.items()}, skip=skip)
+    def _capturing(self) -> capture:
+        """A capture that adds to `values`, or to sums of its own where it sums in another type."""
+        weights = {n: weight for n, weight in self._module.named_parameters() if n in self.values}
+        sums = {
+            name: value if value.dtype == wide(weights[name]) else torch.zeros_like(value, dtype=wide(weights[name]))
+            for name, value in self.values.items()
+            if name not in self._looped
+        }
+        return capture(self._module, fisher=sums, skip=self._looped)
 
-    def _collect(self, taken: capture) -> None:
-        for name, value in taken.fisher.items():
+    def _collect(self) -> None:
+        for name, value in self._capture.fisher.items():
             if value is not self.values[name]:
                 self.values[name] += value
                 value.zero_()
