@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,8 @@ from tests.curvature import slow
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encore.curvature import capture
+from encore.curvature import UnsupportedParameterError, capture
+from encore.errors import EncoreError
 
 N, T, D, V = 4, 6, 8, 11
 
@@ -73,7 +75,7 @@ class Convolutions(Net):
 
     def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
         hidden = self.grouped(self.plain(real.transpose(1, 2)).relu())
-        return torch.conv1d(self.reflected(self.depthwise(hidden)), self.plain.weight[:, :3, :1])  # and a frozen use
+        return self.reflected(self.depthwise(hidden))
 
 
 class Twice(Net):
@@ -188,7 +190,8 @@ class Reentrant(Checkpointed):
 
 
 MODELS = [
-    Linears, Norms, Embeddings, Twice, Tied, Slices, Flat, Deep, InPlace, Unused, Partly, Checkpointed, Reentrant,
+    Linears, Norms, Embeddings, Convolutions, Twice, Tied, Slices, Flat, Deep, InPlace, Unused, Partly, Checkpointed,
+    Reentrant,
 ]  # fmt: skip
 
 
@@ -234,4 +237,311 @@ def check_all(model: nn.Module, losses: Callable[[], Tensor], rtol: float = 1e-1
 def test_equals_one_pass_a_sample(kind: Callable[[], Net], shape: tuple[int, int]) -> None:
     model = made(kind)
     tokens, real = model.inputs(*shape)
+    if kind is Convolutions and shape[1] == 1:
+        pytest.skip("too short for circular padding")
     check_all(model, lambda: model.loss(model(tokens, real)))
+
+
+def test_several_passes_add_up_and_string_their_samples_together() -> None:
+    model = made(Twice)
+    batches = [model.inputs(3), model.inputs(2), model.inputs(1)]
+    with capture(model, fisher=True, norms=True, keep=True) as c:
+        for batch in batches:
+            model.loss(model(*batch)).sum().backward()
+    grads = [slow.per_sample(model, lambda batch=batch: model.loss(model(*batch))) for batch in batches]
+    whole = {name: torch.cat([g[name] for g in grads]) for name in grads[0]}
+    weights = torch.randn(6, dtype=torch.float64)
+    torch.testing.assert_close(c.fisher, slow.fisher(whole))
+    torch.testing.assert_close(c.sq_norms, slow.sq_norms(whole))
+    torch.testing.assert_close(c.weighted_sum(weights), slow.weighted_sum(whole, weights))
+
+
+def test_two_forward_passes_before_two_backward_passes() -> None:
+    model = made(Linears)
+    batches = [model.inputs(3), model.inputs(2)]
+    with capture(model, norms=True) as c:
+        losses = [model.loss(model(*batch)) for batch in batches]
+        for loss in losses:
+            loss.sum().backward()
+    grads = [slow.per_sample(model, lambda batch=batch: model.loss(model(*batch))) for batch in batches]
+    torch.testing.assert_close(c.sq_norms, torch.cat([slow.sq_norms(g) for g in grads]))
+
+
+def test_a_scaled_mean_scales_the_gradients() -> None:
+    model = made(Linears)
+    batch = model.inputs()
+    with capture(model, norms=True) as c:
+        (2 * model.loss(model(*batch)).mean() / 3).backward()
+    exact = slow.sq_norms(slow.per_sample(model, lambda: model.loss(model(*batch))))
+    torch.testing.assert_close(c.sq_norms, exact * (2 / 3 / N) ** 2)
+
+
+def test_fisher_is_added_to_tensors_that_are_given() -> None:
+    model = made(Linears)
+    batch = model.inputs()
+    given = {name: torch.ones_like(weight) for name, weight in model.named_parameters()}
+    with capture(model, fisher=given):
+        model.loss(model(*batch)).sum().backward()
+    exact = slow.fisher(slow.per_sample(model, lambda: model.loss(model(*batch))))
+    torch.testing.assert_close(given, {name: value.detach() + 1 for name, value in exact.items()})
+
+
+@pytest.mark.parametrize("kind", [Linears, Convolutions, Norms, Embeddings, Tied, Slices, Checkpointed, Reentrant])
+def test_under_autocast_gradients_are_those_of_its_own_operands(kind: Callable[[], Net]) -> None:
+    """A bf16 step rounds its weight gradients to bf16 a call; ours are not rounded: within that of the slow answer."""
+    model = made(kind).float()
+    tokens, real = model.inputs()
+
+    def losses() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model.loss(model(tokens, real.float()).float())
+
+    with capture(model, fisher=True, norms=True) as c:
+        losses().sum().backward()
+    grads = slow.per_sample(model, losses)
+    for name, value in slow.fisher(grads).items():
+        assert c.fisher[name].dtype == torch.float32
+        assert (c.fisher[name] - value).norm() <= 2e-2 * value.norm(), name
+    torch.testing.assert_close(c.sq_norms, slow.sq_norms(grads), rtol=2e-2, atol=0)
+
+
+def test_autocast_keeps_the_cast_input_as_a_plain_step_does() -> None:
+    model = made(Linears).float()
+    _, real = model.inputs()
+    saved = []
+    hooks, cast = (
+        torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x),
+        torch.autocast("cpu", torch.bfloat16),
+    )
+    with capture(model, norms=True), hooks, cast:
+        model.first(real.float())
+    assert {tensor.dtype for tensor in saved if tensor.dim() == 3} == {torch.bfloat16}
+
+
+def test_dropout_is_the_same_in_every_reduction_of_a_pass() -> None:
+    model = nn.Sequential(nn.Linear(D, D), nn.Dropout(0.5), nn.Linear(D, 1)).double()
+    x = torch.randn(N, T, D, dtype=torch.float64)
+    with capture(model, fisher=True, norms=True, total=True) as c:
+        model(x).square().sum((1, 2)).sum().backward()
+    torch.testing.assert_close(c.sq_norms.sum(), sum(value.sum() for value in c.fisher.values()))
+
+
+# ---------------------------------------------------------------------------------------------- what can't be read
+
+
+class Raw(Net):
+    def build(self) -> None:
+        self.layer, self.raw, self.scale = (
+            nn.Linear(D, D),
+            nn.Parameter(torch.randn(D, D)),
+            nn.Parameter(torch.ones(())),
+        )
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return self.layer(real) @ self.raw.T * self.scale
+
+
+class PartlyRaw(Net):
+    """Read in one use, not in another."""
+
+    def build(self) -> None:
+        self.layer = nn.Linear(D, D)
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return self.layer(real) @ self.layer.weight
+
+
+class Columns(Net):
+    def build(self) -> None:
+        self.weight = nn.Parameter(torch.randn(D, 2 * D))
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return F.linear(real, self.weight[:, :D]) + F.linear(real, self.weight[:, D:].T[:D])
+
+
+class Positions(Net):
+    def build(self) -> None:
+        self.table, self.layer = nn.Embedding(9, D), nn.Linear(D, D)
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return self.layer(real + self.table(torch.arange(real.shape[1])))
+
+
+class Shared(Positions):
+    """The same, looked up as a batch of one."""
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return self.layer(real + self.table(torch.arange(real.shape[1])[None]))
+
+
+class Flattened(Net):
+    def build(self) -> None:
+        self.layer = nn.Linear(D, D)
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return self.layer(real.flatten(0, 1)).view_as(real)
+
+
+class Renormed(Net):
+    def build(self) -> None:
+        self.table, self.counted = nn.Embedding(V, D), nn.Embedding(V, D, scale_grad_by_freq=True)
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return self.table(tokens) * self.counted(tokens)
+
+
+class MixedKinds(Net):
+    """A matrix in one use, the scale of a norm in another."""
+
+    def build(self) -> None:
+        self.weight = nn.Parameter(torch.randn(D, D))
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return (
+            F.linear(F.layer_norm(real[:, None] * real[:, :, None], (D,)), self.weight)
+            + F.layer_norm(real[:, None, :1] * torch.ones(D, 1, dtype=real.dtype), (D, D), self.weight)[:, :, :T, :]
+        )
+
+
+class Batchwise(Net):
+    """Samples see one another."""
+
+    def build(self) -> None:
+        self.layer, self.norm = nn.Linear(D, D), nn.BatchNorm1d(D, affine=False)
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        return self.norm(self.layer(real).transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (Raw, {"raw", "scale"}),
+        (PartlyRaw, {"layer.weight"}),
+        (Columns, {"weight"}),
+        (Positions, {"table.weight"}),
+        (Shared, {"table.weight"}),
+        (Flattened, {"layer.weight", "layer.bias"}),
+        (Renormed, {"counted.weight"}),
+        (Batchwise, {"layer.weight", "layer.bias"}),
+    ],
+)
+@pytest.mark.parametrize("t", [T, N], ids=["", "as many positions as samples"])
+def test_is_refused_by_name_and_leaves_no_gradient(kind: Callable[[], Net], named: set[str], t: int) -> None:
+    model = made(kind)
+    tokens, real = model.inputs(N, t)
+    with pytest.raises(UnsupportedParameterError) as caught, capture(model, fisher=True):
+        model.loss(model(tokens, real)).sum().backward()
+    assert caught.value.reasons.keys() == named
+    assert all(weight.grad is None for weight in model.parameters())
+    with capture(model, fisher=True, skip=named) as c:  # the rest is exact without them
+        model.loss(model(tokens, real)).sum().backward()
+    exact = slow.fisher(slow.per_sample(model, lambda: model.loss(model(tokens, real))))
+    torch.testing.assert_close(c.fisher, {name: exact[name] for name in exact if name not in named})
+
+
+def test_a_matrix_that_is_a_scale_too_is_refused() -> None:
+    model = made(MixedKinds)
+    tokens, real = model.inputs()
+    why = "a matrix to one layer and a vector to another"
+    with pytest.raises(UnsupportedParameterError, match=why), capture(model, fisher=True):
+        model.loss(model(tokens, real)).sum().backward()
+
+
+def test_one_sample_shows_an_outside_use_too() -> None:
+    model = made(PartlyRaw)
+    tokens, real = model.inputs(1)
+    with pytest.raises(UnsupportedParameterError, match=r"layer\.weight"), capture(model, fisher=True):
+        model.loss(model(tokens, real)).sum().backward()
+    assert model.layer.weight.grad is None
+
+
+def test_a_compiled_model_is_exact_or_refused() -> None:
+    model = made(Linears)
+    batch = model.inputs()
+    compiled = torch.compile(model, backend="eager")
+    try:
+        with capture(model, norms=True) as c:
+            model.loss(compiled(*batch)).sum().backward()
+    except (UnsupportedParameterError, RuntimeError):
+        return
+    exact = slow.sq_norms(slow.per_sample(model, lambda: model.loss(model(*batch))))
+    torch.testing.assert_close(c.sq_norms, exact)
+
+
+def test_a_checkpoint_that_is_recomputed_without_taps_fails() -> None:
+    """A function of its own, in no module of the captured one: nothing brings the mode back."""
+    layer = nn.Linear(D, D).double()
+    x = torch.randn(D, D, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(Exception, match=r"different number of tensors|metadata"), capture(layer, norms=True):
+        checkpoint(lambda x: F.linear(x, layer.weight, layer.bias), x, use_reentrant=False).sin().sum(
+            1
+        ).sum().backward()
+
+
+def test_the_loss_must_be_a_sum_of_one_a_sample() -> None:
+    model = made(Linears)
+    batch = model.inputs()
+    with pytest.raises(EncoreError, match="a sum of one loss a sample"), capture(model, norms=True):
+        model(*batch).square().sum().backward()
+    with pytest.raises(EncoreError, match="a sum of one loss a sample"), capture(model, norms=True):
+        torch.autograd.backward(model.loss(model(*batch)).sum())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_backward_must_run_inside_the_block() -> None:
+    model = made(Linears)
+    batch = model.inputs()
+    with capture(model, norms=True):
+        losses = model.loss(model(*batch))
+    with pytest.raises(EncoreError, match="after the capture block"):
+        losses.sum().backward()
+
+
+def test_results_of_a_failed_pass_are_not_given() -> None:
+    model = made(Linears)
+    batch = model.inputs()
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:
+            raise MemoryError
+
+    taken = capture(model, norms=True)
+    with pytest.raises(MemoryError), taken:
+        model.loss(model.second(Fails.apply(model.first(batch[1])))).sum().backward()
+    with pytest.raises(EncoreError, match="did not come to its end"):
+        taken.sq_norms  # noqa: B018
+    with pytest.raises(EncoreError, match="did not come to its end"), taken:
+        model(*batch)
+
+
+def test_what_was_not_asked_for_is_not_there() -> None:
+    model = made(Linears)
+    with capture(model, fisher=True) as c:
+        pass
+    for name in ("total", "sq_norms", "dots"):
+        with pytest.raises(AttributeError, match="not asked for"):
+            getattr(c, name)
+    with pytest.raises(AttributeError, match="keep"):
+        c.weighted_sum(torch.ones(1))
+    with pytest.raises(ValueError, match="not captured"):
+        capture(model, directions=[{"nonsense": torch.ones(1)}])
+
+
+def test_no_memory_of_a_pass_outlives_it() -> None:
+    model = made(Linears)
+    batch = model.inputs()
+    with capture(model, norms=True) as c:
+        hidden = model.first(batch[1])
+        kept = weakref.ref(hidden)
+        model.loss(model.second(hidden.tanh())).sum().backward()
+        del hidden
+        assert kept() is None
+    mine = weakref.ref(c)
+    del c
+    assert mine() is None, "reference cycles hold what was captured until the garbage collector comes"

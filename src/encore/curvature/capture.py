@@ -69,8 +69,8 @@ class capture:
 
     Inside the block, run one forward pass and `losses.sum().backward()` (or several such pairs: sums add up, samples
     are strung together), where `losses` is [N], and each sample's loss depends on the sample alone. The loss may be a
-    mean, and scaled; then so are the g_n. Samples are the first dimension of every layer's input. `.grad` and `requires_grad`
-    of captured parameters stay as they are.
+    mean, and scaled; then so are the g_n. Samples are the first dimension of every layer's input. `.grad` and
+    `requires_grad` of captured parameters stay as they are.
 
     The first backward pass over a module takes one more, see `probe`.
 
@@ -115,6 +115,7 @@ class capture:
         self._samples: int | None = None  # N, while a backward pass runs
         self._probed: int | None = None  # the sample whose loss alone is sent back
         self._refused: dict[str, str] = {}
+        self._seen: set[str] = set()
         self._task: int | None = None
         self._begin_pass()
 
@@ -253,7 +254,7 @@ class capture:
     def _backward(self, loss: Tensor, run: Callable[..., Any]) -> None:
         """`loss.backward()`."""
         losses = sum_of_losses(loss)
-        if losses is None or not self._calls or self._muted or self._probed is not None:
+        if losses is None or self._muted or self._probed is not None:
             run()
             return
         if self.unproven(losses.samples):
@@ -278,7 +279,8 @@ class capture:
         """
         if samples == 1 or self._cleared:
             return False
-        return samples in self._sizes or not self.parameters.keys() <= _proven.get(self._module, set())
+        used = self._calls.keys() or self.parameters.keys()
+        return samples in self._sizes or not used <= _proven.get(self._module, set())
 
     def probe(self, losses: Tensor) -> dict[str, str]:
         """Find parameters that can't be read exactly in the forward pass that was made: name -> why.
@@ -294,7 +296,7 @@ class capture:
         return self._probe(len(losses), lambda: losses[len(losses) // 2].backward(retain_graph=True))
 
     def _probe(self, samples: int, run: Callable[[], None]) -> dict[str, str]:
-        self._refused = {}
+        self._refused, self._seen = {}, set()
         self._samples, self._probed = samples, samples // 2
         try:
             with set_aside_grads(self._module.parameters()):
@@ -303,7 +305,7 @@ class capture:
             self._samples = self._probed = None
         self._cleared = not self._refused
         if samples > 1:
-            _proven[self._module] = _proven.get(self._module, set()) | (self.parameters.keys() - self._refused.keys())
+            _proven.setdefault(self._module, set()).update(self._seen - self._refused.keys())
         return self._refused
 
     def _note_pass(self) -> None:
@@ -340,6 +342,7 @@ class capture:
             why = f"the first dimension of its layer's input is {len(grads)}, and not the {self._samples} samples"
             self._refuse(name, why)
         elif self._probed is not None:
+            self._seen.add(name)
             if grads[: self._probed].any() or grads[self._probed + 1 :].any():
                 self._refuse(name, MIXED)
         else:

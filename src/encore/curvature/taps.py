@@ -57,7 +57,7 @@ Seen = Callable[[Tensor, Tensor], None]
 
 
 def tap(out: Tensor, inputs: Tensor | None, anchor: Tensor, seen: Seen) -> Tensor:
-    """A layer's output, such that backward calls `seen`. The anchor is any tensor that requires a gradient; it gets none."""
+    """A layer's output, such that backward calls `seen`. The anchor is any tensor that requires grad."""
     return _Tap.apply(out, anchor, inputs, seen)
 
 
