@@ -155,9 +155,9 @@ inline void prefetch(const float* matrix, int64_t stride, const Place& place) {
   }
 }
 
-// The tiles of one panel of A with a group of blocks of B. Samples follow one another within a tile where they are so
-// short that there are several, and then there is but one stretch; else their stretches come first.
-void reduce(const Work& work, int64_t task) {
+// The tiles of one panel of A with a group of blocks of B, for samples [begin, end). Where there are several they are so
+// short that there is but one stretch: they follow one another within a tile.
+void reduce(const Work& work, int64_t task, int64_t begin, int64_t end) {
   const LinearGrad& g = *work.grad;
   const int64_t panel = task % work.panels, first = task / work.panels * work.group;
   const int64_t blocks = first + work.group < work.blocks ? work.group : work.blocks - first;
@@ -165,7 +165,7 @@ void reduce(const Work& work, int64_t task) {
   const float* const a = work.a + panel * g.t * kColumns;
   const float* const b = work.b + first * g.t * kRows;
   double* const sums = work.sums + task * work.samples * (1 + g.m);
-  for (int64_t k = 0; k < work.samples * (1 + g.m); ++k) sums[k] = 0;
+  for (int64_t k = begin * (1 + g.m); k < end * (1 + g.m); ++k) sums[k] = 0;
   alignas(64) float tiles[kGroup][kRows * kColumns];
   for (int64_t t = 0; t < g.t; t += kDepth) {
     const bool is_last = g.t - t <= kDepth;
@@ -178,7 +178,7 @@ void reduce(const Work& work, int64_t task) {
         prefetch(g.total, g.total_stride, place);
         for (int64_t m = 0; m < g.m; ++m) prefetch(g.directions + m * g.o * g.i, g.i, place);
       }
-      for (int64_t s = 0; s < work.samples; ++s) {
+      for (int64_t s = begin; s < end; ++s) {
         multiply(depth, b + ((s * work.blocks + block) * g.t + t) * kRows, a + (s * work.panels * g.t + t) * kColumns,
                  tiles[block], t > 0);
         if (!is_last) continue;
