@@ -12,8 +12,8 @@
 namespace encore::cpu {
 namespace {
 
-constexpr int64_t kPacked = 512;               // positions packed at a time: fewer waits between threads, still in cache
-constexpr int64_t kGroupBytes = 256 * 1024;    // of B in a group: half of a usual L2 cache
+constexpr int64_t kPacked = 512;  // positions packed at a time: fewer waits between threads, yet cached
+constexpr int64_t kGroupBytes = 256 * 1024;  // of B in a group: half of a usual L2 cache
 constexpr int64_t kWorthAThread = 256 * 1024;  // multiplications, some 10 µs
 
 bool has(const Isa& isa) {
@@ -53,13 +53,14 @@ const Isa& choose_isa() {
 #else
   const Isa* const known[] = {&portable};
 #endif
-  const char* wanted = std::getenv("ENCORE_CPU_ISA");
+  const char* const setting = std::getenv("ENCORE_CPU_ISA");
+  const std::string wanted = setting == nullptr ? "" : setting;
   for (const Isa* isa : known) {
-    if (wanted != nullptr && std::string(wanted) != isa->name) continue;
+    if (!wanted.empty() && wanted != isa->name) continue;
     if (has(*isa)) return *isa;
-    if (wanted != nullptr) throw std::runtime_error("ENCORE_CPU_ISA=" + std::string(wanted) + ": not on this processor");
+    if (!wanted.empty()) throw std::runtime_error("ENCORE_CPU_ISA=" + wanted + ": not on this processor");
   }
-  throw std::runtime_error("ENCORE_CPU_ISA=" + std::string(wanted) + ": avx512, avx2 or portable is needed");
+  throw std::runtime_error("ENCORE_CPU_ISA=" + wanted + ": avx512, avx2 or portable is needed");
 }
 
 void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) {

@@ -30,8 +30,8 @@ struct Isa {
 };
 
 constexpr int64_t kGroup = 16;   // the most blocks in a group
-constexpr int64_t kDepth = 256;  // positions summed at a stretch: so deep a panel of A stays in the L1 cache, and rounding
-                                 // errors grow with this root rather than with T's
+constexpr int64_t kDepth = 256;  // positions summed at a stretch: so deep a panel of A stays in the L1 cache, and
+                                 // rounding errors grow with this root rather than with T's
 
 extern const Isa portable;
 #ifdef __x86_64__
@@ -47,7 +47,7 @@ using Parallel =
     std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
 
 // The same bits at each call with the same arguments and instruction set, whatever the number of threads.
-// Takes max(T, 512) * (I + O) floats of memory at most, however many samples there are, and keeps them for the next call.
+// Takes max(T, 512) * (I + O) floats of memory, however many samples there are, and keeps them for the next call.
 void linear_grad(const LinearGrad& grad, const Isa& isa, const Parallel& parallel);
 
 }  // namespace encore::cpu

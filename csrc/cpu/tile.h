@@ -155,8 +155,8 @@ inline void prefetch(const float* matrix, int64_t stride, const Place& place) {
   }
 }
 
-// The tiles of one panel of A with a group of blocks of B, for samples [begin, end). Where there are several they are so
-// short that there is but one stretch: they follow one another within a tile.
+// The tiles of one panel of A with a group of blocks of B, for samples [begin, end). Where there are several they are
+// so short that there is but one stretch: they follow one another within a tile.
 void reduce(const Work& work, int64_t task, int64_t begin, int64_t end) {
   const LinearGrad& g = *work.grad;
   const int64_t panel = task % work.panels, first = task / work.panels * work.group;
