@@ -96,7 +96,7 @@ bool run(const encore::cpu::Isa& isa, int64_t n, int64_t t, int64_t i, int64_t o
   g.scale = scale.data(), g.weight = weight.data(), g.directions = directions.data();
   g.sq_norms = norms.data(), g.dots = m > 0 ? dots.data() : nullptr;
   encore::cpu::linear_grad(g, isa, [](int64_t count, int64_t grain, const auto& body) {
-    for (int64_t begin = (count - 1) / grain * grain; begin >= 0; begin -= grain)  // last piece first: any order will do
+    for (int64_t begin = (count - 1) / grain * grain; begin >= 0; begin -= grain)  // any order will do
       body(begin, begin + grain < count ? begin + grain : count);
   });
 
