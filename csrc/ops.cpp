@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <initializer_list>
 #include <optional>
 #include <tuple>
@@ -72,6 +74,16 @@ Results call_twin(const Tensor& inputs, const Tensor& grads, const MaybeTensor& 
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
+// Pieces go to whichever of ATen's threads is free: on a busy machine they are not equally fast.
+void parallel(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t piece = std::max(grain, count / (8 * threads));
+  std::atomic<int64_t> next = 0;
+  torch::stable::parallel_for(0, std::min(threads, (count + piece - 1) / piece), 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(piece)) < count;) body(begin, std::min(begin + piece, count));
+  });
+}
+
 Results linear_grad_cpu(Tensor inputs, Tensor grads, MaybeTensor fisher, MaybeTensor scale, MaybeTensor total,
                         MaybeTensor weight, MaybeTensor directions, bool norms) {
   // The Python functions say which argument is wrong; here no wrong one may reach a kernel.
@@ -118,9 +130,7 @@ Results linear_grad_cpu(Tensor inputs, Tensor grads, MaybeTensor fisher, MaybeTe
   g.dots = m > 0 ? mutable_floats(dots) : nullptr;
   g.directions = floats(directions);
   g.m = m;
-  encore::cpu::linear_grad(g, encore::cpu::choose_isa(), [](int64_t count, int64_t grain, const auto& body) {
-    torch::stable::parallel_for(0, count, grain, body);
-  });
+  encore::cpu::linear_grad(g, encore::cpu::choose_isa(), parallel);
   return {sq_norms, dots};
 }
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"runs", "report"},
     {"cli"},
 ]
-TENSORS = {Path("encore/ops/linear_grad.py"), Path("encore/ops/layers.py")}  # ops themselves need torch
+TENSORS = {Path("encore/ops", name) for name in ("linear_grad.py", "layers.py", "__main__.py")}  # ops need torch
 SIBLINGS = FLOORS[4]  # these never import one another
 HEAVY = {"torch", "transformers", "librosa", "matplotlib", "pydantic", "numpy", "scipy", "sklearn"}
 LIGHT = {"", "errors", "api", "assets", "entrypoints", "hookspecs", "builtins", "plugins", "settings", "ops", "cli"}

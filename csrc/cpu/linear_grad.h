@@ -25,12 +25,13 @@ struct Isa {
   const char* name;
   int64_t rows, columns;
   void (*pack)(const Work&, int64_t begin, int64_t end);  // rows [begin, end) of samples * T
-  void (*reduce)(const Work&, int64_t task);              // task = group index * panels + panel
+  // Task (group index * panels + panel) for some of the samples; several only where together they are kDepth long.
+  void (*reduce)(const Work&, int64_t task, int64_t begin, int64_t end);
 };
 
 constexpr int64_t kGroup = 16;   // the most blocks in a group
-constexpr int64_t kDepth = 256;  // positions summed at a stretch: so deep a panel of A stays in the L1 cache, and rounding
-                                 // errors grow with this root rather than with T's
+constexpr int64_t kDepth = 256;  // positions summed at a stretch: so deep a panel of A stays in the L1 cache, and
+                                 // rounding errors grow with this root rather than with T's
 
 extern const Isa portable;
 #ifdef __x86_64__
@@ -41,12 +42,12 @@ extern const Isa avx2, avx512;
 // Throws std::runtime_error for a name that is unknown or that this processor lacks.
 const Isa& choose_isa();
 
-// Calls body(begin, end) over [0, count) on several threads; `grain` is the least a thread is worth waking for.
+// Calls body(begin, end) for pieces of [0, count), on several threads, in any order; a piece is `grain` or more.
 using Parallel =
     std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
 
 // The same bits at each call with the same arguments and instruction set, whatever the number of threads.
-// Takes T * (I + O) floats of memory, or 256 * (I + O) where T is shorter, however many samples there are.
+// Takes max(T, 512) * (I + O) floats of memory, however many samples there are, and keeps them for the next call.
 void linear_grad(const LinearGrad& grad, const Isa& isa, const Parallel& parallel);
 
 }  // namespace encore::cpu
