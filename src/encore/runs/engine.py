@@ -279,7 +279,7 @@ class Engine:
     def _backward(
         self, method: LossMethod, step: Step, forget: Sequence[Clip] | None, retain: Sequence[Clip] | None, micro: int
     ) -> dict[str, float]:
-        """Add the gradients of mean(forget_loss) + mean(retain_loss), a micro-batch at a time."""
+        """Add the gradients of mean(forget_loss) + mean(retain_loss) + penalty, a micro-batch at a time."""
         sums = {}
         for name, clips, loss_of in (
             ("forget_loss", forget, method.forget_loss),
@@ -301,6 +301,10 @@ class Engine:
                 loss.backward()
                 total += loss.item()
             sums[name] = total
+        penalty = method.penalty(step)
+        if penalty is not None:
+            penalty.backward()
+            sums["penalty"] = penalty.item()
         return sums
 
     def _mask_gradients(self) -> None:
