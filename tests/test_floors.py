@@ -69,4 +69,4 @@ def test_light_modules_import_nothing_heavy_at_the_top(path):
 
 def test_floors_name_only_what_exists():
     there = {path.stem for path in (SOURCE / "encore").iterdir()}
-    assert set().union(*FLOORS) - {"curvature", "report", "_native"} <= there
+    assert set().union(*FLOORS) - {"report", "_native"} <= there

@@ -1,0 +1,16 @@
+"""Exact per-sample gradients of a whole model, reduced as they arise, and the Fisher information made of them."""
+
+from encore.curvature.capture import UnsupportedParameterError, capture
+from encore.curvature.clips import backend_fisher, clips_sha256
+from encore.curvature.result import Fisher
+from encore.curvature.stream import CurvatureWarning, fisher
+
+__all__ = [
+    "CurvatureWarning",
+    "Fisher",
+    "UnsupportedParameterError",
+    "backend_fisher",
+    "capture",
+    "clips_sha256",
+    "fisher",
+]

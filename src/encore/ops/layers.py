@@ -1,0 +1,125 @@
+"""Per-sample gradients of the other layers: embeddings, biases, layer norms, one-dimensional convolutions.
+
+What `encore.ops.linear_grad` is for matrices: reductions of g_n, sample by sample, with the same keywords and results.
+They need no kernel of their own: a bias's or a norm's gradients are [N, D] and cheap, an embedding's are as many rows
+as a sample has tokens, and a convolution is a linear layer over patches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def vector_grad_(
+    rows: Tensor,
+    *,
+    fisher: Tensor | None = None,
+    scale: Tensor | None = None,
+    total: Tensor | None = None,
+    weight: Tensor | None = None,
+    directions: Tensor | None = None,
+    norms: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Reductions of per-sample gradients that are there already.
+
+    Args:
+        rows: g_n, [N, D].
+        fisher, total: [D], added to in place; directions: [M, D]; the rest as in `linear_grad_`.
+
+    Returns:
+        ‖g_n‖² [N] (empty unless `norms`) and ⟨g_n, V_m⟩ [N, M].
+    """
+    if fisher is not None:
+        squares = rows.square()
+        fisher.add_((squares if scale is None else squares * scale[:, None]).sum(0))
+    if total is not None:
+        total.add_((rows if weight is None else rows * weight[:, None]).sum(0))
+    sq_norms = rows.square().sum(1) if norms else rows.new_empty(0)
+    dots = rows.new_empty(len(rows), 0) if directions is None else rows @ directions.to(rows.dtype).T
+    return sq_norms, dots
+
+
+def embedding_grad_(
+    indices: Tensor,
+    grads: Tensor,
+    size: int,
+    *,
+    fisher: Tensor | None = None,
+    scale: Tensor | None = None,
+    total: Tensor | None = None,
+    weight: Tensor | None = None,
+    directions: Tensor | None = None,
+    norms: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Reductions of the per-sample gradients of an embedding's table, which are never made dense.
+
+    The rows of a token that a sample holds several times are summed before anything is squared.
+
+    Args:
+        indices: [N, T], int64; a row of the table each.
+        grads: [N, T, D], gradient of each looked-up row.
+        size: V, how many rows the table has.
+        fisher, total: [V, D], added to in place; directions: [M, V, D]; the rest as in `linear_grad_`.
+
+    Returns:
+        ‖g_n‖² [N] (empty unless `norms`) and ⟨g_n, V_m⟩ [N, M].
+    """
+    count, _, width = grads.shape
+    wide = torch.promote_types(grads.dtype, torch.float32)
+    keys = indices + size * torch.arange(count, device=indices.device)[:, None]
+    used, place = keys.flatten().unique(return_inverse=True)  # [U]: each (sample, token) once
+    sums = torch.zeros(len(used), width, dtype=wide, device=grads.device)
+    sums.index_add_(0, place, grads.reshape(-1, width).to(wide))
+    sample, token = used // size, used % size
+    if total is not None:
+        rows = sums if weight is None else sums * weight[sample, None]
+        total.index_add_(0, token, rows.to(total.dtype))
+    dots = sums.new_zeros(count, 0 if directions is None else len(directions))
+    if directions is not None:
+        products = torch.stack([(sums * direction[token].to(wide)).sum(1) for direction in directions], 1)  # [U, M]
+        dots.index_add_(0, sample, products)
+    sq_norms = sums.new_zeros(count if norms else 0)
+    if norms or fisher is not None:
+        squares = sums.square_()
+        if norms:
+            sq_norms.index_add_(0, sample, squares.sum(1))
+        if fisher is not None:
+            rows = squares if scale is None else squares * scale[sample, None]
+            fisher.index_add_(0, token, rows.to(fisher.dtype))
+    return sq_norms, dots
+
+
+def bias_rows(grads: Tensor) -> Tensor:
+    """Per-sample gradient of a linear layer's bias: [N, ..., O] -> [N, O]."""
+    return as_steps(grads).sum(1, dtype=torch.promote_types(grads.dtype, torch.float32))
+
+
+def norm_rows(normalized: Tensor, grads: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients of a norm's weight and bias: x̂ and output gradients [N, ..., *shape] -> [N, D] twice.
+
+    Args:
+        normalized: x̂, the input after normalisation and before the weight. dims: of how many dimensions `shape` is.
+    """
+    wide = torch.promote_types(grads.dtype, torch.float32)
+    grads = as_steps(grads.flatten(-dims))
+    products = grads.to(wide) * as_steps(normalized.flatten(-dims))
+    return products.sum(1), grads.sum(1, dtype=wide)
+
+
+def conv1d_patches(inputs: Tensor, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> Tensor:
+    """What each output step of a convolution sees, as a view of the padded input: [N, C, L] -> [N, C, L', kernel]."""
+    padded = F.pad(inputs, padding)
+    count, channels, length = padded.shape
+    steps = (length - dilation * (kernel - 1) - 1) // stride + 1
+    by_sample, by_channel, by_step = padded.stride()
+    return padded.as_strided(
+        (count, channels, steps, kernel),
+        (by_sample, by_channel, by_step * stride, by_step * dilation),
+    )
+
+
+def as_steps(values: Tensor) -> Tensor:
+    """[N, ..., D] -> [N, T, D]; a view wherever the strides allow it."""
+    return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)
