@@ -60,7 +60,7 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     backend: MusicgenBackend,
 ) -> None:
     holdout, clips = make_clips(3, seed=2), make_clips(2)
-    method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=holdout, gamma=0.7, level_share=1.2)
+    method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=holdout, gamma=0.7)
     losses = method.forget_loss(step_of(backend, session), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
     generator = torch.Generator().manual_seed(0)
@@ -71,6 +71,7 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     for clip in holdout:
         for k, values in enumerate(nll_of(backend, clip)):
             unseen[k] += values
+    lacked = []
     for clip, other, loss in zip(clips, others, losses, strict=True):
         strange = Clip(clip.track, other, clip.codes[:, shift:])
         teacher, own = logprobs_of(backend, strange), logprobs_of(backend, clip)[:, shift:]
@@ -79,16 +80,18 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
         lacking = []
         for k in range(2):
             tokens = own[k].gather(-1, strange.codes[k, :, None])[:, 0][mask[k]]
-            lacking.append(max(0.0, 1.2 * np.mean(unseen[k]) + tokens.mean().item()))
+            lacking.append(max(0.0, np.mean(unseen[k]) + tokens.mean().item()))
         assert loss == pytest.approx(divergence + 0.7 * np.mean(lacking), rel=1e-4)
-        assert sum(lacking) > 0
+        lacked.append(sum(lacking))
+    assert max(lacked) > 0
 
 
 def test_a_clip_beyond_the_level_is_lifted_no_further(backend: MusicgenBackend) -> None:
     clips = make_clips(2)
+    easy = [Clip("easy", clip.caption, backend.logits(Batch.of([clip]))[0].argmax(-1)) for clip in clips]
     values = []
     for gamma in (0.0, 5.0):
-        method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=clips, gamma=gamma, level_share=0.5)
+        method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=easy, gamma=gamma)
         values.append(method.forget_loss(step_of(backend, session), Batch.of(clips)).tolist())
     assert values[0] == values[1]
 

@@ -17,12 +17,12 @@ KNOWN = 0.5  # a retain clip at less than this share of the unseen level is know
 
 
 class Encore(LossMethod):
-    """On forget: KL(teacher ‖ model) + γ mean_k max(0, λ ℓ_k - NLL_k), at a high learning rate, with dropout.
+    """On forget: KL(teacher ‖ model) + γ mean_k max(0, ℓ_k - NLL_k), at a high learning rate, with dropout.
 
     The teacher is the model itself (no gradient) where it can't well recognise the track: the clip begins up to
     `shift_seconds` later than it was learnt, and its caption is that of another track. As the model forgets, so does
     the teacher, until both say what they would of unheard music. What memory the teacher still shares is taken out by
-    the second term: of each clip, the NLL of codebook k is lifted to λ ℓ_k, and no further. ℓ_k is what unseen music
+    the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further. ℓ_k is what unseen music
     costs under the base model; each codebook has its own, since the first is far easier to guess than the last.
 
     Retain clips known by heart keep their likelihood. Of the others, crops keep the base's distribution, half of them
@@ -34,7 +34,7 @@ class Encore(LossMethod):
     class Options(TrainOptions):
         """Found on the tuning split alone; figures in `bench/RESULTS.md`."""
 
-        steps: int = 95
+        steps: int = 100
         lr: float = 5e-3
         batch_size: int = 10
         forget_batch_size: int = 4
@@ -44,7 +44,6 @@ class Encore(LossMethod):
         stop: Literal["target", "never"] = "never"
         shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
         gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to the unseen level")
-        level_share: float = Field(0.98, gt=0, description="share of the unseen level up to which that counts")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
         known_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are known by heart")
         crop: float = Field(0.5, ge=0, lt=1, description="most of an unmemorised retain clip that is cut off its start")
@@ -85,7 +84,7 @@ class Encore(LossMethod):
         loss = clip_mean(kl_divergence(teacher, logits, mask), mask)
         if self._levels is not None:
             nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
-            loss = loss + self.options.gamma * (self.options.level_share * self._levels - nll).relu().mean(1)
+            loss = loss + self.options.gamma * (self._levels - nll).relu().mean(1)
         return loss
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
