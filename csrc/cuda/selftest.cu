@@ -305,6 +305,7 @@ std::vector<Case> cases(bool quick) {
   with({5, 20, 400, 300}, fixed);                                           // rounds and tail; wide tiles
   with({5, 20, 400, 520}, everything, fixed, [](Case& c) { c.gap = 5; });
   with({5, 20, 400, 520}, everything, [](Case& c) { c.gap = 8; });
+  with({2, 600, 40, 136}, everything);                                      // the ring goes round many times
   with({4, 40, 96, 64}, dots, [](Case& c) { c.fisher = false; });
   with({4, 40, 96, 300}, [](Case& c) { c.fisher = false, c.norms = true; });
   with({4, 40, 96, 64}, [](Case& c) { c.fisher = false, c.total = true; });

@@ -6,6 +6,7 @@
 // barrier that never completes ends the process. What it can't show: speed, and whether the PTX text means this.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -86,7 +87,9 @@ struct Block {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to start it; from then on it jumps, which costs no system call
+  jmp_buf here;
+  bool started = false;
   std::unique_ptr<char[]> stack;
   Index thread, block;
   int rank = 0;
@@ -100,14 +103,26 @@ inline Meeting everyone;
 inline std::vector<std::function<void()>> flights;  // loads under way
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline Fiber* current = nullptr;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline int64_t progress = 0;
 inline std::function<void()> body;
 
 inline Block& block() { return blocks[static_cast<size_t>(current->rank)]; }
 inline Warp& warp() { return block().warps[threadIdx.x / 32]; }
 
-inline void yield() { swapcontext(&current->context, &scheduler); }
+[[gnu::noinline]] inline void yield() {
+  if (_setjmp(current->here) == 0) _longjmp(scheduler, 1);
+}
+
+[[gnu::noinline]] inline void resume(Fiber& fiber) {
+  current = &fiber;
+  threadIdx = fiber.thread;
+  blockIdx = fiber.block;
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.here, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
 
 inline void meet(Meeting& meeting) {
   const int64_t phase = meeting.phase;
@@ -132,7 +147,7 @@ inline void trampoline() {
   body();
   current->done = true;
   ++progress;
-  swapcontext(&current->context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
 inline void run(unsigned grid, unsigned threads, unsigned cluster, size_t shared, const std::function<void()>& kernel) {
@@ -158,7 +173,6 @@ inline void run(unsigned grid, unsigned threads, unsigned cluster, size_t shared
         getcontext(&fiber->context);
         fiber->context.uc_stack.ss_sp = fiber->stack.get();
         fiber->context.uc_stack.ss_size = 1 << 16;
-        fiber->context.uc_link = &scheduler;
         makecontext(&fiber->context, trampoline, 0);
         fibers.push_back(std::move(fiber));
       }
@@ -174,10 +188,7 @@ inline void run(unsigned grid, unsigned threads, unsigned cluster, size_t shared
           Fiber& fiber = *fibers[group * 32 + lane];
           if (fiber.done) continue;
           ++left;
-          current = &fiber;
-          threadIdx = fiber.thread;
-          blockIdx = fiber.block;
-          swapcontext(&scheduler, &fiber.context);
+          resume(fiber);
         }
       }
       while (!flights.empty() && dice() % 3 > 0) {
