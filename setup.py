@@ -1,4 +1,4 @@
-"""Builds `encore._build_info` where torch can be imported at build time, and never fails an install for want of it.
+"""Builds `encore._native` where torch can be imported at build time, and never fails an install for want of it.
 
 With build isolation (plain `pip install .`) torch is not importable: nothing is built here, no torch is downloaded,
 and the sources that travel with the package are compiled on first use. `pip install --no-build-isolation .` builds
@@ -48,15 +48,22 @@ def extension() -> dict[str, Any]:
             try:
                 super().run()
             except Exception as error:  # compilers fail in many ways, and none may fail the install
-                print(f"warning: encore._build_info was not built, pure torch will serve: {error}")
+                print(f"warning: encore._native was not built, pure torch will serve: {error}")
                 self.extensions = []
 
-    flags = ["-O2", "-std=c++20"]
+    flags = ["-O3", "-std=c++20"]
     macros = [("ENCORE_FLAGS", f'"{" ".join(flags)}"')]
-    module = cpp_extension.CppExtension(
-        "encore._build_info", ["csrc/binding.cpp"], extra_compile_args=flags, define_macros=macros
+    sources = sorted(
+        str(path.relative_to(HERE)) for part in (".", "cpu") for path in (HERE / "csrc" / part).glob("*.cpp")
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Optional}}
+    module = cpp_extension.CppExtension(  # torch's and Python's stable ABIs: one library for many versions of both
+        "encore._native", sources, extra_compile_args=flags, define_macros=macros, py_limited_api=True
+    )
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": Optional},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
 
 
 arguments = extension()

@@ -1,8 +1,15 @@
-// encore._build_info: what this extension was built with, so that a mismatch can be told in one sentence.
-// No op lives here; they register themselves with the dispatcher. Only the version header of torch is read.
+// encore._native: the module that carries the kernels (they register themselves, see ops.cpp), and says what it was
+// built with and which CPU kernel serves. Python's limited API: one library for every Python from 3.11 on.
 
-#include <pybind11/pybind11.h>
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030b0000
+#endif
+#include <Python.h>
 #include <torch/version.h>
+
+#include <exception>
+
+#include "cpu/linear_grad.h"
 
 #ifndef ENCORE_FLAGS
 #define ENCORE_FLAGS ""
@@ -10,8 +17,8 @@
 #ifndef ENCORE_CUDA_ARCHS
 #define ENCORE_CUDA_ARCHS ""
 #endif
-
-namespace py = pybind11;
+#define ENCORE_JOIN(a, b) a##b
+#define ENCORE_INIT(name) ENCORE_JOIN(PyInit_, name)
 
 namespace {
 
@@ -26,34 +33,38 @@ constexpr const char* compiler() {
 }
 
 constexpr const char* machine() {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
   return "x86_64";
-#elif defined(__aarch64__) || defined(_M_ARM64)
+#elif defined(__aarch64__)
   return "aarch64";
 #else
   return "unknown";
 #endif
 }
 
-py::dict build_info() {
-  py::dict info;
-  info["torch"] = TORCH_VERSION;
-  info["compiler"] = compiler();
-  info["cxx_standard"] = static_cast<long>(__cplusplus);
-  info["flags"] = ENCORE_FLAGS;
-  info["machine"] = machine();
-  info["cuda_archs"] = ENCORE_CUDA_ARCHS;  // "" where no CUDA code was compiled
-#ifdef _GLIBCXX_USE_CXX11_ABI
-  info["cxx11_abi"] = static_cast<bool>(_GLIBCXX_USE_CXX11_ABI);
-#else
-  info["cxx11_abi"] = true;  // libc++ and MSVC know no other
-#endif
-  return info;
+PyObject* build_info(PyObject*, PyObject*) {
+  return Py_BuildValue("{s:s,s:s,s:l,s:s,s:s,s:s}", "torch", TORCH_VERSION, "compiler", compiler(), "cxx_standard",
+                       static_cast<long>(__cplusplus), "flags", ENCORE_FLAGS, "machine", machine(), "cuda_archs",
+                       ENCORE_CUDA_ARCHS);  // cuda_archs: "" where no CUDA code was compiled
 }
+
+PyObject* cpu_isa(PyObject*, PyObject*) {
+  try {
+    return PyUnicode_FromString(encore::cpu::choose_isa().name);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+}
+
+PyMethodDef methods[] = {
+    {"build_info", build_info, METH_NOARGS, "torch, compiler, cxx_standard, flags, machine, cuda_archs."},
+    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the CPU kernels: avx512, avx2 or portable."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Encore's kernels, and what they were built with.", -1,
+                          methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "What Encore's native code was built with.";
-  m.def("build_info", &build_info, "torch, compiler, cxx_standard, flags, machine, cuda_archs, cxx11_abi");
-}
+PyMODINIT_FUNC ENCORE_INIT(TORCH_EXTENSION_NAME)() { return PyModule_Create(&definition); }

@@ -6,7 +6,7 @@ import torch
 
 from encore import __version__
 from encore.cli import doctor
-from encore.ops import Native
+from encore.ops.native import Native
 
 
 def test_json(encore):
@@ -27,12 +27,28 @@ def test_table(encore, tmp_path):
     assert not (tmp_path / "cache").exists(), "looking writes nothing"
 
 
-def test_a_loaded_extension_is_described(monkeypatch):
-    class Built:
-        @staticmethod
-        def build_info():
-            return {"torch": "2.13.0", "compiler": "gcc 12"}
+class Built:
+    """A library as it might be found."""
 
-    monkeypatch.setattr("encore.ops.native", lambda build: Native(Built, "", "on first use"))
+    @staticmethod
+    def build_info():
+        return {"torch": "2.13.0", "compiler": "gcc 12"}
+
+    @staticmethod
+    def cpu_isa():
+        return "avx2"
+
+
+def test_a_loaded_extension_is_described(monkeypatch):
+    monkeypatch.setattr("encore.ops.native.find", lambda build: Native(Built, "", "on first use"))
     rows = dict(doctor._rows(doctor.examine()))
-    assert rows["native extension"] == "loaded, built on first use for torch 2.13.0 with gcc 12"
+    assert rows["native extension"] == "loaded, built on first use with torch 2.13.0 and gcc 12; CPU: avx2"
+
+
+def test_an_instruction_set_that_is_not_there_is_told(monkeypatch):
+    def cpu_isa():
+        raise ValueError("ENCORE_CPU_ISA=mmx: avx512, avx2 or portable is needed")
+
+    monkeypatch.setattr(Built, "cpu_isa", cpu_isa)
+    monkeypatch.setattr("encore.ops.native.find", lambda build: Native(Built, "", "on first use"))
+    assert dict(doctor._rows(doctor.examine()))["native extension"].endswith("avx512, avx2 or portable is needed")

@@ -108,7 +108,7 @@ def package(tmp_path: Path) -> Path:
 
     source = Path(encore.__file__).parent
     folder = tmp_path / "copy"
-    ignore = shutil.ignore_patterns("__pycache__", "_build_info*.so", "assets", "csrc")
+    ignore = shutil.ignore_patterns("__pycache__", "_native*.so", "assets", "csrc")
     shutil.copytree(source, folder / "encore", ignore=ignore)
     return folder
 
@@ -129,14 +129,9 @@ def test_extension_missing(package):
     assert extension["why"] == "it was not built at installation"
 
 
-def test_extension_of_another_torch(package):
-    (package / "encore" / "_build_info.py").write_text("def build_info():\n    return {'torch': '1.0.0'}\n")
-    assert "it was built for torch 1.0.0, but torch " in doctor(package)["why"]
-
-
 def test_extension_that_does_not_load(package):
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    (package / "encore" / f"_build_info{suffix}").write_bytes(b"\x7fELF rubbish")
+    (package / "encore" / f"_native{suffix}").write_bytes(b"\x7fELF rubbish")
     assert "it can't be loaded (" in doctor(package)["why"]
 
 

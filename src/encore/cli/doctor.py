@@ -54,10 +54,14 @@ def _version(distribution: str) -> str | None:
 def _extension(build: bool) -> dict[str, Any]:
     from encore.ops import native
 
-    module, why, how = native(build=build)
+    module, why, how = native.find(build=build)
     if module is None:
-        return {"loaded": False, "why": why, "how": None, "built": None}
-    return {"loaded": True, "why": None, "how": how, "built": module.build_info()}
+        return {"loaded": False, "why": why, "how": None, "built": None, "cpu": None}
+    try:
+        cpu = module.cpu_isa()
+    except ValueError as error:  # ENCORE_CPU_ISA names what is not there
+        cpu = str(error)
+    return {"loaded": True, "why": None, "how": how, "built": module.build_info(), "cpu": cpu}
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -95,7 +99,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     extension = found["extension"]
     built = extension["built"]
     native = (
-        f"loaded, built {extension['how']} for torch {built['torch']} with {built['compiler']}"
+        f"loaded, built {extension['how']} with torch {built['torch']} and {built['compiler']}; CPU: {extension['cpu']}"
         if built
         else f"not loaded: {extension['why']}; pure torch serves"
     )

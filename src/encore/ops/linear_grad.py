@@ -2,20 +2,29 @@
 
 For inputs A [N, T, I] and output gradients B [N, T, O], the gradient of sample n is G_n = B_nᵀ A_n, [O, I]. Storing all
 of them takes N·O·I; what methods want of them (a Fisher diagonal, norms, dot products, a weighted sum) does not need
-that. The ops live under `torch.ops.encore`; kernels for CPU and CUDA register beside the twin here, and win where they
-are there (see `encore.ops.native`).
+that. The ops live under `torch.ops.encore`. `linear_grad_` is the one that has kernels (see `encore.ops.native`); they
+win over its twin where they are there, and the others are made of it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from encore.ops import native
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACCUMULATORS = (torch.float32, torch.float64)
+
 _library = torch.library.Library("encore", "DEF")
-_library.define(
-    "linear_grad_(Tensor inputs, Tensor grads, *, Tensor(a!)? fisher=None, Tensor? scale=None, "
+_GRAD = (
+    "(Tensor inputs, Tensor grads, *, Tensor(a!)? fisher=None, Tensor? scale=None, "
     "Tensor(b!)? total=None, Tensor? weight=None, Tensor? directions=None, bool norms=False) -> (Tensor, Tensor)"
 )
+_library.define("linear_grad_" + _GRAD)
+_library.define("linear_grad_twin_" + _GRAD)  # what kernels turn to for inputs that they don't take
 _library.define("linear_fisher_(Tensor(a!) fisher, Tensor inputs, Tensor grads, Tensor? scale=None) -> ()")
 _library.define("linear_sq_norm(Tensor inputs, Tensor grads) -> Tensor")
 _library.define("linear_dot(Tensor inputs, Tensor grads, Tensor directions) -> Tensor")
@@ -38,46 +47,128 @@ def linear_grad_(
     Args:
         inputs: A [N, T, I], float32, bfloat16, float16 or float64; any strides.
         grads: B [N, T, O], of the same or another float type.
-        fisher: [O, I], float32 (float64 for the twin); Σ_n scale_n G_n∘G_n is added to it in place.
+        fisher: [O, I], float32 or float64; Σ_n scale_n G_n∘G_n is added to it in place.
         scale: [N]; None is all ones.
-        total: [O, I]; Σ_n weight_n G_n is added to it in place.
+        total: [O, I], likewise; Σ_n weight_n G_n is added to it in place.
         weight: [N]; None is all ones.
         directions: [M, O, I], what dots are taken with.
         norms: whether squared norms are wanted.
 
     Returns:
-        ‖G_n‖² [N] (empty unless `norms`) and ⟨G_n, V_m⟩ [N, M] (M = 0 without `directions`).
+        ‖G_n‖² [N] (empty unless `norms`) and ⟨G_n, V_m⟩ [N, M] (M = 0 without `directions`), in float32, or float64
+        where an operand is.
+
+    Raises:
+        ValueError: shapes, types or devices that don't fit.
     """
-    return torch.ops.encore.linear_grad_(
+    check(inputs, grads, fisher, scale, total, weight, directions)
+    return _ops().linear_grad_(
         inputs, grads, fisher=fisher, scale=scale, total=total, weight=weight, directions=directions, norms=norms
     )
 
 
 def linear_fisher_(fisher: Tensor, inputs: Tensor, grads: Tensor, scale: Tensor | None = None) -> None:
     """fisher += Σ_n scale_n G_n∘G_n; shapes as in `linear_grad_`."""
-    torch.ops.encore.linear_fisher_(fisher, inputs, grads, scale)
+    _ops().linear_fisher_(fisher, inputs, grads, scale)
 
 
 def linear_sq_norm(inputs: Tensor, grads: Tensor) -> Tensor:
-    """‖G_n‖², [N]; from T×T Gram matrices where that is cheaper than the tiles of G_n."""
-    return torch.ops.encore.linear_sq_norm(inputs, grads)
+    """‖G_n‖², [N], the cheaper way: ⟨A_n A_nᵀ, B_n B_nᵀ⟩ from T×T Gram matrices, or from the tiles of G_n.
+
+    Gram matrices cost T·T·(I + O) (Goodfellow, arXiv 1510.01799, for T = 1; Li et al., arXiv 2110.05679, for any).
+    Their error is relative to Σ_t ‖a_t‖²‖b_t‖², so a gradient that cancels over its positions is better taken from
+    `linear_grad_(norms=True)`.
+    """
+    return _ops().linear_sq_norm(inputs, grads)
 
 
 def linear_dot(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
     """⟨G_n, V_m⟩, [N, M], for V [M, O, I]."""
-    return torch.ops.encore.linear_dot(inputs, grads, directions)
+    return _ops().linear_dot(inputs, grads, directions)
 
 
 def linear_weighted_sum_(total: Tensor, inputs: Tensor, grads: Tensor, weight: Tensor | None = None) -> None:
-    """total += Σ_n weight_n G_n: one product, with B's rows scaled."""
-    torch.ops.encore.linear_weighted_sum_(total, inputs, grads, weight)
+    """total += Σ_n weight_n G_n: one product over all rows of all samples, with B's rows scaled."""
+    _ops().linear_weighted_sum_(total, inputs, grads, weight)
+
+
+def mask_rows(inputs: Tensor, grads: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B with the rows zeroed where `mask` [N, T] is False (padding), so that they add nothing, even as NaN."""
+    if mask.dtype != torch.bool or mask.shape != inputs.shape[:2]:
+        raise ValueError(f"mask is {_describe(mask)}, where bool {list(inputs.shape[:2])} is needed")
+    padding = ~mask.unsqueeze(-1)
+    return inputs.masked_fill(padding, 0), grads.masked_fill(padding, 0)
+
+
+def _ops() -> Any:
+    """The ops, with their kernels loaded (compiled, if need be) at the first call."""
+    native.find()
+    return torch.ops.encore
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def check(
+    inputs: Tensor,
+    grads: Tensor,
+    fisher: Tensor | None = None,
+    scale: Tensor | None = None,
+    total: Tensor | None = None,
+    weight: Tensor | None = None,
+    directions: Tensor | None = None,
+) -> None:
+    """Raise ValueError where the arguments of `linear_grad_` don't fit one another, naming the one that doesn't."""
+    if inputs.dim() != 3 or grads.dim() != 3 or inputs.shape[:2] != grads.shape[:2]:
+        found = f"{_describe(inputs)} and {_describe(grads)}"
+        raise ValueError(f"inputs [N, T, I] and grads [N, T, O] are needed, not {found}")
+    count, _, columns = inputs.shape
+    rows = grads.shape[2]
+    wanted = {
+        "inputs": (inputs, tuple(inputs.shape), FLOATS),
+        "grads": (grads, tuple(grads.shape), FLOATS),
+        "fisher": (fisher, (rows, columns), ACCUMULATORS),
+        "scale": (scale, (count,), FLOATS),
+        "total": (total, (rows, columns), ACCUMULATORS),
+        "weight": (weight, (count,), FLOATS),
+        "directions": (directions, (None, rows, columns), FLOATS),
+    }
+    for name, (tensor, shape, types) in wanted.items():
+        if tensor is None:
+            continue
+        fits = tensor.dim() == len(shape) and all(b is None or a == b for a, b in zip(tensor.shape, shape, strict=True))
+        if not fits or tensor.dtype not in types or tensor.device != inputs.device:
+            sizes = ", ".join("M" if size is None else str(size) for size in shape)
+            raise ValueError(
+                f"{name} is {_describe(tensor)}, where [{sizes}] on {inputs.device} is needed, "
+                f"of type {' or '.join(_name(kind) for kind in types)}"
+            )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{_name(tensor.dtype)} {list(tensor.shape)} on {tensor.device}"
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _wide(inputs: Tensor, grads: Tensor) -> torch.dtype:
+    """What is computed in: float32, or float64 where an operand is."""
+    return torch.promote_types(torch.promote_types(inputs.dtype, grads.dtype), torch.float32)
+
+
+def _results(inputs: Tensor, grads: Tensor, directions: Tensor | None, norms: bool) -> tuple[Tensor, Tensor]:
+    count, kind = len(inputs), _wide(inputs, grads)
+    sq_norms = inputs.new_empty(count if norms else 0, dtype=kind)
+    return sq_norms, inputs.new_empty(count, 0 if directions is None else len(directions), dtype=kind)
 
 
 # ----------------------------------------------------------------------------------------- the twin: readable and slow
 
 
-@torch.library.impl(_library, "linear_grad_", "CompositeExplicitAutograd")
-def _linear_grad(
+@torch.no_grad()
+def _linear_grad_twin(
     inputs: Tensor,
     grads: Tensor,
     *,
@@ -89,22 +180,21 @@ def _linear_grad(
     norms: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check(inputs, grads, fisher, scale, total, weight, directions)
-    wide = torch.promote_types(torch.promote_types(inputs.dtype, grads.dtype), torch.float32)
-    sq_norms, dots = _results(inputs, directions, norms, wide)
+    wide = _wide(inputs, grads)
+    sq_norms, dots = _results(inputs, grads, directions, norms)
     for n in range(len(inputs)):
         gradient = grads[n].to(wide).T @ inputs[n].to(wide)  # [O, I]
-        if total is not None:
-            total.add_(gradient if weight is None else gradient * weight[n])
-        if directions is not None:
-            dots[n] = directions.to(wide).flatten(1) @ gradient.flatten()
         if norms:
             sq_norms[n] = gradient.square().sum()
+        if directions is not None:
+            dots[n] = directions.to(wide).flatten(1) @ gradient.flatten()
+        if total is not None:
+            total.add_(gradient if weight is None else gradient * weight[n])
         if fisher is not None:
-            fisher.addcmul_(gradient, gradient if scale is None else gradient * scale[n])
+            fisher.add_(gradient.square() if scale is None else gradient.square() * scale[n])
     return sq_norms, dots
 
 
-@torch.library.register_fake("encore::linear_grad_", lib=_library)
 def _linear_grad_fake(
     inputs: Tensor,
     grads: Tensor,
@@ -117,11 +207,74 @@ def _linear_grad_fake(
     norms: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check(inputs, grads, fisher, scale, total, weight, directions)
-    wide = torch.promote_types(torch.promote_types(inputs.dtype, grads.dtype), torch.float32)
-    return _results(inputs, directions, norms, wide)
+    return _results(inputs, grads, directions, norms)
 
 
-def _results(inputs: Tensor, directions: Tensor | None, norms: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    count = len(inputs)
-    sq_norms = inputs.new_empty(count if norms else 0, dtype=dtype)
-    return sq_norms, inputs.new_empty(count, 0 if directions is None else len(directions), dtype=dtype)
+# ---------------------------------------------------------------------------- the ops that are made of `linear_grad_`
+
+
+def _linear_fisher(fisher: Tensor, inputs: Tensor, grads: Tensor, scale: Tensor | None = None) -> None:
+    check(inputs, grads, fisher=fisher, scale=scale)
+    torch.ops.encore.linear_grad_(inputs, grads, fisher=fisher, scale=scale)
+
+
+def _linear_fisher_fake(fisher: Tensor, inputs: Tensor, grads: Tensor, scale: Tensor | None = None) -> None:
+    check(inputs, grads, fisher=fisher, scale=scale)
+
+
+@torch.no_grad()
+def _linear_sq_norm(inputs: Tensor, grads: Tensor) -> Tensor:
+    check(inputs, grads)
+    count, length, columns = inputs.shape
+    rows = grads.shape[2]
+    if length * (columns + rows) >= columns * rows:
+        return torch.ops.encore.linear_grad_(inputs, grads, norms=True)[0]
+    wide = _wide(inputs, grads)
+    sq_norms = inputs.new_zeros(count, dtype=wide)
+    at_once = max(1, columns * rows // max(1, length * length))  # so that the Gram matrices take less than two G_n
+    for start in range(0, count, at_once):
+        a, b = inputs[start : start + at_once].to(wide), grads[start : start + at_once].to(wide)
+        gram = (a @ a.mT).mul_(b @ b.mT)  # [n, T, T]
+        sq_norms[start : start + at_once] = gram.sum((1, 2)).clamp_(min=0)
+    return sq_norms
+
+
+def _linear_sq_norm_fake(inputs: Tensor, grads: Tensor) -> Tensor:
+    check(inputs, grads)
+    return _results(inputs, grads, None, norms=True)[0]
+
+
+def _linear_dot(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
+    check(inputs, grads, directions=directions)
+    return torch.ops.encore.linear_grad_(inputs, grads, directions=directions)[1]
+
+
+def _linear_dot_fake(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
+    check(inputs, grads, directions=directions)
+    return _results(inputs, grads, directions, norms=False)[1]
+
+
+@torch.no_grad()
+def _linear_weighted_sum(total: Tensor, inputs: Tensor, grads: Tensor, weight: Tensor | None = None) -> None:
+    check(inputs, grads, total=total, weight=weight)
+    if inputs.dtype == grads.dtype == total.dtype:
+        scaled = grads if weight is None else grads * weight[:, None, None].to(grads.dtype)
+        total.addmm_(scaled.flatten(0, 1).T, inputs.flatten(0, 1))
+    else:  # a product of 16-bit rows would round what it sums to 16 bits
+        torch.ops.encore.linear_grad_(inputs, grads, total=total, weight=weight)
+
+
+def _linear_weighted_sum_fake(total: Tensor, inputs: Tensor, grads: Tensor, weight: Tensor | None = None) -> None:
+    check(inputs, grads, total=total, weight=weight)
+
+
+for _op, _kernel, _fake in (
+    ("linear_grad_", _linear_grad_twin, _linear_grad_fake),
+    ("linear_grad_twin_", _linear_grad_twin, _linear_grad_fake),
+    ("linear_fisher_", _linear_fisher, _linear_fisher_fake),
+    ("linear_sq_norm", _linear_sq_norm, _linear_sq_norm_fake),
+    ("linear_dot", _linear_dot, _linear_dot_fake),
+    ("linear_weighted_sum_", _linear_weighted_sum, _linear_weighted_sum_fake),
+):
+    _library.impl(_op, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"encore::{_op}", _fake, lib=_library)

@@ -1,4 +1,4 @@
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 class BuildInfo(TypedDict):
     torch: str
@@ -7,6 +7,6 @@ class BuildInfo(TypedDict):
     flags: str
     machine: str
     cuda_archs: str
-    cxx11_abi: bool
 
 def build_info() -> BuildInfo: ...
+def cpu_isa() -> Literal["avx512", "avx2", "portable"]: ...

@@ -1,0 +1,106 @@
+// Which instruction set serves, and how a call is cut into tasks.
+#include "linear_grad.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace encore::cpu {
+namespace {
+
+constexpr int64_t kPacked = 512;  // positions packed at a time: fewer waits between threads, yet cached
+constexpr int64_t kGroupBytes = 256 * 1024;  // of B in a group: half of a usual L2 cache
+constexpr int64_t kWorthAThread = 256 * 1024;  // multiplications, some 10 µs
+
+bool has(const Isa& isa) {
+#ifdef __x86_64__
+  if (&isa == &avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+  if (&isa == &avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return &isa == &portable;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Free {
+  void operator()(float* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+};
+
+// Kept for the thread's next call: fresh pages would cost as much as a tenth of a short call.
+float* scratch(int64_t count) {
+  thread_local std::unique_ptr<float, Free> memory;
+  thread_local int64_t size = 0;
+  if (size < count) {
+    memory.reset();
+    size = 0;
+    memory.reset(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t(64))));
+    size = count;
+  }
+  return memory.get();
+}
+
+}  // namespace
+
+const Isa& choose_isa() {
+#ifdef __x86_64__
+  const Isa* const known[] = {&avx512, &avx2, &portable};
+#else
+  const Isa* const known[] = {&portable};
+#endif
+  const char* const setting = std::getenv("ENCORE_CPU_ISA");
+  const std::string wanted = setting == nullptr ? "" : setting;
+  for (const Isa* isa : known) {
+    if (!wanted.empty() && wanted != isa->name) continue;
+    if (has(*isa)) return *isa;
+    if (!wanted.empty()) throw std::runtime_error("ENCORE_CPU_ISA=" + wanted + ": not on this processor");
+  }
+  throw std::runtime_error("ENCORE_CPU_ISA=" + wanted + ": avx512, avx2 or portable is needed");
+}
+
+void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) {
+  if (g.sq_norms != nullptr) std::fill_n(g.sq_norms, g.n, 0.0f);
+  if (g.dots != nullptr) std::fill_n(g.dots, g.n * g.m, 0.0f);
+  if (g.n == 0 || g.t == 0 || g.i == 0 || g.o == 0) return;
+
+  const int64_t packed = std::clamp<int64_t>(kPacked / g.t, 1, g.n);   // samples in memory
+  const int64_t at_once = std::clamp<int64_t>(kDepth / g.t, 1, packed);  // samples in a tile, one after another
+  const int64_t panels = ceil_div(g.i, isa.columns), blocks = ceil_div(g.o, isa.rows);
+  const int64_t most = std::clamp<int64_t>(kGroupBytes / (at_once * g.t * isa.rows * sizeof(float)), 1, kGroup);
+  const int64_t group = ceil_div(blocks, ceil_div(blocks, most));  // of about equal size
+  const int64_t tasks = ceil_div(blocks, group) * panels;
+  const int64_t a_size = packed * panels * g.t * isa.columns, b_size = packed * blocks * g.t * isa.rows;
+  float* const a = scratch(a_size + b_size);
+  float* const b = a + a_size;
+  std::vector<double> sums(packed * tasks * (1 + g.m));
+
+  for (int64_t first = 0; first < g.n; first += packed) {
+    const int64_t samples = std::min(packed, g.n - first);
+    const Work work{&g, first, samples, a, b, panels, blocks, group, sums.data()};
+    parallel(samples * g.t, ceil_div(kWorthAThread / 8, g.i + g.o),
+             [&](int64_t begin, int64_t end) { isa.pack(work, begin, end); });
+    parallel(tasks, ceil_div(kWorthAThread, samples * g.t * group * isa.rows * isa.columns),
+             [&](int64_t begin, int64_t end) {
+               for (int64_t s = 0; s < samples; s += at_once)
+                 for (int64_t task = begin; task < end; ++task)
+                   isa.reduce(work, task, s, std::min(s + at_once, samples));
+             });
+    for (int64_t s = 0; s < samples; ++s) {
+      for (int64_t m = 0; m <= g.m; ++m) {
+        double sum = 0;
+        for (int64_t task = 0; task < tasks; ++task) sum += sums[(task * samples + s) * (1 + g.m) + m];
+        if (m > 0)
+          g.dots[(first + s) * g.m + m - 1] = static_cast<float>(sum);
+        else if (g.sq_norms != nullptr)
+          g.sq_norms[first + s] = static_cast<float>(sum);
+      }
+    }
+  }
+}
+
+}  // namespace encore::cpu

@@ -1,0 +1,198 @@
+// One tile of G_n: its products summed in registers, then reduced. Included by a source file for each instruction set,
+// which defines ENCORE_ISA (the name), kWidth (floats in a vector register), kRows and kVectors (a tile is kRows by
+// kVectors registers; all of them and kVectors + 1 more have to fit the register file), and opens a target region.
+// Vectors are the compiler's own (GCC, clang), so that one text serves every processor. Nothing here may come out of a
+// header of the standard library: a function that was inlined for AVX-512 could be the one that the linker keeps.
+
+namespace encore::cpu {
+namespace {
+
+constexpr int64_t kColumns = kWidth * kVectors;
+typedef float Vector __attribute__((vector_size(kWidth * 4)));
+typedef float Unaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+
+struct Bfloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float widen(float value) { return value; }
+
+inline float widen(Bfloat16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
+
+inline float widen(Float16 value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
+  const uint32_t shifted = static_cast<uint32_t>(value.bits & 0x7fff) << 13;
+  const uint32_t exponent = shifted & 0x0f800000;
+  const uint32_t rebased = shifted + (112u << 23) + (exponent == 0x0f800000 ? 112u << 23 : 0);  // inf and NaN stay so
+  const float subnormal = from_bits(shifted + (113u << 23)) - from_bits(113u << 23);
+  const float magnitude = exponent == 0 ? subnormal : from_bits(rebased);
+  uint32_t bits;
+  __builtin_memcpy(&bits, &magnitude, sizeof bits);
+  return from_bits(bits | sign);
+}
+
+// Row `row` of a [T, size] matrix into panels [panels, T, kPanel], at position t.
+template <int64_t kPanel, class Source>
+inline void pack_row(const Source* row, int64_t size, int64_t t, int64_t length, float* packed) {
+  float* to = packed + t * kPanel;
+  int64_t at = 0;
+  for (; at + kPanel <= size; at += kPanel, to += length * kPanel)
+    for (int64_t k = 0; k < kPanel; ++k) to[k] = widen(row[at + k]);
+  if (at < size)
+    for (int64_t k = 0; k < kPanel; ++k) to[k] = at + k < size ? widen(row[at + k]) : 0.0f;
+}
+
+template <int64_t kPanel>
+void pack_row(const void* from, DType type, int64_t offset, int64_t size, int64_t t, int64_t length, float* packed) {
+  if (type == DType::float32)
+    pack_row<kPanel>(static_cast<const float*>(from) + offset, size, t, length, packed);
+  else if (type == DType::bfloat16)
+    pack_row<kPanel>(static_cast<const Bfloat16*>(from) + offset, size, t, length, packed);
+  else
+    pack_row<kPanel>(static_cast<const Float16*>(from) + offset, size, t, length, packed);
+}
+
+void pack(const Work& work, int64_t begin, int64_t end) {
+  const LinearGrad& g = *work.grad;
+  for (int64_t at = begin; at < end; ++at) {
+    const int64_t s = at / g.t, t = at % g.t, n = work.first + s;
+    float* a = work.a + s * work.panels * g.t * kColumns;
+    float* b = work.b + s * work.blocks * g.t * kRows;
+    pack_row<kColumns>(g.a, g.a_type, n * g.a_stride_n + t * g.a_stride_t, g.i, t, g.t, a);
+    pack_row<kRows>(g.b, g.b_type, n * g.b_stride_n + t * g.b_stride_t, g.o, t, g.t, b);
+  }
+}
+
+// tile [kRows, kColumns] = b^T a + (add ? tile : 0), for b [depth, kRows] and a [depth, kColumns].
+inline void multiply(int64_t depth, const float* __restrict b, const float* __restrict a, float* __restrict tile,
+                     bool add) {
+  Vector sum[kRows][kVectors] = {};
+  for (int64_t t = 0; t < depth; ++t, a += kColumns, b += kRows) {
+    Vector x[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) x[v] = reinterpret_cast<const Unaligned*>(a)[v];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += b[r] * x[v];
+  }
+  Unaligned* const out = reinterpret_cast<Unaligned*>(tile);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) out[r * kVectors + v] = add ? out[r * kVectors + v] + sum[r][v] : sum[r][v];
+}
+
+// Where a tile lies in [O, I], and how much of it: `rows` by `columns`.
+struct Place {
+  int64_t o, i;
+  int64_t rows, columns;
+};
+
+// A tile's row as vectors, or, at the right edge, as single floats: the reductions below are written once for both.
+struct Vectors {
+  typedef Unaligned Lane;
+  static int64_t count(const Place&) { return kVectors; }
+};
+struct Floats {
+  typedef float Lane;
+  static int64_t count(const Place& place) { return place.columns; }
+};
+
+// to[o, i] += factor * g, or factor * g * g.
+template <bool kSquare, class Row>
+inline void add(float* to, int64_t stride, float factor, const float* tile, const Place& place) {
+  using Lane = typename Row::Lane;
+  to += place.o * stride + place.i;
+  for (int64_t r = 0; r < place.rows; ++r, to += stride, tile += kColumns)
+    for (int64_t c = 0; c < Row::count(place); ++c) {
+      const auto g = reinterpret_cast<const Lane*>(tile)[c];
+      reinterpret_cast<Lane*>(to)[c] += kSquare ? factor * g * g : factor * g;
+    }
+}
+
+// The sum of g * v; v is at row 0 and column 0 of the tile.
+template <class Row>
+inline double dot(const float* v, int64_t stride, const float* tile, const Place& place) {
+  using Lane = typename Row::Lane;
+  constexpr int64_t kLanes = kColumns * sizeof(float) / sizeof(Lane);
+  Lane lanes[kLanes] = {};
+  for (int64_t r = 0; r < place.rows; ++r, v += stride, tile += kColumns)
+    for (int64_t c = 0; c < Row::count(place); ++c)
+      lanes[c] += reinterpret_cast<const Lane*>(tile)[c] * reinterpret_cast<const Lane*>(v)[c];
+  float floats[kColumns];
+  __builtin_memcpy(floats, lanes, sizeof floats);
+  double sum = 0;
+  for (int64_t c = 0; c < kColumns; ++c) sum += floats[c];
+  return sum;
+}
+
+template <class Row>
+inline void reduce_tile(const LinearGrad& g, int64_t n, const float* tile, const Place& place, double* sums) {
+  if (g.sq_norms != nullptr) sums[0] += dot<Row>(tile, kColumns, tile, place);
+  for (int64_t m = 0; m < g.m; ++m)
+    sums[1 + m] += dot<Row>(g.directions + (m * g.o + place.o) * g.i + place.i, g.i, tile, place);
+  if (g.total != nullptr)
+    add<false, Row>(g.total, g.total_stride, g.weight == nullptr ? 1.0f : g.weight[n], tile, place);
+  if (g.fisher != nullptr)
+    add<true, Row>(g.fisher, g.fisher_stride, g.scale == nullptr ? 1.0f : g.scale[n], tile, place);
+}
+
+inline void prefetch(const float* matrix, int64_t stride, const Place& place) {
+  if (matrix == nullptr) return;
+  for (int64_t r = 0; r < place.rows; ++r) {
+    const float* row = matrix + (place.o + r) * stride + place.i;
+    for (int64_t c = 0; c < place.columns; c += 16) __builtin_prefetch(row + c, 1, 2);
+  }
+}
+
+// The tiles of one panel of A with a group of blocks of B, for samples [begin, end). Where there are several they are
+// so short that there is but one stretch: they follow one another within a tile.
+void reduce(const Work& work, int64_t task, int64_t begin, int64_t end) {
+  const LinearGrad& g = *work.grad;
+  const int64_t panel = task % work.panels, first = task / work.panels * work.group;
+  const int64_t blocks = first + work.group < work.blocks ? work.group : work.blocks - first;
+  const int64_t i = panel * kColumns, columns = g.i - i < kColumns ? g.i - i : kColumns;
+  const float* const a = work.a + panel * g.t * kColumns;
+  const float* const b = work.b + first * g.t * kRows;
+  double* const sums = work.sums + task * work.samples * (1 + g.m);
+  for (int64_t k = begin * (1 + g.m); k < end * (1 + g.m); ++k) sums[k] = 0;
+  alignas(64) float tiles[kGroup][kRows * kColumns];
+  for (int64_t t = 0; t < g.t; t += kDepth) {
+    const bool is_last = g.t - t <= kDepth;
+    const int64_t depth = is_last ? g.t - t : kDepth;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t o = (first + block) * kRows;
+      const Place place{o, i, g.o - o < kRows ? g.o - o : kRows, columns};
+      if (is_last) {  // what the tile will be added to comes from memory while its products are summed
+        prefetch(g.fisher, g.fisher_stride, place);
+        prefetch(g.total, g.total_stride, place);
+        for (int64_t m = 0; m < g.m; ++m) prefetch(g.directions + m * g.o * g.i, g.i, place);
+      }
+      for (int64_t s = begin; s < end; ++s) {
+        multiply(depth, b + ((s * work.blocks + block) * g.t + t) * kRows, a + (s * work.panels * g.t + t) * kColumns,
+                 tiles[block], t > 0);
+        if (!is_last) continue;
+        if (columns == kColumns)
+          reduce_tile<Vectors>(g, work.first + s, tiles[block], place, sums + s * (1 + g.m));
+        else
+          reduce_tile<Floats>(g, work.first + s, tiles[block], place, sums + s * (1 + g.m));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const Isa ENCORE_ISA = {ENCORE_ISA_NAME, kRows, kColumns, pack, reduce};
+
+}  // namespace encore::cpu
