@@ -210,7 +210,8 @@ const char* linear_grad_workspace(const LinearGrad& grad, size_t& bytes, Kernel 
   return error;
 }
 
-const char* linear_grad(const LinearGrad& grad, void* workspace, size_t bytes, cudaStream_t stream, Kernel kernel) {
+const char* linear_grad(const LinearGrad& grad, void* workspace, size_t bytes, void* queue, Kernel kernel) {
+  const auto stream = static_cast<cudaStream_t>(queue);
   if (empty(grad)) {  // no k-step runs, so no kernel could say zero
     const char* error = zero(grad.sq_norms, grad.n, stream);
     return error != nullptr ? error : zero(grad.dots, grad.n * grad.m, stream);

@@ -1,7 +1,5 @@
-// The one entry to the CUDA kernels: chooses among them, and asks its caller for memory.
+// The one entry to the CUDA kernels: chooses among them, and asks its caller for memory. No CUDA header is needed.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstddef>
 
@@ -12,10 +10,10 @@ namespace encore::cuda {
 // `automatic` takes what the device does best. sm90_single is sm90 without clusters.
 enum class Kernel { automatic, simt, sm80, sm90, sm90_single };
 
-// Runs on the current device, in `stream`. Null, or what went wrong in one sentence (valid until the thread's next
+// Runs on the current device, in `stream` (a cudaStream_t). Null, or what went wrong in one sentence (valid until the thread's next
 // call). Outputs are defined as in LinearGrad. `workspace` holds at least `linear_grad_workspace` bytes, 256-byte
 // aligned; it is free again when the stream has come past the call.
-const char* linear_grad(const LinearGrad& grad, void* workspace, size_t bytes, cudaStream_t stream,
+const char* linear_grad(const LinearGrad& grad, void* workspace, size_t bytes, void* stream,
                         Kernel kernel = Kernel::automatic);
 
 // The bytes that `linear_grad` needs for the same arguments on the same device.
