@@ -279,7 +279,9 @@ bool run(const Case& c, Kernel kernel, const char* kernel_name) {
   const double plain = 2e-6 * std::sqrt(static_cast<double>(c.t > 1 ? c.t : 1));
   const double bound = kernel == Kernel::simt && !halves ? 4e-6 : halves ? plain : 5e-5;
   if (worst <= bound) return true;
-  std::printf("FAILED %s, %s: error %.2e, allowed %.2e\n", kernel_name, describe(c).c_str(), worst, bound);
+  char chosen[160] = "";
+  linear_grad_describe(g, chosen, sizeof(chosen), kernel);
+  std::printf("FAILED %s, %s: error %.2e, allowed %.2e (%s)\n", kernel_name, describe(c).c_str(), worst, bound, chosen);
   return false;
 }
 
