@@ -166,6 +166,13 @@ ENCORE_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// The compiler knows nothing of the wait: without this it might read an accumulator above it.
+template <int R>
+ENCORE_DEVICE void wgmma_settle(float (&c)[R]) {
+#pragma unroll
+  for (int k = 0; k < R; ++k) asm volatile("" : "+f"(c[k])::"memory");
+}
+
 template <int REGISTERS>
 ENCORE_DEVICE void registers_grow() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));

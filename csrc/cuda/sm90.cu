@@ -117,6 +117,7 @@ ENCORE_DEVICE void multiply(const Job& job, Ring<COLUMNS> ring, int worker, int 
         ring.advance();
       }
       wgmma_wait<0>();
+      wgmma_settle(g);
       if (lane < job.blocks) barrier_arrive(ring.empty(previous), lane);
       sums.add_sample(g, scale, weight);
       if (job.partials != nullptr) write_partials<R, kAcross, COLUMNS>(job, g, at, n, part.tile, o, i);

@@ -218,6 +218,8 @@ template <int PENDING>
 void wgmma_wait() {
   wait(PENDING);
 }
+template <int R>
+void wgmma_settle(float (&)[R]) {}
 template <int>
 void registers_grow() {}
 template <int>
