@@ -8,6 +8,7 @@ namespace encore::cpu {
 namespace {
 
 constexpr int64_t kColumns = kWidth * kVectors;
+constexpr int64_t kPackRows = 16;
 typedef float Vector __attribute__((vector_size(kWidth * 4)));
 typedef float Unaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 
@@ -40,35 +41,43 @@ inline float widen(Float16 value) {
   return from_bits(bits | sign);
 }
 
-// Row `row` of a [T, size] matrix into panels [panels, T, kPanel], at position t.
+// Rows [0, count) of a matrix [count, size] into panels [panels, length, kPanel], from the position that `packed` is at.
 template <int64_t kPanel, class Source>
-inline void pack_row(const Source* row, int64_t size, int64_t t, int64_t length, float* packed) {
-  float* to = packed + t * kPanel;
-  int64_t at = 0;
-  for (; at + kPanel <= size; at += kPanel, to += length * kPanel)
-    for (int64_t k = 0; k < kPanel; ++k) to[k] = widen(row[at + k]);
-  if (at < size)
-    for (int64_t k = 0; k < kPanel; ++k) to[k] = at + k < size ? widen(row[at + k]) : 0.0f;
+inline void pack_rows(const Source* rows, int64_t stride, int64_t count, int64_t size, int64_t length, float* packed) {
+  for (int64_t at = 0; at < size; at += kPanel, packed += length * kPanel) {
+    const Source* from = rows + at;
+    float* to = packed;
+    if (at + kPanel <= size)
+      for (int64_t t = 0; t < count; ++t, from += stride, to += kPanel)
+        for (int64_t k = 0; k < kPanel; ++k) to[k] = widen(from[k]);
+    else
+      for (int64_t t = 0; t < count; ++t, from += stride, to += kPanel)
+        for (int64_t k = 0; k < kPanel; ++k) to[k] = at + k < size ? widen(from[k]) : 0.0f;
+  }
 }
 
 template <int64_t kPanel>
-void pack_row(const void* from, DType type, int64_t offset, int64_t size, int64_t t, int64_t length, float* packed) {
+void pack_rows(const void* from, DType type, int64_t offset, int64_t stride, int64_t count, int64_t size,
+               int64_t length, float* packed) {
   if (type == DType::float32)
-    pack_row<kPanel>(static_cast<const float*>(from) + offset, size, t, length, packed);
+    pack_rows<kPanel>(static_cast<const float*>(from) + offset, stride, count, size, length, packed);
   else if (type == DType::bfloat16)
-    pack_row<kPanel>(static_cast<const Bfloat16*>(from) + offset, size, t, length, packed);
+    pack_rows<kPanel>(static_cast<const Bfloat16*>(from) + offset, stride, count, size, length, packed);
   else
-    pack_row<kPanel>(static_cast<const Float16*>(from) + offset, size, t, length, packed);
+    pack_rows<kPanel>(static_cast<const Float16*>(from) + offset, stride, count, size, length, packed);
 }
 
 void pack(const Work& work, int64_t begin, int64_t end) {
   const LinearGrad& g = *work.grad;
-  for (int64_t at = begin; at < end; ++at) {
-    const int64_t s = at / g.t, t = at % g.t, n = work.first + s;
-    float* a = work.a + s * work.panels * g.t * kColumns;
-    float* b = work.b + s * work.blocks * g.t * kRows;
-    pack_row<kColumns>(g.a, g.a_type, n * g.a_stride_n + t * g.a_stride_t, g.i, t, g.t, a);
-    pack_row<kRows>(g.b, g.b_type, n * g.b_stride_n + t * g.b_stride_t, g.o, t, g.t, b);
+  while (begin < end) {
+    // Some rows at a time, so that what is written lies together and what is read is still cached for the next panel.
+    const int64_t s = begin / g.t, t = begin % g.t, n = work.first + s;
+    const int64_t most = g.t - t < kPackRows ? g.t - t : kPackRows, count = end - begin < most ? end - begin : most;
+    float* a = work.a + (s * work.panels * g.t + t) * kColumns;
+    float* b = work.b + (s * work.blocks * g.t + t) * kRows;
+    pack_rows<kColumns>(g.a, g.a_type, n * g.a_stride_n + t * g.a_stride_t, g.a_stride_t, count, g.i, g.t, a);
+    pack_rows<kRows>(g.b, g.b_type, n * g.b_stride_n + t * g.b_stride_t, g.b_stride_t, count, g.o, g.t, b);
+    begin += count;
   }
 }
 
