@@ -7,8 +7,8 @@ ahead of time against the torch that is installed.
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,6 @@ class BuildPy(build_py):
             shutil.copytree(HERE / source, Path(self.build_lib, "encore", name), dirs_exist_ok=True, ignore=ignore)
 
 
-def load(path: str) -> Any:
-    """A module of the package, which can't be imported before it is installed."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, HERE / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def extension() -> dict[str, Any]:
     """The `setup` arguments that build the extension, or none where torch is not importable."""
     if os.environ.get("ENCORE_NATIVE") == "0":
@@ -58,15 +48,7 @@ def extension() -> dict[str, Any]:
         """Without a compiler the package still installs: `encore doctor` says what is missing."""
 
         def build_extension(self, ext: Any) -> None:
-            kernels = nvcc.compile_kernels(HERE / "csrc", Path(self.build_temp, "cuda").absolute(), torch)
-            if kernels.why:
-                print(f"note: no CUDA kernels are built: {kernels.why}")
-            else:
-                ext.sources += [os.path.relpath(source, HERE) for source in kernels.sources]
-                ext.extra_objects += kernels.objects
-                ext.library_dirs += kernels.folders
-                ext.libraries += nvcc.LIBRARIES
-            ext.define_macros.append(("ENCORE_CUDA_ARCHS", f'"{kernels.archs}"'))
+            nvcc["add_kernels"](ext, HERE / "csrc", Path(self.build_temp).absolute() / "cuda", torch)
             super().build_extension(ext)
 
         def run(self) -> None:
@@ -76,7 +58,7 @@ def extension() -> dict[str, Any]:
                 print(f"warning: encore._native was not built, pure torch will serve: {error}")
                 self.extensions = []
 
-    nvcc = load("src/encore/ops/nvcc.py")
+    nvcc = runpy.run_path(str(HERE / "src/encore/ops/nvcc.py"))  # not importable before it is installed
     flags = ["-O3", "-std=c++20"]
     macros = [("ENCORE_FLAGS", f'"{" ".join(flags)}"')]
     sources = sorted(

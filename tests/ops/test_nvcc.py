@@ -75,3 +75,16 @@ def test_objects(tmp_path, monkeypatch):
     assert kernels.archs == "8.0 9.0a"
     assert {Path(path).stem for path in kernels.objects} == {"simt", "pack", "fold", "sm80", "sm90", "launch"}
     assert any(list(Path(folder).glob("libcudart_static.a")) for folder in kernels.folders)
+
+
+def test_an_extension_is_given_what_it_needs(tmp_path, monkeypatch):
+    found = nvcc.Kernels("", "8.0 9.0a", (str(SOURCES / "cuda" / "register.cpp"),), ("simt.o",), ("/cuda/lib64",))
+    monkeypatch.setattr(nvcc, "compile_kernels", lambda *_: found)
+    lists = ("sources", "extra_objects", "library_dirs", "libraries", "define_macros")
+    extension = SimpleNamespace(**{name: [] for name in lists})
+    nvcc.add_kernels(extension, SOURCES, tmp_path, fake_torch())
+    assert extension.sources == ["csrc/cuda/register.cpp"], "setuptools wants a path relative to the project"
+    assert extension.extra_objects == ["simt.o"]
+    assert extension.library_dirs == ["/cuda/lib64"]
+    assert "torch_cuda" in extension.libraries
+    assert extension.define_macros == [("ENCORE_CUDA_ARCHS", '"8.0 9.0a"')]

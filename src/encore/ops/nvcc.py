@@ -49,6 +49,19 @@ def compile_kernels(csrc: Path, target: Path, torch: Any) -> Kernels:
     return Kernels("", names, (str(csrc / "cuda" / "register.cpp"),), tuple(objects), folders)
 
 
+def add_kernels(extension: Any, csrc: Path, target: Path, torch: Any) -> None:
+    """Compile the kernels and add them to a setuptools `Extension`, or say in a line why there are none."""
+    kernels = compile_kernels(csrc, target, torch)
+    if kernels.why:
+        print(f"note: no CUDA kernels are built: {kernels.why}")
+    else:
+        extension.sources += [os.path.relpath(source, csrc.parent) for source in kernels.sources]
+        extension.extra_objects += kernels.objects
+        extension.library_dirs += kernels.folders
+        extension.libraries += LIBRARIES
+    extension.define_macros.append(("ENCORE_CUDA_ARCHS", f'"{kernels.archs}"'))
+
+
 def _nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     for candidate in ([f"{home}/bin/nvcc"] if home else []) + ["nvcc", "/usr/local/cuda/bin/nvcc"]:
