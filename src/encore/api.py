@@ -62,10 +62,7 @@ class Spec:
 
 
 class MethodSpec(Spec):
-    """An unlearning method.
-
-    `needs`: retain (clips to keep), reference (the base model), logits (a token model), fisher (Fisher diagonals).
-    """
+    """An unlearning method. `needs`: retain (clips to keep), reference (the base model), logits (a token model)."""
 
     kind = "method"
     known_needs = frozenset({"retain", "reference", "logits", "holdout", "fisher", "hidden"})
@@ -286,9 +283,6 @@ class Session:
 
     `holdout` is unseen music of the same source. Gold is never here: no method may read it. A loss method may replace
     `retain` in `prepare`: clips are drawn from it in passes, so a clip that stands there twice is drawn twice as often.
-
-    `fisher(clips)` is the mean Fisher diagonal of the base over clips, by parameter name: (1/n) Σ_n g_n∘g_n, g_n the
-    gradient of the clip's loss. It is kept on disk by model and clips. None where the method does not declare `fisher`.
     """
 
     backend: Backend
@@ -300,7 +294,6 @@ class Session:
     seed: int
     level: float | None
     run_loop: Callable[[LossMethod], None] = field(repr=False)
-    fisher: Callable[[Sequence[Clip]], Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def train(self, method: LossMethod) -> None:
         """Run the engine's own loop on a loss method: its optimiser, precision, checkpoints, guards, log."""
@@ -325,10 +318,6 @@ class LossMethod(Method):
     """
 
     options: TrainOptions
-    uses_retain: ClassVar[bool] = True
-    """False: a spec that needs `retain` needs it in `prepare` alone, and there is no retain loss."""
-    trainable: Mapping[str, Tensor] | None = None
-    """Bool masks by parameter name, which `prepare` may set: where one is False, the weight stays bit for bit."""
 
     def prepare(self, session: Session) -> None:
         """Look at the data once, before the first step. Runs again when a run is resumed: keep it deterministic."""

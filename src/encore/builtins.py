@@ -8,7 +8,6 @@ from encore.api import BackendSpec, EmbedderSpec, MethodSpec, MetricSpec, hookim
 @hookimpl
 def encore_register_methods() -> list[MethodSpec]:
     retain, reference = frozenset({"retain"}), frozenset({"retain", "reference"})
-    fisher = frozenset({"retain", "fisher"})
     return [
         MethodSpec("ga", "gradient ascent on the forget tracks (No Encore)", "encore.methods.ga:GradientAscent"),
         MethodSpec(
@@ -21,20 +20,6 @@ def encore_register_methods() -> list[MethodSpec]:
         MethodSpec("simnpo", "NPO without a reference model", "encore.methods.simnpo:SimNpo", needs=retain),
         MethodSpec("wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain),
         MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
-        MethodSpec("ssd", "selective synaptic dampening, no training", "encore.methods.ssd:Ssd", needs=fisher),
-        MethodSpec(
-            "salun", "random labels on the weights that forget depends on", "encore.methods.salun:SalUn", needs=retain
-        ),
-        MethodSpec(
-            "fisher-noise",
-            "noise where retain does not mind it",
-            "encore.methods.fisher_noise:FisherNoise",
-            needs=fisher,
-        ),
-        MethodSpec("ewc", "ascent, with retain's weights held in place", "encore.methods.ewc:Ewc", needs=fisher),
-        MethodSpec(
-            "newton", "Newton-like steps from forget, past retain", "encore.methods.newton:Newton", needs=fisher
-        ),
         MethodSpec(
             "retrain",
             "train from scratch on retain: the honest baseline",

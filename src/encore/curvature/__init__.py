@@ -1,7 +1,7 @@
 """Exact per-sample gradients of a whole model, reduced as they arise, and the Fisher information made of them."""
 
 from encore.curvature.capture import UnsupportedParameterError, capture
-from encore.curvature.clips import backend_fisher, backend_gradient, clips_sha256
+from encore.curvature.clips import backend_fisher, clips_sha256
 from encore.curvature.result import Fisher
 from encore.curvature.stream import CurvatureWarning, fisher
 
@@ -10,7 +10,6 @@ __all__ = [
     "Fisher",
     "UnsupportedParameterError",
     "backend_fisher",
-    "backend_gradient",
     "capture",
     "clips_sha256",
     "fisher",

@@ -15,7 +15,6 @@ from torch import Tensor
 from encore.api import Backend, Batch, Clip
 from encore.curvature.result import Fisher, read_about
 from encore.curvature.stream import Stream, evaluating
-from encore.curvature.taps import set_aside_grads
 from encore.errors import InputError, UsageError
 from encore.fingerprint import module_sha256
 from encore.losses import token_logprobs
@@ -83,19 +82,6 @@ def backend_fisher(
                 written = time.monotonic()
             progress(stream.samples, len(clips))
     return Fisher(stream.values, stream.samples, mode, model)
-
-
-def backend_gradient(backend: Backend, clips: Sequence[Clip], *, micro_batch_size: int = 8) -> dict[str, Tensor]:
-    """Gradient of the clips' mean loss by parameter name, in evaluation mode; `.grad` stays as it is.
-
-    A parameter that the loss does not reach has a gradient of zeros.
-    """
-    weights = {name: weight for name, weight in backend.module.named_parameters() if weight.requires_grad}
-    with evaluating(backend.module), set_aside_grads(weights.values()):
-        for start in range(0, len(clips), micro_batch_size):
-            batch = Batch.of(clips[start : start + micro_batch_size], backend.device)
-            (backend.losses(batch).sum() / len(clips)).backward()
-        return {n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in weights.items()}
 
 
 def clips_sha256(clips: Sequence[Clip]) -> str:

@@ -19,8 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Reference, Session, Step
-from encore.audio.cache import TensorCache
-from encore.curvature import backend_fisher, clips_sha256
 from encore.errors import EncoreError, PluginError
 from encore.fingerprint import module_sha256
 from encore.options import TrainOptions
@@ -160,7 +158,7 @@ class Engine:
         self.outcome.before = self.judge.first
         session = Session(
             self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.judge.level, self.train, self._fisher_of(method),
+            self.seed, self.judge.level, self.train,
         )  # fmt: skip
         if isinstance(method, LossMethod):
             method.prepare(session)
@@ -173,26 +171,6 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
         self._check_result(method, frozen)
         return self.outcome
-
-    def _fisher_of(self, method: Method) -> Callable[[Sequence[Clip]], Mapping[str, Tensor]] | None:
-        """`Session.fisher` of a run that begins now."""
-        if "fisher" not in method.spec.needs:
-            return None
-        size = getattr(method.options, "micro_batch_size", 8)
-        base = self.backend.clone()  # an edit may have begun when it is asked for
-        model = module_sha256(base.module)
-
-        def mean_fisher(clips: Sequence[Clip]) -> Mapping[str, Tensor]:
-            @torch.enable_grad()  # an edit may run without
-            def make() -> Mapping[str, Tensor]:
-                found = backend_fisher(base, clips, micro_batch_size=size)
-                return {name: value / found.samples for name, value in found.values.items()}
-
-            key = ("mean empirical fisher", model, self.backend.name, clips_sha256(clips))
-            kept = TensorCache().get_or_make(key, make)
-            return {name: value.to(self.backend.device) for name, value in kept.items()}
-
-        return mean_fisher
 
     def _check_result(self, method: Method, frozen: Mapping[str, str]) -> None:
         for name, part in self.backend.frozen().items():
@@ -209,7 +187,7 @@ class Engine:
     def train(self, method: LossMethod) -> None:
         """The loop itself; ends with the best weights in the backend."""
         options, module = method.options, self.backend.module
-        uses_retain = "retain" in method.spec.needs and method.uses_retain and bool(self._retain)
+        uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay)
         state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
@@ -252,12 +230,9 @@ class Engine:
                     self.record(
                         {"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size}
                     )
-            fixed = _fix(module, method.trainable)
             norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
-                for weight, still, values in fixed:
-                    weight.data[still] = values
                 bad = 0
             else:
                 bad += 1
@@ -364,23 +339,6 @@ class Engine:
         optimizer.load_state_dict(blank | {"state": slots})
         self.record({"event": "resumed", "phase": self._phase, "step": state.step})
         return load_file(folder / "best.safetensors")
-
-
-def _fix(
-    module: torch.nn.Module, trainable: Mapping[str, Tensor] | None
-) -> list[tuple[torch.nn.Parameter, Tensor, Tensor]]:
-    """Take masked gradients out of a step: (weight, where it must stay, its values there), for after the step.
-
-    Without a gradient AdamW would still move them, by weight decay.
-    """
-    fixed = []
-    for name, weight in module.named_parameters():
-        if trainable is not None and name in trainable:
-            still = ~trainable[name]
-            if weight.grad is not None:
-                weight.grad[still] = 0
-            fixed.append((weight, still, weight.data[still]))
-    return fixed
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:
