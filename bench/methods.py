@@ -22,7 +22,7 @@ import torch
 
 from encore import assets, plugins
 from encore.api import Backend, Clip, ClipSet, Result, Role
-from encore.audio.cache import TensorCache
+from encore.audio.cache import TensorCache, default_folder
 from encore.audio.catalog import Catalog
 from encore.runs.data import Listener
 from encore.runs.engine import Clips, Engine
@@ -72,7 +72,7 @@ def main() -> None:
             options = resolve_options(method.Options, assignments=arguments.option).options
             twin = base.clone()
             began = time.monotonic()
-            Engine(twin, training, seed=seed).run(method(options))
+            Engine(twin, training, seed=seed, fishers=default_folder() / "fisher").run(method(options))
             seconds = time.monotonic() - began
             found = figures(measured, {**models, "unlearned": twin}, "unlearned")
             runs.append(row(name, found, seconds))

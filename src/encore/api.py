@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pluggy
 
+from encore.errors import PluginError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from encore.options import TrainOptions
 
 hookimpl = pluggy.HookimplMarker("encore")
+
+Labels = Literal["empirical", "sampled"]  # whose codes a Fisher's gradients are of: the clips', or the model's own
 
 
 # ---------------------------------------------------------------------------------------------------------- specs
@@ -62,7 +66,11 @@ class Spec:
 
 
 class MethodSpec(Spec):
-    """An unlearning method. `needs`: retain (clips to keep), reference (the base model), logits (a token model)."""
+    """An unlearning method.
+
+    `needs`: retain (clips to keep), reference (the base model), logits (a token model), holdout (clips never heard),
+    fisher (it may call `Session.fisher`).
+    """
 
     kind = "method"
     known_needs = frozenset({"retain", "reference", "logits", "holdout", "fisher", "hidden"})
@@ -283,6 +291,8 @@ class Session:
 
     `holdout` is unseen music of the same source. Gold is never here: no method may read it. A loss method may replace
     `retain` in `prepare`: clips are drawn from it in passes, so a clip that stands there twice is drawn twice as often.
+    It may also fill `masks` there: parameter name -> bool of its shape. Weights where the mask is False stay bit for
+    bit as they are, whatever weight decay and momentum are; a parameter without a mask is trained as a whole.
     """
 
     backend: Backend
@@ -294,10 +304,36 @@ class Session:
     seed: int
     level: float | None
     run_loop: Callable[[LossMethod], None] = field(repr=False)
+    run_fisher: Callable[[Sequence[Clip], Labels, int], dict[str, Tensor]] | None = field(default=None, repr=False)
+    masks: dict[str, Tensor] = field(default_factory=dict)
 
     def train(self, method: LossMethod) -> None:
         """Run the engine's own loop on a loss method: its optimiser, precision, checkpoints, guards, log."""
         self.run_loop(method)
+
+    def fisher(
+        self, clips: Sequence[Clip], *, labels: Labels = "empirical", micro_batch_size: int = 8
+    ) -> dict[str, Tensor]:
+        """F = (1/n) Σ_n g_n∘g_n at the weights as they are, g_n the gradient of clip n's mean NLL a token.
+
+        It is the mean over clips of the squares, not the square of their mean: it does not depend on batch sizes. Taken
+        in evaluation mode and float32, and kept on disk by the hashes of model and clips, so that it is computed once.
+
+        Args:
+            clips: one sample each.
+            labels: "empirical", the clips' own codes; "sampled", codes drawn from the model given the clip's true past.
+            micro_batch_size: clips a pass; changes nothing but memory and rounding.
+
+        Returns:
+            trainable parameter name -> F of its shape, the caller's own.
+
+        Raises:
+            PluginError: the method does not declare `fisher`.
+            UsageError: "sampled" of a backend without tokens.
+        """
+        if self.run_fisher is None:
+            raise PluginError("a method that takes a Fisher must say so: MethodSpec(..., needs={'fisher'})")
+        return self.run_fisher(clips, labels, micro_batch_size)
 
 
 class Method(ABC):

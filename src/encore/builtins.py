@@ -8,6 +8,7 @@ from encore.api import BackendSpec, EmbedderSpec, MethodSpec, MetricSpec, hookim
 @hookimpl
 def encore_register_methods() -> list[MethodSpec]:
     retain, reference = frozenset({"retain"}), frozenset({"retain", "reference"})
+    fisher = frozenset({"retain", "fisher"})
     return [
         MethodSpec("ga", "gradient ascent on the forget tracks (No Encore)", "encore.methods.ga:GradientAscent"),
         MethodSpec(
@@ -20,6 +21,30 @@ def encore_register_methods() -> list[MethodSpec]:
         MethodSpec("simnpo", "NPO without a reference model", "encore.methods.simnpo:SimNpo", needs=retain),
         MethodSpec("wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain),
         MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
+        MethodSpec(
+            "salun",
+            "rl on the weights that forget's gradient is largest on",
+            "encore.methods.salun:SalUn",
+            needs=retain,
+        ),
+        MethodSpec(
+            "ssd", "dampen weights that matter more to forget than to all", "encore.methods.ssd:Ssd", needs=fisher
+        ),
+        MethodSpec(
+            "fisher-noise",
+            "noise on weights that matter little to retain",
+            "encore.methods.fisher_noise:FisherNoise",
+            needs=fisher,
+        ),
+        MethodSpec(
+            "ewc",
+            "ascent on forget, weights held where retain's Fisher is large",
+            "encore.methods.ewc:Ewc",
+            needs=fisher,
+        ),
+        MethodSpec(
+            "newton", "a step up forget's loss, scaled by retain's Fisher", "encore.methods.newton:Newton", needs=fisher
+        ),
         MethodSpec(
             "retrain",
             "train from scratch on retain: the honest baseline",

@@ -49,3 +49,12 @@ class TrainOptions(Options):
         "target",
         description="target: a track at the unseen level is left alone; the run ends when all are there, retain kept",
     )
+
+
+class FisherOptions(Options):
+    """What a method that takes a Fisher asks of it."""
+
+    labels: Literal["empirical", "sampled"] = Field(
+        "empirical", description="the Fisher's gradients are of the clips' own codes, or of codes the model draws"
+    )
+    micro_batch_size: int = Field(8, ge=1, description="clips a pass; fewer save memory, change nothing else")

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Reference, Session, Step
+from encore.api import Backend, Batch, Clip, EditMethod, Labels, LossMethod, Method, Reference, Session, Step
+from encore.curvature.cached import cached_fisher
 from encore.errors import EncoreError, PluginError
 from encore.fingerprint import module_sha256
 from encore.options import TrainOptions
@@ -116,6 +117,7 @@ class Engine:
         seed: of every random draw.
         precision: "fp32", or "bf16" for autocast.
         checkpoints: where to keep the loop's state; None keeps none.
+        fishers: folder where Fishers are kept; None keeps none.
         record: receives a mapping for every step and every look (`log.jsonl`).
         stop: a flag that signals set.
     """
@@ -128,6 +130,7 @@ class Engine:
         seed: int = 0,
         precision: Literal["fp32", "bf16"] = "fp32",
         checkpoints: Checkpoints | None = None,
+        fishers: Path | None = None,
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
     ) -> None:
@@ -136,6 +139,7 @@ class Engine:
         self.seed = seed
         self.precision = precision
         self.checkpoints = checkpoints
+        self.fishers = fishers
         self.record = record
         self.stop = stop if stop is not None else StopFlag()
         self.generator = torch.Generator().manual_seed(seed)
@@ -143,6 +147,7 @@ class Engine:
         self.judge = Judge(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
         self._reference: Reference | None = None
         self._retain = clips.retain
+        self._masks: Mapping[str, Tensor] = {}
         self._phase = 0
 
     def run(self, method: Method) -> Outcome:
@@ -158,11 +163,11 @@ class Engine:
         self.outcome.before = self.judge.first
         session = Session(
             self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.judge.level, self.train,
+            self.seed, self.judge.level, self.train, self.fisher if "fisher" in method.spec.needs else None,
         )  # fmt: skip
         if isinstance(method, LossMethod):
             method.prepare(session)
-            self._retain = session.retain
+            self._retain, self._masks = session.retain, session.masks
             self.train(method)
         elif isinstance(method, EditMethod):
             method.edit(session)
@@ -230,9 +235,11 @@ class Engine:
                     self.record(
                         {"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size}
                     )
+            self._mask_gradients()
             norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
+                self._restore_masked(best)
                 bad = 0
             else:
                 bad += 1
@@ -295,8 +302,44 @@ class Engine:
             sums[name] = total
         return sums
 
+    def _mask_gradients(self) -> None:
+        """Without a gradient, masked weights gather no momentum, and have no part in the norm that is clipped."""
+        for name, mask in self._masks.items():
+            gradient = self.backend.module.get_parameter(name).grad
+            if gradient is not None:
+                gradient.masked_fill_(~mask, 0)
+
+    @torch.no_grad()
+    def _restore_masked(self, best: Mapping[str, Tensor]) -> None:
+        """Undo what weight decay did to masked weights; they are the same in every state of the run, so in `best`."""
+        for name, mask in self._masks.items():
+            weight = self.backend.module.get_parameter(name)
+            weight.copy_(torch.where(mask, weight, best[name]))
+
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    # ------------------------------------------------------------------------------------------------------- Fisher
+
+    def fisher(self, clips: Sequence[Clip], labels: Labels, micro_batch_size: int) -> dict[str, Tensor]:
+        """See `Session.fisher`. In place of memory that runs out, fewer clips a pass are taken."""
+
+        def progress(done: int, of: int) -> None:
+            self.record({"stage": "fisher", "step": done, "of": of})
+            self.stop.check()
+
+        while True:
+            try:
+                found = cached_fisher(
+                    self.backend, clips, self.fishers, mode=labels, micro_batch_size=micro_batch_size, seed=self.seed,
+                    progress=progress,
+                )  # fmt: skip
+                return {name: value / found.samples for name, value in found.values.items()}
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or micro_batch_size == 1:
+                    raise
+                micro_batch_size = micro_batch_size // 2
+                self.record({"event": "out of memory", "micro_batch_size": micro_batch_size})
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 

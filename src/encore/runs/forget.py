@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from encore.api import Backend, Batch, Clip, Method
-from encore.audio.cache import TensorCache
+from encore.audio.cache import TensorCache, default_folder
 from encore.audio.text import printable
 from encore.errors import GateError, UsageError
 from encore.plugins import backends
@@ -30,7 +30,7 @@ from encore.runs.signals import stop_on_signals
 from encore.runs.store import KEEP_CHECKPOINTS, Checkpoints, RunFolder, preflight, refuse_occupied
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # from how many weights on which learning rate is warned of
-GIVEN = frozenset({"retain", "holdout", "reference", "logits"})  # needs of a method that a run can meet
+GIVEN = frozenset({"retain", "holdout", "reference", "logits", "fisher"})  # needs of a method that a run can meet
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,12 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         def record(line: Mapping[str, Any]) -> None:
             folder.log({"seconds": round(time.monotonic() - started, 3), **line})
             if "of" in line:
-                reporter.progress("forget", line["step"], line["of"], line)
+                reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
 
         checkpoints = Checkpoints(folder.path / "checkpoints", identity, reporter.note)
         engine = Engine(
-            backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints, record=record,
-            stop=stop,
+            backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
+            fishers=default_folder() / "fisher", record=record, stop=stop,
         )  # fmt: skip
         outcome = engine.run(method)
         trained = time.monotonic()
@@ -267,14 +267,18 @@ def estimate(prepared: Prepared) -> dict[str, float]:
     per_step = min(getattr(options, "forget_batch_size", 0), len(_clips(prepared.forget)))
     if "retain" in prepared.method.spec.needs:
         per_step += getattr(options, "batch_size", 0)
+    passes = (
+        len(_clips(prepared.forget)) + len(_clips(prepared.retain)) if "fisher" in prepared.method.spec.needs else 0
+    )
     looks = getattr(options, "steps", 0) / getattr(options, "eval_every", 1) + 2
     looked_at = len(_clips(prepared.forget)) + len(_clips(prepared.holdout)) + 16
     weights = _bytes(backend.module)
     frozen = sum(map(_bytes, backend.frozen().values()))
-    copies = 5 + ("reference" in prepared.method.spec.needs)  # weights, gradient, two moments, best, reference
+    # weights, gradient, two moments, best; the reference; two Fishers
+    copies = 5 + ("reference" in prepared.method.spec.needs) + 2 * ("fisher" in prepared.method.spec.needs)
     activations = len(clips) * batch.codes.shape[-1] * backend.codebooks * backend.codebook_size * 4 * 3
     return {
-        "seconds": getattr(options, "steps", 0) * per_step * a_clip + looks * looked_at * a_clip / 3,
+        "seconds": (getattr(options, "steps", 0) * per_step + passes) * a_clip + looks * looked_at * a_clip / 3,
         "bytes": float(copies * weights + frozen + activations),
     }
 

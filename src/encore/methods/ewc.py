@@ -1,0 +1,43 @@
+"""Ascent held by elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796; for forgetting: Heng & Soh,
+"Selective Amnesia", arXiv 2305.10120)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from encore.api import Batch, LossMethod, Session, Step
+from encore.options import FisherOptions, TrainOptions
+
+
+class Ewc(LossMethod):
+    """min -L_f + λ Σ F_r (θ - θ₀)² + α L_r, θ₀ the base.
+
+    F_r is the Fisher diagonal of the retain clips at θ₀, a mean over clips of per-clip squares. α is 0 in the plain
+    method; "Selective Amnesia" adds such a term, on music that the model plays itself.
+    """
+
+    class Options(FisherOptions, TrainOptions):
+        eval_every: int = 5  # nothing bounds the ascent between two looks
+        lam: float = Field(30.0, ge=0, description="λ: weight of the pull back to the base")
+        alpha: float = Field(0.0, ge=0, description="weight of the retain loss")
+
+    options: Options
+
+    def prepare(self, session: Session) -> None:
+        o, module = self.options, session.backend.module
+        self._fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
+        self._base = {name: module.get_parameter(name).detach().clone() for name in self._fisher}
+
+    def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        return -step.backend.losses(batch)
+
+    def retain_loss(self, step: Step, batch: Batch) -> Tensor:
+        """The pull back is no clip's own: it is given to each, so that the mean over clips holds it once."""
+        module = step.backend.module
+        pull = torch.zeros((), device=batch.codes.device)
+        for name, fisher in self._fisher.items():
+            pull = pull + (fisher * (module.get_parameter(name) - self._base[name]).square()).sum()
+        losses = (self.options.lam * pull).expand(len(batch))
+        return losses + self.options.alpha * step.backend.losses(batch) if self.options.alpha else losses

@@ -1,0 +1,42 @@
+"""Noise where retain does not look (Golatkar et al., "Eternal Sunshine of the Spotless Net", arXiv 1911.04933)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from encore.api import EditMethod, Session
+from encore.options import FisherOptions
+
+
+class FisherNoise(EditMethod):
+    """θ += (α / F_r)^½ · N(0, 1), F_r no less than its mean over all weights / cap. No training.
+
+    F_r is the Fisher diagonal of the retain clips, a mean over clips of per-clip squares. The paper derives F^-¼; the
+    implementations that methods are compared with take F^-½, as here. The cap, relative to the mean so that it means
+    the same on any model, bounds the noise on weights that retain does not use at all. Forget is never looked at: what
+    is forgotten is whatever retain does not hold on to.
+    """
+
+    class Options(FisherOptions):
+        alpha: float = Field(1e-8, gt=0, description="variance of the noise is α / F")
+        cap: float = Field(10.0, gt=0, description="1 / F is at most this many times 1 / mean F")
+
+    options: Options
+
+    @torch.no_grad()
+    def edit(self, session: Session) -> None:
+        o = self.options
+        fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
+        least = mean_over_weights(fisher) / o.cap
+        for name, value in fisher.items():
+            weight = session.backend.module.get_parameter(name)
+            noise = torch.randn(weight.shape, generator=session.generator).to(weight.device)
+            weight.add_((o.alpha / value.clamp(min=least)).sqrt() * noise)
+
+
+def mean_over_weights(fisher: dict[str, torch.Tensor]) -> float:
+    """The mean of a Fisher diagonal over all weights of all parameters."""
+    return sum(float(value.sum(dtype=torch.float64)) for value in fisher.values()) / sum(
+        value.numel() for value in fisher.values()
+    )
