@@ -38,7 +38,7 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec(
             "ewc",
-            "ascent on forget, weights held where retain's Fisher is large",
+            "ascent on forget, held where retain's Fisher is large",
             "encore.methods.ewc:Ewc",
             needs=fisher,
         ),
