@@ -23,7 +23,7 @@ def encore_register_methods() -> list[MethodSpec]:
         MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
         MethodSpec(
             "salun",
-            "rl on the weights that forget's gradient is largest on",
+            "rl on the weights with forget's largest gradients",
             "encore.methods.salun:SalUn",
             needs=retain,
         ),
@@ -38,7 +38,11 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec(
             "ewc",
+<<<<<<< ours
             "ascent on forget, held where retain's Fisher is large",
+=======
+            "ascent, held where retain's Fisher is large",
+>>>>>>> theirs
             "encore.methods.ewc:Ewc",
             needs=fisher,
         ),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from encore.api import Batch, EditMethod, LossMethod, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
+from encore.curvature import backend_fisher
 from encore.errors import EncoreError, PluginError
 from encore.fingerprint import module_sha256
 from encore.options import Options, TrainOptions
@@ -303,3 +304,137 @@ def test_draw_passes_over_everything_before_it_repeats() -> None:
     assert sorted(seen) == list(range(8))
     assert draw.take([1, 2], 5) == [1, 2]
     assert set(draw.take([3, 4, 5], 2)) <= {3, 4, 5}
+
+
+# ------------------------------------------------------------------------------------------------- masks and Fisher
+
+
+class Sparse(Plain):
+    """Trains every other weight of one parameter, none of a second, all of the rest."""
+
+    def prepare(self, session: Session) -> None:
+        for name, weight in session.backend.module.named_parameters():
+            if name.endswith("layers.0.fc1.weight"):
+                session.masks[name] = (torch.arange(weight.numel()) % 2 == 0).view(weight.shape)
+            elif name.endswith("layers.1.fc2.weight"):
+                session.masks[name] = torch.zeros(weight.shape, dtype=torch.bool)
+
+
+def test_masked_entries_stay_bit_identical_and_the_rest_is_trained(backend: MusicgenBackend, clips: Clips) -> None:
+    before = {name: weight.detach().clone() for name, weight in backend.module.named_parameters()}
+    run(backend, clips, Sparse(options(weight_decay=0.5, steps=6, dropout=True)))
+    for name, weight in backend.module.named_parameters():
+        moved = weight != before[name]
+        if name.endswith("layers.0.fc1.weight"):
+            assert not moved.flatten()[1::2].any()
+            assert moved.flatten()[::2].all()
+        elif name.endswith("layers.1.fc2.weight"):
+            assert not moved.any()
+        else:
+            assert moved.any(), name
+
+
+def test_masked_entries_have_no_part_in_the_clipped_norm(backend: MusicgenBackend, clips: Clips) -> None:
+    batch = {"steps": 1, "batch_size": 7, "forget_batch_size": 5}
+    lines: list[Any] = []
+    twin = backend.clone()
+    run(backend, clips, Sparse(options(**batch)), record=lines.append)
+    losses = -twin.losses(Batch.of(clips.forget)).mean() + twin.losses(Batch.of(clips.retain)).mean()
+    losses.backward()
+    total = 0.0
+    for name, weight in twin.module.named_parameters():
+        assert weight.grad is not None
+        gradient = weight.grad.double().flatten()
+        if name.endswith("layers.0.fc1.weight"):
+            gradient = gradient[::2]
+        if not name.endswith("layers.1.fc2.weight"):
+            total += gradient.square().sum().item()
+    assert next(line["grad_norm"] for line in lines if "grad_norm" in line) == pytest.approx(total**0.5, rel=1e-4)
+
+
+def test_a_resumed_run_keeps_its_masks(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
+    settings = options(steps=7, checkpoint_seconds=0, weight_decay=0.5)
+    straight, broken, again = (backend.clone() for _ in range(3))
+    run(straight, clips, Sparse(settings))
+    stop = StopFlag()
+
+    def stop_at(line: Any) -> None:
+        if line.get("step") == 5:
+            stop.number = 15
+
+    with pytest.raises(Interrupted):
+        run(broken, clips, Sparse(settings), checkpoints=Checkpoints(tmp_path, "x"), stop=stop, record=stop_at)
+    run(again, clips, Sparse(settings), checkpoints=Checkpoints(tmp_path, "x"))
+    assert module_sha256(again.module) == module_sha256(straight.module)
+
+
+def fisher_of(found: list[Any], needs: frozenset[str] = frozenset({"fisher"}), **asked: Any) -> EditMethod:
+    class Ask(EditMethod):
+        spec = MethodSpec("ask", "", "", needs=needs)
+        Options = NoOptions
+
+        def edit(self, session: Session) -> None:
+            session.backend.module.train()  # what it was in must not matter
+            with torch.no_grad():
+                found.append(session.fisher(session.forget, **asked))
+
+    return Ask(NoOptions())
+
+
+@pytest.mark.parametrize("labels", ["empirical", "sampled"])
+def test_a_sessions_fisher_is_the_mean_over_clips_and_kept(
+    backend: MusicgenBackend, clips: Clips, tmp_path: Path, labels: Any
+) -> None:
+    whole = backend_fisher(backend, clips.forget, mode=labels, micro_batch_size=2, seed=4)
+    found: list[Any] = []
+    lines: list[Any] = []
+    for _ in range(2):
+        run(
+            backend, clips, fisher_of(found, labels=labels, micro_batch_size=2), seed=4, fishers=tmp_path,
+            record=lines.append,
+        )  # fmt: skip
+        found[-1]["next"] = found[-1].popitem()  # the caller's own: what it does to it does not come back
+    assert [line["step"] for line in lines if line.get("stage") == "fisher"] == [2, 4, 5]  # once, not twice
+    for result in found:
+        assert all(torch.equal(result[n], v / 5) for n, v in whole.values.items() if n in result)
+    assert len(found[0]) == len(found[1]) == len(whole.values)
+
+
+def test_a_fisher_must_be_declared(backend: MusicgenBackend, clips: Clips) -> None:
+    with pytest.raises(PluginError, match="must say so"):
+        run(backend, clips, fisher_of([], needs=frozenset()))
+
+
+def test_a_fisher_pass_stops_on_a_signal(backend: MusicgenBackend, clips: Clips) -> None:
+    stop = StopFlag()
+
+    def record(line: Any) -> None:
+        if line.get("stage") == "fisher":
+            stop.number = 2
+
+    found: list[Any] = []
+    with pytest.raises(Interrupted):
+        run(backend, clips, fisher_of(found, micro_batch_size=1), stop=stop, record=record)
+    assert not found
+
+
+def test_a_fisher_that_does_not_fit_takes_fewer_clips_a_pass(
+    backend: MusicgenBackend, clips: Clips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = backend_fisher(backend, clips.forget, micro_batch_size=1)
+    small, losses = 1, backend.losses
+    found: list[Any] = []
+    lines: list[Any] = []
+
+    def scarce(batch: Batch) -> Tensor:
+        if torch.is_grad_enabled() and len(batch) > small:
+            raise torch.OutOfMemoryError("no more")
+        return losses(batch)
+
+    monkeypatch.setattr(backend, "losses", scarce)
+    run(backend, clips, fisher_of(found, micro_batch_size=4), record=lines.append)
+    assert [line["micro_batch_size"] for line in lines if line.get("event") == "out of memory"] == [2, 1]
+    assert all(torch.equal(value, expected.values[name] / 5) for name, value in found[0].items())
+    small = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        run(backend, clips, fisher_of(found, micro_batch_size=1))

@@ -123,3 +123,19 @@ def test_another_run_is_refused_in_few_words(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(InputError, match="can't be read"):
             refuse_other_run(file, asked)
+
+
+def test_a_fisher_is_kept_between_runs(request_: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "cache"))
+    chosen = methods().resolve("ssd")
+    runs, stages = [], []
+    for name in ("first", "second"):
+        asked = replace(request_, out=Path(name))
+        ready = prepare(asked, chosen(chosen.Options(alpha=1.2)))
+        assert estimate(ready)["seconds"] > estimate(replace(ready, method=graddiff(steps=1)))["seconds"] / 10
+        runs.append(forget(ready, {}))
+        log = Path(name, "log.jsonl")  # not there where nothing was worth a line
+        stages.append([json.loads(line).get("stage") for line in log.read_text().splitlines()] if log.exists() else [])
+    assert "fisher" in stages[0]
+    assert "fisher" not in stages[1]
+    assert runs[0]["unlearned_sha256"] == runs[1]["unlearned_sha256"] != runs[0]["model"]["sha256"]

@@ -25,6 +25,7 @@ def cached_fisher(
     mode: Labels = "empirical",
     micro_batch_size: int = 8,
     seed: int = 0,
+    checkpoint_seconds: float = 60.0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Fisher:
     """`backend_fisher`, from `folder` where it is there; a file takes 4 bytes a trainable weight.
@@ -35,11 +36,14 @@ def cached_fisher(
 
     Args:
         folder: None keeps nothing.
+        checkpoint_seconds: how often an unfinished one is written.
     """
     settings = {"mode": mode, "micro_batch_size": micro_batch_size, "seed": seed}
 
     def compute(checkpoint: Path | None) -> Fisher:
-        return backend_fisher(backend, clips, **settings, checkpoint=checkpoint, progress=progress)  # type: ignore[arg-type]
+        return backend_fisher(
+            backend, clips, **settings, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, progress=progress
+        )  # type: ignore[arg-type]
 
     if folder is None:
         return compute(None)

@@ -171,6 +171,7 @@ class Engine:
             self.train(method)
         elif isinstance(method, EditMethod):
             method.edit(session)
+            self.backend.module.eval()
             self.outcome.best = self.judge.look()
         else:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
@@ -330,10 +331,11 @@ class Engine:
 
         while True:
             try:
-                found = cached_fisher(
-                    self.backend, clips, self.fishers, mode=labels, micro_batch_size=micro_batch_size, seed=self.seed,
-                    progress=progress,
-                )  # fmt: skip
+                with torch.enable_grad():  # an edit as a whole may stand under no_grad
+                    found = cached_fisher(
+                        self.backend, clips, self.fishers, mode=labels, micro_batch_size=micro_batch_size,
+                        seed=self.seed, progress=progress,
+                    )  # fmt: skip
                 return {name: value / found.samples for name, value in found.values.items()}
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or micro_batch_size == 1:
