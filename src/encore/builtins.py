@@ -38,11 +38,7 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec(
             "ewc",
-<<<<<<< ours
-            "ascent on forget, held where retain's Fisher is large",
-=======
             "ascent, held where retain's Fisher is large",
->>>>>>> theirs
             "encore.methods.ewc:Ewc",
             needs=fisher,
         ),
