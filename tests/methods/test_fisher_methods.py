@@ -14,7 +14,6 @@ from encore.api import Batch, Clip, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import PluginError
 from encore.fingerprint import module_sha256
-from encore.methods.ewc import Ewc
 from encore.methods.salun import SalUn
 from encore.plugins import methods
 from encore.runs.engine import Clips, Engine

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from encore.api import Backend, Clip, Labels
 from encore.audio.cache import CacheWarning
@@ -38,12 +39,12 @@ def cached_fisher(
         folder: None keeps nothing.
         checkpoint_seconds: how often an unfinished one is written.
     """
-    settings = {"mode": mode, "micro_batch_size": micro_batch_size, "seed": seed}
+    settings: dict[str, Any] = {"mode": mode, "micro_batch_size": micro_batch_size, "seed": seed}
 
     def compute(checkpoint: Path | None) -> Fisher:
         return backend_fisher(
             backend, clips, **settings, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, progress=progress
-        )  # type: ignore[arg-type]
+        )
 
     if folder is None:
         return compute(None)
