@@ -1,6 +1,6 @@
 """One peer of `bench/fisher.py`, measured in this process; prints one line of JSON. Not called by hand.
 
-python bench/fisher_measure.py peer|reference PEER SETUP-JSON REFERENCE.safetensors
+python bench/fisher_measure.py time|memory|reference PEER SETUP-JSON REFERENCE.safetensors
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fisher_model import Batch, Setup, losses, zeros
-from fisher_peers import PEERS, Step, Sums
+from fisher_model import Setup, losses, zeros
+from fisher_peers import PEERS, Sums
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS = 2
-"""How many steps memory is watched over: what is left of one may add to the next."""
+from encore.runs.environment import keep_freed_memory
 
 WRONG = 1e-3
 """From what relative error on a parameter counts as wrong; rounding stays under a hundredth of it."""
@@ -54,15 +53,19 @@ def check_causal(model: nn.Module, setup: Setup) -> None:
         raise RuntimeError("this model sees tokens that come later: it has no causal mask")
 
 
-def peer_row(peer: str, setup: Setup, pairs: int, file: Path) -> dict[str, Any]:
-    """Memory first, while this process is fresh, then the error of what those steps gave, then time."""
+def timing(peer: str, setup: Setup, pairs: int, file: Path) -> dict[str, Any]:
+    """The error of a first step, then seconds of plain steps and of the peer's, by turns.
+
+    glibc keeps what is freed, as under Encore's commands. Else page faults differ by what happens to be left at the
+    heap's end after a step (gradients, say, that keep it from shrinking), and can be a tenth of the step.
+    """
+    keep_freed_memory()
     model, batch = setup.model(), setup.batch()
-    step, sums, peak = first_steps(peer, model, batch, setup)
-    row: dict[str, Any] = {"memory_mb": peak}
-    if sums:
-        row |= errors({name: value / STEPS for name, value in sums.items()}, file)
-    plain = PEERS["plain"](setup.model(), batch)
-    plain(sums)  # fills caches, as the peer's first steps did
+    step, plain = PEERS[peer](model, batch), PEERS["plain"](setup.model(), batch)
+    sums = zeros(model)
+    step(sums)
+    row = {} if peer == "plain" else errors(sums, file)
+    plain(sums)  # fills caches, as the peer's first step did
     wall, cpu, base = [], [], []
     for pair in range(pairs):
         taken = {}
@@ -89,13 +92,12 @@ def timed(call: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def first_steps(
-    peer: str, model: nn.Module, batch: Batch, setup: Setup
-) -> tuple[Step, dict[str, Tensor], float | None]:
-    """Two steps of a peer: the step, what it summed, and how far they pushed resident memory above the model's, MB.
+def memory(peer: str, setup: Setup) -> dict[str, Any]:
+    """How far each of two steps pushes the process's resident memory above the loaded model's, in MB.
 
-    The Fisher counts, as the plain step's gradients do. The peak is None where the kernel can't reset it.
+    The Fisher counts, as the plain step's gradients do: it is there from the second step's beginning on.
     """
+    model, batch = setup.model(), setup.batch()
     small = replace(setup, samples=1, frames=4, text=1).batch()
     losses(model, small).sum().backward()  # loads what torch and its libraries load on first use
     model.zero_grad(set_to_none=True)
@@ -104,16 +106,21 @@ def first_steps(
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    known = True
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-    except OSError:
-        known = False
-    before = resident("VmRSS") if known else 0.0
     sums = {} if peer == "plain" else zeros(model)
-    for _ in range(STEPS):
+    before, peaks = resident("VmRSS"), []
+    for _ in range(2):
+        try:
+            reset_peak()
+        except OSError as error:
+            return {"why": f"memory: the kernel can't reset the peak ({error})"}
         step(sums)
-    return step, sums, resident("VmHWM") - before if known else None
+        peaks.append(resident("VmHWM") - before)
+    return {"memory_mb": max(peaks), "peaks_mb": peaks}
+
+
+def reset_peak() -> None:
+    """Set the process's peak to what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident(field: str) -> float:
@@ -151,7 +158,7 @@ def main(mode: str, peer: str, options: Mapping[str, Any], file: Path) -> dict[s
     if mode == "reference":
         return reference(setup, file)
     try:
-        return peer_row(peer, setup, options["pairs"], file)
+        return timing(peer, setup, options["pairs"], file) if mode == "time" else memory(peer, setup)
     except ModuleNotFoundError as error:
         return {"why": f"not installed: {error}"}
     except Exception as error:  # a library may fail on this model in any way, and its row says how
