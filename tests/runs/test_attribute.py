@@ -38,7 +38,7 @@ def catalog() -> list[Clip]:
 def slow(backend: MusicgenBackend, catalog: list[Clip], clip: list[Clip], conditioned: bool) -> dict[str, float]:
     """The formula in the module's docstring, one gradient at a time, all of them stored, in float64."""
     twin = backend.clone()
-    twin.model.double()
+    twin.module.double()  # a clone shares its codec and text encoder
     twin.conditions = {text: states.double() for text, states in backend.conditions.items()}
     weights = list(twin.module.parameters())
 

@@ -46,7 +46,6 @@ def slow(backend: MusicgenBackend, clips: Sequence[Clip], most: float) -> tuple[
     """The clipped gradient and each track's norm, float64, one clip at a time."""
     module = backend.clone()
     module.module.double()
-    module.model.double()
     module.conditions = {caption: states.double() for caption, states in backend.conditions.items()}
     tracks: dict[str, Weights] = {}
     for clip in clips:
