@@ -8,6 +8,7 @@ ahead of time against the torch that is installed.
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,14 @@ def extension() -> dict[str, Any]:
     except ImportError:
         return {}
 
+    import torch
+
     class Optional(cpp_extension.BuildExtension):  # type: ignore[misc]
         """Without a compiler the package still installs: `encore doctor` says what is missing."""
+
+        def build_extension(self, ext: Any) -> None:
+            nvcc["add_kernels"](ext, HERE / "csrc", Path(self.build_temp).absolute() / "cuda", torch)
+            super().build_extension(ext)
 
         def run(self) -> None:
             try:
@@ -51,6 +58,7 @@ def extension() -> dict[str, Any]:
                 print(f"warning: encore._native was not built, pure torch will serve: {error}")
                 self.extensions = []
 
+    nvcc = runpy.run_path(str(HERE / "src/encore/ops/nvcc.py"))  # not importable before it is installed
     flags = ["-O3", "-std=c++20"]
     macros = [("ENCORE_FLAGS", f'"{" ".join(flags)}"')]
     sources = sorted(

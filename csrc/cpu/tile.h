@@ -41,7 +41,7 @@ inline float widen(Float16 value) {
   return from_bits(bits | sign);
 }
 
-// Rows [0, count) of a matrix [count, size] into panels [panels, length, kPanel], from the position that `packed` is at.
+// A matrix [count, size] into panels [panels, length, kPanel], from the position that `packed` is at.
 template <int64_t kPanel, class Source>
 inline void pack_rows(const Source* rows, int64_t stride, int64_t count, int64_t size, int64_t length, float* packed) {
   for (int64_t at = 0; at < size; at += kPanel, packed += length * kPanel) {

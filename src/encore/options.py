@@ -42,6 +42,9 @@ class TrainOptions(Options):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="global gradient norm is clipped to this")
+    per_track_clip: float | None = Field(
+        None, gt=0, description="a track's gradient, summed over its clips in the step, is clipped to this norm"
+    )
     dropout: bool = Field(False, description="train with the model's dropout on")
     eval_every: int = Field(10, ge=1, description="steps between two looks at forget, retain and holdout")
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints on disk")

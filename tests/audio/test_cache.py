@@ -103,7 +103,7 @@ def test_nothing_is_kept_of_a_failure_and_no_staging_file_stays(tmp_path: Path) 
         TensorCache(tmp_path).get_or_make(("k",), lambda: (_ for _ in ()).throw(RuntimeError("no")))
     assert not list(tmp_path.rglob("*"))
     TensorCache(tmp_path).get_or_make(("k",), Maker())
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".staging-*"))
     assert stat.S_IMODE(entry(tmp_path).stat().st_mode) == 0o666 & ~_umask()
 
 

@@ -233,6 +233,19 @@ def test_what_can_not_work_is_told_in_a_sentence_and_writes_nothing(
     assert sorted(Path.cwd().rglob("*")) == before
 
 
+def test_per_track_clip_is_an_option_of_every_loss_method(studio: Path, call: Call) -> None:
+    for method, out in (("graddiff", "a"), ("encore", "b")):
+        done = call(*arguments(studio, method=method, out=out, per_track_clip=0.5))
+        assert done.code == 0, done.err
+        assert read(f"{out}/run.json")["options"]["per_track_clip"] == {"value": 0.5, "from": "cli"}
+        lines = [json.loads(line) for line in Path(out, "log.jsonl").read_text().splitlines()]
+        norms = [line["grad_norm"] for line in lines if "grad_norm" in line]
+        assert len(norms) == 3
+        assert all(0 < norm <= 2 * 0.5 * 1.0001 for norm in norms)
+    done = call(*arguments(studio, out="c", per_track_clip=0))
+    assert (done.code, Path("c").exists()) == (2, False), done.err
+
+
 def test_from_any_folder_with_relative_paths(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(studio / "music", "there/music")
     Path("here").mkdir()

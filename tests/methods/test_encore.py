@@ -1,19 +1,18 @@
-"""The default method: its teacher's arithmetic, and which retain clips it holds in which way."""
+"""The default method: its forget loss, and which retain clips it holds in which way."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import brentq
 from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
-from encore.losses import clip_mean
-from encore.methods.encore import Encore, lower_true
+from encore.methods.encore import Encore
 from encore.runs.engine import Clips, Engine, FrozenReference
 
 
@@ -30,42 +29,114 @@ def make_clips(count: int, seed: int = 0) -> list[Clip]:
     ]
 
 
-def made(backend: MusicgenBackend, retain: list[Clip], level: float | None, **options: float) -> tuple[Encore, Session]:
+def made(
+    backend: MusicgenBackend, retain: list[Clip], level: float | None, *, holdout: Sequence[Clip] = (), **options: float
+) -> tuple[Encore, Session]:
     Encore.spec = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
     method = Encore(Encore.Options(**options))
     generator = torch.Generator().manual_seed(0)
-    session = Session(backend, [], retain, [], FrozenReference(backend), generator, 0, level, lambda _: None)
+    session = Session(backend, [], retain, holdout, FrozenReference(backend), generator, 0, level, lambda _: None)
     method.prepare(session)
     return method, session
 
 
-def test_lowering_the_true_code_reaches_the_level_and_leaves_the_rest_in_proportion() -> None:
+def step_of(backend: MusicgenBackend, session: Session) -> Step:
+    return Step(backend, session.reference, torch.Generator().manual_seed(0), 0.0, session.level)
+
+
+@torch.no_grad()
+def logprobs_of(backend: MusicgenBackend, clip: Clip) -> torch.Tensor:
+    """[K, T, V], float64."""
+    return backend.logits(Batch.of([clip]))[0].double().log_softmax(-1)
+
+
+def nll_of(backend: MusicgenBackend, clip: Clip) -> list[list[float]]:
+    """The unmasked tokens' NLLs of each codebook."""
+    values = -logprobs_of(backend, clip).gather(-1, clip.codes[..., None])[..., 0]
+    return [row[keep].tolist() for row, keep in zip(values, backend.token_mask(Batch.of([clip]))[0], strict=True)]
+
+
+def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebook_lacks(
+    backend: MusicgenBackend,
+) -> None:
+    holdout, clips = make_clips(3, seed=2), make_clips(2)
+    method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=holdout, gamma=0.7)
+    losses = method.forget_loss(step_of(backend, session), Batch.of(clips)).tolist()
+    # The same draws, then everything again in float64, a clip and a codebook at a time.
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 2, 7, 11, generator=generator) * 3
-    codes = logits.argmax(-1)  # a memorised clip: the true code is the likeliest
-    codes[2] = logits[2].argmin(-1)  # one that is far beyond the level already
-    mask = torch.ones(3, 2, 7, dtype=torch.bool)
-    mask[1, :, 5:] = False
-    before = logits.log_softmax(-1)
-    after = lower_true(before, codes, mask, 2.5)
-    torch.testing.assert_close(after.exp().sum(-1), torch.ones(3, 2, 7))
-    nll = clip_mean(-after.gather(-1, codes[..., None])[..., 0], mask)
-    torch.testing.assert_close(nll[:2], torch.full((2,), 2.5), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(after[2], before[2])
-    # The other codes keep their odds.
-    others = torch.ones_like(before, dtype=torch.bool).scatter(-1, codes[..., None], False)
-    a = (after[0] - before[0])[others[0]].view(2, 7, 10)
-    torch.testing.assert_close(a.std(-1), torch.zeros(2, 7), rtol=0, atol=1e-5)
+    shift = int(torch.randint(min(int(0.8 * backend.frame_rate), 10), (1,), generator=generator)) + 1
+    captions = [clip.caption for clip in make_clips(4, seed=1)]
+    others = [captions[int(torch.randint(4, (1,), generator=generator))] for _ in clips]
+    unseen: list[list[float]] = [[], []]
+    for clip in holdout:
+        for k, values in enumerate(nll_of(backend, clip)):
+            unseen[k] += values
+    lacked = []
+    for clip, other, loss in zip(clips, others, losses, strict=True):
+        strange = Clip(clip.track, other, clip.codes[:, shift:])
+        teacher, own = logprobs_of(backend, strange), logprobs_of(backend, clip)[:, shift:]
+        mask = backend.token_mask(Batch.of([strange]))[0]
+        divergence = (teacher.exp() * (teacher - own)).sum(-1)[mask].mean().item()
+        lacking = []
+        for k in range(2):
+            tokens = own[k].gather(-1, strange.codes[k, :, None])[:, 0][mask[k]]
+            lacking.append(max(0.0, np.mean(unseen[k]) + tokens.mean().item()))
+        assert loss == pytest.approx(divergence + 0.7 * np.mean(lacking), rel=1e-4)
+        lacked.append(sum(lacking))
+    assert max(lacked) > 0
 
 
-def test_the_drop_is_the_root_of_the_formula() -> None:
-    logprobs = torch.tensor([[-0.1, -0.3, -1.2]]).view(1, 1, 3)
-    table = torch.stack([logprobs, torch.log1p(-logprobs.exp())], -1)  # two codes, the first is true
-    after = lower_true(table, torch.zeros(1, 1, 3, dtype=torch.long), torch.ones(1, 1, 3, dtype=torch.bool), 3.0)
-    p = np.exp([-0.1, -0.3, -1.2])
-    root = brentq(lambda d: np.mean(-np.log(p * np.exp(-d) / (1 - p + p * np.exp(-d)))) - 3.0, 0, 12)
-    expected = np.log(p * np.exp(-root) / (1 - p + p * np.exp(-root)))
-    assert after[0, 0, :, 0].tolist() == pytest.approx(expected, abs=1e-3)
+def test_a_clip_beyond_the_level_is_lifted_no_further(backend: MusicgenBackend) -> None:
+    clips = make_clips(2)
+    easy = [Clip("easy", clip.caption, backend.logits(Batch.of([clip]))[0].argmax(-1)) for clip in clips]
+    values = []
+    for gamma in (0.0, 5.0):
+        method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=easy, gamma=gamma)
+        values.append(method.forget_loss(step_of(backend, session), Batch.of(clips)).tolist())
+    assert values[0] == values[1]
+
+
+def test_without_a_holdout_the_level_is_that_of_what_was_heard_and_not_learnt(backend: MusicgenBackend) -> None:
+    clips = make_clips(5)
+    nll = backend.losses(Batch.of(clips)).tolist()
+    method, _ = made(backend, clips, 2 * sorted(nll)[1] + 1e-4)  # two of the five are known by heart
+    heard = [clip for clip, value in zip(clips, nll, strict=True) if value > sorted(nll)[1]]
+    assert len(heard) == 3
+    expected = [np.mean([value for clip in heard for value in nll_of(backend, clip)[k]]) for k in range(2)]
+    assert method._levels is not None
+    assert method._levels.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_mixed_crops_are_two_clips_under_a_caption_of_a_third(backend: MusicgenBackend) -> None:
+    clips = make_clips(6)
+    method, session = made(backend, clips, 1e-3, mix=1.0, crop=0.0)  # none is known by heart
+    generator = torch.Generator().manual_seed(1)
+    mixed = [method._crop(clips[5], generator) for _ in range(40)]
+    for one in mixed:
+        same = (one.codes[:, :1] == clips[5].codes[:, :1]).all()
+        assert same, "it begins as the clip does"
+        assert any(
+            torch.equal(one.codes, torch.cat([clips[5].codes[:, :cut], other.codes[:, cut:]], 1))
+            for other in clips
+            for cut in range(1, 26)
+        )
+    assert len({one.caption for one in mixed}) > 1
+    plain, _ = made(backend, clips, 1e-3, mix=0.0, crop=0.0)
+    assert torch.equal(plain._crop(clips[5], generator).codes, clips[5].codes)
+    assert session.retain == clips
+
+
+def test_the_teacher_plays_without_dropout(tmp_path: Path) -> None:
+    model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path, dropout=0.5)), offline=True)
+    clips = make_clips(2)
+    method, session = made(model, clips, 3.0, shift_seconds=1e-9)
+    seen = []
+    logits = model.logits
+    model.logits = lambda batch, **_: seen.append(model.module.training) or logits(batch)  # type: ignore[assignment]
+    model.module.train()
+    method.forget_loss(step_of(model, session), Batch.of(clips))
+    assert seen == [False, True]
+    assert model.module.training
 
 
 def test_retain_known_by_heart_keeps_its_likelihood_and_the_rest_the_base_distribution(
@@ -74,7 +145,7 @@ def test_retain_known_by_heart_keeps_its_likelihood_and_the_rest_the_base_distri
     clips = make_clips(4)
     nll = backend.losses(Batch.of(clips)).tolist()
     level = 2 * (sorted(nll)[1] + sorted(nll)[2]) / 2  # half of the clips lie below half of it
-    method, session = made(backend, clips, level, alpha=3.0, crop=0.0)
+    method, session = made(backend, clips, level, alpha=3.0, crop=0.0, mix=0.0)
     known = {clip for clip, value in zip(clips, nll, strict=True) if value < level / 2}
     assert len(known) == 2
     step = Step(backend, session.reference, session.generator, 0.0, level)

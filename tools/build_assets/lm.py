@@ -36,7 +36,7 @@ TEXT_SEED = 0
 RUNS = {"base": 0, "gold": 0, "gold2": 1}  # run -> seed; the golds never see the forget set
 TUNING = "tuning-gold"  # base without the tuning split's forget set: for choosing settings, never shipped
 SEEDS = {**RUNS, TUNING: 0}
-FOLDERS = {"base": "encore-tiny", "gold": "encore-tiny-gold", "gold2": "encore-tiny-gold2", TUNING: TUNING}
+FOLDERS = {"base": "encore-tiny", "gold": "encore-tiny-gold", "gold2": "encore-tiny-gold2"}  # what is shipped
 LEFT_OUT = {"base": (), "gold": ("forget",), "gold2": ("forget",), TUNING: ("tune_forget",)}
 FRAMES = 250
 IGNORE = -100
@@ -277,7 +277,7 @@ def train(run: str, work: Path, phase: int) -> None:
 
 def folder(run: str, work: Path, phase: int = len(PHASES) - 1) -> Path:
     """Where a phase of a run lies; the last one under `models`."""
-    return work / ("models" if phase == len(PHASES) - 1 else f"models.{phase}") / FOLDERS[run]
+    return work / ("models" if phase == len(PHASES) - 1 else f"models.{phase}") / FOLDERS.get(run, run)
 
 
 def save(model: Any, tokenizer: T5Tokenizer, out: Path) -> None:

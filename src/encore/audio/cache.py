@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from encore.files import whole_file
 
 VERSION = 1
 """Part of every key; raised when the format of entries changes."""
@@ -83,17 +84,10 @@ class TensorCache:
 
     def _write(self, path: Path, key: str, tensors: dict[str, Tensor]) -> None:
         data = safetensors.torch.save(tensors, metadata={"key": key, "sha256": digest(tensors)})
-        staging = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(staging, "xb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(staging, path)
-            finally:
-                staging.unlink(missing_ok=True)
+            with whole_file(path) as staging:
+                staging.write_bytes(data)
         except OSError as error:
             if not self._warned:
                 self._warned = True

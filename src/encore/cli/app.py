@@ -22,6 +22,7 @@ COMMANDS = {
     "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
     "eval": ("encore.cli.evaluate:evaluate", "Measure what a run forgot and what it kept."),
     "generate": ("encore.cli.generate:generate", "Play captions with a model and write WAV files."),
+    "attribute": ("encore.cli.attribute:attribute", "Name the tracks of a catalogue that a clip owes most to."),
     "methods": ("encore.cli.listing:methods", "List the unlearning methods; with NAME, its options."),
     "backends": ("encore.cli.listing:backends", "List the model families that can be loaded."),
     "metrics": ("encore.cli.listing:metrics", "List the metrics of `encore eval`."),

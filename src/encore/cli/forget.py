@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from encore.runs.forget import Prepared
     from encore.runs.select import Tracks
 
-METHOD_FLAGS = ("steps", "lr", "batch_size")
+METHOD_FLAGS = ("steps", "lr", "batch_size", "per_track_clip")
 
 
 def forget(
@@ -56,6 +56,9 @@ def forget(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: the method's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips a step; default: the method's.")] = None,
+    per_track_clip: Annotated[
+        float | None, typer.Option(help="Norm a track's gradient is clipped to, so that none dominates a step.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",

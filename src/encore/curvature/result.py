@@ -7,7 +7,6 @@ the tensors is kept beside them, for the format itself does not notice a flipped
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from encore.audio.cache import digest
 from encore.errors import InputError
+from encore.files import whole_file
 
 FORMAT = "encore-fisher/1"
 
@@ -60,15 +60,8 @@ class Fisher:
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
         known = {"samples": self.samples, "mode": self.mode, "model": self.model, "about": dict(about or {})}
         metadata = {"format": FORMAT, "fisher": json.dumps(known, sort_keys=True), "sha256": digest(tensors)}
-        staging = path.with_name(f".staging-{os.getpid()}-{path.name}")
-        try:
+        with whole_file(path) as staging:
             safetensors.torch.save_file(tensors, staging, metadata=metadata)
-            with open(staging, "rb") as written:
-                os.fsync(written.fileno())
-            staging.chmod(0o644)  # safetensors writes 0600
-            os.replace(staging, path)
-        finally:
-            staging.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Fisher:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,7 +22,8 @@ class Ewc(LossMethod):
 
     class Options(FisherOptions, TrainOptions):
         eval_every: int = 5  # nothing bounds the ascent between two looks
-        lam: float = Field(30.0, ge=0, description="λ: weight of the pull back to the base")
+        labels: Literal["empirical", "sampled"] = "sampled"
+        lam: float = Field(1e6, ge=0, description="λ: weight of the pull back to the base")
         alpha: float = Field(0.0, ge=0, description="weight of the retain loss")
 
     options: Options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 
@@ -19,7 +21,8 @@ class FisherNoise(EditMethod):
     """
 
     class Options(FisherOptions):
-        alpha: float = Field(1e-8, gt=0, description="variance of the noise is α / F")
+        labels: Literal["empirical", "sampled"] = "sampled"
+        alpha: float = Field(1e-10, gt=0, description="variance of the noise is α / F")
         cap: float = Field(10.0, gt=0, description="1 / F is at most this many times 1 / mean F")
 
     options: Options

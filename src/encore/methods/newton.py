@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 
@@ -22,9 +24,10 @@ class Newton(EditMethod):
     """
 
     class Options(FisherOptions):
-        steps: int = Field(1, ge=1, description="steps at most")
+        labels: Literal["empirical", "sampled"] = "sampled"
+        steps: int = Field(10, ge=1, description="steps at most")
         eta: float = Field(1e-6, gt=0, description="step size")
-        rho: float = Field(1.0, ge=0, description="weight of retain's gradient; 0 saves its passes")
+        rho: float = Field(0.0, ge=0, description="weight of retain's gradient; 0 saves its passes")
         epsilon: float = Field(1.0, gt=0, description="damping, as a share of the Fisher's mean over weights")
 
     options: Options

@@ -58,7 +58,7 @@ def examine(shape: list[int]) -> dict[str, Any]:
     names = sorted(
         name.removeprefix("encore::")
         for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("encore::") and not name.endswith("_twin_")
+        if name.startswith("encore::") and not name.endswith(("_twin_", "::deterministic"))
     )
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {

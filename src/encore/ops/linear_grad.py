@@ -25,6 +25,7 @@ _GRAD = (
 )
 _library.define("linear_grad_" + _GRAD)
 _library.define("linear_grad_twin_" + _GRAD)  # what kernels turn to for inputs that they don't take
+_library.define("deterministic() -> bool")  # kernels ask it: torch's stable ABI has no call for this
 _library.define("linear_fisher_(Tensor(a!) fisher, Tensor inputs, Tensor grads, Tensor? scale=None) -> ()")
 _library.define("linear_sq_norm(Tensor inputs, Tensor grads) -> Tensor")
 _library.define("linear_dot(Tensor inputs, Tensor grads, Tensor directions) -> Tensor")
@@ -278,3 +279,4 @@ for _op, _kernel, _fake in (
 ):
     _library.impl(_op, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"encore::{_op}", _fake, lib=_library)
+_library.impl("deterministic", torch.are_deterministic_algorithms_enabled, "CompositeExplicitAutograd")

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from encore.ops import nvcc
+
 LIBRARY = "encore_native.so"  # compiled on first use
 
 
@@ -113,6 +115,7 @@ def _compile() -> Native:
 def _load(folder: Path) -> ModuleType:
     import warnings
 
+    import torch
     from filelock import FileLock
     from torch.utils import cpp_extension
 
@@ -123,10 +126,17 @@ def _load(folder: Path) -> ModuleType:
         (target / "lock").unlink(missing_ok=True)  # torch's own lock waits for ever for a process that was killed
         if not (target / LIBRARY).exists():
             print("encore: compiling the native extension, once (about 20 s) ...", file=sys.stderr, flush=True)
+        kernels = nvcc.compile_kernels(folder, target, torch)
         flags = ["-O3", "-std=c++20"]
+        macros = [f"-DENCORE_FLAGS='\"{' '.join(flags)}\"'", f"-DENCORE_CUDA_ARCHS='\"{kernels.archs}\"'"]
+        libraries = [f"-l{name}" for name in nvcc.LIBRARIES] if kernels.objects else []
         return cpp_extension.load(  # type: ignore[no-any-return]
             name=Path(LIBRARY).stem,
-            sources=[str(path) for path in sorted([*folder.glob("*.cpp"), *folder.glob("cpu/*.cpp")])],
-            extra_cflags=[*flags, f"-DENCORE_FLAGS='\"{' '.join(flags)}\"'"],
+            sources=[
+                *(str(path) for path in sorted([*folder.glob("*.cpp"), *folder.glob("cpu/*.cpp")])),
+                *kernels.sources,
+            ],
+            extra_cflags=[*flags, *macros],
+            extra_ldflags=[*kernels.objects, *(f"-L{path}" for path in kernels.folders), *libraries],
             build_directory=str(target),
         )

@@ -26,9 +26,11 @@ from encore.options import TrainOptions
 from encore.runs.judge import Judge, Look
 from encore.runs.signals import StopFlag
 from encore.runs.store import Checkpoints
+from encore.runs.track_clipping import TrackClipping
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
+LossOf = Callable[[Step, Batch], Tensor]
 
 
 @dataclass
@@ -197,6 +199,9 @@ class Engine:
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay)
         state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
+        clipping = None
+        if options.per_track_clip is not None:
+            clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
         best = _copy(module)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
@@ -225,7 +230,7 @@ class Engine:
             drawn = self.generator.get_state()
             while True:
                 try:
-                    losses = self._backward(method, step, forget, retain, state.micro_batch_size)
+                    losses = self._backward(method, step, forget, retain, state.micro_batch_size, clipping)
                     break
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if not _out_of_memory(error) or state.micro_batch_size == 1:
@@ -277,7 +282,13 @@ class Engine:
             self.outcome.reached_target = all(state.best.reached(clip.track) for clip in self.clips.forget)
 
     def _backward(
-        self, method: LossMethod, step: Step, forget: Sequence[Clip] | None, retain: Sequence[Clip] | None, micro: int
+        self,
+        method: LossMethod,
+        step: Step,
+        forget: Sequence[Clip] | None,
+        retain: Sequence[Clip] | None,
+        micro: int,
+        clipping: TrackClipping | None,
     ) -> dict[str, float]:
         """Add the gradients of mean(forget_loss) + mean(retain_loss) + penalty, a micro-batch at a time."""
         sums = {}
@@ -287,9 +298,11 @@ class Engine:
         ):
             if not clips:
                 continue
-            total = 0.0
-            for start in range(0, len(clips), micro):
-                batch = Batch.of(clips[start : start + micro], self.backend.device)
+
+            def ask(
+                part: Sequence[Clip], name: str = name, loss_of: Callable[[Step, Batch], Tensor] = loss_of
+            ) -> Tensor:
+                batch = Batch.of(part, self.backend.device)
                 with self._autocast():
                     losses = loss_of(step, batch)
                 if losses.shape != (len(batch),):
@@ -297,7 +310,14 @@ class Engine:
                         f"method {method.spec.name!r}: {name} returned shape {tuple(losses.shape)} for {len(batch)} "
                         "clips, and must return one loss a clip"
                     )
-                loss = losses.sum() / len(clips)
+                return losses
+
+            if clipping is not None:
+                sums[name] = clipping.add(name, ask, clips, micro)
+                continue
+            total = 0.0
+            for start in range(0, len(clips), micro):
+                loss = ask(clips[start : start + micro]).sum() / len(clips)
                 loss.backward()
                 total += loss.item()
             sums[name] = total

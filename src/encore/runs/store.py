@@ -22,8 +22,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from encore.errors import EncoreError, InputError, UsageError
+from encore.files import STAGING, staging_name, sync, whole_file
 
-STAGING = ".staging-"
 LOCK, OWNER, LOG = ".lock", ".owner", "log.jsonl"
 KEEP_CHECKPOINTS = 2
 MANIFEST = "manifest.json"
@@ -182,18 +182,8 @@ def finite(value: Any) -> Any:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file's content, whole or not at all."""
-    staging = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
-    with writing(path):
-        try:
-            with open(staging, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staging, path)
-        except BaseException:
-            staging.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+    with writing(path), whole_file(path) as staging:
+        staging.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -204,27 +194,23 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` once the block ends without an error."""
-    staging = path.with_name(f"{STAGING}{os.getpid()}-{path.name}")
+    staging = staging_name(path)
     with writing(path):
-        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file():
                     file.chmod(0o644)  # safetensors writes 0600
-                    with open(file, "rb") as handle:
-                        os.fsync(handle.fileno())
-                else:
-                    _sync_folder(file)
-            _sync_folder(staging)
+                sync(file)
+            sync(staging)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(staging, path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 def preflight(folder: Path, needed: int) -> None:
@@ -312,14 +298,6 @@ def read_json(path: Path) -> Any:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_text(path: Path) -> str:

@@ -1,0 +1,58 @@
+"""`encore attribute`: which tracks a clip owes most to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from encore.cli import console
+
+
+def attribute(
+    clip: Annotated[Path, typer.Argument(help="Audio file, such as `encore generate` writes.")],
+    catalog: Annotated[
+        Path | None, typer.Option(help="Catalogue of what the model was trained on; default: the embedded model's.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
+    backend: Annotated[str, typer.Option(help="Model family; see `encore backends`.")] = "musicgen",
+    caption: Annotated[
+        str | None, typer.Option(help="What the clip was asked for with; default: its side-car's or tags', or none.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many tracks to name.")] = 5,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Name the tracks of a catalogue that a clip owes most to, with scores: 1 is all of it, 0 nothing."""
+    from encore.cli.progress import reporting
+    from encore.runs import attribute as runs
+    from encore.runs.environment import keep_freed_memory
+
+    keep_freed_memory()
+    with reporting() as reporter:
+        found = runs.attribute(
+            clip, model=model, catalog=catalog, caption=caption, backend=backend, revision=revision, offline=offline,
+            roots=root or (), device=device, reporter=reporter,
+        )  # fmt: skip
+    named = found.tracks[:top]
+    if json:
+        tracks = [{"id": track.id, "title": track.title, "score": track.score} for track in named]
+        told = {"clip": str(clip), "model": model, "caption": found.caption, "caption_source": found.caption_source}
+        console.data_json({"schema": 1, **told, "compared": len(found.tracks), "tracks": tracks})
+        return
+    if found.caption is None:
+        console.note("the clip has no caption: it is compared without one; --caption TEXT gives it one")
+    else:
+        console.note(f"caption ({found.caption_source}): {found.caption}")
+    console.table(
+        ["rank", "track", "title", "score"],
+        [(rank, track.id, track.title, f"{track.score:.4f}") for rank, track in enumerate(named, 1)],
+        right=["rank", "score"],
+    )
+    console.note(f"{len(found.tracks)} tracks were compared")
