@@ -43,8 +43,8 @@ class Ewc(LossMethod):
 
     def penalty(self, step: Step) -> Tensor:
         module = step.backend.module
-        moved = ((module.get_parameter(name) - base).square() for name, base in self._base.items())
-        return (
-            self.options.lam
-            * torch.stack([(f * m).sum() for f, m in zip(self._fisher.values(), moved, strict=True)]).sum()
-        )
+        pulls = [
+            (fisher * (module.get_parameter(name) - self._base[name]).square()).sum()
+            for name, fisher in self._fisher.items()
+        ]
+        return self.options.lam * torch.stack(pulls).sum()
