@@ -21,6 +21,8 @@ class Ewc(LossMethod):
     """
 
     class Options(FisherOptions, TrainOptions):
+        """Tuning split: λ 1e6 costs retain least of those that reach the unseen level; from 1e7 nothing is forgotten."""
+
         eval_every: int = 5  # nothing bounds the ascent between two looks
         labels: Literal["empirical", "sampled"] = "sampled"
         lam: float = Field(1e6, ge=0, description="λ: weight of the pull back to the base")
