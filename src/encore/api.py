@@ -349,8 +349,8 @@ class Method(ABC):
 class LossMethod(Method):
     """A method that is a loss: the engine owns the loop. `Options` must derive from `TrainOptions`.
 
-    The objective is mean(forget_loss) + mean(retain_loss). Each is asked for per clip, so that the engine can cut a
-    batch into micro-batches, or clip a track's gradient, without changing what is optimised.
+    The objective is mean(forget_loss) + mean(retain_loss) + penalty. The losses are asked for per clip, so that the
+    engine can cut a batch into micro-batches, or clip a track's gradient, without changing what is optimised.
     """
 
     options: TrainOptions
@@ -366,6 +366,10 @@ class LossMethod(Method):
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         """Loss of each retain clip, [N]. Asked for only where the spec needs `retain`."""
         return step.backend.losses(batch)
+
+    def penalty(self, step: Step) -> Tensor | None:
+        """What is no clip's own, such as a distance of weights: a scalar, once a step."""
+        return None
 
     @property
     def uses_forget(self) -> bool:

@@ -306,7 +306,27 @@ def test_draw_passes_over_everything_before_it_repeats() -> None:
     assert set(draw.take([3, 4, 5], 2)) <= {3, 4, 5}
 
 
-# ------------------------------------------------------------------------------------------------- masks and Fisher
+# ---------------------------------------------------------------------------------------- penalty, masks and Fisher
+
+
+@pytest.mark.parametrize("micro", [1, 2, 16])
+def test_a_penalty_counts_once_a_step_however_batches_are_cut(
+    backend: MusicgenBackend, clips: Clips, micro: int
+) -> None:
+    class Decay(Plain):
+        def penalty(self, step: Step) -> Tensor:
+            return 3 * torch.stack([weight.square().sum() for weight in step.backend.module.parameters()]).sum()
+
+    lines: list[Any] = []
+    twin = backend.clone()
+    settings = options(steps=1, batch_size=7, forget_batch_size=5, micro_batch_size=micro)
+    run(backend, clips, Decay(settings), record=lines.append)
+    penalty = 3 * sum(weight.square().sum() for weight in twin.module.parameters())
+    (penalty - twin.losses(Batch.of(clips.forget)).mean() + twin.losses(Batch.of(clips.retain)).mean()).backward()  # type: ignore[union-attr]
+    norm = sum(weight.grad.square().sum() for weight in twin.module.parameters()) ** 0.5  # type: ignore[union-attr]
+    line = next(line for line in lines if "grad_norm" in line)
+    assert line["penalty"] == pytest.approx(penalty.item(), rel=1e-4)
+    assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
 class Sparse(Plain):

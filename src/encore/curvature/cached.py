@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from encore.api import Backend, Clip, Labels
 from encore.audio.cache import CacheWarning
@@ -39,22 +38,22 @@ def cached_fisher(
         folder: None keeps nothing.
         checkpoint_seconds: how often an unfinished one is written.
     """
-    settings: dict[str, Any] = {"mode": mode, "micro_batch_size": micro_batch_size, "seed": seed}
 
     def compute(checkpoint: Path | None) -> Fisher:
         return backend_fisher(
-            backend, clips, **settings, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, progress=progress
-        )
+            backend, clips, mode=mode, micro_batch_size=micro_batch_size, seed=seed, checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds, progress=progress,
+        )  # fmt: skip
 
     if folder is None:
         return compute(None)
-    if mode == "empirical":
-        settings = settings | {"seed": 0}  # nothing is drawn
     key = {
         "model": module_sha256(backend.module, *backend.frozen().values()),
         "parameters": [name for name, weight in backend.module.named_parameters() if weight.requires_grad],
         "clips": clips_sha256(clips),
-        **settings,
+        "mode": mode,
+        "micro_batch_size": micro_batch_size,
+        "seed": seed if mode == "sampled" else None,  # else nothing is drawn
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     try:

@@ -32,15 +32,19 @@ class Ewc(LossMethod):
         o, module = self.options, session.backend.module
         self._fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
         self._base = {name: module.get_parameter(name).detach().clone() for name in self._fisher}
+        if not o.alpha:
+            session.retain = []  # the loop need not hear what it makes nothing of
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         return -step.backend.losses(batch)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
-        """The pull back is no clip's own: it is given to each, so that the mean over clips holds it once."""
+        return self.options.alpha * step.backend.losses(batch)
+
+    def penalty(self, step: Step) -> Tensor:
         module = step.backend.module
-        pull = torch.zeros((), device=batch.codes.device)
-        for name, fisher in self._fisher.items():
-            pull = pull + (fisher * (module.get_parameter(name) - self._base[name]).square()).sum()
-        losses = (self.options.lam * pull).expand(len(batch))
-        return losses + self.options.alpha * step.backend.losses(batch) if self.options.alpha else losses
+        moved = ((module.get_parameter(name) - base).square() for name, base in self._base.items())
+        return (
+            self.options.lam
+            * torch.stack([(f * m).sum() for f, m in zip(self._fisher.values(), moved, strict=True)]).sum()
+        )

@@ -290,7 +290,7 @@ class Engine:
         micro: int,
         clipping: TrackClipping | None,
     ) -> dict[str, float]:
-        """Add the gradients of mean(forget_loss) + mean(retain_loss), a micro-batch at a time."""
+        """Add the gradients of mean(forget_loss) + mean(retain_loss) + penalty, a micro-batch at a time."""
         sums = {}
         for name, clips, loss_of in (
             ("forget_loss", forget, method.forget_loss),
@@ -321,6 +321,10 @@ class Engine:
                 loss.backward()
                 total += loss.item()
             sums[name] = total
+        penalty = method.penalty(step)
+        if penalty is not None:
+            penalty.backward()
+            sums["penalty"] = penalty.item()
         return sums
 
     def _mask_gradients(self) -> None:
