@@ -170,6 +170,7 @@ def test_kill_9_at_some_write_points_and_resume(zygote: Zygote, straight: tuple[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # some ninety runs and as many resumed ones
 def test_kill_9_at_every_write_point_and_resume(zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path) -> None:
     for number in range(1, straight[1] + 1):
         killed_at(zygote, tmp_path / "one", number, straight)
