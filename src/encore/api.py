@@ -375,6 +375,10 @@ class LossMethod(Method):
     def uses_forget(self) -> bool:
         return type(self).forget_loss is not LossMethod.forget_loss
 
+    @property
+    def uses_penalty(self) -> bool:
+        return type(self).penalty is not LossMethod.penalty
+
 
 class EditMethod(Method):
     """A method that changes weights directly, and may call `session.train` for the parts that are training."""

@@ -329,6 +329,36 @@ def test_a_penalty_counts_once_a_step_however_batches_are_cut(
     assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
+def test_once_all_tracks_are_there_a_penalty_goes_on_until_retain_is_kept(
+    backend: MusicgenBackend, clips: Clips
+) -> None:
+    class Held(Ascent):
+        def penalty(self, step: Step) -> Tensor:
+            return torch.stack([weight.square().sum() for weight in step.backend.module.parameters()]).sum()
+
+    lines: list[Any] = []
+    engine = Engine(backend, clips, record=lines.append)
+    there = {clip.track: 9.0 for clip in clips.forget}
+    looks = iter(Look(there, 1.0, 3.0, 3.0, 1.0, lost) for lost in (4.0, 1.5, 0.9))
+    engine.judge.look = lambda: next(looks)  # type: ignore[method-assign]
+    engine.train(Held(options(steps=9, eval_every=1, stop="target")))
+    assert [sorted({"forget_loss", "penalty"} & line.keys()) for line in lines if "grad_norm" in line] == [
+        ["forget_loss", "penalty"], ["penalty"], ["penalty"],
+    ]  # fmt: skip
+
+
+def test_a_penalty_is_not_clipped_by_track(backend: MusicgenBackend, clips: Clips) -> None:
+    class Decay(Plain):
+        def penalty(self, step: Step) -> Tensor:
+            return 3 * torch.stack([weight.square().sum() for weight in step.backend.module.parameters()]).sum()
+
+    lines: list[Any] = []
+    norm = 6 * sum(weight.detach().square().sum() for weight in backend.module.parameters()) ** 0.5  # type: ignore[union-attr]
+    run(backend, clips, Decay(options(steps=1, per_track_clip=1e-9)), record=lines.append)
+    line = next(line for line in lines if "grad_norm" in line)
+    assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+
+
 class Sparse(Plain):
     """Trains every other weight of one parameter, none of a second, all of the rest."""
 

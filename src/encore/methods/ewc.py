@@ -21,6 +21,9 @@ class Ewc(LossMethod):
     """
 
     class Options(FisherOptions, TrainOptions):
+        """Tuning split: up to 3e4 λ holds nothing, from 1e7 nothing is forgotten; 3e6 costs retain .4 nats less than
+        1e6, and a third as much of what was forgotten stays so under relearning."""
+
         eval_every: int = 5  # nothing bounds the ascent between two looks
         labels: Literal["empirical", "sampled"] = "sampled"
         lam: float = Field(1e6, ge=0, description="λ: weight of the pull back to the base")
@@ -43,8 +46,8 @@ class Ewc(LossMethod):
 
     def penalty(self, step: Step) -> Tensor:
         module = step.backend.module
-        moved = ((module.get_parameter(name) - base).square() for name, base in self._base.items())
-        return (
-            self.options.lam
-            * torch.stack([(f * m).sum() for f, m in zip(self._fisher.values(), moved, strict=True)]).sum()
-        )
+        pulls = [
+            (fisher * (module.get_parameter(name) - self._base[name]).square()).sum()
+            for name, fisher in self._fisher.items()
+        ]
+        return self.options.lam * torch.stack(pulls).sum()

@@ -271,7 +271,7 @@ class Engine:
                     state.best, best = look, _copy(module)
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
-                    if not state.pending and (look.kept or not uses_retain):
+                    if not state.pending and (look.kept or not (uses_retain or method.uses_penalty)):
                         break
         _restore(module, best)
         module.eval()
