@@ -18,10 +18,7 @@ from encore.runs.evaluate import SharedEvaluation, measure
 
 NAMES = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not all(assets.model_folder(name).is_dir() for name in NAMES.values()), reason="not built yet"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,6 @@ def test_a_file_that_is_gone_or_another(here: Whereabouts, tmp_path: Path) -> No
         here.find(track(tmp_path / "old/music/x.wav", "0"))
 
 
-@pytest.mark.skipif(not assets.CATALOG.exists(), reason="the embedded tracks are not built")
 def test_an_embedded_track_is_found_wherever_encore_is_installed(here: Whereabouts) -> None:
     embedded = Catalog.open(assets.CATALOG).tracks(split="forget")[0]
     assert here.find(replace(embedded, path=Path("/gone/with") / embedded.path.name)).path == embedded.path
