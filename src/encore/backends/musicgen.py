@@ -183,14 +183,14 @@ class MusicgenBackend(Backend):
         for k, delay in enumerate(self.delays):
             if steps - 1 - delay > 0:
                 inputs[:, k, 1 + delay :] = codes[:, k, : steps - 1 - delay]
-        heads = self.model.decoder(
+        hidden = self.model.decoder.model(
             inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text_mask, use_cache=False
-        ).logits  # [N * K, T, V], step by step
-        heads = heads.view(len(batch), self.codebooks, steps, -1)
-        aligned = [
-            nn.functional.pad(heads[:, k, delay:], (0, 0, 0, min(delay, steps))) for k, delay in enumerate(self.delays)
+        ).last_hidden_state  # [N, T, D], step by step
+        heads = [
+            head(nn.functional.pad(hidden[:, delay:], (0, 0, 0, min(delay, steps))))
+            for head, delay in zip(self.model.decoder.lm_heads, self.delays, strict=True)
         ]
-        return torch.stack(aligned, 1)  # [N, K, T, V], frame by frame
+        return torch.stack(heads, 1)  # [N, K, T, V], frame by frame
 
     # ------------------------------------------------------------------------------------------------ generation
 
