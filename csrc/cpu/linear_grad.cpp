@@ -13,7 +13,7 @@ namespace encore::cpu {
 namespace {
 
 constexpr int64_t kPacked = 512;  // positions packed at a time: fewer waits between threads, yet cached
-constexpr int64_t kGroupBytes = 256 * 1024;  // of B in a group: half of a usual L2 cache
+constexpr int64_t kGroupBytes = 256 * 1024;  // of B in a group, all samples: half of a usual L2 cache
 constexpr int64_t kWorthAThread = 256 * 1024;  // multiplications, some 10 µs
 
 bool has(const Isa& isa) {
@@ -71,7 +71,7 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
   const int64_t packed = std::clamp<int64_t>(kPacked / g.t, 1, g.n);   // samples in memory
   const int64_t at_once = std::clamp<int64_t>(kDepth / g.t, 1, packed);  // samples in a tile, one after another
   const int64_t panels = ceil_div(g.i, isa.columns), blocks = ceil_div(g.o, isa.rows);
-  const int64_t most = std::clamp<int64_t>(kGroupBytes / (at_once * g.t * isa.rows * sizeof(float)), 1, kGroup);
+  const int64_t most = std::clamp<int64_t>(kGroupBytes / (packed * g.t * isa.rows * sizeof(float)), 1, kGroup);
   const int64_t group = ceil_div(blocks, ceil_div(blocks, most));  // of about equal size
   const int64_t tasks = ceil_div(blocks, group) * panels;
   const int64_t a_size = packed * panels * g.t * isa.columns, b_size = packed * blocks * g.t * isa.rows;
@@ -86,8 +86,8 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
              [&](int64_t begin, int64_t end) { isa.pack(work, begin, end); });
     parallel(tasks, ceil_div(kWorthAThread, samples * g.t * group * isa.rows * isa.columns),
              [&](int64_t begin, int64_t end) {
-               for (int64_t s = 0; s < samples; s += at_once)
-                 for (int64_t task = begin; task < end; ++task)
+               for (int64_t task = begin; task < end; ++task)  // what it adds to stays cached for the next sample
+                 for (int64_t s = 0; s < samples; s += at_once)
                    isa.reduce(work, task, s, std::min(s + at_once, samples));
              });
     for (int64_t s = 0; s < samples; ++s) {
