@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 from encore.ops import layers
 
@@ -119,3 +120,15 @@ def test_convolution_is_a_linear_layer_over_patches(
         patches = layers.conv1d_patches(inputs, kernel, stride, (padding, padding), dilation)
         expected = F.conv1d(inputs, weight, stride=stride, padding=padding, dilation=dilation)
         torch.testing.assert_close(torch.einsum("nclk,ock->nol", patches, weight), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opcheck(kind: torch.dtype) -> None:
+    rows, indices, grads = torch.randn(3, 5, dtype=kind), torch.tensor([[1, 1], [0, 3], [3, 3]]), torch.ones(3, 2, 5)
+    factors = torch.ones(3)
+    for asked in ({}, {"norms": True}, {"fisher": torch.zeros(5), "scale": factors, "total": torch.zeros(5)}):
+        opcheck(torch.ops.encore.vector_grad_.default, (rows,), asked)
+    opcheck(torch.ops.encore.vector_grad_.default, (rows,), {"directions": torch.ones(2, 5), "weight": factors})
+    fisher, total, directions = torch.zeros(4, 5), torch.zeros(4, 5), torch.ones(2, 4, 5)
+    for asked in ({}, {"norms": True, "fisher": fisher, "scale": factors, "total": total, "directions": directions}):
+        opcheck(torch.ops.encore.embedding_grad_.default, (indices, grads.to(kind), 4), asked)

@@ -1,27 +1,25 @@
 """Per-sample gradients of the other layers: embeddings, biases, layer norms, one-dimensional convolutions.
 
 What `encore.ops.linear_grad` is for matrices: reductions of g_n, sample by sample, with the same keywords and results.
-They need no kernel of their own: a bias's or a norm's gradients are [N, D] and cheap, an embedding's are as many rows
-as a sample has tokens, and a convolution is a linear layer over patches.
+They have no kernel of their own: a bias's or a norm's gradients are [N, D] and cheap (`vector_grad_` reduces them), an
+embedding's are as many rows as a sample has tokens, and a convolution is a linear layer over patches.
 """
 
 from __future__ import annotations
+
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from encore.ops.linear_grad import REDUCTIONS, Reductions, library
 
-def vector_grad_(
-    rows: Tensor,
-    *,
-    fisher: Tensor | None = None,
-    scale: Tensor | None = None,
-    total: Tensor | None = None,
-    weight: Tensor | None = None,
-    directions: Tensor | None = None,
-    norms: bool = False,
-) -> tuple[Tensor, Tensor]:
+library.define("vector_grad_(Tensor rows, " + REDUCTIONS)
+library.define("embedding_grad_(Tensor indices, Tensor grads, int size, " + REDUCTIONS)
+
+
+def vector_grad_(rows: Tensor, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
     """Reductions of per-sample gradients that are there already.
 
     Args:
@@ -31,28 +29,10 @@ def vector_grad_(
     Returns:
         ‖g_n‖² [N] (empty unless `norms`) and ⟨g_n, V_m⟩ [N, M].
     """
-    if fisher is not None:
-        squares = rows.square()
-        fisher.add_((squares if scale is None else squares * scale[:, None]).sum(0))
-    if total is not None:
-        total.add_((rows if weight is None else rows * weight[:, None]).sum(0))
-    sq_norms = rows.square().sum(1) if norms else rows.new_empty(0)
-    dots = rows.new_empty(len(rows), 0) if directions is None else rows @ directions.to(rows.dtype).T
-    return sq_norms, dots
+    return torch.ops.encore.vector_grad_(rows, **wanted)
 
 
-def embedding_grad_(
-    indices: Tensor,
-    grads: Tensor,
-    size: int,
-    *,
-    fisher: Tensor | None = None,
-    scale: Tensor | None = None,
-    total: Tensor | None = None,
-    weight: Tensor | None = None,
-    directions: Tensor | None = None,
-    norms: bool = False,
-) -> tuple[Tensor, Tensor]:
+def embedding_grad_(indices: Tensor, grads: Tensor, size: int, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
     """Reductions of the per-sample gradients of an embedding's table, which are never made dense.
 
     The rows of a token that a sample holds several times are summed before anything is squared.
@@ -66,29 +46,7 @@ def embedding_grad_(
     Returns:
         ‖g_n‖² [N] (empty unless `norms`) and ⟨g_n, V_m⟩ [N, M].
     """
-    count, _, width = grads.shape
-    wide = torch.promote_types(grads.dtype, torch.float32)
-    keys = indices + size * torch.arange(count, device=indices.device)[:, None]
-    used, place = keys.flatten().unique(return_inverse=True)  # [U]: each (sample, token) once
-    sums = torch.zeros(len(used), width, dtype=wide, device=grads.device)
-    sums.index_add_(0, place, grads.reshape(-1, width).to(wide))
-    sample, token = used // size, used % size
-    if total is not None:
-        rows = sums if weight is None else sums * weight[sample, None]
-        total.index_add_(0, token, rows.to(total.dtype))
-    dots = sums.new_zeros(count, 0 if directions is None else len(directions))
-    if directions is not None:
-        products = torch.stack([(sums * direction[token].to(wide)).sum(1) for direction in directions], 1)  # [U, M]
-        dots.index_add_(0, sample, products)
-    sq_norms = sums.new_zeros(count if norms else 0)
-    if norms or fisher is not None:
-        squares = sums.square_()
-        if norms:
-            sq_norms.index_add_(0, sample, squares.sum(1))
-        if fisher is not None:
-            rows = squares if scale is None else squares * scale[sample, None]
-            fisher.index_add_(0, token, rows.to(fisher.dtype))
-    return sq_norms, dots
+    return torch.ops.encore.embedding_grad_(indices, grads, size, **wanted)
 
 
 def bias_rows(grads: Tensor) -> Tensor:
@@ -123,3 +81,90 @@ def conv1d_patches(inputs: Tensor, kernel: int, stride: int, padding: tuple[int,
 def as_steps(values: Tensor) -> Tensor:
     """[N, ..., D] -> [N, T, D]; a view wherever the strides allow it."""
     return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)
+
+
+# -------------------------------------------------------------------------------------------------------- how they work
+
+
+@torch.no_grad()
+def _vector_grad(
+    rows: Tensor,
+    *,
+    fisher: Tensor | None = None,
+    scale: Tensor | None = None,
+    total: Tensor | None = None,
+    weight: Tensor | None = None,
+    directions: Tensor | None = None,
+    norms: bool = False,
+) -> tuple[Tensor, Tensor]:
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if fisher is not None:
+        squares = rows.square()
+        fisher.add_((squares if scale is None else squares * scale[:, None]).sum(0))
+    if total is not None:
+        total.add_((rows if weight is None else rows * weight[:, None]).sum(0))
+    sq_norms = rows.square().sum(1) if norms else rows.new_empty(0)
+    dots = rows.new_empty(len(rows), 0) if directions is None else rows @ directions.to(rows.dtype).T
+    return sq_norms, dots
+
+
+def _vector_grad_fake(rows: Tensor, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
+    return _results(rows, len(rows), **wanted)
+
+
+@torch.no_grad()
+def _embedding_grad(
+    indices: Tensor,
+    grads: Tensor,
+    size: int,
+    *,
+    fisher: Tensor | None = None,
+    scale: Tensor | None = None,
+    total: Tensor | None = None,
+    weight: Tensor | None = None,
+    directions: Tensor | None = None,
+    norms: bool = False,
+) -> tuple[Tensor, Tensor]:
+    count, _, width = grads.shape
+    wide = torch.promote_types(grads.dtype, torch.float32)
+    keys = indices + size * torch.arange(count, device=indices.device)[:, None]
+    used, place = keys.flatten().unique(return_inverse=True)  # [U]: each (sample, token) once
+    sums = torch.zeros(len(used), width, dtype=wide, device=grads.device)
+    sums.index_add_(0, place, grads.reshape(-1, width).to(wide))
+    sample, token = used // size, used % size
+    if total is not None:
+        rows = sums if weight is None else sums * weight[sample, None]
+        total.index_add_(0, token, rows.to(total.dtype))
+    dots = sums.new_zeros(count, 0 if directions is None else len(directions))
+    if directions is not None:
+        products = torch.stack([(sums * direction[token].to(wide)).sum(1) for direction in directions], 1)  # [U, M]
+        dots.index_add_(0, sample, products)
+    sq_norms = sums.new_zeros(count if norms else 0)
+    if norms or fisher is not None:
+        squares = sums.square_()
+        if norms:
+            sq_norms.index_add_(0, sample, squares.sum(1))
+        if fisher is not None:
+            rows = squares if scale is None else squares * scale[sample, None]
+            fisher.index_add_(0, token, rows.to(fisher.dtype))
+    return sq_norms, dots
+
+
+def _embedding_grad_fake(
+    indices: Tensor, grads: Tensor, size: int, **wanted: Unpack[Reductions]
+) -> tuple[Tensor, Tensor]:
+    return _results(grads, len(grads), **wanted)
+
+
+def _results(grads: Tensor, count: int, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
+    directions, kind = wanted.get("directions"), torch.promote_types(grads.dtype, torch.float32)
+    sq_norms = grads.new_empty(count if wanted.get("norms") else 0, dtype=kind)
+    return sq_norms, grads.new_empty(count, 0 if directions is None else len(directions), dtype=kind)
+
+
+for _op, _kernel, _fake in (
+    ("vector_grad_", _vector_grad, _vector_grad_fake),
+    ("embedding_grad_", _embedding_grad, _embedding_grad_fake),
+):
+    library.impl(_op, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"encore::{_op}", _fake, lib=library)

@@ -8,7 +8,7 @@ win over its twin where they are there, and the others are made of it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -18,31 +18,33 @@ from encore.ops import native
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACCUMULATORS = (torch.float32, torch.float64)
 
-_library = torch.library.Library("encore", "DEF")
-_GRAD = (
-    "(Tensor inputs, Tensor grads, *, Tensor(a!)? fisher=None, Tensor? scale=None, "
-    "Tensor(b!)? total=None, Tensor? weight=None, Tensor? directions=None, bool norms=False) -> (Tensor, Tensor)"
+library = torch.library.Library("encore", "DEF")
+REDUCTIONS = (
+    "*, Tensor(a!)? fisher=None, Tensor? scale=None, Tensor(b!)? total=None, Tensor? weight=None, "
+    "Tensor? directions=None, bool norms=False) -> (Tensor, Tensor)"
 )
-_library.define("linear_grad_" + _GRAD)
-_library.define("linear_grad_twin_" + _GRAD)  # what kernels turn to for inputs that they don't take
-_library.define("deterministic() -> bool")  # kernels ask it: torch's stable ABI has no call for this
-_library.define("linear_fisher_(Tensor(a!) fisher, Tensor inputs, Tensor grads, Tensor? scale=None) -> ()")
-_library.define("linear_sq_norm(Tensor inputs, Tensor grads) -> Tensor")
-_library.define("linear_dot(Tensor inputs, Tensor grads, Tensor directions) -> Tensor")
-_library.define("linear_weighted_sum_(Tensor(a!) total, Tensor inputs, Tensor grads, Tensor? weight=None) -> ()")
+library.define("linear_grad_(Tensor inputs, Tensor grads, " + REDUCTIONS)
+# What kernels turn to for inputs that they don't take:
+library.define("linear_grad_twin_(Tensor inputs, Tensor grads, " + REDUCTIONS)
+library.define("deterministic() -> bool")  # kernels ask it: torch's stable ABI has no call for this
+library.define("linear_fisher_(Tensor(a!) fisher, Tensor inputs, Tensor grads, Tensor? scale=None) -> ()")
+library.define("linear_sq_norm(Tensor inputs, Tensor grads) -> Tensor")
+library.define("linear_dot(Tensor inputs, Tensor grads, Tensor directions) -> Tensor")
+library.define("linear_weighted_sum_(Tensor(a!) total, Tensor inputs, Tensor grads, Tensor? weight=None) -> ()")
 
 
-def linear_grad_(
-    inputs: Tensor,
-    grads: Tensor,
-    *,
-    fisher: Tensor | None = None,
-    scale: Tensor | None = None,
-    total: Tensor | None = None,
-    weight: Tensor | None = None,
-    directions: Tensor | None = None,
-    norms: bool = False,
-) -> tuple[Tensor, Tensor]:
+class Reductions(TypedDict, total=False):
+    """What is wanted of per-sample gradients: the keywords of `linear_grad_` and of the ops like it."""
+
+    fisher: Tensor | None
+    scale: Tensor | None
+    total: Tensor | None
+    weight: Tensor | None
+    directions: Tensor | None
+    norms: bool
+
+
+def linear_grad_(inputs: Tensor, grads: Tensor, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
     """Several reductions of the per-sample gradients G_n = B_nᵀ A_n, from one pass over them.
 
     Args:
@@ -62,10 +64,8 @@ def linear_grad_(
     Raises:
         ValueError: shapes, types or devices that don't fit.
     """
-    check(inputs, grads, fisher, scale, total, weight, directions)
-    return _ops().linear_grad_(
-        inputs, grads, fisher=fisher, scale=scale, total=total, weight=weight, directions=directions, norms=norms
-    )
+    check(inputs, grads, **wanted)
+    return _ops().linear_grad_(inputs, grads, **wanted)
 
 
 def linear_fisher_(fisher: Tensor, inputs: Tensor, grads: Tensor, scale: Tensor | None = None) -> None:
@@ -110,31 +110,24 @@ def _ops() -> Any:
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def check(
-    inputs: Tensor,
-    grads: Tensor,
-    fisher: Tensor | None = None,
-    scale: Tensor | None = None,
-    total: Tensor | None = None,
-    weight: Tensor | None = None,
-    directions: Tensor | None = None,
-) -> None:
+def check(inputs: Tensor, grads: Tensor, **wanted: Unpack[Reductions]) -> None:
     """Raise ValueError where the arguments of `linear_grad_` don't fit one another, naming the one that doesn't."""
     if inputs.dim() != 3 or grads.dim() != 3 or inputs.shape[:2] != grads.shape[:2]:
         found = f"{_describe(inputs)} and {_describe(grads)}"
         raise ValueError(f"inputs [N, T, I] and grads [N, T, O] are needed, not {found}")
     count, _, columns = inputs.shape
     rows = grads.shape[2]
-    wanted = {
-        "inputs": (inputs, tuple(inputs.shape), FLOATS),
-        "grads": (grads, tuple(grads.shape), FLOATS),
-        "fisher": (fisher, (rows, columns), ACCUMULATORS),
-        "scale": (scale, (count,), FLOATS),
-        "total": (total, (rows, columns), ACCUMULATORS),
-        "weight": (weight, (count,), FLOATS),
-        "directions": (directions, (None, rows, columns), FLOATS),
-    }
-    for name, (tensor, shape, types) in wanted.items():
+    given: dict[str, Any] = {"inputs": inputs, "grads": grads, **wanted}
+    for name, shape, types in (
+        ("inputs", inputs.shape, FLOATS),
+        ("grads", grads.shape, FLOATS),
+        ("fisher", (rows, columns), ACCUMULATORS),
+        ("scale", (count,), FLOATS),
+        ("total", (rows, columns), ACCUMULATORS),
+        ("weight", (count,), FLOATS),
+        ("directions", (None, rows, columns), FLOATS),
+    ):
+        tensor = given.get(name)
         if tensor is None:
             continue
         fits = tensor.dim() == len(shape) and all(b is None or a == b for a, b in zip(tensor.shape, shape, strict=True))
@@ -180,7 +173,7 @@ def _linear_grad_twin(
     directions: Tensor | None = None,
     norms: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    check(inputs, grads, fisher, scale, total, weight, directions)
+    check(inputs, grads, fisher=fisher, scale=scale, total=total, weight=weight, directions=directions)
     wide = _wide(inputs, grads)
     sq_norms, dots = _results(inputs, grads, directions, norms)
     for n in range(len(inputs)):
@@ -196,19 +189,9 @@ def _linear_grad_twin(
     return sq_norms, dots
 
 
-def _linear_grad_fake(
-    inputs: Tensor,
-    grads: Tensor,
-    *,
-    fisher: Tensor | None = None,
-    scale: Tensor | None = None,
-    total: Tensor | None = None,
-    weight: Tensor | None = None,
-    directions: Tensor | None = None,
-    norms: bool = False,
-) -> tuple[Tensor, Tensor]:
-    check(inputs, grads, fisher, scale, total, weight, directions)
-    return _results(inputs, grads, directions, norms)
+def _linear_grad_fake(inputs: Tensor, grads: Tensor, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
+    check(inputs, grads, **wanted)
+    return _results(inputs, grads, wanted.get("directions"), wanted.get("norms", False))
 
 
 # ---------------------------------------------------------------------------- the ops that are made of `linear_grad_`
@@ -277,6 +260,6 @@ for _op, _kernel, _fake in (
     ("linear_dot", _linear_dot, _linear_dot_fake),
     ("linear_weighted_sum_", _linear_weighted_sum, _linear_weighted_sum_fake),
 ):
-    _library.impl(_op, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"encore::{_op}", _fake, lib=_library)
-_library.impl("deterministic", torch.are_deterministic_algorithms_enabled, "CompositeExplicitAutograd")
+    library.impl(_op, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"encore::{_op}", _fake, lib=library)
+library.impl("deterministic", torch.are_deterministic_algorithms_enabled, "CompositeExplicitAutograd")
