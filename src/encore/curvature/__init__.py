@@ -4,7 +4,7 @@ from encore.curvature.cached import cached_fisher
 from encore.curvature.capture import UnsupportedParameterError, capture
 from encore.curvature.clips import backend_fisher, clips_sha256
 from encore.curvature.gradient import mean_gradient
-from encore.curvature.result import Fisher
+from encore.curvature.result import Fisher, mean_over_weights
 from encore.curvature.stream import CurvatureWarning, fisher
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "clips_sha256",
     "fisher",
     "mean_gradient",
+    "mean_over_weights",
 ]

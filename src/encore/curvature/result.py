@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -99,3 +100,9 @@ def _metadata(path: Path) -> tuple[dict[str, Any], str]:
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} holds no Fisher ({FORMAT})")
     return json.loads(metadata["fisher"]), metadata["sha256"]
+
+
+def mean_over_weights(values: Mapping[str, Tensor]) -> float:
+    """The mean of a Fisher diagonal over all weights of all parameters: what damping and caps are relative to."""
+    total = sum(float(value.sum(dtype=torch.float64)) for value in values.values())
+    return total / sum(value.numel() for value in values.values())

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from encore.api import EditMethod, Session
+from encore.curvature import mean_over_weights
 from encore.options import FisherOptions
 
 
@@ -38,10 +39,3 @@ class FisherNoise(EditMethod):
             weight = session.backend.module.get_parameter(name)
             noise = torch.randn(weight.shape, generator=session.generator).to(weight.device)
             weight.add_((o.alpha / value.clamp(min=least)).sqrt() * noise)
-
-
-def mean_over_weights(fisher: dict[str, torch.Tensor]) -> float:
-    """The mean of a Fisher diagonal over all weights of all parameters."""
-    return sum(float(value.sum(dtype=torch.float64)) for value in fisher.values()) / sum(
-        value.numel() for value in fisher.values()
-    )

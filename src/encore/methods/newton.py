@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 
 from encore.api import EditMethod, Session
-from encore.curvature import mean_gradient
-from encore.methods.fisher_noise import mean_over_weights
+from encore.curvature import mean_gradient, mean_over_weights
 from encore.options import FisherOptions
+
+TOLERANCE = 0.05  # how far past the unseen level a step may end, as a share of it
 
 
 class Newton(EditMethod):
@@ -19,16 +20,17 @@ class Newton(EditMethod):
 
     g_f and g_r are mean gradients of the NLL on forget and retain, taken anew for each step; F_r is the Fisher diagonal
     of the retain clips at the base, a mean over clips of per-clip squares: the curvature of what remains. ε is a share
-    of F_r's mean over all weights, so that it means the same on any model. Steps end when the forget clips' mean NLL is
-    at the unseen level, where there is one.
+    of F_r's mean over all weights, so that it means the same on any model. Where there is an unseen level, steps end
+    when the forget clips' mean NLL is there; the NLL grows exponentially, so a step that goes past the level is taken
+    back, and half of it tried.
     """
 
     class Options(FisherOptions):
-        """Tuning split: reaches the unseen level in ten steps, as growth is exponential, and takes retain along; with
-        ρ = 1 nothing is forgotten, since music that is not known by heart makes up nearly all of g_r."""
+        """Tuning split: at the unseen level in some ten steps and a few halves, and takes retain along; with ρ = 1
+        nothing is forgotten, since music that is not known by heart makes up nearly all of g_r."""
 
         labels: Literal["empirical", "sampled"] = "sampled"
-        steps: int = Field(10, ge=1, description="steps at most")
+        steps: int = Field(20, ge=1, description="steps at most, those taken back included")
         eta: float = Field(1e-6, gt=0, description="step size")
         rho: float = Field(0.0, ge=0, description="weight of retain's gradient; 0 saves its passes")
         epsilon: float = Field(1.0, gt=0, description="damping, as a share of the Fisher's mean over weights")
@@ -39,13 +41,20 @@ class Newton(EditMethod):
         o, backend = self.options, session.backend
         fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
         damping = o.epsilon * mean_over_weights(fisher)
+        eta, last = o.eta, None
         for _ in range(o.steps):
             ascent, nll = mean_gradient(backend, session.forget, micro_batch_size=o.micro_batch_size)
-            if session.level is not None and nll >= session.level:
-                return
-            if o.rho:
-                retain, _ = mean_gradient(backend, session.retain, micro_batch_size=o.micro_batch_size)
-                ascent = {name: gradient - o.rho * retain[name] for name, gradient in ascent.items()}
+            if session.level is not None and not nll < session.level:  # not finite is too far as well
+                if last is None or nll <= (1 + TOLERANCE) * session.level:
+                    return
+                weights, ascent = last
+                backend.module.load_state_dict(weights)
+                eta /= 2
+            else:
+                if o.rho:
+                    retain, _ = mean_gradient(backend, session.retain, micro_batch_size=o.micro_batch_size)
+                    ascent = {name: gradient - o.rho * retain[name] for name, gradient in ascent.items()}
+                last = {name: value.clone() for name, value in backend.module.state_dict().items()}, ascent
             with torch.no_grad():
                 for name, gradient in ascent.items():
-                    backend.module.get_parameter(name).add_(o.eta * gradient / (fisher[name] + damping))
+                    backend.module.get_parameter(name).add_(eta * gradient / (fisher[name] + damping))

@@ -7,7 +7,7 @@ from functools import partial
 
 from encore import stats
 from encore.api import Evaluation, Metric, Result
-from encore.metrics.rows import given, not_finite, unmeasured
+from encore.metrics.rows import given, no_generations, not_finite, unmeasured
 
 
 class Mmd(Metric):
@@ -18,10 +18,10 @@ class Mmd(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        if "base" not in evaluation.models or not evaluation.clips.get("retain") or evaluation.embedder is None:
-            why = "it compares generations on retain captions with those of a base model, through an embedder"
+        if why := no_generations(evaluation):
             yield unmeasured("mmd", "unlearned", "retain", why, direction="lower")
             return
+        assert evaluation.embedder is not None  # see above
         base = evaluation.embeddings("base", "retain")
         width, n = stats.median_bandwidth(base), len(base)
         details = {"embedder": evaluation.embedder.identity, "bandwidth": width}
