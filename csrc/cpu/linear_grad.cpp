@@ -68,8 +68,7 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
   if (g.dots != nullptr) std::fill_n(g.dots, g.n * g.m, 0.0f);
   if (g.n == 0 || g.t == 0 || g.i == 0 || g.o == 0) return;
 
-  const int64_t packed = std::clamp<int64_t>(kPacked / g.t, 1, g.n);   // samples in memory
-  const int64_t at_once = std::clamp<int64_t>(kDepth / g.t, 1, packed);  // samples in a tile, one after another
+  const int64_t packed = std::clamp<int64_t>(kPacked / g.t, 1, g.n);  // samples in memory
   const int64_t panels = ceil_div(g.i, isa.columns), blocks = ceil_div(g.o, isa.rows);
   const int64_t most = std::clamp<int64_t>(kGroupBytes / (packed * g.t * isa.rows * sizeof(float)), 1, kGroup);
   const int64_t group = ceil_div(blocks, ceil_div(blocks, most));  // of about equal size
@@ -86,9 +85,7 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
              [&](int64_t begin, int64_t end) { isa.pack(work, begin, end); });
     parallel(tasks, ceil_div(kWorthAThread, samples * g.t * group * isa.rows * isa.columns),
              [&](int64_t begin, int64_t end) {
-               for (int64_t task = begin; task < end; ++task)  // what it adds to stays cached for the next sample
-                 for (int64_t s = 0; s < samples; s += at_once)
-                   isa.reduce(work, task, s, std::min(s + at_once, samples));
+               for (int64_t task = begin; task < end; ++task) isa.reduce(work, task);
              });
     for (int64_t s = 0; s < samples; ++s) {
       for (int64_t m = 0; m <= g.m; ++m) {

@@ -25,11 +25,11 @@ struct Isa {
   const char* name;
   int64_t rows, columns;
   void (*pack)(const Work&, int64_t begin, int64_t end);  // rows [begin, end) of samples * T
-  // Task (group index * panels + panel) for some of the samples; several only where together they are kDepth long.
-  void (*reduce)(const Work&, int64_t task, int64_t begin, int64_t end);
+  void (*reduce)(const Work&, int64_t task);  // task: group index * panels + panel
 };
 
 constexpr int64_t kGroup = 16;   // the most blocks in a group
+constexpr int64_t kHeld = 2;     // samples whose tiles are reduced together
 constexpr int64_t kDepth = 256;  // positions summed at a stretch: so deep a panel of A stays in the L1 cache, and
                                  // rounding errors grow with this root rather than with T's
 

@@ -8,6 +8,7 @@ namespace encore::cpu {
 namespace {
 
 constexpr int64_t kColumns = kWidth * kVectors;
+constexpr int64_t kTile = kRows * kColumns;
 constexpr int64_t kPackRows = 16;
 typedef float Vector __attribute__((vector_size(kWidth * 4)));
 typedef float Unaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
@@ -117,16 +118,33 @@ struct Floats {
   static int64_t count(const Place& place) { return place.columns; }
 };
 
-// to[o, i] += factor * g, or factor * g * g.
-template <bool kSquare, class Row>
-inline void add(float* to, int64_t stride, float factor, const float* tile, const Place& place) {
+// to[o, i] += the sum over tiles of factor * g, or factor * g * g.
+template <bool kSquare, int kCount, class Row>
+inline void add(float* to, int64_t stride, const float* factors, const float* tiles, const Place& place) {
   using Lane = typename Row::Lane;
   to += place.o * stride + place.i;
-  for (int64_t r = 0; r < place.rows; ++r, to += stride, tile += kColumns)
+  for (int64_t r = 0; r < place.rows; ++r, to += stride, tiles += kColumns)
     for (int64_t c = 0; c < Row::count(place); ++c) {
-      const auto g = reinterpret_cast<const Lane*>(tile)[c];
-      reinterpret_cast<Lane*>(to)[c] += kSquare ? factor * g * g : factor * g;
+      auto sum = reinterpret_cast<Lane*>(to)[c];
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) {
+        const auto g = reinterpret_cast<const Lane*>(tiles + k * kTile)[c];
+        sum += kSquare ? factors[k] * g * g : factors[k] * g;
+      }
+      reinterpret_cast<Lane*>(to)[c] = sum;
     }
+}
+
+// The same for the tiles of `count` samples whose factors are at `weights`; null is all ones.
+template <bool kSquare, class Row>
+inline void add(float* to, int64_t stride, const float* weights, int64_t count, const float* tiles,
+                const Place& place) {
+  float factors[kHeld];
+  for (int64_t k = 0; k < count; ++k) factors[k] = weights == nullptr ? 1.0f : weights[k];
+  if (count == kHeld)
+    add<kSquare, kHeld, Row>(to, stride, factors, tiles, place);
+  else
+    for (int64_t k = 0; k < count; ++k) add<kSquare, 1, Row>(to, stride, factors + k, tiles + k * kTile, place);
 }
 
 // The sum of g * v; v is at row 0 and column 0 of the tile.
@@ -145,15 +163,20 @@ inline double dot(const float* v, int64_t stride, const float* tile, const Place
   return sum;
 }
 
+// The tiles of one place, of `count` samples from the n-th on; `sums` are those of the first.
 template <class Row>
-inline void reduce_tile(const LinearGrad& g, int64_t n, const float* tile, const Place& place, double* sums) {
-  if (g.sq_norms != nullptr) sums[0] += dot<Row>(tile, kColumns, tile, place);
-  for (int64_t m = 0; m < g.m; ++m)
-    sums[1 + m] += dot<Row>(g.directions + (m * g.o + place.o) * g.i + place.i, g.i, tile, place);
+inline void reduce_tiles(const LinearGrad& g, int64_t n, int64_t count, const float* tiles, const Place& place,
+                         double* sums) {
+  for (int64_t k = 0; k < count; ++k, sums += 1 + g.m) {
+    const float* const tile = tiles + k * kTile;
+    if (g.sq_norms != nullptr) sums[0] += dot<Row>(tile, kColumns, tile, place);
+    for (int64_t m = 0; m < g.m; ++m)
+      sums[1 + m] += dot<Row>(g.directions + (m * g.o + place.o) * g.i + place.i, g.i, tile, place);
+  }
   if (g.total != nullptr)
-    add<false, Row>(g.total, g.total_stride, g.weight == nullptr ? 1.0f : g.weight[n], tile, place);
+    add<false, Row>(g.total, g.total_stride, g.weight == nullptr ? nullptr : g.weight + n, count, tiles, place);
   if (g.fisher != nullptr)
-    add<true, Row>(g.fisher, g.fisher_stride, g.scale == nullptr ? 1.0f : g.scale[n], tile, place);
+    add<true, Row>(g.fisher, g.fisher_stride, g.scale == nullptr ? nullptr : g.scale + n, count, tiles, place);
 }
 
 inline void prefetch(const float* matrix, int64_t stride, const Place& place) {
@@ -164,9 +187,9 @@ inline void prefetch(const float* matrix, int64_t stride, const Place& place) {
   }
 }
 
-// The tiles of one panel of A with a group of blocks of B, for samples [begin, end). Where there are several they are
-// so short that there is but one stretch: they follow one another within a tile.
-void reduce(const Work& work, int64_t task, int64_t begin, int64_t end) {
+// The tiles of one panel of A with a group of blocks of B. Those of kHeld samples are kept, so that what they are added
+// to is read and written once for all of them.
+void reduce(const Work& work, int64_t task) {
   const LinearGrad& g = *work.grad;
   const int64_t panel = task % work.panels, first = task / work.panels * work.group;
   const int64_t blocks = first + work.group < work.blocks ? work.group : work.blocks - first;
@@ -174,27 +197,26 @@ void reduce(const Work& work, int64_t task, int64_t begin, int64_t end) {
   const float* const a = work.a + panel * g.t * kColumns;
   const float* const b = work.b + first * g.t * kRows;
   double* const sums = work.sums + task * work.samples * (1 + g.m);
-  for (int64_t k = begin * (1 + g.m); k < end * (1 + g.m); ++k) sums[k] = 0;
-  alignas(64) float tiles[kGroup][kRows * kColumns];
-  for (int64_t t = 0; t < g.t; t += kDepth) {
-    const bool is_last = g.t - t <= kDepth;
-    const int64_t depth = is_last ? g.t - t : kDepth;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t o = (first + block) * kRows;
-      const Place place{o, i, g.o - o < kRows ? g.o - o : kRows, columns};
-      if (is_last) {  // what the tile will be added to comes from memory while its products are summed
-        prefetch(g.fisher, g.fisher_stride, place);
-        prefetch(g.total, g.total_stride, place);
-        for (int64_t m = 0; m < g.m; ++m) prefetch(g.directions + m * g.o * g.i, g.i, place);
-      }
-      for (int64_t s = begin; s < end; ++s) {
+  for (int64_t k = 0; k < work.samples * (1 + g.m); ++k) sums[k] = 0;
+  alignas(64) float tiles[kGroup][kHeld * kTile];
+  for (int64_t s = 0; s < work.samples; ++s) {
+    const int64_t k = s % kHeld;
+    for (int64_t t = 0; t < g.t; t += kDepth) {
+      const int64_t depth = g.t - t < kDepth ? g.t - t : kDepth;
+      const bool is_last = t + depth == g.t && (k + 1 == kHeld || s + 1 == work.samples);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t o = (first + block) * kRows;
+        const Place place{o, i, g.o - o < kRows ? g.o - o : kRows, columns};
+        if (is_last) {  // what the tiles will be added to comes from memory while the products are summed
+          prefetch(g.fisher, g.fisher_stride, place);
+          prefetch(g.total, g.total_stride, place);
+          for (int64_t m = 0; m < g.m; ++m) prefetch(g.directions + m * g.o * g.i, g.i, place);
+        }
         multiply(depth, b + ((s * work.blocks + block) * g.t + t) * kRows, a + (s * work.panels * g.t + t) * kColumns,
-                 tiles[block], t > 0);
+                 tiles[block] + k * kTile, t > 0);
         if (!is_last) continue;
-        if (columns == kColumns)
-          reduce_tile<Vectors>(g, work.first + s, tiles[block], place, sums + s * (1 + g.m));
-        else
-          reduce_tile<Floats>(g, work.first + s, tiles[block], place, sums + s * (1 + g.m));
+        const auto reduce_row = columns == kColumns ? reduce_tiles<Vectors> : reduce_tiles<Floats>;
+        reduce_row(g, work.first + s - k, k + 1, tiles[block], place, sums + (s - k) * (1 + g.m));
       }
     }
   }
