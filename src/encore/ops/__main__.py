@@ -22,10 +22,10 @@ TWIN = "pure torch"
 
 
 class Case(NamedTuple):
-    """A call of an op and of its twin; the kernel is named where it is not one that the op itself has."""
+    """A call of an op, and of its twin where it is another; the kernel is named where the op itself has none."""
 
     op: Callable[[], Any]
-    twin: Callable[[], Any]
+    twin: Callable[[], Any] | None
     kernel: str = ""
 
 
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'op':24}{'device':8}{'kernel':28}{'ms':>9}{'twin ms':>9}{'gain':>7}")
     for row in found["ops"]:
         times = "".join(
-            f"{row[key]:{width}}" if row[key] is not None else f"{'-':>{width[:-2]}}"
-            for key, width in (("ms", "9.2f"), ("twin_ms", "9.2f"), ("gain", "7.2f"))
+            f"{row[key]:{width}.2f}" if row[key] is not None else f"{'-':>{width}}"
+            for key, width in (("ms", 9), ("twin_ms", 9), ("gain", 7))
         )
         print(f"{row['op']:24}{row['device']:8}{row['kernel']:28}{times}")
 
@@ -108,14 +108,16 @@ def _rows(names: list[str], device: str, module: Any, shape: list[int]) -> list[
         row |= {"ms": None, "twin_ms": None, "gain": None}
         if name in cases:
             case = cases[name]
-            ms, twin_ms = (1000 * seconds for seconds in _time(case.op, case.twin))
-            row |= {"kernel": case.kernel or row["kernel"], "ms": ms, "twin_ms": twin_ms, "gain": twin_ms / ms}
+            ms, *twin_ms = (1000 * seconds for seconds in _time(*filter(None, (case.op, case.twin))))
+            row |= {"kernel": case.kernel or row["kernel"], "ms": ms}
+            if twin_ms:
+                row |= {"twin_ms": twin_ms[0], "gain": twin_ms[0] / ms}
         rows.append(row)
     return rows
 
 
 def _cases(device: str, grad: str, shape: list[int]) -> dict[str, Case]:
-    """The ops of a linear layer; `grad` is the kernel of `linear_grad_`."""
+    """A call of each op; `grad` is the kernel of `linear_grad_`."""
     count, length, columns, rows = shape
     ops = torch.ops.encore
     inputs, grads = torch.randn(count, length, columns, device=device), torch.randn(count, length, rows, device=device)
@@ -125,6 +127,8 @@ def _cases(device: str, grad: str, shape: list[int]) -> dict[str, Case]:
     def twin(**wanted: Any) -> Callable[[], tuple[Tensor, Tensor]]:
         return lambda: ops.linear_grad_twin_(inputs, grads, **wanted)
 
+    vectors = grads[:, 0] if length else grads.sum(1)
+    indices = torch.randint(rows, (count, length), device=device)
     everything: dict[str, Any] = {"fisher": fisher, "total": total, "directions": directions, "norms": True}
     gram = length * (columns + rows) < columns * rows
     return {
@@ -139,6 +143,8 @@ def _cases(device: str, grad: str, shape: list[int]) -> dict[str, Case]:
             twin(total=total, weight=weight),
             "one matrix product",
         ),
+        "vector_grad_": Case(lambda: ops.vector_grad_(vectors, fisher=fisher[:, 0], norms=True), None),
+        "embedding_grad_": Case(lambda: ops.embedding_grad_(indices, inputs, rows, fisher=fisher, norms=True), None),
     }
 
 
