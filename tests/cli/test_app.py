@@ -84,6 +84,21 @@ def test_nothing_heavy_is_imported(arguments):
     assert ran.stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "10000 False"), ({"GOMP_SPINCOUNT": "7"}, "7 False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None False")],
+)
+def test_waiting_threads_do_not_spin_for_long(given, found):
+    """OpenMP reads it when torch loads it, so it must be there earlier."""
+    code = (
+        "import atexit, os, sys\nfrom encore.cli import app\nsys.argv = ['encore', '--version']\n"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules))\napp.main()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == found
+
+
 def test_version(encore):
     from encore import __version__
 

@@ -124,6 +124,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The `encore` script."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Before torch is imported. GNU OpenMP's threads spin for milliseconds while they wait, which on a machine that
+        # is busy otherwise keeps them from one another: a training step took up to seven times as long.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names that are not UTF-8 and old terminals must not raise

@@ -12,9 +12,10 @@ class GradientAscent(LossMethod):
     """min -L_f. Nothing holds the remaining music: the paper's finding is that it suffers."""
 
     class Options(TrainOptions):
-        """Stopped a track at the unseen level; without that the loss has no bound."""
+        """Stopped a track at the unseen level; without that the loss has no bound. Tuning split: of lr 1e-4 to 1e-3 the
+        least goes past the level least (4.8 nats; 7.5 at 5e-4) and loses least of retain (3.8 nats; 6.6)."""
 
-        lr: float = 5e-4
+        lr: float = 1e-4
         eval_every: int = 5
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:

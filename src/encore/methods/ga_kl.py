@@ -14,8 +14,10 @@ class GaKl(LossMethod):
     """min -L_f + α KL(base ‖ model) on retain, over log-probabilities of unmasked tokens."""
 
     class Options(TrainOptions):
+        """Tuning split: retain loses .06 nats at α 5, .14 at α 1, where relearning is faster too."""
+
         eval_every: int = 5  # nothing bounds the ascent between two looks
-        alpha: float = Field(1.0, ge=0, description="weight of the KL on retain")
+        alpha: float = Field(5.0, ge=0, description="weight of the KL on retain")
 
     options: Options
 

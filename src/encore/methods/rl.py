@@ -20,8 +20,10 @@ class RandomLabels(LossMethod):
     """
 
     class Options(TrainOptions):
+        """Tuning split: α 3 halves what retain loses (.07 nats; .18 at α 1), and forgets as much."""
+
         labels: Literal["uniform", "marginal"] = Field("uniform", description="where random codes are drawn from")
-        alpha: float = Field(1.0, ge=0, description="weight of the retain loss")
+        alpha: float = Field(3.0, ge=0, description="weight of the retain loss")
 
     options: Options
 

@@ -25,7 +25,9 @@ class TaskVector(EditMethod):
     """θ - α (θ_f - θ), where θ_f is θ fine-tuned on the forget tracks."""
 
     class Options(TrainOptions):
-        alpha: float = Field(1.0, gt=0, description="how much of the vector is subtracted")
+        """Tuning split: α 2 takes forget to .5 nats and costs retain .03; α 3 to 1.1 for .12, α 5 to 2.5 for .57."""
+
+        alpha: float = Field(2.0, gt=0, description="how much of the vector is subtracted")
         steps: int = 20
         stop: Literal["target", "never"] = "never"
 
