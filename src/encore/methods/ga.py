@@ -16,6 +16,7 @@ class GradientAscent(LossMethod):
         least goes past the level least (4.8 nats; 7.5 at 5e-4) and loses least of retain (3.8 nats; 6.6)."""
 
         lr: float = 1e-4
+        steps: int = 120
         eval_every: int = 5
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
