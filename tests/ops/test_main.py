@@ -51,3 +51,11 @@ def test_table_without_the_library():
     assert lines[1] == "CPU: pure torch, for want of the library"
     (grad,) = [line.split() for line in lines if line.startswith("linear_grad_")]
     assert grad[:4] == ["linear_grad_", "cpu", "pure", "torch"]
+
+
+@pytest.mark.parametrize("shape", ["nonsense", "1,2", "1,2,3,4,5", "0,1,1,1", "2,-5,4,4", "", "1,,2,3"])
+def test_a_shape_that_is_none_is_refused(shape, capsys):
+    with pytest.raises(SystemExit) as refused:
+        command.main([f"--shape={shape}"])
+    assert refused.value.code == 2
+    assert f"{shape!r} is not four sizes N,T,I,O of 1 or more" in capsys.readouterr().err

@@ -164,7 +164,9 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
         right=figures,
     )
     if after["retain"] is not None:
-        console.note(f"retain NLL {before['retain']:.3f} -> {after['retain']:.3f} nats a token")
+        console.note(
+            f"retain NLL {before['retain']:.3f} -> {after['retain']:.3f} nats a token, on a sample of the tracks kept"
+        )
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")
     console.note(f"next: encore eval {out}")
 

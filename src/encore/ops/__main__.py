@@ -31,15 +31,15 @@ class Case(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m encore.ops", description=__doc__)
-    parser.add_argument("--shape", default="8,250,256,256", help="N,T,I,O of what is timed")
+    parser.add_argument("--shape", type=_shape, default="8,250,256,256", help="N,T,I,O of what is timed")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    found = examine([int(size) for size in options.shape.split(",")])
+    found = examine(options.shape)
     if options.json:
         print(json.dumps(found))
         return
     print(f"library: {found['library']}\nCPU: {found['cpu']}\nCUDA: {found['cuda']}")
-    print(f"N, T, I, O = {options.shape}; {torch.get_num_threads()} CPU threads\n")
+    print(f"N, T, I, O = {', '.join(map(str, options.shape))}; {torch.get_num_threads()} CPU threads\n")
     print(f"{'op':24}{'device':8}{'kernel':28}{'ms':>9}{'twin ms':>9}{'gain':>7}")
     for row in found["ops"]:
         times = "".join(
@@ -47,6 +47,13 @@ def main(arguments: list[str] | None = None) -> None:
             for key, width in (("ms", 9), ("twin_ms", 9), ("gain", 7))
         )
         print(f"{row['op']:24}{row['device']:8}{row['kernel']:28}{times}")
+
+
+def _shape(text: str) -> list[int]:
+    sizes = [int(size) for size in text.split(",") if size.strip().isdecimal()]
+    if len(sizes) != text.count(",") + 1 or len(sizes) != 4 or 0 in sizes:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four sizes N,T,I,O of 1 or more, such as 8,250,256,256")
+    return sizes
 
 
 def examine(shape: list[int]) -> dict[str, Any]:
