@@ -153,6 +153,8 @@ def test_signals(site, sent, code):
         [sys.executable, "-m", "encore", "sleep"],
         env={**os.environ, "PYTHONPATH": str(site.folder)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job inherits a SIGINT that is ignored, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
