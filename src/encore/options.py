@@ -55,9 +55,12 @@ class TrainOptions(Options):
 
 
 class FisherOptions(Options):
-    """What a method that takes a Fisher asks of it."""
+    """What a method that takes a Fisher asks of it.
+
+    Labels are drawn from the model: a track known by heart leaves hardly any gradient on its own codes.
+    """
 
     labels: Literal["empirical", "sampled"] = Field(
-        "empirical", description="the Fisher's gradients are of the clips' own codes, or of codes the model draws"
+        "sampled", description="the Fisher's gradients are of the clips' own codes, or of codes the model draws"
     )
     micro_batch_size: int = Field(8, ge=1, description="clips a pass; fewer save memory, change nothing else")

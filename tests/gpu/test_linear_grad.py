@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from unittest import mock
 
 import pytest
 import torch
+from tests.ops.float64 import error, gradients
+from tests.ops.float64 import normal as normal_on
 from torch import Tensor
 from torch.library import opcheck
 
@@ -17,6 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 CAPABILITY = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+normal = partial(normal_on, device="cuda")
 KERNELS = [
     "",  # what the device and the shape choose
     "simt",
@@ -33,19 +37,6 @@ SHAPES = [(3, 250, 70, 45), (2, 700, 320, 513), (8, 1, 16, 6), (1, 37, 129, 1), 
 def kernels_are_there():
     assert native.find().module is not None, native.find().why
     assert native.find().module.build_info()["cuda_archs"], "the library was built without CUDA kernels"
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cuda") -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
-
-
-def gradients(inputs: Tensor, grads: Tensor) -> Tensor:
-    """G_n, [N, O, I], in float64."""
-    return grads.double().mT @ inputs.double()
-
-
-def error(found: Tensor, reference: Tensor) -> float:
-    return float((found.double() - reference).norm() / reference.norm().clamp_min(1e-300))
 
 
 def bound(length: int, inputs: Tensor, grads: Tensor) -> float:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.ops.float64 import error, gradients, normal
 from torch import Tensor
 from torch.library import opcheck
 
@@ -54,24 +55,10 @@ def run(kernel: str, inputs: Tensor, grads: Tensor, **wanted) -> tuple[Tensor, T
         return linear_grad_(inputs, grads, **wanted)
 
 
-def gradients(inputs: Tensor, grads: Tensor) -> Tensor:
-    """G_n, [N, O, I], in float64."""
-    return torch.einsum("nto,nti->noi", grads.double(), inputs.double())
-
-
-def error(found: Tensor, reference: Tensor) -> float:
-    """‖Δ‖ / ‖reference‖; 0 where both are empty or zero."""
-    return float((found.double() - reference).norm() / reference.norm().clamp_min(1e-300))
-
-
 def bound(length: int, *operands: Tensor) -> float:
     """What the issue allows."""
     narrow = any(operand.dtype in (torch.bfloat16, torch.float16) for operand in operands)
     return 2e-6 * (max(length, 1) ** 0.5 if narrow else 1)
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 # ------------------------------------------------------------------------------------------------- against float64

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -25,7 +23,6 @@ class Ewc(LossMethod):
         1e6, and a third as much of what was forgotten stays so under relearning."""
 
         eval_every: int = 5  # nothing bounds the ascent between two looks
-        labels: Literal["empirical", "sampled"] = "sampled"
         lam: float = Field(1e6, ge=0, description="λ: weight of the pull back to the base")
         alpha: float = Field(0.0, ge=0, description="weight of the retain loss")
 

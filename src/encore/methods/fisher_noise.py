@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 
@@ -24,7 +22,6 @@ class FisherNoise(EditMethod):
     class Options(FisherOptions):
         """Tuning split: retain always loses what forget loses, or more; this α costs it .13 nats a token."""
 
-        labels: Literal["empirical", "sampled"] = "sampled"
         alpha: float = Field(1e-10, gt=0, description="variance of the noise is α / F")
         cap: float = Field(10.0, gt=0, description="1 / F is at most this many times 1 / mean F")
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 
@@ -29,7 +27,6 @@ class Newton(EditMethod):
         """Tuning split: at the unseen level in some ten steps and a few halves, and takes retain along; with ρ = 1
         nothing is forgotten, since music that is not known by heart makes up nearly all of g_r."""
 
-        labels: Literal["empirical", "sampled"] = "sampled"
         steps: int = Field(20, ge=1, description="steps at most, those taken back included")
         eta: float = Field(1e-6, gt=0, description="step size")
         rho: float = Field(0.0, ge=0, description="weight of retain's gradient; 0 saves its passes")

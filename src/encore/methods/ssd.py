@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 
@@ -20,9 +18,6 @@ class Ssd(EditMethod):
     """
 
     class Options(FisherOptions):
-        """Labels drawn from the model: a track known by heart leaves hardly any gradient on its own codes."""
-
-        labels: Literal["empirical", "sampled"] = "sampled"
         alpha: float = Field(1.0, gt=0, description="how many times as important to forget a dampened weight is")
         lam: float = Field(1.0, gt=0, description="λ: dampened weights keep λ F_D / F_f, at most 1")
 

@@ -50,10 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _shape(text: str) -> list[int]:
-    sizes = [int(size) for size in text.split(",") if size.strip().isdecimal()]
-    if len(sizes) != text.count(",") + 1 or len(sizes) != 4 or 0 in sizes:
+    sizes = text.split(",")
+    if len(sizes) != 4 or not all(size.strip().isdecimal() and int(size) for size in sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is not four sizes N,T,I,O of 1 or more, such as 8,250,256,256")
-    return sizes
+    return [int(size) for size in sizes]
 
 
 def examine(shape: list[int]) -> dict[str, Any]:
@@ -134,7 +134,6 @@ def _cases(device: str, grad: str, shape: list[int]) -> dict[str, Case]:
     def twin(**wanted: Any) -> Callable[[], tuple[Tensor, Tensor]]:
         return lambda: ops.linear_grad_twin_(inputs, grads, **wanted)
 
-    vectors = grads[:, 0] if length else grads.sum(1)
     indices = torch.randint(rows, (count, length), device=device)
     everything: dict[str, Any] = {"fisher": fisher, "total": total, "directions": directions, "norms": True}
     gram = length * (columns + rows) < columns * rows
@@ -150,7 +149,7 @@ def _cases(device: str, grad: str, shape: list[int]) -> dict[str, Case]:
             twin(total=total, weight=weight),
             "one matrix product",
         ),
-        "vector_grad_": Case(lambda: ops.vector_grad_(vectors, fisher=fisher[:, 0], norms=True), None),
+        "vector_grad_": Case(lambda: ops.vector_grad_(grads[:, 0], fisher=fisher[:, 0], norms=True), None),
         "embedding_grad_": Case(lambda: ops.embedding_grad_(indices, inputs, rows, fisher=fisher, norms=True), None),
     }
 

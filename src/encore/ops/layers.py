@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encore.ops.linear_grad import REDUCTIONS, Reductions, library
+from encore.ops.linear_grad import REDUCTIONS, Reductions, library, register, results, wide
 
 library.define("vector_grad_(Tensor rows, " + REDUCTIONS)
 library.define("embedding_grad_(Tensor indices, Tensor grads, int size, " + REDUCTIONS)
@@ -51,7 +51,7 @@ def embedding_grad_(indices: Tensor, grads: Tensor, size: int, **wanted: Unpack[
 
 def bias_rows(grads: Tensor) -> Tensor:
     """Per-sample gradient of a linear layer's bias: [N, ..., O] -> [N, O]."""
-    return as_steps(grads).sum(1, dtype=torch.promote_types(grads.dtype, torch.float32))
+    return as_steps(grads).sum(1, dtype=wide(grads))
 
 
 def norm_rows(normalized: Tensor, grads: Tensor, dims: int) -> tuple[Tensor, Tensor]:
@@ -60,10 +60,10 @@ def norm_rows(normalized: Tensor, grads: Tensor, dims: int) -> tuple[Tensor, Ten
     Args:
         normalized: x̂, the input after normalisation and before the weight. dims: of how many dimensions `shape` is.
     """
-    wide = torch.promote_types(grads.dtype, torch.float32)
+    kind = wide(grads)
     grads = as_steps(grads.flatten(-dims))
-    products = grads.to(wide) * as_steps(normalized.flatten(-dims))
-    return products.sum(1), grads.sum(1, dtype=wide)
+    products = grads.to(kind) * as_steps(normalized.flatten(-dims))
+    return products.sum(1), grads.sum(1, dtype=kind)
 
 
 def conv1d_patches(inputs: Tensor, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> Tensor:
@@ -97,7 +97,7 @@ def _vector_grad(
     directions: Tensor | None = None,
     norms: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    rows = rows.to(wide(rows))
     if fisher is not None:
         squares = rows.square()
         fisher.add_((squares if scale is None else squares * scale[:, None]).sum(0))
@@ -109,7 +109,7 @@ def _vector_grad(
 
 
 def _vector_grad_fake(rows: Tensor, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
-    return _results(rows, len(rows), **wanted)
+    return results(rows, **wanted)
 
 
 @torch.no_grad()
@@ -126,18 +126,18 @@ def _embedding_grad(
     norms: bool = False,
 ) -> tuple[Tensor, Tensor]:
     count, _, width = grads.shape
-    wide = torch.promote_types(grads.dtype, torch.float32)
+    kind = wide(grads)
     keys = indices + size * torch.arange(count, device=indices.device)[:, None]
     used, place = keys.flatten().unique(return_inverse=True)  # [U]: each (sample, token) once
-    sums = torch.zeros(len(used), width, dtype=wide, device=grads.device)
-    sums.index_add_(0, place, grads.reshape(-1, width).to(wide))
+    sums = torch.zeros(len(used), width, dtype=kind, device=grads.device)
+    sums.index_add_(0, place, grads.reshape(-1, width).to(kind))
     sample, token = used // size, used % size
     if total is not None:
         rows = sums if weight is None else sums * weight[sample, None]
         total.index_add_(0, token, rows.to(total.dtype))
     dots = sums.new_zeros(count, 0 if directions is None else len(directions))
     if directions is not None:
-        products = torch.stack([(sums * direction[token].to(wide)).sum(1) for direction in directions], 1)  # [U, M]
+        products = torch.stack([(sums * direction[token].to(kind)).sum(1) for direction in directions], 1)  # [U, M]
         dots.index_add_(0, sample, products)
     sq_norms = sums.new_zeros(count if norms else 0)
     if norms or fisher is not None:
@@ -153,18 +153,8 @@ def _embedding_grad(
 def _embedding_grad_fake(
     indices: Tensor, grads: Tensor, size: int, **wanted: Unpack[Reductions]
 ) -> tuple[Tensor, Tensor]:
-    return _results(grads, len(grads), **wanted)
+    return results(grads, **wanted)
 
 
-def _results(grads: Tensor, count: int, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
-    directions, kind = wanted.get("directions"), torch.promote_types(grads.dtype, torch.float32)
-    sq_norms = grads.new_empty(count if wanted.get("norms") else 0, dtype=kind)
-    return sq_norms, grads.new_empty(count, 0 if directions is None else len(directions), dtype=kind)
-
-
-for _op, _kernel, _fake in (
-    ("vector_grad_", _vector_grad, _vector_grad_fake),
-    ("embedding_grad_", _embedding_grad, _embedding_grad_fake),
-):
-    library.impl(_op, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"encore::{_op}", _fake, lib=library)
+register("vector_grad_", _vector_grad, _vector_grad_fake)
+register("embedding_grad_", _embedding_grad, _embedding_grad_fake)

@@ -8,6 +8,7 @@ win over its twin where they are there, and the others are made of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -147,15 +148,25 @@ def _name(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
 
 
-def _wide(inputs: Tensor, grads: Tensor) -> torch.dtype:
+def wide(*operands: Tensor) -> torch.dtype:
     """What is computed in: float32, or float64 where an operand is."""
-    return torch.promote_types(torch.promote_types(inputs.dtype, grads.dtype), torch.float32)
+    kind = torch.float32
+    for operand in operands:
+        kind = torch.promote_types(kind, operand.dtype)
+    return kind
 
 
-def _results(inputs: Tensor, grads: Tensor, directions: Tensor | None, norms: bool) -> tuple[Tensor, Tensor]:
-    count, kind = len(inputs), _wide(inputs, grads)
-    sq_norms = inputs.new_empty(count if norms else 0, dtype=kind)
-    return sq_norms, inputs.new_empty(count, 0 if directions is None else len(directions), dtype=kind)
+def results(*operands: Tensor, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
+    """What an op on operands [N, ...] returns, not yet filled: squared norms and dot products."""
+    first, directions = operands[0], wanted.get("directions")
+    sq_norms = first.new_empty(len(first) if wanted.get("norms") else 0, dtype=wide(*operands))
+    return sq_norms, first.new_empty(len(first), 0 if directions is None else len(directions), dtype=sq_norms.dtype)
+
+
+def register(op: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Give an op that the library defines its pure-torch kernel, and what it returns where there is no data."""
+    library.impl(op, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"encore::{op}", fake, lib=library)
 
 
 # ----------------------------------------------------------------------------------------- the twin: readable and slow
@@ -174,14 +185,14 @@ def _linear_grad_twin(
     norms: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check(inputs, grads, fisher=fisher, scale=scale, total=total, weight=weight, directions=directions)
-    wide = _wide(inputs, grads)
-    sq_norms, dots = _results(inputs, grads, directions, norms)
+    kind = wide(inputs, grads)
+    sq_norms, dots = results(inputs, grads, directions=directions, norms=norms)
     for n in range(len(inputs)):
-        gradient = grads[n].to(wide).T @ inputs[n].to(wide)  # [O, I]
+        gradient = grads[n].to(kind).T @ inputs[n].to(kind)  # [O, I]
         if norms:
             sq_norms[n] = gradient.square().sum()
         if directions is not None:
-            dots[n] = directions.to(wide).flatten(1) @ gradient.flatten()
+            dots[n] = directions.to(kind).flatten(1) @ gradient.flatten()
         if total is not None:
             total.add_(gradient if weight is None else gradient * weight[n])
         if fisher is not None:
@@ -191,7 +202,7 @@ def _linear_grad_twin(
 
 def _linear_grad_fake(inputs: Tensor, grads: Tensor, **wanted: Unpack[Reductions]) -> tuple[Tensor, Tensor]:
     check(inputs, grads, **wanted)
-    return _results(inputs, grads, wanted.get("directions"), wanted.get("norms", False))
+    return results(inputs, grads, **wanted)
 
 
 # ---------------------------------------------------------------------------- the ops that are made of `linear_grad_`
@@ -213,11 +224,11 @@ def _linear_sq_norm(inputs: Tensor, grads: Tensor) -> Tensor:
     rows = grads.shape[2]
     if length * (columns + rows) >= columns * rows:
         return torch.ops.encore.linear_grad_(inputs, grads, norms=True)[0]
-    wide = _wide(inputs, grads)
-    sq_norms = inputs.new_zeros(count, dtype=wide)
+    kind = wide(inputs, grads)
+    sq_norms = inputs.new_zeros(count, dtype=kind)
     at_once = max(1, columns * rows // max(1, length * length))  # so that the Gram matrices take less than two G_n
     for start in range(0, count, at_once):
-        a, b = inputs[start : start + at_once].to(wide), grads[start : start + at_once].to(wide)
+        a, b = inputs[start : start + at_once].to(kind), grads[start : start + at_once].to(kind)
         gram = (a @ a.mT).mul_(b @ b.mT)  # [n, T, T]
         sq_norms[start : start + at_once] = gram.sum((1, 2)).clamp_(min=0)
     return sq_norms
@@ -225,7 +236,7 @@ def _linear_sq_norm(inputs: Tensor, grads: Tensor) -> Tensor:
 
 def _linear_sq_norm_fake(inputs: Tensor, grads: Tensor) -> Tensor:
     check(inputs, grads)
-    return _results(inputs, grads, None, norms=True)[0]
+    return results(inputs, grads, norms=True)[0]
 
 
 def _linear_dot(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
@@ -235,7 +246,7 @@ def _linear_dot(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
 
 def _linear_dot_fake(inputs: Tensor, grads: Tensor, directions: Tensor) -> Tensor:
     check(inputs, grads, directions=directions)
-    return _results(inputs, grads, directions, norms=False)[1]
+    return results(inputs, grads, directions=directions)[1]
 
 
 @torch.no_grad()
@@ -260,6 +271,5 @@ for _op, _kernel, _fake in (
     ("linear_dot", _linear_dot, _linear_dot_fake),
     ("linear_weighted_sum_", _linear_weighted_sum, _linear_weighted_sum_fake),
 ):
-    library.impl(_op, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"encore::{_op}", _fake, lib=library)
+    register(_op, _kernel, _fake)
 library.impl("deterministic", torch.are_deterministic_algorithms_enabled, "CompositeExplicitAutograd")
