@@ -9,6 +9,10 @@
 #include <string>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace encore::cpu {
 namespace {
 
@@ -28,18 +32,24 @@ bool has(const Isa& isa) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr std::align_val_t kHugePage{2 << 20};
+
 struct Free {
-  void operator()(float* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+  void operator()(float* memory) const { ::operator delete(memory, kHugePage); }
 };
 
-// Kept for the thread's next call: fresh pages would cost as much as a tenth of a short call.
+// Kept for the thread's next call: fresh pages would cost as much as a tenth of a short call. On huge pages, for panels
+// are written in many places at once.
 float* scratch(int64_t count) {
   thread_local std::unique_ptr<float, Free> memory;
   thread_local int64_t size = 0;
   if (size < count) {
     memory.reset();
     size = 0;
-    memory.reset(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t(64))));
+    memory.reset(static_cast<float*>(::operator new(count * sizeof(float), kHugePage)));
+#ifdef MADV_HUGEPAGE
+    madvise(memory.get(), count * sizeof(float), MADV_HUGEPAGE);  // a wish
+#endif
     size = count;
   }
   return memory.get();

@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kColumns = kWidth * kVectors;
 constexpr int64_t kTile = kRows * kColumns;
-constexpr int64_t kPackRows = 16;
+constexpr int64_t kPackRows = 4;  // more would share the few cache sets that rows of a wide matrix begin in
+constexpr int64_t kAhead = 4;     // in so many last blocks of a group, the panel of A that comes next is fetched
 typedef float Vector __attribute__((vector_size(kWidth * 4)));
 typedef float Unaligned __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 
@@ -42,6 +43,16 @@ inline float widen(Float16 value) {
   return from_bits(bits | sign);
 }
 
+template <int64_t kCount, class Source>
+inline void widen(const Source* from, float* to) {
+  for (int64_t k = 0; k < kCount; ++k) to[k] = widen(from[k]);
+}
+
+template <int64_t kCount>
+inline void widen(const float* from, float* to) {
+  __builtin_memcpy(to, from, kCount * sizeof(float));
+}
+
 // A matrix [count, size] into panels [panels, length, kPanel], from the position that `packed` is at.
 template <int64_t kPanel, class Source>
 inline void pack_rows(const Source* rows, int64_t stride, int64_t count, int64_t size, int64_t length, float* packed) {
@@ -49,8 +60,10 @@ inline void pack_rows(const Source* rows, int64_t stride, int64_t count, int64_t
     const Source* from = rows + at;
     float* to = packed;
     if (at + kPanel <= size)
-      for (int64_t t = 0; t < count; ++t, from += stride, to += kPanel)
-        for (int64_t k = 0; k < kPanel; ++k) to[k] = widen(from[k]);
+      for (int64_t t = 0; t < count; ++t, from += stride, to += kPanel) {
+        __builtin_prefetch(from + 2 * kPackRows * stride);  // beyond the end of a matrix it does no harm
+        widen<kPanel>(from, to);
+      }
     else
       for (int64_t t = 0; t < count; ++t, from += stride, to += kPanel)
         for (int64_t k = 0; k < kPanel; ++k) to[k] = at + k < size ? widen(from[k]) : 0.0f;
@@ -82,11 +95,17 @@ void pack(const Work& work, int64_t begin, int64_t end) {
   }
 }
 
-// tile [kRows, kColumns] = b^T a + (add ? tile : 0), for b [depth, kRows] and a [depth, kColumns].
+// tile [kRows, kColumns] = b^T a + (add ? tile : 0), for b [depth, kRows] and a [depth, kColumns]. Meanwhile a
+// kAhead-th part of a panel like `a` is fetched from `next` on. A loop of its own, for fetching what is there costs, too.
+template <bool kFetch>
 inline void multiply(int64_t depth, const float* __restrict b, const float* __restrict a, float* __restrict tile,
-                     bool add) {
+                     bool add, const float* next = nullptr) {
   Vector sum[kRows][kVectors] = {};
   for (int64_t t = 0; t < depth; ++t, a += kColumns, b += kRows) {
+    if (kFetch) {
+      __builtin_prefetch(next);
+      next += kColumns / kAhead;
+    }
     Vector x[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) x[v] = reinterpret_cast<const Unaligned*>(a)[v];
@@ -181,9 +200,10 @@ inline void reduce_tiles(const LinearGrad& g, int64_t n, int64_t count, const fl
 
 inline void prefetch(const float* matrix, int64_t stride, const Place& place) {
   if (matrix == nullptr) return;
+  __asm__ volatile("");  // else GCC takes this for a function without effect, and drops the calls
   for (int64_t r = 0; r < place.rows; ++r) {
     const float* row = matrix + (place.o + r) * stride + place.i;
-    for (int64_t c = 0; c < place.columns; c += 16) __builtin_prefetch(row + c, 1, 2);
+    for (int64_t c = 0; c < place.columns; c += 16) __builtin_prefetch(row + c, 0, 2);
   }
 }
 
@@ -204,6 +224,11 @@ void reduce(const Work& work, int64_t task) {
     for (int64_t t = 0; t < g.t; t += kDepth) {
       const int64_t depth = g.t - t < kDepth ? g.t - t : kDepth;
       const bool is_last = t + depth == g.t && (k + 1 == kHeld || s + 1 == work.samples);
+      const float* const panel_a = a + (s * work.panels * g.t + t) * kColumns;
+      // The next stretch's, sample's, or task's; with the last of all, something that is not used.
+      const float* const next = t + depth < g.t           ? panel_a + depth * kColumns
+                                : s + 1 < work.samples ? a + (s + 1) * work.panels * g.t * kColumns
+                                                       : a + g.t * kColumns;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t o = (first + block) * kRows;
         const Place place{o, i, g.o - o < kRows ? g.o - o : kRows, columns};
@@ -212,8 +237,12 @@ void reduce(const Work& work, int64_t task) {
           prefetch(g.total, g.total_stride, place);
           for (int64_t m = 0; m < g.m; ++m) prefetch(g.directions + m * g.o * g.i, g.i, place);
         }
-        multiply(depth, b + ((s * work.blocks + block) * g.t + t) * kRows, a + (s * work.panels * g.t + t) * kColumns,
-                 tiles[block] + k * kTile, t > 0);
+        const float* const block_b = b + ((s * work.blocks + block) * g.t + t) * kRows;
+        float* const tile = tiles[block] + k * kTile;
+        if (const int64_t part = block - blocks + kAhead; part < 0)
+          multiply<false>(depth, block_b, panel_a, tile, t > 0);
+        else
+          multiply<true>(depth, block_b, panel_a, tile, t > 0, next + part * depth * kColumns / kAhead);
         if (!is_last) continue;
         const auto reduce_row = columns == kColumns ? reduce_tiles<Vectors> : reduce_tiles<Floats>;
         reduce_row(g, work.first + s - k, k + 1, tiles[block], place, sums + (s - k) * (1 + g.m));

@@ -83,9 +83,11 @@ def test_sixteen_bit_gradients_are_summed_in_float32(kind: torch.dtype) -> None:
     layers.embedding_grad_(indices, grads, 1, fisher=fisher)
     torch.testing.assert_close(fisher[0].double(), exact.square().sum(0), rtol=1e-5, atol=0)
     torch.testing.assert_close(layers.bias_rows(grads).double(), exact, rtol=1e-6, atol=0)
-    by_weight, by_bias = layers.norm_rows(torch.ones(2, 3000, 4), grads, 1)
-    torch.testing.assert_close(by_weight.double(), exact, rtol=1e-6, atol=0)
-    torch.testing.assert_close(by_bias.double(), exact, rtol=1e-6, atol=0)
+    one = torch.ones(2, 3000, 4)
+    torch.testing.assert_close(layers.norm_rows(one, grads, 1).double(), exact, rtol=1e-6, atol=0)
+    mean, rstd = torch.zeros(2, 3000, 1), torch.ones(2, 3000, 1)
+    for rows in layers.layer_norm_rows(one, grads, (4,), mean, rstd):
+        torch.testing.assert_close(rows.double(), exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("middle", [(), (5,), (2, 3)])
@@ -102,9 +104,18 @@ def test_norms(middle: tuple[int, ...], shape: tuple[int, ...]) -> None:
     one = torch.ones(shape, dtype=torch.float64)
     weights = grads_of(lambda x, grad, w: (F.layer_norm(x, shape, w) * grad).sum(), one, inputs, grads)
     biases = grads_of(lambda x, grad, b: (F.layer_norm(x, shape, one, b) * grad).sum(), one, inputs, grads)
-    by_weight, by_bias = layers.norm_rows(F.layer_norm(inputs, shape), grads, len(shape))
+    torch.testing.assert_close(layers.norm_rows(F.layer_norm(inputs, shape), grads, len(shape)), weights.flatten(1))
+    _, mean, rstd = torch.native_layer_norm(inputs, shape, None, None, 1e-5)
+    by_weight, by_bias = layers.layer_norm_rows(inputs, grads, shape, mean, rstd)
     torch.testing.assert_close(by_weight, weights.flatten(1))
     torch.testing.assert_close(by_bias, biases.flatten(1))
+
+
+def test_norm_of_nothing() -> None:
+    for count, steps in ((0, 3), (2, 0)):
+        nothing, stats = torch.zeros(count, steps, 4), torch.zeros(count, steps, 1)
+        for rows in layers.layer_norm_rows(nothing, nothing, (4,), stats, stats):
+            assert torch.equal(rows, torch.zeros(count, 4))
 
 
 @settings(deadline=None, max_examples=50)

@@ -98,15 +98,29 @@ def _layer_norm(
     if input.dim() <= len(shape):
         return None
 
-    def rows(x: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+    kept: list[Tensor] = []  # mean and 1/σ of each position
+    for_bias: list[Tensor] = []  # what came out together with the weight's gradient
+
+    def run(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            return F.layer_norm(x, shape, w, b, eps)
+        out, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
+        kept[:] = mean.detach(), rstd.detach()
+        return out
+
+    def rows(x: Tensor, grads: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        return layers.norm_rows(F.layer_norm(x.to(wide), shape, eps=eps), grads, len(shape))
+        if not kept or kept[0].dtype != wide:
+            kept[:] = torch.native_layer_norm(x.to(wide), shape, None, None, eps)[1:]
+        by_weight, by_bias = layers.layer_norm_rows(x, grads, shape, *kept)
+        for_bias[:] = [by_bias]
+        return by_weight
 
     return Call(
         input, weight, bias,
-        run=lambda x, w, b: F.layer_norm(x, shape, w, b, eps),
-        parts=lambda x, g: [Vector(rows(x, g)[0], 0, shape[0])],
-        bias_rows=lambda g: layers.bias_rows(g.flatten(-len(shape))),
+        run=run,
+        parts=lambda x, g: [Vector(rows(x, g), 0, shape[0])],
+        bias_rows=lambda g: for_bias.pop() if for_bias else layers.bias_rows(g.flatten(-len(shape))),
     )  # fmt: skip
 
 
@@ -123,7 +137,7 @@ def _rms_norm(
     def rows(x: Tensor, grads: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         small = torch.finfo(x.dtype).eps if eps is None else eps  # the default depends on the input's type
-        return layers.norm_rows(F.rms_norm(x.to(wide), shape, eps=small), grads, len(shape))[0]
+        return layers.norm_rows(F.rms_norm(x.to(wide), shape, eps=small), grads, len(shape))
 
     return Call(
         input, weight, None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -81,7 +81,8 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if grads is not None:
             anchor, inputs = ctx.saved_tensors
-            with torch.autocast(grads.device.type, enabled=False):
+            kind = grads.device.type
+            with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
                 ctx.seen(anchor if inputs is None else inputs, grads)
         return grads, None, None, None
 

@@ -7,6 +7,8 @@ embedding's are as many rows as a sample has tokens, and a convolution is a line
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
@@ -14,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encore.ops.linear_grad import REDUCTIONS, Reductions, library, register, results, wide
+
+STRETCH = 256
+"""Positions that float32 adds up one after another: rounding errors grow with this root rather than with T's."""
 
 library.define("vector_grad_(Tensor rows, " + REDUCTIONS)
 library.define("embedding_grad_(Tensor indices, Tensor grads, int size, " + REDUCTIONS)
@@ -54,16 +59,38 @@ def bias_rows(grads: Tensor) -> Tensor:
     return as_steps(grads).sum(1, dtype=wide(grads))
 
 
-def norm_rows(normalized: Tensor, grads: Tensor, dims: int) -> tuple[Tensor, Tensor]:
-    """Per-sample gradients of a norm's weight and bias: x̂ and output gradients [N, ..., *shape] -> [N, D] twice.
+def norm_rows(normalized: Tensor, grads: Tensor, dims: int) -> Tensor:
+    """Per-sample gradient of a norm's weight: x̂ and output gradients [N, ..., *shape] -> [N, D].
 
     Args:
         normalized: x̂, the input after normalisation and before the weight. dims: of how many dimensions `shape` is.
     """
-    kind = wide(grads)
-    grads = as_steps(grads.flatten(-dims))
-    products = grads.to(kind) * as_steps(normalized.flatten(-dims))
-    return products.sum(1), grads.sum(1, dtype=kind)
+    products = grads.to(wide(grads)) * normalized
+    return as_steps(products.flatten(-dims)).sum(1)
+
+
+def layer_norm_rows(
+    inputs: Tensor, grads: Tensor, shape: Sequence[int], mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients of a layer norm's weight and bias, [N, D] both, from what its forward pass has kept.
+
+    Torch's own backward kernel, a sample at a time. It adds up positions one after another, so long samples are cut.
+
+    Args:
+        inputs, grads: [N, ..., *shape]. mean, rstd: of each position, [N, ..., 1], in the type that is computed in.
+    """
+    count, size = len(inputs), math.prod(shape)
+    if not inputs.numel():
+        return mean.new_zeros(count, size), mean.new_zeros(count, size)
+    kind, steps = mean.dtype, mean.numel() // count
+    sizes = [min(STRETCH, steps - t) for _ in range(count) for t in range(0, steps, STRETCH)]
+    cuts = [value.to(kind).reshape(count * steps, *shape).split(sizes) for value in (grads, inputs)]
+    cuts += [value.reshape(count * steps, 1).split(sizes) for value in (mean, rstd)]
+    weight = mean.new_empty(shape)  # its values don't enter
+    kernel = torch.ops.aten.native_layer_norm_backward.default
+    each = [kernel(g, x, shape, m, r, weight, weight, [False, True, True]) for g, x, m, r in zip(*cuts, strict=True)]
+    by_weight, by_bias = (torch.stack([of_cut[k] for of_cut in each]).view(count, -1, size).sum(1) for k in (1, 2))
+    return by_weight, by_bias
 
 
 def conv1d_patches(inputs: Tensor, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> Tensor:
