@@ -4,8 +4,10 @@
 
 All take the same model (a fresh MusicGen decoder) and batch. For its time each peer has a process where plain training
 steps (forward and backward) and its own alternate, so that a slow spell of the machine hits both; the ratio is the
-median over the pairs, and `cpu` is the same of processor time. For its memory it has a fresh one: the peak above the
-loaded model, as a ratio to the plain step's; `later` leaves out the first step, in which a peer may have more to do.
+median over the pairs, and `cpu` is the same of processor time. By where their memory lies, two equal models can differ
+by 1 to 3 % for as long as a process lives: `plain`, a plain step beside itself, shows how much. For its memory it has a
+fresh one: the peak above the loaded model, as a ratio to the plain step's; `later` leaves out the first step, in which
+a peer may have more to do.
 The error is ‖Δ‖/‖reference‖ over all parameters against a float64 loop over the samples; what a peer leaves out or gets
 wrong counts as it is, and is named.
 

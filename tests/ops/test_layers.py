@@ -111,6 +111,13 @@ def test_norms(middle: tuple[int, ...], shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(by_bias, biases.flatten(1))
 
 
+def test_norms_away_from_the_cpu() -> None:
+    """The shapes, at least, of what a device without tests here computes."""
+    values, stats = torch.empty(2, 3, 4, 5, device="meta"), torch.empty(2, 3, 1, 1, device="meta")
+    for rows in layers.layer_norm_rows(values, values, (4, 5), stats, stats):
+        assert rows.shape == (2, 20)
+
+
 def test_norm_of_nothing() -> None:
     for count, steps in ((0, 3), (2, 0)):
         nothing, stats = torch.zeros(count, steps, 4), torch.zeros(count, steps, 1)
