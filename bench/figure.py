@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 REFERENCES = {"base": "#888888", "gold": "#b8860b", "gold2": "#b8860b"}
+OFFSETS = ((6, 4), (6, -10), (-6, 4), (-6, -10), (6, 16), (6, -22), (-6, 16), (6, 28), (6, 40))  # of names, in points
 
 
 def main(source: Path, target: Path) -> None:
@@ -39,14 +40,13 @@ def main(source: Path, target: Path) -> None:
 
 def label(axes: Axes, name: str, at: tuple[float, float], colour: str, taken: list[Bbox]) -> None:
     """Name a point where no other name stands yet: right of it, else left, above or below, ever farther off."""
-    for offset in ((6, 4), (6, -10), (-6, 4), (-6, -10), (6, 16), (6, -22), (-6, 16), (6, 28), (6, 40)):
+    for offset in OFFSETS:
         side = "left" if offset[0] > 0 else "right"
         text = axes.annotate(name, at, textcoords="offset points", xytext=offset, color=colour, ha=side)
         box = text.get_window_extent()
-        if not any(box.overlaps(other) for other in taken):
+        if offset == OFFSETS[-1] or not any(box.overlaps(other) for other in taken):
             break
-        if offset != (6, 40):
-            text.remove()
+        text.remove()
     taken.append(box)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from encore.curvature.parts import Lookup, Matrix, Part, Vector
 from encore.ops import layers
+from encore.ops.linear_grad import wide
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Call:
         weight, bias: as they were given.
         run: computes the output from inputs, weight and bias.
         parts: (inputs, output gradients) -> gradient of the weight, starts counted from the weight's first row.
-        bias_rows: output gradients -> per-sample gradient of the bias, [N, D].
+        bias_rows: output gradients -> per-sample gradient of the bias, [N, D]; asked after `parts`, where both are.
         casts: whether autocast casts its input.
     """
 
@@ -109,9 +110,8 @@ def _layer_norm(
         return out
 
     def rows(x: Tensor, grads: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if not kept or kept[0].dtype != wide:
-            kept[:] = torch.native_layer_norm(x.to(wide), shape, None, None, eps)[1:]
+        if not kept or kept[0].dtype != wide(x):
+            kept[:] = torch.native_layer_norm(x.to(wide(x)), shape, None, None, eps)[1:]
         by_weight, by_bias = layers.layer_norm_rows(x, grads, shape, *kept)
         for_bias[:] = [by_bias]
         return by_weight
@@ -135,9 +135,8 @@ def _rms_norm(
         return None
 
     def rows(x: Tensor, grads: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
         small = torch.finfo(x.dtype).eps if eps is None else eps  # the default depends on the input's type
-        return layers.norm_rows(F.rms_norm(x.to(wide), shape, eps=small), grads, len(shape))
+        return layers.norm_rows(F.rms_norm(x.to(wide(x)), shape, eps=small), grads, len(shape))
 
     return Call(
         input, weight, None,

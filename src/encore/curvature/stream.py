@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from encore.curvature.capture import capture
 from encore.curvature.result import Fisher
-from encore.curvature.tally import wide
 from encore.curvature.taps import set_aside_grads
 from encore.errors import EncoreError
 from encore.fingerprint import module_sha256
+from encore.ops.linear_grad import wide
 
 Item = TypeVar("Item")
 

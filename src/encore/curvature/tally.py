@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from encore.curvature.parts import Part
+from encore.ops.linear_grad import wide
 
 T = TypeVar("T")
 
@@ -120,11 +121,6 @@ class Tally:
         """A part's rows of a parameter's sum, as [rows, columns]."""
         buffer = self._buffer(buffers, name)
         return buffer.view(len(buffer), -1)[part.start : part.start + part.rows]
-
-
-def wide(weight: Tensor) -> torch.dtype:
-    """What sums over a parameter's gradients are kept in: float32, or float64 for one of that type."""
-    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def _asked(what: T | None, name: str) -> T:
