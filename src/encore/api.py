@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pluggy
 
-from encore.errors import PluginError
+from encore.errors import PluginError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 hookimpl = pluggy.HookimplMarker("encore")
 
-Labels = Literal["empirical", "sampled"]  # whose codes a Fisher's gradients are of: the clips', or the model's own
+# Whose codes a Fisher's gradients are of: the clips', or the model's own; auto: the model's where it has tokens.
+Labels = Literal["auto", "empirical", "sampled"]
 
 
 # ---------------------------------------------------------------------------------------------------------- specs
@@ -44,6 +45,7 @@ class Spec:
         target: "package.module:Class".
         requires: what must be importable for it to work, as distribution names ("librosa"); checked before the import.
         needs: what must be there for it to work; see the subclass.
+        install: the command that installs what it requires, where `pip install` and its names do not; shown as it is.
     """
 
     kind: ClassVar[str] = ""
@@ -54,6 +56,7 @@ class Spec:
     target: str
     requires: tuple[str, ...] = ()
     needs: AbstractSet[str] = frozenset()
+    install: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", frozenset(self.needs))
@@ -105,7 +108,7 @@ class Clip:
     Args:
         track: the track's id; several clips share it where the track is longer than the model's window.
         caption: the text the model is conditioned on.
-        codes: codec tokens, int64 [K, T] (a backend without tokens keeps its latents here).
+        codes: codec tokens, int64 [K, T]; of a backend without tokens its latents, float32 [K, T].
     """
 
     track: str
@@ -121,14 +124,17 @@ class Batch:
         clips: the N clips; their captions' frozen encodings are looked up by the backend.
         codes: int64 [N, K, T].
         frames: int64 [N], how many of T are real.
+        draw: which noise a backend without tokens adds. 0 is the fixed one, by which losses compare; the engine gives
+            every training step one of its own.
     """
 
     clips: tuple[Clip, ...]
     codes: Tensor
     frames: Tensor
+    draw: int = 0
 
     @classmethod
-    def of(cls, clips: Sequence[Clip], device: torch.device | str | None = None) -> Batch:
+    def of(cls, clips: Sequence[Clip], device: torch.device | str | None = None, *, draw: int = 0) -> Batch:
         """Stack clips of any lengths; on the clips' own device unless another is named."""
         import torch
 
@@ -137,7 +143,7 @@ class Batch:
         for row, clip in zip(codes, clips, strict=True):
             row[..., : clip.codes.shape[-1]] = clip.codes
         device = device or codes.device
-        return cls(tuple(clips), codes.to(device), torch.tensor(frames, device=device))
+        return cls(tuple(clips), codes.to(device), torch.tensor(frames, device=device), draw)
 
     @property
     def captions(self) -> list[str]:
@@ -153,14 +159,16 @@ class Batch:
 class Backend(ABC):
     """One loaded music model.
 
-    A token model (MusicGen) keeps all of the contract. A model without tokens (diffusion) sets `has_tokens = False`
-    and implements `losses` with noise and timesteps fixed a track, so that two calls compare.
+    A token model (MusicGen) keeps all of the contract. A model without tokens (diffusion) sets `has_tokens = False`,
+    keeps latents where others keep codes, raises UsageError from `logits` and `token_mask`, and implements `losses`
+    with noise and timesteps that depend on the clip and `batch.draw` alone, so that two models compare pair by pair.
 
     Attributes:
         name: the spec's name.
         module: the trainable part, and nothing else. Methods change these weights only.
         sample_rate: Hz. channels: audio channels. frame_rate: codec frames a second.
-        codebooks: K. codebook_size: V. max_frames: longest window in codec frames.
+        codebooks: K (channels of a latent). codebook_size: V (0 without tokens). max_frames: longest window in codec
+            frames.
         conditions: the encodings `condition` has computed or was given (from the cache on disk), a caption.
     """
 
@@ -193,11 +201,21 @@ class Backend(ABC):
 
     @abstractmethod
     def encode(self, waveforms: Tensor) -> Tensor:
-        """Waveforms [N, C, S] at `sample_rate` -> codes int64 [N, K, T]."""
+        """Waveforms [N, C, S] at `sample_rate` -> codes int64 [N, K, T], or latents float32 [N, K, T]."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [N, K, T] -> waveforms [N, C, S]."""
+
+    def latents(self, codes: Tensor) -> Tensor:
+        """What the codec's decoder is given for codes [N, K, T]: float [N, D, T], channels of audio averaged.
+
+        Raises:
+            UsageError: the codec has no such thing.
+        """
+        if not self.has_tokens:
+            return codes
+        raise UsageError(f"the backend {self.name} has no latents to embed", "choose another --embedder")
 
     @abstractmethod
     def condition(self, captions: Sequence[str]) -> list[Tensor]:
@@ -218,8 +236,27 @@ class Backend(ABC):
         return token_logprobs(self.logits(batch, unconditional=unconditional), batch.codes, self.token_mask(batch))
 
     def losses(self, batch: Batch) -> Tensor:
-        """Mean negative log-likelihood a token of each clip, nats, [N]; independent of the rest of the batch."""
+        """Mean negative log-likelihood a token of each clip, nats, [N]; independent of the rest of the batch.
+
+        Without tokens: the training loss of each clip, at the noise of `batch.draw`.
+        """
         return -self.token_logprobs(batch).sum((1, 2)) / self.token_mask(batch).sum((1, 2))
+
+    @property
+    def unit(self) -> str:
+        """What `losses` are in."""
+        return "nats/token" if self.has_tokens else "loss"
+
+    def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Without tokens: the loss of each clip toward a target drawn at random in place of its own, [N].
+
+        Args:
+            generator: where the target is drawn from, on the CPU.
+
+        Raises:
+            UsageError: the backend has no such loss; with tokens it is a cross-entropy of `logits` to random codes.
+        """
+        raise UsageError(f"the backend {self.name} has no random target to train toward", "choose another --method")
 
     @abstractmethod
     def generate(
@@ -304,16 +341,16 @@ class Session:
     seed: int
     level: float | None
     run_loop: Callable[[LossMethod], None] = field(repr=False)
-    run_fisher: Callable[[Sequence[Clip], Labels, int], dict[str, Tensor]] | None = field(default=None, repr=False)
+    run_fisher: Callable[[Sequence[Clip], Literal["empirical", "sampled"], int], dict[str, Tensor]] | None = field(
+        default=None, repr=False
+    )
     masks: dict[str, Tensor] = field(default_factory=dict)
 
     def train(self, method: LossMethod) -> None:
         """Run the engine's own loop on a loss method: its optimiser, precision, checkpoints, guards, log."""
         self.run_loop(method)
 
-    def fisher(
-        self, clips: Sequence[Clip], *, labels: Labels = "empirical", micro_batch_size: int = 8
-    ) -> dict[str, Tensor]:
+    def fisher(self, clips: Sequence[Clip], *, labels: Labels = "auto", micro_batch_size: int = 8) -> dict[str, Tensor]:
         """F = (1/n) Σ_n g_n∘g_n at the weights as they are, g_n the gradient of clip n's mean NLL a token.
 
         It is the mean over clips of the squares, not the square of their mean: it does not depend on batch sizes. Taken
@@ -321,7 +358,8 @@ class Session:
 
         Args:
             clips: one sample each.
-            labels: "empirical", the clips' own codes; "sampled", codes drawn from the model given the clip's true past.
+            labels: "empirical", the clips' own codes; "sampled", codes drawn from the model given the clip's true past;
+                "auto", sampled where the backend has tokens.
             micro_batch_size: clips a pass; changes nothing but memory and rounding.
 
         Returns:
@@ -333,6 +371,8 @@ class Session:
         """
         if self.run_fisher is None:
             raise PluginError("a method that takes a Fisher must say so: MethodSpec(..., needs={'fisher'})")
+        if labels == "auto":
+            labels = "sampled" if self.backend.has_tokens else "empirical"
         return self.run_fisher(clips, labels, micro_batch_size)
 
 

@@ -8,7 +8,7 @@ from encore.api import BackendSpec, EmbedderSpec, MethodSpec, MetricSpec, hookim
 @hookimpl
 def encore_register_methods() -> list[MethodSpec]:
     retain, reference = frozenset({"retain"}), frozenset({"retain", "reference"})
-    fisher = frozenset({"retain", "fisher"})
+    fisher, logits = frozenset({"retain", "fisher"}), frozenset({"logits"})
     return [
         MethodSpec("ga", "gradient ascent on the forget tracks (No Encore)", "encore.methods.ga:GradientAscent"),
         MethodSpec(
@@ -16,10 +16,14 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec("ft", "fine-tune on retain only", "encore.methods.ft:FineTune", needs=retain),
         MethodSpec("graddiff", "ascent on forget, descent on retain", "encore.methods.graddiff:GradDiff", needs=retain),
-        MethodSpec("ga-kl", "ascent on forget, KL to base on retain", "encore.methods.ga_kl:GaKl", needs=reference),
+        MethodSpec(
+            "ga-kl", "ascent on forget, KL to base on retain", "encore.methods.ga_kl:GaKl", needs=reference | logits
+        ),
         MethodSpec("npo", "negative preference optimisation", "encore.methods.npo:Npo", needs=reference),
         MethodSpec("simnpo", "NPO without a reference model", "encore.methods.simnpo:SimNpo", needs=retain),
-        MethodSpec("wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain),
+        MethodSpec(
+            "wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain | logits
+        ),
         MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
         MethodSpec(
             "salun",
@@ -55,7 +59,7 @@ def encore_register_methods() -> list[MethodSpec]:
             "encore",
             "forget toward what the model says of unheard music",
             "encore.methods.encore:Encore",
-            needs=reference,
+            needs=reference | logits,
         ),
     ]
 
@@ -71,9 +75,17 @@ def encore_register_metrics() -> list[MetricSpec]:
     return [
         MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
         MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
-        MetricSpec("verbatim", "tracks that replay from caption and 1 s of prompt", "encore.metrics.verbatim:Verbatim"),
         MetricSpec(
-            "verbatim_caption", "tracks that replay from the caption alone", "encore.metrics.verbatim:VerbatimCaption"
+            "verbatim",
+            "tracks that replay from caption and 1 s of prompt",
+            "encore.metrics.verbatim:Verbatim",
+            needs={"logits"},
+        ),
+        MetricSpec(
+            "verbatim_caption",
+            "tracks that replay from the caption alone",
+            "encore.metrics.verbatim:VerbatimCaption",
+            needs={"logits"},
         ),
         MetricSpec(
             "extraction_strength",
@@ -101,6 +113,4 @@ def encore_register_metrics() -> list[MetricSpec]:
 
 @hookimpl
 def encore_register_embedders() -> list[EmbedderSpec]:
-    return [
-        EmbedderSpec("encodec", "the model's own EnCodec latents, pooled", "encore.embedders.encodec:EncodecEmbedder")
-    ]
+    return [EmbedderSpec("latents", "the latents of the model's own codec, pooled", "encore.embedders.latents:Latents")]

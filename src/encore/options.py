@@ -57,10 +57,12 @@ class TrainOptions(Options):
 class FisherOptions(Options):
     """What a method that takes a Fisher asks of it.
 
-    Labels are drawn from the model: a track known by heart leaves hardly any gradient on its own codes.
+    Labels are drawn from the model where it has tokens: a track known by heart leaves hardly any gradient on its own.
     """
 
-    labels: Literal["empirical", "sampled"] = Field(
-        "sampled", description="the Fisher's gradients are of the clips' own codes, or of codes the model draws"
+    labels: Literal["auto", "empirical", "sampled"] = Field(
+        "auto",
+        description="the Fisher's gradients are of the clips' own codes (empirical) or of codes the model draws "
+        "(sampled); auto: sampled for a model with tokens",
     )
     micro_batch_size: int = Field(8, ge=1, description="clips a pass; fewer save memory, change nothing else")

@@ -224,7 +224,7 @@ class Registry(Generic[SpecT, ObjectT]):
             verb = "is" if len(missing) == 1 else "are"
             raise MissingExtraError(
                 f"the {self.kind} {name!r} needs {needed}, which {verb} not installed",
-                f"pip install {' '.join(missing)}",
+                entry.spec.install or f"pip install {' '.join(missing)}",
             )
         try:
             target = _import(entry.spec.target)

@@ -147,6 +147,13 @@ class MusicgenBackend(Backend):
         return audio.reshape(count, self.channels, -1)[..., : frames * self.hop]
 
     @torch.no_grad()
+    def latents(self, codes: Tensor) -> Tensor:
+        count = len(codes)
+        split = codes.to(self.device).reshape(count, -1, self.channels, codes.shape[-1])
+        latents = self.model.audio_encoder.quantizer.decode(split.permute(1, 0, 2, 3).flatten(1, 2))  # [N * C, D, T]
+        return latents.reshape(count, self.channels, *latents.shape[1:]).mean(1)
+
+    @torch.no_grad()
     def condition(self, captions: Sequence[str]) -> list[Tensor]:
         for caption in captions:
             if caption not in self.conditions:

@@ -36,7 +36,7 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(help="Names, with commas between; default: all. See `encore metrics`.")
     ] = None,
-    embedder: Annotated[str, typer.Option(help="For fad and mmd; see `encore embedders`.")] = "encodec",
+    embedder: Annotated[str, typer.Option(help="For fad and mmd; see `encore embedders`.")] = "latents",
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
     ] = None,

@@ -157,16 +157,15 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
 def _show_outcome(run: dict[str, Any], out: Path) -> None:
     outcome = run["outcome"]
     before, after, level = outcome["before"], outcome["after"], outcome["unseen_level"]
-    figures = ["NLL before", "NLL after", "unseen"]
+    name = "NLL" if run["unit"] == "nats/token" else run["unit"]
+    figures = [f"{name} before", f"{name} after", "unseen"]
     console.table(
         ["track", *figures],
         [(track, _nll(before["forget"][track]), _nll(value), _nll(level)) for track, value in after["forget"].items()],
         right=figures,
     )
     if after["retain"] is not None:
-        console.note(
-            f"retain NLL {before['retain']:.3f} -> {after['retain']:.3f} nats a token, on a sample of the tracks kept"
-        )
+        console.note(f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}, on a sample of the tracks kept")
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")
     console.note(f"next: encore eval {out}")
 

@@ -89,7 +89,7 @@ def _describe(registry: Registry[Any, Any], entry: Entry[Any]) -> dict[str, Any]
     if sum(other.spec.name == spec.name for other in registry) > 1:
         why = "another plugin has the same name"
     elif missing:
-        why = f"needs {' and '.join(missing)}"
+        why = f"needs {' and '.join(missing)}" + (f": {spec.install}" if spec.install else "")
     return {
         "name": spec.name,
         "summary": spec.summary,

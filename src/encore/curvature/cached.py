@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from encore.api import Backend, Clip, Labels
+from encore.api import Backend, Clip
 from encore.audio.cache import CacheWarning
-from encore.curvature.clips import backend_fisher, clips_sha256
+from encore.curvature.clips import Labels, backend_fisher, clips_sha256
 from encore.curvature.result import Fisher
 from encore.errors import InputError
 from encore.fingerprint import module_sha256

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from encore.api import Batch, LossMethod, Session, Step
+from encore.errors import UsageError
 from encore.losses import clip_mean, token_logprobs
 from encore.options import TrainOptions
 
@@ -16,7 +17,8 @@ from encore.options import TrainOptions
 class RandomLabels(LossMethod):
     """Cross-entropy to random codes on forget, plus α L_r.
 
-    `uniform` labels are the paper's; `marginal` ones are drawn a codebook from how often retain uses each code.
+    `uniform` labels are the paper's; `marginal` ones are drawn a codebook from how often retain uses each code. A model
+    without tokens is trained toward a random target instead.
     """
 
     class Options(TrainOptions):
@@ -28,17 +30,21 @@ class RandomLabels(LossMethod):
     options: Options
 
     def prepare(self, session: Session) -> None:
-        size = session.backend.codebook_size
-        if self.options.labels == "marginal":
-            counts = [
-                torch.bincount(torch.cat([clip.codes[k] for clip in session.retain]), minlength=size) + 0.1
-                for k in range(session.backend.codebooks)
-            ]
-            self._weights = torch.stack(counts)  # [K, V]
-        else:
-            self._weights = torch.ones(session.backend.codebooks, size)
+        backend = session.backend
+        if self.options.labels == "uniform":
+            self._weights = torch.ones(backend.codebooks, max(backend.codebook_size, 1))
+            return
+        if not backend.has_tokens:
+            raise UsageError(f"labels=marginal counts codes, and {backend.name} has none", "use labels=uniform")
+        counts = [
+            torch.bincount(torch.cat([clip.codes[k] for clip in session.retain]), minlength=backend.codebook_size) + 0.1
+            for k in range(backend.codebooks)
+        ]
+        self._weights = torch.stack(counts)  # [K, V]
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+        if not step.backend.has_tokens:
+            return step.backend.random_losses(batch, step.generator)
         count, codebooks, frames = batch.codes.shape
         labels = torch.multinomial(self._weights, count * frames, replacement=True, generator=step.generator)  # [K, NT]
         labels = labels.view(codebooks, count, frames).transpose(0, 1).to(batch.codes.device)

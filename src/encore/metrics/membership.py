@@ -107,8 +107,9 @@ def min_k(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, floa
 
 
 def _compressed(clips: Sequence[Clip]) -> dict[str, float]:
-    """Less the bytes a token that zlib needs for each track's codes, frame after frame."""
-    streams = [clip.codes.T.to(torch.int32).cpu().contiguous().numpy().astype("<u2").tobytes() for clip in clips]
+    """Less the bytes a token that zlib needs for each track's codes, frame after frame (latents in steps of 1/16)."""
+    codes = [clip.codes * 16 if clip.codes.is_floating_point() else clip.codes for clip in clips]
+    streams = [one.T.round().to(torch.int32).cpu().contiguous().numpy().astype("<u2").tobytes() for one in codes]
     sizes = [-float(len(zlib.compress(stream, 9))) for stream in streams]
     return by_track(clips, sizes, [clip.codes.numel() for clip in clips])
 

@@ -8,23 +8,22 @@ from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, unmeasured
 
-UNIT = "nats/token"
-
 
 class Nll(Metric):
     """Rows `nll`, `nll_codebook_0` … `nll_codebook_{K-1}`, and `nll_gap_gold` = (model - gold) / gold.
 
     The gap has two sides on purpose: below 0 the model still knows the tracks, above 0 it shuns them, and both tell
-    that they were once learnt.
+    that they were once learnt. Of a model without tokens it is the training loss at the clips' own noise.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        unit = next(iter(evaluation.models.values())).unit
         for clips in SETS:
             if not evaluation.clips.get(clips):
-                yield no_clips("nll", clips, unit=UNIT)
+                yield no_clips("nll", clips, unit=unit)
                 continue
             for model in given(evaluation):
-                yield mean_row("nll", model, clips, evaluation.nll(model, clips), evaluation, unit=UNIT)
+                yield mean_row("nll", model, clips, evaluation.nll(model, clips), evaluation, unit=unit)
                 if evaluation.backend(model).has_tokens:
                     yield from self._codebooks(evaluation, model, clips)
             for model in given(evaluation, "base", "unlearned", "gold2"):
@@ -38,7 +37,7 @@ class Nll(Metric):
                 [-float(clip[k].double().sum()) for clip in logprobs],
                 [int(mask[k].sum()) for mask in masks],
             )
-            yield mean_row(f"nll_codebook_{k}", model, clips, tracks, evaluation, unit=UNIT)
+            yield mean_row(f"nll_codebook_{k}", model, clips, tracks, evaluation, unit="nats/token")
 
     def _gap(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Result:
         if "gold" not in evaluation.models:

@@ -25,7 +25,7 @@ class Relearn(Metric):
         for model in [*given(evaluation, "base", "unlearned", "gold"), "control"]:
             curve = self._attack(evaluation, model)
             yield mean_row(
-                "relearn", model, "forget", curve[-1], evaluation, unit="nats/token",
+                "relearn", model, "forget", curve[-1], evaluation, unit=evaluation.backend(model).unit,
                 details={
                     "curve": [sum(tracks.values()) / len(tracks) for tracks in curve], "steps": STEPS, "lr": LR,
                 },

@@ -67,22 +67,19 @@ class Listener:
             (*self._codes_key, audio.sha256_pcm), lambda: self._encode(torch.from_numpy(audio.samples))
         )
         windows = [codes[name] for name in sorted(codes)]
-        if not windows or windows[0].shape[-1] <= backend.codebooks:
+        if not windows or windows[0].shape[-1] <= (backend.codebooks if backend.has_tokens else 0):
             raise InputError(f"{printable(track.path)} is too short for the model to hear", "take it off the list")
-        clips = tuple(Clip(track.id, track.caption, window.long()) for window in windows)
+        clips = tuple(Clip(track.id, track.caption, wide(window)) for window in windows)
         return Heard(track, clips, audio.sha256_pcm, audio.samples.shape[-1] / backend.sample_rate)
 
     def _encode(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Samples [C, S] -> one int16 [K, T] a window, by a name that sorts in order."""
+        """Samples [C, S] -> one [K, T] a window (int16 codes, float32 latents), by a name that sorts in order."""
         backend = self.backend
         window = int(backend.max_frames * backend.sample_rate / backend.frame_rate)
         pieces = list(samples.split(window, dim=-1))
         if len(pieces) > 1 and pieces[-1].shape[-1] < MIN_WINDOW_SECONDS * backend.sample_rate:
             pieces.pop()
-        return {
-            f"{i:05d}": backend.encode(piece[None])[0].to(torch.int16).cpu().contiguous()
-            for i, piece in enumerate(pieces)
-        }
+        return {f"{i:05d}": narrow(backend.encode(piece[None])[0]).cpu().contiguous() for i, piece in enumerate(pieces)}
 
     def _condition(self, captions: Sequence[str]) -> None:
         """Give the backend its captions' text encodings, each run through the text encoder once ever."""
@@ -92,3 +89,12 @@ class Listener:
 
     def _read(self, caption: str) -> dict[str, torch.Tensor]:
         return {"states": self.backend.condition([caption])[0]}
+
+
+def narrow(codes: torch.Tensor) -> torch.Tensor:
+    """Codes as they are kept on disk; latents as they are."""
+    return codes if codes.is_floating_point() else codes.to(torch.int16)
+
+
+def wide(codes: torch.Tensor) -> torch.Tensor:
+    return codes if codes.is_floating_point() else codes.long()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 COLLAPSE = 1.0  # nats/token that retain may lose before a run counts as a utility collapse
+COLLAPSE_SHARE = 0.5  # of base's loss, where that is not in nats
 
 
 def track_json(heard: Heard) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def _tracks(these: list[Any], others: list[Any]) -> str:
 def run_json(
     asked: Mapping[str, Any],
     *,
+    unit: str,
     flags: Mapping[str, Any],
     origins: Mapping[str, str],
     outcome: Outcome,
@@ -119,6 +121,7 @@ def run_json(
         "flags": told(flags),
         "seed": asked["seed"],
         "precision": asked["precision"],
+        "unit": unit,
         "tracks": {name: len(asked[name]) for name in ("forget", "retain", "holdout")},
         "outcome": finite(
             {
@@ -128,7 +131,7 @@ def run_json(
                 "before": before.as_dict() if before else None,
                 "after": after.as_dict() if after else None,
                 "retain_lost": lost,
-                "collapsed": _collapsed(lost),
+                "collapsed": _collapsed(lost, before, unit),
                 "skipped_steps": outcome.skipped_steps,
                 "micro_batch_size": outcome.micro_batch_size,
             }
@@ -140,14 +143,17 @@ def run_json(
 
 
 def _retain_lost(before: Look | None, after: Look | None) -> float | None:
-    """Nats a token; None where there is no retain to lose."""
+    """In the model's unit; None where there is no retain to lose."""
     if not before or not after or before.retain is None or after.retain is None:
         return None
     return after.retain - before.retain
 
 
-def _collapsed(lost: float | None) -> bool:
-    return lost is not None and not (math.isfinite(lost) and lost <= COLLAPSE)
+def _collapsed(lost: float | None, before: Look | None, unit: str) -> bool:
+    if lost is None or before is None or before.retain is None:
+        return False
+    allowed = COLLAPSE if unit == "nats/token" else COLLAPSE_SHARE * before.retain
+    return not (math.isfinite(lost) and lost <= allowed)
 
 
 def model_card(run: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from encore.api import Backend, Batch, Clip, EditMethod, Labels, LossMethod, Method, Reference, Session, Step
+from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Reference, Session, Step
 from encore.curvature.cached import cached_fisher
 from encore.errors import EncoreError, PluginError
 from encore.fingerprint import module_sha256
@@ -43,7 +43,7 @@ class Clips:
 
 
 class FrozenReference(Reference):
-    """The base model as it was before the run. The NLL of a clip is computed once."""
+    """The base model as it was before the run. The NLL of a clip is computed once a draw of noise."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend.clone()
@@ -52,6 +52,8 @@ class FrozenReference(Reference):
 
     @torch.no_grad()
     def nll(self, batch: Batch) -> Tensor:
+        if batch.draw:  # this noise is never seen again
+            return self._backend.losses(batch)
         missing = [clip for clip in batch.clips if clip not in self._nll]
         if missing:
             values = self._backend.losses(Batch.of(missing, batch.codes.device)).tolist()
@@ -230,7 +232,9 @@ class Engine:
             drawn = self.generator.get_state()
             while True:
                 try:
-                    losses = self._backward(method, step, forget, retain, state.micro_batch_size, clipping)
+                    losses = self._backward(
+                        method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
+                    )
                     break
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if not _out_of_memory(error) or state.micro_batch_size == 1:
@@ -287,6 +291,7 @@ class Engine:
         step: Step,
         forget: Sequence[Clip] | None,
         retain: Sequence[Clip] | None,
+        draw: int,
         micro: int,
         clipping: TrackClipping | None,
     ) -> dict[str, float]:
@@ -302,7 +307,7 @@ class Engine:
             def ask(
                 part: Sequence[Clip], name: str = name, loss_of: Callable[[Step, Batch], Tensor] = loss_of
             ) -> Tensor:
-                batch = Batch.of(part, self.backend.device)
+                batch = Batch.of(part, self.backend.device, draw=draw)
                 with self._autocast():
                     losses = loss_of(step, batch)
                 if losses.shape != (len(batch),):
@@ -346,7 +351,9 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------------- Fisher
 
-    def fisher(self, clips: Sequence[Clip], labels: Labels, micro_batch_size: int) -> dict[str, Tensor]:
+    def fisher(
+        self, clips: Sequence[Clip], labels: Literal["empirical", "sampled"], micro_batch_size: int
+    ) -> dict[str, Tensor]:
         """See `Session.fisher`. In place of memory that runs out, fewer clips a pass are taken."""
 
         def progress(done: int, of: int) -> None:

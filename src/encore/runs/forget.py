@@ -18,7 +18,7 @@ from encore.audio.cache import TensorCache, default_folder
 from encore.audio.text import printable
 from encore.errors import GateError, UsageError
 from encore.plugins import backends
-from encore.runs.data import Heard, Listener
+from encore.runs.data import Heard, Listener, narrow, wide
 from encore.runs.documents import model_card, refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
 from encore.runs.environment import hardware, pick_device, pick_precision
@@ -124,7 +124,10 @@ def prepare(
     family = backends().resolve(request.backend)
     backend = family.load(model_name(request.model), revision=request.revision, offline=request.offline, device=device)
     if "logits" in method.spec.needs and not backend.has_tokens:
-        raise UsageError(f"method {method.spec.name!r} needs a token model, and {backend.name} is not one")
+        raise UsageError(
+            f"method {method.spec.name!r} needs a token model, and {backend.name} is not one",
+            "npo and graddiff work on any model: --method npo",
+        )
     opened = time.monotonic()
     everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
     listener = Listener(backend, TensorCache())
@@ -200,7 +203,9 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         outcome = engine.run(method)
         trained = time.monotonic()
         reporter.progress("save", 0, 1)
-        run = run_json(asked, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes)
+        run = run_json(
+            asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes
+        )
         run["hardware"] = hardware(str(backend.device))
         with folder.staged("model") as staging:
             backend.save(staging)
@@ -217,11 +222,11 @@ def refuse_collapse(run: Mapping[str, Any]) -> None:
     """The gate on a finished run.
 
     Raises:
-        GateError: retain lost more than `documents.COLLAPSE` nats a token, or is no longer finite.
+        GateError: retain lost more than `documents.COLLAPSE`, or is no longer finite.
     """
     if run["outcome"]["collapsed"]:
         lost = run["outcome"]["retain_lost"]
-        loss = "retain is no longer finite" if lost is None else f"retain lost {lost:.2f} nats a token"
+        loss = "retain is no longer finite" if lost is None else f"retain lost {lost:.2f} {run['unit']}"
         raise GateError(
             f"{loss}: the model no longer plays the rest as before",
             "lower --lr or --steps, or use a method that trains on retain; the run is kept for inspection",
@@ -241,7 +246,7 @@ def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> 
             progress=lambda done, of: reporter.progress("play retain", done, of),
         )  # fmt: skip
         with folder.staged("retain-self") as staging:
-            save_file({clip.track: clip.codes.to(torch.int16).cpu() for clip in played}, staging / "codes.safetensors")
+            save_file({clip.track: narrow(clip.codes).cpu() for clip in played}, staging / "codes.safetensors")
             (staging / "captions.json").write_text(json.dumps({clip.track: clip.caption for clip in played}))
     return load_self_retain(folder.path)
 
@@ -250,7 +255,7 @@ def load_self_retain(run: Path) -> list[Clip]:
     """The clips that `--retain self` kept, from a run folder."""
     captions = json.loads((run / "retain-self" / "captions.json").read_text())
     codes = load_file(run / "retain-self" / "codes.safetensors")
-    return [Clip(track, caption, codes[track].long()) for track, caption in captions.items()]
+    return [Clip(track, caption, wide(codes[track])) for track, caption in captions.items()]
 
 
 def estimate(prepared: Prepared) -> dict[str, float]:

@@ -21,7 +21,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Look:
-    """NLLs at one moment, nats/token.
+    """NLLs at one moment, nats/token (in the backend's `unit`).
 
     Args:
         forget: a track. retain, holdout: means, None where there are no clips.
@@ -87,9 +87,11 @@ class Judge:
         """The score: how far forget is from the unseen level, and what retain lost, each in units of what is allowed.
 
         That is 10 % of the level either way, as a mean over tracks, and 5 % of base's retain NLL or 0.05 nats,
-        whichever is more. Without a holdout there is no level, and what forget gained is taken off, in nats.
+        whichever is more (5 % alone for a loss that is not in nats). Without a holdout there is no level, and what
+        forget gained is taken off.
         """
-        lost = max(0.0, (look.retain or 0.0) - self._base_retain) / max(0.05, 0.05 * self._base_retain)
+        allowed = max(0.05 if self._backend.has_tokens else 1e-6, 0.05 * self._base_retain)
+        lost = max(0.0, (look.retain or 0.0) - self._base_retain) / allowed
         values = list(look.forget.values())
         if self.level is None:
             score = lost - sum(values) / len(values)

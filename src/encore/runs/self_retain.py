@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from encore.api import Backend, Clip
 
 SECONDS = 5.0
 BATCH = 16
 REPLAY = 0.5  # share of first-codebook tokens equal to a forget clip's at which a clip is a replay of it
+REPLAY_COSINE = 0.8  # the same for latents, as a cosine
 
 _LEADS = ("piano", "acoustic guitar", "strings", "flute", "organ", "brass", "music box", "accordion")
 _MOODS = ("slow and solemn", "bright and cheerful", "melancholic", "fast and driving", "dreamy", "march-like")
@@ -40,5 +43,7 @@ def play_retain(
 
 def _replays(clip: Clip, track: Clip) -> bool:
     frames = min(clip.codes.shape[-1], track.codes.shape[-1])
-    same = clip.codes[0, :frames].cpu() == track.codes[0, :frames].cpu()
-    return float(same.float().mean()) >= REPLAY
+    own, other = clip.codes[..., :frames].cpu(), track.codes[..., :frames].cpu()
+    if own.is_floating_point():
+        return float(torch.cosine_similarity(own.flatten(), other.flatten(), 0)) >= REPLAY_COSINE
+    return float((own[0] == other[0]).float().mean()) >= REPLAY
