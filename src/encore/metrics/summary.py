@@ -97,7 +97,7 @@ def _ratios(figures: Figures) -> dict[str, float]:
 def _retain_nll(figures: Figures) -> bool:
     base = _value(figures, "base")
     relative, nats = RETAIN_SLACK
-    least = nats if figures["base"].unit == "nats/token" else 0.0
+    least = 0.0 if figures["base"].unit == "loss" else nats
     return _value(figures, "unlearned") - base <= max(relative * base, least)
 
 
