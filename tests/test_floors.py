@@ -13,6 +13,7 @@ FLOORS = [
     {"audio", "curvature", "stats", "fingerprint"},
     {"methods", "backends", "metrics", "embedders"},
     {"runs", "report"},
+    {"conformance"},
     {"cli"},
 ]
 TENSORS = {Path("encore/ops", name) for name in ("linear_grad.py", "layers.py", "__main__.py")}  # ops need torch

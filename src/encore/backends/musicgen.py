@@ -70,7 +70,7 @@ class MusicgenBackend(Backend):
         parts = {"decoder": model.decoder}
         if hasattr(model, "enc_to_dec_proj"):
             parts["enc_to_dec_proj"] = model.enc_to_dec_proj
-        self.module = nn.ModuleDict(parts).requires_grad_(True)
+        self.module = nn.ModuleDict(parts).requires_grad_(True).eval()  # a new ModuleDict says that it trains
         self.conditions: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ load, save
@@ -111,7 +111,7 @@ class MusicgenBackend(Backend):
 
     def clone(self) -> MusicgenBackend:
         shared = {id(part): part for part in self.frozen().values()}
-        twin = MusicgenBackend(copy.deepcopy(self.model, dict(shared)), self.processor)
+        twin = type(self)(copy.deepcopy(self.model, dict(shared)), self.processor)
         twin.conditions = self.conditions
         return twin
 

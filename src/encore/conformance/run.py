@@ -1,0 +1,69 @@
+"""By name: find what is to be checked, run its suite, say what failed."""
+
+from __future__ import annotations
+
+from encore import plugins
+from encore.conformance.core import Outcome, Progress, Report
+from encore.errors import UsageError
+
+KINDS = ("method", "backend", "metric", "embedder")
+FIXTURE, FIXTURE_MODEL = "musicgen", "tiny"  # what methods, metrics and embedders are tried on; it is embedded
+
+
+def check(
+    kind: str,
+    name: str,
+    *,
+    model: str | None = None,
+    backend: str | None = None,
+    offline: bool = False,
+    progress: Progress = lambda name, done, of: None,
+) -> Report:
+    """Run the contract on one registered thing.
+
+    Args:
+        kind: "method", "backend", "metric" or "embedder".
+        name: as it is registered.
+        model: folder or hub name of the model to work on. A backend's own; `tiny`, which is embedded, without it.
+        backend: what loads `model` for a method, metric or embedder.
+        offline: load from disk alone.
+        progress: told a check's name, how many are done, and of how many.
+
+    Raises:
+        UsageError: there is no such kind or name, or a backend was named without a model to try it on.
+        PluginError, MissingExtraError: it can't be imported, or is not what it says it is.
+        InputError: the model to work on can't be loaded.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"there is no kind {kind!r}", f"the kinds are: {', '.join(KINDS)}")
+    registry = plugins.registries()[f"{kind}s"]
+    source = str(registry.get(name).source)
+    target = registry.resolve(name)
+    outcomes: tuple[Outcome, ...]
+    if kind == "backend":
+        from encore.conformance import backends
+
+        outcomes = backends.run(target, _model(name, model), offline=offline, progress=progress)
+    else:
+        raise UsageError(f"there are no checks of a {kind}")
+    return Report(kind, name, source, outcomes)
+
+
+def assert_conforms(kind: str, name: str, *, model: str | None = None, backend: str | None = None) -> None:
+    """For tests: `check`, and an AssertionError with a line for each check that failed.
+
+    A model is looked for on disk only. Arguments and what else is raised: see `check`.
+    """
+    report = check(kind, name, model=model, backend=backend, offline=True)
+    if report.failed:
+        lines = [f"{outcome.check}: {outcome.sentence}" for outcome in report.failed]
+        raise AssertionError(f"the {kind} {name!r} does not keep the contract:\n" + "\n".join(lines))
+
+
+def _model(backend: str, model: str | None) -> str:
+    """The model a backend is tried on."""
+    if model is not None:
+        return model
+    if backend == FIXTURE:
+        return FIXTURE_MODEL
+    raise UsageError(f"the backend {backend!r} has no model to be tried on", "name one with --model, a small one")
