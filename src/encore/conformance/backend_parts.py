@@ -11,7 +11,7 @@ from torch import nn
 
 from encore.api import Backend
 from encore.conformance.backend_subject import CAPTIONS, BackendSubject
-from encore.conformance.core import Fault, Suite, need, raised
+from encore.conformance.core import Fault, Suite, named, need, raised
 from encore.conformance.state import apart, close
 from encore.errors import EncoreError, InputError, UsageError
 
@@ -39,9 +39,9 @@ def mode(subject: BackendSubject) -> None:
     weights = dict(backend.module.named_parameters())
     need(weights, "module has no parameters")
     fixed = [name for name, weight in weights.items() if not weight.requires_grad]
-    need(not fixed, f"{len(fixed)} parameters of module do not require a gradient, first of all {fixed[0:1]}")
+    need(not fixed, f"{named(fixed)} of module requires no gradient")
     odd = [name for name, weight in weights.items() if weight.dtype != torch.float32]
-    need(not odd, f"{len(odd)} parameters of module are not float32, first of all {odd[0:1]}")
+    need(not odd, f"{named(odd)} of module is not float32")
     for name, part in backend.frozen().items():
         loose = [inner for inner, weight in part.named_parameters() if weight.requires_grad]
         need(not loose, f"the frozen {name} has {len(loose)} parameters that require a gradient")

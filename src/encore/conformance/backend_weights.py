@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from encore.api import Backend
 from encore.conformance.backend_subject import BackendSubject
-from encore.conformance.core import Fault, Suite, need, telling
+from encore.conformance.core import Fault, Suite, named, need, telling
 from encore.conformance.state import Globals, disturb
 from encore.curvature import CurvatureWarning, UnsupportedParameterError, backend_fisher
 from encore.fingerprint import module_sha256
@@ -39,7 +39,8 @@ def parts(subject: BackendSubject) -> None:
     shared = [
         (name, fixed[_place(weight)]) for name, weight in backend.module.named_parameters() if _place(weight) in fixed
     ]
-    need(not shared, f"{shared[0:1]} is in both: a parameter of module that is said to be frozen")
+    said = [f"{own} (also {other})" for own, other in shared]
+    need(not shared, f"{named(said)} is in both: a parameter of module that is said to be frozen")
 
 
 @suite.check("gradients", "every trainable parameter gets a gradient from losses, no frozen one does")
@@ -54,11 +55,11 @@ def gradients(subject: BackendSubject) -> None:
         for name, weight in backend.module.named_parameters()
         if weight.grad is not None and not weight.grad.isfinite().all()
     ]
-    need(not without, f"no gradient reaches {_named(without)}: it does not belong in module, or losses detaches it")
-    need(not odd, f"the gradient of {_named(odd)} is not finite")
+    need(not without, f"no gradient reaches {named(without)}: it does not belong in module, or losses detaches it")
+    need(not odd, f"the gradient of {named(odd)} is not finite")
     for part, of in backend.frozen().items():
         moved = [name for name, weight in of.named_parameters() if weight.grad is not None]
-        need(not moved, f"a gradient reaches the frozen {part}: {_named(moved)}")
+        need(not moved, f"a gradient reaches the frozen {part}: {named(moved)}")
 
 
 @suite.check("training", "a step on losses changes module and leaves the frozen parts bit for bit as they were")
@@ -93,7 +94,7 @@ def curvature(subject: BackendSubject) -> str | None:
         except UnsupportedParameterError as error:
             return f"refused by name: {error.message}"
     missing = expected.keys() - fisher.values.keys()
-    need(not missing, f"the Fisher lacks {_named(sorted(missing))}")
+    need(not missing, f"the Fisher lacks {named(sorted(missing))}")
     scale = max(float(value.max()) for value in expected.values())
     wrong = [
         name
@@ -102,7 +103,7 @@ def curvature(subject: BackendSubject) -> str | None:
     ]
     need(
         not wrong,
-        f"the Fisher of {_named(wrong)} is not the sum of squares of per-clip gradients: a clip's loss depends on "
+        f"the Fisher of {named(wrong)} is not the sum of squares of per-clip gradients: a clip's loss depends on "
         "others, or the batch is not the first dimension",
     )
     slow = [str(one.message) for one in told if issubclass(one.category, CurvatureWarning)]
@@ -127,7 +128,7 @@ def save(subject: BackendSubject) -> None:
         with telling("what was saved can't be loaded: load"):
             again = subject.load(folder)
         lost = _differing(backend.module, again.module)
-        need(not lost, f"saved and loaded, {_named(lost)} of module is not what it was")
+        need(not lost, f"saved and loaded, {named(lost)} of module is not what it was")
         need(frozen_sha256(again) == fixed, "saved and loaded, the frozen parts are not what they were")
         for name in ("sample_rate", "channels", "frame_rate", "codebooks", "codebook_size", "max_frames"):
             need(
@@ -177,7 +178,7 @@ def clone(subject: BackendSubject) -> None:
     need(torch.equal(twin.losses(batch), backend.losses(batch)), "a clone gives other losses")
     own = {_place(weight) for weight in backend.module.parameters()}
     shared = [name for name, weight in twin.module.named_parameters() if _place(weight) in own]
-    need(not shared, f"the clone shares {_named(shared)} of module: training one would change the other")
+    need(not shared, f"the clone shares {named(shared)} of module: training one would change the other")
     for name, part in backend.frozen().items():
         of_twin = twin.frozen().get(name)
         need(of_twin is not None, f"the clone has no {name}")
@@ -235,10 +236,3 @@ def _differing(module: nn.Module, other: nn.Module) -> list[str]:
 
 def _place(weight: Tensor) -> tuple[int, tuple[int, ...]]:
     return weight.data_ptr(), tuple(weight.shape)
-
-
-def _named(names: list[str]) -> str:
-    """ "a", "a and b", "a, b and 3 more"."""
-    if len(names) <= 2:
-        return " and ".join(names)
-    return f"{names[0]}, {names[1]} and {len(names) - 2} more"

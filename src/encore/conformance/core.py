@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,13 @@ def need(held: object, fault: str) -> None:
     """Raise the fault unless the condition holds."""
     if not held:
         raise Fault(fault)
+
+
+def named(names: Sequence[object]) -> str:
+    """ "a", "a and b", "a, b and 3 more"."""
+    if len(names) <= 2:
+        return " and ".join(map(str, names))
+    return f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
 @dataclass(frozen=True)

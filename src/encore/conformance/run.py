@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING, Any
+
 from encore import plugins
 from encore.conformance.core import Outcome, Progress, Report
 from encore.errors import UsageError
+
+if TYPE_CHECKING:
+    from encore.conformance.fixture import Fixture
 
 KINDS = ("method", "backend", "metric", "embedder")
 FIXTURE, FIXTURE_MODEL = "musicgen", "tiny"  # what methods, metrics and embedders are tried on; it is embedded
@@ -38,15 +44,23 @@ def check(
         raise UsageError(f"there is no kind {kind!r}", f"the kinds are: {', '.join(KINDS)}")
     registry = plugins.registries()[f"{kind}s"]
     source = str(registry.get(name).source)
-    target = registry.resolve(name)
-    outcomes: tuple[Outcome, ...]
+    target: Any = registry.resolve(name)
+    return Report(kind, name, source, _run(kind, target, name, model, backend, offline, progress))
+
+
+def _run(
+    kind: str, target: Any, name: str, model: str | None, backend: str | None, offline: bool, progress: Progress
+) -> tuple[Outcome, ...]:
     if kind == "backend":
         from encore.conformance import backends
 
-        outcomes = backends.run(target, _model(name, model), offline=offline, progress=progress)
-    else:
-        raise UsageError(f"there are no checks of a {kind}")
-    return Report(kind, name, source, outcomes)
+        return backends.run(target, _model(name, model), offline=offline, progress=progress)
+    fixture = _fixture(backend or FIXTURE, _model(backend or FIXTURE, model), offline)
+    if kind == "method":
+        from encore.conformance import methods
+
+        return methods.run(target, fixture, progress=progress)
+    raise UsageError(f"there are no checks of a {kind}")
 
 
 def assert_conforms(kind: str, name: str, *, model: str | None = None, backend: str | None = None) -> None:
@@ -67,3 +81,11 @@ def _model(backend: str, model: str | None) -> str:
     if backend == FIXTURE:
         return FIXTURE_MODEL
     raise UsageError(f"the backend {backend!r} has no model to be tried on", "name one with --model, a small one")
+
+
+@functools.lru_cache(maxsize=1)
+def _fixture(backend: str, model: str, offline: bool) -> Fixture:
+    """Loaded and encoded once for all that is checked on it."""
+    from encore.conformance.fixture import Fixture
+
+    return Fixture.load(backend, model, offline=offline)
