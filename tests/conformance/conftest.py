@@ -31,3 +31,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Fixture:
         optimizer.zero_grad(set_to_none=True)
     assert fixture.known
     return fixture
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Fixture:
+    """The embedded model and its music: sounds that differ."""
+    return Fixture.load("musicgen", "tiny", offline=True)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from encore import plugins
 from encore.conformance.core import Outcome, Progress, Report
-from encore.errors import UsageError
+from encore.errors import PluginError, UsageError
 
 if TYPE_CHECKING:
     from encore.conformance.fixture import Fixture
 
 KINDS = ("method", "backend", "metric", "embedder")
+RESOLVED = ("resolve", "its target is imported, and is a complete subclass of the class in encore.api")
 FIXTURE, FIXTURE_MODEL = "musicgen", "tiny"  # what methods, metrics and embedders are tried on; it is embedded
 
 
@@ -37,15 +38,21 @@ def check(
 
     Raises:
         UsageError: there is no such kind or name, or a backend was named without a model to try it on.
-        PluginError, MissingExtraError: it can't be imported, or is not what it says it is.
+        MissingExtraError: what it requires is not installed.
+        PluginError: two plugins register the name.
         InputError: the model to work on can't be loaded.
     """
     if kind not in KINDS:
         raise UsageError(f"there is no kind {kind!r}", f"the kinds are: {', '.join(KINDS)}")
     registry = plugins.registries()[f"{kind}s"]
     source = str(registry.get(name).source)
-    target: Any = registry.resolve(name)
-    return Report(kind, name, source, _run(kind, target, name, model, backend, offline, progress))
+    try:
+        target: Any = registry.resolve(name)
+    except PluginError as error:
+        broken = Outcome(*RESOLVED, "FAILED", error.message)
+        return Report(kind, name, source, (broken,))
+    resolved = Outcome(*RESOLVED, "passed")
+    return Report(kind, name, source, (resolved, *_run(kind, target, name, model, backend, offline, progress)))
 
 
 def _run(
@@ -60,7 +67,13 @@ def _run(
         from encore.conformance import methods
 
         return methods.run(target, fixture, progress=progress)
-    raise UsageError(f"there are no checks of a {kind}")
+    if kind == "metric":
+        from encore.conformance import metrics
+
+        return metrics.run(target, fixture, progress=progress)
+    from encore.conformance import embedders
+
+    return embedders.run(target, fixture, progress=progress)
 
 
 def assert_conforms(kind: str, name: str, *, model: str | None = None, backend: str | None = None) -> None:
