@@ -31,7 +31,7 @@ def load(subject: BackendSubject) -> None:
 
 
 @suite.check("mode", "a loaded model is in evaluation mode, its module trainable and float32, its frozen parts not")
-def mode(subject: BackendSubject) -> None:
+def mode(subject: BackendSubject) -> str | None:
     backend = subject.load()  # whatever other checks have done to the shared one
     parts = {"module": backend.module, **backend.frozen()}
     training = [name for name, part in parts.items() if any(inner.training for inner in part.modules())]
@@ -39,12 +39,13 @@ def mode(subject: BackendSubject) -> None:
     weights = dict(backend.module.named_parameters())
     need(weights, "module has no parameters")
     fixed = [name for name, weight in weights.items() if not weight.requires_grad]
-    need(not fixed, f"{named(fixed)} of module requires no gradient")
+    need(len(fixed) < len(weights), "no parameter of module requires a gradient")
     odd = [name for name, weight in weights.items() if weight.dtype != torch.float32]
     need(not odd, f"{named(odd)} of module is not float32")
     for name, part in backend.frozen().items():
         loose = [inner for inner, weight in part.named_parameters() if weight.requires_grad]
         need(not loose, f"the frozen {name} has {len(loose)} parameters that require a gradient")
+    return f"{named(fixed)} of module requires no gradient, and stays as it is" if fixed else None
 
 
 @suite.check("spec", "name is the spec's, and rates, channels, codebooks and frames are positive numbers")

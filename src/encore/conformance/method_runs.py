@@ -41,7 +41,8 @@ def model(subject: MethodSubject) -> None:
     changed = [name for name, shape in own.items() if shape != before[name]]
     need(not changed, f"it changes the shape or type of {named(changed)}")
     need(not any(part.training for part in module.modules()), "it leaves the model in training mode")
-    fixed = [name for name, weight in module.named_parameters() if not weight.requires_grad]
+    trained = {name for name, weight in base.named_parameters() if weight.requires_grad}
+    fixed = [name for name, weight in module.named_parameters() if name in trained and not weight.requires_grad]
     need(not fixed, f"it leaves parameters that require no gradient: {named(fixed)}")
 
 

@@ -21,6 +21,7 @@ from encore.conformance.watch import Watch, watch_tokens, watched
 from encore.conformance.writes import overheard
 from encore.errors import EncoreError
 from encore.fingerprint import module_sha256
+from encore.ops import native
 from encore.runs.engine import Clips, Engine, FrozenReference
 from encore.runs.signals import StopFlag
 from encore.runs.store import Checkpoints
@@ -83,6 +84,7 @@ class MethodSubject:
     def __init__(self, target: type[Method], fixture: Fixture) -> None:
         self.target, self.fixture = target, fixture
         self._trials: dict[tuple[Any, ...], Trial] = {}
+        native.find()  # where it has to be compiled, it is now, and no method is said to have started a compiler
 
     def undisturbed(self) -> AbstractContextManager[None]:
         return self.fixture.undisturbed()
