@@ -55,7 +55,10 @@ def gradients(subject: BackendSubject) -> None:
         for name, weight in backend.module.named_parameters()
         if weight.grad is not None and not weight.grad.isfinite().all()
     ]
-    need(not without, f"no gradient reaches {named(without)}: it does not belong in module, or losses detaches it")
+    need(
+        not without,
+        f"no gradient reaches {named(without)}: losses detaches it, or has no use for it and must not require one",
+    )
     need(not odd, f"the gradient of {named(odd)} is not finite")
     for part, of in backend.frozen().items():
         moved = [name for name, weight in of.named_parameters() if weight.grad is not None]
@@ -107,7 +110,8 @@ def curvature(subject: BackendSubject) -> str | None:
         "others, or the batch is not the first dimension",
     )
     slow = [str(one.message) for one in told if issubclass(one.category, CurvatureWarning)]
-    return slow[0] if slow else None
+    first, *more = "; ".join(slow).split("; ")
+    return f"{first}, and {len(more)} more" if more else first or None
 
 
 # ----------------------------------------------------------------------------------------------------- copies, files
