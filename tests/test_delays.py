@@ -49,8 +49,8 @@ class Table:
 
 
 SETTINGS = {
-    "count": 2, "frames": 6, "delays": DELAYS, "start": START, "device": torch.device("cpu"), "seed": 3, "guidance": 1.0,
-    "temperature": 0.0, "top_k": 250,
+    "count": 2, "frames": 6, "delays": DELAYS, "start": START, "device": torch.device("cpu"), "seed": 3,
+    "guidance": 1.0, "temperature": 0.0, "top_k": 250,
 }  # fmt: skip
 
 
