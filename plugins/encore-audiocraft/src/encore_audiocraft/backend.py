@@ -17,10 +17,9 @@ from encore.errors import InputError
 from encore.hub import fetchable
 from encore_audiocraft import codec as codecs
 from encore_audiocraft import language, packages
+from encore_audiocraft.configs import longest
 from encore_audiocraft.packages import Package, first_line
 from encore_audiocraft.text import TextEncoder
-
-WINDOW_SECONDS = 30.0  # at most; what MusicGen was trained on
 
 
 class AudiocraftBackend(Backend):
@@ -46,7 +45,7 @@ class AudiocraftBackend(Backend):
         self.codebooks, self.codebook_size = len(spoken.delays), int(spoken.lm.card)
         self.sample_rate, self.frame_rate = int(codec.sample_rate), float(codec.frame_rate)
         self.hop = round(self.sample_rate / self.frame_rate)  # samples a codec frame
-        self.max_frames = round(min(WINDOW_SECONDS, spoken.cfg.dataset.segment_duration) * self.frame_rate)
+        self.max_frames = longest(spoken.cfg, self.frame_rate)
         self.device = next(spoken.lm.parameters()).device
         self.conditions: dict[str, Tensor] = {}
 
@@ -61,10 +60,7 @@ class AudiocraftBackend(Backend):
         if packages.STATE not in speech:
             raise InputError(f"{folder / packages.LM} holds no language model")
         spoken = language.build(speech[packages.STATE], packages.config(speech, folder / packages.LM), model)
-        codec = codecs.build(sound, model, offline=offline)
-        options = spoken.cfg.get("compression_model_n_q")
-        if options is not None:
-            codec.set_num_codebooks(options)
+        codec = codecs.build(sound, model, used=spoken.cfg.get("compression_model_n_q"), offline=offline)
         if codec.num_codebooks * spoken.channels != len(spoken.delays) or codec.cardinality != spoken.lm.card:
             raise InputError(f"the codec of {model} is not the one its language model was trained on")
         text = TextEncoder.open(spoken.text_encoder, folder, offline=offline)

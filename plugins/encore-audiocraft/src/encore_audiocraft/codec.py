@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from encore.errors import InputError
 from encore.hub import fetchable
 from encore_audiocraft import packages
 from encore_audiocraft.language import BUILD_ERRORS
-from encore_audiocraft.library import load
+from encore_audiocraft.library import building, load
 from encore_audiocraft.packages import Package, first_line
 from encore_audiocraft.text import quietly
 
@@ -23,11 +22,12 @@ from audiocraft.models import builders  # noqa: E402
 from audiocraft.models.encodec import HFEncodecCompressionModel  # noqa: E402
 
 
-def build(package: Package, model: str, *, offline: bool = False) -> Any:
+def build(package: Package, model: str, *, used: int | None = None, offline: bool = False) -> Any:
     """audiocraft's compression model of a package, in float32 and evaluation mode, on the CPU.
 
     Args:
         model: what to call it in messages.
+        used: how many of its codebooks the language model reads; None: all.
 
     Raises:
         InputError: it is no EnCodec of one channel, or can't be loaded.
@@ -40,6 +40,11 @@ def build(package: Package, model: str, *, offline: bool = False) -> Any:
         renormalised = codec.renormalize
     if renormalised or codec.channels != 1:
         raise InputError(f"the codec of {model} normalises its input or hears {codec.channels} channels at once")
+    if used is not None:
+        try:
+            codec.set_num_codebooks(used)
+        except (AssertionError, ValueError, TypeError) as error:
+            raise InputError(f"the codec of {model} has not the {used} codebooks of its configuration") from error
     frozen: nn.Module = codec.eval().requires_grad_(False)
     return frozen
 
@@ -69,8 +74,7 @@ def _from_state(package: Package, model: str) -> Any:
     cfg = packages.config(package, model)
     try:
         cfg.device = "cpu"
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        with building():
             codec = builders.get_compression_model(OmegaConf.create(OmegaConf.to_container(cfg)))
         codec.load_state_dict(package[packages.STATE])
     except BUILD_ERRORS as error:

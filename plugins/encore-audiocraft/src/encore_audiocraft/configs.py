@@ -22,6 +22,7 @@ KNOWN = (
     "google/flan-t5-large",
 )  # fmt: skip
 TEXT = "description"
+OWN = "encore"  # an entry of our own in xp.cfg, which audiocraft does not read
 # What the other library does without being asked, option by option.
 SAME_LANGUAGE = {
     "norm_first": True, "norm": "layer_norm", "activation": "gelu", "positional_embedding": "sin", "max_period": 10_000,
@@ -51,6 +52,20 @@ def _refuse(found: Mapping[str, Any], wanted: Mapping[str, Any], model: str, lib
             raise InputError(f"{model} has {name} = {given}, which {library} has no option for")
 
 
+def longest(cfg: DictConfig, frame_rate: float) -> int:
+    """The longest window of a language model, in codec frames."""
+    frames = round(min(WINDOW, cfg.dataset.segment_duration) * frame_rate)
+    return min(frames, (cfg.get(OWN) or {}).get("max_frames", frames))
+
+
+def _scale(feed_forward: int, width: int) -> float:
+    """A factor by which audiocraft's `int(factor * width)` is the feed-forward width."""
+    if feed_forward % width == 0:
+        return feed_forward // width
+    scale = feed_forward / width
+    return scale if int(scale * width) == feed_forward else math.nextafter(scale, math.inf)
+
+
 def transposed_layers(codec: EncodecConfig) -> list[int]:
     """Which layers of EnCodec's decoder are transposed convolutions: one a ratio, after a convolution and the LSTM."""
     return [3 + number * (2 + codec.num_residual_layers) for number in range(len(codec.upsampling_ratios))]
@@ -71,8 +86,8 @@ def to_audiocraft(config: MusicgenConfig, guidance: float, model: str) -> tuple[
     """
     decoder, codec = config.decoder, config.audio_encoder
     _refuse(decoder.to_dict(), SAME_DECODER, model, "audiocraft")
-    if decoder.ffn_dim % decoder.hidden_size or decoder.audio_channels not in (1, 2):
-        raise InputError(f"{model} has ffn_dim {decoder.ffn_dim}, {decoder.audio_channels} channels: not audiocraft's")
+    if decoder.audio_channels not in (1, 2):
+        raise InputError(f"{model} has {decoder.audio_channels} channels, and audiocraft's have one or two")
     if codec.norm_type != "weight_norm" or codec.normalize or codec.chunk_length_s or codec.audio_channels != 1:
         raise InputError(
             f"the codec of {model} normalises, chunks or has {codec.audio_channels} channels: not supported"
@@ -88,7 +103,7 @@ def to_audiocraft(config: MusicgenConfig, guidance: float, model: str) -> tuple[
         "lm_model": "transformer_lm",
         "transformer_lm": {
             "dim": decoder.hidden_size, "num_heads": decoder.num_attention_heads,
-            "num_layers": decoder.num_hidden_layers, "hidden_scale": decoder.ffn_dim // decoder.hidden_size,
+            "num_layers": decoder.num_hidden_layers, "hidden_scale": _scale(decoder.ffn_dim, decoder.hidden_size),
             "n_q": decoder.num_codebooks, "card": decoder.vocab_size, "dropout": decoder.dropout,
             "attention_dropout": decoder.attention_dropout, "emb_lr": None, "causal": True, "custom": False,
             "memory_efficient": True, "attention_as_float32": False, "cross_attention": False, "checkpointing": "none",
@@ -114,7 +129,8 @@ def to_audiocraft(config: MusicgenConfig, guidance: float, model: str) -> tuple[
                 },
             }
         },
-        "dataset": {"segment_duration": min(WINDOW, (decoder.max_position_embeddings - delays[-1]) / frame_rate)},
+        "dataset": {"segment_duration": WINDOW},  # audiocraft's MusicGen refuses to be shorter than 18 seconds
+        OWN: {"max_frames": min(round(WINDOW * frame_rate), decoder.max_position_embeddings - delays[-1])},
     }  # fmt: skip
     compression = {
         "device": "cpu", "sample_rate": codec.sampling_rate, "channels": 1, "compression_model": "encodec",
@@ -166,15 +182,15 @@ def to_transformers(
     if delays != [k // channels for k in range(options.n_q)]:
         raise InputError(f"{model} delays its codebooks by {delays}, which transformers has no option for")
     card, dropout = int(options.card), float(options.dropout)
-    seconds = language.dataset.segment_duration
-    frames = round(min(WINDOW, seconds) * codec.sampling_rate / math.prod(codec.upsampling_ratios))
+    frame_rate = codec.sampling_rate / math.prod(codec.upsampling_ratios)
+    frames = longest(language, frame_rate)
     attention_dropout = options.get("attention_dropout")
     decoder = MusicgenDecoderConfig(
         vocab_size=card, hidden_size=options.dim, num_hidden_layers=options.num_layers,
         num_attention_heads=options.num_heads, ffn_dim=int(options.hidden_scale * options.dim), dropout=dropout,
         activation_dropout=dropout, attention_dropout=dropout if attention_dropout is None else attention_dropout,
         num_codebooks=options.n_q, audio_channels=channels, pad_token_id=card, bos_token_id=card,
-        max_position_embeddings=max(POSITIONS * (seconds >= WINDOW), frames + delays[-1]),
+        max_position_embeddings=_positions(frames, delays[-1], frame_rate),
     )  # fmt: skip
     decoder.decoder_start_token_id = card
     generation = GenerationConfig(
@@ -182,6 +198,12 @@ def to_transformers(
         pad_token_id=card, bos_token_id=card, decoder_start_token_id=card,
     )  # fmt: skip
     return MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder), generation
+
+
+def _positions(frames: int, delay: int, frame_rate: float) -> int:
+    """Room for as many frames as the model was trained on, or, where that is all there is, what others claim."""
+    needed = frames + delay
+    return needed if frames < round(WINDOW * frame_rate) else max(POSITIONS, needed)
 
 
 def encodec(cfg: DictConfig, model: str) -> EncodecConfig:

@@ -189,6 +189,8 @@ def refuse_unfit(state: State, cfg: DictConfig, model: str) -> None:
         )
     if not options.get("causal"):
         raise InputError(f"{model} is not causal, so it has no likelihood of a next token")
+    if not 0 < cfg.dataset.segment_duration < float("inf"):
+        raise ValueError(f"dataset.segment_duration is {cfg.dataset.segment_duration}")
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
     codebooks = len({name.split(".")[1] for name in state if name.startswith("emb.")})
     table = state.get("emb.0.weight", torch.empty(0, 0))

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from encore.errors import MissingExtraError
 from encore_audiocraft import INSTALL
 
 UNUSED = ("torchaudio", "torchaudio.transforms", "spacy", "av", "librosa", "librosa.filters")
+LOOKS_AROUND = ("EncodecModel", "RobertaTokenizer", "T5EncoderModel", "T5Tokenizer")  # of transformers, in audiocraft
 SHADOWED = ("audiocraft.solvers", "audiocraft.solvers.compression")  # training code, with many more imports of its own
 
 
@@ -53,6 +55,8 @@ def load() -> types.ModuleType:
     """
     if "audiocraft.models.musicgen" in sys.modules:
         return sys.modules["audiocraft"]
+    for name in LOOKS_AROUND:  # before there are stand-ins: it keeps in mind what it found to be installed
+        getattr(transformers, name)
     if not _importable("xformers.ops"):
         _stand_in_for_xformers()
     absent = [name for name in UNUSED if not _importable(name.partition(".")[0])]
@@ -65,6 +69,14 @@ def load() -> types.ModuleType:
             del sys.modules[name]
         raise MissingExtraError(f"audiocraft can't be imported: {error}", INSTALL) from error
     return sys.modules["audiocraft"]
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Build audiocraft's modules without torch's remark that their weight norm is the older of its two."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*weight_norm.* is deprecated", category=FutureWarning)
+        yield
 
 
 def open_musicgen(folder: Path | str, device: str = "cpu") -> Any:
@@ -85,7 +97,7 @@ def open_musicgen(folder: Path | str, device: str = "cpu") -> Any:
         T5Conditioner.MODELS_DIMS[NAME_OF_BESIDE] = AutoConfig.from_pretrained(beside).d_model
         if NAME_OF_BESIDE not in T5Conditioner.MODELS:
             T5Conditioner.MODELS.append(NAME_OF_BESIDE)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), building():
         return MusicGen.get_pretrained(".", device=device)
 
 

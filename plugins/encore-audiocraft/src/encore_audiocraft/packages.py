@@ -34,6 +34,8 @@ def read(path: Path) -> Package:
         InputError: the file holds anything but plain data and tensors, or is damaged, or is no such checkpoint.
     """
     try:
+        if not zipfile.is_zipfile(path):  # older files are bare pickles; MusicGen is younger than that
+            raise zipfile.BadZipFile("it is no archive, as torch.save writes it")
         package = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
