@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encore.errors import InputError
@@ -15,7 +14,7 @@ from encore_audiocraft import packages
 from encore_audiocraft.language import BUILD_ERRORS
 from encore_audiocraft.library import building, load
 from encore_audiocraft.packages import Package, first_line
-from encore_audiocraft.text import quietly
+from encore_audiocraft.text import LOAD_ERRORS, quietly
 
 load()
 from audiocraft.models import builders  # noqa: E402
@@ -63,7 +62,7 @@ def open_encodec(name: str, model: str, *, offline: bool = False) -> Any:
     try:
         with quietly():
             return EncodecModel.from_pretrained(name, local_files_only=here, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         raise InputError(
             f"can't load {name}, the codec of {model}: {first_line(error)}",
             "a codec of the hub must have been downloaded before, or the hub be reachable and --offline left out",

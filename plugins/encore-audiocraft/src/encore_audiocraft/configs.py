@@ -221,11 +221,12 @@ def encodec(cfg: DictConfig, model: str) -> EncodecConfig:
     _refuse(seanet, SAME_SEANET, f"the codec of {model}", "transformers")
     if any(value is not None for value in own.values()) or seanet.get("norm_params") or cfg.encodec.get("renormalize"):
         raise InputError(f"the codec of {model} has options of its own, which transformers has no option for")
-    frame_rate = cfg.encodec.sample_rate / math.prod(seanet["ratios"])
+    frame_rate = math.ceil(cfg.encodec.sample_rate / math.prod(seanet["ratios"]))  # as transformers rounds it
+    bits = math.ceil(math.log2(cfg.rvq.bins))
     return EncodecConfig(
         **{theirs: seanet[ours] for ours, theirs in SEANET.items()}, upsampling_ratios=list(seanet["ratios"]),
         use_conv_shortcut=not seanet["true_skip"], trim_right_ratio=trim, sampling_rate=cfg.encodec.sample_rate,
         codebook_size=cfg.rvq.bins, codebook_dim=seanet["dimension"], norm_type="weight_norm", normalize=False,
         chunk_length_s=None, overlap=None,
-        target_bandwidths=[cfg.rvq.n_q * math.log2(cfg.rvq.bins) * frame_rate / 1000],  # makes n_q codebooks
+        target_bandwidths=[cfg.rvq.n_q * bits * frame_rate / 1000],  # makes n_q codebooks
     )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -31,7 +31,7 @@ from encore.runs.store import staged_folder
 from encore_audiocraft import backend, configs, keys, language, packages
 from encore_audiocraft.codec import open_encodec
 from encore_audiocraft.packages import State, first_line
-from encore_audiocraft.text import BESIDE, TextEncoder, quietly
+from encore_audiocraft.text import BESIDE, LOAD_ERRORS, TextEncoder, quietly
 
 PARTS = {"audio_encoder.": "codec", "text_encoder.": "text"}  # how transformers' names of frozen parts begin
 READABLE = ("*.json", "*.safetensors", "*.model")
@@ -100,7 +100,7 @@ def _to_audiocraft(folder: Path, out: Path, model: str) -> None:
         up = configs.transposed_layers(config.audio_encoder)
         speech = keys.language_to_audiocraft(parts["language"], configs.TEXT, config.decoder.hidden_size)
         sound = keys.codec_to_audiocraft(parts["codec"], up)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         raise InputError(
             f"can't read {model} as a MusicGen of transformers: {first_line(error)}",
             "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them",
@@ -154,7 +154,7 @@ def _to_transformers(folder: Path, out: Path, model: str, offline: bool) -> None
         weights = keys.language_to_transformers(speech[packages.STATE], configs.TEXT)
         if text_config.d_model == config.decoder.hidden_size:
             _drop_projection(weights, model)
-    except language.BUILD_ERRORS as error:
+    except (*language.BUILD_ERRORS, *LOAD_ERRORS) as error:
         raise InputError(
             f"can't read {model} as a MusicGen of audiocraft: {first_line(error)}",
             "its xp.cfg and its weights must be those of one model, as audiocraft exports it",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
@@ -18,6 +19,9 @@ from encore.hub import fetchable
 from encore_audiocraft.packages import first_line
 
 BESIDE = "t5"
+LOAD_ERRORS = (  # what transformers raises where a folder or a name is not what it should be
+    OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 NAME_OF_BESIDE = "./t5"  # what a checkpoint calls a text encoder that lies beside it and has no other name
 
 
@@ -70,7 +74,7 @@ class TextEncoder(nn.Module):
                         source, local_files_only=here, dtype=torch.float32, use_safetensors=True
                     )
                 return cls(t5, tokenizer, beside.is_dir())
-            except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+            except LOAD_ERRORS as error:
                 errors.append(error)
         raise InputError(
             f"can't load the text encoder {sources[0]}: {first_line(errors[0])}",
