@@ -12,7 +12,11 @@ from encore.api import MethodSpec, hookimpl
 
 @hookimpl
 def encore_register_methods():
-    return [MethodSpec("needy", "a summary", "needy:Method", requires=("no-such-distribution",))]
+    needs = {"requires": ("no-such-distribution",)}
+    return [
+        MethodSpec("needy", "a summary", "needy:Method", **needs),
+        MethodSpec("special", "a summary", "needy:Method", **needs, install="make special"),
+    ]
 """
 
 
@@ -63,3 +67,6 @@ def test_what_is_missing_is_told(installed, capsysbinary):
     assert (rows["ga"]["available"], rows["ga"]["why"]) == (True, None)
     assert run(["methods", "needy"]) == 1
     assert b"hint: pip install no-such-distribution" in capsysbinary.readouterr().err
+    assert rows["special"]["why"] == "needs no-such-distribution: make special"
+    assert run(["methods", "special"]) == 1
+    assert b"hint: make special\n" in capsysbinary.readouterr().err

@@ -482,9 +482,9 @@ def test_a_fisher_that_does_not_fit_takes_fewer_clips_a_pass(
         return losses(batch)
 
     monkeypatch.setattr(backend, "losses", scarce)
-    run(backend, clips, fisher_of(found, micro_batch_size=4), record=lines.append)
+    run(backend, clips, fisher_of(found, labels="empirical", micro_batch_size=4), record=lines.append)
     assert [line["micro_batch_size"] for line in lines if line.get("event") == "out of memory"] == [2, 1]
     assert all(torch.equal(value, expected.values[name] / 5) for name, value in found[0].items())
     small = 0
     with pytest.raises(torch.OutOfMemoryError):
-        run(backend, clips, fisher_of(found, micro_batch_size=1))
+        run(backend, clips, fisher_of(found, labels="empirical", micro_batch_size=1))

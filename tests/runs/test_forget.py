@@ -95,15 +95,19 @@ def look(retain: float | None) -> Look:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "lost", "collapsed"),
-    [(1.0, 1.5, 0.5, False), (1.0, 2.5, 1.5, True), (1.0, float("nan"), None, True), (None, None, None, False)],
-)
+    ("unit", "before", "after", "lost", "collapsed"),
+    [
+        ("nats/token", 1.0, 1.5, 0.5, False), ("nats/token", 1.0, 2.5, 1.5, True), ("loss", 0.5, 0.625, 0.125, False),
+        ("nats/token", 1.0, float("nan"), None, True), ("nats/token", None, None, None, False),
+        ("loss", 0.5, 0.875, 0.375, True),
+    ],
+)  # fmt: skip
 def test_collapse_is_what_retain_lost(
-    before: float | None, after: float | None, lost: float | None, collapsed: bool
+    unit: str, before: float | None, after: float | None, lost: float | None, collapsed: bool
 ) -> None:
     asked = {"model": {}, "method": "x", "options": {}, "seed": 0, "precision": "fp32", "forget": [], "retain": []}
     outcome = Outcome(before=look(before), best=look(after))
-    run = run_json(asked | {"holdout": []}, flags={}, origins={}, outcome=outcome, notes=[])
+    run = run_json(asked | {"holdout": []}, unit=unit, flags={}, origins={}, outcome=outcome, notes=[])
     json.dumps(run, allow_nan=False)
     assert (run["outcome"]["retain_lost"], run["outcome"]["collapsed"]) == (lost, collapsed)
     if collapsed:
