@@ -50,6 +50,34 @@ def test_a_model_comes_back_bit_for_bit(pair: Pair, tmp_path: Path) -> None:
         assert first_config == second_config
 
 
+def test_a_configuration_as_it_is_published(mono: Pair, tmp_path: Path) -> None:
+    """With interpolations, arguments of the conditioners, and options that were added or renamed over the years."""
+    source = shutil.copytree(mono.audiocraft, tmp_path / "source")
+    for file, changes in (
+        (
+            packages.LM,
+            {"conditioners.args": {"merge_text_conditions_p": 0.25, "drop_desc_p": 0.5}, "deep": "${channels}"},
+        ),
+        (
+            packages.CODEC,
+            {"seanet.channels": "${channels}", "encodec.sample_rate": "${sample_rate}", "encodec.renorm": 1},
+        ),
+    ):
+        package = packages.read(source / file)
+        cfg = OmegaConf.create(package["xp.cfg"])
+        for path, value in changes.items():
+            OmegaConf.update(cfg, path, value, merge=False)
+        packages.write(source / file, {**package, "xp.cfg": OmegaConf.to_yaml(cfg)})
+    convert(str(source), tmp_path / "back", "transformers")
+    assert same(weights(tmp_path / "back"), weights(mono.transformers))
+    batch = Batch.of(clips(2, 20, 12))
+    ours, theirs = AudiocraftBackend.load(str(source)), AudiocraftBackend.load(str(mono.audiocraft))
+    assert torch.equal(ours.losses(batch), theirs.losses(batch))
+    assert torch.equal(ours.encode(torch.ones(1, 1, 800)), theirs.encode(torch.ones(1, 1, 800)))
+    ours.save(tmp_path / "back")
+    assert packages.read(tmp_path / "back" / packages.LM)["xp.cfg"] == packages.read(source / packages.LM)["xp.cfg"]
+
+
 def test_the_embedded_model_comes_back_byte_for_byte_and_plays_the_same(tmp_path: Path) -> None:
     convert("tiny", tmp_path / "audiocraft", "audiocraft")
     convert(str(tmp_path / "audiocraft"), tmp_path / "back", "transformers")

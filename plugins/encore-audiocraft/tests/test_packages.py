@@ -161,6 +161,19 @@ def test_folders_that_lack_something_are_refused(copy: Path, mono: Pair, tmp_pat
         AudiocraftBackend.load("nobody/nothing", offline=True)
 
 
+def test_a_hub_model_is_taken_from_the_cache(mono: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's client lays it out, where audiocraft would look; the text encoder comes along here."""
+    kept = tmp_path / "cache" / "models--owner--name"
+    shutil.copytree(mono.audiocraft, kept / "snapshots" / ("a" * 40))
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path / "cache"))
+    backend = AudiocraftBackend.load("owner/name", offline=True)
+    assert backend.codebooks == 2
+    with pytest.raises(InputError, match="can't fetch owner/name"):
+        AudiocraftBackend.load("owner/name", revision="other", offline=True)
+
+
 def test_a_codec_that_is_only_named_is_loaded_by_name(copy: Path, mono: Pair) -> None:
     """What audiocraft exports for models on a published codec; here the name is a folder of transformers."""
     from transformers import MusicgenForConditionalGeneration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -205,9 +206,10 @@ def _from_hub(model: str, revision: str | None, offline: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
     here = not fetchable(model, revision) or offline
+    cache = os.environ.get("AUDIOCRAFT_CACHE_DIR")  # where audiocraft itself keeps them
     try:
         files = [
-            hf_hub_download(model, name, revision=revision, local_files_only=here)
+            hf_hub_download(model, name, revision=revision, local_files_only=here, cache_dir=cache)
             for name in (packages.LM, packages.CODEC)
         ]
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors are OSErrors and ValueErrors

@@ -172,9 +172,10 @@ def to_transformers(
     """
     options, fuser = language.transformer_lm, language.fuser
     _refuse(options, SAME_LANGUAGE, model, "transformers")
-    if list(fuser.cross) != list(language.conditioners) or fuser.get("cross_attention_pos_emb"):
+    given = [name for name in language.conditioners if name != "args"]
+    if given != [TEXT] or list(fuser.cross) != given or fuser.get("cross_attention_pos_emb"):
         raise InputError(
-            f"{model} takes {' and '.join(language.conditioners)} otherwise than by cross attention alone",
+            f"{model} takes {' and '.join(given)} otherwise than by cross attention alone",
             "transformers has such models as MusicGen Melody, which encore does not convert to",
         )
     channels = 2 if (language.get("interleave_stereo_codebooks") or {}).get("use") else 1
