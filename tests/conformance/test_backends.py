@@ -58,6 +58,17 @@ def test_a_broken_backend_fails_no_check_that_its_fault_does_not_reach(broken: t
     assert set(found) <= {broken.fault[0], *broken.also}, found
 
 
+def test_what_is_not_trained_may_stand_in_module_where_it_says_so(mono: Path) -> None:
+    class Fixed(broken_backends.SpareParameter):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.module.spare.requires_grad_(False)
+
+    found = backends.run(Fixed, str(mono), offline=True, only={"mode", "gradients", "training", "curvature"})
+    assert [one.check for one in found if one.state == "FAILED"] == []
+    assert "spare of module requires no gradient" in found[1].said
+
+
 def test_pickles_are_known_by_what_is_in_them(tmp_path: Path) -> None:
     import pickle
 
