@@ -77,7 +77,7 @@ def _transformers_folder(source: str, revision: str | None, offline: bool) -> Pa
         return folder
     from huggingface_hub import snapshot_download
 
-    here = not fetchable(source, revision) or offline
+    here = offline or not fetchable(source, revision)
     try:
         found = snapshot_download(source, revision=revision, local_files_only=here, allow_patterns=list(READABLE))
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors are OSErrors and ValueErrors
