@@ -59,7 +59,7 @@ PyObject* cpu_isa(PyObject*, PyObject*) {
 
 PyMethodDef methods[] = {
     {"build_info", build_info, METH_NOARGS, "torch, compiler, cxx_standard, flags, machine, cuda_archs."},
-    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the CPU kernels: avx512, avx2 or portable."},
+    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the CPU kernels: amx, avx512, avx2 or portable."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Encore's kernels, and what they were built with.", -1,

@@ -8,34 +8,40 @@
 
 namespace encore::cpu {
 
-// Some samples of a call, their operands laid out as float32 panels for the tiles of one instruction set. A tile is
-// `rows` of O by `columns` of I; beyond the edges of a matrix the panels hold zeros.
+// Some samples of a call, their operands laid out as panels for the tiles of one instruction set. A tile is `rows` of O
+// by `columns` of I; beyond the edges of a matrix the panels hold zeros. What a panel holds is up to the instruction set.
 struct Work {
   const LinearGrad* grad;
   int64_t first, samples;  // samples [first, first + samples)
-  float* a;                // [samples, panels, T, columns]
-  float* b;                // [samples, blocks, T, rows]
+  float* a;                // [samples, panels, panel_size(T, columns)]
+  float* b;                // [samples, blocks, panel_size(T, rows)]
   int64_t panels, blocks;  // how many tiles side by side, and one below the other
   int64_t group;           // blocks that one task takes, so that they stay in the L2 cache while it goes along A
+  int64_t span;            // panels that one task takes, so that what does not stay there is fetched less often
   double* sums;            // [tasks, samples, 1 + M]: a task's share of the norm and of each dot
 };
 
-// What is compiled for each instruction set (see tile.h).
+// What is compiled for each instruction set (see tile.h and amx.cpp).
 struct Isa {
   const char* name;
   int64_t rows, columns;
-  void (*pack)(const Work&, int64_t begin, int64_t end);  // rows [begin, end) of samples * T
-  void (*reduce)(const Work&, int64_t task);  // task: group index * panels + panel
+  int64_t group_bytes;  // of B in a group, all samples: half of a usual L2 cache
+  int64_t span;         // panels in a span where B's groups would be small
+  int64_t pack_rows;    // pack's range is of samples * T (0), or of samples * ceil(T / pack_rows) * (panels + blocks)
+  int64_t (*panel_size)(DType, int64_t length, int64_t width);  // in floats: T positions, `width` numbers each
+  void (*pack)(const Work&, int64_t begin, int64_t end);
+  void (*reduce)(const Work&, int64_t task);  // task: group index * spans + span index
 };
 
 constexpr int64_t kGroup = 16;   // the most blocks in a group
+constexpr int64_t kSpan = 8;     // the most panels in a span
 constexpr int64_t kHeld = 2;     // samples whose tiles are reduced together
 constexpr int64_t kDepth = 256;  // positions summed at a stretch: so deep a panel of A stays in the L1 cache, and
                                  // rounding errors grow with this root rather than with T's
 
 extern const Isa portable;
 #ifdef __x86_64__
-extern const Isa avx2, avx512;
+extern const Isa avx2, avx512, amx;
 #endif
 
 // The best instruction set that this processor has, or the one that ENCORE_CPU_ISA names; read anew at each call.
