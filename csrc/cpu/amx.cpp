@@ -10,7 +10,7 @@
 
 #ifdef __x86_64__
 #if !defined(ENCORE_BASELINE) && !__has_include(<amxtileintrin.h>)  // GCC 10 and older: AVX-512 serves
-const encore::cpu::Isa encore::cpu::amx = {"amx", 32, 32, 0, 0, 0, nullptr, nullptr, nullptr};
+const encore::cpu::Isa encore::cpu::amx = {"amx", 32, 32, 1, 1, 0, 0, nullptr, nullptr, nullptr};
 #else
 #if defined(ENCORE_BASELINE)  // a test runs this text where the processor lacks the registers
 #elif defined(__clang__)
@@ -29,10 +29,12 @@ constexpr int64_t kWidth = 16, kRows = 32, kVectors = 2;
 namespace encore::cpu {
 namespace {
 
-constexpr int64_t kStep = 2 * kSide;        // positions that a product of tile registers sums up
-constexpr int64_t kStretch = 4;             // steps at a stretch: so much of a panel of A stays in the L1 cache
+constexpr int64_t kStep = 2 * kSide;  // positions that a product of tile registers sums up; and columns of a panel
+constexpr int64_t kStretch = 4;       // steps at a stretch: so much of a panel of A stays in the L1 cache
 constexpr int64_t kLength = kStretch * kStep;
-constexpr int64_t kMost = 32;               // panels that are packed together, so that what is looked at first stays near
+constexpr int64_t kGroup = 8, kSpan = 8;  // of so many tiles a stretch of both operands stays in the L2 cache
+constexpr int64_t kMost = 32;             // panels packed together, so that what is looked at first stays near
+constexpr int64_t kLook = 8;              // rows looked at together
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 
@@ -55,11 +57,11 @@ int64_t panel_size(DType type, int64_t length, int64_t width) {
 
 // ------------------------------------------------------------------------------------------------------------ packing
 
-// Sixteen numbers of a row, of which `left` are there.
-template <class Source>
+// Sixteen numbers of a row, of which `left` are there; all of them where they are whole.
+template <bool kWhole, class Source>
 inline Vector read(const Source* from, int64_t left) {
   float numbers[kWidth];
-  if (left >= kWidth)
+  if (kWhole)
     widen<kWidth>(from, numbers);
   else
     for (int64_t k = 0; k < kWidth; ++k) numbers[k] = k < left ? widen(from[k]) : 0.0f;
@@ -90,26 +92,32 @@ inline void transpose(const Words* from, uint32_t* to) {
   }
 #pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
-    const __m512i low = _mm512_shuffle_i32x4(y[c], y[4 + c], 0x88), high = _mm512_shuffle_i32x4(y[8 + c], y[12 + c], 0x88);
-    const __m512i low1 = _mm512_shuffle_i32x4(y[c], y[4 + c], 0xdd), high1 = _mm512_shuffle_i32x4(y[8 + c], y[12 + c], 0xdd);
-    _mm512_storeu_si512(to + c * kSide, _mm512_shuffle_i32x4(low, high, 0x88));
-    _mm512_storeu_si512(to + (8 + c) * kSide, _mm512_shuffle_i32x4(low, high, 0xdd));
-    _mm512_storeu_si512(to + (4 + c) * kSide, _mm512_shuffle_i32x4(low1, high1, 0x88));
-    _mm512_storeu_si512(to + (12 + c) * kSide, _mm512_shuffle_i32x4(low1, high1, 0xdd));
+    const __m512i lower_even = _mm512_shuffle_i32x4(y[c], y[4 + c], 0x88);  // lanes 0 and 2 of rows 0 to 7
+    const __m512i upper_even = _mm512_shuffle_i32x4(y[8 + c], y[12 + c], 0x88);
+    const __m512i lower_odd = _mm512_shuffle_i32x4(y[c], y[4 + c], 0xdd);
+    const __m512i upper_odd = _mm512_shuffle_i32x4(y[8 + c], y[12 + c], 0xdd);
+    _mm512_storeu_si512(to + c * kSide, _mm512_shuffle_i32x4(lower_even, upper_even, 0x88));
+    _mm512_storeu_si512(to + (4 + c) * kSide, _mm512_shuffle_i32x4(lower_odd, upper_odd, 0x88));
+    _mm512_storeu_si512(to + (8 + c) * kSide, _mm512_shuffle_i32x4(lower_even, upper_even, 0xdd));
+    _mm512_storeu_si512(to + (12 + c) * kSide, _mm512_shuffle_i32x4(lower_odd, upper_odd, 0xdd));
   }
 #endif
 }
 
 // `count` panels of a stretch of a matrix [length, size]; as left operand of the products (each row of a register a
 // column of the matrix) or as right one (each row two positions).
-template <bool kLeft, int64_t kParts, class Source>
+template <bool kLeft, bool kWhole, int64_t kParts, class Source>
 void pack_panels(const Source* rows, int64_t stride, int64_t length, int64_t size, int64_t count, int64_t panel,
                  float* packed) {
   Ints largest[2 * kMost] = {};
-  for (int64_t t = 0; t < length; ++t)
+  for (int64_t t = 0; t < length; t += kLook)
     for (int64_t v = 0; v < 2 * count; ++v) {
-      const Ints bits = (Ints)read(rows + t * stride + v * kWidth, size - v * kWidth) & 0x7fffffff;
-      largest[v] = bits > largest[v] ? bits : largest[v];
+      const int64_t most = length - t < kLook ? length - t : kLook;
+      const Source* row = rows + t * stride + v * kWidth;
+      for (int64_t k = 0; k < most; ++k, row += stride) {
+        const Ints bits = (Ints)read<kWhole>(row, size - v * kWidth) & 0x7fffffff;
+        largest[v] = bits > largest[v] ? bits : largest[v];
+      }
     }
   Vector factors[2 * kMost];
   const int64_t steps = steps_of(length);
@@ -123,25 +131,25 @@ void pack_panels(const Source* rows, int64_t stride, int64_t length, int64_t siz
   for (int64_t step = 0; step < steps; ++step)
     for (int64_t v = 0; v < 2 * count; ++v) {
       uint32_t* const to = (uint32_t*)(packed + v / 2 * panel + step * kStepSize<kParts>) + v % 2 * kWords;
+      const Source* row = rows + step * kStep * stride + v * kWidth;
+      const int64_t there = length - step * kStep, left = size - v * kWidth;
+      const Vector factor = factors[v];
       Words words[kParts][kSide];
-      for (int64_t k = 0; k < kSide; ++k) {
-        const int64_t t = step * kStep + 2 * k, left = size - v * kWidth;
-        const Source* const row = rows + t * stride + v * kWidth;
-        Vector even = t < length ? read(row, left) * factors[v] : Vector{};
-        Vector odd = t + 1 < length ? read(row + stride, left) * factors[v] : Vector{};
+      for (int64_t k = 0; k < kSide; ++k, row += 2 * stride) {
+        Vector even = 2 * k < there ? read<kWhole>(row, left) * factor : Vector{};
+        Vector odd = 2 * k + 1 < there ? read<kWhole>(row + stride, left) * factor : Vector{};
 #pragma GCC unroll 3
         for (int64_t part = 0; part < kParts; ++part) {
-          const Words a = (Words)even & 0xffff0000u, b = (Words)odd & 0xffff0000u;
-          words[part][k] = a >> 16 | b;
+          const Words a = (Words)even & 0xffff0000u, b = (Words)odd & 0xffff0000u, both = a >> 16 | b;
+          if (kLeft)
+            words[part][k] = both;
+          else
+            __builtin_memcpy(to + 2 * part * kWords + k * kSide, &both, sizeof both);
           even -= (Vector)a;  // an infinity becomes NaN
           odd -= (Vector)b;
         }
       }
-      for (int64_t part = 0; part < kParts; ++part)
-        if (kLeft)
-          transpose(words[part], to + 2 * part * kWords);
-        else
-          __builtin_memcpy(to + 2 * part * kWords, words[part], sizeof words[part]);
+      for (int64_t part = 0; kLeft && part < kParts; ++part) transpose(words[part], to + 2 * part * kWords);
     }
 }
 
@@ -149,9 +157,11 @@ void pack_panels(const Source* rows, int64_t stride, int64_t length, int64_t siz
 template <bool kLeft, int64_t kParts, class Source>
 void pack_panels(const Source* matrix, int64_t stride, int64_t t, int64_t length, int64_t size, int64_t first,
                  int64_t count, int64_t panel, float* packed) {
-  pack_panels<kLeft, kParts>(matrix + t * stride + first * kStep, stride, length - t < kLength ? length - t : kLength,
-                             size - first * kStep, count, panel,
-                             packed + first * panel + t / kLength * kStretchSize<kParts>);
+  const int64_t left = size - first * kStep;
+  const auto pack_them = left >= count * kStep ? pack_panels<kLeft, true, kParts, Source>
+                                               : pack_panels<kLeft, false, kParts, Source>;
+  pack_them(matrix + t * stride + first * kStep, stride, length - t < kLength ? length - t : kLength, left, count, panel,
+            packed + first * panel + t / kLength * kStretchSize<kParts>);
 }
 
 template <bool kLeft>
@@ -172,9 +182,9 @@ void pack(const Work& work, int64_t begin, int64_t end) {
   while (begin < end) {
     const int64_t s = begin / (stretches * panels), t = begin / panels % stretches * kLength, at = begin % panels;
     const int64_t n = work.first + s, first = at < work.panels ? at : at - work.panels;
-    const int64_t there = (at < work.panels ? work.panels : work.blocks) - first;
+    const int64_t whole = (at < work.panels ? g.i : g.o) / kStep - first, there = whole > 0 ? whole : 1;
     const int64_t wanted = end - begin < there ? end - begin : there, count = wanted < kMost ? wanted : kMost;
-    if (at < work.panels)
+      if (at < work.panels)
       pack_panels<false>(g.a, g.a_type, n * g.a_stride_n, g.a_stride_t, t, g.t, g.i, first, count, a_panel,
                          work.a + s * work.panels * a_panel);
     else
@@ -260,64 +270,79 @@ inline void collect(float* sum, const float* fresh, int64_t rows, bool add, cons
     }
 }
 
+// What is known of a tile whose products were summed, and which of its rows are still to be reduced.
+struct Summed {
+  int64_t s, step, panel, block;
+  const float *products, *exponents_a, *exponents_b;
+  int64_t left;
+};
+
 alignas(64) thread_local float tiles[kSpan * kGroup][kTile];
 
-// The tiles of a span of panels of A with a group of blocks of B.
+// The tiles of a span of panels of A with a group of blocks of B, one stretch of positions after another. While the
+// products of one tile are under way in the tile registers, the one before it is reduced, some rows at each step.
 template <int64_t kPartsB, int64_t kPartsA>
 void reduce(const Work& work, int64_t task) {
   const LinearGrad& g = *work.grad;
   const int64_t spans = (work.panels + work.span - 1) / work.span;
-  const int64_t first_panel = task % spans * work.span, first = task / spans * work.group;
+  const int64_t first_panel = task % spans * work.span, first_block = task / spans * work.group;
   const int64_t panels = first_panel + work.span < work.panels ? work.span : work.panels - first_panel;
-  const int64_t blocks = first + work.group < work.blocks ? work.group : work.blocks - first;
-  const int64_t steps = steps_of(g.t), a_panel = panel_size(g.a_type, g.t, kColumns);
-  const int64_t b_panel = panel_size(g.b_type, g.t, kRows);
+  const int64_t blocks = first_block + work.group < work.blocks ? work.group : work.blocks - first_block;
+  const int64_t steps = steps_of(g.t), stretches = (steps + kStretch - 1) / kStretch;
+  const int64_t a_panel = panel_size(g.a_type, g.t, kColumns), b_panel = panel_size(g.b_type, g.t, kRows);
   double* const sums = work.sums + task * work.samples * (1 + g.m);
   for (int64_t k = 0; k < work.samples * (1 + g.m); ++k) sums[k] = 0;
-  alignas(64) float fresh[2][kTile];
+  alignas(64) float products[2][kTile];
+  Summed before = {};
 
-  struct {
-    int64_t s, step, panel, block, left;
-    const float *products, *a, *b;
-  } before = {0, 0, 0, 0, 0, nullptr, nullptr, nullptr};
-  // Some rows of the tile whose products were summed before those that are under way.
+  const auto place = [&](int64_t panel, int64_t block, int64_t row, int64_t rows) {
+    const int64_t o = (first_block + block) * kRows + row, i = (first_panel + panel) * kColumns;
+    return Place{o, i, g.o - o < rows ? g.o - o : rows, g.i - i < kColumns ? g.i - i : kColumns};
+  };
   const auto finish = [&](int64_t most) {
     if (before.left == 0) return;
-    const int64_t r = kRows - before.left, rows = most < before.left ? most : before.left;
-    float* const tile = tiles[before.panel * blocks + before.block] + r * kColumns;
-    collect(tile, before.products + r * kColumns, rows, before.step > 0, before.b + r, before.a);
+    const int64_t row = kRows - before.left, rows = most < before.left ? most : before.left;
+    float* const tile = tiles[before.panel * blocks + before.block] + row * kColumns;
+    collect(tile, before.products + row * kColumns, rows, before.step > 0, before.exponents_b + row, before.exponents_a);
     before.left -= rows;
-    const int64_t o = (first + before.block) * kRows + r, there = g.o - o < rows ? g.o - o : rows;
-    if (before.step + kStretch < steps || there <= 0) return;
-    const int64_t i = (first_panel + before.panel) * kColumns, columns = g.i - i < kColumns ? g.i - i : kColumns;
-    const auto reduce_row = columns == kColumns ? reduce_tiles<Vectors> : reduce_tiles<Floats>;
-    reduce_row(g, work.first + before.s, 1, tile, {o, i, there, columns}, sums + before.s * (1 + g.m));
+    const Place of_rows = place(before.panel, before.block, row, rows);
+    if (before.step + kStretch < steps || of_rows.rows <= 0) return;
+    const auto reduce_rows = of_rows.columns == kColumns ? reduce_tiles<Vectors> : reduce_tiles<Floats>;
+    reduce_rows(g, work.first + before.s, 1, tile, of_rows, sums + before.s * (1 + g.m));
   };
 
   const Tiles registers;
+  const float* const all_a = work.a + first_panel * a_panel;
+  const float* const all_b = work.b + first_block * b_panel;
   int64_t turn = 0;
   for (int64_t s = 0; s < work.samples; ++s)
-    for (int64_t step = 0; step < steps; step += kStretch) {
-      const int64_t count = steps - step < kStretch ? steps - step : kStretch;
+    for (int64_t stretch = 0; stretch < stretches; ++stretch)
       for (int64_t panel = 0; panel < panels; ++panel) {
-        const float* const a = work.a + (s * work.panels + first_panel + panel) * a_panel + step / kStretch * kStretchSize<kPartsA>;
-        // What comes next of A is fetched; with the last of all, something that is not used.
-        const float* next = panel + 1 < panels       ? a + a_panel
-                            : step + count < steps   ? a - panel * a_panel + kStretchSize<kPartsA>
-                            : s + 1 < work.samples   ? work.a + ((s + 1) * work.panels + first_panel) * a_panel
-                                                     : work.a + (first_panel + panels) * a_panel;
-        const int64_t share = (kStretchSize<kPartsA> / 16 + blocks * count - 1) / (blocks * count);
+        const int64_t step = stretch * kStretch, count = steps - step < kStretch ? steps - step : kStretch;
+        const int64_t rows = (kRows + count - 1) / count;
+        const float* const a = all_a + (s * work.panels + panel) * a_panel + stretch * kStretchSize<kPartsA>;
+        // What comes next of A is fetched; after the last of all, something that is not used.
+        const float* next = panel + 1 < panels        ? a + a_panel
+                            : stretch + 1 < stretches ? a - panel * a_panel + kStretchSize<kPartsA>
+                            : s + 1 < work.samples    ? all_a + (s + 1) * work.panels * a_panel
+                                                      : all_a + panels * a_panel;
+        const int64_t lines = (kStretchSize<kPartsA> / kSide + blocks * count - 1) / (blocks * count);
         for (int64_t block = 0; block < blocks; ++block) {
-          const float* const b = work.b + (s * work.blocks + first + block) * b_panel + step / kStretch * kStretchSize<kPartsB>;
-          float* const products = fresh[++turn % 2];
-          multiply<kPartsB, kPartsA>(count, b, a, products, [&](int64_t) {
-            for (int64_t k = 0; k < share; ++k, next += 16) __builtin_prefetch(next, 0, 2);
-            finish((kRows + count - 1) / count);
+          const float* const b = all_b + (s * work.blocks + block) * b_panel + stretch * kStretchSize<kPartsB>;
+          float* const to = products[++turn % 2];
+          multiply<kPartsB, kPartsA>(count, b, a, to, [&](int64_t k) {
+            for (int64_t line = 0; line < lines; ++line, next += kSide) __builtin_prefetch(next, 0, 2);
+            if (stretch + 1 == stretches) {  // what the tile will be added to
+              const Place of_rows = place(panel, block, k * rows, rows);
+              prefetch(g.fisher, g.fisher_stride, of_rows);
+              prefetch(g.total, g.total_stride, of_rows);
+              for (int64_t m = 0; m < g.m; ++m) prefetch(g.directions + m * g.o * g.i, g.i, of_rows);
+            }
+            finish(rows);
           });
-          before = {s, step, panel, block, kRows, products, a + count * kStepSize<kPartsA>, b + count * kStepSize<kPartsB>};
+          before = {s, step, panel, block, to, a + count * kStepSize<kPartsA>, b + count * kStepSize<kPartsB>, kRows};
         }
       }
-    }
   finish(kRows);
 }
 
@@ -330,7 +355,7 @@ void reduce(const Work& work, int64_t task) {
 
 }  // namespace
 
-const Isa amx = {"amx", kRows, kColumns, 1024 * 1024, 8, kLength, panel_size, pack, reduce};
+const Isa amx = {"amx", kRows, kColumns, kGroup, kSpan, INT64_MAX, kLength, panel_size, pack, reduce};
 
 }  // namespace encore::cpu
 

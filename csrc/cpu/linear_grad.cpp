@@ -58,6 +58,17 @@ bool has(const Isa& isa) {
   return &isa == &portable;
 }
 
+// AMX pays for itself where its large tiles are mostly filled: measured against AVX-512.
+bool is_worthwhile(const Isa& isa, const LinearGrad& g) {
+#ifdef __x86_64__
+  if (&isa == &amx) {
+    const bool is_narrow = g.a_type == DType::bfloat16 && g.b_type == DType::bfloat16;  // one product instead of six
+    return g.i >= amx.columns && g.o >= amx.rows && g.t >= (is_narrow ? 24 : 64);
+  }
+#endif
+  return true;
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr std::align_val_t kHugePage{2 << 20};
@@ -85,7 +96,7 @@ float* scratch(int64_t count) {
 
 }  // namespace
 
-const Isa& choose_isa() {
+const Isa& choose_isa(const LinearGrad* grad) {
 #ifdef __x86_64__
   const Isa* const known[] = {&amx, &avx512, &avx2, &portable};
 #else
@@ -95,6 +106,7 @@ const Isa& choose_isa() {
   const std::string wanted = setting == nullptr ? "" : setting;
   for (const Isa* isa : known) {
     if (!wanted.empty() && wanted != isa->name) continue;
+    if (wanted.empty() && grad != nullptr && !is_worthwhile(*isa, *grad)) continue;
     if (has(*isa)) return *isa;
     if (!wanted.empty()) throw std::runtime_error("ENCORE_CPU_ISA=" + wanted + ": not on this processor");
   }
@@ -109,9 +121,9 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
   const int64_t packed = std::clamp<int64_t>(kPacked / g.t, 1, g.n);  // samples in memory
   const int64_t panels = ceil_div(g.i, isa.columns), blocks = ceil_div(g.o, isa.rows);
   const int64_t a_panel = isa.panel_size(g.a_type, g.t, isa.columns), b_panel = isa.panel_size(g.b_type, g.t, isa.rows);
-  int64_t most = std::clamp<int64_t>(isa.group_bytes / (packed * b_panel * sizeof(float)), 1, kGroup), span = 1;
-  if (isa.span > 1 && most < kGroup / 2) most = kGroup, span = isa.span;  // B does not stay near: halve the ways to it
+  const int64_t most = std::clamp<int64_t>(isa.group_bytes / (packed * b_panel * sizeof(float)), 1, isa.group);
   const int64_t group = ceil_div(blocks, ceil_div(blocks, most));  // of about equal size
+  int64_t span = isa.span;
   while (span > 1 && ceil_div(blocks, group) * ceil_div(panels, span) < kTasks) span /= 2;
   const int64_t tasks = ceil_div(blocks, group) * ceil_div(panels, span);
   const int64_t a_size = packed * panels * a_panel, b_size = packed * blocks * b_panel;

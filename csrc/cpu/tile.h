@@ -10,6 +10,8 @@
 namespace encore::cpu {
 namespace {
 
+constexpr int64_t kGroup = 16;
+constexpr int64_t kGroupBytes = 256 * 1024;  // half of a usual L2 cache
 constexpr int64_t kPackRows = 4;  // more would share the few cache sets that rows of a wide matrix begin in
 constexpr int64_t kAhead = 4;     // in so many last blocks of a group, the panel of A that comes next is fetched
 
@@ -129,6 +131,6 @@ void reduce(const Work& work, int64_t task) {
 
 }  // namespace
 
-const Isa ENCORE_ISA = {ENCORE_ISA_NAME, kRows, kColumns, 256 * 1024, 1, 0, panel_size, pack, reduce};
+const Isa ENCORE_ISA = {ENCORE_ISA_NAME, kRows, kColumns, kGroup, 1, kGroupBytes, 0, panel_size, pack, reduce};
 
 }  // namespace encore::cpu
