@@ -21,13 +21,12 @@
 namespace encore::cpu {
 namespace {
 
-constexpr int64_t kPacked = 512;  // positions packed at a time: fewer waits between threads, yet cached
 constexpr int64_t kTasks = 8;       // so many at least, for as many threads
 constexpr int64_t kWorthAThread = 256 * 1024;  // multiplications, some 10 µs
 
 #ifdef __x86_64__
-// AMX: whether processor and system have the tile registers and their bfloat16 products; Linux wants to be asked by each
-// process, once, for they are 8 KB more of every thread's state.
+// Whether processor and system have the tile registers of AMX and their bfloat16 products. Linux wants to be asked by
+// each process, once, for they are 8 KB more of every thread's state.
 bool may_use_tiles() {
 #ifdef __linux__
   static const bool may = [] {
@@ -118,7 +117,7 @@ void linear_grad(const LinearGrad& g, const Isa& isa, const Parallel& parallel) 
   if (g.dots != nullptr) std::fill_n(g.dots, g.n * g.m, 0.0f);
   if (g.n == 0 || g.t == 0 || g.i == 0 || g.o == 0) return;
 
-  const int64_t packed = std::clamp<int64_t>(kPacked / g.t, 1, g.n);  // samples in memory
+  const int64_t packed = std::clamp<int64_t>(isa.packed / g.t, 1, g.n);  // samples in memory
   const int64_t panels = ceil_div(g.i, isa.columns), blocks = ceil_div(g.o, isa.rows);
   const int64_t a_panel = isa.panel_size(g.a_type, g.t, isa.columns), b_panel = isa.panel_size(g.b_type, g.t, isa.rows);
   const int64_t most = std::clamp<int64_t>(isa.group_bytes / (packed * b_panel * sizeof(float)), 1, isa.group);

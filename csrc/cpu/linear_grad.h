@@ -8,8 +8,8 @@
 
 namespace encore::cpu {
 
-// Some samples of a call, their operands laid out as panels for the tiles of one instruction set. A tile is `rows` of O
-// by `columns` of I; beyond the edges of a matrix the panels hold zeros. What a panel holds is up to the instruction set.
+// Some samples of a call, their operands laid out as panels for the tiles of one instruction set, which says what they
+// hold. A tile is `rows` of O by `columns` of I; beyond the edges of a matrix the panels hold zeros.
 struct Work {
   const LinearGrad* grad;
   int64_t first, samples;  // samples [first, first + samples)
@@ -25,6 +25,7 @@ struct Work {
 struct Isa {
   const char* name;
   int64_t rows, columns;
+  int64_t packed;       // positions packed at a time: fewer waits between threads, yet cached
   int64_t group, span;  // the most blocks in a group, and panels in a span
   int64_t group_bytes;  // the most of B in a group, all samples
   int64_t pack_rows;    // pack's range is of samples * T (0), or of samples * ceil(T / pack_rows) * (panels + blocks)
@@ -52,8 +53,8 @@ using Parallel =
     std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
 
 // The same bits at each call with the same arguments and instruction set, whatever the number of threads.
-// Takes max(T, 512) * (I + O) floats of memory (AMX: half as many more), however many samples there are, and keeps them
-// for the next call.
+// Takes some max(T, 512) * (I + O) floats of memory (AMX: half as many more), however many samples there are, and keeps
+// them for the next call.
 void linear_grad(const LinearGrad& grad, const Isa& isa, const Parallel& parallel);
 
 }  // namespace encore::cpu

@@ -1,5 +1,5 @@
-// What becomes of finished tiles of G_n: squared, weighted, multiplied with directions, and added up. Included by tile.h
-// and amx.cpp, which define kWidth (floats in a vector register), kRows and kVectors (a tile is kRows by kVectors
+// What becomes of finished tiles of G_n: squared, weighted, multiplied with directions, added up. Included by tile.h and
+// amx.cpp, which define kWidth (floats in a vector register), kRows and kVectors (a tile is kRows by kVectors
 // registers).
 
 namespace encore::cpu {

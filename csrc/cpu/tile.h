@@ -131,6 +131,6 @@ void reduce(const Work& work, int64_t task) {
 
 }  // namespace
 
-const Isa ENCORE_ISA = {ENCORE_ISA_NAME, kRows, kColumns, kGroup, 1, kGroupBytes, 0, panel_size, pack, reduce};
+const Isa ENCORE_ISA = {ENCORE_ISA_NAME, kRows, kColumns, 512, kGroup, 1, kGroupBytes, 0, panel_size, pack, reduce};
 
 }  // namespace encore::cpu
