@@ -106,12 +106,12 @@ inline void collect(float* sum, const float* fresh, int64_t rows, bool add, cons
 
 // What is known of a tile whose products were summed, and which of its rows are still to be reduced.
 struct Summed {
-  int64_t s, step, panel, block;
+  int64_t s, stretch, panel, block;
   const float *products, *exponents_a, *exponents_b;
   int64_t left;
 };
 
-alignas(64) thread_local float tiles[kSpan * kGroup][kTile];
+alignas(64) thread_local float tiles[kSpan * kGroup][kHeld * kTile];
 
 // The tiles of a span of panels of A with a group of blocks of B, one stretch of positions after another. While the
 // products of one tile are under way in the tile registers, the one before it is reduced, some rows at each step.
@@ -133,17 +133,22 @@ void reduce(const Work& work, int64_t task) {
     const int64_t o = (first_block + block) * kRows + row, i = (first_panel + panel) * kColumns;
     return Place{o, i, g.o - o < rows ? g.o - o : rows, g.i - i < kColumns ? g.i - i : kColumns};
   };
+  // As in tile.h, the tiles of kHeld samples are kept and reduced together.
+  const auto is_last = [&](int64_t s, int64_t stretch) {
+    return stretch + 1 == stretches && (s % kHeld + 1 == kHeld || s + 1 == work.samples);
+  };
   const auto finish = [&](int64_t most) {
     if (before.left == 0) return;
-    const int64_t row = kRows - before.left, rows = most < before.left ? most : before.left;
-    float* const tile = tiles[before.panel * blocks + before.block] + row * kColumns;
+    const int64_t row = kRows - before.left, rows = most < before.left ? most : before.left, held = before.s % kHeld;
+    float* const first_tile = tiles[before.panel * blocks + before.block] + row * kColumns;
     const float* const fresh = before.products + row * kColumns;
-    collect(tile, fresh, rows, before.step > 0, before.exponents_b + row, before.exponents_a);
+    collect(first_tile + held * kTile, fresh, rows, before.stretch > 0, before.exponents_b + row, before.exponents_a);
     before.left -= rows;
     const Place of_rows = place(before.panel, before.block, row, rows);
-    if (before.step + kStretch < steps || of_rows.rows <= 0) return;
+    if (!is_last(before.s, before.stretch) || of_rows.rows <= 0) return;
+    const int64_t s = before.s - held;
     const auto reduce_rows = of_rows.columns == kColumns ? reduce_tiles<Vectors> : reduce_tiles<Floats>;
-    reduce_rows(g, work.first + before.s, 1, tile, of_rows, sums + before.s * (1 + g.m));
+    reduce_rows(g, work.first + s, held + 1, first_tile, of_rows, sums + s * (1 + g.m));
   };
 
   const Tiles registers;
@@ -153,7 +158,7 @@ void reduce(const Work& work, int64_t task) {
   for (int64_t s = 0; s < work.samples; ++s)
     for (int64_t stretch = 0; stretch < stretches; ++stretch)
       for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t step = stretch * kStretch, count = steps - step < kStretch ? steps - step : kStretch;
+        const int64_t left = steps - stretch * kStretch, count = left < kStretch ? left : kStretch;
         const int64_t rows = (kRows + count - 1) / count;
         const float* const a = all_a + (s * work.panels + panel) * a_panel + stretch * kStretchSize<kPartsA>;
         // What comes next of A is fetched; after the last of all, something that is not used.
@@ -167,7 +172,7 @@ void reduce(const Work& work, int64_t task) {
           float* const to = products[++turn % 2];
           multiply<kPartsB, kPartsA>(count, b, a, to, [&](int64_t k) {
             for (int64_t line = 0; line < lines; ++line, next += kSide) __builtin_prefetch(next, 0, 2);
-            if (stretch + 1 == stretches) {  // what the tile will be added to
+            if (is_last(s, stretch)) {  // what the tile will be added to
               const Place of_rows = place(panel, block, k * rows, rows);
               prefetch(g.fisher, g.fisher_stride, of_rows);
               prefetch(g.total, g.total_stride, of_rows);
@@ -175,7 +180,7 @@ void reduce(const Work& work, int64_t task) {
             }
             finish(rows);
           });
-          before = {s, step, panel, block, to, a + count * kStepSize<kPartsA>, b + count * kStepSize<kPartsB>, kRows};
+          before = {s, stretch, panel, block, to, a + count * kStepSize<kPartsA>, b + count * kStepSize<kPartsB>, kRows};
         }
       }
   finish(kRows);
@@ -190,7 +195,7 @@ void reduce(const Work& work, int64_t task) {
 
 }  // namespace
 
-const Isa amx = {"amx", kRows, kColumns, 256, kGroup, kSpan, INT64_MAX, kLength, panel_size, pack, reduce};
+const Isa amx = {"amx", kRows, kColumns, 512, kGroup, kSpan, INT64_MAX, kLength, panel_size, pack, reduce};
 
 }  // namespace encore::cpu
 
