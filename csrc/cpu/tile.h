@@ -11,8 +11,8 @@ namespace encore::cpu {
 namespace {
 
 constexpr int64_t kGroup = 16;
-constexpr int64_t kGroupBytes = 256 * 1024;  // half of a usual L2 cache
-constexpr int64_t kPackRows = 4;  // more would share the few cache sets that rows of a wide matrix begin in
+constexpr int64_t kGroupBytes = kWidth == 16 ? 512 * 1024 : 256 * 1024;  // half of the L2 cache that comes with them
+constexpr int64_t kPackRows = kWidth == 16 ? 8 : 4;  // more would share the few cache sets that wide rows begin in
 constexpr int64_t kAhead = 4;     // in so many last blocks of a group, the panel of A that comes next is fetched
 
 // A matrix [count, size] into panels [panels, length, kPanel], from the position that `packed` is at.
