@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 from diffusers import (
     AceStepPipeline,
@@ -92,19 +94,19 @@ def write_stable_audio(
 def write_ace_step(
     folder: Path, *, captions: Sequence[str] = CAPTIONS, channels: int = 2, turbo: bool = False, seed: int = 0
 ) -> Path:
-    """Write a random `AceStepPipeline`: 100 latent frames a second of 8 kHz, and no tokenizer of audio."""
+    """Write a random `AceStepPipeline`: 25 latent frames a second of 8 kHz, and no tokenizer of audio."""
     torch.manual_seed(seed)
     sizes = {
         "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
         "sliding_window": 16,
     }  # fmt: skip
-    vae = oobleck(RATE, (8, 10), channels, 4)
+    vae = oobleck(RATE, (4, 8, 10), channels, 4)
     conditions = AceStepConditionEncoder(
         text_hidden_dim=16, timbre_hidden_dim=4, num_lyric_encoder_hidden_layers=1, num_timbre_encoder_hidden_layers=1,
         **sizes,
     )  # fmt: skip
     with torch.no_grad():
-        silence = vae.encode(torch.zeros(1, channels, 80 * 400)).latent_dist.mean.mT  # [1, T, K]
+        silence = vae.encode(torch.zeros(1, channels, 320 * 200)).latent_dist.mean.mT  # [1, T, K]
         conditions.silence_latent.copy_(silence.repeat(1, 100, 1)[:, : conditions.silence_latent.shape[1]])
     transformer = AceStepTransformer1DModel(
         num_hidden_layers=2, in_channels=12, audio_acoustic_hidden_dim=4, patch_size=2, is_turbo=turbo, **sizes
@@ -150,7 +152,8 @@ def write_audioldm2(
     unet = AudioLDM2UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 16), norm_num_groups=4,
         layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=((None, 16, 24),) * 2, attention_head_dim=4,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=((None, 16, 24),) * 2,
+        attention_head_dim=4,
     )  # fmt: skip
     vae = AutoencoderKL(
         in_channels=1, out_channels=1, block_out_channels=[4, 8], norm_num_groups=4, latent_channels=4,
@@ -168,7 +171,10 @@ def write_audioldm2(
         vocoder=vocoder, feature_extractor=ClapFeatureExtractor(feature_size=64),
         projection_model=AudioLDM2ProjectionModel(text_encoder_dim=16, text_encoder_1_dim=24, langauge_model_dim=16),
         language_model=language_model(
-            GPT2Config(vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=64, max_new_tokens=8, bos_token_id=0, eos_token_id=0)
+            GPT2Config(
+                vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=64, max_new_tokens=8, bos_token_id=0,
+                eos_token_id=0,
+            )
         ),
         scheduler=DDIMScheduler(
             beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False,
@@ -232,3 +238,21 @@ def _write(pipe: object, folder: Path) -> Path:
 
 def _product(strides: Sequence[int]) -> int:
     return int(torch.tensor(list(strides)).prod())
+
+
+def write_music(folder: Path) -> Path:
+    """Eight WAVs of chords, and `forget.txt`, `retain.txt` and `holdout.txt` ("long" is three windows of .4 s)."""
+    random = np.random.default_rng(0)
+    seconds = {"one": 0.4, "two": 0.35, "long": 1.0, "four": 0.4, "five": 0.4, "six": 0.3, "seven": 0.4, "eight": 0.4}
+    for name, length in seconds.items():
+        time = np.arange(int(RATE * length)) / RATE
+        notes = [
+            np.sin(2 * np.pi * f * time) * np.sin(np.pi * g * time)
+            for f, g in random.uniform((200, 1), (3000, 6), (5, 2))
+        ]
+        soundfile.write(folder / f"{name}.wav", (0.1 * np.sum(notes, 0)).astype(np.float32), RATE)
+    names = list(seconds)
+    for kind, members in {"forget": names[:3], "retain": names[3:6], "holdout": names[6:]}.items():
+        lines = [f"{name}.wav\t{CAPTIONS[i % 3]}" for i, name in enumerate(members)]
+        (folder / f"{kind}.txt").write_text("\n".join(lines) + "\n")
+    return folder

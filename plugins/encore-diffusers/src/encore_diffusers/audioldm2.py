@@ -1,5 +1,5 @@
 """AudioLDM 2 (Liu et al., "AudioLDM 2: Learning Holistic Audio Generation with Self-supervised Pretraining", arXiv
-2308.05734): a U-Net on the latents of a mel spectrogram, given T5's states and a sequence that GPT-2 makes of CLAP and T5.
+2308.05734): a U-Net on the latents of a mel spectrogram, given T5's states and what GPT-2 makes of them and CLAP's.
 
 Latents [C, T, F] of the autoencoder are kept as K = C · F channels of T frames.
 """
@@ -73,33 +73,40 @@ class AudioLdm2(DiffusionBackend):
     def _unfolded(self, latents: Tensor) -> Tensor:
         return latents.unflatten(1, (self._planes, -1)).transpose(2, 3)
 
-    def _read(self, caption: str) -> Tensor:
+    def _read(self, caption: str, tokens: int | None = None) -> Tensor:
         """GPT-2's sequence [M, D'] and then T5's states [L, D], the narrower one filled up with zeros.
 
         The pipeline's own loop over GPT-2 needs a class that can generate, which `GPT2Model`, in published checkpoints,
         no longer is under transformers 5.
+
+        Args:
+            tokens: pad what T5 reads to so many; GPT-2 does not see the padding, but counts it.
         """
-        clap, tokens = self.parts["text_encoder"], self._tokens("tokenizer", caption)
-        features = clap.get_text_features(tokens, attention_mask=torch.ones_like(tokens))
+        clap, heard = self.parts["text_encoder"], self._tokens("tokenizer", caption)
+        features = clap.get_text_features(**heard)
         pooled = getattr(features, "pooler_output", features)[:, None]  # [1, 1, D]
-        states = self.parts["text_encoder_2"](self._tokens("tokenizer_2", caption)).last_hidden_state  # [1, L, D]
-        made = self.parts["projection_model"](
-            hidden_states=pooled, hidden_states_1=states, attention_mask=pooled.new_ones(1, 1),
-            attention_mask_1=states.new_ones(states.shape[:2]),
-        ).hidden_states  # fmt: skip
+        read = self._tokens("tokenizer_2", caption, tokens)
+        states = self.parts["text_encoder_2"](**read).last_hidden_state  # [1, L, D]
+        projected = self.parts["projection_model"](
+            hidden_states=pooled, hidden_states_1=states, attention_mask=read["attention_mask"].new_ones(1, 1),
+            attention_mask_1=read["attention_mask"],
+        )  # fmt: skip
+        made, mask = projected.hidden_states, projected.attention_mask
         model = getattr(self.parts["language_model"], "transformer", self.parts["language_model"])
         for _ in range(self._made):
-            made = torch.cat([made, model(inputs_embeds=made).last_hidden_state[:, -1:]], 1)
-        made = made[:, -self._made :]
+            last = model(inputs_embeds=made, attention_mask=mask).last_hidden_state[:, -1:]
+            made, mask = torch.cat([made, last], 1), torch.cat([mask, mask.new_ones(1, 1)], 1)
+        made, states = made[0, -self._made :], states[0, : int(read["attention_mask"].sum())]
         width = max(states.shape[-1], made.shape[-1])
-        return torch.cat([nn.functional.pad(part[0], (0, width - part.shape[-1])) for part in (made, states)])
+        return torch.cat([nn.functional.pad(part, (0, width - part.shape[-1])) for part in (made, states)])
 
-    def _tokens(self, tokenizer: str, caption: str) -> Tensor:
-        """[1, L]"""
+    def _tokens(self, tokenizer: str, caption: str, count: int | None = None) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, each [1, L]; padded to a count where there is one."""
         chosen = self.parts[tokenizer]
-        return chosen([caption], truncation=True, max_length=chosen.model_max_length, return_tensors="pt").input_ids.to(
-            self.device
-        )
+        most = chosen.model_max_length if count is None else count
+        padding = "do_not_pad" if count is None else "max_length"
+        read = chosen([caption], padding=padding, truncation=True, max_length=most, return_tensors="pt").to(self.device)
+        return {"input_ids": read.input_ids, "attention_mask": read.attention_mask}
 
     @property
     def _made(self) -> int:
@@ -112,7 +119,9 @@ class AudioLdm2(DiffusionBackend):
         return frames
 
     def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
-        read = self.condition([""] * len(captions) if unconditional else captions)
+        read = self.condition(captions)
+        if unconditional:  # no caption, padded to the length of this one, is what the pipeline guides away from
+            read = [self._read("", len(one) - self._made) for one in read]
         made = self._made
         states = pad_sequence([one[made:, : self.parts["text_encoder_2"].config.d_model] for one in read], True)
         lengths = torch.tensor([len(one) - made for one in read], device=self.device)

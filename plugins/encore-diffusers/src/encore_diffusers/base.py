@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from encore.api import Backend, Batch
-from encore.errors import UsageError
+from encore.errors import InputError, UsageError
 from encore_diffusers.folder import open_parts, quiet
 from encore_diffusers.objectives import Objective, objective
 
@@ -53,7 +53,7 @@ class DiffusionBackend(Backend):
         with quiet():
             self.pipe = getattr(diffusers, self.pipeline)(**self.parts)
         self.objective: Objective = objective(self.parts["scheduler"], mean=self.logit_mean)
-        self.module = nn.ModuleDict({name: self.parts[name] for name in self.trained}).requires_grad_(True)
+        self.module = nn.ModuleDict({name: self.parts[name] for name in self.trained}).eval().requires_grad_(True)
         for name in self._fixed():
             self.module.get_parameter(name).requires_grad_(False)
         self.device = next(self.module.parameters()).device
@@ -111,6 +111,9 @@ class DiffusionBackend(Backend):
         cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
     ) -> DiffusionBackend:
         parts = open_parts(model, cls.pipeline, cls.library, revision=revision, offline=offline)
+        for name in ("scheduler", *cls.trained, *cls.kept):
+            if parts.get(name) is None and name not in getattr(diffusers, cls.pipeline)._optional_components:
+                raise InputError(f"{model} has no {name}, so it is no whole {cls.pipeline}")
         return cls({name: part.to(device) if isinstance(part, nn.Module) else part for name, part in parts.items()})
 
     def save(self, folder: Path) -> None:
