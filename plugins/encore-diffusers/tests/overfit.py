@@ -1,4 +1,4 @@
-"""A small Stable Audio that knows twelve tracks of the embedded music by heart, trained in half a minute on one core."""
+"""A small Stable Audio that knows twelve tracks of the embedded music by heart, trained in a minute on one core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line on models of every family: forget, evaluate, play; and the sentences where something can't be done."""
+"""The command line on models of every family: forget, evaluate, play; and what is said where that can't be done."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def test_forget_and_evaluate(family, folders, music, call, tmp_path, monkeypatch
         whys = {row["why"] for row in rows.values() if row["metric"] == metric}
         assert whys == {"not measured: the model has no tokens"}
     samples = json.loads((out / "samples" / "index.json").read_text())
-    assert len(samples) == 2 * (5 + 3)  # before and after, of five forget clips and three retain clips
+    forget = 4 if family == "stable-audio" else 3  # whose windows are so short that one track makes two
+    assert len(samples) == 2 * (forget + 3)  # before and after
 
 
 def test_a_dry_run_tells_time_and_memory(family, folders, music, call, tmp_path):

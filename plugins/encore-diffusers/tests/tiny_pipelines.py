@@ -241,7 +241,7 @@ def _product(strides: Sequence[int]) -> int:
 
 
 def write_music(folder: Path) -> Path:
-    """Eight WAVs of chords, and `forget.txt`, `retain.txt` and `holdout.txt` ("long" is three windows of .4 s)."""
+    """Eight WAVs of chords, and `forget.txt`, `retain.txt` and `holdout.txt` ("long" is longer than .4 s)."""
     random = np.random.default_rng(0)
     seconds = {"one": 0.4, "two": 0.35, "long": 1.0, "four": 0.4, "five": 0.4, "six": 0.3, "seven": 0.4, "eight": 0.4}
     for name, length in seconds.items():
