@@ -292,7 +292,11 @@ class Backend(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the model in its own ecosystem's format, safetensors only, into an existing folder."""
+        """Write the model in its own ecosystem's format into an existing folder.
+
+        That is safetensors, or, where its library reads nothing else, pickles that `torch.load(weights_only=True)`
+        reads: tensors and plain values.
+        """
 
 
 # --------------------------------------------------------------------------------------------------------- method

@@ -360,7 +360,7 @@ class SharedEvaluation(Evaluation):
         vectors = self.embedder.embed_codes(codes)
         if vectors is None:
             audio = self._first.decode(codes.to(self._first.device)).mean(1).cpu()  # [1, S], mono
-            vectors = self.embedder.embed(_resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
+            vectors = self.embedder.embed(resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
         return vectors.double().cpu().numpy()
 
 
@@ -391,7 +391,7 @@ def _replays(likeliest: Tensor | None, codes: Tensor, prompt: int, frames: int) 
     return not bool(((likeliest[:, later] != codes[:, later].cpu()) & (likeliest[:, later] >= 0)).any())
 
 
-def _resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
+def resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
     """[N, S] at `rate` -> [N, S'] at `wanted`."""
     if rate == wanted:
         return audio
