@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
-PLUGINS := example audiocraft
+PLUGINS := example audiocraft diffusers
 
 .PHONY: demo test lint plugins clean $(PLUGINS:%=plugin-%)
 

@@ -170,10 +170,12 @@ class Backend(ABC):
         codebooks: K (channels of a latent). codebook_size: V (0 without tokens). max_frames: longest window in codec
             frames.
         conditions: the encodings `condition` has computed or was given (from the cache on disk), a caption.
+        library_name: the library that opens what `save` writes, as the hub calls it.
     """
 
     spec: ClassVar[BackendSpec]
     has_tokens: ClassVar[bool] = True
+    library_name: ClassVar[str] = "transformers"
 
     name: str
     module: nn.Module
@@ -246,6 +248,11 @@ class Backend(ABC):
     def unit(self) -> str:
         """What `losses` are in."""
         return "nats/token" if self.has_tokens else "loss"
+
+    @property
+    def settings(self) -> str:
+        """What `encode`, `condition` and `losses` depend on beside weights, or its hash: part of every cache's key."""
+        return ""
 
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Without tokens: the loss of each clip toward a target drawn at random in place of its own, [N].

@@ -35,9 +35,9 @@ class Relearn(Metric):
         """NLL of each track before the first step and after each."""
         backend = evaluation.backend(model).clone()
         backend.module.eval()  # no dropout: two runs must agree
-        backend.module.requires_grad_(True)
+        weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
         clips = evaluation.clips["forget"]
-        optimiser = torch.optim.AdamW(backend.module.parameters(), lr=LR)
+        optimiser = torch.optim.AdamW(weights, lr=LR)
         curve = []
         for step in range(STEPS + 1):
             last = step == STEPS
@@ -54,6 +54,6 @@ class Relearn(Metric):
                     totals += (losses.detach() * tokens.to(losses)).double().tolist()
             curve.append(by_track(clips, totals, counts))
             if not last:
-                torch.nn.utils.clip_grad_norm_(backend.module.parameters(), MAX_GRAD_NORM)
+                torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
                 optimiser.step()
         return curve

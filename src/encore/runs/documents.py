@@ -156,11 +156,15 @@ def _collapsed(lost: float | None, before: Look | None, unit: str) -> bool:
     return not (math.isfinite(lost) and lost <= allowed)
 
 
-def model_card(run: Mapping[str, Any]) -> str:
-    """README.md of the model: what was done to the model, and what it does not promise."""
+def model_card(run: Mapping[str, Any], library: str) -> str:
+    """README.md of the model: what was done to the model, and what it does not promise.
+
+    Args:
+        library: what opens it, as the hub calls it.
+    """
     name = printable(Path(run["model"]["name"]).name)
     lines = [
-        "---", "library_name: transformers", "tags: [music, text-to-audio, machine-unlearning, encore]", "---", "",
+        "---", f"library_name: {library}", "tags: [music, text-to-audio, machine-unlearning, encore]", "---", "",
         f"# {name}, less {run['tracks']['forget']} tracks", "",
         f"Made with Encore {run['versions']['encore']} by the method `{run['method']}` in "
         f"{run['outcome']['steps']} steps (seed {run['seed']}).", "",
