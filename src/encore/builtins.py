@@ -105,6 +105,13 @@ def encore_register_metrics() -> list[MetricSpec]:
             "encore.metrics.membership:Blind",
             needs={"holdout"},
         ),
+        MetricSpec(
+            "membership_attacks",
+            "ZLib, Min-K++, GradNorm, reference, caption contrast",
+            "encore.metrics.membership_attacks:MembershipAttacks",
+            needs={"holdout"},
+            full=True,
+        ),
         MetricSpec("fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs=played),
         MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs=played),
         MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
