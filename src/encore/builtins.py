@@ -76,6 +76,18 @@ def encore_register_metrics() -> list[MetricSpec]:
         MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
         MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
         MetricSpec(
+            "gold_ks",
+            "KS p-value of the tracks' NLLs against gold's",
+            "encore.metrics.gold_tests:GoldKs",
+            needs={"gold"},
+        ),
+        MetricSpec(
+            "privleak",
+            "membership AUC relative to gold's (MUSE)",
+            "encore.metrics.gold_tests:PrivLeak",
+            needs={"gold", "holdout"},
+        ),
+        MetricSpec(
             "verbatim",
             "tracks that replay from caption and 1 s of prompt",
             "encore.metrics.verbatim:Verbatim",
