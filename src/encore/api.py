@@ -554,6 +554,18 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
+    def other(
+        self,
+        *,
+        models: Mapping[Role, Backend] | None = None,
+        clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
+    ) -> Evaluation:
+        """The same evaluation of other models, or on other clips: of a quantised copy, with reworded captions.
+
+        It shares the seed, the embedder and what is known of tracks; what it computes is its own.
+        """
+
+    @abstractmethod
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returns, computed for the first caller with this key and shared with the later ones.
 

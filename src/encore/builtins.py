@@ -127,6 +127,45 @@ def encore_register_metrics() -> list[MetricSpec]:
         MetricSpec("fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs=played),
         MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs=played),
         MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
+        MetricSpec(
+            "relearn_others",
+            "forget NLL after a few steps on other tracks",
+            "encore.metrics.relearn:RelearnOthers",
+            full=True,
+        ),
+        MetricSpec(
+            "relearn_one",
+            "the other forget tracks' NLL after steps on one",
+            "encore.metrics.relearn:RelearnOne",
+            full=True,
+        ),
+        MetricSpec(
+            "quantised",
+            "NLL and replay with weights of 8 and 4 bits",
+            "encore.metrics.quantised:Quantised",
+            full=True,
+        ),
+        MetricSpec("reworded", "NLL and replay under reworded captions", "encore.metrics.reworded:Reworded", full=True),
+        MetricSpec(
+            "prompt_reencoded",
+            "NLL and replay from a prompt that was OGG",
+            "encore.metrics.prompts:PromptReencoded",
+            full=True,
+        ),
+        MetricSpec(
+            "prompt_stretched",
+            "NLL and replay from a prompt 6 % faster or slower",
+            "encore.metrics.prompts:PromptStretched",
+            requires=("librosa",),
+            full=True,
+        ),
+        MetricSpec(
+            "prompt_shifted",
+            "NLL and replay from a prompt a semitone off",
+            "encore.metrics.prompts:PromptShifted",
+            requires=("librosa",),
+            full=True,
+        ),
     ]
 
 

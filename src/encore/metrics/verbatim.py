@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from encore import stats
-from encore.api import Evaluation, Metric, Result, Role
+from encore.api import ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.rows import SETS, by_track, given, no_clips, not_finite, unmeasured
 
 MATCH = 0.8  # share of right first-codebook tokens that makes a replay, as in MusicGen's own test (arXiv 2306.05284)
@@ -33,25 +34,37 @@ class Verbatim(Metric):
                 if broken:
                     yield unmeasured(self.name, model, clips, broken, unit="share")
                     continue
-                prompt = round(self.prompt_seconds * evaluation.backend(model).frame_rate)
-                played = evaluation.continuations(model, clips, prompt)
-                right = [
-                    (codes[0, prompt:] == clip.codes[0, prompt : codes.shape[-1]])
-                    for codes, clip in zip(played, evaluation.clips[clips], strict=True)
-                ]
-                tracks = by_track(
-                    evaluation.clips[clips], [int(hits.sum()) for hits in right], [hits.numel() for hits in right]
-                )
-                if not tracks:
-                    why = f"no {clips} track is longer than the prompt of {self.prompt_seconds:g} s"
-                    yield unmeasured(self.name, model, clips, why, unit="share")
-                    continue
-                replayed = sum(share >= MATCH for share in tracks.values())
-                low, high = stats.share_interval(replayed, len(tracks)) or (None, None)
-                yield Result(
-                    self.name, model, clips, replayed / len(tracks), low, high, n=len(tracks), unit="share",
-                    direction="gold" if clips == "forget" else "base", per_track=tracks,
-                )  # fmt: skip
+                tracks = right_shares(evaluation, model, clips, self.prompt_seconds)
+                yield replay_row(self.name, model, clips, tracks, self.prompt_seconds)
+
+
+def right_shares(evaluation: Evaluation, model: Role, clips: ClipSet, prompt_seconds: float) -> dict[str, float]:
+    """A track's share of right first-codebook tokens in the greedy continuation of its caption and so much of it.
+
+    Tracks that are no longer than the prompt are left out.
+    """
+    prompt = round(prompt_seconds * evaluation.backend(model).frame_rate)
+    played = evaluation.continuations(model, clips, prompt)
+    right = [
+        (codes[0, prompt:] == clip.codes[0, prompt : codes.shape[-1]].cpu())
+        for codes, clip in zip(played, evaluation.clips[clips], strict=True)
+    ]
+    return by_track(evaluation.clips[clips], [int(hits.sum()) for hits in right], [hits.numel() for hits in right])
+
+
+def replay_row(
+    metric: str, model: str, clips: ClipSet, tracks: Mapping[str, float], prompt_seconds: float, **fields: Any
+) -> Result:
+    """A row whose figure is the share of tracks that replay, from their shares of right tokens."""
+    if not tracks:
+        why = f"no {clips} track is longer than the prompt of {prompt_seconds:g} s"
+        return unmeasured(metric, model, clips, why, unit="share")
+    replayed = sum(share >= MATCH for share in tracks.values())
+    low, high = stats.share_interval(replayed, len(tracks)) or (None, None)
+    return Result(
+        metric, model, clips, replayed / len(tracks), low, high, n=len(tracks), unit="share",
+        direction="gold" if clips == "forget" else "base", per_track=dict(tracks), **fields,
+    )  # fmt: skip
 
 
 class VerbatimCaption(Verbatim):

@@ -269,6 +269,18 @@ class SharedEvaluation(Evaluation):
         with torch.no_grad():
             return np.concatenate([self._embed_one(item[None]) for item in codes])
 
+    def other(
+        self,
+        *,
+        models: Mapping[Role, Backend] | None = None,
+        clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
+    ) -> SharedEvaluation:
+        return SharedEvaluation(
+            models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
+            embedder=self.embedder, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
+            generate_batch=self._generate_batch,
+        )  # fmt: skip
+
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         return self._once(("metric", key), make)
 
