@@ -100,6 +100,12 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"logits"},
         ),
         MetricSpec(
+            "neighbours",
+            "retain by artist and genre of the forgotten, and the rest",
+            "encore.metrics.neighbours:Neighbours",
+            needs={"retain"},
+        ),
+        MetricSpec(
             "extraction_strength",
             "1 - shortest prompt that replays the rest",
             "encore.metrics.extraction_strength:ExtractionStrength",
