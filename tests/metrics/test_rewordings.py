@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encore.metrics.rewordings import SYNONYMS, rewordings
@@ -25,6 +25,7 @@ def test_a_caption_that_can_not_be_reworded_has_none():
     assert rewordings("WALTZ") == {}
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text(max_size=40))
 def test_every_rewording_differs_and_is_the_same_each_time(caption):
     found = rewordings(caption)

@@ -155,6 +155,6 @@ def _show(results: Sequence[Result], out: Path | None) -> None:
 def _figure(row: Result | None) -> str:
     if row is None or row.value is None:
         return ""
-    if row.metric.startswith("verbatim"):  # a share of tracks: how many of how many
+    if row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith("_named")):  # of tracks: how many
         return f"{round(row.value * row.n)}/{row.n}"
     return f"{row.value:.3g}" if row.value < 10 else f"{row.value:.1f}"
