@@ -170,10 +170,12 @@ class Backend(ABC):
         codebooks: K (channels of a latent). codebook_size: V (0 without tokens). max_frames: longest window in codec
             frames.
         conditions: the encodings `condition` has computed or was given (from the cache on disk), a caption.
+        library_name: the library that opens what `save` writes, as the hub calls it.
     """
 
     spec: ClassVar[BackendSpec]
     has_tokens: ClassVar[bool] = True
+    library_name: ClassVar[str] = "transformers"
 
     name: str
     module: nn.Module

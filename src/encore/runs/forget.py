@@ -18,8 +18,9 @@ from encore.audio.cache import TensorCache, default_folder
 from encore.audio.text import printable
 from encore.errors import GateError, UsageError
 from encore.plugins import backends
+from encore.report.card import model_card
 from encore.runs.data import Heard, Listener, narrow, wide
-from encore.runs.documents import model_card, refuse_other_run, request_json, run_json, track_json
+from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
 from encore.runs.environment import hardware, pick_device, pick_precision
 from encore.runs.models import model_name, model_sha256
@@ -206,6 +207,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run = run_json(
             asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes
         )
+        run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         with folder.staged("model") as staging:
             backend.save(staging)
