@@ -42,3 +42,18 @@ def test_tracks_of_other_metrics(tmp_path: Path) -> None:
     found = tables.more_tracks(read_run(write_run(tmp_path / "run", results=[*rows(), *new])))
     assert [len(table.headers) for table in found] == [7, 3]
     assert found[1].rows[0][2].text == "7.00"
+
+
+def test_what_a_simple_prompt_brings_back(tmp_path: Path) -> None:
+    details = {"best": {"one": "greedy", "two": "draw 2"}, "threshold": 0.5, "above": [["one", "greedy", 0.9]]}
+    found = {"one": 0.9, "two": 0.3}
+    alike = row("likeness_melody", "unlearned", "forget", 0.6, unit="", per_track=found, details=details)
+    named = row("likeness_melody_named", "unlearned", "forget", 1 / 3, unit="share", per_track=found)
+    files = read_run(write_run(tmp_path / "run", results=[*rows(), alike, named]))
+    table = tables.likeness(files)
+    assert table is not None
+    assert table.headers == ("track", "melody")
+    assert [(line[1].text, line[1].small, line[1].state) for line in table.rows] == [
+        ("0.900", "greedy, chance 0.500", "bad"), ("0.300", "draw 2, chance 0.500", ""), ("–", "", ""),
+    ]  # fmt: skip
+    assert tables.likeness(read_run(write_run(tmp_path / "without"))) is None

@@ -76,3 +76,14 @@ def test_numbers() -> None:
     given = (None, 0.0, 0.12345, 4.449, 63.25, 1234.5, 1e-7, -0.002)
     assert [number(value) for value in given] == ["–", "0.000", "0.123", "4.45", "63.25", "1234", "1.00e-07", "-0.002"]
     assert percent(0.525) == "52\N{NO-BREAK SPACE}%"
+
+
+def test_a_finding_that_no_target_stands_for_speaks_against_a_run(
+    files: Callable[..., RunFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from encore.metrics.summary import Finding
+    from encore.report import words
+
+    monkeypatch.setattr(words, "findings", lambda results: [Finding("fail", "2 of 3 forget tracks still replay")])
+    told = verdict(files())
+    assert (told.level, told.tests) == ("bad", ("2 of 3 forget tracks still replay",))

@@ -12,6 +12,12 @@ from encore.report.files import RunFiles
 NAMES = {
     "base": "before", "unlearned": "after", "gold": "gold", "gold2": "gold, other seed", "control": "never trained",
 }  # fmt: skip
+TRAINED = {
+    "relearn": "When the tracks are trained on again",
+    "relearn_retain": "The tracks, when music to keep is trained on",
+    "relearn_holdout": "The tracks, when music it never heard is trained on",
+    "relearn_one": "The other tracks, when one is trained on again",
+}
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,10 @@ def _curves(files: RunFiles) -> Iterator[Figure]:
         groups.setdefault((row.metric, row.set), []).append(line)
         units[row.metric, row.set] = row.unit
     for (metric, clips), lines in groups.items():
+        title = TRAINED.get(metric, f"{metric}, {clips}")
         says = "A model that only hides the tracks falls back at once; one that lacks them learns as slowly as gold."
         yield Figure(
-            f"curve-{metric}-{clips}", f"Trained on again: {metric}, {clips}", says if "relearn" in metric else "",
+            f"curve-{metric}-{clips}", title, says if "relearn" in metric else "",
             "training step", f"{files.loss}, {units[metric, clips]}", tuple(sorted(lines, key=_order)),
         )  # fmt: skip
 

@@ -122,6 +122,7 @@ def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
         "notes": list(dict.fromkeys([*files.run.get("notes", []), *files.evaluation.get("notes", [])])),
         "targets": tables.targets(files),
         "tracks": tables.tracks(files),
+        "likeness": tables.likeness(files),
         "more_tracks": tables.more_tracks(files),
         "everything": tables.everything(files),
         "not_measured": tables.not_measured(files),

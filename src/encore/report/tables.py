@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def more_tracks(files: RunFiles) -> list[Table]:
     chosen = [
         row for row in files.results
         if row.set == "forget" and row.model == "unlearned" and row.per_track and row.metric not in shown
-        and not row.metric.startswith("nll_codebook")
+        and not row.metric.startswith("nll_codebook") and not _compares(row)
     ]  # fmt: skip
     names = {str(entry["id"]): track_cell(entry) for entry in files.request["forget"]}
     tables = []
@@ -120,6 +120,34 @@ def more_tracks(files: RunFiles) -> list[Table]:
         )  # fmt: skip
         tables.append(Table(("track", *(row.metric for row in part)), rows))
     return tables
+
+
+def likeness(files: RunFiles) -> Table | None:
+    """What of a forget track a simple prompt brings back: the play most like it, of each kind of likeness.
+
+    Of metrics whose `details` name the `best` play of each track and a `threshold` of chance.
+    """
+    chosen = [row for row in files.results if (row.set, row.model) == ("forget", "unlearned") and _compares(row)]
+    if not chosen:
+        return None
+    made = []
+    for entry in files.request["forget"]:
+        cells = [_alike(row, str(entry["id"])) for row in chosen]
+        made.append((Cell(track_cell(entry).text), *cells))
+    return Table(("track", *(row.metric.removeprefix("likeness_") for row in chosen)), tuple(made))
+
+
+def _compares(row: Result) -> bool:
+    return isinstance(row.details.get("best"), Mapping) and bool(row.per_track)
+
+
+def _alike(row: Result, track: str) -> Cell:
+    """How alike, and what the model was asked for; above chance it is marked."""
+    value, level, best = row.per_track.get(track), row.details.get("threshold"), row.details.get("best")
+    asked = str(best.get(track, "")) if isinstance(best, Mapping) else ""
+    above = value is not None and isinstance(level, (int, float)) and value > level
+    chance = f", chance {number(float(level))}" if isinstance(level, (int, float)) else ""
+    return Cell(number(value), f"{asked}{chance}" if asked else "", "bad" if above else "")
 
 
 def everything(files: RunFiles) -> list[Table]:
@@ -175,9 +203,14 @@ def _figure(row: Result | None) -> Cell:
         return Cell("")
     if row.value is None:
         return Cell("–", "not measured")
-    if row.metric.startswith("verbatim"):  # a share of tracks: how many of how many
+    if _of_tracks(row):
         return Cell(f"{round(row.value * row.n)} of {row.n}")
     return Cell(number(row.value), _interval(row))
+
+
+def _of_tracks(row: Result) -> bool:
+    """Whether a figure is a share of tracks, which reads best as how many of how many."""
+    return row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith("_named"))
 
 
 def _interval(row: Result) -> str:
@@ -185,5 +218,6 @@ def _interval(row: Result) -> str:
 
 
 def _unit(line: SummaryRow) -> str:
-    units: Sequence[str] = [row.unit for row in line.figures.values() if row.unit]
-    return next(iter(units), "") if not line.metric.startswith("verbatim") else "tracks"
+    if any(map(_of_tracks, line.figures.values())):
+        return "tracks"
+    return next((row.unit for row in line.figures.values() if row.unit), "")

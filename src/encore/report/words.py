@@ -15,9 +15,21 @@ PLAIN = {
     ("kl_gold", "forget"): "likeness to a model that never heard the tracks",
     ("nll", "forget"): "how surprising the tracks are to it",
     ("relearn", "forget"): "whether a little training brings the tracks back",
+    ("relearn_retain", "forget"): "whether training on other music brings the tracks back",
+    ("relearn_holdout", "forget"): "whether training on music it never heard brings the tracks back",
+    ("relearn_one", "forget"): "whether training on one of the tracks brings the others back",
     ("verbatim", "forget"): "whether it plays the tracks on from their first second",
+    ("quantised_8bit_verbatim", "forget"): "the same with its weights rounded to 8 bits",
+    ("quantised_4bit_verbatim", "forget"): "the same with its weights rounded to 4 bits",
+    ("reworded_verbatim", "forget"): "the same with the track described in other words",
+    ("reworded_verbatim_caption", "forget"): "whether other words alone make it play the tracks",
+    ("prompt_reencoded_verbatim", "forget"): "the same from a first second that was compressed",
+    ("prompt_stretched_verbatim", "forget"): "the same from a first second that is faster or slower",
+    ("prompt_shifted_verbatim", "forget"): "the same from a first second in another key",
     ("membership_auc", "forget"): "whether an outsider can tell that they were trained on",
+    ("membership_p", "forget"): "whether any of several such tests can tell",
     ("nll", "retain"): "how well it still knows the other music",
+    ("neighbours_nll", "retain"): "how well it still knows the music closest to the tracks",
     ("verbatim", "retain"): "whether it still plays the other music it knew by heart",
 }
 
@@ -43,13 +55,18 @@ def verdict(files: RunFiles) -> Verdict:
         [line for line in missed if line.set == "forget"],
         [line for line in missed if line.set != "forget"],
     )
+    told = findings(files.results)
+    lines = tuple(f"{line.label}:" for line in missed)
+    beyond = [one.text for one in told if one.level == "fail" and not one.text.startswith(lines)]
     said = tuple(_sentences(table, files))
     if files.run["outcome"].get("collapsed"):
         return Verdict("bad", "The run damaged the rest of the music.", said)
-    if any(finding.text.startswith("nothing measurable to forget") for finding in findings(files.results)):
+    if any(one.text.startswith("nothing measurable to forget") for one in told):
         return Verdict("open", "There was nothing measurable to forget.", said)
     if traces:
         return Verdict("bad", f"{len(traces)} of {_tests(about)} of forgetting failed:", said, _named(traces))
+    if beyond:
+        return Verdict("bad", "A finding speaks against this run:", said, tuple(beyond))
     if not about:
         return Verdict("open", "No test of forgetting could be judged: there was nothing to compare with.", said)
     headline = f"No evidence of retention under {_tests(about)}:"
