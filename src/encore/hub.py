@@ -17,7 +17,7 @@ def fetchable(model: str, revision: str | None = None, file: str = "config.json"
     """Whether the hub has the model and can be reached; False without a network, where only the cache can help.
 
     Args:
-        file: what every model of this kind has, and the hub is asked for.
+        file: one that every model of the family has.
 
     Raises:
         InputError: the name is no folder and no hub name, or the hub does not give it to us.

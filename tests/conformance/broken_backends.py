@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from encore.api import BackendSpec
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import InputError
 
@@ -18,6 +19,7 @@ _calls = itertools.count()
 
 
 class Broken(MusicgenBackend):
+    spec = BackendSpec("musicgen", "", "")
     fault: tuple[str, ...]
     also: tuple[str, ...] = ()
 

@@ -8,8 +8,7 @@ import pytest
 from tests.conformance import broken_backends, broken_tokenless
 from tests.tiny_model import write_tiny_musicgen
 
-from encore.api import BackendSpec
-from encore.backends.musicgen import MusicgenBackend
+from encore import plugins
 from encore.conformance import backends
 from encore.conformance.backend_weights import is_pickle
 from encore.conformance.tokenless import Tokenless
@@ -29,13 +28,12 @@ def mono(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def failed(target: type, folder: Path, only: set[str] | None = None) -> dict[str, str]:
     """The checks that failed, and what they said."""
-    target.spec = BackendSpec("tokenless" if issubclass(target, Tokenless) else "musicgen", "", "")
     found = backends.run(target, str(folder), offline=True, only=only)
     return {one.check: one.said for one in found if one.state == "FAILED"}
 
 
 def test_musicgen_of_random_weights_keeps_the_contract(folder: Path) -> None:
-    assert failed(MusicgenBackend, folder) == {}
+    assert failed(plugins.backends().resolve("musicgen"), folder) == {}
 
 
 def test_a_backend_without_tokens_keeps_the_contract(mono: Path) -> None:
@@ -58,6 +56,17 @@ def test_a_broken_backend_fails_no_check_that_its_fault_does_not_reach(broken: t
     found = failed(broken, mono)
     assert broken.fault[0] in found
     assert set(found) <= {broken.fault[0], *broken.also}, found
+
+
+def test_what_is_not_trained_may_stand_in_module_where_it_says_so(mono: Path) -> None:
+    class Fixed(broken_backends.SpareParameter):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.module.spare.requires_grad_(False)
+
+    found = backends.run(Fixed, str(mono), offline=True, only={"mode", "gradients", "training", "curvature"})
+    assert [one.check for one in found if one.state == "FAILED"] == []
+    assert "spare of module requires no gradient" in found[1].said
 
 
 def test_pickles_are_known_by_what_is_in_them(tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ def test_weights_in_several_files_and_under_older_names(pair: Pair, tmp_path: Pa
     state = {keys._norm(name, 1): value for name, value in weights(source).items()}
     assert any(name.endswith("weight_g") for name in state)
     (source / "model.safetensors").unlink()
+    state["decoder.model.decoder.embed_positions.weights"] = torch.zeros(60, 24)  # what was once kept with the rest
+    state["text_encoder.encoder.embed_tokens.weight"] = state["text_encoder.shared.weight"].clone()
     names = sorted(state)
     for number, part in enumerate((names[::2], names[1::2]), 1):
         shard = {name: state[name] for name in part}
@@ -163,6 +165,34 @@ def test_weights_in_several_files_and_under_older_names(pair: Pair, tmp_path: Pa
 
 
 # -------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decoder.lm_heads.1.weight",
+        "audio_encoder.encoder.layers.0.conv.bias",
+        "text_encoder.shared.weight",
+        "extra.bias",
+    ],
+)
+def test_weights_that_are_not_whole_are_refused(mono: Pair, tmp_path: Path, name: str) -> None:
+    source = shutil.copytree(mono.transformers, tmp_path / "source")
+    state = weights(source)
+    if state.pop(name, None) is None:
+        state[name] = torch.ones(3)
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"is not whole: {name}"):
+        convert(str(source), tmp_path / "out", "audiocraft")
+    back = shutil.copytree(mono.audiocraft, tmp_path / "back")
+    for file, lost in ((packages.LM, "linears.1.weight"), (packages.CODEC, "encoder.model.0.conv.conv.bias")):
+        package = packages.read(back / file)
+        kept = package[packages.STATE].pop(lost)
+        packages.write(back / file, package)
+        with pytest.raises(InputError, match=r"is not whole: (decoder\.lm_heads|audio_encoder\.encoder)"):
+            convert(str(back), tmp_path / "out", "transformers")
+        packages.write(back / file, {**package, packages.STATE: {**package[packages.STATE], lost: kept}})
+    assert not (tmp_path / "out").exists()
 
 
 def edited(folder: Path, source: Path, **changes: object) -> Path:

@@ -83,6 +83,7 @@ def test_what_one_backend_unlearned_the_other_scores_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # two minutes where nothing else is at work
 def test_the_default_method_reaches_its_targets(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], tracks: list[dict[str, Any]]
 ) -> None:

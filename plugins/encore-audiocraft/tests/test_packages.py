@@ -168,6 +168,7 @@ def test_a_hub_model_is_taken_from_the_cache(mono: Pair, tmp_path: Path, monkeyp
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("a" * 40)
     monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("offline, and a connection is made"))
     backend = AudiocraftBackend.load("owner/name", offline=True)
     assert backend.codebooks == 2
     with pytest.raises(InputError, match="can't fetch owner/name"):

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pairs import Pair
+
 from encore import plugins
+from encore.conformance import assert_conforms
 from encore_audiocraft import INSTALL
 
 WITHOUT = """
@@ -34,6 +37,11 @@ def test_backend_is_found_and_keeps_the_contract() -> None:
     backend = plugins.backends().resolve("audiocraft")
     assert backend.name == backend.spec.name == "audiocraft"
     assert [p for p in plugins.plugin_errors() if p.source.distribution == "encore-audiocraft"] == []
+
+
+def test_backend_conforms(pair: Pair) -> None:
+    """The contract, run: shapes, determinism, causality, curvature, saving, cloning and the rest of it."""
+    assert_conforms("backend", "audiocraft", model=str(pair.audiocraft))
 
 
 def test_listing_and_help_import_neither_torch_nor_audiocraft() -> None:

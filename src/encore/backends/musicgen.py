@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
@@ -98,7 +99,7 @@ class MusicgenBackend(Backend):
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
             )
             processor = AutoProcessor.from_pretrained(source, **where)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
             raise InputError(f"can't load {model} as a MusicGen model: {_first_line(error)}", _hint(model)) from error
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])

@@ -29,7 +29,7 @@ COMMANDS = {
     "embedders": ("encore.cli.listing:embedders", "List the audio embedders of the metrics."),
     "plugins": (
         "encore.cli.plugin_commands:app",
-        "Show the plugins and their problems; `new` writes one, `check` tries one.",
+        "Show the plugins; `new` writes one, `check` tries one.",
     ),
     "doctor": ("encore.cli.doctor:doctor", "Show versions, devices and the native extension."),
 }

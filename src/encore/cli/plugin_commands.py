@@ -24,7 +24,7 @@ def listing(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the plugins and their problems; `new` writes one, `check` tries one."""
+    """Show the plugins; `new` writes one, `check` tries one."""
     if context.invoked_subcommand is not None:
         return
     from encore import plugins

@@ -33,6 +33,7 @@ class BackendSubject:
     def __init__(self, target: type[Backend], model: str, *, offline: bool = False) -> None:
         self.target, self.model, self.offline = target, model, offline
         self._loaded: Backend | None = None
+        self.kept: dict[str, Tensor] = {}  # what checks share
 
     def load(self, model: str | None = None) -> Backend:
         """A model anew."""

@@ -205,7 +205,7 @@ def fetch(model: str, *, revision: str | None = None, offline: bool = False) -> 
 def _from_hub(model: str, revision: str | None, offline: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
-    here = not fetchable(model, revision) or offline
+    here = offline or not fetchable(model, revision, packages.LM)
     cache = os.environ.get("AUDIOCRAFT_CACHE_DIR")  # where audiocraft itself keeps them
     try:
         files = [

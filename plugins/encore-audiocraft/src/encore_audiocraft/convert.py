@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +19,8 @@ from transformers import (
     AutoTokenizer,
     EncodecFeatureExtractor,
     GenerationConfig,
+    MusicgenConfig,
+    MusicgenForConditionalGeneration,
     MusicgenProcessor,
     T5Config,
     T5Tokenizer,
@@ -34,6 +37,9 @@ from encore_audiocraft.packages import State, first_line
 from encore_audiocraft.text import BESIDE, LOAD_ERRORS, TextEncoder, quietly
 
 PARTS = {"audio_encoder.": "codec", "text_encoder.": "text"}  # how transformers' names of frozen parts begin
+COPIES = (  # in older checkpoints: what transformers computes, and a tensor that another name has already
+    "decoder.model.decoder.embed_positions.weights", "text_encoder.encoder.embed_tokens.weight",
+)  # fmt: skip
 READABLE = ("*.json", "*.safetensors", "*.model")
 
 
@@ -71,7 +77,7 @@ def _transformers_folder(source: str, revision: str | None, offline: bool) -> Pa
         return folder
     from huggingface_hub import snapshot_download
 
-    here = not fetchable(source, revision) or offline
+    here = offline or not fetchable(source, revision)
     try:
         found = snapshot_download(source, revision=revision, local_files_only=here, allow_patterns=list(READABLE))
     except (OSError, ValueError, RuntimeError) as error:  # the hub's errors are OSErrors and ValueErrors
@@ -91,11 +97,12 @@ def _to_audiocraft(folder: Path, out: Path, model: str) -> None:
         if config.model_type != "musicgen":
             raise InputError(f"{model} is a {config.model_type} model, not a MusicGen one")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        state = _safetensors(folder)
+        state = keys.modern({name: value for name, value in _safetensors(folder).items() if name not in COPIES})
         guidance = 3.0
         if (folder / "generation_config.json").is_file():
             guidance = GenerationConfig.from_pretrained(folder, local_files_only=True).guidance_scale or guidance
         speech_config, sound_config = configs.to_audiocraft(config, float(guidance), model)
+        _refuse_incomplete(state, config, model)
         parts = _parts(state)
         up = configs.transposed_layers(config.audio_encoder)
         speech = keys.language_to_audiocraft(parts["language"], configs.TEXT, config.decoder.hidden_size)
@@ -130,6 +137,21 @@ def _safetensors(folder: Path) -> State:
     return dict(tensors())
 
 
+def _refuse_incomplete(state: State, config: MusicgenConfig, model: str) -> None:
+    """Compare transformers' names and shapes with those of the model that its configuration describes."""
+    with torch.device("meta"):
+        described = MusicgenForConditionalGeneration(config).state_dict()
+    wanted = {name: tuple(value.shape) for name, value in described.items() if name not in COPIES}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != found:
+        name, _ = min(wanted.items() ^ found.items())
+        raise InputError(
+            f"{model} is not whole: {name} should be {list(wanted.get(name, ())) or 'absent'}, "
+            f"and is {list(found.get(name, ())) or 'absent'}",
+            "its configuration and its weights must be those of one model",
+        )
+
+
 def _parts(state: State) -> dict[str, State]:
     """Tensors by part, frozen parts without the prefix of their names."""
     parts: dict[str, State] = {"language": {}, "codec": {}, "text": {}}
@@ -161,6 +183,7 @@ def _to_transformers(folder: Path, out: Path, model: str, offline: bool) -> None
         ) from error
     for prefix, part in PARTS.items():
         weights |= {prefix + key: value for key, value in (codec_state if part == "codec" else text_state).items()}
+    _refuse_incomplete(weights, config, model)
     config.architectures = ["MusicgenForConditionalGeneration"]
     config.dtype = next(iter(speech[packages.STATE].values())).dtype
     config.save_pretrained(out)

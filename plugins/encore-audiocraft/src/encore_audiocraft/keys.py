@@ -133,6 +133,11 @@ def codec_to_audiocraft(state: State, transposed: Iterable[int]) -> State:
     return renamed
 
 
+def modern(state: State) -> State:
+    """transformers' state with weight norm's tensors called as torch calls them today."""
+    return {_norm(name, 0): value for name, value in state.items()}
+
+
 def _norm(name: str, other: int) -> str:
     """The name with weight norm's tensors called as the one library (0: transformers) or the other does."""
     for pair in NORM:

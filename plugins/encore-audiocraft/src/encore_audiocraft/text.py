@@ -36,6 +36,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.t5 = t5.eval().requires_grad_(False)
         self.tokenizer, self.beside = tokenizer, beside
+        self.eval()
 
     @torch.no_grad()
     def forward(self, caption: str) -> Tensor:
