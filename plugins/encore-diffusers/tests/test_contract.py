@@ -36,7 +36,8 @@ def test_what_is_trained_and_what_is_not(backend):
     modules = {id(part) for part in backend.parts.values() if isinstance(part, torch.nn.Module)}
     assert modules == {id(part) for part in (*frozen.values(), *backend.module.values())}
     fixed = {name for name, weight in backend.module.named_parameters() if not weight.requires_grad}
-    assert fixed == ({"transformer.time_proj.weight"} if backend.name == "stable-audio" else set())
+    assert fixed == set(backend._fixed())
+    assert len(fixed) == {"stable-audio": 1, "ace-step": 2, "audioldm2": 0}[backend.name]
     assert not backend.module.training
     assert (backend.has_tokens, backend.unit, backend.codebook_size) == (False, "loss", 0)
     assert backend.library_name == "diffusers"

@@ -7,7 +7,7 @@ INSTALL = "pip install encore-diffusers"
 
 
 @hookimpl
-def encore_register_backends():
+def encore_register_backends() -> list[BackendSpec]:
     families = [
         ("stable-audio", "Stable Audio Open, through diffusers", "stable_audio:StableAudio"),
         ("ace-step", "ACE-Step 1.5, through diffusers", "ace_step:AceStep"),

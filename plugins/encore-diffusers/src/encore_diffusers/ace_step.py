@@ -52,6 +52,10 @@ class AceStep(DiffusionBackend):
         self.inference_steps = 8 if self.pipe.is_turbo else 50
         self._lyrics: Tensor | None = None
 
+    def _fixed(self) -> Sequence[str]:
+        """What text and silence never use: guidance away from no caption, and a token that no layer reads."""
+        return ["condition_encoder.null_condition_emb", "condition_encoder.timbre_encoder.special_token"]
+
     def _latents(self, waveforms: Tensor) -> Tensor:
         return self.parts["vae"].encode(waveforms).latent_dist.mode()
 

@@ -98,13 +98,15 @@ def _listed(index: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str | None, s
 
 def _open(model: str, part: str, kind: tuple[str | None, str | None], where: Mapping[str, Any]) -> Any:
     library, name = kind
+    made: Any
     if library == "diffusers":
         made = getattr(diffusers, str(name))
     elif library == "transformers":
         made = getattr(transformers, str(name))
     else:
         made = getattr(importlib.import_module(f"diffusers.pipelines.{library}"), str(name))
-    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+    is_network = isinstance(made, type) and issubclass(made, nn.Module)
+    if not is_network:
         return made.from_pretrained(model, subfolder=part, **where)
     dtype = {"torch_dtype" if issubclass(made, diffusers.ModelMixin) else "dtype": torch.float32}
     network, loading = made.from_pretrained(
