@@ -95,8 +95,8 @@ def doubts(files: RunFiles) -> list[str]:
     unmeasured = [row for row in files.results if row.value is None]
     count = files.run["tracks"]["forget"]
     told = [
-        "No test can prove that music was deleted from a model. These look for signs of it, and found what is said "
-        "above; a test that is not listed here might find more.",
+        "No test can prove that music was deleted from a model. These look for signs that it is still there, and found "
+        "what is said above; a test that is not listed here might find more.",
         f"The figures rest on {_tracks(count)}. Where an interval is given, it says how far chance may reach.",
     ]
     if "gold" not in models:
