@@ -31,7 +31,7 @@ from encore.errors import InputError, UsageError
 from encore.hub import fetchable
 from encore.runs.models import model_name
 from encore.runs.store import staged_folder
-from encore_audiocraft import backend, configs, keys, language, packages
+from encore_audiocraft import backend, configs, keys, kinds, language, packages
 from encore_audiocraft.codec import open_encodec
 from encore_audiocraft.packages import State, first_line
 from encore_audiocraft.text import BESIDE, LOAD_ERRORS, TextEncoder, quietly
@@ -168,7 +168,7 @@ def _to_transformers(folder: Path, out: Path, model: str, offline: bool) -> None
     speech, sound = packages.read(folder / packages.LM), packages.read(folder / packages.CODEC)
     cfg = packages.config(speech, folder / packages.LM)
     try:
-        language.refuse_unfit(speech[packages.STATE], cfg, model)
+        kinds.refuse_unfit(speech[packages.STATE], cfg, model)
         codec_state, codec_config = _codec(sound, model, offline)
         name = cfg.conditioners[configs.TEXT].t5.name
         text_config, tokenizer, text_state = _text(name, folder, offline)
