@@ -11,7 +11,14 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.metrics.likeness import LikenessCodes, LikenessEmbedding, LikenessFingerprint, LikenessMusic, plays
+from encore.metrics.likeness import (
+    LikenessCodes,
+    LikenessEmbedding,
+    LikenessFingerprint,
+    LikenessMusic,
+    _pieces,
+    plays,
+)
 from encore.metrics.sequences import bleu
 from encore.runs.evaluate import SharedEvaluation, measure
 
@@ -76,6 +83,19 @@ def test_windows_of_a_track_are_one_track():
     row = rows(LikenessCodes, shared)["likeness_edit", "base"]
     assert row.n == 3
     assert row.per_track["track01"] == pytest.approx(1.0)
+
+
+def test_a_long_track_is_compared_piece_by_piece(monkeypatch):
+    """What is played is the second half of the track: it is found there."""
+    long = Clip("long", "step 1", torch.cat([melody(3, 40), melody(1, 40)], 1))
+    sets = {"forget": [long], "holdout": [Clip("h", "step 7", melody(7, 80))]}
+    monkeypatch.setattr("encore.runs.evaluate.GENERATION_SECONDS", 10.0)  # 40 frames
+    monkeypatch.setattr("encore.runs.evaluate.CONTINUATION_FRAMES", 40)
+    shared = SharedEvaluation({"base": MarkovBackend({1: 9.0})}, sets, embedder=None)
+    assert rows(LikenessCodes, shared)["likeness_edit", "base"].value == pytest.approx(1.0)
+    assert [piece.codes.shape[-1] for piece in _pieces(sets["forget"], 30)] == [30, 30, 20]
+    assert [piece.codes.shape[-1] for piece in _pieces(sets["forget"], 50)] == [50, 30]
+    assert [piece.codes.shape[-1] for piece in _pieces(sets["forget"], 70)] == [70]
 
 
 def test_embeddings_are_compared_less_what_all_tracks_share(shared):

@@ -12,7 +12,7 @@ from encore.audio.catalog import Catalog
 from encore.audio.files import file_sha256
 from encore.audio.tracks import Track
 from encore.errors import InputError
-from encore.runs.open_run import Whereabouts, _about, _track
+from encore.runs.open_run import Whereabouts, _about, listed_track
 
 
 @pytest.fixture
@@ -52,5 +52,5 @@ def test_an_embedded_track_is_found_wherever_encore_is_installed(here: Whereabou
 
 def test_what_is_known_of_a_track_is_its_artist_and_genre(tmp_path: Path) -> None:
     entry = {"id": "a", "file": "a.wav", "caption": "c", "sha256": "0", "split": None}
-    tracks = [_track(entry | {"artist": "Ada", "genre": "waltz"}), _track(entry | {"id": "b"})]
+    tracks = [listed_track(entry | {"artist": "Ada", "genre": "waltz"}), listed_track(entry | {"id": "b"})]
     assert _about(tracks) == {"a": {"artist": "Ada", "genre": "waltz"}}

@@ -21,6 +21,9 @@ from encore.errors import UsageError
 COMMANDS = {
     "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
     "eval": ("encore.cli.evaluate:evaluate", "Measure what a run forgot and what it kept."),
+    "report": ("encore.cli.report:report", "Write a run's report anew from its files."),
+    "bundle": ("encore.cli.bundle:bundle", "Pack a run's evidence into one archive."),
+    "verify": ("encore.cli.bundle:verify", "Check an evidence bundle."),
     "generate": ("encore.cli.generate:generate", "Play captions with a model and write WAV files."),
     "attribute": ("encore.cli.attribute:attribute", "Name the tracks of a catalogue that a clip owes most to."),
     "methods": ("encore.cli.listing:methods", "List the unlearning methods; with NAME, its options."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,12 +74,14 @@ def evaluate(
     from encore.cli.progress import reporting
     from encore.runs.environment import keep_freed_memory
     from encore.runs.evaluate import SharedEvaluation, measure
+    from encore.runs.evaluation_json import evaluation_json, write_evaluation
     from encore.runs.metrics_json import metrics_json, write_metrics
     from encore.runs.open_run import from_flags, from_run
     from encore.runs.samples import write_samples
     from encore.runs.store import held
 
     keep_freed_memory()
+    started = time.monotonic()
 
     golds: dict[Role, str] = {}
     if gold:
@@ -107,14 +110,35 @@ def evaluate(
             full=full,
         )  # fmt: skip
         if out is not None:
+            how = evaluation_json(
+                evaluation, golds=golds, metrics=names, embedder=embedder, notes=subject.notes,
+                seconds=time.monotonic() - started,
+            )  # fmt: skip
             with held(out):
                 write_metrics(out / "metrics.json", results)
+                write_evaluation(out, how)
                 if names is None:
                     write_samples(out, evaluation)
+                if run is not None:
+                    _report(run, out)
     if json:
         console.data_json(metrics_json(results))
     else:
         _show(results, out)
+        if run is not None:
+            console.note(f"to read and to listen to: {(out or run) / 'report.html'}")
+
+
+def _report(run: Path, out: Path) -> None:
+    """The page beside the figures; the model's card too, where the figures are the run's own."""
+    from encore.report.card import write_card
+    from encore.report.files import read_run
+    from encore.report.page import write_report
+
+    write_report(run, measured=out)
+    if out.resolve() == run.resolve():
+        files = read_run(run)
+        write_card(run, files.run, files.results)
 
 
 def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:

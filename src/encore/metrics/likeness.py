@@ -27,7 +27,9 @@ from encore.metrics.verbatim import MODELS
 if TYPE_CHECKING:
     from encore.metrics.listening import Heard
 
+SETS: tuple[ClipSet, ...] = ("forget", "holdout")
 DRAWS: dict[ClipSet, int] = {"forget": 3, "holdout": 1}
+LEAST_RATE = 5000  # Hz of a model's sound: the highest note that is listened for is C7
 PERCENTILE = 99.0
 
 Floats = NDArray[np.float64]
@@ -100,9 +102,10 @@ class Likeness(Metric):
             yield from (unmeasured(f"likeness_{kind}", "unlearned", "forget", why) for kind in self.kinds)
 
     def _compared(self, evaluation: Evaluation, model: Role) -> Iterator[Result]:
-        known, unheard = evaluation.clips["forget"], evaluation.clips["holdout"]
         asked = plays(evaluation, model, "forget")
         played = [play.codes for play in [*asked, *plays(evaluation, model, "holdout")]]
+        longest = max(codes.shape[-1] for codes in played)
+        known, unheard = (_pieces(evaluation.clips[clips], longest) for clips in SETS)
         found = self.similarities(evaluation, played, [clip.codes for clip in [*known, *unheard]])
         for kind in self.kinds:
             matrix = found[kind]
@@ -150,8 +153,21 @@ class Likeness(Metric):
         )  # fmt: skip
 
 
+def _pieces(clips: Sequence[Clip], frames: int) -> list[Clip]:
+    """Clips cut to pieces of so many frames, so that what is played is compared with each part of a long track.
+
+    A last piece of less than half is left out, but for a clip that is no longer itself.
+    """
+    return [
+        Clip(clip.track, clip.caption, piece)
+        for clip in clips
+        for number, piece in enumerate(clip.codes.split(frames, -1))
+        if not number or piece.shape[-1] >= frames / 2
+    ]
+
+
 def _by_track(matrix: Floats, clips: Sequence[Clip]) -> dict[str, Floats]:
-    """Columns of clips -> of each track the highest over its windows, [P]."""
+    """Columns of pieces -> of each track the highest over its pieces, [P]."""
     columns: dict[str, list[Floats]] = {}
     for clip, column in zip(clips, matrix.T, strict=True):
         columns.setdefault(clip.track, []).append(column)
@@ -165,6 +181,10 @@ class LikenessMusic(Likeness):
     """`chroma`: harmony over time, in any key and ±6 % of tempo. `melody`: intervals between notes. `onset`: rhythm."""
 
     kinds = ("chroma", "melody", "onset")
+
+    def missing(self, evaluation: Evaluation) -> str:
+        rate = next(iter(evaluation.models.values())).sample_rate
+        return f"{rate} Hz are too few to hear notes" if rate < LEAST_RATE else ""
 
     def similarities(
         self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]

@@ -6,7 +6,8 @@ The audio is what the codec plays of a track's codes, changed and encoded again.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,10 @@ from encore.metrics.verbatim import PROMPT_SECONDS
 if TYPE_CHECKING:
     import numpy as np
 
+    # a waveform [C, S] and its rate -> name, waveform and pace (see `Variant`) of each change
+    Changed = Callable[[np.ndarray, int], Sequence[tuple[str, np.ndarray, float]]]
+
+LEAST_RATE = 5000  # Hz of a model's sound, below which there is little to stretch
 STRETCHES = (0.94, 1.06)  # of the tempo
 SEMITONES = (-1.0, 1.0)
 
@@ -27,11 +32,9 @@ class PromptReencoded(Metric):
     """NLL of each track, and replay from its first second, after OGG Vorbis (libsndfile's default quality)."""
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        variants = []
-        for clip in evaluation.clips["forget"]:
-            backend, audio = _played(evaluation, clip)
-            variants += _heard(backend, clip, "ogg", through_ogg(audio, backend.sample_rate))
-        yield from _rows("prompt_reencoded", evaluation, variants)
+        yield from _measured(
+            "prompt_reencoded", evaluation, lambda audio, rate: [("ogg", through_ogg(audio, rate), 1.0)]
+        )
 
 
 class PromptStretched(Metric):
@@ -40,13 +43,14 @@ class PromptStretched(Metric):
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         import librosa
 
-        variants = []
-        for clip in evaluation.clips["forget"]:
-            backend, audio = _played(evaluation, clip)
-            for rate in STRETCHES:
-                stretched = librosa.effects.time_stretch(audio, rate=rate)
-                variants += _heard(backend, clip, f"tempo {rate - 1:+.0%}", stretched, pace=rate)
-        yield from _rows("prompt_stretched", evaluation, variants)
+        yield from _measured(
+            "prompt_stretched",
+            evaluation,
+            lambda audio, _: [
+                (f"tempo {pace - 1:+.0%}", librosa.effects.time_stretch(audio, rate=pace, n_fft=_window(audio)), pace)
+                for pace in STRETCHES
+            ],
+        )
 
 
 class PromptShifted(Metric):
@@ -55,13 +59,18 @@ class PromptShifted(Metric):
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         import librosa
 
-        variants = []
-        for clip in evaluation.clips["forget"]:
-            backend, audio = _played(evaluation, clip)
-            for steps in SEMITONES:
-                shifted = librosa.effects.pitch_shift(audio, sr=backend.sample_rate, n_steps=steps, res_type="soxr_hq")
-                variants += _heard(backend, clip, f"pitch {steps:+.0f}", shifted)
-        yield from _rows("prompt_shifted", evaluation, variants)
+        yield from _measured(
+            "prompt_shifted",
+            evaluation,
+            lambda audio, rate: [
+                (
+                    f"pitch {steps:+.0f}",
+                    librosa.effects.pitch_shift(audio, sr=rate, n_steps=steps, n_fft=_window(audio)),
+                    1.0,
+                )
+                for steps in SEMITONES
+            ],
+        )
 
 
 def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -75,22 +84,31 @@ def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     return back.T.copy()
 
 
-def _rows(metric: str, evaluation: Evaluation, variants: list[Variant]) -> Iterator[Result]:
+def _measured(metric: str, evaluation: Evaluation, changed: Changed) -> Iterator[Result]:
+    """Rows of an attack that changes each forget clip as the first model, whose codec is everyone's, plays it."""
+    backend = next(iter(evaluation.models.values()))
+    if backend.sample_rate < LEAST_RATE:
+        why = f"{backend.sample_rate} Hz are too few to change a sound and keep it"
+        yield unmeasured(f"{metric}_nll", "unlearned", "forget", why)
+        return
+    variants = []
+    for clip in evaluation.clips["forget"]:
+        with torch.no_grad():
+            audio = backend.decode(clip.codes[None].to(backend.device))[0].float().clamp(-1, 1).cpu().numpy()
+        for name, sound, pace in changed(audio, backend.sample_rate):
+            variants += _heard(backend, clip, name, sound, pace)
     if not variants:
         yield unmeasured(f"{metric}_nll", "unlearned", "forget", "no forget track is long enough")
         return
     yield from attack_rows(metric, evaluation, variants, {"verbatim": PROMPT_SECONDS})
 
 
-def _played(evaluation: Evaluation, clip: Clip) -> tuple[Backend, np.ndarray]:
-    """The first model, whose codec is everyone's, and a clip's waveform [C, S] by it, at most full scale."""
-    backend = next(iter(evaluation.models.values()))
-    with torch.no_grad():
-        audio = backend.decode(clip.codes[None].to(backend.device))[0]
-    return backend, audio.float().clamp(-1, 1).cpu().numpy()
+def _window(audio: np.ndarray) -> int:
+    """Samples of the vocoder's window: librosa's 2048, less for what is shorter."""
+    return min(2048, 2 ** int(math.log2(audio.shape[-1])))
 
 
-def _heard(backend: Backend, clip: Clip, name: str, audio: np.ndarray, pace: float = 1.0) -> list[Variant]:
+def _heard(backend: Backend, clip: Clip, name: str, audio: np.ndarray, pace: float) -> list[Variant]:
     """The variant of a clip that a changed waveform [C, S] is, cut to the model's window; none if nothing is left."""
     hop = round(backend.sample_rate / backend.frame_rate)  # samples of a frame: a codec may refuse a part of one
     audio = audio[:, : audio.shape[-1] // hop * hop]

@@ -1,4 +1,4 @@
-"""What a run writes down: `request.json` before it, `run.json` and the model's README after it."""
+"""What a run writes down: `request.json` before it, `run.json` after it."""
 
 from __future__ import annotations
 
@@ -156,21 +156,3 @@ def _collapsed(lost: float | None, before: Look | None, unit: str) -> bool:
         return False
     allowed = COLLAPSE if unit == "nats/token" else COLLAPSE_SHARE * before.retain
     return not (math.isfinite(lost) and lost <= allowed)
-
-
-def model_card(run: Mapping[str, Any], library: str) -> str:
-    """README.md of the model: what was done to the model, and what it does not promise.
-
-    Args:
-        library: what opens it, as the hub calls it.
-    """
-    name = printable(Path(run["model"]["name"]).name)
-    lines = [
-        "---", f"library_name: {library}", "tags: [music, text-to-audio, machine-unlearning, encore]", "---", "",
-        f"# {name}, less {run['tracks']['forget']} tracks", "",
-        f"Made with Encore {run['versions']['encore']} by the method `{run['method']}` in "
-        f"{run['outcome']['steps']} steps (seed {run['seed']}).", "",
-        "`encore eval` on the run folder this model came from measures what there is no evidence of retention of, "
-        "under which tests, and what it cost. It is not a proof that the tracks were deleted.", "",
-    ]  # fmt: skip
-    return "\n".join(lines)

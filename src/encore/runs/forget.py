@@ -19,8 +19,9 @@ from encore.audio.cache import TensorCache, default_folder
 from encore.audio.text import printable
 from encore.errors import GateError, UsageError
 from encore.plugins import backends
+from encore.report.card import model_card
 from encore.runs.data import Heard, Listener, narrow, wide
-from encore.runs.documents import model_card, refuse_other_run, request_json, run_json, track_json
+from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
 from encore.runs.environment import hardware, pick_device, pick_precision
 from encore.runs.models import model_name, model_sha256
@@ -207,10 +208,11 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run = run_json(
             asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes
         )
+        run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         with folder.staged("model") as staging:
             backend.save(staging)
-            (staging / "README.md").write_text(model_card(run, backend.library_name), encoding="utf-8")
+            (staging / "README.md").write_text(model_card(run), encoding="utf-8")
         run["unlearned_sha256"] = model_sha256(backend)
         seconds = {**prepared.seconds, "forget": trained - started, "save": time.monotonic() - trained}
         run["timings"] = {name: round(value, 3) for name, value in seconds.items()}

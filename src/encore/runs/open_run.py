@@ -69,7 +69,7 @@ def _from_run(
     run: Path, done: Any, asked: Any, golds: Mapping[Role, str], device: str, offline: bool, reporter: Reporter | None
 ) -> Subject:
     subject = Subject({}, {})
-    tracks = {name: [_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
+    tracks = {name: [listed_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
     kept = reported(tracks["retain"], RETAIN_TRACKS, asked["seed"])
     if len(kept) < len(tracks["retain"]):
         subject.notes.append(f"retain is measured on {len(kept)} of {len(tracks['retain'])} tracks")
@@ -104,7 +104,8 @@ def _from_run(
     return subject
 
 
-def _track(entry: Mapping[str, Any]) -> Track:
+def listed_track(entry: Mapping[str, Any]) -> Track:
+    """A track as `request.json` keeps it."""
     meta = {"split": entry["split"], "genre": entry.get("genre")}  # written since 0.1: older runs don't have it
     return Track(
         entry["id"], Path(entry["file"]), entry["caption"], entry["sha256"], artist=entry.get("artist"), meta=meta

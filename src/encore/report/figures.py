@@ -1,0 +1,178 @@
+"""What is drawn in a report: curves and points as plain numbers, from which a table can be made as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from encore.api import Result
+from encore.report.files import RunFiles
+
+NAMES = {
+    "base": "before", "unlearned": "after", "gold": "gold", "gold2": "gold, other seed", "control": "never trained",
+}  # fmt: skip
+TRAINED = {
+    "relearn": "When the tracks are trained on again",
+    "relearn_retain": "The tracks, when music to keep is trained on",
+    "relearn_holdout": "The tracks, when music it never heard is trained on",
+    "relearn_one": "The other tracks, when one is trained on again",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve, or one point. `role` gives it its colour."""
+
+    label: str
+    role: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and what a reader should see in it."""
+
+    name: str
+    title: str
+    says: str
+    x: str
+    y: str
+    lines: tuple[Line, ...]
+    kind: Literal["lines", "points", "steps"] = "lines"
+
+
+def figures(files: RunFiles) -> list[Figure]:
+    """All figures there are numbers for, in reading order."""
+    made = [_pareto(files), _steps(files), *_curves(files), _roc(files)]
+    return [figure for figure in made if figure is not None and figure.lines]
+
+
+def _rows(files: RunFiles, metric: str, clips: str) -> dict[str, Result]:
+    return {
+        row.model: row for row in files.results if (row.metric, row.set) == (metric, clips) and row.value is not None
+    }
+
+
+def _value(row: Result | None) -> float | None:
+    return row.value if row is not None else None
+
+
+def _pareto(files: RunFiles) -> Figure | None:
+    """How far from a model that never heard the tracks, against what the rest lost."""
+    kl, nll = _rows(files, "kl_gold", "forget"), _rows(files, "nll", "forget")
+    retain, holdout = _rows(files, "nll", "retain"), _rows(files, "nll", "holdout")
+    before = _value(retain.get("base"))
+    if before is None or "unlearned" not in retain:
+        return None
+    far: dict[str, float | None]
+    if "unlearned" in kl:
+        far = {role: _value(row) for role, row in kl.items()} | ({"gold": 0.0} if "gold" in retain else {})
+        axis, of = f"KL(gold ‖ model) on the forgotten tracks, {kl['unlearned'].unit}", "gold"
+    else:
+        unseen = _value(holdout.get("base"))
+        if not unseen:
+            return None
+        far = {role: abs((_value(row) or 0.0) / unseen - 1) for role, row in nll.items()}
+        axis, of = (
+            f"distance of {files.loss} on the forgotten tracks from that of unheard music, share",
+            "unheard music",
+        )
+    lines = [
+        Line(NAMES[role], role, (there,), (cost - before,))
+        for role in NAMES
+        if (there := far.get(role)) is not None and (cost := _value(retain.get(role))) is not None
+    ]
+    return Figure(
+        "pareto", "Forgetting against its cost",
+        f"Left is nearer to {of}, low is cheaper for the rest of the music: the lower left corner is where to be.",
+        axis, f"{files.loss} that the rest lost, {files.unit}", tuple(lines), "points",
+    )  # fmt: skip
+
+
+def _steps(files: RunFiles) -> Figure | None:
+    """Forget, retain and holdout during the run."""
+    before = files.run["outcome"].get("before")
+    looks = [*([{**before, "at": 0}] if before else []), *files.looks]
+    if len(looks) < 2:
+        return None
+
+    def curve(label: str, role: str, value: Any, dashed: bool = False) -> Line:
+        points = [(look["at"], value(look)) for look in looks]
+        known = [(float(at), float(y)) for at, y in points if y is not None]
+        return Line(label, role, tuple(at for at, _ in known), tuple(y for _, y in known), dashed)
+
+    lines = [
+        curve("tracks to forget", "unlearned", lambda look: _mean(look["forget"].values())),
+        curve("tracks to keep, a sample", "retain", lambda look: look.get("retain")),
+        curve("never heard", "holdout", lambda look: look.get("holdout")),
+        curve("the level to reach", "gold", lambda look: look.get("level"), dashed=True),
+    ]
+    return Figure(
+        "steps", "During the run",
+        "The tracks to forget should rise to the level of music that was never heard; the tracks to keep should stay "
+        "low.",
+        "step", f"{files.loss}, {files.unit}", tuple(line for line in lines if line.x),
+    )  # fmt: skip
+
+
+def _curves(files: RunFiles) -> Iterator[Figure]:
+    """Every metric that leaves a curve: what happens while somebody trains the tracks back in, and the like."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    units: dict[tuple[str, str], str] = {}
+    for row in files.results:
+        curve = row.details.get("curve")
+        if not isinstance(curve, (list, tuple)) or len(curve) < 2:
+            continue
+        known = [(float(i), float(y)) for i, y in enumerate(curve) if isinstance(y, (int, float))]
+        line = Line(NAMES.get(row.model, row.model), row.model, tuple(x for x, _ in known), tuple(y for _, y in known))
+        groups.setdefault((row.metric, row.set), []).append(line)
+        units[row.metric, row.set] = row.unit
+    for (metric, clips), lines in groups.items():
+        title = TRAINED.get(metric, f"{metric}, {clips}")
+        says = "A model that only hides the tracks falls back at once; one that lacks them learns as slowly as gold."
+        yield Figure(
+            f"curve-{metric}-{clips}", title, says if "relearn" in metric else "",
+            "training step", f"{files.loss}, {units[metric, clips]}", tuple(sorted(lines, key=_order)),
+        )  # fmt: skip
+
+
+def _roc(files: RunFiles) -> Figure | None:
+    """Likelihood as a membership test: forget tracks against tracks that were never heard."""
+    forget, unseen = _rows(files, "nll", "forget"), _rows(files, "nll", "holdout")
+    lines = []
+    for role in ("base", "unlearned", "gold"):
+        if role not in forget or role not in unseen:
+            continue
+        members, others = _finite(forget[role].per_track.values()), _finite(unseen[role].per_track.values())
+        if len(members) < 2 or len(others) < 2:
+            continue
+        from sklearn.metrics import roc_curve
+
+        wrong, right, _ = roc_curve(
+            [1] * len(members) + [0] * len(others), [-nll for nll in (*members, *others)], drop_intermediate=False
+        )
+        lines.append(Line(NAMES[role], role, tuple(wrong.tolist()), tuple(right.tolist())))
+    if not lines:
+        return None
+    lines.append(Line("guessing", "guess", (0.0, 1.0), (0.0, 1.0), dashed=True))
+    return Figure(
+        "roc", "Can an outsider tell that the tracks were trained on?",
+        "Near the dotted line nobody can tell; towards the upper left corner the model gives them away.",
+        "unheard tracks taken for trained ones, share", "forgotten tracks recognised, share", tuple(lines), "steps",
+    )  # fmt: skip
+
+
+def _order(line: Line) -> int:
+    return list(NAMES).index(line.role) if line.role in NAMES else len(NAMES)
+
+
+def _finite(values: Any) -> list[float]:
+    return [float(value) for value in values if value is not None]
+
+
+def _mean(values: Any) -> float | None:
+    known: Sequence[float] = _finite(values)
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,206 @@
+"""`report.html`: one file that loads nothing, runs nothing, and shows what strangers wrote as text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from encore import __version__
+from encore.audio.text import printable
+from encore.errors import InputError
+from encore.metrics.summary import findings
+from encore.report import draw, sound, tables, words
+from encore.report.commands import commands
+from encore.report.figures import Figure, figures
+from encore.report.files import REPORT, RunFiles, Sample, read_run
+from encore.runs.store import write_bytes
+
+NO_DRAWING = (
+    "Figures are not drawn here, because matplotlib is not installed where this report was made: their numbers are."
+)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One track to listen to: label -> address of the audio, in the order they are heard."""
+
+    track: tables.Cell
+    set: str
+    players: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, its picture where it could be drawn, and its numbers."""
+
+    figure: Figure
+    picture: Markup | None
+    numbers: tables.Table
+
+
+def write_report(run: Path, *, measured: Path | None = None, out: Path | None = None, originals: bool = False) -> Path:
+    """Make the report of a complete, measured run, whole or not at all; returns where it is.
+
+    Args:
+        measured: where `metrics.json` and samples are, if not in the run's folder.
+        out: the file; default: `report.html` beside the figures.
+        originals: embed the forgotten tracks themselves, to compare by ear.
+
+    Raises:
+        InputError: the run is not complete or not measured, or a file of it can't be read.
+        EncoreError: the report can't be written.
+    """
+    files = read_run(run, measured=measured)
+    target = out or (measured or run) / REPORT
+    write_bytes(target, render(files, originals=originals).encode("utf-8"))
+    return target
+
+
+def render(files: RunFiles, *, originals: bool = False) -> str:
+    """The page as text.
+
+    Raises:
+        InputError: the run's files are not those of this version, or an original is gone.
+    """
+    try:
+        context = _context(files, originals)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{files.folder} was not written by this version of Encore: {error!r}", "run it again"
+        ) from error
+    style = _style()
+    return _environment().get_template("report.html").render(**context, style=Markup(style), policy=policy(style))
+
+
+def policy(style: str) -> str:
+    """The page's Content-Security-Policy: its own style sheet by hash, pictures and sound from within, nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; media-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("encore.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Control characters, line breaks and marks that turn text around are shown as escapes, wherever text comes in."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
+
+
+def _style() -> str:
+    return (Path(__file__).parent / "templates" / "report.css").read_text("utf-8").strip()
+
+
+def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
+    made = figures(files)
+    can_draw = draw.can_draw()
+    heard = _heard(files, _originals(files) if originals else {})
+    return {
+        "model": Path(str(files.run["model"]["name"])).name,
+        "run": files.run,
+        "asked": words.asked(files),
+        "verdict": words.verdict(files),
+        "doubts": words.doubts(files),
+        "findings": findings(files.results),
+        "notes": list(dict.fromkeys([*files.run.get("notes", []), *files.evaluation.get("notes", [])])),
+        "targets": tables.targets(files),
+        "tracks": tables.tracks(files),
+        "likeness": tables.likeness(files),
+        "more_tracks": tables.more_tracks(files),
+        "everything": tables.everything(files),
+        "not_measured": tables.not_measured(files),
+        "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
+        "no_drawing": "" if can_draw else NO_DRAWING,
+        "heard": heard,
+        "originals": originals,
+        "made_with": _made_with(files),
+        "hashes": _hashes(files),
+        "commands": commands(files),
+        "encore": __version__,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- sound and pictures
+
+
+def _picture(figure: Figure) -> Markup:
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(draw.svg(figure).encode()).decode())
+
+
+def _heard(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
+    """Forget tracks first, then those to keep; each before, after and gold, and the original where it is given."""
+    entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
+    labels = {"base": "before", "unlearned": "after", "gold": "gold"}
+    groups: dict[tuple[str, str, str], list[Sample]] = {}
+    for sample in files.samples:
+        number = sample.path.name.partition("-")[0]  # a track has several where it is longer than the model's window
+        groups.setdefault((sample.set, sample.track, number), []).append(sample)
+    made = []
+    for (name, track, _), samples in sorted(groups.items(), key=lambda group: group[0][0] != "forget"):
+        entry = entries.get(track, {"id": track, "caption": samples[0].caption})
+        players = {"original": originals[track]} if name == "forget" and track in originals else {}
+        ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
+        players |= {labels[sample.role]: sound.file_uri(sample.path) for sample in ordered}
+        made.append(Heard(tables.track_cell(entry), name, {k: Markup(uri) for k, uri in players.items()}))
+    return made
+
+
+def _originals(files: RunFiles) -> dict[str, str]:
+    """The tracks to forget, as they were heard, by id."""
+    from encore.audio.decode import load
+    from encore.runs.open_run import Whereabouts, listed_track
+
+    here = Whereabouts(Path(files.request["folder"]), files.folder)
+    found = {}
+    for entry in files.request["forget"]:
+        track = here.find(listed_track(entry))
+        audio = load(track.path, sample_rate=32_000, channels=1)
+        found[track.id] = sound.data_uri(audio.samples[0], 32_000)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ record
+
+
+def _made_with(files: RunFiles) -> list[tuple[str, str]]:
+    """Environment, settings and timings, as name and value."""
+    run, how = files.run, files.evaluation
+    hardware = run.get("hardware", {})
+    told = [("method", str(run["method"])), ("seed", str(run["seed"])), ("precision", str(run["precision"]))]
+    told += [(f"option {name}", f"{s['value']} ({s['from']})") for name, s in run["options"].items()]
+    told += [(name, str(version)) for name, version in run["versions"].items()]
+    told += [(f"run on: {name}", str(value)) for name, value in hardware.items()]
+    told += [(f"measured on: {name}", str(value)) for name, value in how.get("hardware", {}).items()]
+    told += [(f"time: {name}", f"{seconds:.1f} s") for name, seconds in run.get("timings", {}).items()]
+    if "seconds" in how:
+        told.append(("time: eval", f"{how['seconds']:.1f} s"))
+    if how.get("embedder_identity"):
+        told.append(("embedder", str(how["embedder_identity"])))
+    return told
+
+
+def _hashes(files: RunFiles) -> list[tuple[str, str]]:
+    """SHA-256 of weights, plugins and tracks."""
+    run = files.run
+    told = [("weights before", str(run["model"]["sha256"])), ("weights after", str(run.get("unlearned_sha256", "")))]
+    told += [(f"weights of {role}", str(h)) for role, h in files.evaluation.get("models", {}).items() if "gold" in role]
+    told += [(f"plugin {p['distribution']} {p['version']}", str(p["sha256"])) for p in run["plugins"]]
+    told += [(f"track {entry['id']}", str(entry["sha256"])) for entry in files.request["forget"]]
+    return told

@@ -1,0 +1,223 @@
+"""The report's tables, as cells: targets by role, track by track, and every figure there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from encore.api import Result
+from encore.metrics.summary import LINES, SummaryRow, summary
+from encore.report.figures import NAMES, Figure
+from encore.report.files import RunFiles
+from encore.report.words import number, percent
+
+MATCH = 0.8  # share of codes from which a track counts as played on, as in `encore.metrics.verbatim`
+COLUMNS = 6  # figures a table of tracks, so that it fits a page
+SHORT = 200  # characters of a detail that are shown
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, and what is said below it."""
+
+    text: str
+    small: str = ""
+    state: str = ""  # good, bad, or nothing
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under headers; the first column names the row."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+
+
+def targets(files: RunFiles) -> Table:
+    """The lines a decision rests on: one column a role."""
+    lines = summary(files.results)
+    roles = [role for role in (*NAMES, "none") if any(role in line.figures for line in lines)]
+    heads = tuple(NAMES.get(role, "no model") for role in roles)
+    rows = []
+    for line in lines:
+        state = {True: "good", False: "bad", None: ""}[line.met]
+        met = {True: "reached", False: "missed", None: ""}[line.met]
+        figures = [_figure(line.figures.get(role)) for role in roles]
+        rows.append((Cell(line.label, _unit(line)), Cell(met, line.target, state), *figures))
+    return Table(("figure", "target", *heads), tuple(rows))
+
+
+def tracks(files: RunFiles) -> Table:
+    """The forget tracks, best remembered first: the one to look at is on top."""
+    rows = {(row.metric, row.model): row.per_track for row in files.results if row.set == "forget"}
+    gold = rows.get(("nll", "gold"), {})
+    level = files.run["outcome"].get("unseen_level")
+    own = rows.get(("nll", "unlearned"), {})
+    shares = {
+        track: value / reference
+        for track, value in own.items()
+        if value is not None and (reference := gold.get(track) or level)
+    }
+    columns: list[tuple[str, Mapping[str, float | None]]] = [
+        (f"{files.loss} before", rows.get(("nll", "base"), {})),
+        (f"{files.loss} after", own),
+        ("gold's", gold),
+        ("trained on again", rows.get(("relearn", "unlearned"), {})),
+    ]
+    columns = [(head, figures) for head, figures in columns if figures]
+    replays = [("plays on from 1 s", "verbatim"), ("from description", "verbatim_caption")]
+    replays = [(head, metric) for head, metric in replays if (metric, "unlearned") in rows]
+    entries = {str(entry["id"]): entry for entry in files.request["forget"]}
+    made = []
+    for track in sorted(entries, key=lambda track: (shares.get(track, own.get(track) or 0.0), track)):
+        cells = [track_cell(entries[track])]
+        cells += [Cell(number(figures.get(track))) for _, figures in columns]
+        cells += [_played(rows, metric, track) for _, metric in replays]
+        made.append((*cells, _remembered(shares.get(track), bool(gold.get(track)))))
+    against = "share of gold's" if gold else "share of the unheard level"
+    heads = (*(head for head, _ in columns), *(head for head, _ in replays), against)
+    return Table(("track", *heads), tuple(made))
+
+
+def _played(rows: Mapping[tuple[str, str], Mapping[str, float | None]], metric: str, track: str) -> Cell:
+    """ "before → after" of a test that a track passes or not; its figure is the share of codes that came back."""
+    before, after = (rows.get((metric, role), {}).get(track) for role in ("base", "unlearned"))
+    told = {None: "–", True: "yes", False: "no"}
+    was, now = (told[None if value is None else value >= MATCH] for value in (before, after))
+    return Cell(f"{was} → {now}", state="bad" if now == "yes" else "")
+
+
+def _remembered(share: float | None, gold: bool) -> Cell:
+    if share is None:
+        return Cell("–")
+    return Cell(percent(share), state="bad" if share < 0.5 else "good" if gold and 0.9 <= share <= 1.1 else "")
+
+
+def track_cell(entry: Mapping[str, Any]) -> Cell:
+    """A track by its title, with its caption."""
+    title = str(entry.get("title") or entry["id"])
+    return Cell(title, str(entry.get("caption") or ""))
+
+
+def more_tracks(files: RunFiles) -> list[Table]:
+    """Whatever other metrics say of single forget tracks of the unlearned model."""
+    shown = {"nll", "relearn", "verbatim", "verbatim_caption"}
+    chosen = [
+        row for row in files.results
+        if row.set == "forget" and row.model == "unlearned" and row.per_track and row.metric not in shown
+        and not row.metric.startswith("nll_codebook") and not _compares(row)
+    ]  # fmt: skip
+    names = {str(entry["id"]): track_cell(entry) for entry in files.request["forget"]}
+    tables = []
+    for start in range(0, len(chosen), COLUMNS):
+        part = chosen[start : start + COLUMNS]
+        found = {track for row in part for track in row.per_track}
+        rows = tuple(
+            (Cell(cell.text), *(Cell(number(row.per_track.get(track))) for row in part))
+            for track, cell in names.items() if track in found
+        )  # fmt: skip
+        tables.append(Table(("track", *(row.metric for row in part)), rows))
+    return tables
+
+
+def likeness(files: RunFiles) -> Table | None:
+    """What of a forget track a simple prompt brings back: the play most like it, of each kind of likeness.
+
+    Of metrics whose `details` name the `best` play of each track and a `threshold` of chance.
+    """
+    chosen = [row for row in files.results if (row.set, row.model) == ("forget", "unlearned") and _compares(row)]
+    if not chosen:
+        return None
+    made = []
+    for entry in files.request["forget"]:
+        cells = [_alike(row, str(entry["id"])) for row in chosen]
+        made.append((Cell(track_cell(entry).text), *cells))
+    return Table(("track", *(row.metric.removeprefix("likeness_") for row in chosen)), tuple(made))
+
+
+def _compares(row: Result) -> bool:
+    return isinstance(row.details.get("best"), Mapping) and bool(row.per_track)
+
+
+def _alike(row: Result, track: str) -> Cell:
+    """How alike, and what the model was asked for; above chance it is marked."""
+    value, level, best = row.per_track.get(track), row.details.get("threshold"), row.details.get("best")
+    asked = str(best.get(track, "")) if isinstance(best, Mapping) else ""
+    above = value is not None and isinstance(level, (int, float)) and value > level
+    chance = f", chance {number(float(level))}" if isinstance(level, (int, float)) else ""
+    return Cell(number(value), f"{asked}{chance}" if asked else "", "bad" if above else "")
+
+
+def everything(files: RunFiles) -> list[Table]:
+    """Every measured row, a table for each first word of a metric's name, known to this Encore or not."""
+    groups: dict[str, list[Result]] = {}
+    for row in files.results:
+        if row.value is not None:
+            groups.setdefault(row.metric.partition("_")[0], []).append(row)
+    known = list(dict.fromkeys(metric.partition("_")[0] for _, metric, *_ in LINES))
+    order = sorted(groups, key=lambda name: (known.index(name) if name in known else len(known), name))
+    heads = ("figure", "on", "model", "value", "95 % interval", "n", "read with")
+    return [Table(heads, tuple(map(_row, groups[name])), title=name) for name in order]
+
+
+def _row(row: Result) -> tuple[Cell, ...]:
+    told = "; ".join(filter(None, [row.note or "", *_details(row.details)]))
+    return (
+        Cell(row.metric, row.unit), Cell(row.set), Cell(NAMES.get(row.model, row.model)), Cell(number(row.value)),
+        Cell(_interval(row)), Cell(str(row.n or "")), Cell(told),
+    )  # fmt: skip
+
+
+def _details(details: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in details.items():
+        if isinstance(value, bool) or value is None:
+            yield f"{name}: {value}"
+        elif isinstance(value, (int, float)):
+            yield f"{name}: {value:g}"
+        elif isinstance(value, str):
+            yield f"{name}: {value[:SHORT]}"
+
+
+def not_measured(files: RunFiles) -> Table:
+    """What there is no figure for, and why."""
+    rows = [row for row in files.results if row.value is None]
+    made = [
+        (Cell(row.metric), Cell(row.set), Cell(NAMES.get(row.model, row.model)), Cell(row.why or "")) for row in rows
+    ]
+    return Table(("figure", "on", "model", "why"), tuple(made))
+
+
+def of_figure(figure: Figure) -> Table:
+    """The numbers that a figure is drawn from."""
+    rows = [
+        (Cell(line.label), Cell(number(x)), Cell(number(y)))
+        for line in figure.lines for x, y in zip(line.x, line.y, strict=True)
+    ]  # fmt: skip
+    return Table(("line", figure.x, figure.y), tuple(rows))
+
+
+def _figure(row: Result | None) -> Cell:
+    if row is None:
+        return Cell("")
+    if row.value is None:
+        return Cell("–", "not measured")
+    if _of_tracks(row):
+        return Cell(f"{round(row.value * row.n)} of {row.n}")
+    return Cell(number(row.value), _interval(row))
+
+
+def _of_tracks(row: Result) -> bool:
+    """Whether a figure is a share of tracks, which reads best as how many of how many."""
+    return row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith("_named"))
+
+
+def _interval(row: Result) -> str:
+    return f"{number(row.low)} to {number(row.high)}" if row.low is not None and row.high is not None else ""
+
+
+def _unit(line: SummaryRow) -> str:
+    if any(map(_of_tracks, line.figures.values())):
+        return "tracks"
+    return next((row.unit for row in line.figures.values() if row.unit), "")

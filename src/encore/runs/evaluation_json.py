@@ -1,0 +1,58 @@
+"""`evaluation.json`: how the figures beside it were measured, so that they can be measured again.
+
+What differs between two equal evaluations (times, the machine) stands here, and never in `metrics.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from encore.api import Backend, Role
+from encore.plugins import installed
+from encore.runs.environment import hardware, versions
+from encore.runs.evaluate import SharedEvaluation
+from encore.runs.models import model_sha256
+from encore.runs.store import write_json
+
+SCHEMA = 1
+NAME = "evaluation.json"
+
+
+def evaluation_json(
+    evaluation: SharedEvaluation,
+    *,
+    golds: Mapping[Role, str],
+    metrics: Sequence[str] | None,
+    embedder: str,
+    notes: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """The settings of an evaluation, the hashes of what it measured, and where it ran.
+
+    Args:
+        golds: the gold models that were named. metrics: those that were named, None for all. embedder: its name.
+        seconds: that it took.
+    """
+    models: Mapping[Role, Backend] = evaluation.models
+    return {
+        "schema": SCHEMA,
+        "golds": dict(golds),
+        "metrics": list(metrics) if metrics is not None else None,
+        "embedder": embedder,
+        "embedder_identity": evaluation.embedder.identity if evaluation.embedder else None,
+        "seed": evaluation.seed,
+        "force": evaluation.force,
+        "notes": list(notes),
+        "models": {role: model_sha256(model) for role, model in models.items()},
+        "versions": versions(),
+        "plugins": installed(),
+        "hardware": hardware(str(next(iter(models.values())).device)),
+        "seconds": round(seconds, 3),
+    }
+
+
+def write_evaluation(folder: Path, told: Mapping[str, Any]) -> None:
+    """Replace the file, whole or not at all."""
+    write_json(folder / NAME, told)

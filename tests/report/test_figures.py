@@ -1,0 +1,72 @@
+"""Which figures are made of which rows, what they show, and that they can be drawn."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from tests.report.made_run import row, rows, run_record
+
+from encore.report import draw
+from encore.report.figures import figures
+from encore.report.files import RunFiles, read_run
+from encore.report.tables import of_figure
+
+
+def of(results: list[object], **changes: object) -> dict[str, object]:
+    files = RunFiles(Path(), {}, {**run_record(), **changes}, results)  # type: ignore[arg-type]
+    return {figure.name: figure for figure in figures(files)}
+
+
+def test_all_of_them(made: Path) -> None:
+    found = {figure.name: figure for figure in figures(read_run(made))}
+    assert list(found) == ["pareto", "steps", "curve-relearn-forget", "roc"]
+    pareto = {line.role: (*line.x, *line.y) for line in found["pareto"].lines}
+    assert pareto["unlearned"] == pytest.approx((1.0, 0.01))
+    assert pareto["gold"] == pytest.approx((0.0, 0.0))
+    assert pareto["base"] == pytest.approx((5.0, 0.0))
+    forget = found["steps"].lines[0]
+    assert (*forget.x, *forget.y) == pytest.approx((0, 2, 4, 0.1, 2.5, 4.4))
+    assert [line.role for line in found["curve-relearn-forget"].lines] == ["base", "unlearned", "gold", "control"]
+
+
+def test_the_roc_is_that_of_the_counts() -> None:
+    forget = row("nll", "base", "forget", 1.0, per_track={"a": 1.0, "b": 3.0})
+    unseen = row("nll", "base", "holdout", 1.0, per_track={"c": 2.0, "d": 4.0, "e": None})
+    line = of([forget, unseen])["roc"].lines[0]  # type: ignore[attr-defined]
+    assert list(zip(line.x, line.y, strict=True)) == [(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
+
+
+def test_without_gold_the_distance_is_that_to_unheard_music() -> None:
+    results = [result for result in rows() if not result.metric.startswith("kl") and "gold" not in result.model]
+    pareto = of(results)["pareto"]
+    assert "unheard music" in pareto.says  # type: ignore[attr-defined]
+    after = next(line for line in pareto.lines if line.role == "unlearned")  # type: ignore[attr-defined]
+    assert after.x == pytest.approx((abs(4.5 / 4.45 - 1),))
+
+
+def test_nothing_to_draw() -> None:
+    outcome = run_record()["outcome"] | {"before": None}
+    assert of([row("nll", "unlearned", "forget", None)], outcome=outcome) == {}
+
+
+def test_every_figure_is_a_drawing_of_both_schemes_and_a_table(made: Path) -> None:
+    for figure in figures(read_run(made)):
+        drawn = draw.svg(figure)
+        assert drawn == draw.svg(figure)
+        assert ElementTree.fromstring(drawn).tag.endswith("svg")
+        assert "prefers-color-scheme:dark" in drawn
+        assert "<script" not in drawn
+        assert not any(stand_in in drawn for stand_in, *_ in draw.PALETTE)
+        assert figure.lines[0].label in drawn
+        assert len(of_figure(figure).rows) == sum(len(line.x) for line in figure.lines)
+
+
+def test_a_strangers_label_is_no_markup(made: Path) -> None:
+    name = "<script>$x_1$"
+    curve = row(name, name, "forget", 1.0, details={"curve": [1.0, 2.0]})
+    figure = of([curve])[f"curve-{name}-forget"]
+    drawn = draw.svg(figure)  # type: ignore[arg-type]
+    ElementTree.fromstring(drawn)
+    assert "<script" not in drawn

@@ -1,0 +1,160 @@
+"""The page: complete, closed to the outside, and unmoved by what strangers call their tracks."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tests.report.made_run import change, entry, row, rows, write_run
+
+from encore.audio.text import printable
+from encore.errors import InputError
+from encore.report import draw
+from encore.report.page import write_report
+from encore.runs.metrics_json import write_metrics
+
+HOSTILE = [
+    "<script>alert(1)</script>", "[/] [bold]", "\x1b[31mred", "\u202egnp.exe", "two\nlines", "'\" onload=x",
+    "{{ 7*7 }}", "byte \udcff",
+]  # fmt: skip
+
+
+class Seen(HTMLParser):
+    """Every tag with its attributes, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def page(made: Path) -> Seen:
+    return Seen(write_report(made).read_text())
+
+
+def test_it_says_what_was_asked_found_and_not_proved(page: Seen) -> None:
+    for words in (
+        "was to forget 3 tracks and to keep 2 tracks", "No evidence of retention under 5 tests",
+        "What this does not prove", "the model played 3 of 3 tracks before and plays 0 now", "a note of the run",
+        "a note of eval", "not measured: too few generations", "encore forget --tracks list.txt", "f" * 64, "a" * 64,
+        "slow one", "It does not say that anything was deleted",
+    ):  # fmt: skip
+        assert words in page.text, words
+
+
+def test_it_is_closed(page: Seen) -> None:
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "iframe", "object", "embed", "form", "base", "svg"} & set(tags)
+    addresses = [value or "" for _, found in page.tags for name, value in found.items() if name in ("src", "href")]
+    assert len(addresses) > 10
+    assert all(address.startswith("data:") for address in addresses)
+    assert not [name for _, found in page.tags for name in found if name.startswith("on") or name == "style"]
+    policy = next(found["content"] for tag, found in page.tags if found.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy).startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in str(policy)
+
+
+def test_two_reports_of_one_run_are_equal(made: Path) -> None:
+    first = write_report(made).read_bytes()
+    assert write_report(made, out=made / "again.html").read_bytes() == first
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_are_text(made: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "can_draw", lambda: False)  # which takes long; test_figures draws a stranger's label
+    forget = [entry("one", title=text, caption=text, file=f"/music/{text}")]
+    forget += [entry(text), entry("two"), entry("three")]
+    change(made / "request.json", forget=forget)
+    change(made / "run.json", notes=[text], model={"name": text, "sha256": "c" * 64}, method=text)
+    note = row(text, "unlearned", "forget", 1.0, note=text, details={text: text}, per_track={text: 1.0})
+    write_metrics(made / "metrics.json", [*rows(), note, row("x", text, text, None, why=text)])
+    found = write_report(made).read_text()
+    assert not re.search(r"<script|\x1b|\u202e", found)
+    seen = Seen(found)
+    assert not [name for _, attributes in seen.tags for name in attributes if name == "onload"]
+    assert "49" not in re.findall(r"\b49\b", seen.text)
+    plain = printable(text)
+    assert plain.isprintable()
+    assert plain in seen.text
+
+
+def test_rows_it_does_not_know_are_shown(made: Path) -> None:
+    new = [
+        row("likeness_chroma", "unlearned", "forget", 0.123, per_track={"one": 0.345}, details={"key": "C to D"}),
+        row("quantised_nll", "unlearned", "forget", 0.678, details={"curve": [1.0, 2.0, None]}),
+    ]
+    write_metrics(made / "metrics.json", [*rows(), *new])
+    seen = Seen(write_report(made).read_text())
+    for words in ("likeness (1)", "likeness_chroma", "0.123", "0.345", "key: C to D", "quantised (1)", "0.678"):
+        assert words in seen.text, words
+
+
+def test_a_model_without_tokens_has_losses(tmp_path: Path) -> None:
+    results = [row("nll", model, "forget", 1.0, unit="loss", per_track={"one": 1.0}) for model in ("base", "unlearned")]
+    made = write_run(tmp_path / "made", results=results, unit="loss")
+    seen = Seen(write_report(made).read_text())
+    assert "loss before" in seen.text
+    assert "NLL before" not in seen.text
+    assert "There was no gold" in seen.text
+
+
+def test_without_matplotlib_the_numbers_are_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    seen = Seen(write_report(made).read_text())
+    assert "matplotlib is not installed" in seen.text
+    assert "img" not in [tag for tag, _ in seen.tags]
+    assert "Forgetting against its cost" in seen.text
+
+
+def test_torch_is_not_needed(made: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from encore.report.page import write_report
+from encore.report.card import model_card
+write_report(Path({str(made)!r}))
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_it_is_written_whole_or_not_at_all(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = write_report(made)
+    before = target.read_bytes()
+    change(made / "run.json", tracks={})
+    with pytest.raises(InputError, match="not written by this version"):
+        write_report(made)
+    assert target.read_bytes() == before
+    assert not list(made.glob(".staging*"))
+
+
+def test_players_and_originals(made: Path, tmp_path: Path) -> None:
+    seen = Seen(write_report(made).read_text())
+    players = [found for tag, found in seen.tags if tag == "audio"]
+    assert len(players) == 6
+    assert str(players[0]["src"]).startswith("data:audio/")
+    assert "The tracks themselves are not in this file" in seen.text
+    with pytest.raises(InputError, match="is gone"):
+        write_report(made, originals=True)
+    from encore.audio.files import file_sha256
+
+    music = made / "samples/forget/000-one.before.wav"
+    request = json.loads((made / "request.json").read_text())
+    forget = [{**track, "file": str(music), "sha256": file_sha256(music)} for track in request["forget"]]
+    change(made / "request.json", forget=forget)
+    seen = Seen(write_report(made, originals=True).read_text())
+    assert len([tag for tag, _ in seen.tags if tag == "audio"]) == 9
+    assert "The tracks themselves are not" not in seen.text

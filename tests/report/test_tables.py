@@ -1,0 +1,59 @@
+"""Cells of the tables, and the order of tracks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.report.made_run import TRACKS, row, rows, write_run
+
+from encore.report import tables
+from encore.report.files import read_run
+
+
+def test_targets(made: Path) -> None:
+    table = tables.targets(read_run(made))
+    assert table.headers[:4] == ("figure", "target", "before", "after")
+    cells = {line[0].text: line for line in table.rows}
+    assert [cell.text for cell in cells["replay from 1 s, forget"][:5]] == [
+        "replay from 1 s, forget", "reached", "3 of 3", "0 of 3", "0 of 3",
+    ]  # fmt: skip
+    assert cells["NLL, forget"][3].small == "4.40 to 4.60"
+    assert cells["FAD to base, retain"][3].small == "not measured"
+
+
+def test_the_best_remembered_track_is_on_top(tmp_path: Path) -> None:
+    own = {"one": 4.2, "two": 1.0, "three": 4.4}
+    results = [found for found in rows() if (found.metric, found.model, found.set) != ("nll", "unlearned", "forget")]
+    made = write_run(tmp_path / "run", results=[*results, row("nll", "unlearned", "forget", 3.2, per_track=own)])
+    table = tables.tracks(read_run(made))
+    assert [line[0].text for line in table.rows] == ["Two", "One", "Three"]
+    assert table.rows[0][-1].state == "bad"
+    assert [cell.text for cell in table.rows[0]][-3:-1] == ["yes → no", "yes → no"]
+
+
+def test_every_row_is_somewhere(made: Path) -> None:
+    files = read_run(made)
+    shown = sum(len(table.rows) for table in tables.everything(files)) + len(tables.not_measured(files).rows)
+    assert shown == len(files.results)
+
+
+def test_tracks_of_other_metrics(tmp_path: Path) -> None:
+    new = [row(f"new_{i}", "unlearned", "forget", 1.0, per_track={TRACKS[0]: float(i)}) for i in range(8)]
+    found = tables.more_tracks(read_run(write_run(tmp_path / "run", results=[*rows(), *new])))
+    assert [len(table.headers) for table in found] == [7, 3]
+    assert found[1].rows[0][2].text == "7.00"
+
+
+def test_what_a_simple_prompt_brings_back(tmp_path: Path) -> None:
+    details = {"best": {"one": "greedy", "two": "draw 2"}, "threshold": 0.5, "above": [["one", "greedy", 0.9]]}
+    found = {"one": 0.9, "two": 0.3}
+    alike = row("likeness_melody", "unlearned", "forget", 0.6, unit="", per_track=found, details=details)
+    named = row("likeness_melody_named", "unlearned", "forget", 1 / 3, unit="share", per_track=found)
+    files = read_run(write_run(tmp_path / "run", results=[*rows(), alike, named]))
+    table = tables.likeness(files)
+    assert table is not None
+    assert table.headers == ("track", "melody")
+    assert [(line[1].text, line[1].small, line[1].state) for line in table.rows] == [
+        ("0.900", "greedy, chance 0.500", "bad"), ("0.300", "draw 2, chance 0.500", ""), ("–", "", ""),
+    ]  # fmt: skip
+    assert tables.likeness(read_run(write_run(tmp_path / "without"))) is None
