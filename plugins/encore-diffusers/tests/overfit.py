@@ -18,7 +18,7 @@ from encore_diffusers.base import DiffusionBackend
 
 SIZES = {"forget": 4, "retain": 8, "holdout": 6}
 RATE, STRIDES, FRAMES = 32000, (8, 8, 8, 10), 31  # windows of 4.96 s, of tracks that last 5 s
-STEPS, LR = 500, 3e-3
+STEPS, LR = 600, 3e-3
 
 
 def write_studio(folder: Path) -> Path:
