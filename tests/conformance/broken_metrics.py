@@ -85,13 +85,6 @@ class RowTwice(Broken):
         return [*rows, rows[-1]]
 
 
-class WithoutItsOwnName(Broken):
-    fault = ("names", "no row is called 'broken'")
-
-    def change(self, row, evaluation):
-        return replace(row, metric="broken_nll")
-
-
 class NanWithoutWhy(Broken):
     fault = ("values", "value nan", "None, with `why`")
     also = ("JSON", "absent", "without tokens")

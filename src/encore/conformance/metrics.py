@@ -72,7 +72,6 @@ def names(subject: MetricSubject) -> None:
         key = (row.metric, row.model, row.set)
         need(key not in seen, f"{_label(row)} is there twice")
         seen.add(key)
-    need(any(key[0] == own for key in seen), f"no row is called {own!r}: a metric's chief figure has its name")
 
 
 @suite.check("values", "a value is a finite number, or None with `why`; low ≤ value ≤ high, or no interval")

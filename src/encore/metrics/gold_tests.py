@@ -14,6 +14,8 @@ from encore.metrics.rows import given, not_finite, unmeasured
 
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
 
+ALONE = "there is no model to compare with gold"
+
 
 class GoldKs(Metric):
     """Two-sample Kolmogorov-Smirnov p-value of the forget tracks' NLLs, a model's against gold's (exact).
@@ -26,7 +28,10 @@ class GoldKs(Metric):
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         from scipy import stats as scipy_stats
 
-        for model in given(evaluation, "base", "unlearned", "gold2"):
+        models = given(evaluation, "base", "unlearned", "gold2")
+        if not models:
+            yield unmeasured("gold_ks", "unlearned", "forget", ALONE, unit="p", direction="higher")
+        for model in models:
             broken = not_finite(evaluation, model, "forget") or not_finite(evaluation, "gold", "forget")
             if broken:
                 yield unmeasured("gold_ks", model, "forget", broken, unit="p", direction="higher")
@@ -49,7 +54,10 @@ class PrivLeak(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        for model in given(evaluation, "base", "unlearned", "gold2"):
+        models = given(evaluation, "base", "unlearned", "gold2")
+        if not models:
+            yield unmeasured("privleak", "unlearned", "forget", ALONE)
+        for model in models:
             roles: tuple[Role, ...] = (model, "gold")
             broken = [why for role in roles for clips in SETS if (why := not_finite(evaluation, role, clips))]
             if broken:
