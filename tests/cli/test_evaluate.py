@@ -77,6 +77,21 @@ def test_everything_that_is_measured_of_a_run(project: Path, studio: Path, call:
         assert len(audio)
 
 
+@pytest.mark.slow
+def test_the_full_set_of_a_run_twice(project: Path, studio: Path, call: Call) -> None:
+    """Every metric runs from the command line, and two evaluations write the same file."""
+    for name in ("one", "two"):
+        done = call("eval", project / "runs/a", "--full", "--json", "--gold", project / "model", "--out", name)
+        assert done.code == 0, done.err
+    assert Path("one/metrics.json").read_bytes() == Path("two/metrics.json").read_bytes()
+    found = {row["metric"] for row in json.loads(done.out)["results"] if row["value"] is not None}
+    assert found >= {
+        "membership_p", "gold_ks", "relearn_holdout", "relearn_one", "quantised_4bit_nll", "reworded_nll",
+        "prompt_reencoded_nll", "prompt_stretched_nll", "prompt_shifted_nll", "likeness_chroma", "likeness_melody",
+        "likeness_onset", "likeness_bleu", "likeness_edit", "likeness_embedding", "verbatim_caption_exact",
+    }  # fmt: skip
+
+
 def test_nll_of_a_run_is_that_in_its_record(project: Path, studio: Path, call: Call) -> None:
     done = call("eval", project / "runs/a", "--metrics", "nll", "--json", "--out", "out")
     run = json.loads((project / "runs/a/run.json").read_text())

@@ -38,7 +38,7 @@ def evaluate(
         str | None, typer.Option(help="Names, with commas between; default: the fast ones. See `encore metrics`.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="All metrics, attacks and likeness too: takes some five times as long.")
+        bool, typer.Option("--full", help="All metrics, attacks and likeness too: takes some four times as long.")
     ] = False,
     embedder: Annotated[str, typer.Option(help="For fad and mmd; see `encore embedders`.")] = "latents",
     out: Annotated[
