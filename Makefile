@@ -4,8 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
+PLUGINS := example audiocraft diffusers
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint plugins clean $(PLUGINS:%=plugin-%)
 
 demo: .venv/.stamp
 	rm -rf runs/demo
@@ -29,5 +30,21 @@ lint: .venv/.stamp
 	$(BIN)/python -m compileall -q src # as installing a wheel does; an editable install leaves it to the first import
 	touch $@
 
+# Every plugin in a fresh environment of its own, with all of its tests. What a plugin needs and pip could not resolve
+# beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
+plugins: $(PLUGINS:%=plugin-%)
+
+$(PLUGINS:%=plugin-%): plugin-%:
+	rm -rf plugins/encore-$*/.venv
+	$(PYTHON) -m venv plugins/encore-$*/.venv
+	$(PLUGIN_PIP) $(TORCH)
+	$(PLUGIN_PIP) -c constraints.txt setuptools wheel ninja
+	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation -e . -e 'plugins/encore-$*[dev]'
+	$(if $(wildcard plugins/encore-$*/without-dependencies.txt),$(PLUGIN_PIP) --no-deps --no-build-isolation \
+		-r plugins/encore-$*/without-dependencies.txt)
+	cd plugins/encore-$* && .venv/bin/python -m pytest -m "slow or not slow"
+
+PLUGIN_PIP = plugins/encore-$*/.venv/bin/python -m pip install -q
+
 clean:
-	rm -rf build dist runs .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist runs .venv plugins/*/.venv .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,8 @@
 References: `bmm` writes every sample's gradient [N, O, I] (torch.bmm of Bᵀ and A), `wgrad` is what a training step does
 (one product over all rows, [O, I]). Beside them `linear_grad_` with a Fisher alone, with Fisher, norms and total, and
 the pure-torch twin's Fisher. Calls are made in turns, and a ratio is the median over the turns, so that a slow spell of
-the machine hits both. With --json the rows are printed once more as JSON, in the last line.
+the machine hits both. With --busy, for a machine with busy neighbours, it is processor time that is taken, and a ratio
+is that of the least times. With --json the rows are printed once more as JSON, in the last line.
 """
 
 from __future__ import annotations
@@ -45,24 +46,27 @@ def calls(n: int, t: int, i: int, o: int, kind: torch.dtype) -> dict[str, Callab
     }
 
 
-def measure(shape: tuple[int, ...], n: int, kind: str, seconds: float) -> dict[str, Any]:
+def measure(shape: tuple[int, ...], n: int, kind: str, seconds: float, busy: bool) -> dict[str, Any]:
     """One row: milliseconds, and ratios to both references."""
     timed = calls(n, *shape, TYPES[kind])
     taken: dict[str, list[float]] = {name: [] for name in timed}
+    clock = time.process_time if busy else time.perf_counter
     begun = time.perf_counter()
     while len(taken["bmm"]) < 6 or time.perf_counter() - begun < seconds:
         for name, call in timed.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(clock() - start)
     rounds = {name: times[1:] for name, times in taken.items()}  # the first one fills caches
     row: dict[str, Any] = dict(zip(("N", "T", "I", "O"), (n, *shape), strict=True))
     row |= {"type": kind, "pairs": len(rounds["bmm"])}
-    row |= {f"{name}_ms": 1000 * statistics.median(times) for name, times in rounds.items()}
+    row |= {f"{name}_ms": 1000 * (min if busy else statistics.median)(times) for name, times in rounds.items()}
     for name in ("fisher", "all", "twin"):
         for reference in ("bmm", "wgrad"):
             ratios = [a / b for a, b in zip(rounds[name], rounds[reference], strict=True)]
-            row[f"{name}/{reference}"] = statistics.median(ratios)
+            row[f"{name}/{reference}"] = (
+                row[f"{name}_ms"] / row[f"{reference}_ms"] if busy else statistics.median(ratios)
+            )
     return row
 
 
@@ -73,6 +77,7 @@ def main() -> None:
     parser.add_argument("--type", choices=sorted(TYPES), default="float32", help="of the op's inputs")
     parser.add_argument("--shape", action="append", help="T,I,O; may be repeated")
     parser.add_argument("--seconds", type=float, default=20, help="for each shape")
+    parser.add_argument("--busy", action="store_true", help="take processor time, and the least")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -84,7 +89,7 @@ def main() -> None:
     rows = []
     print(f"{'N, T, I, O':22}{'bmm ms':>9}{'fisher/bmm':>12}{'/wgrad':>8}{'all/bmm':>9}{'/wgrad':>8}{'twin/bmm':>10}")
     for shape in shapes:
-        row = measure(shape, options.samples, options.type, options.seconds)
+        row = measure(shape, options.samples, options.type, options.seconds, options.busy)
         rows.append({"kernel": kernel, "threads": options.threads, **row})
         sizes = ", ".join(str(row[key]) for key in "NTIO")
         print(

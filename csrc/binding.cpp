@@ -48,9 +48,13 @@ PyObject* build_info(PyObject*, PyObject*) {
                        ENCORE_CUDA_ARCHS);  // cuda_archs: "" where no CUDA code was compiled
 }
 
-PyObject* cpu_isa(PyObject*, PyObject*) {
+PyObject* cpu_isa(PyObject*, PyObject* sizes) {
+  long long t = 0, i = 0, o = 0;
+  if (!PyArg_ParseTuple(sizes, "|LLL", &t, &i, &o)) return nullptr;
+  encore::LinearGrad grad{};
+  grad.t = t, grad.i = i, grad.o = o;
   try {
-    return PyUnicode_FromString(encore::cpu::choose_isa().name);
+    return PyUnicode_FromString(encore::cpu::choose_isa(PyTuple_Size(sizes) > 0 ? &grad : nullptr).name);
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
     return nullptr;
@@ -59,7 +63,8 @@ PyObject* cpu_isa(PyObject*, PyObject*) {
 
 PyMethodDef methods[] = {
     {"build_info", build_info, METH_NOARGS, "torch, compiler, cxx_standard, flags, machine, cuda_archs."},
-    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the CPU kernels: avx512, avx2 or portable."},
+    {"cpu_isa", cpu_isa, METH_VARARGS,
+     "The instruction set of the CPU kernels: amx, avx512, avx2 or portable; of a call in float32, given T, I and O."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Encore's kernels, and what they were built with.", -1,

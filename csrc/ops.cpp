@@ -26,7 +26,7 @@ encore::Results linear_grad_cpu(Tensor inputs, Tensor grads, MaybeTensor fisher,
                                 MaybeTensor weight, MaybeTensor directions, bool norms) {
   return encore::with_linear_grad(inputs, grads, fisher, scale, total, weight, directions, norms,
                                   [](const encore::LinearGrad& g, const Tensor&) {
-                                    encore::cpu::linear_grad(g, encore::cpu::choose_isa(), parallel);
+                                    encore::cpu::linear_grad(g, encore::cpu::choose_isa(&g), parallel);
                                   });
 }
 

@@ -1,5 +1,8 @@
 """Encore's own plugin comes in by the same door as anybody's, and every target it names is there."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from encore import builtins, plugins
@@ -32,3 +35,10 @@ def test_listing_fits_a_line(plural, spec):
     assert spec.name == spec.name.lower()
     assert 10 <= len(spec.summary) <= 60
     assert not spec.summary.endswith(".")
+
+
+def test_every_metric_is_in_the_table_of_metrics():
+    text = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
+    rows = [line.split("|")[1] for line in text.partition("## Metrics")[2].splitlines() if line.startswith("| `")]
+    listed = {name: " F" in row for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert listed == {spec.name: spec.full for plural, spec in OWN if plural == "metrics"}

@@ -7,12 +7,13 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
-    {"errors", "api", "options", "losses", "assets", "entrypoints", "files", "hub", "_native"},
+    {"errors", "api", "options", "losses", "delays", "assets", "entrypoints", "files", "hub", "_native"},
     {"hookspecs", "builtins", "plugins", "settings"},
     {"ops"},
     {"audio", "curvature", "stats", "fingerprint"},
     {"methods", "backends", "metrics", "embedders"},
     {"runs", "report", "evidence"},
+    {"conformance"},
     {"cli"},
 ]
 TENSORS = {Path("encore/ops", name) for name in ("linear_grad.py", "layers.py", "__main__.py")}  # ops need torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -189,3 +190,51 @@ def test_mmd_of_a_sample_with_itself_is_zero_and_nonsense_is_refused():
 def test_median_bandwidth():
     assert stats.median_bandwidth([[0.0], [1.0], [3.0]]) == 2.0
     assert stats.median_bandwidth([[1.0]]) == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------- tests
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_its_procedure_rejects(pvalues):
+    """The procedure itself: step down the sorted p-values, and stop at the first above α / (m - j + 1)."""
+    adjusted = stats.holm(pvalues)
+    for alpha in (0.01, 0.05, 0.3):
+        rejected = set()
+        for step, index in enumerate(sorted(range(len(pvalues)), key=pvalues.__getitem__)):
+            if pvalues[index] * (len(pvalues) - step) > alpha:
+                break
+            rejected.add(index)
+        assert {i for i, p in enumerate(adjusted) if p <= alpha} == rejected
+
+
+def test_rank_test_is_that_of_all_permutations():
+    members, others = [3.0, 5.0, 6.0], [1.0, 2.0, 4.0, 0.5]
+    scores = members + others
+    observed = abs(stats.auc(members, others) - 0.5)
+    splits = list(itertools.combinations(range(7), 3))
+    extreme = [
+        abs(stats.auc([scores[i] for i in split], [scores[i] for i in range(7) if i not in split]) - 0.5)
+        >= observed - 1e-12
+        for split in splits
+    ]
+    assert stats.rank_test(members, others) == pytest.approx(np.mean(extreme))
+
+
+def test_conformal_p_counts_those_at_least_as_high_and_itself():
+    assert stats.conformal_p([5.0, 2.0, 0.0], [1.0, 2.0, 3.0]).tolist() == [0.25, 0.75, 1.0]
+
+
+def test_two_sample_interval_covers_a_difference_of_means_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+
+    def gap(x, y):
+        return float(x.mean() - y.mean())
+
+    intervals = [
+        stats.two_sample_interval(gap, rng.normal(size=20), rng.normal(size=25), seed=i, resamples=200)
+        for i in range(200)
+    ]
+    assert 0.88 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.99
+    assert stats.two_sample_interval(gap, [1.0], [1.0, 2.0], seed=0) is None
+    assert stats.two_sample_interval(lambda x, y: math.nan, [1.0, 2.0], [1.0, 2.0], seed=0) is None

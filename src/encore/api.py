@@ -7,10 +7,10 @@ N clips, K codebooks, T codec frames, V codes a codebook, L text tokens, D chann
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import pluggy
 
@@ -30,6 +30,7 @@ hookimpl = pluggy.HookimplMarker("encore")
 
 # Whose codes a Fisher's gradients are of: the clips', or the model's own; auto: the model's where it has tokens.
 Labels = Literal["auto", "empirical", "sampled"]
+Made = TypeVar("Made")
 
 
 # ---------------------------------------------------------------------------------------------------------- specs
@@ -85,8 +86,16 @@ class BackendSpec(Spec):
     kind = "backend"
 
 
+@dataclass(frozen=True)
 class MetricSpec(Spec):
-    """A metric. `needs`: roles and tools without which there is nothing to measure."""
+    """A metric. `needs`: roles and tools without which there is nothing to measure.
+
+    Args:
+        full: `encore eval` measures it with `--full`, or where `--metrics` names it, and not by default. Set it for
+            what takes more than a few seconds on the embedded model: attacks, many generations.
+    """
+
+    full: bool = False
 
     kind = "metric"
     known_needs = frozenset({"generations", "embedder", "gold", "gold2", "holdout", "retain", "base", "logits"})
@@ -249,6 +258,11 @@ class Backend(ABC):
         """What `losses` are in."""
         return "nats/token" if self.has_tokens else "loss"
 
+    @property
+    def settings(self) -> str:
+        """What `encode`, `condition` and `losses` depend on beside weights, or its hash: part of every cache's key."""
+        return ""
+
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Without tokens: the loss of each clip toward a target drawn at random in place of its own, [N].
 
@@ -287,7 +301,11 @@ class Backend(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the model in its own ecosystem's format, safetensors only, into an existing folder."""
+        """Write the model in its own ecosystem's format into an existing folder.
+
+        That is safetensors, or, where its library reads nothing else, pickles that `torch.load(weights_only=True)`
+        reads: tensors and plain values.
+        """
 
 
 # --------------------------------------------------------------------------------------------------------- method
@@ -477,10 +495,12 @@ class Evaluation(ABC):
         models: the roles that were given -> loaded model. clips: set -> clips; a set may be absent.
         seed: for every random draw. force: measure also where a figure is known to be mostly bias, and say so.
         embedder: None where none was asked for.
+        about: what is known of a track beside its caption, by its id: "artist", "genre". A track may be absent.
     """
 
     models: Mapping[Role, Backend]
     clips: Mapping[ClipSet, Sequence[Clip]]
+    about: Mapping[str, Mapping[str, str]]
     seed: int
     force: bool
     embedder: Embedder | None
@@ -535,6 +555,33 @@ class Evaluation(ABC):
     @abstractmethod
     def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
         """Embeddings [N, D] of a model's `generations`, or of the clips themselves (`audio`)."""
+
+    @abstractmethod
+    def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
+        """Embeddings [N, D] of any codes, [K, T] each.
+
+        Raises:
+            EncoreError: no embedder was chosen.
+        """
+
+    @abstractmethod
+    def other(
+        self,
+        *,
+        models: Mapping[Role, Backend] | None = None,
+        clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
+    ) -> Evaluation:
+        """The same evaluation of other models, or on other clips: of a quantised copy, with reworded captions.
+
+        It shares the seed, the embedder and what is known of tracks; what it computes is its own.
+        """
+
+    @abstractmethod
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returns, computed for the first caller with this key and shared with the later ones.
+
+        Begin the key with your metric's name, and put all in it that the result depends on beside the evaluation.
+        """
 
 
 class Metric(ABC):

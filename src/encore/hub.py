@@ -13,8 +13,11 @@ TIMEOUT = 5.0  # seconds
 CLOSED = (401, 403, 404)  # the hub tells nobody apart who may not read a model from a model that is not there
 
 
-def fetchable(model: str, revision: str | None = None) -> bool:
+def fetchable(model: str, revision: str | None = None, file: str = "config.json") -> bool:
     """Whether the hub has the model and can be reached; False without a network, where only the cache can help.
+
+    Args:
+        file: one that every model of the family has.
 
     Raises:
         InputError: the name is no folder and no hub name, or the hub does not give it to us.
@@ -28,7 +31,7 @@ def fetchable(model: str, revision: str | None = None) -> bool:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
-    address = hf_hub_url(model, "config.json", revision=revision)
+    address = hf_hub_url(model, file, revision=revision)
     try:
         answer = get_session().head(address, headers=build_hf_headers(), timeout=TIMEOUT, follow_redirects=True)
     except Exception:  # the HTTP client has changed twice, and each has errors of its own; all mean: no answer

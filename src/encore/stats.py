@@ -205,3 +205,72 @@ def paired_mmd2(x: ArrayLike, y: ArrayLike, bandwidth: float) -> float:
     cross = kernel(first, second)
     h = kernel(first, first) + kernel(second, second) - cross - cross.T
     return float((h.sum() - np.trace(h)) / (n * (n - 1)))
+
+
+# ---------------------------------------------------------------------------------------------------------- tests
+
+
+def holm(pvalues: ArrayLike) -> Floats:
+    """p-values adjusted for their number by Holm's step-down method (Scand. J. Statist. 6, 1979), in the order given.
+
+    p̃_(i) = max_{j ≤ i} min(1, (m - j + 1) p_(j)): rejecting where p̃ ≤ α keeps the chance of any false rejection at
+    most α, however the tests depend on one another. [m] -> [m]
+    """
+    given = np.asarray(pvalues, dtype=np.float64)
+    order = given.argsort(kind="stable")
+    steps = np.minimum(given[order] * (len(given) - np.arange(len(given))), 1.0)
+    adjusted: Floats = np.empty_like(given)
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted
+
+
+def rank_test(members: ArrayLike, others: ArrayLike) -> float:
+    """Two-sided Mann-Whitney p-value of "both sets have scores of one distribution"; exact where there are no ties."""
+    from scipy import stats
+
+    return float(stats.mannwhitneyu(members, others, alternative="two-sided").pvalue)
+
+
+def conformal_p(members: ArrayLike, others: ArrayLike) -> Floats:
+    """For each member the p-value (1 + #{others that score as high}) / (1 + #others) of being one of the others.
+
+    Exact where a member would be exchangeable with the others; at least 1 / (1 + #others). [n] -> [n]
+    """
+    ordered = np.sort(np.asarray(others, dtype=np.float64))
+    above = len(ordered) - np.searchsorted(ordered, np.asarray(members, dtype=np.float64), side="left")
+    return np.asarray((1.0 + above) / (1.0 + len(ordered)), dtype=np.float64)
+
+
+def two_sample_interval(
+    statistic: Callable[[Floats, Floats], float],
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES // 2,
+) -> Interval | None:
+    """Percentile bootstrap of a statistic of two independent samples, rows of each resampled on their own.
+
+    Args:
+        statistic: takes rows of the first [n, ...] and of the second [m, ...]; a resample it has no value for (NaN)
+            is left out. first, second: one row a track.
+
+    Returns:
+        The interval, None for fewer than two rows a sample, or where most resamples have no value.
+    """
+    one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if min(len(one), len(two)) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    figures = np.array(
+        [
+            statistic(one[rng.integers(len(one), size=len(one))], two[rng.integers(len(two), size=len(two))])
+            for _ in range(resamples)
+        ]
+    )
+    figures = figures[np.isfinite(figures)]
+    if len(figures) < resamples / 2:
+        return None
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

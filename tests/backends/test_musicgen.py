@@ -197,6 +197,10 @@ def test_refuses_what_is_not_a_musicgen(folder: Path, tmp_path: Path) -> None:
     (melody / "config.json").write_text(json.dumps(config | {"model_type": "musicgen_melody"}))
     with pytest.raises(InputError, match="not a MusicGen one"):
         MusicgenBackend.load(str(melody), offline=True)
+    config["decoder"]["hidden_size"] = "wide"
+    (melody / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="can't load"):
+        MusicgenBackend.load(str(melody), offline=True)
 
 
 def test_refuses_weights_that_lie_or_are_pickled(folder: Path, tmp_path: Path) -> None:

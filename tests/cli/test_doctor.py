@@ -47,8 +47,8 @@ def test_a_loaded_extension_is_described(monkeypatch):
 
 def test_an_instruction_set_that_is_not_there_is_told(monkeypatch):
     def cpu_isa():
-        raise ValueError("ENCORE_CPU_ISA=mmx: avx512, avx2 or portable is needed")
+        raise ValueError("ENCORE_CPU_ISA=mmx: amx, avx512, avx2 or portable is needed")
 
     monkeypatch.setattr(Built, "cpu_isa", cpu_isa)
     monkeypatch.setattr("encore.ops.native.find", lambda build: Native(Built, "", "on first use"))
-    assert dict(doctor._rows(doctor.examine()))["native extension"].endswith("avx512, avx2 or portable is needed")
+    assert dict(doctor._rows(doctor.examine()))["native extension"].endswith("amx, avx512, avx2 or portable is needed")

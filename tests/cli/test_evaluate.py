@@ -145,6 +145,7 @@ def test_a_moved_project_is_found_again(project: Path, mine: Path, call: Call, m
         (["RUN", "--gold2", "x"], 2, "--gold2 is read against --gold"),
         (["RUN", "--metrics", "nll,fadd"], 2, "did you mean fad"),
         (["RUN", "--metrics", ","], 2, "names no metric"),
+        (["RUN", "--metrics", "nll", "--full"], 2, "--full means all metrics"),
         (["RUN", "--embedder", "latent"], 2, "did you mean latents"),
         (["RUN", "--device", "abacus"], 2, "abacus"),
         (["nowhere"], 3, "is missing"),

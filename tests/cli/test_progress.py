@@ -34,7 +34,7 @@ def test_a_line_every_few_seconds_with_rate_and_time_left(
     assert told.out == ""
     assert len(lines) == 10
     assert lines[0] == "forget: 10/100, 2.0/s, 45 s left"
-    assert lines[4] == "forget: 50/100, 2.0/s, 25 s left  forget NLL 1.50 (unseen 4.00), retain 0.50"
+    assert lines[4] == "forget: 50/100, 2.0/s, 25 s left  forget 1.50 (unseen 4.00), retain 0.50"
     assert lines[-1] == "forget: 100/100"
 
 
@@ -59,7 +59,7 @@ def test_the_bar_escapes_and_keeps_to_stderr(capsys: pytest.CaptureFixture[str])
         reporter.progress("forget", 3, 4)
         reporter.note("[bold]\x1b[2J")
         assert [task.description for task in reporter.bar.tasks] == ["forget"]
-        assert "forget NLL 1.50" in reporter.bar.tasks[0].fields["figures"]
+        assert "forget 1.50" in reporter.bar.tasks[0].fields["figures"]
     told = capsys.readouterr()
     assert told.out == ""
     assert "[bold]\\x1b[2J" in told.err

@@ -7,6 +7,7 @@ p(code_t = v | code_{t-1} = u, caption) is a softmax over a table, independent o
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -112,7 +113,9 @@ class MarkovBackend(Backend):
 
 
 def _step(caption: str) -> int:
-    return int(caption.rpartition(" ")[2]) % V
+    """The number in a caption, in whatever words; 0 where there is none."""
+    found = re.search(r"\d+", caption)
+    return int(found.group()) % V if found else 0
 
 
 FORGET, RETAIN, HOLDOUT = (1, 2, 3), (4, 5, 6), (7, 8, 9)

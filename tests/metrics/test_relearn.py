@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from tests.metrics.markov import V, clips, models
+from tests.latent_model import LatentBackend, latent_clips
+from tests.metrics.markov import V, clips, models, track
 
 from encore.api import Batch
-from encore.metrics.relearn import Relearn
+from encore.metrics.relearn import Relearn, RelearnOne, RelearnOthers, retrained, spread
 from encore.runs.evaluate import SharedEvaluation
 
 
@@ -66,3 +67,64 @@ def test_control_was_never_trained_and_is_seeded():
 
     assert control(0) == control(0) != control(1)
     assert control(0) == pytest.approx(math.log(V), abs=0.05)
+
+
+# ---------------------------------------------------------------------------------------------- on other tracks
+
+
+def test_training_on_others_is_watched_on_the_forget_tracks():
+    roles, sets = models(forgotten=1.0), clips()
+    shared = SharedEvaluation(roles, sets, embedder=None)
+    found = {(row.metric, row.model): row for row in RelearnOthers().measure(shared)}
+    assert {name for name, _ in found} == {"relearn_retain", "relearn_holdout"}
+    row = found["relearn_retain", "unlearned"]
+    assert row.details["after"] == [0, 1, 2, 4, 8]
+    assert row.details["trained_on"] == ["track04", "track05", "track06"]
+    assert row.details["curve"][0] == pytest.approx(sum(shared.nll("unlearned", "forget").values()) / 3, rel=1e-5)
+    # Tables of captions are independent: what is learnt of other tracks only decays the forget tracks' own.
+    decayed = roles["unlearned"].clone()
+    with torch.no_grad():
+        decayed.module["table"].mul_((1 - 2e-4 * 0.01) ** 8)
+    expected = {clip.track: float(decayed.losses(Batch.of([clip]))[0].detach()) for clip in sets["forget"]}
+    assert row.per_track == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_retain_or_holdout_it_says_so():
+    shared = SharedEvaluation(models(), {"forget": clips()["forget"]}, embedder=None)
+    whys = {row.metric: row.why for row in RelearnOthers().measure(shared)}
+    assert whys == {
+        "relearn_retain": "not measured: there are no retain tracks",
+        "relearn_holdout": "not measured: there are no holdout tracks",
+    }
+
+
+def test_training_on_one_is_watched_on_the_rest():
+    shared = SharedEvaluation(models(forgotten=1.0), clips(), embedder=None)
+    row = {row.model: row for row in RelearnOne().measure(shared)}["unlearned"]
+    assert row.details["trained_on"] == ["track01", "track02", "track03"]
+    curves = {one: retrained(shared, "unlearned", [track(one)], clips()["forget"]) for one in (1, 2, 3)}
+    expected = {
+        f"track0{n}": sum(curves[one][-1][f"track0{n}"] for one in (1, 2, 3) if one != n) / 2 for n in (1, 2, 3)
+    }
+    assert row.per_track == pytest.approx(expected)
+    assert curves[1][-1]["track01"] < expected["track01"]  # the one it trained on would have shown
+
+
+def test_one_track_alone_has_no_others():
+    (row,) = RelearnOne().measure(SharedEvaluation(models(), {"forget": [track(1)]}, embedder=None))
+    assert row.why == "not measured: there is only one forget track"
+
+
+def test_tracks_are_spread_over_a_set():
+    chosen = [track(n, name=f"t{n}") for n in range(10)]
+    assert [clip.track for clip in spread(chosen, 3)] == ["t0", "t3", "t6"]
+    assert spread(chosen, 20) == chosen
+
+
+def test_without_tokens_all_of_it_works_on_the_loss():
+    sets = {"forget": latent_clips(2), "retain": latent_clips(3, first=2), "holdout": latent_clips(2, first=5)}
+    shared = SharedEvaluation({"unlearned": LatentBackend()}, sets, embedder=None)
+    for metric in (RelearnOthers, RelearnOne):
+        for row in metric().measure(shared):
+            assert row.value is not None
+            assert row.unit == "loss"

@@ -3,14 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.metrics.markov import FORGET, RATE, MarkovBackend, clips, melody, models, track
+from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Clip
+from encore.backends.musicgen import MusicgenBackend
 from encore.metrics.verbatim import Verbatim, VerbatimCaption
 from encore.runs.evaluate import SharedEvaluation
 
 
 def rows(metric, evaluation):
-    return {(row.model, row.set): row for row in metric().measure(evaluation)}
+    return {(row.model, row.set): row for row in metric().measure(evaluation) if row.metric == metric.name}
 
 
 @pytest.mark.parametrize("metric", [Verbatim, VerbatimCaption])
@@ -83,3 +85,27 @@ def test_only_the_first_codebook_is_compared():
         {"base": MarkovBackend({1: 6.0})}, {"forget": [Clip("t", "step 1", codes)]}, embedder=None
     )
     assert rows(VerbatimCaption, evaluation)["base", "forget"].value == 1
+
+
+@pytest.mark.parametrize(("metric", "name"), [(Verbatim, "verbatim"), (VerbatimCaption, "verbatim_caption")])
+def test_all_codebooks_and_exact_matches_have_rows_of_their_own(metric, name):
+    finer = melody(1, 14)
+    finer[1, 10:] = finer[1, 10:] + 1  # four wrong codes of the second codebook
+    wrong = Clip("wrong", "step 1", finer % 11)
+    shared = SharedEvaluation({"base": MarkovBackend({1: 6.0})}, {"forget": [track(1), wrong]}, embedder=None)
+    found = {row.metric: row for row in metric().measure(shared) if row.set == "forget"}
+    later = 2 * (14 - (4 if name == "verbatim" else 0))
+    assert found[name].value == 1
+    assert found[f"{name}_codes"].per_track == pytest.approx({"track01": 1.0, "wrong": (later - 4) / later})
+    assert found[f"{name}_exact"].value == 0.5
+    assert found[f"{name}_exact"].per_track == {"track01": 1.0, "wrong": 0.0}
+
+
+def test_codes_that_are_never_predicted_are_not_counted(tmp_path):
+    """MusicGen's delay leaves the last frame of the second codebook out: whatever is there, a replay is exact."""
+    model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path)))
+    codes = model.generate([CAPTIONS[0]], seconds=0.3, temperature=0.0, guidance=1.0)[0]
+    codes[1, -1] = (codes[1, -1] + 1) % 32
+    shared = SharedEvaluation({"base": model}, {"forget": [Clip("t", CAPTIONS[0], codes)]}, embedder=None)
+    found = {row.metric: row.value for row in VerbatimCaption().measure(shared) if row.set == "forget"}
+    assert found == {"verbatim_caption": 1, "verbatim_caption_codes": 1, "verbatim_caption_exact": 1}

@@ -59,3 +59,12 @@ def test_a_shape_that_is_none_is_refused(shape, capsys):
         command.main([f"--shape={shape}"])
     assert refused.value.code == 2
     assert f"{shape!r} is not four sizes N,T,I,O of 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(LIBRARY is None or LIBRARY.cpu_isa() != "amx", reason="no library, or no amx in this processor")
+@pytest.mark.parametrize(
+    ("shape", "isa"), [([1, 8, 64, 64], "avx512"), ([1, 64, 16, 64], "avx512"), ([1, 64, 64, 64], "amx")]
+)
+def test_small_products_are_left_to_smaller_tiles(shape, isa):
+    rows = {row["op"]: row for row in command.examine(shape)["ops"]}
+    assert rows["linear_grad_"]["kernel"] == f"linear_grad_ {isa}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Batch, Clip, Metric, MetricSpec, Result
 from encore.backends.musicgen import MusicgenBackend
-from encore.errors import InputError, PluginError, UnknownNameError
+from encore.errors import EncoreError, InputError, PluginError, UnknownNameError
 from encore.runs.evaluate import SharedEvaluation, evaluate, measure
 from encore.runs.metrics_json import metrics_json
 
@@ -191,6 +192,42 @@ def test_a_metric_that_breaks_is_named():
 
     with pytest.raises(PluginError, match="'broken' failed: ZeroDivisionError: oh"):
         _rows(Broken, SharedEvaluation(models(), clips(), embedder=None))
+
+
+def test_a_metric_of_the_full_set_is_measured_with_full_or_by_name(monkeypatch):
+    class Slow(Metric):
+        def measure(self, evaluation):
+            yield Result("slow", "unlearned", "forget", 1.0)
+
+    class Registry:
+        def __init__(self, specs):
+            self.entries = [SimpleNamespace(spec=spec) for spec in specs]
+
+        def __iter__(self):
+            return iter(self.entries)
+
+        def resolve(self, name):
+            Slow.spec = next(entry.spec for entry in self.entries if entry.spec.name == name)
+            return Slow
+
+    specs = [MetricSpec("quick", "", ""), MetricSpec("slow", "", "", full=True)]
+    monkeypatch.setattr("encore.plugins.metrics", lambda: Registry(specs))
+    shared, seen = SharedEvaluation(models(), clips(), embedder=None), []
+    for options in ({}, {"full": True}, {"metrics": ["slow"]}):
+        seen.append([])
+        measure(shared, progress=lambda name, done, of: seen[-1].append(name), **options)
+    assert seen == [["quick", ""], ["quick", "slow", ""], ["slow", ""]]
+
+
+def test_what_a_metric_shares_is_made_once():
+    shared, made = SharedEvaluation(models(), clips(), embedder=Loudness()), []
+    for _ in range(2):
+        assert shared.once(("mine", "base"), lambda: made.append(1) or "made") == "made"
+    assert made == [1]
+    codes = shared.generations("base", "retain")
+    assert shared.embed(codes).tolist() == shared.embeddings("base", "retain").tolist()
+    with pytest.raises(EncoreError, match="no embedder was chosen"):
+        SharedEvaluation(models(), clips(), embedder=None).embed(codes)
 
 
 def test_progress_counts_metrics():

@@ -12,7 +12,7 @@ from encore.audio.catalog import Catalog
 from encore.audio.files import file_sha256
 from encore.audio.tracks import Track
 from encore.errors import InputError
-from encore.runs.open_run import Whereabouts
+from encore.runs.open_run import Whereabouts, _about, listed_track
 
 
 @pytest.fixture
@@ -48,3 +48,9 @@ def test_a_file_that_is_gone_or_another(here: Whereabouts, tmp_path: Path) -> No
 def test_an_embedded_track_is_found_wherever_encore_is_installed(here: Whereabouts) -> None:
     embedded = Catalog.open(assets.CATALOG).tracks(split="forget")[0]
     assert here.find(replace(embedded, path=Path("/gone/with") / embedded.path.name)).path == embedded.path
+
+
+def test_what_is_known_of_a_track_is_its_artist_and_genre(tmp_path: Path) -> None:
+    entry = {"id": "a", "file": "a.wav", "caption": "c", "sha256": "0", "split": None}
+    tracks = [listed_track(entry | {"artist": "Ada", "genre": "waltz"}), listed_track(entry | {"id": "b"})]
+    assert _about(tracks) == {"a": {"artist": "Ada", "genre": "waltz"}}

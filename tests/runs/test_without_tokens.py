@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -12,11 +14,13 @@ from encore import plugins
 from encore.api import Batch, Session
 from encore.audio.cache import TensorCache
 from encore.audio.tracks import Track
+from encore.curvature.cached import cached_fisher
 from encore.errors import UsageError
 from encore.methods.npo import Npo
 from encore.runs.data import Listener
 from encore.runs.engine import Clips, Engine, FrozenReference
 from encore.runs.evaluate import evaluate
+from encore.runs.forget import _held_for_backward
 from encore.runs.judge import Judge
 from encore.runs.self_retain import captions, play_retain
 
@@ -65,6 +69,80 @@ def test_retain_may_lose_five_percent_however_small_the_loss(clips):
         backend.module.bias.add_(0.05)
     look, base = judge.look(), judge.first.retain
     assert look.lost == pytest.approx(abs(look.retain - base) / (0.05 * base) if look.retain > base else 0.0)
+
+
+def test_a_track_is_at_the_level_when_it_has_gone_all_but_five_percent_of_the_way(clips):
+    """A floor of noise under all losses does not make tracks that were never told apart look forgotten."""
+
+    class Floor(LatentBackend):
+        floor = 0.0
+
+        def losses(self, batch):
+            return super().losses(batch) / 10 + self.floor + torch.tensor([float(c.track < "t3") for c in batch.clips])
+
+    def judge(floor, forget, holdout):
+        backend = Floor()
+        backend.floor = floor
+        return Judge(backend, forget, clips.retain, holdout, seed=0)
+
+    for floor in (0.0, 50.0):
+        judged = judge(floor, clips.holdout, clips.forget)  # forget's loss is 1 below the level, with any floor
+        base = judged.first
+        gap = judged.level - sum(base.forget.values()) / len(base.forget)
+        track = next(iter(base.forget))
+        if 0.1 * judged.level < gap:
+            assert base.near == pytest.approx(0.05 * gap)
+        else:
+            assert base.near == pytest.approx(0.05 * 0.1 * judged.level)
+        for short, reached in ((0.9, True), (1.1, False)):
+            look = replace(base, forget={track: judged.level - short * base.near})
+            assert look.reached(track) is reached
+
+
+def test_memory_expected_is_what_the_forward_pass_holds():
+    weight = torch.randn(5, 7, requires_grad=True)
+    with _held_for_backward() as held:
+        (torch.randn(3, 5) @ weight).exp().sum()
+    assert sum(held.values()) == 4 * (3 * 5 + 3 * 7)  # the input, and exp's result; the product needs no weight
+
+
+def test_caches_are_keyed_by_settings(tmp_path, clips):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 6000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, LatentBackend.sample_rate, subtype="FLOAT")
+    track = Track("a", tmp_path / "a.wav", "slow", "0" * 64)
+
+    class Scaled(LatentBackend):
+        settings = "scale 2"
+
+        def encode(self, waveforms):
+            return 2 * super().encode(waveforms)
+
+    def heard(backend):
+        return Listener(backend, TensorCache(tmp_path / "cache")).hear([track])[0].clips[0].codes
+
+    torch.testing.assert_close(heard(Scaled()), 2 * heard(LatentBackend()))
+    for backend in (LatentBackend(), Scaled()):
+        cached_fisher(backend, clips.forget, tmp_path / "fishers")
+    assert len(list((tmp_path / "fishers").iterdir())) == 2
+
+
+def test_relearning_leaves_what_is_not_trained(clips):
+    class Half(LatentBackend):
+        def clone(self):
+            twin = super().clone()
+            cloned.append(twin)
+            return twin
+
+    cloned = []
+    backend = Half()
+    backend.module.bias.requires_grad_(False)
+    models = {"unlearned": backend}
+    evaluate(models, {"forget": clips.forget}, metrics=["relearn"], embedder=None)
+    assert cloned
+    for twin in cloned:
+        assert not twin.module.bias.requires_grad
+    assert torch.equal(cloned[0].module.bias, backend.module.bias)
+    assert not torch.equal(cloned[0].module.weight, backend.module.weight)
 
 
 @pytest.mark.parametrize("name", ["ga", "rl", "ft", "graddiff", "npo", "simnpo", "task-vector", "ssd", "ewc", "salun"])

@@ -1,6 +1,7 @@
 """Encore finds the plugin, and its classes keep their contracts."""
 
 from encore import plugins
+from encore.conformance import assert_conforms
 
 
 def test_method_is_found():
@@ -11,6 +12,14 @@ def test_method_is_found():
 
 def test_metric_is_found():
     assert plugins.metrics().resolve("example_entropy").spec.needs == {"logits"}
+
+
+def test_method_keeps_the_contract():
+    assert_conforms("method", "example-hinge")
+
+
+def test_metric_keeps_the_contract():
+    assert_conforms("metric", "example_entropy")
 
 
 def test_nothing_is_wrong():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from encore import assets
 from encore.api import Backend, Batch
+from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable
 
@@ -70,7 +72,7 @@ class MusicgenBackend(Backend):
         parts = {"decoder": model.decoder}
         if hasattr(model, "enc_to_dec_proj"):
             parts["enc_to_dec_proj"] = model.enc_to_dec_proj
-        self.module = nn.ModuleDict(parts).requires_grad_(True)
+        self.module = nn.ModuleDict(parts).requires_grad_(True).eval()  # a new ModuleDict says that it trains
         self.conditions: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ load, save
@@ -97,7 +99,7 @@ class MusicgenBackend(Backend):
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
             )
             processor = AutoProcessor.from_pretrained(source, **where)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
             raise InputError(f"can't load {model} as a MusicGen model: {_first_line(error)}", _hint(model)) from error
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])
@@ -111,7 +113,7 @@ class MusicgenBackend(Backend):
 
     def clone(self) -> MusicgenBackend:
         shared = {id(part): part for part in self.frozen().values()}
-        twin = MusicgenBackend(copy.deepcopy(self.model, dict(shared)), self.processor)
+        twin = type(self)(copy.deepcopy(self.model, dict(shared)), self.processor)
         twin.conditions = self.conditions
         return twin
 
@@ -178,26 +180,16 @@ class MusicgenBackend(Backend):
     # ------------------------------------------------------------------------------------------------ likelihood
 
     def token_mask(self, batch: Batch) -> Tensor:
-        delays = torch.tensor(self.delays, device=batch.codes.device)
-        time = torch.arange(batch.codes.shape[-1], device=batch.codes.device)
-        return time < batch.frames[:, None, None] - delays[:, None]  # [N, K, T]
+        return predicted(batch.frames, batch.codes.shape[-1], self.delays)
 
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
         states, text_mask = self._text_states(batch.captions, unconditional)
-        codes = batch.codes.to(self.device)
-        steps = codes.shape[-1]
-        inputs = torch.full_like(codes, self.codebook_size)  # the start token, also before a codebook's delay
-        for k, delay in enumerate(self.delays):
-            if steps - 1 - delay > 0:
-                inputs[:, k, 1 + delay :] = codes[:, k, : steps - 1 - delay]
+        inputs = inputs_of(batch.codes.to(self.device), self.delays, self.codebook_size)
         hidden = self.model.decoder.model(
             inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=text_mask, use_cache=False
         ).last_hidden_state  # [N, T, D], step by step
-        heads = [
-            head(nn.functional.pad(hidden[:, delay:], (0, 0, 0, min(delay, steps))))
-            for head, delay in zip(self.model.decoder.lm_heads, self.delays, strict=True)
-        ]
-        return torch.stack(heads, 1)  # [N, K, T, V], frame by frame
+        heads = zip(self.model.decoder.lm_heads, self.delays, strict=True)
+        return torch.stack([head(by_frame(hidden, delay)) for head, delay in heads], 1)  # [N, K, T, V]
 
     # ------------------------------------------------------------------------------------------------ generation
 
@@ -213,58 +205,23 @@ class MusicgenBackend(Backend):
         temperature: float = 1.0,
         top_k: int = 250,
     ) -> Tensor:
-        count, frames = len(captions), round(seconds * self.frame_rate)
-        guided = guidance != 1.0
         states, mask = self._text_states(captions, unconditional=False)
-        if guided:
+        if guidance != 1.0:
             states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
-        noise = [torch.Generator().manual_seed(seed + row) for row in range(count)]
-        codes = torch.full((count, self.codebooks, frames), -1, device=self.device)
-        given = 0
-        if prompt is not None:
-            given = min(prompt.shape[-1], frames)
-            codes[..., :given] = prompt[..., :given]
-        delays = torch.tensor(self.delays, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        tokens = torch.full((count, self.codebooks, 1), self.codebook_size, device=self.device)
-        # Step s plays frame s - d_k of codebook k. All steps whose frames the prompt already holds run at once.
-        step = 0
-        if given > 1:
-            known = given  # inputs of steps 0 .. given - 1 hold prompt tokens only
-            tokens = torch.full((count, self.codebooks, known), self.codebook_size, device=self.device)
-            for k, delay in enumerate(self.delays):
-                tokens[:, k, 1 + delay :] = codes[:, k, : max(known - 1 - delay, 0)]
-            step = known - 1
-        while step < frames + self.delays[-1]:
-            rows = torch.cat([tokens, tokens]) if guided else tokens
+
+        def last_logits(tokens: Tensor) -> Tensor:
             heads = self.model.decoder(
-                rows.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask,
+                tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask,
                 past_key_values=cache, use_cache=True,
             ).logits[:, -1]  # fmt: skip
-            heads = heads.view(-1, self.codebooks, self.codebook_size).float()
-            if guided:
-                heads = heads[count:] + guidance * (heads[:count] - heads[count:])
-            drawn = _draw(heads, temperature, top_k, noise)  # [N, K]
-            frame = step - delays  # [K]
-            tokens = torch.full((count, self.codebooks, 1), self.codebook_size, device=self.device)
-            for k, f in enumerate(frame.tolist()):
-                if 0 <= f < frames:
-                    if f >= given:
-                        codes[:, k, f] = drawn[:, k]
-                    tokens[:, k, 0] = codes[:, k, f]
-            step += 1
-        return codes
+            return heads.view(-1, self.codebooks, self.codebook_size)
 
-
-def _draw(logits: Tensor, temperature: float, top_k: int, noise: Sequence[torch.Generator]) -> Tensor:
-    """One token a row and codebook, [N, K, V] -> [N, K]; each row has its own noise, so batching changes nothing."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    kept = logits.topk(min(top_k, logits.shape[-1]), -1)
-    uniform = torch.stack([torch.rand(kept.values.shape[1:], generator=row) for row in noise]).to(logits.device)
-    gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-    choice = (kept.values / temperature + gumbel).argmax(-1, keepdim=True)
-    return kept.indices.gather(-1, choice)[..., 0]
+        return play(
+            last_logits, count=len(captions), frames=round(seconds * self.frame_rate), delays=self.delays,
+            start=self.codebook_size, prompt=prompt, device=self.device, seed=seed, guidance=guidance,
+            temperature=temperature, top_k=top_k,
+        )  # fmt: skip
 
 
 def _first_line(error: BaseException) -> str:

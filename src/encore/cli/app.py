@@ -30,7 +30,10 @@ COMMANDS = {
     "backends": ("encore.cli.listing:backends", "List the model families that can be loaded."),
     "metrics": ("encore.cli.listing:metrics", "List the metrics of `encore eval`."),
     "embedders": ("encore.cli.listing:embedders", "List the audio embedders of the metrics."),
-    "plugins": ("encore.cli.plugin_commands:app", "Show the plugins and their problems; `new` writes one."),
+    "plugins": (
+        "encore.cli.plugin_commands:app",
+        "Show the plugins; `new` writes one, `check` tries one.",
+    ),
     "doctor": ("encore.cli.doctor:doctor", "Show versions, devices and the native extension."),
 }
 COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options

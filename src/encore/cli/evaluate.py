@@ -35,8 +35,11 @@ def evaluate(
         list[Path] | None, typer.Option(help="With --model: folder that paths in lists may lead into; repeat for more.")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Names, with commas between; default: all. See `encore metrics`.")
+        str | None, typer.Option(help="Names, with commas between; default: the fast ones. See `encore metrics`.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All metrics, attacks and likeness too: takes some five times as long.")
+    ] = False,
     embedder: Annotated[str, typer.Option(help="For fad and mmd; see `encore embedders`.")] = "latents",
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
@@ -63,6 +66,8 @@ def evaluate(
         raise UsageError(f"{given} can't be chosen for a run: it knows its own", "leave it out, or give --model")
     if gold2 and not gold:
         raise UsageError("--gold2 is read against --gold, which is missing")
+    if full and metrics is not None:
+        raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
     _check_names(names, embedder)
 
@@ -97,10 +102,13 @@ def evaluate(
             )  # fmt: skip
         for note in subject.notes:
             reporter.note(note)
-        evaluation = SharedEvaluation(subject.models, subject.clips, seed=seed, embedder=embedder, force=force)
-        results = measure(
-            evaluation, names, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name})
+        evaluation = SharedEvaluation(
+            subject.models, subject.clips, seed=seed, embedder=embedder, force=force, about=subject.about
         )
+        results = measure(
+            evaluation, names, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
+            full=full,
+        )  # fmt: skip
         if out is not None:
             how = evaluation_json(
                 evaluation, golds=golds, metrics=names, embedder=embedder, notes=subject.notes,
@@ -171,6 +179,6 @@ def _show(results: Sequence[Result], out: Path | None) -> None:
 def _figure(row: Result | None) -> str:
     if row is None or row.value is None:
         return ""
-    if row.metric.startswith("verbatim"):  # a share of tracks: how many of how many
+    if row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith("_named")):  # of tracks: how many
         return f"{round(row.value * row.n)}/{row.n}"
     return f"{row.value:.3g}" if row.value < 10 else f"{row.value:.1f}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from encore.api import MetricSpec
 from encore.cli import console
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def backends(name: Name = None, json: Json = False) -> None:
 
 
 def metrics(name: Name = None, json: Json = False) -> None:
-    """List the metrics of `encore eval`."""
+    """List the metrics of `encore eval`, and which of them it measures with --full only."""
     _list("metrics", name, json)
 
 
@@ -48,10 +49,7 @@ def _list(plural: str, name: str | None, json: bool) -> None:
         return
     console.table(
         ["name", "summary", "needs", "from", "available"],
-        [
-            [row["name"], row["summary"], ", ".join(row["needs"]), _source(row), row["why"] or "yes"]
-            for row in described
-        ],
+        [[row["name"], row["summary"], ", ".join(_needs(row)), _source(row), row["why"] or "yes"] for row in described],
     )
 
 
@@ -69,8 +67,8 @@ def _show(registry: Registry[Any, Any], name: str, json: bool) -> None:
         return
     console.data(f"{row['name']}: {row['summary']}")
     console.data(f"from {_source(row)} ({row['target']})")
-    if row["needs"]:
-        console.data(f"needs {', '.join(row['needs'])}")
+    if _needs(row):
+        console.data(f"needs {', '.join(_needs(row))}")
     if row["requires"]:
         console.data(f"requires {', '.join(row['requires'])}")
     if row["why"]:
@@ -93,6 +91,7 @@ def _describe(registry: Registry[Any, Any], entry: Entry[Any]) -> dict[str, Any]
     return {
         "name": spec.name,
         "summary": spec.summary,
+        **({"full": spec.full} if isinstance(spec, MetricSpec) else {}),
         "needs": sorted(spec.needs),
         "requires": list(spec.requires),
         "target": spec.target,
@@ -102,6 +101,11 @@ def _describe(registry: Registry[Any, Any], entry: Entry[Any]) -> dict[str, Any]
         "available": why is None,
         "why": why,
     }
+
+
+def _needs(row: dict[str, Any]) -> list[str]:
+    """What must be there, and the flag without which a metric is not measured."""
+    return [*(["--full"] if row.get("full") else []), *row["needs"]]
 
 
 def _source(row: dict[str, Any]) -> str:

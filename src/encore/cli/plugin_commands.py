@@ -1,4 +1,4 @@
-"""`encore plugins`: what is installed, from where, what failed and why; `encore plugins new` writes a new one."""
+"""`encore plugins`: what is installed, from where, what failed and why; `new` writes one, `check` tries one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from encore.cli import console
+from encore.cli.check import check
 
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
+
+
+app.command("check")(check)
 
 
 @app.callback(invoke_without_command=True)
@@ -20,7 +24,7 @@ def listing(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the plugins and their problems; `new` writes one."""
+    """Show the plugins; `new` writes one, `check` tries one."""
     if context.invoked_subcommand is not None:
         return
     from encore import plugins

@@ -100,7 +100,7 @@ def _figures(info: Mapping[str, Any] | None) -> str:
     if not look:
         return ""
     forget = sum(look["forget"].values()) / len(look["forget"])
-    text = f"  forget NLL {forget:.2f}"
+    text = f"  forget {forget:.2f}"
     if look["level"] is not None:
         text += f" (unseen {look['level']:.2f})"
     return text + (f", retain {look['retain']:.2f}" if look["retain"] is not None else "")

@@ -31,8 +31,8 @@ def cached_fisher(
     """`backend_fisher`, from `folder` where it is there; a file takes 4 bytes a trainable weight.
 
     The file's name is the hash of everything that the Fisher depends on, to the last bit: weights (the text encoder's
-    too), clips, labels, their seed, and the batch size, which changes the order of sums. A damaged file is replaced. A
-    folder that can't be written costs speed and one warning.
+    too), settings, clips, labels, their seed, and the batch size, which changes the order of sums. A damaged file is
+    replaced. A folder that can't be written costs speed and one warning.
 
     Args:
         folder: None keeps nothing.
@@ -50,6 +50,7 @@ def cached_fisher(
     key = {
         "model": module_sha256(backend.module, *backend.frozen().values()),
         "parameters": [name for name, weight in backend.module.named_parameters() if weight.requires_grad],
+        "settings": backend.settings,
         "clips": clips_sha256(clips),
         "mode": mode,
         "micro_batch_size": micro_batch_size,

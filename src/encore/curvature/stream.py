@@ -17,6 +17,8 @@ from encore.errors import EncoreError
 from encore.fingerprint import module_sha256
 from encore.ops.linear_grad import wide
 
+NAMED = 4  # parameters that a warning names
+
 Item = TypeVar("Item")
 
 
@@ -101,7 +103,8 @@ class Stream:
                 return
         self._looped |= {name: weight for name, weight in self._module.named_parameters() if name in refused}
         self._capture = self._capturing()
-        reasons = "; ".join(f"{name} ({why})" for name, why in refused.items())
+        reasons = "; ".join(f"{name} ({why})" for name, why in list(refused.items())[:NAMED])
+        reasons += f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
         warnings.warn(f"one backward pass a sample for {reasons}", CurvatureWarning, stacklevel=3)
         self.add(losses)
 

@@ -29,28 +29,14 @@ class Membership(Metric):
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         for model in given(evaluation, *MODELS):
-            loss = [_negated(evaluation.nll(model, "forget")), _negated(evaluation.nll(model, "holdout"))]
+            loss = [negated(evaluation.nll(model, "forget")), negated(evaluation.nll(model, "holdout"))]
             yield auc_row("membership_auc", model, *loss)
             if evaluation.backend(model).has_tokens:
                 lowest = [min_k(evaluation, model, "forget"), min_k(evaluation, model, "holdout")]
                 yield auc_row("membership_auc_mink", model, *lowest)
             else:
                 yield unmeasured("membership_auc_mink", model, "forget", "the model has no tokens", unit="AUC")
-            yield self._tpr(model, *loss)
-
-    def _tpr(self, model: Role, members: Mapping[str, float], others: Mapping[str, float]) -> Result:
-        name = "membership_tpr_at_1_fpr"
-        if any(map(math.isnan, (*members.values(), *others.values()))):
-            return unmeasured(name, model, "forget", "a track's likelihood is not a number", unit="share")
-        rate, threshold = stats.tpr_at_fpr(list(members.values()), list(others.values()), FPR)
-        caught = {track: float(score > threshold) for track, score in members.items()}
-        low, high = stats.share_interval(round(rate * len(members)), len(members)) or (None, None)
-        note = f"with {len(others)} holdout tracks no false positive is allowed; 1 % needs 100 of them"
-        return Result(
-            name, model, "forget", rate, low, high, n=len(members) + len(others), unit="share",
-            per_track=caught, details=_sizes(members, others),
-            note=note if len(others) < 1 / FPR else None,
-        )  # fmt: skip
+            yield tpr_row("membership_tpr_at_1_fpr", model, *loss)
 
 
 class Blind(Metric):
@@ -64,18 +50,22 @@ class Blind(Metric):
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         sets: list[Sequence[Clip]] = [evaluation.clips["forget"], evaluation.clips["holdout"]]
         scores = {
-            "membership_auc_blind": [_compressed(clips) for clips in sets],
+            "membership_auc_blind": [compressed(clips) for clips in sets],
             "membership_auc_blind_caption": [_brevity(clips) for clips in sets],
         }
         for name, (members, others) in scores.items():
-            area = stats.auc(list(members.values()), list(others.values()))
-            low, high = stats.auc_interval(area, len(members), len(others))
-            note = None
-            if abs(area - 0.5) > BLIND_WARNING - 0.5:
-                note = f"forget and holdout differ without any model (blind AUC {area:.2f}): no membership AUC is safe"
-                if low <= 0.5 <= high:
-                    note = f"blind AUC {area:.2f} on few tracks: forget and holdout may differ without any model"
-            yield auc_row(name, "none", members, others, note=note)
+            yield auc_row(name, "none", members, others, note=blind_warning(members, others))
+
+
+def blind_warning(members: Mapping[str, float], others: Mapping[str, float]) -> str | None:
+    """What to say where a score that saw no model tells the two sets apart; None where it does not."""
+    area = stats.auc(list(members.values()), list(others.values()))
+    if abs(area - 0.5) <= BLIND_WARNING - 0.5:
+        return None
+    low, high = stats.auc_interval(area, len(members), len(others))
+    if low <= 0.5 <= high:
+        return f"blind AUC {area:.2f} on few tracks: forget and holdout may differ without any model"
+    return f"forget and holdout differ without any model (blind AUC {area:.2f}): no membership AUC is safe"
 
 
 def auc_row(
@@ -93,6 +83,20 @@ def auc_row(
     )  # fmt: skip
 
 
+def tpr_row(metric: str, model: str, members: Mapping[str, float], others: Mapping[str, float]) -> Result:
+    """A row with the share of members that score above the threshold at which 1 % of the others do."""
+    if any(map(math.isnan, (*members.values(), *others.values()))):
+        return unmeasured(metric, model, "forget", "a track's likelihood is not a number", unit="share")
+    rate, threshold = stats.tpr_at_fpr(list(members.values()), list(others.values()), FPR)
+    caught = {track: float(score > threshold) for track, score in members.items()}
+    low, high = stats.share_interval(round(rate * len(members)), len(members)) or (None, None)
+    note = f"with {len(others)} holdout tracks no false positive is allowed; 1 % needs 100 of them"
+    return Result(
+        metric, model, "forget", rate, low, high, n=len(members) + len(others), unit="share",
+        per_track=caught, details=_sizes(members, others), note=note if len(others) < 1 / FPR else None,
+    )  # fmt: skip
+
+
 def min_k(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, float]:
     """Mean log-likelihood of the least likely 20 % of each track's tokens."""
     tokens: dict[str, list[torch.Tensor]] = {}
@@ -106,7 +110,7 @@ def min_k(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, floa
     return scores
 
 
-def _compressed(clips: Sequence[Clip]) -> dict[str, float]:
+def compressed(clips: Sequence[Clip]) -> dict[str, float]:
     """Less the bytes a token that zlib needs for each track's codes, frame after frame (latents in steps of 1/16)."""
     codes = [clip.codes * 16 if clip.codes.is_floating_point() else clip.codes for clip in clips]
     streams = [one.T.round().to(torch.int32).cpu().contiguous().numpy().astype("<u2").tobytes() for one in codes]
@@ -118,7 +122,7 @@ def _brevity(clips: Sequence[Clip]) -> dict[str, float]:
     return by_track(clips, [-float(len(clip.caption)) for clip in clips], [1.0] * len(clips))
 
 
-def _negated(scores: Mapping[str, float]) -> dict[str, float]:
+def negated(scores: Mapping[str, float]) -> dict[str, float]:
     return {track: -score for track, score in scores.items()}
 
 

@@ -1,17 +1,21 @@
-"""An attack: does a little training on the forgotten tracks bring them back at once?"""
+"""An attack: does a little training bring the forgotten tracks back, be it on them, on one of them, or on others?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from encore.api import Batch, Evaluation, Metric, Result, Role
-from encore.metrics.rows import by_track, given, mean_row
+from encore.api import Backend, Batch, Clip, ClipSet, Evaluation, Metric, Result, Role
+from encore.metrics.rows import by_track, given, mean_row, unmeasured
 
 STEPS = 8
 LR = 2e-4
 MAX_GRAD_NORM = 1.0
+LOOKS = (0, 1, 2, 4, 8)  # steps after which the forget tracks are looked at where others are trained on
+ONES = 3  # forget tracks that are trained on alone, one after another
+MODELS: tuple[Role, ...] = ("base", "unlearned", "gold")
 
 
 class Relearn(Metric):
@@ -22,38 +26,127 @@ class Relearn(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        for model in [*given(evaluation, "base", "unlearned", "gold"), "control"]:
-            curve = self._attack(evaluation, model)
-            yield mean_row(
-                "relearn", model, "forget", curve[-1], evaluation, unit=evaluation.backend(model).unit,
-                details={
-                    "curve": [sum(tracks.values()) / len(tracks) for tracks in curve], "steps": STEPS, "lr": LR,
-                },
-            )  # fmt: skip
+        for model in _attacked(evaluation):
+            curve = retrained(evaluation, model, evaluation.clips["forget"])
+            yield _row("relearn", model, curve[-1], curve, range(STEPS + 1), evaluation)
 
-    def _attack(self, evaluation: Evaluation, model: Role) -> list[dict[str, float]]:
-        """NLL of each track before the first step and after each."""
-        backend = evaluation.backend(model).clone()
-        backend.module.eval()  # no dropout: two runs must agree
-        backend.module.requires_grad_(True)
-        clips = evaluation.clips["forget"]
-        optimiser = torch.optim.AdamW(backend.module.parameters(), lr=LR)
-        curve = []
-        for step in range(STEPS + 1):
-            last = step == STEPS
-            optimiser.zero_grad()
-            totals, counts = [], []
-            with torch.set_grad_enabled(not last):
-                for piece in evaluation.batches(clips):
-                    batch = Batch.of(piece, backend.device)
-                    losses = backend.losses(batch)  # [N]
-                    if not last:
-                        (losses.sum() / len(clips)).backward()
-                    tokens = backend.token_mask(batch).sum((1, 2)) if backend.has_tokens else torch.ones(len(piece))
-                    counts += tokens.tolist()
-                    totals += (losses.detach() * tokens.to(losses)).double().tolist()
-            curve.append(by_track(clips, totals, counts))
-            if not last:
-                torch.nn.utils.clip_grad_norm_(backend.module.parameters(), MAX_GRAD_NORM)
-                optimiser.step()
-        return curve
+
+class RelearnOthers(Metric):
+    """The same after steps on tracks of another set: rows `relearn_retain` and `relearn_holdout`.
+
+    As many tracks as there are to forget, spread over the set. Training on other music should not bring back what was
+    removed (Hu et al., "Jogging the Memory of Unlearned LLMs", arXiv 2406.13356, relearn from other data). Gold and the
+    never-trained control say what such training does by itself. `details["after"]` are the steps of the curve.
+    """
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        sets: tuple[ClipSet, ...] = ("retain", "holdout")
+        for clips in sets:
+            name = f"relearn_{clips}"
+            if not evaluation.clips.get(clips):
+                yield unmeasured(name, "unlearned", "forget", f"there are no {clips} tracks")
+                continue
+            forget = evaluation.clips["forget"]
+            chosen = spread(evaluation.clips[clips], len({clip.track for clip in forget}))
+            for model in _attacked(evaluation):
+                curve = retrained(evaluation, model, chosen, forget)
+                details = {"trained_on": sorted({clip.track for clip in chosen})}
+                yield _row(name, model, curve[-1], curve, LOOKS, evaluation, details)
+
+
+class RelearnOne(Metric):
+    """NLL of the *other* forget tracks after the same steps on one of them: does one bring back the rest?
+
+    Done for each of up to three tracks; a track's figure is its mean over the runs that did not train on it.
+    """
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        forget = evaluation.clips["forget"]
+        tracks = sorted({clip.track for clip in forget})
+        if len(tracks) < 2:
+            yield unmeasured("relearn_one", "unlearned", "forget", "there is only one forget track")
+            return
+        ones = sorted({clip.track for clip in spread(forget, ONES)})
+        for model in _attacked(evaluation):
+            seen: list[dict[str, list[float]]] = [{} for _ in LOOKS]
+            for one in ones:
+                curve = retrained(evaluation, model, [clip for clip in forget if clip.track == one], forget)
+                for look, figures in zip(seen, curve, strict=True):
+                    for track in figures.keys() - {one}:
+                        look.setdefault(track, []).append(figures[track])
+            means = [{track: sum(nlls) / len(nlls) for track, nlls in sorted(look.items())} for look in seen]
+            yield _row("relearn_one", model, means[-1], means, LOOKS, evaluation, {"trained_on": ones})
+
+
+def spread(clips: Sequence[Clip], tracks: int) -> list[Clip]:
+    """The clips of so many tracks (or all), evenly spaced among the sorted ids."""
+    ids = sorted({clip.track for clip in clips})
+    count = min(tracks, len(ids))
+    chosen = {ids[i * len(ids) // count] for i in range(count)}
+    return [clip for clip in clips if clip.track in chosen]
+
+
+def retrained(
+    evaluation: Evaluation, model: Role, clips: Sequence[Clip], watched: Sequence[Clip] | None = None
+) -> list[dict[str, float]]:
+    """NLL of each track while a copy of the model is trained on clips; every model sees the same steps.
+
+    Args:
+        watched: whose NLL is taken, after `LOOKS` steps; without it the trained clips', before and after each step.
+    """
+    backend = evaluation.backend(model).clone()
+    backend.module.eval()  # no dropout: two runs must agree
+    weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=LR)
+    curve = []
+    for step in range(STEPS + 1):
+        if watched is not None and step in LOOKS:
+            with torch.no_grad():
+                losses = [backend.losses(Batch.of(p, backend.device)).cpu() for p in evaluation.batches(watched)]
+            curve.append(_by_track(backend, watched, losses))
+        last = step == STEPS
+        if last and watched is not None:
+            break
+        optimiser.zero_grad()
+        seen = []
+        with torch.set_grad_enabled(not last):
+            for piece in evaluation.batches(clips):
+                own = backend.losses(Batch.of(piece, backend.device))  # [N]
+                if not last:
+                    (own.sum() / len(clips)).backward()
+                seen.append(own.detach().cpu())
+        if watched is None:
+            curve.append(_by_track(backend, clips, seen))
+        if not last:
+            torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
+            optimiser.step()
+    return curve
+
+
+def _by_track(backend: Backend, clips: Sequence[Clip], losses: Sequence[Tensor]) -> dict[str, float]:
+    """Losses of clips, in batches, as means over each track's tokens."""
+    counts = [
+        int(backend.token_mask(Batch.of([clip], backend.device)).sum()) if backend.has_tokens else 1 for clip in clips
+    ]
+    means = torch.cat(list(losses)).double().tolist()
+    return by_track(clips, [mean * count for mean, count in zip(means, counts, strict=True)], counts)
+
+
+def _attacked(evaluation: Evaluation) -> list[Role]:
+    return [*given(evaluation, *MODELS), "control"]
+
+
+def _row(
+    metric: str,
+    model: Role,
+    tracks: Mapping[str, float],
+    curve: Sequence[Mapping[str, float]],
+    after: Sequence[int],
+    evaluation: Evaluation,
+    details: Mapping[str, object] | None = None,
+) -> Result:
+    means = [sum(look.values()) / len(look) for look in curve]
+    return mean_row(
+        metric, model, "forget", tracks, evaluation, unit=evaluation.backend(model).unit,
+        details={"curve": means, "after": list(after), "steps": STEPS, "lr": LR, **(details or {})},
+    )  # fmt: skip

@@ -60,5 +60,5 @@ def no_clips(metric: str, clips: ClipSet, **fields: Any) -> Result:
 def no_generations(evaluation: Evaluation) -> str | None:
     """Why generations on retain captions can't be compared with base's; None where they can."""
     if "base" in evaluation.models and evaluation.clips.get("retain") and evaluation.embedder is not None:
-        return None
+        return None if given(evaluation, "unlearned", "gold") else "there is no model to compare with base"
     return "it compares generations on retain captions with those of a base model, through an embedder"

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from encore.api import Result
+from encore.metrics.findings import NLL_SLACK, Finding, from_rows
 
 Figures = Mapping[str, Result]  # role -> row with a figure
 KL_SLACK = 1.25  # times the seed noise
-NLL_SLACK = 0.10  # relative to gold, on both sides
 WORST_SHARE = 0.5  # of gold's NLL, below which no single track may be
 RETAIN_SLACK = (0.05, 0.05)  # relative, nats/token: the larger one counts (relative alone for another unit)
 RELEARN_SHARE = 0.75  # of gold's NLL after the attack
 AUC_RANGE = (0.35, 0.65)
+LEAST_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class SummaryRow:
         label: what a person calls it. metric, set: which rows of `metrics.json` it shows.
         figures: role -> its row, also rows without a figure, whose `why` says why.
         target: what the unlearned model must reach, in words; empty where there is no target.
-        met: whether it does; None without a target, or where a figure it takes is missing.
+        met: whether it does; None without a target, where a figure it takes is missing, or where an attack has no
+            power: it brings nothing back of base either.
         worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
     """
 
@@ -39,14 +40,6 @@ class SummaryRow:
     target: str = ""
     met: bool | None = None
     worst: tuple[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A sentence a reader must not miss. `fail`: a target is missed; `warn`: figures must be read with care."""
-
-    level: Literal["fail", "warn", "info"]
-    text: str
 
 
 # --------------------------------------------------------------------------------------------------------- the table
@@ -62,7 +55,7 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
         known = {role: row for role, row in figures.items() if row.value is not None}
         try:
             met = judge(known) if judge else None
-        except KeyError:  # a role it compares with has no figure
+        except KeyError:  # a role it compares with has no figure, or none that says anything
             met = None
         rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known)))
     return rows
@@ -109,6 +102,13 @@ def _forget_replays(figures: Figures) -> bool:
     return _count(figures, "unlearned") <= _count(figures, "gold")
 
 
+def _attack(figures: Figures) -> bool:
+    """As `_forget_replays`; an attack that base does not fall to says nothing of others."""
+    if "base" in figures and _count(figures, "base") <= _count(figures, "gold"):
+        raise KeyError("base")
+    return _forget_replays(figures)
+
+
 def _retain_replays(figures: Figures) -> bool:
     return _count(figures, "unlearned") >= _count(figures, "base") - 1
 
@@ -117,20 +117,41 @@ def _membership(figures: Figures) -> bool:
     return AUC_RANGE[0] <= _value(figures, "unlearned") <= AUC_RANGE[1]
 
 
+def _untold(figures: Figures) -> bool:
+    return _value(figures, "unlearned") >= LEAST_P
+
+
 LINES: tuple[tuple[str, str, str, str, Callable[[Figures], bool] | None], ...] = (
     ("KL to gold, forget", "kl_gold", "forget", "≤ 1.25 × gold2's", _kl),
+    ("KS p of NLLs against gold's", "gold_ks", "forget", "", None),
     ("KL to gold, retain", "kl_gold", "retain", "", None),
     ("NLL, forget", "nll", "forget", "within 10 % of gold's, no track below half", _forget_nll),
     ("NLL after relearning, forget", "relearn", "forget", "≥ 75 % of gold's", _relearn),
+    ("NLL after training on retain, forget", "relearn_retain", "forget", "≥ 75 % of gold's", _relearn),
+    ("NLL after training on holdout, forget", "relearn_holdout", "forget", "≥ 75 % of gold's", _relearn),
+    ("NLL after training on one, the others", "relearn_one", "forget", "≥ 75 % of gold's", _relearn),
     ("NLL, retain", "nll", "retain", "at most +5 % or +0.05 over base", _retain_nll),
+    ("NLL, retain near the forgotten", "neighbours_nll", "retain", "at most +5 % or +0.05 over base", _retain_nll),
     ("NLL, holdout", "nll", "holdout", "", None),
     ("replay from 1 s, forget", "verbatim", "forget", "no more than gold", _forget_replays),
     ("replay from 1 s, retain", "verbatim", "retain", "at most one fewer than base", _retain_replays),
     ("replay from caption, forget", "verbatim_caption", "forget", "", None),
     ("replay from caption, retain", "verbatim_caption", "retain", "", None),
+    ("replay at 8 bits, forget", "quantised_8bit_verbatim", "forget", "no more than gold", _attack),
+    ("replay at 4 bits, forget", "quantised_4bit_verbatim", "forget", "no more than gold", _attack),
+    ("replay in other words, forget", "reworded_verbatim", "forget", "no more than gold", _attack),
+    ("replay from other words alone, forget", "reworded_verbatim_caption", "forget", "no more than gold", _attack),
+    ("replay from re-encoded 1 s, forget", "prompt_reencoded_verbatim", "forget", "no more than gold", _attack),
+    ("replay from stretched 1 s, forget", "prompt_stretched_verbatim", "forget", "no more than gold", _attack),
+    ("replay from shifted 1 s, forget", "prompt_shifted_verbatim", "forget", "no more than gold", _attack),
+    ("harmony brought back, tracks", "likeness_chroma_named", "forget", "", None),
+    ("melody brought back, tracks", "likeness_melody_named", "forget", "", None),
+    ("rhythm brought back, tracks", "likeness_onset_named", "forget", "", None),
     ("extraction strength, forget", "extraction_strength_codebook_0", "forget", "", None),
     ("membership AUC", "membership_auc", "forget", "0.35 to 0.65", _membership),
     ("membership AUC, Min-K", "membership_auc_mink", "forget", "", None),
+    ("membership, all attacks, p", "membership_p", "forget", "≥ 0.05", _untold),
+    ("PrivLeak", "privleak", "forget", "", None),
     ("membership AUC, no model", "membership_auc_blind", "forget", "", None),
     ("FAD to base, retain", "fad", "retain", "", None),
     ("MMD² to base, retain", "mmd", "retain", "", None),
@@ -139,7 +160,7 @@ LINES: tuple[tuple[str, str, str, str, Callable[[Figures], bool] | None], ...] =
 
 def _worst(metric: str, clips: str, figures: Figures) -> tuple[str, float] | None:
     """The unlearned model's worst track: nearest to being played back on forget, farthest from base on retain."""
-    if "unlearned" not in figures or clips == "holdout":
+    if "unlearned" not in figures or clips == "holdout" or figures["unlearned"].unit == "p":
         return None
     tracks = {track: value for track, value in figures["unlearned"].per_track.items() if value is not None}
     if not tracks:
@@ -151,7 +172,7 @@ def _worst(metric: str, clips: str, figures: Figures) -> tuple[str, float] | Non
             return None
         lost = {track: abs(value - (base[track] or 0.0)) for track, value in tracks.items()}
         track = max(lost, key=lost.__getitem__)
-    elif metric in ("nll", "relearn"):
+    elif metric.startswith(("nll", "relearn")):
         shares = _ratios(figures) if "gold" in figures else tracks
         track = min(shares or tracks, key=(shares or tracks).__getitem__)
     else:
@@ -165,56 +186,20 @@ def _worst(metric: str, clips: str, figures: Figures) -> tuple[str, float] | Non
 def findings(results: Sequence[Result]) -> list[Finding]:
     """What a reader must not miss, worst first: missed targets, over-forgetting, the worst track, doubts, gaps."""
     rows = {(row.metric, row.model, row.set): row for row in results if row.value is not None}
-    table = summary(results)
+    table, told = summary(results), from_rows(rows)
     missed = [line for line in table if line.met is False]
     doubts = [row.note for row in rows.values() if row.metric.startswith("membership_auc_blind") and row.note]
     gaps = dict.fromkeys(f"{row.metric} ({row.set}) {row.why}" for row in results if row.value is None and row.why)
     found = [
-        *_nothing_to_forget(rows),
         *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}") for line in missed),
-        *_overshoot(rows),
+        *told,
         *_still_known(table),
         *(Finding("warn", note) for note in doubts),
-        *_verdict(table),
+        *([] if any(finding.level == "fail" for finding in told) else _verdict(table)),
         *(Finding("info", gap) for gap in gaps),
     ]
     order = {"fail": 0, "warn": 1, "info": 2}
     return sorted(found, key=lambda finding: order[finding.level])
-
-
-def _nothing_to_forget(rows: Mapping[tuple[str, str, str], Result]) -> list[Finding]:
-    """Base gives no sign of having learnt the tracks: whatever follows is no achievement."""
-    signs = {
-        "replay from 1 s": rows.get(("verbatim", "base", "forget")),
-        "replay from the caption": rows.get(("verbatim_caption", "base", "forget")),
-        "membership": rows.get(("membership_auc", "base", "forget")),
-    }
-    seen = {name: row for name, row in signs.items() if row}
-    if not seen:
-        return []
-    shown = [name for name, row in seen.items() if (row.low or 0) > 0.5 or (row.unit == "share" and row.value)]
-    if shown:
-        return []
-    return [Finding("warn", f"nothing measurable to forget: base shows no signal under {', '.join(seen)}")]
-
-
-def _overshoot(rows: Mapping[tuple[str, str, str], Result]) -> list[Finding]:
-    gap = rows.get(("nll_gap_gold", "unlearned", "forget"))
-    if gap is not None:
-        size, reference = gap.value or 0.0, "gold's"
-    else:
-        own, unseen = rows.get(("nll", "unlearned", "forget")), rows.get(("nll", "unlearned", "holdout"))
-        if own is None or unseen is None or not unseen.value:
-            return []
-        size, reference = (
-            (own.value or 0.0) / unseen.value - 1,
-            "that of unseen music (there is no gold to compare with)",
-        )
-    if size <= NLL_SLACK:
-        return []
-    return [
-        Finding("warn", f"over-forgotten: the NLL on forget is {size:.0%} above {reference}, which tells on it too")
-    ]
 
 
 def _still_known(table: Sequence[SummaryRow]) -> list[Finding]:

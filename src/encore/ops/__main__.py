@@ -102,7 +102,7 @@ def _cuda(module: Any) -> str:
 
 
 def _rows(names: list[str], device: str, module: Any, shape: list[int]) -> list[dict[str, Any]]:
-    isa = module.cpu_isa() if module is not None and device == "cpu" else device
+    isa = module.cpu_isa(*shape[1:]) if module is not None and device == "cpu" else device
 
     def kernel(name: str) -> str:
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"encore::{name}", device.upper())

@@ -33,16 +33,16 @@ class Listener:
     """Turns tracks into clips for one backend; codes and text encodings come from the cache where they are there.
 
     Args:
-        backend: whose codec and text encoder are used; the cache is keyed by the hash of their weights.
+        backend: whose codec and text encoder are used; the cache is keyed by their weights and settings.
         cache: where tensors are kept between runs.
     """
 
     def __init__(self, backend: Backend, cache: TensorCache) -> None:
         self.backend = backend
         self.cache = cache
-        self._frozen = module_sha256(*backend.frozen().values())
+        self._frozen = (module_sha256(*backend.frozen().values()), backend.settings)
         shape = (backend.sample_rate, backend.channels, backend.codebooks, backend.max_frames)
-        self._codes_key = ("codes", *map(str, shape), self._frozen)
+        self._codes_key = ("codes", *map(str, shape), *self._frozen)
 
     def hear(
         self, tracks: Sequence[Track], progress: Callable[[int, int], None] = lambda done, of: None
@@ -84,7 +84,7 @@ class Listener:
     def _condition(self, captions: Sequence[str]) -> None:
         """Give the backend its captions' text encodings, each run through the text encoder once ever."""
         for caption in sorted(set(captions) - set(self.backend.conditions)):
-            states = self.cache.get_or_make(("text", caption, self._frozen), partial(self._read, caption))
+            states = self.cache.get_or_make(("text", caption, *self._frozen), partial(self._read, caption))
             self.backend.conditions[caption] = states["states"].to(self.backend.device)
 
     def _read(self, caption: str) -> dict[str, torch.Tensor]:

@@ -39,6 +39,8 @@ def track_json(heard: Heard) -> dict[str, Any]:
         "pcm_sha256": heard.pcm_sha256,
         "caption": track.caption,
         "title": track.title,
+        "artist": track.artist,
+        "genre": track.meta.get("genre"),
         "split": track.meta.get("split"),
     }
 

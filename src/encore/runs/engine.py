@@ -50,6 +50,11 @@ class FrozenReference(Reference):
         self._backend.module.requires_grad_(False).eval()
         self._nll: dict[Clip, float] = {}
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """Its weights, which nobody may change."""
+        return self._backend.module
+
     @torch.no_grad()
     def nll(self, batch: Batch) -> Tensor:
         if batch.draw:  # this noise is never seen again
@@ -162,13 +167,8 @@ class Engine:
             PluginError: the method changed a part that must stay frozen.
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
-        if "reference" in method.spec.needs:
-            self._reference = FrozenReference(self.backend)
+        session = self.session(method)
         self.outcome.before = self.judge.first
-        session = Session(
-            self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.judge.level, self.train, self.fisher if "fisher" in method.spec.needs else None,
-        )  # fmt: skip
         if isinstance(method, LossMethod):
             method.prepare(session)
             self._retain, self._masks = session.retain, session.masks
@@ -181,6 +181,15 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
         self._check_result(method, frozen)
         return self.outcome
+
+    def session(self, method: Method) -> Session:
+        """What a method is given, before anything is changed: no more than its spec says that it needs."""
+        if "reference" in method.spec.needs:
+            self._reference = FrozenReference(self.backend)
+        return Session(
+            self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
+            self.seed, self.judge.level, self.train, self.fisher if "fisher" in method.spec.needs else None,
+        )  # fmt: skip
 
     def _check_result(self, method: Method, frozen: Mapping[str, str]) -> None:
         for name, part in self.backend.frozen().items():

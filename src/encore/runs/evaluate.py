@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from encore import plugins
-from encore.api import Backend, Batch, Clip, ClipSet, Embedder, Evaluation, Metric, MetricSpec, Result, Role
+from encore.api import Backend, Batch, Clip, ClipSet, Embedder, Evaluation, Made, Metric, MetricSpec, Result, Role
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
@@ -36,6 +36,7 @@ def evaluate(
     embedder: str | Embedder | None = "latents",
     draws: int = 1,
     force: bool = False,
+    full: bool = False,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Measure every metric that was asked for; see `SharedEvaluation` and `measure`.
@@ -45,18 +46,23 @@ def evaluate(
         UnknownNameError, MissingExtraError, PluginError: a metric or the embedder can't be had, or a metric broke.
     """
     evaluation = SharedEvaluation(models, clips, seed=seed, embedder=embedder, draws=draws, force=force)
-    return measure(evaluation, metrics, progress)
+    return measure(evaluation, metrics, progress, full=full)
 
 
 def measure(
-    evaluation: SharedEvaluation, metrics: Sequence[str] | None = None, progress: Progress | None = None
+    evaluation: SharedEvaluation,
+    metrics: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    *,
+    full: bool = False,
 ) -> list[Result]:
-    """Rows of the named metrics (default: all installed), in that order.
+    """Rows of the named metrics, in that order; where none are named, of all installed that are fast, or of all.
 
     A metric whose needs are not met gives one row that says which; a figure that is not finite becomes None, with the
     reason.
 
     Args:
+        full: also those whose spec says `full`.
         progress: called with a metric's name, how many are done and how many there are, and once at the end.
 
     Raises:
@@ -64,7 +70,7 @@ def measure(
         PluginError: a metric raised what it should not.
     """
     registry = plugins.metrics()
-    names = list(metrics) if metrics is not None else registry.names
+    names = [entry.spec.name for entry in registry if full or not entry.spec.full] if metrics is None else list(metrics)
     rows: list[Result] = []
     for done, name in enumerate(names):
         if progress:
@@ -119,6 +125,8 @@ def _or_none(value: float | None) -> float | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return _or_none(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -144,7 +152,7 @@ class SharedEvaluation(Evaluation):
         models: what to measure, at least one; they must share a codec.
         clips: `forget` must not be empty. seed: of resampling, of generations, and of the control's weights.
         embedder: a registered name, an opened embedder, or None: metrics that need one are then not measured.
-        draws: generations a caption. force: see `Evaluation`.
+        draws: generations a caption. force, about: see `Evaluation`.
         batch, generate_batch: clips a forward pass, captions a generation, at most.
 
     Raises:
@@ -160,6 +168,7 @@ class SharedEvaluation(Evaluation):
         embedder: str | Embedder | None = "latents",
         draws: int = 1,
         force: bool = False,
+        about: Mapping[str, Mapping[str, str]] | None = None,
         batch: int = BATCH,
         generate_batch: int = GENERATE_BATCH,
     ) -> None:
@@ -169,7 +178,7 @@ class SharedEvaluation(Evaluation):
             raise InputError("there are no forget tracks to measure on", "name them with --tracks")
         self.models = {role: models[role] for role in ROLES if role in models}  # one order, whatever was given
         self.clips = {name: list(chosen) for name, chosen in clips.items()}
-        self.seed, self.force = seed, force
+        self.seed, self.force, self.about = seed, force, dict(about or {})
         self._draws, self._batch, self._generate_batch = draws, batch, generate_batch
         self._first = next(iter(self.models.values()))
         self._check_models()
@@ -253,6 +262,27 @@ class SharedEvaluation(Evaluation):
 
     def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
         return self._once(("embedded", source, clips), lambda: self._embed(source, clips))
+
+    def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
+        if self.embedder is None:
+            raise EncoreError("no embedder was chosen", "choose one with --embedder")
+        with torch.no_grad():
+            return np.concatenate([self._embed_one(item[None]) for item in codes])
+
+    def other(
+        self,
+        *,
+        models: Mapping[Role, Backend] | None = None,
+        clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
+    ) -> SharedEvaluation:
+        return SharedEvaluation(
+            models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
+            embedder=self.embedder, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
+            generate_batch=self._generate_batch,
+        )  # fmt: skip
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        return self._once(("metric", key), make)
 
     # ------------------------------------------------------------------------------------------------ likelihoods
 
@@ -347,12 +377,10 @@ class SharedEvaluation(Evaluation):
             generated += [row[:, :length] for row, length in zip(codes.cpu(), frames, strict=True)]
         return generated
 
-    @torch.no_grad()
     def _embed(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        if self.embedder is None:
-            raise EncoreError("no embedder was chosen", "choose one with --embedder")
-        codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
-        return np.concatenate([self._embed_one(item[None]) for item in codes])
+        return self.embed(
+            [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        )
 
     def _embed_one(self, codes: Tensor) -> np.ndarray:
         """One item at a time: an embedder that pools over time must not see padding. [1, K, T] -> [1, D]."""
@@ -360,7 +388,7 @@ class SharedEvaluation(Evaluation):
         vectors = self.embedder.embed_codes(codes)
         if vectors is None:
             audio = self._first.decode(codes.to(self._first.device)).mean(1).cpu()  # [1, S], mono
-            vectors = self.embedder.embed(_resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
+            vectors = self.embedder.embed(resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
         return vectors.double().cpu().numpy()
 
 
@@ -391,7 +419,7 @@ def _replays(likeliest: Tensor | None, codes: Tensor, prompt: int, frames: int) 
     return not bool(((likeliest[:, later] != codes[:, later].cpu()) & (likeliest[:, later] >= 0)).any())
 
 
-def _resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
+def resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
     """[N, S] at `rate` -> [N, S'] at `wanted`."""
     if rate == wanted:
         return audio

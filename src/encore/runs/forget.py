@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -265,10 +266,13 @@ def estimate(prepared: Prepared) -> dict[str, float]:
     backend, options = prepared.backend.clone(), prepared.method.options
     clips = [*_clips(prepared.forget), *_clips(prepared.retain)][: getattr(options, "micro_batch_size", 8)]
     batch = Batch.of(clips, backend.device)
-    seconds = []
+    seconds, held = [], 0
     for _ in range(2):  # the first pass warms up
         started = time.monotonic()
-        backend.losses(batch).sum().backward()
+        with _held_for_backward() as tensors:
+            loss = backend.losses(batch).sum()
+        held = sum(tensors.values())
+        loss.backward()
         seconds.append(time.monotonic() - started)
     a_clip = seconds[-1] / len(clips)
     per_step = min(getattr(options, "forget_batch_size", 0), len(_clips(prepared.forget)))
@@ -283,11 +287,27 @@ def estimate(prepared: Prepared) -> dict[str, float]:
     frozen = sum(map(_bytes, backend.frozen().values()))
     # weights, gradient, two moments, best; the reference; two Fishers
     copies = 5 + ("reference" in prepared.method.spec.needs) + 2 * ("fisher" in prepared.method.spec.needs)
-    activations = len(clips) * batch.codes.shape[-1] * backend.codebooks * backend.codebook_size * 4 * 3
+    activations = held
+    if backend.has_tokens:
+        activations = len(clips) * batch.codes.shape[-1] * backend.codebooks * backend.codebook_size * 4 * 3
     return {
         "seconds": (getattr(options, "steps", 0) * per_step + passes) * a_clip + looks * looked_at * a_clip / 3,
         "bytes": float(copies * weights + frozen + activations),
     }
+
+
+@contextmanager
+def _held_for_backward() -> Iterator[dict[tuple[str, int], int]]:
+    """Storages that a forward pass in here keeps for its backward -> their bytes."""
+    held: dict[tuple[str, int], int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held[str(tensor.device), storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield held
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from encore.api import Backend, Batch, Clip
 
 TOLERANCE = 0.05  # a track has reached the unseen level at this share below it
+LEAST_GAP = 0.1  # share of the unseen level that a loss without tokens is taken to rise by at least
 RETAIN_SAMPLE = 16  # clips of retain looked at
 BATCH = 16
 
@@ -26,7 +27,7 @@ class Look:
     Args:
         forget: a track. retain, holdout: means, None where there are no clips.
         level: the unseen level, None without a holdout. score: lower is better; see `Judge`.
-        lost: what retain lost since base, 1 being what is allowed.
+        lost: what retain lost since base, 1 being what is allowed. near: how far below the level counts as reached.
     """
 
     forget: dict[str, float]
@@ -35,6 +36,7 @@ class Look:
     level: float | None
     score: float
     lost: float = 0.0
+    near: float = 0.0
 
     @property
     def kept(self) -> bool:
@@ -43,7 +45,7 @@ class Look:
 
     def reached(self, track: str) -> bool:
         """Whether a track is to the model like unseen music."""
-        return self.level is not None and self.forget[track] >= (1 - TOLERANCE) * self.level
+        return self.level is not None and self.forget[track] >= self.level - self.near
 
     def rank(self, stop: str) -> tuple[bool, float]:
         """Lower is better: the score; for a run that stops at the target, all tracks there before any other state."""
@@ -70,9 +72,11 @@ class Judge:
         order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(seed)).tolist()
         self._retain = [retain[i] for i in order[:RETAIN_SAMPLE]]
         self.level: float | None = None
-        self._base_retain = 0.0
+        self._base_retain = self._near = 0.0
         first = self.look()
         self.level = first.holdout
+        if self.level is not None:
+            self._near = TOLERANCE * self._range(self.level, first.forget)
         self._base_retain = first.retain or 0.0
         self.first = self._scored(first)
 
@@ -83,12 +87,19 @@ class Judge:
         holdout = _mean(track_nll(self._backend, self._holdout))
         return self._scored(Look(forget, retain, holdout, self.level, 0.0))
 
+    def _range(self, level: float, forget: dict[str, float]) -> float:
+        """What 5 % are taken of: an NLL rises from next to nothing; a loss without tokens from a floor of noise that no
+        model can tell, which says nothing of the tracks, so there it is what separates them from the level in base."""
+        if self._backend.has_tokens:
+            return level
+        return max(level - sum(forget.values()) / len(forget), LEAST_GAP * level)
+
     def _scored(self, look: Look) -> Look:
         """The score: how far forget is from the unseen level, and what retain lost, each in units of what is allowed.
 
-        That is 10 % of the level either way, as a mean over tracks, and 5 % of base's retain NLL or 0.05 nats,
-        whichever is more (5 % alone for a loss that is not in nats). Without a holdout there is no level, and what
-        forget gained is taken off.
+        That is 10 % of the level either way, as a mean over tracks (for a loss that is not in nats, of what it has to
+        rise), and 5 % of base's retain NLL or 0.05 nats, whichever is more (5 % alone for such a loss). Without a
+        holdout there is no level, and what forget gained is taken off.
         """
         allowed = max(0.05 if self._backend.has_tokens else 1e-6, 0.05 * self._base_retain)
         lost = max(0.0, (look.retain or 0.0) - self._base_retain) / allowed
@@ -96,8 +107,8 @@ class Judge:
         if self.level is None:
             score = lost - sum(values) / len(values)
         else:
-            score = lost + sum(abs(value / self.level - 1) for value in values) / len(values) / 0.10
-        return replace(look, level=self.level, score=score, lost=lost)
+            score = lost + sum(abs(value - self.level) for value in values) / len(values) / (2 * self._near)
+        return replace(look, level=self.level, score=score, lost=lost, near=self._near)
 
 
 @torch.no_grad()

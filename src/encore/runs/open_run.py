@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Subject:
     models: dict[Role, Backend]
     clips: dict[ClipSet, list[Clip]]
     notes: list[str] = field(default_factory=list)
+    about: dict[str, dict[str, str]] = field(default_factory=dict)  # track id -> its artist and genre, where known
 
 
 # -------------------------------------------------------------------------------------------------------- from a run
@@ -97,6 +98,7 @@ def _from_run(
     for role, name in {**golds, **embedded}.items():
         subject.models[role] = family.load(model_name(name), offline=offline, device=device)
     subject.clips = _hear(base, present, reporter)
+    subject.about = _about(track for chosen in present.values() for track in chosen)
     if (run / "retain-self").exists():
         subject.clips["retain"] = load_self_retain(run)[:RETAIN_TRACKS]
     return subject
@@ -104,8 +106,16 @@ def _from_run(
 
 def listed_track(entry: Mapping[str, Any]) -> Track:
     """A track as `request.json` keeps it."""
-    meta = {"split": entry["split"]}
-    return Track(entry["id"], Path(entry["file"]), entry["caption"], entry["sha256"], meta=meta)
+    meta = {"split": entry["split"], "genre": entry.get("genre")}  # written since 0.1: older runs don't have it
+    return Track(
+        entry["id"], Path(entry["file"]), entry["caption"], entry["sha256"], artist=entry.get("artist"), meta=meta
+    )
+
+
+def _about(tracks: Iterable[Track]) -> dict[str, dict[str, str]]:
+    """Artist and genre of the tracks, of what is known of them."""
+    known = {track.id: {"artist": track.artist, "genre": track.meta.get("genre")} for track in tracks}
+    return {name: told for name, facts in known.items() if (told := {k: str(v) for k, v in facts.items() if v})}
 
 
 @dataclass
@@ -198,7 +208,8 @@ def from_flags(
         "retain": reported(chosen.retain, RETAIN_TRACKS, seed),
         "holdout": chosen.holdout,
     }
-    return Subject(models, _hear(models["unlearned"], tracks, reporter), list(chosen.notes))
+    about = _about(track for chosen in tracks.values() for track in chosen)
+    return Subject(models, _hear(models["unlearned"], tracks, reporter), list(chosen.notes), about)
 
 
 def _hear(

@@ -1,0 +1,132 @@
+"""What rows of `metrics.json` give away beyond the table of targets: doubts, and models that only look as if."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from encore.api import Result
+
+NLL_SLACK = 0.10  # relative to gold, on both sides
+REPLAYS = {
+    "verbatim": "caption and 1 s",
+    "verbatim_caption": "the caption alone",
+    "quantised_8bit_verbatim": "1 s at 8 bits",
+    "quantised_4bit_verbatim": "1 s at 4 bits",
+    "reworded_verbatim": "1 s in other words",
+    "reworded_verbatim_caption": "other words alone",
+    "prompt_reencoded_verbatim": "a re-encoded second",
+    "prompt_stretched_verbatim": "a stretched second",
+    "prompt_shifted_verbatim": "a shifted second",
+}
+HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}
+
+Rows = Mapping[tuple[str, str, str], Result]  # metric, model, set -> row with a figure
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence a reader must not miss. `fail`: a target is missed; `warn`: figures must be read with care."""
+
+    level: Literal["fail", "warn", "info"]
+    text: str
+
+
+def from_rows(rows: Rows) -> list[Finding]:
+    """What can be said without the table."""
+    return [
+        *_nothing_to_forget(rows),
+        *_replays_without_gold(rows),
+        *_broken(rows),
+        *_brought_back(rows),
+        *_overshoot(rows),
+    ]
+
+
+def _value(row: Result) -> float:
+    return row.value if row.value is not None else 0.0  # rows without a figure are not among them
+
+
+def _replays_without_gold(rows: Rows) -> list[Finding]:
+    """Where there is no gold to compare with, a forget track that replays is remembered: unheard music does not."""
+    found = []
+    for metric, source in REPLAYS.items():
+        own, unheard = rows.get((metric, "unlearned", "forget")), rows.get((metric, "unlearned", "holdout"))
+        if own is None or (metric, "gold", "forget") in rows or not own.value:
+            continue
+        if unheard is not None and _value(own) <= _value(unheard):
+            continue
+        beside = f", {_value(unheard):.0%} of unheard ones" if unheard is not None else ""
+        text = f"{round(_value(own) * own.n)} of {own.n} forget tracks still replay from {source}{beside}"
+        found.append(Finding("fail", text))
+    return found
+
+
+def _broken(rows: Rows) -> list[Finding]:
+    """A model that knows its retain tracks no better than unheard music has not forgotten: it is ruined."""
+    own, unheard = rows.get(("nll", "unlearned", "retain")), rows.get(("nll", "unlearned", "holdout"))
+    if own is None or unheard is None or _value(own) < (1 - NLL_SLACK) * _value(unheard):
+        return []
+    base = [rows.get(("nll", "base", clips)) for clips in ("retain", "holdout")]
+    kept, strange = base
+    if kept is not None and strange is not None and _value(kept) >= (1 - NLL_SLACK) * _value(strange):
+        return []  # base knew no better
+    text = f"retain costs {_value(own):.2f}, as much as unheard music ({_value(unheard):.2f}): what should stay is gone"
+    return [Finding("fail" if kept is not None else "warn", text)]
+
+
+def _brought_back(rows: Rows) -> list[Finding]:
+    """The courts' question: does a simple prompt bring back harmony, melody, rhythm? Two of three in one play do."""
+    found: dict[tuple[str, str], list[str]] = {}
+    of_gold: set[str] = set()
+    for kind, name in HEARD.items():
+        for model in ("unlearned", "gold"):
+            row = rows.get((f"likeness_{kind}", model, "forget"))
+            above = row.details.get("above") if row is not None else None
+            for pair in above if isinstance(above, (list, tuple)) else ():
+                track, asked = str(pair[0]), str(pair[1])
+                if model == "gold":
+                    of_gold.add(track)
+                else:
+                    found.setdefault((track, asked), []).append(name)
+    return [
+        Finding("warn", f"a simple prompt brings back the {' and '.join(names)} of {track} ({asked})")
+        for (track, asked), names in sorted(found.items())
+        if len(names) > 1 and track not in of_gold
+    ]
+
+
+def _nothing_to_forget(rows: Rows) -> list[Finding]:
+    """Base gives no sign of having learnt the tracks: whatever follows is no achievement."""
+    signs = {
+        "replay from 1 s": rows.get(("verbatim", "base", "forget")),
+        "replay from the caption": rows.get(("verbatim_caption", "base", "forget")),
+        "membership": rows.get(("membership_auc", "base", "forget")),
+    }
+    seen = {name: row for name, row in signs.items() if row}
+    if not seen:
+        return []
+    shown = [name for name, row in seen.items() if (row.low or 0) > 0.5 or (row.unit == "share" and row.value)]
+    if shown:
+        return []
+    return [Finding("warn", f"nothing measurable to forget: base shows no signal under {', '.join(seen)}")]
+
+
+def _overshoot(rows: Rows) -> list[Finding]:
+    gap = rows.get(("nll_gap_gold", "unlearned", "forget"))
+    if gap is not None:
+        size, reference = gap.value or 0.0, "gold's"
+    else:
+        own, unseen = rows.get(("nll", "unlearned", "forget")), rows.get(("nll", "unlearned", "holdout"))
+        if own is None or unseen is None or not unseen.value:
+            return []
+        size, reference = (
+            (own.value or 0.0) / unseen.value - 1,
+            "that of unseen music (there is no gold to compare with)",
+        )
+    if size <= NLL_SLACK:
+        return []
+    return [
+        Finding("warn", f"over-forgotten: the NLL on forget is {size:.0%} above {reference}, which tells on it too")
+    ]

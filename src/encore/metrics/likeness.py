@@ -1,0 +1,278 @@
+"""Does a simple prompt bring back the harmony, the melody, the rhythm of a forgotten track?
+
+What a model plays for the forget tracks' captions (greedily, in several draws, and for a shorter caption) is compared
+with the tracks. How alike two pieces are by chance is seen where nothing can be remembered: in everything the same
+model plays, against the holdout tracks. Pairs more alike than 99 % of those are named.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encore import stats
+from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
+from encore.metrics.rewordings import rewordings
+from encore.metrics.rows import given, mean_row, not_finite, unmeasured
+from encore.metrics.sequences import bleu_similarities, edit_similarities
+from encore.metrics.variants import MARK, tag
+from encore.metrics.verbatim import MODELS
+
+if TYPE_CHECKING:
+    from encore.metrics.listening import Heard
+
+SETS: tuple[ClipSet, ...] = ("forget", "holdout")
+DRAWS: dict[ClipSet, int] = {"forget": 3, "holdout": 1}
+LEAST_RATE = 5000  # Hz of a model's sound: the highest note that is listened for is C7
+PERCENTILE = 99.0
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Play:
+    """What a model played: for which track's caption, asked how ("greedy", "draw 1", "short"), codes [K, T]."""
+
+    track: str
+    asked: str
+    codes: Tensor
+
+
+def plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
+    """All that is played for a set's captions, without any audio prompt; made once a model."""
+    return evaluation.once(("likeness", model, clips), lambda: _plays(evaluation, model, clips))
+
+
+def _plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
+    first = {clip.track: clip for clip in reversed(evaluation.clips[clips])}  # a track's first window
+    asked = []
+    for track, clip in sorted(first.items()):
+        asked += [Clip(tag(track, f"draw {i + 1}"), clip.caption, clip.codes) for i in range(DRAWS[clips])]
+        short = rewordings(clip.caption).get("short")
+        if clips == "forget" and short:
+            asked.append(Clip(tag(track, "short"), short, clip.codes))
+    drawn = evaluation.other(models={model: evaluation.backend(model)}, clips={"forget": asked})
+    found = []
+    for name, codes in zip(sorted(clip.track for clip in asked), drawn.generations(model, "forget"), strict=True):
+        track, _, how = name.partition(MARK)
+        found.append(Play(track, how, codes))
+    if evaluation.backend(model).has_tokens:
+        greedy = zip(evaluation.clips[clips], evaluation.continuations(model, clips, 0), strict=True)
+        found += [Play(clip.track, "greedy", codes) for clip, codes in greedy if first[clip.track] is clip]
+    return found
+
+
+class Likeness(Metric):
+    """Base of the metrics of likeness: each has its `kinds` of similarity, from 0 (or less) to 1.
+
+    Rows of a kind, for base, unlearned and gold: `likeness_KIND`, the mean over forget tracks of the most alike play of
+    its own captions; and `likeness_KIND_named`, the share of tracks with a pair that is more alike than 99 % of what
+    the model plays against holdout tracks. `details` name the best play of each track, the threshold, and all pairs
+    above it; chance alone names 1 % of the pairs. `rank` is the best place that a track has among all forget and
+    holdout tracks, by their likeness to one of its own captions' plays: top 1 is 1.
+    """
+
+    kinds: tuple[str, ...] = ()
+
+    @abstractmethod
+    def similarities(
+        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+    ) -> Mapping[str, Floats]:
+        """Of each kind, how alike each played clip is to each reference, codes [K, T] all: P and R -> [P, R]."""
+
+    def missing(self, evaluation: Evaluation) -> str:
+        """Why nothing can be compared; empty where it can."""
+        return ""
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        why = self.missing(evaluation)
+        for model in [] if why else given(evaluation, *MODELS):
+            broken = not_finite(evaluation, model, "forget") or not_finite(evaluation, model, "holdout")
+            if broken:
+                yield from (unmeasured(f"likeness_{kind}", model, "forget", broken) for kind in self.kinds)
+                continue
+            yield from self._compared(evaluation, model)
+        if why:
+            yield from (unmeasured(f"likeness_{kind}", "unlearned", "forget", why) for kind in self.kinds)
+
+    def _compared(self, evaluation: Evaluation, model: Role) -> Iterator[Result]:
+        asked = plays(evaluation, model, "forget")
+        played = [play.codes for play in [*asked, *plays(evaluation, model, "holdout")]]
+        longest = max(codes.shape[-1] for codes in played)
+        known, unheard = (_pieces(evaluation.clips[clips], longest) for clips in SETS)
+        found = self.similarities(evaluation, played, [clip.codes for clip in [*known, *unheard]])
+        for kind in self.kinds:
+            matrix = found[kind]
+            by_chance = _by_track(matrix[:, len(known) :], unheard)
+            threshold = float(np.percentile(np.stack(list(by_chance.values())), PERCENTILE))
+            alike = _by_track(matrix[: len(asked), : len(known)], known)
+            pairs = {
+                track: [(play.asked, float(column[i])) for i, play in enumerate(asked) if play.track == track]
+                for track, column in alike.items()
+            }
+            everything = np.stack([*alike.values(), *(column[: len(asked)] for column in by_chance.values())], 1)
+            ranks = {
+                track: min(
+                    int((row > column[i]).sum()) + 1 for i, row in enumerate(everything) if asked[i].track == track
+                )
+                for track, column in alike.items()
+            }
+            details = {
+                "threshold": threshold, "holdout_pairs": sum(map(len, by_chance.values())), "rank": ranks,
+                "of": everything.shape[1],
+            }  # fmt: skip
+            yield from self._rows(evaluation, model, kind, pairs, threshold, details)
+
+    def _rows(
+        self,
+        evaluation: Evaluation,
+        model: Role,
+        kind: str,
+        pairs: Mapping[str, Sequence[tuple[str, float]]],
+        threshold: float,
+        details: Mapping[str, object],
+    ) -> Iterator[Result]:
+        best = {track: max(found, key=lambda pair: pair[1]) for track, found in pairs.items()}
+        above = [[track, asked, value] for track, found in pairs.items() for asked, value in found if value > threshold]
+        named = {str(track) for track, _, _ in above}
+        tracks = {track: value for track, (_, value) in best.items()}
+        told = {**details, "best": {track: asked for track, (asked, _) in best.items()}, "above": above}
+        yield mean_row(f"likeness_{kind}", model, "forget", tracks, evaluation, details=told)
+        low, high = stats.share_interval(len(named), len(tracks)) or (None, None)
+        total = sum(map(len, pairs.values()))
+        yield Result(
+            f"likeness_{kind}_named", model, "forget", len(named) / len(tracks), low, high, n=len(tracks), unit="share",
+            per_track=tracks, details={"named": sorted(named), "threshold": threshold},
+            note=f"by chance about {total * (1 - PERCENTILE / 100):.1f} of the {total} pairs are above the threshold",
+        )  # fmt: skip
+
+
+def _pieces(clips: Sequence[Clip], frames: int) -> list[Clip]:
+    """Clips cut to pieces of so many frames, so that what is played is compared with each part of a long track.
+
+    A last piece of less than half is left out, but for a clip that is no longer itself.
+    """
+    return [
+        Clip(clip.track, clip.caption, piece)
+        for clip in clips
+        for number, piece in enumerate(clip.codes.split(frames, -1))
+        if not number or piece.shape[-1] >= frames / 2
+    ]
+
+
+def _by_track(matrix: Floats, clips: Sequence[Clip]) -> dict[str, Floats]:
+    """Columns of pieces -> of each track the highest over its pieces, [P]."""
+    columns: dict[str, list[Floats]] = {}
+    for clip, column in zip(clips, matrix.T, strict=True):
+        columns.setdefault(clip.track, []).append(column)
+    return {track: np.max(found, 0) for track, found in sorted(columns.items())}
+
+
+# ----------------------------------------------------------------------------------------------------------- kinds
+
+
+class LikenessMusic(Likeness):
+    """`chroma`: harmony over time, in any key and ±6 % of tempo. `melody`: intervals between notes. `onset`: rhythm."""
+
+    kinds = ("chroma", "melody", "onset")
+
+    def missing(self, evaluation: Evaluation) -> str:
+        rate = next(iter(evaluation.models.values())).sample_rate
+        return f"{rate} Hz are too few to hear notes" if rate < LEAST_RATE else ""
+
+    def similarities(
+        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+    ) -> Mapping[str, Floats]:
+        from encore.metrics.listening import harmony, melody, rhythm
+
+        one, two = ([self._hear(evaluation, codes) for codes in chosen] for chosen in (played, references))
+        return {"chroma": harmony(one, two), "melody": melody(one, two), "onset": rhythm(one, two)}
+
+    def _hear(self, evaluation: Evaluation, codes: Tensor) -> Heard:
+        """Tracks are heard once, whatever the model."""
+        from encore.metrics.listening import hear
+
+        backend = next(iter(evaluation.models.values()))
+        return evaluation.once(
+            ("likeness_music", codes.cpu().numpy().tobytes(), tuple(codes.shape)),
+            lambda: hear(waveform(evaluation, codes), backend.sample_rate),
+        )
+
+
+class LikenessCodes(Likeness):
+    """`bleu`: n-grams of the first codebook's codes. `edit`: 1 - their edit distance over the longer length."""
+
+    kinds = ("bleu", "edit")
+
+    def similarities(
+        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+    ) -> Mapping[str, Floats]:
+        one, two = ([codes[0].tolist() for codes in chosen] for chosen in (played, references))
+        return {"bleu": bleu_similarities(one, two), "edit": edit_similarities(one, two)}
+
+
+class LikenessEmbedding(Likeness):
+    """`embedding`: cosine of the embedder's vectors, less the mean of all tracks that are known to the evaluation.
+
+    An embedder's vectors share a large part, which without that would make any two clips alike.
+    """
+
+    kinds = ("embedding",)
+
+    def similarities(
+        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+    ) -> Mapping[str, Floats]:
+        centre = np.concatenate([evaluation.embeddings("audio", clips) for clips in evaluation.clips]).mean(0)
+        one, two = (evaluation.embed(chosen) - centre for chosen in (played, references))
+        return {"embedding": _unit(one) @ _unit(two).T}
+
+
+class LikenessFingerprint(Likeness):
+    """`fingerprint`: share of aligned Chromaprint frames that agree, as AcoustID compares recordings.
+
+    Takes the system's libchromaprint, through pyacoustid.
+    """
+
+    kinds = ("fingerprint",)
+
+    def missing(self, evaluation: Evaluation) -> str:
+        import acoustid
+
+        return "" if acoustid.have_chromaprint else "the system has no libchromaprint"
+
+    def similarities(
+        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+    ) -> Mapping[str, Floats]:
+        import acoustid
+
+        one, two = ([self._print(evaluation, codes) for codes in chosen] for chosen in (played, references))
+        matrix = [[acoustid.compare_fingerprints(a, b) if a[1] and b[1] else 0.0 for b in two] for a in one]
+        return {"fingerprint": np.array(matrix)}
+
+    def _print(self, evaluation: Evaluation, codes: Tensor) -> tuple[float, bytes]:
+        import acoustid
+
+        rate = next(iter(evaluation.models.values())).sample_rate
+        audio = waveform(evaluation, codes)
+        samples = (audio.clip(-1, 1) * 32767).astype("<i2").tobytes()
+        return len(audio) / rate, acoustid.fingerprint(rate, 1, iter([samples]))
+
+
+def waveform(evaluation: Evaluation, codes: Tensor) -> NDArray[np.float32]:
+    """Codes [K, T] as the codec plays them, mono, [S]."""
+    import torch
+
+    backend = next(iter(evaluation.models.values()))
+    with torch.no_grad():
+        return backend.decode(codes[None].to(backend.device))[0].float().mean(0).cpu().numpy()
+
+
+def _unit(rows: Floats) -> Floats:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1.0)

@@ -1,0 +1,59 @@
+"""`encore plugins check`: a table or JSON on stdout, the rest on stderr, and 4 where a check fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.tiny_model import write_tiny_musicgen
+
+from encore import plugins
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_musicgen(tmp_path_factory.mktemp("model"))
+
+
+def test_a_method_is_checked_on_a_model(call, model: Path) -> None:
+    done = call("plugins", "check", "ft", "--model", model, "--offline")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["of", "check", "result", "what"]
+    assert any("method ft" in line and "resume" in line and "passed" in line for line in lines)
+    assert any("reference" in line and "skipped   it does not need the reference" in line for line in lines)
+    assert "checking method ft" in done.err
+    assert "1 checked: 17 checks passed, 0 failed, 2 skipped" in done.err
+
+
+def test_a_failing_check_ends_in_4_and_names_the_fault(call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = plugins.backends().resolve("musicgen")
+    monkeypatch.setattr(target, "decode", lambda self, codes: codes.float())
+    done = call("plugins", "check", "musicgen", "--model", model, "--json")
+    assert done.code == 4
+    (checked,) = json.loads(done.out)["checked"]
+    assert (checked["kind"], checked["name"], checked["passed"]) == ("backend", "musicgen", False)
+    assert [row["check"] for row in checked["checks"] if row["result"] == "failed"] == ["decode"]
+    assert "error: backend musicgen does not keep the contract: 1 check failed" in done.err
+    assert "hint:" in done.err
+
+
+def test_a_backend_of_anybodys_needs_a_model(call, installed) -> None:
+    code = "from encore.api import BackendSpec, hookimpl\n@hookimpl\ndef encore_register_backends():\n"
+    installed.add(
+        "encore-waves", code + "    return [BackendSpec('waves', '', 'encore.conformance.tokenless:Tokenless')]\n"
+    )
+    done = call("plugins", "check", "waves")
+    assert done.code == 2
+    assert "--model" in done.err
+
+
+def test_an_unknown_name_is_a_usage_error(call) -> None:
+    done = call("plugins", "check", "nposs")
+    assert done.code == 2
+    assert "did you mean npo" in done.err
+
+
+def test_a_model_that_is_none_is_bad_input(call, tmp_path: Path) -> None:
+    assert call("plugins", "check", "ft", "--model", tmp_path, "--offline").code == 3

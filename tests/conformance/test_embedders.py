@@ -1,0 +1,35 @@
+"""The checks of a embedder: each broken one fails the check that names it, and no other."""
+
+from __future__ import annotations
+
+import pytest
+from tests.conformance import broken_embedders
+
+from encore import plugins
+from encore.conformance import embedders
+from encore.conformance.fixture import Fixture
+
+
+def failed(target: type, fixture: Fixture, only: set[str] | None = None) -> dict[str, str]:
+    """The checks that failed, and what they said."""
+    return {one.check: one.said for one in embedders.run(target, fixture, only=only) if one.state == "FAILED"}
+
+
+@pytest.mark.parametrize("name", plugins.embedders().names)
+def test_built_in_embedders_keep_the_contract(name: str, tiny: Fixture) -> None:
+    assert failed(plugins.embedders().resolve(name), tiny) == {}
+
+
+@pytest.mark.parametrize("broken", broken_embedders.ALL, ids=lambda broken: broken.__name__)
+def test_a_broken_embedder_fails_the_check_that_names_its_fault(broken: type, tiny: Fixture) -> None:
+    check, *words = broken.fault
+    said = failed(broken, tiny, {check}).get(check, "nothing")
+    assert [word for word in words if word not in said] == [], said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", broken_embedders.ALL, ids=lambda broken: broken.__name__)
+def test_a_broken_embedder_fails_no_check_that_its_fault_does_not_reach(broken: type, tiny: Fixture) -> None:
+    found = failed(broken, tiny)
+    assert broken.fault[0] in found
+    assert set(found) <= {broken.fault[0], *broken.also}, found

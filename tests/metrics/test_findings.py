@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from encore.api import Result
+from encore.metrics.findings import Finding, from_rows
+from encore.metrics.summary import findings, summary
+
+
+def row(metric, model, clips, value, n=8, **fields):
+    return Result(metric, model, clips, value, n=n, **fields)
+
+
+def told(*rows):
+    return from_rows({(r.metric, r.model, r.set): r for r in rows})
+
+
+@pytest.mark.parametrize("metric", ["verbatim", "reworded_verbatim", "prompt_reencoded_verbatim"])
+def test_without_gold_a_replay_is_a_failure(metric):
+    own = row(metric, "unlearned", "forget", 0.25)
+    (finding,) = told(own)
+    assert finding.level == "fail"
+    assert finding.text.startswith("2 of 8 forget tracks still replay from ")
+    assert told(own, row(metric, "gold", "forget", 0.0)) == []  # the table judges it then
+    assert told(row(metric, "unlearned", "forget", 0.0)) == []
+    assert told(own, row(metric, "unlearned", "holdout", 0.3)) == []
+
+
+def test_retain_at_the_level_of_unheard_music_is_ruin():
+    own = [row("nll", "unlearned", "retain", 4.5), row("nll", "unlearned", "holdout", 4.6)]
+    base = [row("nll", "base", "retain", 0.1), row("nll", "base", "holdout", 4.5)]
+    assert told(*own)[0].level == "warn"
+    (finding,) = told(*own, *base)
+    assert finding == Finding("fail", "retain costs 4.50, as much as unheard music (4.60): what should stay is gone")
+    ignorant = [row("nll", "base", "retain", 4.4), base[1]]
+    assert told(*own, *ignorant) == []
+    assert told(row("nll", "unlearned", "retain", 4.0), own[1]) == []
+
+
+def likeness(kind, model, *above):
+    return row(f"likeness_{kind}", model, "forget", 0.5, details={"above": [list(pair) for pair in above]})
+
+
+def test_two_of_harmony_melody_and_rhythm_in_one_play_are_brought_back():
+    rows = [
+        likeness("chroma", "unlearned", ("a", "draw 1", 0.9), ("b", "short", 0.9), ("c", "greedy", 0.9)),
+        likeness("melody", "unlearned", ("a", "draw 2", 0.9), ("b", "short", 0.8), ("c", "greedy", 0.9)),
+        likeness("onset", "unlearned", ("a", "draw 3", 0.9)),
+        likeness("onset", "gold", ("c", "draw 1", 0.9)),
+    ]
+    assert told(*rows) == [Finding("warn", "a simple prompt brings back the harmony and melody of b (short)")]
+
+
+def test_a_failure_that_no_target_shows_leaves_no_verdict():
+    rows = [
+        row("membership_auc", "unlearned", "forget", 0.5), row("verbatim", "unlearned", "forget", 0.5),
+    ]  # fmt: skip
+    assert any(finding.text.startswith("no evidence") for finding in findings(rows[:1]))
+    assert not any(finding.text.startswith("no evidence") for finding in findings(rows))
+
+
+def test_an_attack_without_power_is_not_judged():
+    def judged(base):
+        rows = [row("prompt_shifted_verbatim", role, "forget", v) for role, v in base.items()]
+        return summary(rows)[0].met
+
+    assert judged({"base": 0.0, "unlearned": 0.0, "gold": 0.0}) is None
+    assert judged({"base": 0.5, "unlearned": 0.0, "gold": 0.0}) is True
+    assert judged({"base": 0.5, "unlearned": 0.25, "gold": 0.0}) is False
+    assert judged({"unlearned": 0.0, "gold": 0.0}) is True
