@@ -53,6 +53,7 @@ def test_a_measured_run_has_a_report_and_how_it_was_measured(studio: Path, call:
     assert "one.wav" in Path("run/report.html").read_text()
     assert ModelCard.load("run/model/README.md").data.eval_results
     how = json.loads(Path("run/evaluation.json").read_text())
+    assert how["full"] is False
     assert (how["seed"], how["metrics"]) == (1, ["nll", "membership_auc", "relearn"])
     assert how["models"]["unlearned"] == json.loads(Path("run/run.json").read_text())["unlearned_sha256"]
     before = Path("run/metrics.json").read_bytes()

@@ -66,6 +66,17 @@ def test_keys_that_are_none(tmp_path: Path) -> None:
             signing.check(b"m", signature, bad)
 
 
+def test_a_key_of_another_kind(tmp_path: Path) -> None:
+    private, _ = keys(tmp_path, "mine")
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    other = ed25519.Ed25519PrivateKey.generate()
+    private.write_bytes(other.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()))
+    with pytest.raises(UsageError, match="not an elliptic-curve key"):
+        signing.sign(b"m", private)
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = builtins.__import__
 

@@ -102,7 +102,16 @@ def write_run(folder: Path, *, results: list[Result] | None = None, **record: An
     request = {"schema": 1, "folder": str(folder), "model": run_record()["model"], "seed": 3, **listed}
     write(folder / "request.json", request)
     write(folder / "run.json", {**run_record(), **record})
-    how = {"schema": 1, "golds": {}, "metrics": None, "embedder": "latents", "seed": 0, "force": False, "seconds": 9.0}
+    how = {
+        "schema": 1,
+        "golds": {},
+        "metrics": None,
+        "full": False,
+        "embedder": "latents",
+        "seed": 0,
+        "force": False,
+        "seconds": 9.0,
+    }
     write(folder / "evaluation.json", how | {"models": {"gold": "f" * 64}, "notes": ["a note of eval"]})
     write_metrics(folder / "metrics.json", rows() if results is None else results)
     lines = [look(2, 2.0), {"event": "checkpoint"}, look(2, 2.5), look(4, 4.4)]

@@ -28,3 +28,8 @@ def test_how_it_was_measured(made: Path) -> None:
     assert shlex.split(commands(read_run(made))[2])[3:] == [
         "--gold", "a b", "--gold2", "c", "--metrics", "nll,fad", "--seed", "4", "--embedder", "other", "--force",
     ]  # fmt: skip
+
+
+def test_the_full_set_is_asked_for_again(made: Path) -> None:
+    change(made / "evaluation.json", full=True)
+    assert commands(read_run(made))[2].endswith(" --full")

@@ -50,7 +50,8 @@ def test_a_fake_that_hides_behind_captions_is_caught(files: Callable[..., RunFil
 
 def test_a_model_that_is_broken_everywhere_is_caught(files: Callable[..., RunFiles]) -> None:
     told = verdict(files(only("nll", "unlearned", "retain", 6.0)))
-    assert (told.level, told.but[:34]) == ("bad", "But the rest of the music suffered")
+    assert told.level == "bad"
+    assert "the rest of the music suffered: how well it still knows the other music" in told.but
     collapsed = run_record()["outcome"] | {"collapsed": True}
     assert "damaged" in verdict(RunFiles(Path(), {}, run_record() | {"outcome": collapsed}, good())).headline
 

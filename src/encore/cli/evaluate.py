@@ -111,7 +111,7 @@ def evaluate(
         )  # fmt: skip
         if out is not None:
             how = evaluation_json(
-                evaluation, golds=golds, metrics=names, embedder=embedder, notes=subject.notes,
+                evaluation, golds=golds, metrics=names, full=full, embedder=embedder, notes=subject.notes,
                 seconds=time.monotonic() - started,
             )  # fmt: skip
             with held(out):

@@ -56,20 +56,22 @@ def rerun(
 
     try:
         golds, seed, embedder, force = how["golds"], how["seed"], how["embedder"], how["force"]
-        names, hashes = how["metrics"], how["models"]
+        names, full, hashes = how["metrics"], how["full"], how["models"]
     except KeyError as error:
         raise InputError(f"the bundle does not say how its figures were measured: {error} is missing") from error
     subject = from_run(run, golds=golds, device=device, offline=offline, reporter=reporter)
     for role, model in subject.models.items():
         if model_sha256(model) != hashes.get(role):
             raise InputError(f"the {role} model is not the one that was measured: its weights differ")
-    evaluation = SharedEvaluation(subject.models, subject.clips, seed=seed, embedder=embedder, force=force)
+    evaluation = SharedEvaluation(
+        subject.models, subject.clips, seed=seed, embedder=embedder, force=force, about=subject.about
+    )
 
     def progress(name: str, done: int, of: int) -> None:
         if reporter is not None:
             reporter.progress("measure", done, of, {"metric": name})
 
-    return measure(evaluation, names, progress)
+    return measure(evaluation, names, progress, full=full)
 
 
 def compare(bundled: Sequence[Result], again: Sequence[Result]) -> list[Compared]:

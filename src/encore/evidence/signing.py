@@ -83,4 +83,6 @@ def _library() -> tuple[Any, Any]:
 
 
 def _said(error: BaseException) -> str:
+    if isinstance(error, AttributeError):  # the library asks any key for its curve
+        return "it is not an elliptic-curve key"
     return " ".join(str(error).split()) or type(error).__name__

@@ -52,6 +52,8 @@ def _evaluate(files: RunFiles) -> Iterator[str]:
         yield from (f"--{role}", str(model))
     if how.get("metrics"):
         yield from ("--metrics", ",".join(map(str, how["metrics"])))
+    if how.get("full"):
+        yield "--full"
     if how.get("seed"):
         yield from ("--seed", str(how["seed"]))
     if how.get("embedder") not in (None, "latents"):

@@ -63,17 +63,21 @@ def verdict(files: RunFiles) -> Verdict:
         return Verdict("bad", "The run damaged the rest of the music.", said)
     if any(one.text.startswith("nothing measurable to forget") for one in told):
         return Verdict("open", "There was nothing measurable to forget.", said)
+    harm = f"the rest of the music suffered: {'; '.join(_named(damage))}." if damage else ""
     if traces:
-        return Verdict("bad", f"{len(traces)} of {_tests(about)} of forgetting failed:", said, _named(traces))
+        return Verdict(
+            "bad",
+            f"{len(traces)} of {_tests(about)} of forgetting failed:",
+            said,
+            _named(traces),
+            harm and f"And {harm}",
+        )
     if beyond:
-        return Verdict("bad", "A finding speaks against this run:", said, tuple(beyond))
+        return Verdict("bad", "A finding speaks against this run:", said, tuple(beyond), harm and f"And {harm}")
     if not about:
         return Verdict("open", "No test of forgetting could be judged: there was nothing to compare with.", said)
     headline = f"No evidence of retention under {_tests(about)}:"
-    if damage:
-        but = f"But the rest of the music suffered: {'; '.join(_named(damage))}."
-        return Verdict("bad", headline, said, _named(about), but)
-    return Verdict("good", headline, said, _named(about))
+    return Verdict("bad" if damage else "good", headline, said, _named(about), harm and f"But {harm}")
 
 
 def asked(files: RunFiles) -> str:

@@ -25,6 +25,7 @@ def evaluation_json(
     *,
     golds: Mapping[Role, str],
     metrics: Sequence[str] | None,
+    full: bool,
     embedder: str,
     notes: Sequence[str],
     seconds: float,
@@ -32,7 +33,8 @@ def evaluation_json(
     """The settings of an evaluation, the hashes of what it measured, and where it ran.
 
     Args:
-        golds: the gold models that were named. metrics: those that were named, None for all. embedder: its name.
+        golds: the gold models that were named. metrics: those that were named, or None. full: whether `--full` was.
+        embedder: its name.
         seconds: that it took.
     """
     models: Mapping[Role, Backend] = evaluation.models
@@ -40,6 +42,7 @@ def evaluation_json(
         "schema": SCHEMA,
         "golds": dict(golds),
         "metrics": list(metrics) if metrics is not None else None,
+        "full": full,
         "embedder": embedder,
         "embedder_identity": evaluation.embedder.identity if evaluation.embedder else None,
         "seed": evaluation.seed,
