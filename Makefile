@@ -1,12 +1,13 @@
 # `make demo` forgets the tracks of examples/opt-out.txt in the embedded model and evaluates the result;
-# `make test` runs what CI runs. Both build the environment in .venv first, and again when what it is made of changes.
+# `make test` runs all tests of Encore, `make plugins` those of the plugins beside it. All build the environment in .venv
+# first, and again when what it is made of changes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PLUGINS := example audiocraft diffusers
 
-.PHONY: demo test lint plugins clean $(PLUGINS:%=plugin-%)
+.PHONY: demo test lint plugins wheel clean $(PLUGINS:%=plugin-%)
 
 demo: .venv/.stamp
 	rm -rf runs/demo
@@ -30,19 +31,23 @@ lint: .venv/.stamp
 	$(BIN)/python -m compileall -q src # as installing a wheel does; an editable install leaves it to the first import
 	touch $@
 
-# Every plugin in a fresh environment of its own, with all of its tests. What a plugin needs and pip could not resolve
-# beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
+# Every plugin in a fresh environment of its own, beside a wheel of Encore, with all of its tests. What a plugin needs and
+# pip could not resolve beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
 plugins: $(PLUGINS:%=plugin-%)
 
-$(PLUGINS:%=plugin-%): plugin-%:
+$(PLUGINS:%=plugin-%): plugin-%: wheel
 	rm -rf plugins/encore-$*/.venv
 	$(PYTHON) -m venv plugins/encore-$*/.venv
 	$(PLUGIN_PIP) $(TORCH)
-	$(PLUGIN_PIP) -c constraints.txt setuptools wheel ninja
-	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation -e . -e 'plugins/encore-$*[dev]'
+	$(PLUGIN_PIP) -c constraints.txt setuptools wheel
+	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation dist/plugins/*.whl -e 'plugins/encore-$*[dev]'
 	$(if $(wildcard plugins/encore-$*/without-dependencies.txt),$(PLUGIN_PIP) --no-deps --no-build-isolation \
 		-r plugins/encore-$*/without-dependencies.txt)
 	cd plugins/encore-$* && .venv/bin/python -m pytest -m "slow or not slow"
+
+wheel: .venv/.stamp
+	rm -rf build dist/plugins
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist/plugins .
 
 PLUGIN_PIP = plugins/encore-$*/.venv/bin/python -m pip install -q
 
