@@ -17,8 +17,8 @@ from encore.metrics.likeness import (
     LikenessFingerprint,
     LikenessMusic,
     _pieces,
-    plays,
 )
+from encore.metrics.plays import plays
 from encore.metrics.sequences import bleu
 from encore.runs.evaluate import SharedEvaluation, measure
 
