@@ -14,11 +14,13 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "plugins" / "encore-example"
 
 
 def files(folder):
-    generated = {"__pycache__", "build", ".pytest_cache", ".ruff_cache"}
+    """What belongs to a package: neither what tools left there, nor the environment of `make plugins`."""
+    found = ((path.relative_to(folder), path) for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): path.read_text()
-        for path in folder.rglob("*")
-        if path.is_file() and not generated & set(path.parts) and ".egg-info" not in str(path)
+        name.as_posix(): path.read_text()
+        for name, path in found
+        if not any(part.startswith(".") or part in ("__pycache__", "build") for part in name.parts)
+        and ".egg-info" not in str(name)
     }
 
 
