@@ -15,7 +15,7 @@ demo: .venv/.stamp
 	$(BIN)/encore eval runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 lint: .venv/.stamp
 	$(BIN)/ruff check .
