@@ -24,6 +24,11 @@ def fetchable(model: str, revision: str | None = None, file: str = "config.json"
     """
     if Path(model).is_dir():
         return False
+    if model in assets.MODELS:  # its own backend never asks
+        raise InputError(
+            f"the embedded model {model} is one of transformers' MusicGen, not of this model family",
+            f"open it with --backend musicgen, or turn it into another format with `encore convert {model} FOLDER`",
+        )
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
         near = difflib.get_close_matches(model, assets.MODELS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -64,6 +64,14 @@ def test_every_check_runs_whatever_the_others_do():
     assert len(report.failed) == 3
 
 
+def test_a_signal_to_stop_is_no_fault_of_what_is_checked():
+    def stopped(_):
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        suite(stopped, passes).run(Subject())
+
+
 def test_nothing_is_asked_of_what_is_not_there():
     outcomes = suite(fails, passes, first=(fails,)).run(Subject())
     assert [outcome.state for outcome in outcomes] == ["FAILED", "skipped"]

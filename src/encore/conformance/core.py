@@ -7,6 +7,7 @@ else it raises is a fault as well, and the checks after it go on.
 
 from __future__ import annotations
 
+import signal
 import time
 import traceback
 import warnings
@@ -20,6 +21,8 @@ from encore.errors import EncoreError
 
 State = Literal["passed", "FAILED", "skipped"]
 Progress = Callable[[str, int, int], None]
+
+TERMINATED = 128 + signal.SIGTERM  # what the command line leaves with
 
 
 class Fault(Exception):
@@ -168,6 +171,8 @@ def _outcome(check: Check[Any], subject: Any) -> Outcome:
     except Skip as reason:
         state, said = "skipped", str(reason)
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            raise  # whoever checks was told to stop: that says nothing of the plugin
         state, said = "FAILED", raised(error)
     return Outcome(check.name, check.contract, state, said or "", time.monotonic() - started)
 
