@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from encore.errors import UsageError
-from encore.runs.environment import hardware, pick_device, pick_precision, versions
+from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, versions
 
 
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +35,12 @@ def test_what_a_run_records() -> None:
     assert all(isinstance(version, str) for version in versions().values())
     assert hardware("cpu")["device"] == "cpu"
     assert hardware("cpu")["threads"] >= 1
+
+
+def test_peak_memory_grows_by_what_is_held_and_does_not_fall() -> None:
+    before = peak_bytes("cpu")
+    held = torch.ones(before // 2, dtype=torch.uint8)  # more than can have been free in between
+    peak = peak_bytes("cpu")
+    assert before <= peak <= before + 2 * held.numel()
+    del held
+    assert peak_bytes("cpu") >= peak
