@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,10 +39,8 @@ def test_what_a_run_records() -> None:
     assert hardware("cpu")["threads"] >= 1
 
 
-def test_peak_memory_grows_by_what_is_held_and_does_not_fall() -> None:
-    before = peak_bytes("cpu")
-    held = torch.ones(before // 2, dtype=torch.uint8)  # more than can have been free in between
-    peak = peak_bytes("cpu")
-    assert before <= peak <= before + 2 * held.numel()
-    del held
-    assert peak_bytes("cpu") >= peak
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak there")
+def test_peak_memory_is_what_the_system_tells_a_process() -> None:
+    told = Path("/proc/self/status").read_text()
+    peak = int(next(line for line in told.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    assert peak_bytes("cpu") == pytest.approx(peak, rel=0.01)
