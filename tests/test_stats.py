@@ -134,6 +134,14 @@ def test_frechet_distance_agrees_with_the_matrix_square_root():
     assert stats.frechet_gaussians(np.zeros(6), first, np.zeros(6), second) == pytest.approx(expected)
 
 
+def test_frechet_distance_keeps_its_digits_where_covariances_are_nearly_singular():
+    """With one set of axes it is that of the deviations, which here fall by nine decades: variances by eighteen."""
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0]
+    first, second = 10 ** -np.linspace(0, 9, 32), 1.1 * 10 ** -np.linspace(0, 9, 32)
+    found = stats.frechet_gaussians(np.zeros(32), (axes * first**2) @ axes.T, np.zeros(32), (axes * second**2) @ axes.T)
+    assert found == pytest.approx(((first - second) ** 2).sum(), rel=1e-10)
+
+
 def test_frechet_distance_of_singular_covariances_stays_real_and_not_negative():
     x = np.random.default_rng(0).normal(size=(5, 40))  # rank 4 of 40
     assert stats.frechet_distance(x, x) == pytest.approx(0, abs=1e-8)
