@@ -25,7 +25,9 @@ def evaluate(
     base: Annotated[str | None, typer.Option(help="With --model: the model before.")] = None,
     gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
     gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
-    backend: Annotated[str | None, typer.Option(help="With --model: the model family; default: musicgen.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="With --model: the model family; default: its run's, else musicgen.")
+    ] = None,
     catalog: Annotated[
         Path | None, typer.Option(help="With --model: catalogue for id: lines, retain and holdout.")
     ] = None,
@@ -76,6 +78,7 @@ def evaluate(
     from encore.runs.evaluate import SharedEvaluation, measure
     from encore.runs.evaluation_json import evaluation_json, write_evaluation
     from encore.runs.metrics_json import metrics_json, write_metrics
+    from encore.runs.models import backend_name
     from encore.runs.open_run import from_flags, from_run
     from encore.runs.samples import write_samples
     from encore.runs.store import held
@@ -97,8 +100,8 @@ def evaluate(
             assert tracks is not None
             others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
             subject = from_flags(
-                model, tracks, others=others, backend=backend or "musicgen", catalog=catalog, retain=retain,
-                holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed, reporter=reporter,
+                model, tracks, others=others, backend=backend_name(model, backend), catalog=catalog,
+                retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed, reporter=reporter,
             )  # fmt: skip
         for note in subject.notes:
             reporter.note(note)
