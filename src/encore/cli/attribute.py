@@ -40,8 +40,8 @@ def attribute(
     keep_freed_memory()
     with reporting() as reporter:
         found = runs.attribute(
-            clip, model=model, catalog=catalog, caption=caption, backend=backend_name(model, backend), revision=revision,
-            offline=offline, roots=root or (), device=device, reporter=reporter,
+            clip, model=model, catalog=catalog, caption=caption, backend=backend_name(model, backend),
+            revision=revision, offline=offline, roots=root or (), device=device, reporter=reporter,
         )  # fmt: skip
     named = found.tracks[:top]
     if json:

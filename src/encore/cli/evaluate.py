@@ -101,7 +101,8 @@ def evaluate(
             others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
             subject = from_flags(
                 model, tracks, others=others, backend=backend_name(model, backend), catalog=catalog,
-                retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed, reporter=reporter,
+                retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed,
+                reporter=reporter,
             )  # fmt: skip
         for note in subject.notes:
             reporter.note(note)
