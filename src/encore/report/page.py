@@ -20,7 +20,7 @@ from encore.report import draw, sound, tables, words
 from encore.report.commands import commands
 from encore.report.figures import Figure, figures
 from encore.report.files import REPORT, RunFiles, Sample, read_run
-from encore.runs.store import write_bytes
+from encore.runs.store import write_bytes, writing
 
 NO_DRAWING = (
     "Figures are not drawn here, because matplotlib is not installed where this report was made: their numbers are."
@@ -50,7 +50,7 @@ def write_report(run: Path, *, measured: Path | None = None, out: Path | None = 
 
     Args:
         measured: where `metrics.json` and samples are, if not in the run's folder.
-        out: the file; default: `report.html` beside the figures.
+        out: the file, in a folder that is made where it is missing; default: `report.html` beside the figures.
         originals: embed the forgotten tracks themselves, to compare by ear.
 
     Raises:
@@ -59,6 +59,8 @@ def write_report(run: Path, *, measured: Path | None = None, out: Path | None = 
     """
     files = read_run(run, measured=measured)
     target = out or (measured or run) / REPORT
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, render(files, originals=originals).encode("utf-8"))
     return target
 

@@ -94,6 +94,18 @@ class Prepared:
         return (4 * checkpoints + 1) * weights + sum(map(_bytes, self.backend.frozen().values()))
 
 
+def refuse_unusable(request: Request) -> None:
+    """Refuse what can be refused before a track is looked for: device, precision, model family, the run folder.
+
+    Raises:
+        UsageError: one of them can't be used, or there is nothing to resume.
+        EncoreError: another process works on the run folder.
+    """
+    pick_precision(request.precision, pick_device(request.device))
+    backends().get(request.backend)
+    refuse_occupied(request.out, resume=request.resume)
+
+
 def choose(request: Request) -> Tracks:
     """Read the list and find every track; see `select`."""
     catalog = open_catalog(request.catalog, request.model, request.roots)
@@ -116,9 +128,9 @@ def prepare(
         EncoreError: another process works on the run folder, or it does not fit the disk.
     """
     reporter = reporter or Reporter()
+    refuse_unusable(request)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
-    refuse_occupied(request.out, resume=request.resume)
     tracks = tracks or choose(request)
     _refuse_unmet(method, tracks, request)
     started = time.monotonic()
