@@ -39,7 +39,9 @@ def bench(
     ] = None,
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    backend: Annotated[str, typer.Option(help="Model family; see `encore backends`.")] = "musicgen",
+    backend: Annotated[
+        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+    ] = None,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue for id: lines, retain and holdout.")] = None,
     retain: Annotated[str | None, typer.Option(help="List of tracks to keep, or `self`.")] = None,
     holdout: Annotated[Path | None, typer.Option(help="List of tracks the model never heard.")] = None,
@@ -71,6 +73,7 @@ def bench(
     from encore.bench.schedule import run_cells
     from encore.bench.write import write_leaderboard
     from encore.runs.evaluate_run import Asked
+    from encore.runs.models import backend_name
 
     laid = find(preset) if preset else None
     if gold2 and not gold:
@@ -84,7 +87,7 @@ def bench(
     plan = Plan(
         methods=_options(names, [*(laid.options if laid and not embedded else ()), *(option or ())]),
         seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks), model=model,
-        revision=revision, backend=backend, catalog=_absolute(catalog),
+        revision=revision, backend=backend_name(model, backend), catalog=_absolute(catalog),
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device,
         precision=precision, offline=offline, golds={k: v for k, v in (("gold", gold), ("gold2", gold2)) if v},
