@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from encore import stats
+from encore.api import Result
 from encore.bench.leaderboard import leaderboard
 from encore.bench.plan import Cell, Plan
+from encore.runs.metrics_json import read_metrics, write_metrics
 
 GOOD = {"nll": 4.1, "kl": 1.1, "retain": 0.03, "relearned": 3.4, "replays": 0, "seconds": 10}
 BAD = {"nll": 1.0, "kl": 3.0, "retain": 2.0, "relearned": 0.2, "replays": 5, "seconds": 4}
@@ -47,6 +49,17 @@ def test_what_was_not_measured_is_told_and_not_made_up(tmp_path, plan, cell_of):
     assert board.failed == {"good/seed-1": "not run yet", "bad/seed-0": "not run yet", "bad/seed-1": "it broke"}
     assert "AUC" not in board.titles
     assert leaderboard(Plan(methods={"none": ()}, seeds=(0,)), tmp_path).lines == []
+
+
+def test_what_embedders_hear_has_columns_by_the_names_of_the_rows(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    file = tmp_path / "good/seed-0/metrics.json"
+    heard = [("fad_ear", 0.5), ("tag_kl_ear", 0.2), ("tag_kl_track_ear", 9.0), ("clap_score", 0.3)]
+    more = [Result(metric, "unlearned", "retain", value) for metric, value in heard]
+    write_metrics(file, [*read_metrics(file), *more, Result("fad_ear", "unlearned", "holdout", 9.0)])
+    board = leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path)
+    assert board.titles[-5:] == ("clap_score", "fad_ear", "tag_kl_ear", "seconds", "peak GB")
+    assert board.lines[0].median("fad_ear") == 0.5
 
 
 def test_a_cell_that_failed_this_time_is_not_shown_with_figures_of_another(tmp_path, plan, cell_of):
