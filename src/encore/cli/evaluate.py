@@ -122,7 +122,7 @@ def evaluate(
                 write_metrics(out / "metrics.json", results)
                 write_evaluation(out, how)
                 if names is None:
-                    write_samples(out, evaluation)
+                    write_samples(out, evaluation, results)
                 if run is not None:
                     _report(run, out)
     if json:

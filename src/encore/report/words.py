@@ -34,6 +34,9 @@ PLAIN = {
 }
 
 
+HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}  # kinds of likeness that a listener asks for
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The report in one sentence, the tests it is about, what speaks against it, and the sentences behind it."""
@@ -58,7 +61,7 @@ def verdict(files: RunFiles) -> Verdict:
     told = findings(files.results)
     lines = tuple(f"{line.label}:" for line in missed)
     beyond = [one.text for one in told if one.level == "fail" and not one.text.startswith(lines)]
-    said = tuple(_sentences(table, files))
+    said = (*_sentences(table, files), *brought_back(files.results))
     if files.run["outcome"].get("collapsed"):
         return Verdict("bad", "The run damaged the rest of the music.", said)
     if any(one.text.startswith("nothing measurable to forget") for one in told):
@@ -124,6 +127,26 @@ def _sentences(table: Sequence[SummaryRow], files: RunFiles) -> Iterator[str]:
         known = {role: row for role, row in figures.items() if row.value is not None}
         if {"base", "unlearned"} <= set(known):
             yield say(known, files)
+
+
+def brought_back(results: Sequence[Result]) -> Iterator[str]:
+    """The courts' question in a sentence, where it was measured: of how many tracks a simple prompt brings back what."""
+    rows = {(row.metric, row.model): row for row in results if row.set == "forget" and row.value is not None}
+    parts = {kind: rows.get((f"likeness_{kind}_named", "unlearned")) for kind in HEARD}
+    if not all(parts.values()):
+        return
+    tracks = max(row.n for row in parts.values() if row)
+
+    def told(role: str) -> str:
+        named = [(word, rows.get((f"likeness_{kind}_named", role))) for kind, word in HEARD.items()]
+        return ", ".join(f"the {word} of {_count(row) or 'none'}" for word, row in named if row)
+
+    before = told("base")
+    yield (
+        f"Asked in words alone, the model brings back {told('unlearned')} of {_tracks(tracks)}"
+        + (f"; before it brought back {before}" if before else "")
+        + ". It counts as brought back what is more alike than chance makes it."
+    )
 
 
 def _replays(known: Mapping[str, Result], files: RunFiles) -> str:
