@@ -130,7 +130,7 @@ def _sentences(table: Sequence[SummaryRow], files: RunFiles) -> Iterator[str]:
 
 
 def brought_back(results: Sequence[Result]) -> Iterator[str]:
-    """The courts' question in a sentence, where it was measured: of how many tracks a simple prompt brings back what."""
+    """The courts' question in a sentence, where it was measured: of how many tracks a prompt brings back what."""
     rows = {(row.metric, row.model): row for row in results if row.set == "forget" and row.value is not None}
     parts = {kind: rows.get((f"likeness_{kind}_named", "unlearned")) for kind in HEARD}
     if not all(parts.values()):
