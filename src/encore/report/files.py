@@ -126,5 +126,5 @@ def _samples(folder: Path) -> Iterator[Sample]:
         if "/" in rest or ".." in (kind, rest) or moment not in MOMENTS or path.is_symlink() or not path.is_file():
             continue
         kinds = tuple(map(str, entry["kinds"])) if isinstance(entry.get("kinds"), list) else ()
-        told = (str(entry.get(name, "")) for name in ("track", "caption", "asked"))
-        yield Sample(path, kind, MOMENTS[moment], *told, kinds)
+        track, caption, asked = (str(entry.get(name, "")) for name in ("track", "caption", "asked"))
+        yield Sample(path, kind, MOMENTS[moment], track, caption, asked, kinds)
