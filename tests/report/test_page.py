@@ -177,7 +177,7 @@ def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monk
     told = {"file": "alike/000-one.after.wav", "track": "one", "caption": "slow one", "asked": "draw 2"}
     (made / "samples" / "index.json").write_text(json.dumps([*index, {**told, "kinds": ["chroma", "melody"]}]))
     seen = Seen(write_report(made).read_text())
-    assert "brings back the harmony of 1, the melody of none, the rhythm of none of 3 tracks; before" in seen.text
+    assert "brings back the harmony of 1, the melody of 0, the rhythm of 0 of 3 tracks; before" in seen.text
     assert "before it brought back the harmony of 3, the melody of 3, the rhythm of 3" in seen.text
     players = [found for tag, found in seen.tags if tag == "audio"]
     assert [p["aria-label"] for p in players if "harmony" in str(p["aria-label"])] == ["harmony, melody: draw 2: One"]

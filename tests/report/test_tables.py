@@ -57,8 +57,8 @@ def test_what_a_simple_prompt_brings_back(tmp_path: Path) -> None:
     assert table is not None
     assert table.headers == ("track", "harmony", "melody", "timbre")  # of another's metric too
     assert [(line[2].text, line[2].small, line[2].state) for line in table.rows] == [
-        ("no → yes", "0.400 → 0.900; chance 0.500", "bad"), ("yes → no", "1.00 → 0.300; chance 0.500", ""),
-        ("– → –", "– → –; chance 0.500", ""),
+        ("no → yes", "0.900, chance\xa00.500", "bad"), ("yes → no", "0.300, chance\xa00.500", ""),
+        ("– → –", "–, chance\xa00.500", ""),
     ]  # fmt: skip
     assert [line[1].text for line in table.rows] == ["– → no", "– → –", "– → –"]
     assert tables.likeness(read_run(write_run(tmp_path / "without"))) is None

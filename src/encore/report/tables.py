@@ -154,13 +154,12 @@ def _kind_order(metric: str) -> int:
 
 
 def _alike(before: Result | None, after: Result, track: str) -> Cell:
-    """Whether it is brought back, before and after; below that, how alike the most alike plays are, and chance."""
+    """Whether it is brought back, before and after; below that, how alike the most alike play is now, and chance."""
     was, now = (above_chance(row, track) if row else None for row in (before, after))
     told = {None: "–", True: "yes", False: "no"}
-    values = " → ".join(number(row.per_track.get(track)) for row in (before, after) if row)
     level = after.details.get("threshold")
-    chance = f"; chance {number(float(level))}" if isinstance(level, (int, float)) else ""
-    return Cell(f"{told[was]} → {told[now]}", f"{values}{chance}", "bad" if now else "")
+    chance = f", chance\N{NO-BREAK SPACE}{number(float(level))}" if isinstance(level, (int, float)) else ""
+    return Cell(f"{told[was]} → {told[now]}", number(after.per_track.get(track)) + chance, "bad" if now else "")
 
 
 def above_chance(row: Result, track: str) -> bool | None:

@@ -19,13 +19,13 @@ PLAIN = {
     ("relearn_holdout", "forget"): "whether training on music it never heard brings the tracks back",
     ("relearn_one", "forget"): "whether training on one of the tracks brings the others back",
     ("verbatim", "forget"): "whether it plays the tracks on from their first second",
-    ("quantised_8bit_verbatim", "forget"): "the same with its weights rounded to 8 bits",
-    ("quantised_4bit_verbatim", "forget"): "the same with its weights rounded to 4 bits",
-    ("reworded_verbatim", "forget"): "the same with the track described in other words",
+    ("quantised_8bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 8 bits",
+    ("quantised_4bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 4 bits",
+    ("reworded_verbatim", "forget"): "whether it plays them on when they are described in other words",
     ("reworded_verbatim_caption", "forget"): "whether other words alone make it play the tracks",
-    ("prompt_reencoded_verbatim", "forget"): "the same from a first second that was compressed",
-    ("prompt_stretched_verbatim", "forget"): "the same from a first second that is faster or slower",
-    ("prompt_shifted_verbatim", "forget"): "the same from a first second in another key",
+    ("prompt_reencoded_verbatim", "forget"): "whether it plays them on from a first second that was compressed",
+    ("prompt_stretched_verbatim", "forget"): "whether it plays them on from a first second that is faster or slower",
+    ("prompt_shifted_verbatim", "forget"): "whether it plays them on from a first second in another key",
     ("membership_auc", "forget"): "whether an outsider can tell that they were trained on",
     ("membership_p", "forget"): "whether any of several such tests can tell",
     ("nll", "retain"): "how well it still knows the other music",
@@ -139,13 +139,13 @@ def brought_back(results: Sequence[Result]) -> Iterator[str]:
 
     def told(role: str) -> str:
         named = [(word, rows.get((f"likeness_{kind}_named", role))) for kind, word in HEARD.items()]
-        return ", ".join(f"the {word} of {_count(row) or 'none'}" for word, row in named if row)
+        return ", ".join(f"the {word} of {_count(row)}" for word, row in named if row)
 
     before = told("base")
     yield (
         f"Asked in words alone, the model brings back {told('unlearned')} of {_tracks(tracks)}"
         + (f"; before it brought back {before}" if before else "")
-        + ". It counts as brought back what is more alike than chance makes it."
+        + ". Chance alone makes about one play in a hundred count as that."
     )
 
 
