@@ -22,6 +22,8 @@ from encore.report.figures import Figure, figures
 from encore.report.files import REPORT, RunFiles, Sample, read_run
 from encore.runs.store import write_bytes, writing
 
+ALIKE = "alike"  # the set of samples that are most like a track
+ASKED = {"greedy": "likeliest sounds", "short": "shorter description"}
 NO_DRAWING = (
     "Figures are not drawn here, because matplotlib is not installed where this report was made: their numbers are."
 )
@@ -113,7 +115,7 @@ def _style() -> str:
 def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
     made = figures(files)
     can_draw = draw.can_draw()
-    heard = _heard(files, _originals(files) if originals else {})
+    tracks_themselves = _originals(files) if originals else {}
     return {
         "model": Path(str(files.run["model"]["name"])).name,
         "run": files.run,
@@ -130,7 +132,8 @@ def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
         "not_measured": tables.not_measured(files),
         "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
         "no_drawing": "" if can_draw else NO_DRAWING,
-        "heard": heard,
+        "heard": _heard(files, tracks_themselves),
+        "alike": _alike(files, tracks_themselves),
         "originals": originals,
         "made_with": _made_with(files),
         "hashes": _hashes(files),
@@ -152,6 +155,8 @@ def _heard(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
     labels = {"base": "before", "unlearned": "after", "gold": "gold"}
     groups: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in files.samples:
+        if sample.set == ALIKE:
+            continue
         number = sample.path.name.partition("-")[0]  # a track has several where it is longer than the model's window
         groups.setdefault((sample.set, sample.track, number), []).append(sample)
     made = []
@@ -161,6 +166,21 @@ def _heard(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
         ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
         players |= {labels[sample.role]: sound.file_uri(sample.path) for sample in ordered}
         made.append(Heard(tables.track_cell(entry), name, {k: Markup(uri) for k, uri in players.items()}))
+    return made
+
+
+def _alike(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
+    """Of each forget track what the model plays that is most like it, beside the track where that is given."""
+    made = []
+    for entry in files.request["forget"]:
+        track = str(entry["id"])
+        players = {"original": originals[track]} if track in originals else {}
+        for sample in files.samples:
+            if (sample.set, sample.track) == (ALIKE, track):
+                kinds = ", ".join(tables.KINDS.get(kind, kind) for kind in sample.kinds)
+                players[f"{kinds}: {ASKED.get(sample.asked, sample.asked)}"] = sound.file_uri(sample.path)
+        if players.keys() - {"original"}:
+            made.append(Heard(tables.track_cell(entry), ALIKE, {k: Markup(uri) for k, uri in players.items()}))
     return made
 
 
