@@ -35,7 +35,11 @@ class EmbedderSubject:
 
     @cached_property
     def embedder(self) -> Embedder:
-        return self.target.open(self.fixture.base)
+        return self.open(self.fixture.base)
+
+    def open(self, backend: Backend) -> Embedder:
+        """Weights are looked for on disk only: a check is no reason to download them."""
+        return self.target.open_weights(backend, offline=True)
 
     @cached_property
     def codes(self) -> Tensor:
@@ -142,7 +146,7 @@ def identity(subject: EmbedderSubject) -> None:
     need(
         re.search(r"\d", own), f"identity is {own!r}, with neither a revision nor a hash: any version would pass for it"
     )
-    again = subject.target.open(subject.fixture.base)
+    again = subject.open(subject.fixture.base)
     need(again.identity == own, f"opened again, identity is {again.identity!r} and was {own!r}")
     vectors = subject.embedder.embed(subject.sounds)
     need(torch.equal(again.embed(subject.sounds), vectors), "opened again, it gives other vectors")
@@ -152,7 +156,7 @@ def identity(subject: EmbedderSubject) -> None:
             for weight in part.state_dict().values():
                 if weight.is_floating_point():
                     weight.mul_(1.1)
-    other = subject.target.open(base)
+    other = subject.open(base)
     if not close(other.embed(subject.sounds), vectors):
         need(other.identity != own, f"beside another codec it gives other vectors under the same identity, {own!r}")
 
@@ -213,7 +217,7 @@ def tags(subject: EmbedderSubject) -> None:
 def backend(subject: EmbedderSubject) -> None:
     base = subject.fixture.base
     before = module_sha256(base.module, *base.frozen().values())
-    opened = subject.target.open(base)
+    opened = subject.open(base)
     opened.embed(subject.sounds)
     need(module_sha256(base.module, *base.frozen().values()) == before, "it changes weights of the backend")
     need(not base.module.training, "it leaves the backend in training mode")
@@ -222,7 +226,7 @@ def backend(subject: EmbedderSubject) -> None:
 @suite.check("refusals", "beside a backend that it can't work with, open raises an InputError that says so")
 def refusals(subject: EmbedderSubject) -> str | None:
     try:
-        opened = subject.target.open(WithoutCodec(subject.fixture.base))
+        opened = subject.open(WithoutCodec(subject.fixture.base))
         opened.embed(subject.sounds)
     except EncoreError as error:
         need(error.message and "\n" not in error.message, f"it refuses in {error.message!r}")
