@@ -207,4 +207,8 @@ def encore_register_metrics() -> list[MetricSpec]:
 
 @hookimpl
 def encore_register_embedders() -> list[EmbedderSpec]:
-    return [EmbedderSpec("latents", "the latents of the model's own codec, pooled", "encore.embedders.latents:Latents")]
+    return [
+        EmbedderSpec("latents", "the latents of the model's own codec, pooled", "encore.embedders.latents:Latents"),
+        EmbedderSpec("passt", "PaSST: the AudioSet tags of published KLs", "encore.embedders.passt:Passt"),
+        EmbedderSpec("vggish", "VGGish, which FAD was first taken with", "encore.embedders.vggish:Vggish"),
+    ]

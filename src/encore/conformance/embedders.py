@@ -15,7 +15,7 @@ from encore.conformance.core import Fault, Outcome, Progress, Skip, Suite, need,
 from encore.conformance.fixture import Fixture
 from encore.conformance.state import Globals, apart, close, disturb
 from encore.conformance.tokenless import Tokenless
-from encore.errors import EncoreError, UsageError
+from encore.errors import EncoreError, MissingWeightsError, UsageError
 from encore.fingerprint import module_sha256
 from encore.runs.evaluate import resampled
 
@@ -72,6 +72,8 @@ def run(
 def open_(subject: EmbedderSubject) -> None:
     try:
         embedder = subject.embedder
+    except MissingWeightsError as error:
+        raise Skip(f"its weights are not here: {error.message}") from error
     except EncoreError as error:
         raise Fault(f"it does not open beside {subject.fixture.base.name}: {error.message}") from error
     rate = embedder.sample_rate
