@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.utils import logging as transformers_logging
 
 from encore import assets
 from encore.api import Backend, Batch
 from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
-from encore.hub import fetchable
+from encore.hub import fetchable, quiet_transformers
 
 WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep transformers' progress bars and its remarks on this architecture's token ids off the terminal."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 class MusicgenBackend(Backend):
@@ -78,7 +62,7 @@ class MusicgenBackend(Backend):
     # ------------------------------------------------------------------------------------------------ load, save
 
     @classmethod
-    @_quietly()
+    @quiet_transformers()
     def load(
         cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
     ) -> MusicgenBackend:
@@ -106,7 +90,7 @@ class MusicgenBackend(Backend):
             raise InputError(f"{model} lacks {len(missing)} weights, first of all {missing[0]}")
         return cls(network.to(device), processor)
 
-    @_quietly()
+    @quiet_transformers()
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)

@@ -173,6 +173,42 @@ def embed_codes(subject: EmbedderSubject) -> None:
     need(worst <= 0.05, f"a clip's codes get a vector that is {worst:.0%} off that of its waveform")
 
 
+@suite.check("embed_text", "embed_text, where it is, gives texts finite float32 vectors in the space of embed's")
+def embed_text(subject: EmbedderSubject) -> None:
+    embedder, texts = subject.embedder, ["a flute", "drums and bass, loud", "a flute"]
+    found = embedder.embed_text(texts)
+    if found is None:
+        raise Skip("it reads no texts")
+    width = subject.embedder.embed(subject.sounds).shape[1]
+    need(found.shape == (3, width), f"3 texts get shape {list(found.shape)}, sounds have {width} dimensions")
+    need(found.dtype == torch.float32 and not found.requires_grad, f"texts get {found.dtype}, or a gradient")
+    need(found.isfinite().all(), "vectors of texts that are not finite")
+    need(apart(found[0], found[2]) <= 1e-5 * float(found.abs().max()), "a text has two vectors in one call")
+    need(apart(found[0], found[1]) > 1e-6, "two different texts have one vector")
+    alone = embedder.embed_text(texts[1:2])
+    need(alone is not None and close(alone, found[1:2]), "a text's vector depends on the texts beside it")
+
+
+@suite.check("tags", "tags, where they are, are probabilities [N, C] of tag_names, a sound's own")
+def tags(subject: EmbedderSubject) -> None:
+    embedder, sounds = subject.embedder, subject.sounds
+    found = embedder.tags(sounds)
+    if found is None:
+        need(not embedder.tag_names, "it has tag_names, and tags returns None")
+        raise Skip("it has no tags")
+    names = embedder.tag_names
+    need(found.shape == (3, len(names)), f"tags returns shape {list(found.shape)} for {len(names)} tag_names")
+    need(len(set(names)) == len(names), "two tags have one name")
+    need(found.dtype == torch.float32 and not found.requires_grad, f"tags returns {found.dtype}, or a gradient")
+    need(((found >= 0) & (found <= 1)).all(), "tags that are no probabilities")
+    need((found.sum(1) > 0).all(), "a sound without any tag's probability")
+    alone = torch.cat([embedder.tags(one[None]) for one in sounds])  # type: ignore[misc]
+    need(apart(alone, found) <= 1e-3, "a sound's tags depend on the sounds beside it")
+    vectors, together = embedder.hear(sounds)
+    need(together is not None and close(together, found), "hear gives other tags than tags")
+    need(close(vectors, embedder.embed(sounds)), "hear gives other vectors than embed")
+
+
 @suite.check("backend", "the backend it is opened beside is what it was")
 def backend(subject: EmbedderSubject) -> None:
     base = subject.fixture.base

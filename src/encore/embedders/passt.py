@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from encore.embedders.released import Released, windows
+from encore.embedders.pretrained import windows
+from encore.embedders.released import Released
 
 BINS, WINDOW, HOP = 1024, 800, 320  # samples of a Fourier transform, of what it hears, and from one to the next
 PATCH, STRIDE = 16, 10  # frames and mel bands

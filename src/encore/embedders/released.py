@@ -86,15 +86,6 @@ class Released(Embedder):
         return f"download {cls.address}, and name the file: --embedder {cls.spec.name}=FILE"
 
 
-def windows(waveform: Tensor, length: int) -> list[Tensor]:
-    """[S] -> as few windows of `length` samples as cover it, at even distances; the whole where it is no longer."""
-    count = -(-len(waveform) // length)
-    if count < 2:
-        return [waveform]
-    starts = [round(i * (len(waveform) - length) / (count - 1)) for i in range(count)]
-    return [waveform[start : start + length] for start in starts]
-
-
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError)
 
 

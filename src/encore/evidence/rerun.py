@@ -64,8 +64,9 @@ def rerun(
         if model_sha256(model) != hashes.get(role):
             raise InputError(f"the {role} model is not the one that was measured: its weights differ")
     evaluation = SharedEvaluation(
-        subject.models, subject.clips, seed=seed, embedder=embedder, force=force, about=subject.about
-    )
+        subject.models, subject.clips, seed=seed, embedder=embedder, offline=offline, force=force,
+        about=subject.about, recordings=subject.recordings,
+    )  # fmt: skip
 
     def progress(name: str, done: int, of: int) -> None:
         if reporter is not None:

@@ -5,18 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from encore import plugins
-from encore.api import Backend, Batch, Clip, ClipSet, Embedder, Evaluation, Made, Metric, MetricSpec, Result, Role
+from encore.api import (
+    Backend,
+    Batch,
+    Clip,
+    ClipSet,
+    Embedder,
+    Evaluation,
+    Made,
+    Metric,
+    MetricSpec,
+    Result,
+    Role,
+    Source,
+)
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
+from encore.runs.embedders import by_name, open_embedders
 
 BATCH = 16  # clips a forward pass, where memory allows
 LOGITS = 2**25  # elements of a logits tensor at most: 128 MiB of float32, of which a few are alive at once
@@ -33,7 +48,7 @@ def evaluate(
     *,
     metrics: Sequence[str] | None = None,
     seed: int = 0,
-    embedder: str | Embedder | None = "latents",
+    embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
     draws: int = 1,
     force: bool = False,
     full: bool = False,
@@ -151,7 +166,10 @@ class SharedEvaluation(Evaluation):
     Args:
         models: what to measure, at least one; they must share a codec.
         clips: `forget` must not be empty. seed: of resampling, of generations, and of the control's weights.
-        embedder: a registered name, an opened embedder, or None: metrics that need one are then not measured.
+        embedder: registered names with commas between (`runs.embedders.parsed`), an opened embedder, several by name,
+            or None: metrics that need one are then not measured. offline: fetch no embedder's weights.
+        recordings: what gives a set's tracks as their files have them, for those sets that have files: mono waveforms
+            [S] at the models' rate, one a clip.
         draws: generations a caption. force, about: see `Evaluation`.
         batch, generate_batch: clips a forward pass, captions a generation, at most.
 
@@ -165,7 +183,9 @@ class SharedEvaluation(Evaluation):
         clips: Mapping[ClipSet, Sequence[Clip]],
         *,
         seed: int = 0,
-        embedder: str | Embedder | None = "latents",
+        embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
+        offline: bool = False,
+        recordings: Mapping[ClipSet, Callable[[], Sequence[Tensor]]] | None = None,
         draws: int = 1,
         force: bool = False,
         about: Mapping[str, Mapping[str, str]] | None = None,
@@ -187,9 +207,13 @@ class SharedEvaluation(Evaluation):
             model.module.eval()
             with torch.no_grad():  # now: encoded under a metric's inference_mode they would be of no use to training
                 model.condition(captions)
+        self.unopened: Mapping[str, str] = {}
         if isinstance(embedder, str):
-            embedder = plugins.embedders().resolve(embedder).open(self._first)
-        self.embedder = embedder
+            self.embedders, self.unopened = open_embedders(embedder, self._first, offline=offline)
+        else:
+            self.embedders = by_name(embedder)
+        self.embedder = next(iter(self.embedders.values()), None)
+        self._recordings = dict(recordings or {})
         self._control: Backend | None = None
         self._made: dict[tuple[Any, ...], Any] = {}
 
@@ -212,7 +236,7 @@ class SharedEvaluation(Evaluation):
         """Which of a metric's needs is not there, or nothing."""
         absent: dict[str, str] = {role: f"no {role} model was given" for role in ROLES if role not in self.models}
         absent |= {name: f"there are no {name} tracks" for name in SETS if not self.clips.get(name)}
-        absent |= {} if self.embedder else {"embedder": "no embedder was chosen"}
+        absent |= {} if self.embedders or self.unopened else {"embedder": "no embedder was chosen"}
         absent |= {} if self._first.has_tokens else {"logits": "the model has no tokens"}
         return next((absent[need] for need in sorted(spec.needs) if need in absent), "")
 
@@ -260,14 +284,20 @@ class SharedEvaluation(Evaluation):
     def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
         return self._once(("generated", model, clips), lambda: self._generate(model, clips))
 
-    def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        return self._once(("embedded", source, clips), lambda: self._embed(source, clips))
+    def embeddings(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray:
+        return self._heard(source, clips, embedder)[0]
+
+    def tags(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray | None:
+        return self._heard(source, clips, embedder)[1]
+
+    def recorded(self, clips: ClipSet) -> bool:
+        return clips in self._recordings
 
     def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
         if self.embedder is None:
             raise EncoreError("no embedder was chosen", "choose one with --embedder")
         with torch.no_grad():
-            return np.concatenate([self._embed_one(item[None]) for item in codes])
+            return np.concatenate([self._hear_codes(self.embedder, item[None])[0] for item in codes])
 
     def other(
         self,
@@ -277,7 +307,7 @@ class SharedEvaluation(Evaluation):
     ) -> SharedEvaluation:
         return SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
-            embedder=self.embedder, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
+            embedder=self.embedders, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
             generate_batch=self._generate_batch,
         )  # fmt: skip
 
@@ -377,19 +407,52 @@ class SharedEvaluation(Evaluation):
             generated += [row[:, :length] for row, length in zip(codes.cpu(), frames, strict=True)]
         return generated
 
-    def _embed(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        return self.embed(
-            [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
-        )
+    def _heard(self, source: Source, clips: ClipSet, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Vectors [N, D] and tags [N, C] of one embedder; all embedders hear what was played once."""
+        name = name or next(iter(self.embedders), "")
+        if name not in self.embedders:
+            raise EncoreError(self.unopened.get(name, "no embedder was chosen"), "choose another with --embedder")
+        return self._once(("heard", source, clips), lambda: self._hear(source, clips))[name]
 
-    def _embed_one(self, codes: Tensor) -> np.ndarray:
-        """One item at a time: an embedder that pools over time must not see padding. [1, K, T] -> [1, D]."""
-        assert self.embedder is not None
-        vectors = self.embedder.embed_codes(codes)
-        if vectors is None:
-            audio = self._first.decode(codes.to(self._first.device)).mean(1).cpu()  # [1, S], mono
-            vectors = self.embedder.embed(resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
-        return vectors.double().cpu().numpy()
+    @torch.no_grad()
+    def _hear(self, source: Source, clips: ClipSet) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in self.embedders}
+        for sound in self._sounds(source, clips):
+            for name, embedder in self.embedders.items():
+                found[name].append(sound(embedder))
+        return {name: _stacked(rows) for name, rows in found.items()}
+
+    def _sounds(self, source: Source, clips: ClipSet) -> Iterator[Callable[[Embedder], Any]]:
+        if source == "recorded":
+            if clips not in self._recordings:
+                raise EncoreError(f"the files of the {clips} tracks are not at hand", "measure a run, or give --tracks")
+            for audio in self._recordings[clips]():
+                yield partial(self._hear_audio, audio=audio[None])
+            return
+        every = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        for codes in every:
+            yield partial(self._hear_codes, codes=codes[None], played=[])
+
+    def _hear_codes(
+        self, embedder: Embedder, codes: Tensor, played: list[Tensor] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """One item at a time: an embedder that pools over time must not see padding. Codes [1, K, T], played once."""
+        vectors = embedder.embed_codes(codes)
+        if vectors is not None:
+            return vectors.double().cpu().numpy(), None
+        played = [] if played is None else played
+        if not played:
+            played.append(self._first.decode(codes.to(self._first.device)).mean(1).cpu())  # [1, S], mono
+        return self._hear_audio(embedder, played[0])
+
+    def _hear_audio(self, embedder: Embedder, audio: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        vectors, tags = embedder.hear(resampled(audio, self._first.sample_rate, embedder.sample_rate))
+        return vectors.double().cpu().numpy(), tags.double().cpu().numpy() if tags is not None else None
+
+
+def _stacked(rows: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
+    tags = [tags for _, tags in rows if tags is not None]
+    return np.concatenate([vectors for vectors, _ in rows]), np.concatenate(tags) if tags else None
 
 
 def _keep(scores: _Scores, piece: Sequence[Clip], logits: Tensor, mask: Tensor, target: Tensor | None) -> None:
