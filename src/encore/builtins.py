@@ -170,6 +170,9 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"embedder", "retain"},
         ),
         MetricSpec("tag_kl", "KL of tags heard, to base's generations", "encore.metrics.tag_kl:TagKl", needs=played),
+        MetricSpec(
+            "fad_inf", "fad extrapolated to endless generations", "encore.metrics.fad:FadInf", needs=played, full=True
+        ),
         MetricSpec("fad_holdout", "fad on holdout captions", "encore.metrics.fad:FadHoldout", needs=unheard, full=True),
         MetricSpec("mmd_holdout", "mmd on holdout captions", "encore.metrics.mmd:MmdHoldout", needs=unheard, full=True),
         MetricSpec(

@@ -134,7 +134,7 @@ def test_music_near_the_forgotten_is_kept_by_gold(value):
 def test_every_row_has_a_figure_or_a_reason(rows):
     assert all((row.value is None) == (row.why is not None) for row in rows)
     whys = {row.metric for row in rows if row.value is None}
-    assert whys <= {"fad", "likeness_fingerprint"}
+    assert whys <= {"fad", "fad_inf", "likeness_fingerprint"}
 
 
 def test_gold_itself_gives_no_evidence_of_retention(rows):
