@@ -57,8 +57,7 @@ class Released(Embedder):
         except UNREADABLE as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
             raise InputError(f"{path} has no weights of the embedder {cls.spec.name}: {line}", cls._hint()) from error
-        identity = f"{cls.spec.name}/1 {path.name} sha256:{module_sha256(network)[:16]}"
-        return cls(network, identity, backend.device)
+        return cls(network, f"{cls.spec.name}/1 sha256:{module_sha256(network)[:16]}", backend.device)
 
     @classmethod
     def _released(cls, offline: bool) -> Path:
@@ -86,7 +85,10 @@ class Released(Embedder):
         return f"download {cls.address}, and name the file: --embedder {cls.spec.name}=FILE"
 
 
-UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError)
+UNREADABLE = (  # a file that is no checkpoint, and what torch raises where shapes don't fit together
+    OSError, EOFError, pickle.UnpicklingError, SafetensorError,
+    LookupError, RuntimeError, TypeError, ValueError, AssertionError,
+)  # fmt: skip
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
@@ -95,4 +97,4 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     found = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError("it is not a state dict: names and tensors")
-    return {name: value.float() for name, value in found.items()}
+    return {str(name): value.float() for name, value in found.items()}
