@@ -26,6 +26,7 @@ from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, quiet_transformers
 
+AUDIOCRAFT_FILE = "compression_state_dict.bin"  # of a MusicGen in audiocraft's format
 WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
 
 
@@ -213,8 +214,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _hint(model: str) -> str:
+    if (Path(model) / AUDIOCRAFT_FILE).exists():
+        return "it is a checkpoint of audiocraft: --backend audiocraft opens it, which is a plugin (encore-audiocraft)"
     if Path(model).is_dir():
         return (
-            "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them"
+            "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes "
+            "them; a model of another family is opened with --backend, see `encore backends`"
         )
     return "a hub model must have been downloaded before, or the hub be reachable and --offline left out"

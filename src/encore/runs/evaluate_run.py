@@ -96,7 +96,7 @@ def evaluate_subject(
         write_metrics(out / "metrics.json", results)
         write_evaluation(out, how)
         if asked.metrics is None:
-            write_samples(out, evaluation)
+            write_samples(out, evaluation, results)
         if run is not None:
             write_report(run, measured=out)
             if out.resolve() == run.resolve():
