@@ -148,8 +148,8 @@ def test_music_near_the_forgotten_is_kept_by_gold(value):
 def test_every_row_has_a_figure_or_a_reason(rows):
     assert all((row.value is None) == (row.why is not None) for row in rows)
     whys = {row.metric for row in rows if row.value is None}
-    needs_files = {"fad_clap_tiny", "mmd", "mmd_clap_tiny"}  # what the codec alone costs; the rest has figures
-    assert whys <= {"fad", "likeness_fingerprint"} | needs_files
+    needs_files = {"fad_clap_tiny", "fad_inf_clap_tiny", "mmd", "mmd_clap_tiny"}  # what the codec alone costs; the rest has figures
+    assert whys <= {"fad", "fad_inf", "likeness_fingerprint"} | needs_files
     assert {row.model for row in rows if row.metric in needs_files and row.set == "retain" and row.why} == {"none"}
 
 

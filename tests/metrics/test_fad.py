@@ -11,7 +11,7 @@ from tests.metrics.markov import clips, models
 
 from encore import stats
 from encore.api import Embedder
-from encore.metrics.fad import Fad
+from encore.metrics.fad import Fad, FadInf
 from encore.metrics.mmd import Mmd
 from encore.runs.evaluate import SharedEvaluation
 
@@ -34,7 +34,7 @@ def evaluation(draws: int = 4, **options) -> SharedEvaluation:
     return SharedEvaluation(models(), clips(), embedder=Loudness(), draws=draws, **options)
 
 
-@pytest.mark.parametrize("metric", [Fad, Mmd])
+@pytest.mark.parametrize("metric", [Fad, FadInf, Mmd])
 def test_row_names_the_embedder_and_compares_with_base(metric):
     found = {row.model: row for row in metric().measure(evaluation())}
     assert list(found) == ["unlearned", "gold", "none"]
@@ -63,12 +63,29 @@ def test_fad_of_few_generations_is_refused_unless_forced():
     assert "mostly bias" in row.note
 
 
+def test_fad_inf_is_extrapolated_from_the_embeddings():
+    shared = evaluation()
+    (_, row, _) = FadInf().measure(shared)
+    own, base = shared.embeddings("gold", "retain"), shared.embeddings("base", "retain")
+    halves = stats.random_halves(12, seed=shared.seed)
+    assert (row.metric, row.model, row.n, row.details["dim"]) == ("fad_inf", "gold", 12, 2)
+    assert row.value == pytest.approx(stats.frechet_inf(own, base, halves))
+    assert (row.low, row.high) == pytest.approx(stats.jackknife_interval(stats.frechet_inf, own, base, halves))
+    assert row.low < row.value < row.high
+
+
+def test_fad_inf_of_few_generations_is_refused_also_when_forced():
+    (row, *_) = FadInf().measure(evaluation(draws=1, force=True))
+    assert row.value is None
+    assert "3 generations in 2 dimensions are too few to extrapolate from; it takes 6" in row.why
+
+
 def test_a_model_that_plays_the_same_has_no_distance():
     roles = models()
     shared = SharedEvaluation(
         {"base": roles["base"], "unlearned": roles["base"].clone()}, clips(), embedder=Loudness(), draws=4
     )
-    for metric in (Fad, Mmd):
+    for metric in (Fad, FadInf, Mmd):
         (row, _) = metric().measure(shared)
         assert row.value == pytest.approx(0, abs=1e-12)
 
@@ -79,7 +96,7 @@ def test_mmd_takes_its_width_from_base():
     assert row.details["bandwidth"] == pytest.approx(stats.median_bandwidth(shared.embeddings("base", "retain")))
 
 
-@pytest.mark.parametrize("metric", [Fad, Mmd])
+@pytest.mark.parametrize("metric", [Fad, FadInf, Mmd])
 def test_without_base_or_retain_it_says_so(metric):
     roles, sets = models(), clips()
     without_base = SharedEvaluation({"unlearned": roles["unlearned"]}, sets, embedder=Loudness())
