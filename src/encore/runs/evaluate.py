@@ -13,10 +13,12 @@ from torch import Tensor
 
 from encore import plugins
 from encore.api import Backend, Batch, Clip, ClipSet, Embedder, Evaluation, Made, Metric, MetricSpec, Result, Role
+from encore.audio.cache import TensorCache
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
+from encore.runs.kept import Kept, Key, listed, named
 
 BATCH = 16  # clips a forward pass, where memory allows
 LOGITS = 2**25  # elements of a logits tensor at most: 128 MiB of float32, of which a few are alive at once
@@ -141,6 +143,13 @@ class _Scores:
     predictions: list[Tensor] = field(default_factory=list)
     kl: list[Tensor] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> _Scores:
+        return cls(**listed(tensors))
+
+    def named(self) -> dict[str, Tensor]:
+        return named({"logprobs": self.logprobs, "predictions": self.predictions, "kl": self.kl})
+
 
 class SharedEvaluation(Evaluation):
     """The `Evaluation` of `encore eval`.
@@ -154,6 +163,8 @@ class SharedEvaluation(Evaluation):
         embedder: a registered name, an opened embedder, or None: metrics that need one are then not measured.
         draws: generations a caption. force, about: see `Evaluation`.
         batch, generate_batch: clips a forward pass, captions a generation, at most.
+        cache: where what is costly is kept and taken from, with the same figures to the last bit (`encore.runs.kept`).
+            Without one all is measured afresh.
 
     Raises:
         InputError: no forget clips, no model, or models of different codecs.
@@ -171,6 +182,7 @@ class SharedEvaluation(Evaluation):
         about: Mapping[str, Mapping[str, str]] | None = None,
         batch: int = BATCH,
         generate_batch: int = GENERATE_BATCH,
+        cache: TensorCache | Kept | None = None,
     ) -> None:
         if not models:
             raise InputError("there is no model to measure", "give at least one of --model, --base, --gold")
@@ -190,6 +202,7 @@ class SharedEvaluation(Evaluation):
         if isinstance(embedder, str):
             embedder = plugins.embedders().resolve(embedder).open(self._first)
         self.embedder = embedder
+        self._disk = cache if isinstance(cache, Kept) else Kept(cache)
         self._control: Backend | None = None
         self._made: dict[tuple[Any, ...], Any] = {}
 
@@ -241,7 +254,7 @@ class SharedEvaluation(Evaluation):
     def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
         if unconditional:
             without = self._once(
-                ("unconditional", model, clips), lambda: self._pass([model], clips, None, unconditional=True)
+                ("unconditional", model, clips), lambda: self._passes([model], clips, None, unconditional=True)
             )
             return without[model].logprobs
         return self._scores(model, clips).logprobs
@@ -252,13 +265,20 @@ class SharedEvaluation(Evaluation):
     def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
         if target == "gold" and model in self.models:
             return self._scores(model, clips).kl
-        return self._once(("kl", target, model, clips), lambda: self._pass([model], clips, target)[model].kl)
+        return self._once(("kl", target, model, clips), lambda: self._passes([model], clips, target)[model].kl)
 
     def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:
-        return self._once(("played", model, prompt_frames), lambda: self._continue(model, prompt_frames))[clips]
+        made = self._once(("played", model, prompt_frames), lambda: self._played(model, prompt_frames))
+        return made.get(clips, [])  # type: ignore[no-any-return]
 
     def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
-        return self._once(("generated", model, clips), lambda: self._generate(model, clips))
+        def make() -> dict[str, list[Tensor]]:
+            return {"codes": self._generate(model, clips)}
+
+        what = ("generated", GENERATION_SECONDS)
+        return self._once(
+            ("generated", model, clips), lambda: self._kept(what, make, [model], self.clips[clips])["codes"]
+        )
 
     def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
         return self._once(("embedded", source, clips), lambda: self._embed(source, clips))
@@ -278,11 +298,24 @@ class SharedEvaluation(Evaluation):
         return SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
             embedder=self.embedder, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
-            generate_batch=self._generate_batch,
+            generate_batch=self._generate_batch, cache=self._disk,
         )  # fmt: skip
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         return self._once(("metric", key), make)
+
+    def kept(
+        self,
+        key: Hashable,
+        make: Callable[[], Mapping[str, Tensor]],
+        *,
+        models: Sequence[Role],
+        clips: Sequence[Clip],
+    ) -> Mapping[str, Tensor]:
+        return self._once(
+            ("kept", key, tuple(models), tuple(clips)),
+            lambda: self._disk.get_or_make(self._key(("metric", key), models, clips), make),
+        )
 
     # ------------------------------------------------------------------------------------------------ likelihoods
 
@@ -291,11 +324,32 @@ class SharedEvaluation(Evaluation):
             self._made[key] = make()
         return self._made[key]
 
+    def _key(self, what: Hashable, models: Sequence[Role], clips: Sequence[Clip]) -> Key:
+        settings = (self.seed, self._draws, self._batch, self._generate_batch)
+        return self._disk.key(what, settings, [self.backend(model) for model in models], clips)
+
+    def _kept(
+        self, what: Hashable, make: Callable[[], Mapping[str, Sequence[Tensor]]], models: list[Role], clips: list[Clip]
+    ) -> dict[str, list[Tensor]]:
+        return listed(self._disk.get_or_make(self._key(what, models, clips), lambda: named(make())))
+
     def _scores(self, model: Role, clips: ClipSet) -> _Scores:
         if model in self.models:
             target: Role | None = "gold" if "gold" in self.models else None
-            return self._once(("scores", clips), lambda: self._pass(list(self.models), clips, target))[model]
+            return self._once(("scores", clips), lambda: self._passes(list(self.models), clips, target))[model]
         return self._once(("scores", model, clips), lambda: self._pass([model], clips, None)[model])
+
+    def _passes(
+        self, models: Sequence[Role], clips: ClipSet, target: Role | None, *, unconditional: bool = False
+    ) -> dict[Role, _Scores]:
+        """`_pass` of those models that nothing is kept of, and what is kept of the others."""
+        aim = [target] if target else []
+        keys = {model: self._key(("scores", unconditional), [model, *aim], self.clips[clips]) for model in models}
+        found = {model: kept for model in models if (kept := self._disk.find(keys[model])) is not None}
+        missing = [model for model in models if model not in found]
+        made = self._pass(missing, clips, target, unconditional=unconditional) if missing else {}
+        found |= {model: self._disk.keep(keys[model], scores.named()) for model, scores in made.items()}
+        return {model: _Scores.of(kept) for model, kept in found.items()}
 
     @torch.no_grad()
     def _pass(
@@ -331,14 +385,20 @@ class SharedEvaluation(Evaluation):
 
     # ------------------------------------------------------------------------------------------------- generation
 
-    def _continue(self, model: Role, prompt: int) -> dict[ClipSet, list[Tensor]]:
+    def _played(self, model: Role, prompt: int) -> dict[str, list[Tensor]]:
+        sets = [(name, len(chosen)) for name, chosen in self.clips.items()]
+        what = ("played", prompt, CONTINUATION_FRAMES, *sets)
+        everything = [clip for chosen in self.clips.values() for clip in chosen]
+        return self._kept(what, lambda: self._continue(model, prompt), [model], everything)
+
+    def _continue(self, model: Role, prompt: int) -> dict[str, list[Tensor]]:
         """Greedy continuations of all sets at once: one decoding loop costs hardly more for many clips than for few.
 
         A clip of which every later token is the model's likeliest code, given the true past, is what greedy decoding
         plays: it needs no decoding.
         """
         backend = self.backend(model)
-        played: dict[ClipSet, list[Tensor]] = {}
+        played: dict[str, list[Tensor]] = {}
         open_rows: list[tuple[ClipSet, int, int]] = []  # set, index, frames to play
         for name, chosen in self.clips.items():
             played[name] = [clip.codes[:, : prompt + CONTINUATION_FRAMES].cpu() for clip in chosen]
@@ -378,9 +438,13 @@ class SharedEvaluation(Evaluation):
         return generated
 
     def _embed(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        return self.embed(
-            [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        if self.embedder is None:
+            return self.embed(codes)
+        key = self._key(
+            ("embedded", self.embedder.identity), [next(iter(self.models))], [Clip("", "", c) for c in codes]
         )
+        return self._disk.get_or_make(key, lambda: {"vectors": torch.from_numpy(self.embed(codes))})["vectors"].numpy()
 
     def _embed_one(self, codes: Tensor) -> np.ndarray:
         """One item at a time: an embedder that pools over time must not see padding. [1, K, T] -> [1, D]."""

@@ -13,6 +13,7 @@ from encore.report.files import read_run
 from encore.report.page import write_report
 from encore.runs.evaluate import SharedEvaluation, measure
 from encore.runs.evaluation_json import evaluation_json, write_evaluation
+from encore.runs.kept import evaluation_cache
 from encore.runs.metrics_json import write_metrics
 from encore.runs.open_run import Subject, from_run
 from encore.runs.reporter import Reporter
@@ -27,6 +28,7 @@ class Asked:
     Args:
         metrics: names; None for the fast ones, or all with `full`.
         golds: models for "gold" and "gold2"; without them the embedded golds, where they fit.
+        cache: take what an earlier evaluation computed of the same models and clips, and keep what this one does.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -35,6 +37,7 @@ class Asked:
     seed: int = 0
     force: bool = False
     golds: Mapping[Role, str] = field(default_factory=dict)
+    cache: bool = True
 
 
 def evaluate_run(
@@ -74,8 +77,9 @@ def evaluate_subject(
     for note in subject.notes:
         reporter.note(note)
     evaluation = SharedEvaluation(
-        subject.models, subject.clips, seed=asked.seed, embedder=asked.embedder, force=asked.force, about=subject.about
-    )
+        subject.models, subject.clips, seed=asked.seed, embedder=asked.embedder, force=asked.force, about=subject.about,
+        cache=evaluation_cache() if asked.cache else None,
+    )  # fmt: skip
     results = measure(
         evaluation, asked.metrics, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
         full=asked.full,
