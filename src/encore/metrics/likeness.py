@@ -175,18 +175,20 @@ class LikenessMusic(Likeness):
     ) -> Mapping[str, Floats]:
         from encore.metrics.listening import harmony, melody, rhythm
 
-        one, two = ([self._hear(evaluation, codes) for codes in chosen] for chosen in (played, references))
+        everything = self._hear(evaluation, [*played, *references])
+        one, two = everything[: len(played)], everything[len(played) :]
         return {"chroma": harmony(one, two), "melody": melody(one, two), "onset": rhythm(one, two)}
 
-    def _hear(self, evaluation: Evaluation, codes: Tensor) -> Heard:
-        """Tracks are heard once, whatever the model."""
+    def _hear(self, evaluation: Evaluation, codes: Sequence[Tensor]) -> list[Heard]:
+        """Each distinct clip is heard once, whatever the model: tracks, and what several models play alike."""
         from encore.metrics.listening import hear
 
-        backend = next(iter(evaluation.models.values()))
-        return evaluation.once(
-            ("likeness_music", codes.cpu().numpy().tobytes(), tuple(codes.shape)),
-            lambda: hear(waveform(evaluation, codes), backend.sample_rate),
-        )
+        rate = next(iter(evaluation.models.values())).sample_rate
+        heard: dict[bytes, Heard] = evaluation.once("likeness_music", dict)
+        names = [one.cpu().numpy().tobytes() for one in codes]
+        new = {name: one for name, one in zip(names, codes, strict=True) if name not in heard}
+        heard |= zip(new, hear([waveform(evaluation, one) for one in new.values()], rate), strict=True)
+        return [heard[name] for name in names]
 
 
 class LikenessCodes(Likeness):
