@@ -104,6 +104,8 @@ def test_gold_is_told_from_gold_no_better_than_gold2(value):
     assert value("kl_gold", "base") > 1.25 * value("kl_gold", "gold2") > 0
     assert value("kl_gold", "unlearned") == pytest.approx(0, abs=1e-6)
     assert value("gold_ks", "base") < 0.01 < 0.05 < value("gold_ks", "gold2")
+    assert value("epsilon", "base") > 1.25 * value("epsilon", "gold2") > 0
+    assert value("epsilon", "unlearned") == 0
     assert value("privleak", "base") == pytest.approx(-1)
     assert value("privleak", "unlearned") == 0
 
