@@ -89,6 +89,13 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"gold", "holdout"},
         ),
         MetricSpec(
+            "epsilon",
+            "ε at which model and gold can't be told apart by a token",
+            "encore.metrics.epsilon:Epsilon",
+            needs={"gold", "logits"},
+            full=True,
+        ),
+        MetricSpec(
             "verbatim",
             "tracks that replay from caption and 1 s of prompt",
             "encore.metrics.verbatim:Verbatim",

@@ -18,10 +18,10 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from encore import assets
 from encore.api import Backend, Batch
+from encore.backends.musicgen_steps import Steps
 from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, quiet_transformers
@@ -193,19 +193,11 @@ class MusicgenBackend(Backend):
         states, mask = self._text_states(captions, unconditional=False)
         if guidance != 1.0:
             states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-        def last_logits(tokens: Tensor) -> Tensor:
-            heads = self.model.decoder(
-                tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask,
-                past_key_values=cache, use_cache=True,
-            ).logits[:, -1]  # fmt: skip
-            return heads.view(-1, self.codebooks, self.codebook_size)
-
+        frames = round(seconds * self.frame_rate)
         return play(
-            last_logits, count=len(captions), frames=round(seconds * self.frame_rate), delays=self.delays,
-            start=self.codebook_size, prompt=prompt, device=self.device, seed=seed, guidance=guidance,
-            temperature=temperature, top_k=top_k,
+            Steps(self.model.decoder, states, mask, frames + self.delays[-1]), count=len(captions), frames=frames,
+            delays=self.delays, start=self.codebook_size, prompt=prompt, device=self.device, seed=seed,
+            guidance=guidance, temperature=temperature, top_k=top_k,
         )  # fmt: skip
 
 

@@ -54,6 +54,9 @@ def evaluate(
     force: Annotated[
         bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all anew, and keep nothing for a later evaluation.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
@@ -89,7 +92,7 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds)
+    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache)
     with reporting() as reporter:
         if run is not None:
             out = out or run
