@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     offline: bool = False
     golds: dict[str, str] = pydantic.Field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
-    embedder: str = "latents"
+    embedder: str = ""
     full: bool = False
     force: bool = False
     eval_seed: int = 0
@@ -177,14 +177,17 @@ def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks) -> None
 
 
 def is_measured(folder: Path, asked: Asked) -> bool:
-    """Whether a folder has figures that were measured as asked for."""
+    """Whether a folder has figures that were measured as asked for, by the code that is installed now."""
     if not (folder / METRICS).exists() or not (folder / EVALUATION).exists():
         return False
     how = read_json(folder / EVALUATION)
-    wanted: Mapping[str, Any] = {
+    wanted: dict[str, Any] = {
         "metrics": list(asked.metrics) if asked.metrics is not None else None, "full": asked.full,
-        "embedder": asked.embedder, "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
+        "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
+        "plugins": plugins.installed(),
     }  # fmt: skip
+    if asked.embedder:
+        wanted["embedder"] = asked.embedder
     return all(how.get(key) == value for key, value in wanted.items())
 
 
