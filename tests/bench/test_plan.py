@@ -53,7 +53,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_another_model_needs_a_list(tmp_path):
     with pytest.raises(UsageError, match="--tracks is missing"):
-        write_plan(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path)
+        write_plan(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):

@@ -21,7 +21,7 @@ from encore.runs.forget import Request, choose
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.open_run import embedded_golds
 from encore.runs.select import Tracks
-from encore.runs.store import read_json, write_bytes, write_json
+from encore.runs.store import read_json, write_bytes, write_json, writing
 from encore.settings import resolve_options
 
 SCHEMA = 1
@@ -131,10 +131,11 @@ def write_plan(plan: Plan, out: Path) -> None:
             raise UsageError(f"{out} holds another bench: {'; '.join(changed)}", "choose another --out")
     elif out.is_dir() and any(path.name != f"{FORGET}.txt" and path.is_file() for path in out.iterdir()):
         raise UsageError(f"{out} is not empty and holds no bench", "choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    if plan.tracks is None and not assets.model_folder(plan.model):
+        raise UsageError("--tracks is missing: which tracks should be forgotten?", "name a list, as for forget")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     if plan.tracks is None:
-        if not assets.model_folder(plan.model):
-            raise UsageError("--tracks is missing: which tracks should be forgotten?", "name a list, as for forget")
         ids = [track.id for track in Catalog.open(assets.CATALOG).tracks(split=FORGET)]
         write_bytes(out / f"{FORGET}.txt", "".join(f"id:{name}\n" for name in ids).encode())
     write_json(out / PLAN, {"schema": SCHEMA, "encore": __version__, **plan.model_dump(mode="json")})
