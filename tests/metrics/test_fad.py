@@ -89,7 +89,7 @@ def test_without_base_or_retain_it_says_so(metric):
 def test_mmd_of_a_base_that_plays_one_thing_has_no_width():
     roles = models()
     shared = SharedEvaluation(roles, clips(), embedder=Loudness())
-    shared._made["heard", "base", "retain"] = {"": (np.ones((3, 2)), None)}
+    shared._made["heard", "base", "retain", ""] = {"": (np.ones((3, 2)), None)}
     (row, *_) = Mmd().measure(shared)
     assert row.value is None
     assert "do not differ" in row.why

@@ -408,18 +408,21 @@ class SharedEvaluation(Evaluation):
         return generated
 
     def _heard(self, source: Source, clips: ClipSet, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Vectors [N, D] and tags [N, C] of one embedder; all embedders hear what was played once."""
+        """Vectors [N, D] and tags [N, C] of one embedder; what is played is played once, for all embedders."""
         name = name or next(iter(self.embedders), "")
         if name not in self.embedders:
             raise EncoreError(self.unopened.get(name, "no embedder was chosen"), "choose another with --embedder")
-        return self._once(("heard", source, clips), lambda: self._hear(source, clips))[name]
+        names = [name] if source == "recorded" else list(self.embedders)
+        return self._once(("heard", source, clips, *names), lambda: self._hear(source, clips, names))[name]
 
     @torch.no_grad()
-    def _hear(self, source: Source, clips: ClipSet) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in self.embedders}
+    def _hear(
+        self, source: Source, clips: ClipSet, names: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in names}
         for sound in self._sounds(source, clips):
-            for name, embedder in self.embedders.items():
-                found[name].append(sound(embedder))
+            for name in names:
+                found[name].append(sound(self.embedders[name]))
         return {name: _stacked(rows) for name, rows in found.items()}
 
     def _sounds(self, source: Source, clips: ClipSet) -> Iterator[Callable[[Embedder], Any]]:
