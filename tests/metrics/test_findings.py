@@ -74,6 +74,6 @@ def test_plays_that_fit_their_captions_less_than_base_s_are_told():
     base = row("clap_score_tiny", "base", "retain", 0.6, low=0.5, high=0.7)
     (finding,) = told(base, row("clap_score_tiny", "unlearned", "retain", 0.4))
     assert finding.level == "warn"
-    assert finding.text.endswith("clap_score_tiny 0.40, base's 0.60 (at least 0.50)")
+    assert finding.text.endswith("clap_score_tiny 0.40, base's 0.60 (0.50 to 0.70)")
     assert told(base, row("clap_score_tiny", "unlearned", "retain", 0.55)) == []
     assert told(base, row("clap_score_tiny", "unlearned", "holdout", 0.1)) == []
