@@ -603,6 +603,27 @@ class Evaluation(ABC):
         Begin the key with your metric's name, and put all in it that the result depends on beside the evaluation.
         """
 
+    @abstractmethod
+    def kept(
+        self,
+        key: Hashable,
+        make: Callable[[], Mapping[str, Tensor]],
+        *,
+        models: Sequence[Role],
+        clips: Sequence[Clip],
+    ) -> Mapping[str, Tensor]:
+        """What `make` computes of models on clips, by name: computed once, and found on disk by later evaluations.
+
+        For what is costly and follows from the models' weights, the clips and the evaluation's seed and batch sizes;
+        those, the versions of libraries and the code of Encore and of every plugin are seen to. In an evaluation that
+        keeps nothing it is `once`.
+
+        Args:
+            key: strings, numbers, None and tuples of them: your metric's name first, then all else that the result
+                depends on, such as a number of steps and the version of a library that Encore does not know of.
+            models, clips: all that `make` reads, in an order that matters.
+        """
+
 
 class Metric(ABC):
     """One metric: reads an `Evaluation`, returns rows for every model and set it is about."""

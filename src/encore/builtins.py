@@ -89,6 +89,13 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"gold", "holdout"},
         ),
         MetricSpec(
+            "epsilon",
+            "ε at which model and gold can't be told apart by a token",
+            "encore.metrics.epsilon:Epsilon",
+            needs={"gold", "logits"},
+            full=True,
+        ),
+        MetricSpec(
             "verbatim",
             "tracks that replay from caption and 1 s of prompt",
             "encore.metrics.verbatim:Verbatim",
@@ -170,6 +177,9 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"embedder", "retain"},
         ),
         MetricSpec("tag_kl", "KL of tags heard, to base's generations", "encore.metrics.tag_kl:TagKl", needs=played),
+        MetricSpec(
+            "fad_inf", "fad extrapolated to endless generations", "encore.metrics.fad:FadInf", needs=played, full=True
+        ),
         MetricSpec("fad_holdout", "fad on holdout captions", "encore.metrics.fad:FadHoldout", needs=unheard, full=True),
         MetricSpec("mmd_holdout", "mmd on holdout captions", "encore.metrics.mmd:MmdHoldout", needs=unheard, full=True),
         MetricSpec(
@@ -238,4 +248,6 @@ def encore_register_embedders() -> list[EmbedderSpec]:
         ),
         EmbedderSpec("clap", "CLAP: sounds and texts; laion/clap-htsat-unfused", "encore.embedders.clap:Clap"),
         EmbedderSpec("ast", "AST: AudioSet's tags; MIT/ast-finetuned-audioset", "encore.embedders.ast:Ast"),
+        EmbedderSpec("passt", "PaSST: the AudioSet tags of published KLs", "encore.embedders.passt:Passt"),
+        EmbedderSpec("vggish", "VGGish, which FAD was first taken with", "encore.embedders.vggish:Vggish"),
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.conftest import Done
+from tests.conftest import Done, no_evaluation_is_read
 from tests.report.made_run import write_run
 
 Call = Callable[..., Done]
@@ -35,19 +37,26 @@ def measured(tmp_path_factory: pytest.TempPathFactory, _studio: Path) -> Path:
     return folder / "run"
 
 
-def test_packed_checked_and_measured_again(measured: Path, studio: Path, call: Call) -> None:
+def test_packed_checked_and_measured_again(
+    measured: Path, studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = call("bundle", measured, "--out", "b.zip", "--with-model")
     assert (done.code, done.out.strip()) == (0, "b.zip"), done.err
     assert "not signed" in done.err
     done = call("verify", "b.zip", "--run", measured)
     assert done.code == 0, done.err
     assert "metrics.json" in done.out
+    no_evaluation_is_read(monkeypatch)  # measured again is not looked up again
     for more in (["--run", measured], []):  # from the run's folder, and from the model in the bundle
         done = call("verify", "b.zip", "--rerun", "--json", *more)
         assert done.code == 0, done.err
         told = json.loads(done.out)
         assert {row["metric"] for row in told["compared"]} >= {"nll", "membership_auc"}
         assert {row["state"] for row in told["compared"]} == {"same"}
+        assert (told["holds"], told["why"]) == (True, None)
+    done = call("verify", "b.zip", "--rerun", "--run", measured)
+    count = len(told["compared"])
+    assert done.err.splitlines()[-1] == f"all {count} figures come out again, {count} of them to the last digit"
     assert [path.name for path in Path.cwd().iterdir()] == ["b.zip"]
 
 
@@ -66,6 +75,11 @@ def test_figures_that_were_made_up_do_not_come_out_again(
     assert done.code == 4, done.err
     assert "DIFFERS" in done.out
     assert "nll (unlearned, forget)" in done.err
+    done = call("verify", "b.zip", "--run", run, "--rerun", "--json")
+    told = json.loads(done.out)
+    assert (done.code, told["holds"]) == (4, False)
+    assert "1 of" in told["why"]
+    assert [row["metric"] for row in told["compared"] if not row["holds"]] == ["nll"]
 
 
 def test_exit_codes(tmp_path: Path, call: Call) -> None:
@@ -79,5 +93,13 @@ def test_exit_codes(tmp_path: Path, call: Call) -> None:
     bundle.write_bytes(whole.replace(b"4.4", b"4.5", 1))
     done = call("verify", bundle)
     assert (done.code, done.out) == (3, ""), done.err
+    with zipfile.ZipFile(bundle, "w") as archive, zipfile.ZipFile(io.BytesIO(whole)) as before:
+        for name in before.namelist():
+            archive.writestr(name, before.read(name) + b" " * (name == "metrics.json"))
+    done = call("verify", bundle, "--json")
+    told = json.loads(done.out)
+    assert (done.code, told["holds"], told["details"]) == (3, False, ["metrics.json was changed"])
+    assert told["why"].endswith("is not as it was made: 1 file differs")
+    assert told["why"] in done.err
     (made / "metrics.json").unlink()
     assert call("bundle", made).code == 3

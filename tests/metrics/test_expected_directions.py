@@ -104,6 +104,8 @@ def test_gold_is_told_from_gold_no_better_than_gold2(value):
     assert value("kl_gold", "base") > 1.25 * value("kl_gold", "gold2") > 0
     assert value("kl_gold", "unlearned") == pytest.approx(0, abs=1e-6)
     assert value("gold_ks", "base") < 0.01 < 0.05 < value("gold_ks", "gold2")
+    assert value("epsilon", "base") > 1.25 * value("epsilon", "gold2") > 0
+    assert value("epsilon", "unlearned") == 0
     assert value("privleak", "base") == pytest.approx(-1)
     assert value("privleak", "unlearned") == 0
 
@@ -148,8 +150,8 @@ def test_music_near_the_forgotten_is_kept_by_gold(value):
 def test_every_row_has_a_figure_or_a_reason(rows):
     assert all((row.value is None) == (row.why is not None) for row in rows)
     whys = {row.metric for row in rows if row.value is None}
-    needs_files = {"fad_clap_tiny", "mmd", "mmd_clap_tiny"}  # what the codec alone costs; the rest has figures
-    assert whys <= {"fad", "likeness_fingerprint"} | needs_files
+    needs_files = {"fad_clap_tiny", "fad_inf_clap_tiny", "mmd", "mmd_clap_tiny"}  # for the codec alone
+    assert whys <= {"fad", "fad_inf", "likeness_fingerprint"} | needs_files
     assert {row.model for row in rows if row.metric in needs_files and row.set == "retain" and row.why} == {"none"}
 
 

@@ -18,14 +18,15 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from encore import assets
 from encore.api import Backend, Batch
+from encore.backends.musicgen_steps import Steps
 from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, quiet_transformers
 
+AUDIOCRAFT_FILE = "compression_state_dict.bin"  # of a MusicGen in audiocraft's format
 WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
 
 
@@ -192,19 +193,11 @@ class MusicgenBackend(Backend):
         states, mask = self._text_states(captions, unconditional=False)
         if guidance != 1.0:
             states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-        def last_logits(tokens: Tensor) -> Tensor:
-            heads = self.model.decoder(
-                tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask,
-                past_key_values=cache, use_cache=True,
-            ).logits[:, -1]  # fmt: skip
-            return heads.view(-1, self.codebooks, self.codebook_size)
-
+        frames = round(seconds * self.frame_rate)
         return play(
-            last_logits, count=len(captions), frames=round(seconds * self.frame_rate), delays=self.delays,
-            start=self.codebook_size, prompt=prompt, device=self.device, seed=seed, guidance=guidance,
-            temperature=temperature, top_k=top_k,
+            Steps(self.model.decoder, states, mask, frames + self.delays[-1]), count=len(captions), frames=frames,
+            delays=self.delays, start=self.codebook_size, prompt=prompt, device=self.device, seed=seed,
+            guidance=guidance, temperature=temperature, top_k=top_k,
         )  # fmt: skip
 
 
@@ -213,8 +206,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _hint(model: str) -> str:
+    if (Path(model) / AUDIOCRAFT_FILE).exists():
+        return "it is a checkpoint of audiocraft: --backend audiocraft opens it, which is a plugin (encore-audiocraft)"
     if Path(model).is_dir():
         return (
-            "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them"
+            "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes "
+            "them; a model of another family is opened with --backend, see `encore backends`"
         )
     return "a hub model must have been downloaded before, or the hub be reachable and --offline left out"

@@ -24,7 +24,9 @@ def evaluate(
     base: Annotated[str | None, typer.Option(help="With --model: the model before.")] = None,
     gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
     gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
-    backend: Annotated[str | None, typer.Option(help="With --model: the model family; default: musicgen.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="With --model: the model family; default: its run's, else musicgen.")
+    ] = None,
     catalog: Annotated[
         Path | None, typer.Option(help="With --model: catalogue for id: lines, retain and holdout.")
     ] = None,
@@ -52,6 +54,9 @@ def evaluate(
     force: Annotated[
         bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all anew, and keep nothing for a later evaluation.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
@@ -78,6 +83,7 @@ def evaluate(
     from encore.runs.environment import keep_freed_memory
     from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
     from encore.runs.metrics_json import metrics_json
+    from encore.runs.models import backend_name
     from encore.runs.open_run import from_flags
 
     keep_freed_memory()
@@ -86,7 +92,7 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds)
+    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache)
     with reporting() as reporter:
         if run is not None:
             out = out or run
@@ -96,8 +102,9 @@ def evaluate(
             assert tracks is not None
             others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
             subject = from_flags(
-                model, tracks, others=others, backend=backend or "musicgen", catalog=catalog, retain=retain,
-                holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed, reporter=reporter,
+                model, tracks, others=others, backend=backend_name(model, backend), catalog=catalog,
+                retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed,
+                reporter=reporter,
             )  # fmt: skip
             results = evaluate_subject(subject, asked, out=out, offline=offline, reporter=reporter)
     if json:

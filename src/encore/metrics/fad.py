@@ -44,6 +44,38 @@ class Fad(Distance):
         )  # fmt: skip
 
 
+class FadInf(Distance):
+    """FAD∞: the same distance extrapolated to endless generations (`stats.frechet_inf`), its bias taken off.
+
+    With n < 2 · dim it has nothing to go by, forced or not. It can be negative; near 0 is no difference. The interval
+    is a jackknife's, and wide.
+    """
+
+    metric = "fad_inf"
+
+    def compared(
+        self,
+        evaluation: Evaluation,
+        metric: str,
+        model: str,
+        own: Floats,
+        other: Floats,
+        base: Floats,
+        told: Mapping[str, object],
+    ) -> Result:
+        n, dim = own.shape
+        details = {**told, "dim": dim}
+        least = max(2 * dim, 6)  # a jackknife still leaves two rows a half
+        if n < least:
+            why = f"{n} generations in {dim} dimensions are too few to extrapolate from; it takes {least}, see mmd"
+            return unmeasured(metric, model, self.clips, why, n=n, direction="lower", details=details)
+        samples = own, other, stats.random_halves(n, seed=evaluation.seed)
+        low, high = stats.jackknife_interval(stats.frechet_inf, *samples) or (None, None)
+        return Result(
+            metric, model, self.clips, stats.frechet_inf(*samples), low, high, n=n, direction="lower", details=details
+        )
+
+
 class FadHoldout(Fad):
     """The same on holdout captions: what a model plays where neither base nor it has a track to recall."""
 

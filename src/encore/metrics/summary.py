@@ -238,7 +238,7 @@ def _verdict(table: Sequence[SummaryRow]) -> list[Finding]:
     tests = [line for line in table if line.set == "forget" and line.target and line.met is not None]
     if not tests or not all(line.met for line in tests):
         return []
-    return [Finding("info", f"no evidence of retention under these tests: {', '.join(line.label for line in tests)}")]
+    return [Finding("info", f"no evidence of retention under these tests: {'; '.join(line.label for line in tests)}")]
 
 
 def _said(line: SummaryRow) -> str:

@@ -36,7 +36,7 @@ class TagKl(Metric):
         for name, why in absent.items():
             yield unmeasured(row_name("tag_kl", name), "unlearned", self.clips, why, direction="lower")
         if not taggers and not absent:
-            why = "none of the embedders has tags: add ast or clap to --embedder"
+            why = "none of the embedders has tags: add passt, ast or clap to --embedder"
             yield unmeasured("tag_kl", "unlearned", self.clips, why, direction="lower")
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,11 +27,13 @@ from encore.api import (
     Role,
     Source,
 )
+from encore.audio.cache import TensorCache
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
 from encore.runs.embedders import by_name, open_embedders
+from encore.runs.kept import Kept, Key, listed, named
 
 BATCH = 16  # clips a forward pass, where memory allows
 LOGITS = 2**25  # elements of a logits tensor at most: 128 MiB of float32, of which a few are alive at once
@@ -156,6 +158,13 @@ class _Scores:
     predictions: list[Tensor] = field(default_factory=list)
     kl: list[Tensor] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> _Scores:
+        return cls(**listed(tensors))
+
+    def named(self) -> dict[str, Tensor]:
+        return named({"logprobs": self.logprobs, "predictions": self.predictions, "kl": self.kl})
+
 
 class SharedEvaluation(Evaluation):
     """The `Evaluation` of `encore eval`.
@@ -172,6 +181,8 @@ class SharedEvaluation(Evaluation):
             [S] at the models' rate, one a clip.
         draws: generations a caption. force, about: see `Evaluation`.
         batch, generate_batch: clips a forward pass, captions a generation, at most.
+        cache: where what is costly is kept and taken from, with the same figures to the last bit (`encore.runs.kept`).
+            Without one all is measured afresh.
 
     Raises:
         InputError: no forget clips, no model, or models of different codecs.
@@ -191,6 +202,7 @@ class SharedEvaluation(Evaluation):
         about: Mapping[str, Mapping[str, str]] | None = None,
         batch: int = BATCH,
         generate_batch: int = GENERATE_BATCH,
+        cache: TensorCache | Kept | None = None,
     ) -> None:
         if not models:
             raise InputError("there is no model to measure", "give at least one of --model, --base, --gold")
@@ -214,6 +226,7 @@ class SharedEvaluation(Evaluation):
             self.embedders = by_name(embedder)
         self.embedder = next(iter(self.embedders.values()), None)
         self._recordings = dict(recordings or {})
+        self._disk = cache if isinstance(cache, Kept) else Kept(cache)
         self._control: Backend | None = None
         self._made: dict[tuple[Any, ...], Any] = {}
 
@@ -265,7 +278,7 @@ class SharedEvaluation(Evaluation):
     def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
         if unconditional:
             without = self._once(
-                ("unconditional", model, clips), lambda: self._pass([model], clips, None, unconditional=True)
+                ("unconditional", model, clips), lambda: self._passes([model], clips, None, unconditional=True)
             )
             return without[model].logprobs
         return self._scores(model, clips).logprobs
@@ -276,13 +289,20 @@ class SharedEvaluation(Evaluation):
     def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
         if target == "gold" and model in self.models:
             return self._scores(model, clips).kl
-        return self._once(("kl", target, model, clips), lambda: self._pass([model], clips, target)[model].kl)
+        return self._once(("kl", target, model, clips), lambda: self._passes([model], clips, target)[model].kl)
 
     def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:
-        return self._once(("played", model, prompt_frames), lambda: self._continue(model, prompt_frames))[clips]
+        made = self._once(("played", model, prompt_frames), lambda: self._played(model, prompt_frames))
+        return made.get(clips, [])  # type: ignore[no-any-return]
 
     def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
-        return self._once(("generated", model, clips), lambda: self._generate(model, clips))
+        def make() -> dict[str, list[Tensor]]:
+            return {"codes": self._generate(model, clips)}
+
+        what = ("generated", GENERATION_SECONDS)
+        return self._once(
+            ("generated", model, clips), lambda: self._kept(what, make, [model], self.clips[clips])["codes"]
+        )
 
     def embeddings(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray:
         return self._heard(source, clips, embedder)[0]
@@ -308,11 +328,24 @@ class SharedEvaluation(Evaluation):
         return SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
             embedder=self.embedders, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
-            generate_batch=self._generate_batch,
+            generate_batch=self._generate_batch, cache=self._disk,
         )  # fmt: skip
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         return self._once(("metric", key), make)
+
+    def kept(
+        self,
+        key: Hashable,
+        make: Callable[[], Mapping[str, Tensor]],
+        *,
+        models: Sequence[Role],
+        clips: Sequence[Clip],
+    ) -> Mapping[str, Tensor]:
+        return self._once(
+            ("kept", key, tuple(models), tuple(clips)),
+            lambda: self._disk.get_or_make(self._key(("metric", key), models, clips), make),
+        )
 
     # ------------------------------------------------------------------------------------------------ likelihoods
 
@@ -321,11 +354,36 @@ class SharedEvaluation(Evaluation):
             self._made[key] = make()
         return self._made[key]
 
+    def _key(self, what: Hashable, models: Sequence[Role], clips: Sequence[Clip]) -> Key:
+        settings = (self.seed, self._draws, self._batch, self._generate_batch)
+        return self._disk.key(what, settings, [self.backend(model) for model in models], clips)
+
+    def _kept(
+        self,
+        what: Hashable,
+        make: Callable[[], Mapping[str, Sequence[Tensor]]],
+        models: Sequence[Role],
+        clips: Sequence[Clip],
+    ) -> dict[str, list[Tensor]]:
+        return listed(self._disk.get_or_make(self._key(what, models, clips), lambda: named(make())))
+
     def _scores(self, model: Role, clips: ClipSet) -> _Scores:
         if model in self.models:
             target: Role | None = "gold" if "gold" in self.models else None
-            return self._once(("scores", clips), lambda: self._pass(list(self.models), clips, target))[model]
+            return self._once(("scores", clips), lambda: self._passes(list(self.models), clips, target))[model]
         return self._once(("scores", model, clips), lambda: self._pass([model], clips, None)[model])
+
+    def _passes(
+        self, models: Sequence[Role], clips: ClipSet, target: Role | None, *, unconditional: bool = False
+    ) -> dict[Role, _Scores]:
+        """`_pass` of those models that nothing is kept of, and what is kept of the others."""
+        aim = [target] if target else []
+        keys = {model: self._key(("scores", unconditional), [model, *aim], self.clips[clips]) for model in models}
+        found = {model: kept for model in models if (kept := self._disk.find(keys[model])) is not None}
+        missing = [model for model in models if model not in found]
+        made = self._pass(missing, clips, target, unconditional=unconditional) if missing else {}
+        found |= {model: self._disk.keep(keys[model], scores.named()) for model, scores in made.items()}
+        return {model: _Scores.of(kept) for model, kept in found.items()}
 
     @torch.no_grad()
     def _pass(
@@ -361,14 +419,20 @@ class SharedEvaluation(Evaluation):
 
     # ------------------------------------------------------------------------------------------------- generation
 
-    def _continue(self, model: Role, prompt: int) -> dict[ClipSet, list[Tensor]]:
+    def _played(self, model: Role, prompt: int) -> dict[str, list[Tensor]]:
+        sets = [(name, len(chosen)) for name, chosen in self.clips.items()]
+        what = ("played", prompt, CONTINUATION_FRAMES, *sets)
+        everything = [clip for chosen in self.clips.values() for clip in chosen]
+        return self._kept(what, lambda: self._continue(model, prompt), [model], everything)
+
+    def _continue(self, model: Role, prompt: int) -> dict[str, list[Tensor]]:
         """Greedy continuations of all sets at once: one decoding loop costs hardly more for many clips than for few.
 
         A clip of which every later token is the model's likeliest code, given the true past, is what greedy decoding
         plays: it needs no decoding.
         """
         backend = self.backend(model)
-        played: dict[ClipSet, list[Tensor]] = {}
+        played: dict[str, list[Tensor]] = {}
         open_rows: list[tuple[ClipSet, int, int]] = []  # set, index, frames to play
         for name, chosen in self.clips.items():
             played[name] = [clip.codes[:, : prompt + CONTINUATION_FRAMES].cpu() for clip in chosen]
@@ -412,8 +476,31 @@ class SharedEvaluation(Evaluation):
         name = name or next(iter(self.embedders), "")
         if name not in self.embedders:
             raise EncoreError(self.unopened.get(name, "no embedder was chosen"), "choose another with --embedder")
-        names = [name] if source == "recorded" else list(self.embedders)
-        return self._once(("heard", source, clips, *names), lambda: self._hear(source, clips, names))[name]
+        if source == "recorded":  # nothing is played, and not every embedder is asked
+            return self._once(("heard", source, clips, name), lambda: self._hear(source, clips, [name]))[name]
+        return self._once(("heard", source, clips), lambda: self._hear_or_find(source, clips))[name]
+
+    def _hear_or_find(
+        self, source: Role | Literal["audio"], clips: ClipSet
+    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        """What is heard of codes is kept on disk."""
+        codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        ears = tuple((name, embedder.identity) for name, embedder in self.embedders.items())
+        played = [Clip("", "", item) for item in codes]
+        made = self._disk.get_or_make(
+            self._key(("heard", ears), [next(iter(self.models))], played),
+            lambda: {
+                f"{kind}.{name}": torch.from_numpy(array)
+                for name, heard in self._hear(source, clips, list(self.embedders)).items()
+                for kind, array in zip(("vectors", "tags"), heard, strict=True)
+                if array is not None
+            },
+        )
+        tags = {name: made.get(f"tags.{name}") for name in self.embedders}
+        return {
+            name: (made[f"vectors.{name}"].numpy(), own.numpy() if own is not None else None)
+            for name, own in tags.items()
+        }
 
     @torch.no_grad()
     def _hear(

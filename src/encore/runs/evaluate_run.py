@@ -14,6 +14,7 @@ from encore.report.page import write_report
 from encore.runs.embedders import fitting
 from encore.runs.evaluate import SharedEvaluation, measure
 from encore.runs.evaluation_json import evaluation_json, write_evaluation
+from encore.runs.kept import evaluation_cache
 from encore.runs.metrics_json import write_metrics
 from encore.runs.open_run import Subject, from_run
 from encore.runs.reporter import Reporter
@@ -29,6 +30,7 @@ class Asked:
         metrics: names; None for the fast ones, or all with `full`.
         embedder: see `encore.runs.embedders.parsed`; empty for those that fit the model.
         golds: models for "gold" and "gold2"; without them the embedded golds, where they fit.
+        cache: take what an earlier evaluation computed of the same models and clips, and keep what this one does.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -37,6 +39,7 @@ class Asked:
     seed: int = 0
     force: bool = False
     golds: Mapping[Role, str] = field(default_factory=dict)
+    cache: bool = True
 
 
 def evaluate_run(
@@ -81,6 +84,7 @@ def evaluate_subject(
     evaluation = SharedEvaluation(
         subject.models, subject.clips, seed=asked.seed, embedder=embedder, offline=offline, force=asked.force,
         about=subject.about, recordings=subject.recordings,
+        cache=evaluation_cache() if asked.cache else None,
     )  # fmt: skip
     results = measure(
         evaluation, asked.metrics, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
@@ -96,7 +100,7 @@ def evaluate_subject(
         write_metrics(out / "metrics.json", results)
         write_evaluation(out, how)
         if asked.metrics is None:
-            write_samples(out, evaluation)
+            write_samples(out, evaluation, results)
         if run is not None:
             write_report(run, measured=out)
             if out.resolve() == run.resolve():
