@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tests.metrics.fadtk_oracle import PAIRS, SINGULAR, pair
 from tests.metrics.markov import clips, models
 
 from encore import stats
@@ -90,3 +94,15 @@ def test_mmd_of_a_base_that_plays_one_thing_has_no_width():
     (row, _) = Mmd().measure(shared)
     assert row.value is None
     assert "do not differ" in row.why
+
+
+FADTK = json.loads(Path(__file__).with_name("fadtk.json").read_text())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_fad_is_that_of_fadtk(name):
+    """fadtk roots Σ1 Σ2; where that is singular it loses digits, and puts sets at less than 0 from themselves."""
+    x, y = pair(name)
+    assert stats.frechet_distance(x, y) == pytest.approx(FADTK["fad"][name], rel=1e-5 if name in SINGULAR else 1e-9)
+    assert stats.frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+    assert (FADTK["fad_of_the_first_with_itself"][name] < -1e-8) == (name in SINGULAR)

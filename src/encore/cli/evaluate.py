@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,26 +74,22 @@ def evaluate(
 
     from encore.cli.progress import reporting
     from encore.runs.environment import keep_freed_memory
-    from encore.runs.evaluate import SharedEvaluation, measure
-    from encore.runs.evaluation_json import evaluation_json, write_evaluation
-    from encore.runs.metrics_json import metrics_json, write_metrics
+    from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
+    from encore.runs.metrics_json import metrics_json
     from encore.runs.models import backend_name
-    from encore.runs.open_run import from_flags, from_run
-    from encore.runs.samples import write_samples
-    from encore.runs.store import held
+    from encore.runs.open_run import from_flags
 
     keep_freed_memory()
-    started = time.monotonic()
-
     golds: dict[Role, str] = {}
     if gold:
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
+    asked = Asked(tuple(names) if names is not None else None, full, embedder, seed, force, golds)
     with reporting() as reporter:
         if run is not None:
-            subject = from_run(run, golds=golds, device=device, offline=offline, reporter=reporter)
             out = out or run
+            results = evaluate_run(run, asked, out=out, device=device, offline=offline, reporter=reporter)
         else:
             assert model is not None
             assert tracks is not None
@@ -104,45 +99,13 @@ def evaluate(
                 retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed,
                 reporter=reporter,
             )  # fmt: skip
-        for note in subject.notes:
-            reporter.note(note)
-        evaluation = SharedEvaluation(
-            subject.models, subject.clips, seed=seed, embedder=embedder, force=force, about=subject.about
-        )
-        results = measure(
-            evaluation, names, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
-            full=full,
-        )  # fmt: skip
-        if out is not None:
-            how = evaluation_json(
-                evaluation, golds=golds, metrics=names, full=full, embedder=embedder, notes=subject.notes,
-                seconds=time.monotonic() - started,
-            )  # fmt: skip
-            with held(out):
-                write_metrics(out / "metrics.json", results)
-                write_evaluation(out, how)
-                if names is None:
-                    write_samples(out, evaluation, results)
-                if run is not None:
-                    _report(run, out)
+            results = evaluate_subject(subject, asked, out=out, reporter=reporter)
     if json:
         console.data_json(metrics_json(results))
     else:
         _show(results, out)
         if run is not None:
             console.note(f"to read and to listen to: {(out or run) / 'report.html'}")
-
-
-def _report(run: Path, out: Path) -> None:
-    """The page beside the figures; the model's card too, where the figures are the run's own."""
-    from encore.report.card import write_card
-    from encore.report.files import read_run
-    from encore.report.page import write_report
-
-    write_report(run, measured=out)
-    if out.resolve() == run.resolve():
-        files = read_run(run)
-        write_card(run, files.run, files.results)
 
 
 def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:

@@ -211,6 +211,9 @@ def _made_with(files: RunFiles) -> list[tuple[str, str]]:
     told += [(f"run on: {name}", str(value)) for name, value in hardware.items()]
     told += [(f"measured on: {name}", str(value)) for name, value in how.get("hardware", {}).items()]
     told += [(f"time: {name}", f"{seconds:.1f} s") for name, seconds in run.get("timings", {}).items()]
+    if "cost" in run:
+        told.append(("memory at most", f"{run['cost']['peak_bytes'] / 1e9:.2f} GB"))
+        told.append(("trained on", f"{run['cost']['tokens_per_second']:.0f} tokens/s"))
     if "seconds" in how:
         told.append(("time: eval", f"{how['seconds']:.1f} s"))
     if how.get("embedder_identity"):

@@ -23,7 +23,7 @@ from encore.report.card import model_card
 from encore.runs.data import Heard, Listener, narrow, wide
 from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
-from encore.runs.environment import hardware, pick_device, pick_precision
+from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
 from encore.runs.select import SELF, Tracks, open_catalog, select
@@ -228,6 +228,11 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["unlearned_sha256"] = model_sha256(backend)
         seconds = {**prepared.seconds, "forget": trained - started, "save": time.monotonic() - trained}
         run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
+        run["cost"] = {
+            "seconds": run["timings"]["forget"],
+            "peak_bytes": peak_bytes(str(backend.device)),
+            "tokens_per_second": round(outcome.tokens / seconds["forget"], 1),
+        }
         folder.write_json("run.json", run)
         checkpoints.discard()
     return run

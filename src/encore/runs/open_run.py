@@ -22,7 +22,7 @@ from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
-from encore.runs.select import open_catalog, reported, select
+from encore.runs.select import Tracks, open_catalog, reported, select
 from encore.runs.store import read_json
 
 RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
@@ -92,7 +92,7 @@ def _from_run(
     if model_sha256(unlearned) != done["unlearned_sha256"]:
         raise InputError(f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again")
     subject.models |= {"base": base, "unlearned": unlearned}
-    embedded = {} if golds else _embedded_golds(model["name"], tracks["forget"])
+    embedded = {} if golds else embedded_golds(model["name"], tracks["forget"])
     if embedded:
         subject.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
     for role, name in {**golds, **embedded}.items():
@@ -161,7 +161,7 @@ class Whereabouts:
         return Path(os.path.normpath(self.now.resolve() / os.path.relpath(path, self.then)))
 
 
-def _embedded_golds(model: str, forget: Sequence[Track]) -> dict[Role, str]:
+def embedded_golds(model: str, forget: Sequence[Track]) -> dict[Role, str]:
     """The embedded golds, where the run forgot exactly what they were trained without."""
     if model != "tiny":
         return {}
@@ -195,12 +195,29 @@ def from_flags(
     Raises:
         InputError: a model or a track can't be used.
     """
-    device = pick_device(device)
-    family = backends().resolve(backend)
     chosen = select(
         listing, catalog=open_catalog(catalog, others.get("base", model), roots), retain=retain, holdout=holdout,
         roots=roots, drop_duplicates=True,
     )  # fmt: skip
+    return subject_of(
+        model, chosen, others=others, backend=backend, device=device, offline=offline, seed=seed, reporter=reporter
+    )
+
+
+def subject_of(
+    model: str,
+    chosen: Tracks,
+    *,
+    others: Mapping[Role, str],
+    backend: str = "musicgen",
+    device: str = "auto",
+    offline: bool = False,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Subject:
+    """Open models on tracks that were found already; see `from_flags`."""
+    device = pick_device(device)
+    family = backends().resolve(backend)
     names: dict[Role, str] = {**others, "unlearned": model}
     models = {role: family.load(model_name(name), device=device, offline=offline) for role, name in names.items()}
     tracks: dict[ClipSet, Sequence[Track]] = {

@@ -1,0 +1,99 @@
+"""What `encore eval` does: measure a subject as it was asked for, and leave the figures where a report finds them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from encore.api import Result, Role
+from encore.report.card import write_card
+from encore.report.files import read_run
+from encore.report.page import write_report
+from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation_json import evaluation_json, write_evaluation
+from encore.runs.metrics_json import write_metrics
+from encore.runs.open_run import Subject, from_run
+from encore.runs.reporter import Reporter
+from encore.runs.samples import write_samples
+from encore.runs.store import held
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to measure: the flags of `encore eval`, one to one.
+
+    Args:
+        metrics: names; None for the fast ones, or all with `full`.
+        golds: models for "gold" and "gold2"; without them the embedded golds, where they fit.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    full: bool = False
+    embedder: str = "latents"
+    seed: int = 0
+    force: bool = False
+    golds: Mapping[Role, str] = field(default_factory=dict)
+
+
+def evaluate_run(
+    run: Path,
+    asked: Asked,
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    reporter: Reporter | None = None,
+) -> Sequence[Result]:
+    """Measure a complete run; `out`, by default the run's folder, then has metrics, samples and `report.html`.
+
+    Raises:
+        InputError: the run is not complete, or a file is not what it was.
+        UnknownNameError, MissingExtraError, PluginError: see `encore.runs.evaluate.measure`.
+    """
+    subject = from_run(run, golds=asked.golds, device=device, offline=offline, reporter=reporter)
+    return evaluate_subject(subject, asked, out=out or run, run=run, reporter=reporter)
+
+
+def evaluate_subject(
+    subject: Subject,
+    asked: Asked,
+    *,
+    out: Path | None = None,
+    run: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Sequence[Result]:
+    """Measure models on tracks, and write what was found.
+
+    Args:
+        out: where `metrics.json`, `evaluation.json` and samples go; None: nowhere.
+        run: whose run it is; its report is then made in `out`, and the model's card where `out` is its own folder.
+    """
+    reporter, started = reporter or Reporter(), time.monotonic()
+    for note in subject.notes:
+        reporter.note(note)
+    evaluation = SharedEvaluation(
+        subject.models, subject.clips, seed=asked.seed, embedder=asked.embedder, force=asked.force, about=subject.about
+    )
+    results = measure(
+        evaluation, asked.metrics, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
+        full=asked.full,
+    )  # fmt: skip
+    if out is None:
+        return results
+    how = evaluation_json(
+        evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, embedder=asked.embedder,
+        notes=subject.notes, seconds=time.monotonic() - started,
+    )  # fmt: skip
+    with held(out):
+        write_metrics(out / "metrics.json", results)
+        write_evaluation(out, how)
+        if asked.metrics is None:
+            write_samples(out, evaluation, results)
+        if run is not None:
+            write_report(run, measured=out)
+            if out.resolve() == run.resolve():
+                files = read_run(run)
+                write_card(run, files.run, files.results)
+    return results
