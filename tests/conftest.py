@@ -101,6 +101,19 @@ class Done(NamedTuple):
     err: str
 
 
+def no_evaluation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, who asks the cache for what an evaluation has kept fails."""
+    from encore.audio.cache import TensorCache
+
+    get = TensorCache.get
+
+    def asked(cache: TensorCache, key: tuple[str, ...]) -> object:
+        assert key[0] != "evaluation"
+        return get(cache, key)
+
+    monkeypatch.setattr(TensorCache, "get", asked)
+
+
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Run `encore ARGUMENTS` in this process, which has torch loaded already: `call("forget", "--tracks", path)`."""

@@ -34,4 +34,4 @@ def evaluation() -> SharedEvaluation:
             codes = models["base"].encode(torch.from_numpy(samples)[None, None])[0]
             clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
             about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
-    return SharedEvaluation(models, dict(clips), about=about)
+    return SharedEvaluation(models, dict(clips), about=about, embedder="latents,clap-tiny")

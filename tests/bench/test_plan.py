@@ -11,7 +11,7 @@ from encore.audio.catalog import Catalog
 from encore.bench.plan import Cell, Plan, is_measured, read_plan, selected, write_plan
 from encore.bench.presets import PRESETS, preset
 from encore.errors import InputError, UnknownNameError, UsageError
-from encore.plugins import metrics
+from encore.plugins import installed, metrics
 from encore.runs.evaluate_run import Asked
 
 
@@ -53,7 +53,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_another_model_needs_a_list(tmp_path):
     with pytest.raises(UsageError, match="--tracks is missing"):
-        write_plan(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path)
+        write_plan(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):
@@ -66,14 +67,21 @@ def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):
 
 
 def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
-    asked = Asked(metrics=("nll",), golds={"gold": "tiny-gold"})
+    asked = Asked(metrics=("nll",), embedder="latents", golds={"gold": "tiny-gold"})
     assert not is_measured(tmp_path, asked)
     told = {
         "metrics": ["nll"], "full": False, "embedder": asked.embedder, "seed": 0, "force": False,
-        "golds": {"gold": "tiny-gold"},
+        "golds": {"gold": "tiny-gold"}, "plugins": installed(),
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text("{}")
-    for key, other in (("metrics", None), ("seed", 1), ("embedder", "clap"), ("golds", {}), ("full", True)):
+    for key, other in (
+        ("metrics", None),
+        ("seed", 1),
+        ("embedder", "clap"),
+        ("golds", {}),
+        ("full", True),
+        ("plugins", []),
+    ):
         (tmp_path / "evaluation.json").write_text(json.dumps(told | {key: other}))
         assert not is_measured(tmp_path, asked), key
     (tmp_path / "evaluation.json").write_text(json.dumps(told))

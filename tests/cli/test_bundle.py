@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.conftest import Done
+from tests.conftest import Done, no_evaluation_is_read
 from tests.report.made_run import write_run
 
 Call = Callable[..., Done]
@@ -37,13 +37,16 @@ def measured(tmp_path_factory: pytest.TempPathFactory, _studio: Path) -> Path:
     return folder / "run"
 
 
-def test_packed_checked_and_measured_again(measured: Path, studio: Path, call: Call) -> None:
+def test_packed_checked_and_measured_again(
+    measured: Path, studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = call("bundle", measured, "--out", "b.zip", "--with-model")
     assert (done.code, done.out.strip()) == (0, "b.zip"), done.err
     assert "not signed" in done.err
     done = call("verify", "b.zip", "--run", measured)
     assert done.code == 0, done.err
     assert "metrics.json" in done.out
+    no_evaluation_is_read(monkeypatch)  # measured again is not looked up again
     for more in (["--run", measured], []):  # from the run's folder, and from the model in the bundle
         done = call("verify", "b.zip", "--rerun", "--json", *more)
         assert done.code == 0, done.err

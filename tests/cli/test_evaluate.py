@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import soundfile
-from tests.conftest import Done
+from tests.conftest import Done, no_evaluation_is_read
 
 Call = Callable[..., Done]
 ROLES = {"base", "unlearned", "gold", "gold2", "control", "none"}
@@ -90,6 +90,25 @@ def test_the_full_set_of_a_run_twice(project: Path, studio: Path, call: Call) ->
         "prompt_reencoded_nll", "prompt_stretched_nll", "prompt_shifted_nll", "likeness_chroma", "likeness_melody",
         "likeness_onset", "likeness_bleu", "likeness_edit", "likeness_embedding", "verbatim_caption_exact",
     }  # fmt: skip
+
+
+def test_a_second_evaluation_is_served_and_one_without_a_cache_is_not(
+    project: Path, studio: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "cache"))
+    again = ["eval", project / "runs/a", "--metrics", "nll,relearn", "--json"]
+    cold = call(*again, "--out", "cold", "--no-cache")
+    assert cold.code == 0, cold.err
+    assert not (tmp_path / "cache/evaluations").exists()
+    call(*again, "--out", "kept")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/evaluations").rglob("*") if path.is_file()}
+    assert kept
+    assert call(*again, "--out", "warm").out == cold.out
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    no_evaluation_is_read(monkeypatch)
+    assert call(*again, "--out", "anew", "--no-cache").out == cold.out
+    assert call(*again, "--out", "asked").code != 0
+    assert len({Path(out, "metrics.json").read_bytes() for out in ("cold", "kept", "warm", "anew")}) == 1
 
 
 def test_nll_of_a_run_is_that_in_its_record(project: Path, studio: Path, call: Call) -> None:

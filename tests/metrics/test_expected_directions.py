@@ -83,6 +83,8 @@ def test_gold_is_told_from_gold_no_better_than_gold2(value):
     assert value("kl_gold", "base") > 1.25 * value("kl_gold", "gold2") > 0
     assert value("kl_gold", "unlearned") == pytest.approx(0, abs=1e-6)
     assert value("gold_ks", "base") < 0.01 < 0.05 < value("gold_ks", "gold2")
+    assert value("epsilon", "base") > 1.25 * value("epsilon", "gold2") > 0
+    assert value("epsilon", "unlearned") == 0
     assert value("privleak", "base") == pytest.approx(-1)
     assert value("privleak", "unlearned") == 0
 
@@ -106,6 +108,20 @@ def test_fad_of_a_set_against_itself_is_nothing(evaluation):
     assert stats.frechet_distance(vectors, vectors) == pytest.approx(0, abs=1e-9)
 
 
+def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluation, value):
+    """Base and gold play the captions' music about as well as the tracks themselves do; an untrained model does not."""
+    itself = value("clap_score_tiny", "none", "retain")
+    assert abs(value("clap_score_tiny", "base", "retain") - itself) < 0.15
+    assert abs(value("clap_score_tiny", "gold", "retain") - itself) < 0.15
+    models = {"base": evaluation.models["base"], "unlearned": broken(evaluation.models["base"])}
+    noise = evaluation.other(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:12]})
+    found = {(row.metric, row.model): row for row in measure(noise, ["clap_score", "tag_kl", "mmd"])}
+    told = found["clap_score_tiny", "unlearned"]
+    assert told.value < min(found["clap_score_tiny", "base"].low, 0.5 * itself)
+    assert found["tag_kl_clap_tiny", "unlearned"].low > 4 * value("tag_kl_clap_tiny", "gold", "retain")
+    assert found["mmd_clap_tiny", "unlearned"].low > max(value("mmd_clap_tiny", "gold", "retain"), 0)
+
+
 def test_music_near_the_forgotten_is_kept_by_gold(value):
     assert value("neighbours_verbatim", "gold", "retain") == value("strangers_verbatim", "gold", "retain") == 1
 
@@ -113,7 +129,9 @@ def test_music_near_the_forgotten_is_kept_by_gold(value):
 def test_every_row_has_a_figure_or_a_reason(rows):
     assert all((row.value is None) == (row.why is not None) for row in rows)
     whys = {row.metric for row in rows if row.value is None}
-    assert whys <= {"fad", "likeness_fingerprint"}
+    needs_files = {"fad_clap_tiny", "fad_inf_clap_tiny", "mmd", "mmd_clap_tiny"}  # for the codec alone
+    assert whys <= {"fad", "fad_inf", "likeness_fingerprint"} | needs_files
+    assert {row.model for row in rows if row.metric in needs_files and row.set == "retain" and row.why} == {"none"}
 
 
 def test_gold_itself_gives_no_evidence_of_retention(rows):

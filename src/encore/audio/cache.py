@@ -59,17 +59,32 @@ class TensorCache:
         Returns:
             tensors on the CPU, contiguous, owned by the caller, whether they were kept or made.
         """
+        kept = self.get(key_parts)
+        return self.put(key_parts, make()) if kept is None else kept
+
+    def get(self, key_parts: tuple[str, ...]) -> dict[str, Tensor] | None:
+        """The tensors kept under a key, or None."""
+        key, path = self._place(key_parts)
+        return self._read(path, key)
+
+    def put(self, key_parts: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keep tensors under a key, in place of what is there.
+
+        Returns:
+            them as `get` will: on the CPU, contiguous, owned by the caller.
+        """
+        key, path = self._place(key_parts)
+        owned = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
+        self._write(path, key, owned)
+        return owned
+
+    def _place(self, key_parts: tuple[str, ...]) -> tuple[str, Path]:
+        """The key in full, and the file that it names."""
         key = json.dumps([VERSION, *key_parts])
         name = hashlib.sha256(key.encode()).hexdigest()
-        path = self.folder / name[:2] / f"{name}.safetensors"
-        kept = self._read(path, key)
-        if kept is not None:
-            return kept
-        made = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in make().items()
-        }
-        self._write(path, key, made)
-        return made
+        return key, self.folder / name[:2] / f"{name}.safetensors"
 
     def _read(self, path: Path, key: str) -> dict[str, Tensor] | None:
         try:

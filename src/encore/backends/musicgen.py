@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,16 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.utils import logging as transformers_logging
 
 from encore import assets
 from encore.api import Backend, Batch
+from encore.backends.musicgen_steps import Steps
 from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
-from encore.hub import fetchable
+from encore.hub import fetchable, quiet_transformers
 
 AUDIOCRAFT_FILE = "compression_state_dict.bin"  # of a MusicGen in audiocraft's format
 WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep transformers' progress bars and its remarks on this architecture's token ids off the terminal."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 class MusicgenBackend(Backend):
@@ -79,7 +63,7 @@ class MusicgenBackend(Backend):
     # ------------------------------------------------------------------------------------------------ load, save
 
     @classmethod
-    @_quietly()
+    @quiet_transformers()
     def load(
         cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
     ) -> MusicgenBackend:
@@ -107,7 +91,7 @@ class MusicgenBackend(Backend):
             raise InputError(f"{model} lacks {len(missing)} weights, first of all {missing[0]}")
         return cls(network.to(device), processor)
 
-    @_quietly()
+    @quiet_transformers()
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -209,19 +193,11 @@ class MusicgenBackend(Backend):
         states, mask = self._text_states(captions, unconditional=False)
         if guidance != 1.0:
             states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-        def last_logits(tokens: Tensor) -> Tensor:
-            heads = self.model.decoder(
-                tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask,
-                past_key_values=cache, use_cache=True,
-            ).logits[:, -1]  # fmt: skip
-            return heads.view(-1, self.codebooks, self.codebook_size)
-
+        frames = round(seconds * self.frame_rate)
         return play(
-            last_logits, count=len(captions), frames=round(seconds * self.frame_rate), delays=self.delays,
-            start=self.codebook_size, prompt=prompt, device=self.device, seed=seed, guidance=guidance,
-            temperature=temperature, top_k=top_k,
+            Steps(self.model.decoder, states, mask, frames + self.delays[-1]), count=len(captions), frames=frames,
+            delays=self.delays, start=self.codebook_size, prompt=prompt, device=self.device, seed=seed,
+            guidance=guidance, temperature=temperature, top_k=top_k,
         )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def _in_requests(plan: Plan, cell: Cell, out: Path, tracks: Tracks, reporter: Re
             model, tracks, others={"base": plan.model, **asked.golds}, backend=plan.backend, device=plan.device,
             offline=plan.offline, seed=cell.seed, reporter=reporter,
         )  # fmt: skip
-        evaluate_subject(subject, asked, out=whole.out, reporter=reporter)
+        evaluate_subject(subject, asked, out=whole.out, offline=plan.offline, reporter=reporter)
 
 
 def parts(tracks: Tracks, requests: int, *, from_catalogue: bool) -> Sequence[Tracks]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from encore.runs.forget import Request, choose
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.open_run import embedded_golds
 from encore.runs.select import Tracks
-from encore.runs.store import read_json, write_bytes, write_json
+from encore.runs.store import read_json, write_bytes, write_json, writing
 from encore.settings import resolve_options
 
 SCHEMA = 1
@@ -57,7 +57,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     offline: bool = False
     golds: dict[str, str] = pydantic.Field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
-    embedder: str = "latents"
+    embedder: str = ""
     full: bool = False
     force: bool = False
     eval_seed: int = 0
@@ -131,10 +131,11 @@ def write_plan(plan: Plan, out: Path) -> None:
             raise UsageError(f"{out} holds another bench: {'; '.join(changed)}", "choose another --out")
     elif out.is_dir() and any(path.name != f"{FORGET}.txt" and path.is_file() for path in out.iterdir()):
         raise UsageError(f"{out} is not empty and holds no bench", "choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    if plan.tracks is None and not assets.model_folder(plan.model):
+        raise UsageError("--tracks is missing: which tracks should be forgotten?", "name a list, as for forget")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     if plan.tracks is None:
-        if not assets.model_folder(plan.model):
-            raise UsageError("--tracks is missing: which tracks should be forgotten?", "name a list, as for forget")
         ids = [track.id for track in Catalog.open(assets.CATALOG).tracks(split=FORGET)]
         write_bytes(out / f"{FORGET}.txt", "".join(f"id:{name}\n" for name in ids).encode())
     write_json(out / PLAN, {"schema": SCHEMA, "encore": __version__, **plan.model_dump(mode="json")})
@@ -177,14 +178,17 @@ def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks) -> None
 
 
 def is_measured(folder: Path, asked: Asked) -> bool:
-    """Whether a folder has figures that were measured as asked for."""
+    """Whether a folder has figures that were measured as asked for, by the code that is installed now."""
     if not (folder / METRICS).exists() or not (folder / EVALUATION).exists():
         return False
     how = read_json(folder / EVALUATION)
-    wanted: Mapping[str, Any] = {
+    wanted: dict[str, Any] = {
         "metrics": list(asked.metrics) if asked.metrics is not None else None, "full": asked.full,
-        "embedder": asked.embedder, "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
+        "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
+        "plugins": plugins.installed(),
     }  # fmt: skip
+    if asked.embedder:
+        wanted["embedder"] = asked.embedder
     return all(how.get(key) == value for key, value in wanted.items())
 
 

@@ -72,7 +72,6 @@ def bench(
     from encore.bench.requests import request_lines
     from encore.bench.schedule import run_cells
     from encore.bench.write import write_leaderboard
-    from encore.runs.evaluate_run import Asked
     from encore.runs.models import backend_name
 
     laid = find(preset) if preset else None
@@ -91,7 +90,7 @@ def bench(
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device,
         precision=precision, offline=offline, golds={k: v for k, v in (("gold", gold), ("gold2", gold2)) if v},
-        metrics=measured, embedder=chosen or Asked.embedder, full=full, force=force,
+        metrics=measured, embedder=chosen or "", full=full, force=force,
     )  # fmt: skip
     _check(plan)
     out = out.resolve()

@@ -41,7 +41,10 @@ def evaluate(
     full: Annotated[
         bool, typer.Option("--full", help="All metrics, attacks and likeness too: takes some four times as long.")
     ] = False,
-    embedder: Annotated[str, typer.Option(help="For fad and mmd; see `encore embedders`.")] = "latents",
+    embedder: Annotated[
+        list[str] | None,
+        typer.Option(help="What fad, clap_score and the like hear with: NAME, or NAME=WEIGHTS; commas or repeat."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
     ] = None,
@@ -50,6 +53,9 @@ def evaluate(
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")
+    ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all anew, and keep nothing for a later evaluation.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -70,7 +76,8 @@ def evaluate(
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
-    _check_names(names, embedder)
+    heard = ",".join(embedder or ())
+    _check_names(names, heard)
 
     from encore.cli.progress import reporting
     from encore.runs.environment import keep_freed_memory
@@ -85,7 +92,7 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = Asked(tuple(names) if names is not None else None, full, embedder, seed, force, golds)
+    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache)
     with reporting() as reporter:
         if run is not None:
             out = out or run
@@ -99,7 +106,7 @@ def evaluate(
                 retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed,
                 reporter=reporter,
             )  # fmt: skip
-            results = evaluate_subject(subject, asked, out=out, reporter=reporter)
+            results = evaluate_subject(subject, asked, out=out, offline=offline, reporter=reporter)
     if json:
         console.data_json(metrics_json(results))
     else:
@@ -116,7 +123,10 @@ def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
         raise UsageError("--metrics names no metric", "encore metrics lists them")
     for name in metrics or ():
         plugins.metrics().get(name)
-    plugins.embedders().get(embedder)
+    if embedder:
+        from encore.runs.embedders import parsed
+
+        parsed(embedder)
 
 
 def _show(results: Sequence[Result], out: Path | None) -> None:

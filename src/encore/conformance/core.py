@@ -110,7 +110,7 @@ SubjectT = TypeVar("SubjectT", bound=Subject)
 
 
 class Check(NamedTuple, Generic[SubjectT]):
-    """One check. Where `first` fails, the others have nothing to look at."""
+    """One check. Where `first` fails or is skipped, the others have nothing to look at."""
 
     name: str
     contract: str
@@ -161,6 +161,8 @@ class Suite(Generic[SubjectT]):
             outcomes.append(_outcome(check, subject))
             if check.first and outcomes[-1].state == "FAILED":
                 missing = f"there is nothing to check where {check.name!r} fails"
+            elif check.first and outcomes[-1].state == "skipped":
+                missing = outcomes[-1].said
         progress("", len(chosen), len(chosen))
         return tuple(outcomes)
 

@@ -50,7 +50,7 @@ def rerun(
     Raises:
         InputError: a model or a track is not there any more, or is another one than was measured.
     """
-    from encore.runs.evaluate import SharedEvaluation, measure
+    from encore.runs.evaluate_run import Asked, evaluate_subject
     from encore.runs.models import model_sha256
     from encore.runs.open_run import from_run
 
@@ -63,15 +63,8 @@ def rerun(
     for role, model in subject.models.items():
         if model_sha256(model) != hashes.get(role):
             raise InputError(f"the {role} model is not the one that was measured: its weights differ")
-    evaluation = SharedEvaluation(
-        subject.models, subject.clips, seed=seed, embedder=embedder, force=force, about=subject.about
-    )
-
-    def progress(name: str, done: int, of: int) -> None:
-        if reporter is not None:
-            reporter.progress("measure", done, of, {"metric": name})
-
-    return measure(evaluation, names, progress, full=full)
+    asked = Asked(tuple(names) if names is not None else None, full, embedder, seed, force, golds, cache=False)
+    return list(evaluate_subject(subject, asked, offline=offline, reporter=reporter))
 
 
 def compare(bundled: Sequence[Result], again: Sequence[Result]) -> list[Compared]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from encore import stats
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
+from encore.curvature.clips import clips_sha256
 from encore.metrics.plays import plays
 from encore.metrics.rows import given, mean_row, not_finite, unmeasured
 from encore.metrics.sequences import bleu_similarities, edit_similarities
@@ -54,6 +57,10 @@ class Likeness(Metric):
         """Why nothing can be compared; empty where it can."""
         return ""
 
+    def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """What the similarities depend on beside codes and the codec: libraries by version, the embedder."""
+        return ()
+
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         why = self.missing(evaluation)
         for model in [] if why else given(evaluation, *MODELS):
@@ -70,9 +77,19 @@ class Likeness(Metric):
         played = [play.codes for play in [*asked, *plays(evaluation, model, "holdout")]]
         longest = max(codes.shape[-1] for codes in played)
         known, unheard = (_pieces(evaluation.clips[clips], longest) for clips in SETS)
-        found = self.similarities(evaluation, played, [clip.codes for clip in [*known, *unheard]])
+        references = [clip.codes for clip in [*known, *unheard]]
+
+        def compared() -> dict[str, Tensor]:
+            matrices = self.similarities(evaluation, played, references)
+            return {kind: torch.from_numpy(matrix) for kind, matrix in matrices.items()}
+
+        first = next(iter(evaluation.models))  # whose codec everybody hears with
+        found = evaluation.kept(
+            ("likeness", *self.kinds, len(played), *self.depends(evaluation)), compared, models=[first],
+            clips=[Clip("", "", codes) for codes in [*played, *references]],
+        )  # fmt: skip
         for kind in self.kinds:
-            matrix = found[kind]
+            matrix = found[kind].numpy()
             by_chance = _by_track(matrix[:, len(known) :], unheard)
             threshold = float(np.percentile(np.stack(list(by_chance.values())), PERCENTILE))
             alike = _by_track(matrix[: len(asked), : len(known)], known)
@@ -150,23 +167,28 @@ class LikenessMusic(Likeness):
         rate = next(iter(evaluation.models.values())).sample_rate
         return f"{rate} Hz are too few to hear notes" if rate < LEAST_RATE else ""
 
+    def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
+        return (version("librosa"),)
+
     def similarities(
         self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
         from encore.metrics.listening import harmony, melody, rhythm
 
-        one, two = ([self._hear(evaluation, codes) for codes in chosen] for chosen in (played, references))
+        everything = self._hear(evaluation, [*played, *references])
+        one, two = everything[: len(played)], everything[len(played) :]
         return {"chroma": harmony(one, two), "melody": melody(one, two), "onset": rhythm(one, two)}
 
-    def _hear(self, evaluation: Evaluation, codes: Tensor) -> Heard:
-        """Tracks are heard once, whatever the model."""
+    def _hear(self, evaluation: Evaluation, codes: Sequence[Tensor]) -> list[Heard]:
+        """Each distinct clip is heard once, whatever the model: tracks, and what several models play alike."""
         from encore.metrics.listening import hear
 
-        backend = next(iter(evaluation.models.values()))
-        return evaluation.once(
-            ("likeness_music", codes.cpu().numpy().tobytes(), tuple(codes.shape)),
-            lambda: hear(waveform(evaluation, codes), backend.sample_rate),
-        )
+        rate = next(iter(evaluation.models.values())).sample_rate
+        heard: dict[bytes, Heard] = evaluation.once("likeness_music", dict)
+        names = [one.cpu().numpy().tobytes() for one in codes]
+        new = {name: one for name, one in zip(names, codes, strict=True) if name not in heard}
+        heard |= zip(new, hear([waveform(evaluation, one) for one in new.values()], rate), strict=True)
+        return [heard[name] for name in names]
 
 
 class LikenessCodes(Likeness):
@@ -189,6 +211,10 @@ class LikenessEmbedding(Likeness):
 
     kinds = ("embedding",)
 
+    def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
+        everything = [clip for chosen in evaluation.clips.values() for clip in chosen]
+        return (evaluation.embedder.identity if evaluation.embedder else "", clips_sha256(everything))
+
     def similarities(
         self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
@@ -210,6 +236,9 @@ class LikenessFingerprint(Likeness):
 
         return "" if acoustid.have_chromaprint else "the system has no libchromaprint"
 
+    def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
+        return (version("pyacoustid"),)
+
     def similarities(
         self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
@@ -230,8 +259,6 @@ class LikenessFingerprint(Likeness):
 
 def waveform(evaluation: Evaluation, codes: Tensor) -> NDArray[np.float32]:
     """Codes [K, T] as the codec plays them, mono, [S]."""
-    import torch
-
     backend = next(iter(evaluation.models.values()))
     with torch.no_grad():
         return backend.decode(codes[None].to(backend.device))[0].float().mean(0).cpu().numpy()

@@ -17,6 +17,7 @@ LOWEST, OCTAVES = "C2", 5  # of the constant-Q transform
 TEMPOS = (0.94, 0.97, 1.0, 1.03, 1.06)  # at which two clips may still be one piece
 SHIFT_SECONDS = 0.5  # by how much one may begin later
 LEAST_SECONDS = 2.0  # a shorter clip is followed by silence: the transform's longest filter must fit
+TOGETHER = 32  # waveforms that are transformed at once
 QUIET = 0.05  # of a clip's loudest frame, below which there is no note
 
 Floats = NDArray[np.float64]
@@ -36,22 +37,34 @@ class Heard:
     melody: tuple[int, ...]
 
 
-def hear(audio: NDArray[np.float32], sample_rate: int) -> Heard:
-    """Features of a waveform [S]."""
+def hear(audio: Sequence[NDArray[np.float32]], sample_rate: int) -> list[Heard]:
+    """Features of waveforms, [S] each; those of one length are heard side by side."""
+    heard: dict[int, Heard] = {}
+    for length in sorted({len(one) for one in audio}):
+        alike = [i for i, one in enumerate(audio) if len(one) == length]
+        for start in range(0, len(alike), TOGETHER):
+            numbers = alike[start : start + TOGETHER]
+            heard |= zip(numbers, _hear(np.stack([audio[i] for i in numbers]), sample_rate), strict=True)
+    return [heard[i] for i in range(len(audio))]
+
+
+def _hear(audio: NDArray[np.float32], sample_rate: int) -> list[Heard]:
+    """Features of waveforms [N, S]."""
     import librosa
 
     # The hop keeps its length in time, and is a multiple of 2^(octaves - 1) as the transform asks.
     hop = 16 * max(1, round(sample_rate / ONSET_RATE / 16))
-    audio = np.pad(audio, (0, max(0, round(LEAST_SECONDS * sample_rate) - len(audio))))
-    pitches = np.abs(
-        librosa.cqt(
-            audio, sr=sample_rate, hop_length=hop, fmin=librosa.note_to_hz(LOWEST), n_bins=12 * OCTAVES, tuning=0.0
-        )
-    )  # [bins, T]
-    pitches = _pooled(pitches.astype(np.float64), sample_rate / hop / RATE)
-    onsets = librosa.onset.onset_strength(y=audio, sr=sample_rate, hop_length=hop).astype(np.float64)[None]
-    chroma = pitches.reshape(OCTAVES, 12, -1).sum(0)
-    return Heard(chroma - chroma.mean(0), onsets - onsets.mean(), intervals(pitches[12:]))
+    audio = np.pad(audio, ((0, 0), (0, max(0, round(LEAST_SECONDS * sample_rate) - audio.shape[1]))))
+    transformed = librosa.cqt(
+        audio, sr=sample_rate, hop_length=hop, fmin=librosa.note_to_hz(LOWEST), n_bins=12 * OCTAVES, tuning=0.0
+    )  # [N, bins, T]
+    found = []
+    for one, wave in zip(np.abs(transformed).astype(np.float64), audio, strict=True):
+        pitches = _pooled(one, sample_rate / hop / RATE)
+        onsets = librosa.onset.onset_strength(y=wave, sr=sample_rate, hop_length=hop).astype(np.float64)[None]
+        chroma = pitches.reshape(OCTAVES, 12, -1).sum(0)
+        found.append(Heard(chroma - chroma.mean(0), onsets - onsets.mean(), intervals(pitches[12:])))
+    return found
 
 
 def intervals(pitches: Floats) -> tuple[int, ...]:
@@ -87,20 +100,24 @@ def rhythm(first: Sequence[Heard], second: Sequence[Heard]) -> Floats:
 def correlations(first: Sequence[Floats], second: Sequence[Floats], rate: float, *, keys: int) -> Floats:
     """Highest cosine of each pair over keys, tempos and shifts of the second, [F, T] each. -> [P, R]
 
-    The shorter is followed by silence.
+    The shorter is followed by silence. All keys and shifts of a tempo are one circular cross-correlation: there is
+    silence enough around a clip that no shift of it comes in again at the other end.
     """
+    from scipy import fft
+
     shift = round(SHIFT_SECONDS * rate)
     frames = max([one.shape[1] for one in first] + [round(two.shape[1] / min(TEMPOS)) for two in second], default=0)
-    plain = np.stack([_unit(_fitted(one, frames, shift)) for one in first])  # [P, F * T]
+    shape = frames + 2 * shift
+    plain = fft.rfft2(np.stack([_unit(_fitted(one, frames, shift)) for one in first]))  # [P, F, ·]
     best = np.empty((len(first), len(second)))
     for column, two in enumerate(second):
-        ways = [
-            np.roll(_fitted(_resampled(two, tempo), frames, shift), (key, by), (0, 1))
-            for tempo in TEMPOS
-            for key in range(keys)
-            for by in range(-shift, shift + 1)
+        tempos = np.stack([_unit(_fitted(_resampled(two, tempo), frames, shift)) for tempo in TEMPOS])
+        moved = fft.rfft2(tempos).conj()
+        highest = [
+            fft.irfft2(plain * tempo, s=(two.shape[0], shape))[:, :keys, np.arange(-shift, shift + 1)].max((1, 2))
+            for tempo in moved
         ]
-        best[:, column] = (plain @ np.stack([_unit(way) for way in ways]).T).max(1)
+        best[:, column] = np.max(highest, 0)
     return best
 
 
@@ -110,9 +127,9 @@ def _fitted(features: Floats, frames: int, margin: int) -> Floats:
 
 
 def _unit(features: Floats) -> Floats:
-    """Flat, of length one; of silence zeros."""
+    """Of length one; of silence zeros."""
     norm = float(np.linalg.norm(features))
-    return features.ravel() / norm if norm > 0 else features.ravel()
+    return features / norm if norm > 0 else features
 
 
 def _pooled(features: Floats, frames: float) -> Floats:

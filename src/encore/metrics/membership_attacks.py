@@ -97,9 +97,19 @@ def zlib_score(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
     return {track: nll / shrunk[track] for track, nll in evaluation.nll(model, clips).items()}
 
 
-@torch.no_grad()
 def min_k_plus(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
     """Mean of the lowest 20 % of each track's standardised log-likelihoods."""
+    made = evaluation.kept(
+        ("membership_attacks", "minkpp", MIN_K),
+        lambda: {"scores": torch.tensor(list(_min_k_plus(evaluation, model, clips).values()), dtype=torch.float64)},
+        models=[model], clips=evaluation.clips[clips],
+    )  # fmt: skip
+    tracks = sorted({clip.track for clip in evaluation.clips[clips]})
+    return dict(zip(tracks, made["scores"].tolist(), strict=True))
+
+
+@torch.no_grad()
+def _min_k_plus(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
     backend, tokens = evaluation.backend(model), dict[str, list[Tensor]]()
     for piece in evaluation.batches(evaluation.clips[clips]):
         batch = Batch.of(piece, backend.device)
@@ -129,11 +139,12 @@ def standardised(logits: Tensor, codes: Tensor) -> Tensor:
 def gradient_norm(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
     """Less the norm of each clip's gradient of its loss, the mean over a track's clips."""
     chosen, backend = evaluation.clips[clips], evaluation.backend(model)
-    norms = evaluation.once(
-        ("membership_attacks", "norms", model, clips),
-        lambda: torch.cat([gradient_norms(backend, piece) for piece in evaluation.batches(chosen)]).tolist(),
-    )
-    return by_track(chosen, [-norm for norm in norms], [1.0] * len(chosen))
+    made = evaluation.kept(
+        ("membership_attacks", "norms"),
+        lambda: {"norms": torch.cat([gradient_norms(backend, piece) for piece in evaluation.batches(chosen)])},
+        models=[model], clips=chosen,
+    )  # fmt: skip
+    return by_track(chosen, (-made["norms"]).tolist(), [1.0] * len(chosen))
 
 
 def gradient_norms(backend: Backend, clips: Sequence[Clip]) -> Tensor:

@@ -94,7 +94,17 @@ def retrained(
     Args:
         watched: whose NLL is taken, after `LOOKS` steps; without it the trained clips', before and after each step.
     """
-    backend = evaluation.backend(model).clone()
+    backend, seen = evaluation.backend(model), clips if watched is None else watched
+    settings = (len(clips), watched is not None, STEPS, LR, MAX_GRAD_NORM, *LOOKS)
+    made = evaluation.kept(
+        ("relearn", *settings), lambda: {"losses": _losses(evaluation, backend.clone(), clips, watched)},
+        models=[model], clips=[*clips, *(watched or ())],
+    )  # fmt: skip
+    return [_by_track(backend, seen, losses) for losses in made["losses"]]
+
+
+def _losses(evaluation: Evaluation, backend: Backend, clips: Sequence[Clip], watched: Sequence[Clip] | None) -> Tensor:
+    """Losses [looks, N] of the watched clips while a model is trained, in place."""
     backend.module.eval()  # no dropout: two runs must agree
     weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=LR)
@@ -103,7 +113,7 @@ def retrained(
         if watched is not None and step in LOOKS:
             with torch.no_grad():
                 losses = [backend.losses(Batch.of(p, backend.device)).cpu() for p in evaluation.batches(watched)]
-            curve.append(_by_track(backend, watched, losses))
+            curve.append(torch.cat(losses))
         last = step == STEPS
         if last and watched is not None:
             break
@@ -116,19 +126,19 @@ def retrained(
                     (own.sum() / len(clips)).backward()
                 seen.append(own.detach().cpu())
         if watched is None:
-            curve.append(_by_track(backend, clips, seen))
+            curve.append(torch.cat(seen))
         if not last:
             torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
             optimiser.step()
-    return curve
+    return torch.stack(curve)
 
 
-def _by_track(backend: Backend, clips: Sequence[Clip], losses: Sequence[Tensor]) -> dict[str, float]:
-    """Losses of clips, in batches, as means over each track's tokens."""
+def _by_track(backend: Backend, clips: Sequence[Clip], losses: Tensor) -> dict[str, float]:
+    """Losses of clips, [N], as means over each track's tokens."""
     counts = [
         int(backend.token_mask(Batch.of([clip], backend.device)).sum()) if backend.has_tokens else 1 for clip in clips
     ]
-    means = torch.cat(list(losses)).double().tolist()
+    means = losses.double().tolist()
     return by_track(clips, [mean * count for mean, count in zip(means, counts, strict=True)], counts)
 
 

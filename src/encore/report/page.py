@@ -216,8 +216,7 @@ def _made_with(files: RunFiles) -> list[tuple[str, str]]:
         told.append(("trained on", f"{run['cost']['tokens_per_second']:.0f} tokens/s"))
     if "seconds" in how:
         told.append(("time: eval", f"{how['seconds']:.1f} s"))
-    if how.get("embedder_identity"):
-        told.append(("embedder", str(how["embedder_identity"])))
+    told += [(f"embedder {name}", str(identity)) for name, identity in how.get("embedders", {}).items()]
     return told
 
 

@@ -31,6 +31,8 @@ PLAIN = {
     ("nll", "retain"): "how well it still knows the other music",
     ("neighbours_nll", "retain"): "how well it still knows the music closest to the tracks",
     ("verbatim", "retain"): "whether it still plays the other music it knew by heart",
+    ("clap_score", "retain"): "whether what it plays still fits the descriptions",
+    ("clap_score_tiny", "retain"): "whether what it plays still fits the descriptions",
 }
 
 
@@ -206,6 +208,18 @@ def _cost(known: Mapping[str, Result], files: RunFiles) -> str:
     )
 
 
+def _fits(known: Mapping[str, Result], files: RunFiles) -> str:
+    after, itself = known["unlearned"], known.get("none")
+    shuffled = after.details.get("shuffled")
+    beside = [f"the recordings themselves reach {number(itself.value)}"] if itself else []
+    beside += [f"descriptions of other tracks {number(shuffled)}"] if isinstance(shuffled, float) else []
+    return (
+        "How well what it plays for the music to keep fits the descriptions, as a listening model (a CLAP) scores it, "
+        f"went from {number(known['base'].value)} to {number(after.value)}"
+        f"{'; ' if beside else ''}{', '.join(beside)}."
+    )
+
+
 SENTENCES: dict[tuple[str, str], Callable[[Mapping[str, Result], RunFiles], str]] = {
     ("verbatim_caption", "forget"): _from_caption,
     ("verbatim", "forget"): _replays,
@@ -215,6 +229,8 @@ SENTENCES: dict[tuple[str, str], Callable[[Mapping[str, Result], RunFiles], str]
     ("verbatim", "retain"): _kept,
     ("verbatim_caption", "retain"): _kept_from_caption,
     ("nll", "retain"): _cost,
+    ("clap_score", "retain"): _fits,
+    ("clap_score_tiny", "retain"): _fits,
 }
 
 

@@ -5,18 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from encore import plugins
-from encore.api import Backend, Batch, Clip, ClipSet, Embedder, Evaluation, Made, Metric, MetricSpec, Result, Role
+from encore.api import (
+    Backend,
+    Batch,
+    Clip,
+    ClipSet,
+    Embedder,
+    Evaluation,
+    Made,
+    Metric,
+    MetricSpec,
+    Result,
+    Role,
+    Source,
+)
+from encore.audio.cache import TensorCache
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
+from encore.runs.embedders import by_name, open_embedders
+from encore.runs.kept import Kept, Key, listed, named
 
 BATCH = 16  # clips a forward pass, where memory allows
 LOGITS = 2**25  # elements of a logits tensor at most: 128 MiB of float32, of which a few are alive at once
@@ -33,7 +50,7 @@ def evaluate(
     *,
     metrics: Sequence[str] | None = None,
     seed: int = 0,
-    embedder: str | Embedder | None = "latents",
+    embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
     draws: int = 1,
     force: bool = False,
     full: bool = False,
@@ -141,6 +158,13 @@ class _Scores:
     predictions: list[Tensor] = field(default_factory=list)
     kl: list[Tensor] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> _Scores:
+        return cls(**listed(tensors))
+
+    def named(self) -> dict[str, Tensor]:
+        return named({"logprobs": self.logprobs, "predictions": self.predictions, "kl": self.kl})
+
 
 class SharedEvaluation(Evaluation):
     """The `Evaluation` of `encore eval`.
@@ -151,9 +175,14 @@ class SharedEvaluation(Evaluation):
     Args:
         models: what to measure, at least one; they must share a codec.
         clips: `forget` must not be empty. seed: of resampling, of generations, and of the control's weights.
-        embedder: a registered name, an opened embedder, or None: metrics that need one are then not measured.
+        embedder: registered names with commas between (`runs.embedders.parsed`), an opened embedder, several by name,
+            or None: metrics that need one are then not measured. offline: fetch no embedder's weights.
+        recordings: what gives a set's tracks as their files have them, for those sets that have files: mono waveforms
+            [S] at the models' rate, one a clip.
         draws: generations a caption. force, about: see `Evaluation`.
         batch, generate_batch: clips a forward pass, captions a generation, at most.
+        cache: where what is costly is kept and taken from, with the same figures to the last bit (`encore.runs.kept`).
+            Without one all is measured afresh.
 
     Raises:
         InputError: no forget clips, no model, or models of different codecs.
@@ -165,12 +194,15 @@ class SharedEvaluation(Evaluation):
         clips: Mapping[ClipSet, Sequence[Clip]],
         *,
         seed: int = 0,
-        embedder: str | Embedder | None = "latents",
+        embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
+        offline: bool = False,
+        recordings: Mapping[ClipSet, Callable[[], Sequence[Tensor]]] | None = None,
         draws: int = 1,
         force: bool = False,
         about: Mapping[str, Mapping[str, str]] | None = None,
         batch: int = BATCH,
         generate_batch: int = GENERATE_BATCH,
+        cache: TensorCache | Kept | None = None,
     ) -> None:
         if not models:
             raise InputError("there is no model to measure", "give at least one of --model, --base, --gold")
@@ -187,9 +219,14 @@ class SharedEvaluation(Evaluation):
             model.module.eval()
             with torch.no_grad():  # now: encoded under a metric's inference_mode they would be of no use to training
                 model.condition(captions)
+        self.unopened: Mapping[str, str] = {}
         if isinstance(embedder, str):
-            embedder = plugins.embedders().resolve(embedder).open(self._first)
-        self.embedder = embedder
+            self.embedders, self.unopened = open_embedders(embedder, self._first, offline=offline)
+        else:
+            self.embedders = by_name(embedder)
+        self.embedder = next(iter(self.embedders.values()), None)
+        self._recordings = dict(recordings or {})
+        self._disk = cache if isinstance(cache, Kept) else Kept(cache)
         self._control: Backend | None = None
         self._made: dict[tuple[Any, ...], Any] = {}
 
@@ -212,7 +249,7 @@ class SharedEvaluation(Evaluation):
         """Which of a metric's needs is not there, or nothing."""
         absent: dict[str, str] = {role: f"no {role} model was given" for role in ROLES if role not in self.models}
         absent |= {name: f"there are no {name} tracks" for name in SETS if not self.clips.get(name)}
-        absent |= {} if self.embedder else {"embedder": "no embedder was chosen"}
+        absent |= {} if self.embedders or self.unopened else {"embedder": "no embedder was chosen"}
         absent |= {} if self._first.has_tokens else {"logits": "the model has no tokens"}
         return next((absent[need] for need in sorted(spec.needs) if need in absent), "")
 
@@ -241,7 +278,7 @@ class SharedEvaluation(Evaluation):
     def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
         if unconditional:
             without = self._once(
-                ("unconditional", model, clips), lambda: self._pass([model], clips, None, unconditional=True)
+                ("unconditional", model, clips), lambda: self._passes([model], clips, None, unconditional=True)
             )
             return without[model].logprobs
         return self._scores(model, clips).logprobs
@@ -252,22 +289,35 @@ class SharedEvaluation(Evaluation):
     def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
         if target == "gold" and model in self.models:
             return self._scores(model, clips).kl
-        return self._once(("kl", target, model, clips), lambda: self._pass([model], clips, target)[model].kl)
+        return self._once(("kl", target, model, clips), lambda: self._passes([model], clips, target)[model].kl)
 
     def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:
-        return self._once(("played", model, prompt_frames), lambda: self._continue(model, prompt_frames))[clips]
+        made = self._once(("played", model, prompt_frames), lambda: self._played(model, prompt_frames))
+        return made.get(clips, [])  # type: ignore[no-any-return]
 
     def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
-        return self._once(("generated", model, clips), lambda: self._generate(model, clips))
+        def make() -> dict[str, list[Tensor]]:
+            return {"codes": self._generate(model, clips)}
 
-    def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        return self._once(("embedded", source, clips), lambda: self._embed(source, clips))
+        what = ("generated", GENERATION_SECONDS)
+        return self._once(
+            ("generated", model, clips), lambda: self._kept(what, make, [model], self.clips[clips])["codes"]
+        )
+
+    def embeddings(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray:
+        return self._heard(source, clips, embedder)[0]
+
+    def tags(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray | None:
+        return self._heard(source, clips, embedder)[1]
+
+    def recorded(self, clips: ClipSet) -> bool:
+        return clips in self._recordings
 
     def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
         if self.embedder is None:
             raise EncoreError("no embedder was chosen", "choose one with --embedder")
         with torch.no_grad():
-            return np.concatenate([self._embed_one(item[None]) for item in codes])
+            return np.concatenate([self._hear_codes(self.embedder, item[None])[0] for item in codes])
 
     def other(
         self,
@@ -277,12 +327,25 @@ class SharedEvaluation(Evaluation):
     ) -> SharedEvaluation:
         return SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
-            embedder=self.embedder, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
-            generate_batch=self._generate_batch,
+            embedder=self.embedders, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
+            generate_batch=self._generate_batch, cache=self._disk,
         )  # fmt: skip
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         return self._once(("metric", key), make)
+
+    def kept(
+        self,
+        key: Hashable,
+        make: Callable[[], Mapping[str, Tensor]],
+        *,
+        models: Sequence[Role],
+        clips: Sequence[Clip],
+    ) -> Mapping[str, Tensor]:
+        return self._once(
+            ("kept", key, tuple(models), tuple(clips)),
+            lambda: self._disk.get_or_make(self._key(("metric", key), models, clips), make),
+        )
 
     # ------------------------------------------------------------------------------------------------ likelihoods
 
@@ -291,11 +354,36 @@ class SharedEvaluation(Evaluation):
             self._made[key] = make()
         return self._made[key]
 
+    def _key(self, what: Hashable, models: Sequence[Role], clips: Sequence[Clip]) -> Key:
+        settings = (self.seed, self._draws, self._batch, self._generate_batch)
+        return self._disk.key(what, settings, [self.backend(model) for model in models], clips)
+
+    def _kept(
+        self,
+        what: Hashable,
+        make: Callable[[], Mapping[str, Sequence[Tensor]]],
+        models: Sequence[Role],
+        clips: Sequence[Clip],
+    ) -> dict[str, list[Tensor]]:
+        return listed(self._disk.get_or_make(self._key(what, models, clips), lambda: named(make())))
+
     def _scores(self, model: Role, clips: ClipSet) -> _Scores:
         if model in self.models:
             target: Role | None = "gold" if "gold" in self.models else None
-            return self._once(("scores", clips), lambda: self._pass(list(self.models), clips, target))[model]
+            return self._once(("scores", clips), lambda: self._passes(list(self.models), clips, target))[model]
         return self._once(("scores", model, clips), lambda: self._pass([model], clips, None)[model])
+
+    def _passes(
+        self, models: Sequence[Role], clips: ClipSet, target: Role | None, *, unconditional: bool = False
+    ) -> dict[Role, _Scores]:
+        """`_pass` of those models that nothing is kept of, and what is kept of the others."""
+        aim = [target] if target else []
+        keys = {model: self._key(("scores", unconditional), [model, *aim], self.clips[clips]) for model in models}
+        found = {model: kept for model in models if (kept := self._disk.find(keys[model])) is not None}
+        missing = [model for model in models if model not in found]
+        made = self._pass(missing, clips, target, unconditional=unconditional) if missing else {}
+        found |= {model: self._disk.keep(keys[model], scores.named()) for model, scores in made.items()}
+        return {model: _Scores.of(kept) for model, kept in found.items()}
 
     @torch.no_grad()
     def _pass(
@@ -331,14 +419,20 @@ class SharedEvaluation(Evaluation):
 
     # ------------------------------------------------------------------------------------------------- generation
 
-    def _continue(self, model: Role, prompt: int) -> dict[ClipSet, list[Tensor]]:
+    def _played(self, model: Role, prompt: int) -> dict[str, list[Tensor]]:
+        sets = [(name, len(chosen)) for name, chosen in self.clips.items()]
+        what = ("played", prompt, CONTINUATION_FRAMES, *sets)
+        everything = [clip for chosen in self.clips.values() for clip in chosen]
+        return self._kept(what, lambda: self._continue(model, prompt), [model], everything)
+
+    def _continue(self, model: Role, prompt: int) -> dict[str, list[Tensor]]:
         """Greedy continuations of all sets at once: one decoding loop costs hardly more for many clips than for few.
 
         A clip of which every later token is the model's likeliest code, given the true past, is what greedy decoding
         plays: it needs no decoding.
         """
         backend = self.backend(model)
-        played: dict[ClipSet, list[Tensor]] = {}
+        played: dict[str, list[Tensor]] = {}
         open_rows: list[tuple[ClipSet, int, int]] = []  # set, index, frames to play
         for name, chosen in self.clips.items():
             played[name] = [clip.codes[:, : prompt + CONTINUATION_FRAMES].cpu() for clip in chosen]
@@ -377,19 +471,74 @@ class SharedEvaluation(Evaluation):
             generated += [row[:, :length] for row, length in zip(codes.cpu(), frames, strict=True)]
         return generated
 
-    def _embed(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        return self.embed(
-            [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
-        )
+    def _heard(self, source: Source, clips: ClipSet, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Vectors [N, D] and tags [N, C] of one embedder; all embedders hear what was played once."""
+        name = name or next(iter(self.embedders), "")
+        if name not in self.embedders:
+            raise EncoreError(self.unopened.get(name, "no embedder was chosen"), "choose another with --embedder")
+        return self._once(("heard", source, clips), lambda: self._hear_or_find(source, clips))[name]
 
-    def _embed_one(self, codes: Tensor) -> np.ndarray:
-        """One item at a time: an embedder that pools over time must not see padding. [1, K, T] -> [1, D]."""
-        assert self.embedder is not None
-        vectors = self.embedder.embed_codes(codes)
-        if vectors is None:
-            audio = self._first.decode(codes.to(self._first.device)).mean(1).cpu()  # [1, S], mono
-            vectors = self.embedder.embed(resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
-        return vectors.double().cpu().numpy()
+    def _hear_or_find(self, source: Source, clips: ClipSet) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        """What is heard of codes is kept on disk; files are heard every time."""
+        if source == "recorded":
+            return self._hear(source, clips)
+        codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        ears = tuple((name, embedder.identity) for name, embedder in self.embedders.items())
+        played = [Clip("", "", item) for item in codes]
+        made = self._disk.get_or_make(
+            self._key(("heard", ears), [next(iter(self.models))], played),
+            lambda: {
+                f"{kind}.{name}": torch.from_numpy(array)
+                for name, heard in self._hear(source, clips).items()
+                for kind, array in zip(("vectors", "tags"), heard, strict=True)
+                if array is not None
+            },
+        )
+        tags = {name: made.get(f"tags.{name}") for name in self.embedders}
+        return {
+            name: (made[f"vectors.{name}"].numpy(), own.numpy() if own is not None else None)
+            for name, own in tags.items()
+        }
+
+    @torch.no_grad()
+    def _hear(self, source: Source, clips: ClipSet) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in self.embedders}
+        for sound in self._sounds(source, clips):
+            for name, embedder in self.embedders.items():
+                found[name].append(sound(embedder))
+        return {name: _stacked(rows) for name, rows in found.items()}
+
+    def _sounds(self, source: Source, clips: ClipSet) -> Iterator[Callable[[Embedder], Any]]:
+        if source == "recorded":
+            if clips not in self._recordings:
+                raise EncoreError(f"the files of the {clips} tracks are not at hand", "measure a run, or give --tracks")
+            for audio in self._recordings[clips]():
+                yield partial(self._hear_audio, audio=audio[None])
+            return
+        every = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        for codes in every:
+            yield partial(self._hear_codes, codes=codes[None], played=[])
+
+    def _hear_codes(
+        self, embedder: Embedder, codes: Tensor, played: list[Tensor] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """One item at a time: an embedder that pools over time must not see padding. Codes [1, K, T], played once."""
+        vectors = embedder.embed_codes(codes)
+        if vectors is not None:
+            return vectors.double().cpu().numpy(), None
+        played = [] if played is None else played
+        if not played:
+            played.append(self._first.decode(codes.to(self._first.device)).mean(1).cpu())  # [1, S], mono
+        return self._hear_audio(embedder, played[0])
+
+    def _hear_audio(self, embedder: Embedder, audio: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        vectors, tags = embedder.hear(resampled(audio, self._first.sample_rate, embedder.sample_rate))
+        return vectors.double().cpu().numpy(), tags.double().cpu().numpy() if tags is not None else None
+
+
+def _stacked(rows: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
+    tags = [tags for _, tags in rows if tags is not None]
+    return np.concatenate([vectors for vectors, _ in rows]), np.concatenate(tags) if tags else None
 
 
 def _keep(scores: _Scores, piece: Sequence[Clip], logits: Tensor, mask: Tensor, target: Tensor | None) -> None:

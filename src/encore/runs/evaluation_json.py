@@ -34,7 +34,7 @@ def evaluation_json(
 
     Args:
         golds: the gold models that were named. metrics: those that were named, or None. full: whether `--full` was.
-        embedder: its name.
+        embedder: what was asked for, as `encore.runs.embedders.parsed` reads it.
         seconds: that it took.
     """
     models: Mapping[Role, Backend] = evaluation.models
@@ -44,7 +44,7 @@ def evaluation_json(
         "metrics": list(metrics) if metrics is not None else None,
         "full": full,
         "embedder": embedder,
-        "embedder_identity": evaluation.embedder.identity if evaluation.embedder else None,
+        "embedders": {name: embedder.identity for name, embedder in evaluation.embedders.items()},
         "seed": evaluation.seed,
         "force": evaluation.force,
         "notes": list(notes),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
@@ -17,7 +20,7 @@ from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError
 from encore.plugins import backends
-from encore.runs.data import Listener
+from encore.runs.data import Listener, recordings
 from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
 from encore.runs.models import model_name, model_sha256
@@ -30,12 +33,17 @@ RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
 
 @dataclass
 class Subject:
-    """Models by role, clips by set, and what a reader should know about where they came from."""
+    """Models by role, clips by set, and what a reader should know about where they came from.
+
+    Args:
+        about: track id -> its artist and genre, where known. recordings: reads a set's files, where there are files.
+    """
 
     models: dict[Role, Backend]
     clips: dict[ClipSet, list[Clip]]
     notes: list[str] = field(default_factory=list)
-    about: dict[str, dict[str, str]] = field(default_factory=dict)  # track id -> its artist and genre, where known
+    about: dict[str, dict[str, str]] = field(default_factory=dict)
+    recordings: dict[ClipSet, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
 
 
 # -------------------------------------------------------------------------------------------------------- from a run
@@ -98,9 +106,11 @@ def _from_run(
     for role, name in {**golds, **embedded}.items():
         subject.models[role] = family.load(model_name(name), offline=offline, device=device)
     subject.clips = _hear(base, present, reporter)
+    subject.recordings = _recordings(base, present)
     subject.about = _about(track for chosen in present.values() for track in chosen)
     if (run / "retain-self").exists():
         subject.clips["retain"] = load_self_retain(run)[:RETAIN_TRACKS]
+        subject.recordings.pop("retain", None)
     return subject
 
 
@@ -226,7 +236,8 @@ def subject_of(
         "holdout": chosen.holdout,
     }
     about = _about(track for chosen in tracks.values() for track in chosen)
-    return Subject(models, _hear(models["unlearned"], tracks, reporter), list(chosen.notes), about)
+    heard = models["unlearned"]
+    return Subject(models, _hear(heard, tracks, reporter), list(chosen.notes), about, _recordings(heard, tracks))
 
 
 def _hear(
@@ -236,3 +247,9 @@ def _hear(
     everything = [track for chosen in tracks.values() for track in chosen]
     heard = iter(listener.hear(everything, lambda done, of: told.progress("hear tracks", done, of)))
     return {name: [clip for _ in chosen for clip in next(heard).clips] for name, chosen in tracks.items()}
+
+
+def _recordings(
+    backend: Backend, tracks: Mapping[ClipSet, Sequence[Track]]
+) -> dict[ClipSet, Callable[[], Sequence[Tensor]]]:
+    return {name: partial(recordings, backend, chosen) for name, chosen in tracks.items() if chosen}
