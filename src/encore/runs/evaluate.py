@@ -329,7 +329,11 @@ class SharedEvaluation(Evaluation):
         return self._disk.key(what, settings, [self.backend(model) for model in models], clips)
 
     def _kept(
-        self, what: Hashable, make: Callable[[], Mapping[str, Sequence[Tensor]]], models: list[Role], clips: list[Clip]
+        self,
+        what: Hashable,
+        make: Callable[[], Mapping[str, Sequence[Tensor]]],
+        models: Sequence[Role],
+        clips: Sequence[Clip],
     ) -> dict[str, list[Tensor]]:
         return listed(self._disk.get_or_make(self._key(what, models, clips), lambda: named(make())))
 
