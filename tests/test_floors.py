@@ -13,7 +13,7 @@ FLOORS = [
     {"audio", "curvature", "stats", "fingerprint"},
     {"methods", "backends", "metrics", "embedders"},
     {"runs", "report", "evidence"},
-    {"conformance"},
+    {"conformance", "bench"},
     {"cli"},
 ]
 TENSORS = {Path("encore/ops", name) for name in ("linear_grad.py", "layers.py", "__main__.py")}  # ops need torch

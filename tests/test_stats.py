@@ -134,6 +134,14 @@ def test_frechet_distance_agrees_with_the_matrix_square_root():
     assert stats.frechet_gaussians(np.zeros(6), first, np.zeros(6), second) == pytest.approx(expected)
 
 
+def test_frechet_distance_keeps_its_digits_where_covariances_are_nearly_singular():
+    """With one set of axes it is that of the deviations, which here fall by nine decades: variances by eighteen."""
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0]
+    first, second = 10 ** -np.linspace(0, 9, 32), 1.1 * 10 ** -np.linspace(0, 9, 32)
+    found = stats.frechet_gaussians(np.zeros(32), (axes * first**2) @ axes.T, np.zeros(32), (axes * second**2) @ axes.T)
+    assert found == pytest.approx(((first - second) ** 2).sum(), rel=1e-10)
+
+
 def test_frechet_distance_of_singular_covariances_stays_real_and_not_negative():
     x = np.random.default_rng(0).normal(size=(5, 40))  # rank 4 of 40
     assert stats.frechet_distance(x, x) == pytest.approx(0, abs=1e-8)
@@ -144,6 +152,45 @@ def test_frechet_distance_of_singular_covariances_stays_real_and_not_negative():
 def test_frechet_distance_of_one_gaussian_with_itself_is_bias_at_small_n():
     rng = np.random.default_rng(0)
     assert 70 < stats.frechet_distance(*rng.normal(size=(2, 100, 128))) < 100
+
+
+def test_frechet_inf_is_where_the_line_through_the_distances_meets_endless_samples():
+    """In one dimension the distance is worked out by hand; halves of an odd number of rows differ by one."""
+    x, y = np.random.default_rng(0).normal(size=(2, 11))
+    halves = stats.random_halves(11, seed=0, splits=2)
+    assert {tuple(cut) for cut in (halves.sum(0), (~halves).sum(0))} == {(6, 6), (5, 5)}
+
+    def distance(rows):
+        return (x[rows].mean() - y[rows].mean()) ** 2 + (x[rows].std(ddof=1) - y[rows].std(ddof=1)) ** 2
+
+    every = np.ones(11, bool)
+    points = [(1 / 11, distance(every)), ((1 / 6 + 1 / 5) / 2, np.mean([distance(h) for h in [*halves.T, *~halves.T]]))]
+    slope, intercept = np.polyfit(*zip(*points, strict=True), 1)
+    assert stats.frechet_inf(x[:, None], y[:, None], halves) == pytest.approx(intercept)
+    assert slope > 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_frechet_inf_takes_the_bias_off_and_its_jackknife_covers_the_distance(shift):
+    dim, n, rng, found, covered = 8, 32, np.random.default_rng(0), [], []
+    for seed in range(12):
+        sets = rng.normal(size=(n, dim)), shift + rng.normal(size=(n, dim))
+        halves = stats.random_halves(n, seed=seed)
+        found.append([stats.frechet_distance(*sets), stats.frechet_inf(*sets, halves)])
+        low, high = stats.jackknife_interval(stats.frechet_inf, *sets, halves)
+        covered.append(low <= dim * shift**2 <= high)
+    (biased, corrected), (_, spread) = np.mean(found, 0), np.std(found, 0)
+    assert biased - dim * shift**2 > 0.7, "there is a bias to take off"
+    assert abs(corrected - dim * shift**2) < 3 * spread / math.sqrt(len(found))
+    assert np.mean(covered) >= 0.75
+
+
+def test_frechet_inf_of_a_sample_with_itself_is_nothing_and_wants_two_rows_a_half():
+    x = np.random.default_rng(0).normal(size=(12, 3))
+    assert stats.frechet_inf(x, x, stats.random_halves(12, seed=0)) == pytest.approx(0, abs=1e-12)
+    for rows, others, n in ((12, 11, 12), (12, 12, 11), (3, 3, 3)):
+        with pytest.raises(ValueError, match="two rows a half"):
+            stats.frechet_inf(x[:rows], x[:others], stats.random_halves(n, seed=0))
 
 
 @settings(max_examples=25)

@@ -452,6 +452,7 @@ class EditMethod(Method):
 
 Role = Literal["base", "unlearned", "gold", "gold2", "control"]
 ClipSet = Literal["forget", "retain", "holdout"]
+Source = Role | Literal["audio", "recorded"]  # whose sound: a model's generations, the clips as codes, their files
 
 
 @dataclass(frozen=True)
@@ -494,7 +495,9 @@ class Evaluation(ABC):
     Attributes:
         models: the roles that were given -> loaded model. clips: set -> clips; a set may be absent.
         seed: for every random draw. force: measure also where a figure is known to be mostly bias, and say so.
-        embedder: None where none was asked for.
+        embedder: the first of `embedders`; None where none was asked for, or could be had.
+        embedders: what was asked for and could be opened, by name.
+        unopened: what was asked for and could not, by name, and why.
         about: what is known of a track beside its caption, by its id: "artist", "genre". A track may be absent.
     """
 
@@ -504,6 +507,8 @@ class Evaluation(ABC):
     seed: int
     force: bool
     embedder: Embedder | None
+    embedders: Mapping[str, Embedder]
+    unopened: Mapping[str, str]
 
     @abstractmethod
     def backend(self, model: Role) -> Backend:
@@ -553,12 +558,27 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        """Embeddings [N, D] of a model's `generations`, or of the clips themselves (`audio`)."""
+    def embeddings(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray:
+        """Embeddings [N, D] of a model's `generations`, of the clips (`audio`), or of their files (`recorded`).
+
+        Args:
+            embedder: one of `embedders` by name, the first one where none is named.
+
+        Raises:
+            EncoreError: no embedder was chosen, or the files are not at hand.
+        """
+
+    @abstractmethod
+    def tags(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray | None:
+        """Probabilities [N, C] of the embedder's tags, as `embeddings`; None where it has no tags."""
+
+    @abstractmethod
+    def recorded(self, clips: ClipSet) -> bool:
+        """Whether the files of a set's tracks are at hand, for the source `recorded`."""
 
     @abstractmethod
     def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
-        """Embeddings [N, D] of any codes, [K, T] each.
+        """Embeddings [N, D] of any codes, [K, T] each, by the first embedder.
 
         Raises:
             EncoreError: no embedder was chosen.
@@ -618,13 +638,17 @@ class Metric(ABC):
 class Embedder(ABC):
     """Waveforms to vectors. Two distances compare only where `identity` is the same.
 
+    Beside `embed`, an embedder may read texts into the same space (`embed_text`), and say what it hears (`tags`).
+
     Attributes:
         sample_rate: Hz it expects. identity: name, revision and weight hash in one string.
+        tag_names: what the columns of `tags` are, [C]; empty for an embedder without tags.
     """
 
     spec: ClassVar[EmbedderSpec]
     sample_rate: int
     identity: str
+    tag_names: Sequence[str] = ()
 
     @classmethod
     @abstractmethod
@@ -632,12 +656,27 @@ class Embedder(ABC):
         """Load it. `backend` is the model under evaluation: its device, and its codec for an embedder that uses that.
 
         Raises:
-            InputError: it can't work beside this backend.
+            InputError: it can't work beside this backend, or its weights can't be had.
         """
+
+    @classmethod
+    def open_weights(cls, backend: Backend, model: str = "", *, offline: bool = False) -> Embedder:
+        """Load it with weights by hub name (`owner/name`, `owner/name@revision`) or folder; empty for its own.
+
+        For an embedder whose weights can be chosen, or are fetched from a hub: `offline` then forbids that.
+
+        Raises:
+            UsageError: weights were named, and it has none to choose. InputError: as `open`.
+        """
+        if model:
+            raise UsageError(
+                f"the embedder {cls.spec.name} has no weights to choose", f"say --embedder {cls.spec.name}"
+            )
+        return cls.open(backend)
 
     @abstractmethod
     def embed(self, waveforms: Tensor) -> Tensor:
-        """Mono waveforms [N, S] at `sample_rate` -> float32 [N, D]."""
+        """Mono waveforms [N, S] at `sample_rate`, of any length -> float32 [N, D]."""
 
     def embed_codes(self, codes: Tensor) -> Tensor | None:
         """Codes [N, K, T] of the backend it was opened with -> [N, D]; None: decode them, and call `embed`.
@@ -645,3 +684,18 @@ class Embedder(ABC):
         For an embedder that reads the codec's codes anyway: a clip's codes must give what its waveform gives.
         """
         return None
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor | None:
+        """Texts -> float32 [N, D] in the space of `embed`; None for an embedder that reads none."""
+        return None
+
+    def tags(self, waveforms: Tensor) -> Tensor | None:
+        """Mono waveforms [N, S] -> probabilities float32 [N, C] of `tag_names`; None for an embedder without tags.
+
+        A row sums to 1 where one of the tags must apply (a softmax); where any number may (sigmoids), it need not.
+        """
+        return None
+
+    def hear(self, waveforms: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`embed` and `tags` of the same waveforms; to override where one forward pass gives both."""
+        return self.embed(waveforms), self.tags(waveforms)

@@ -72,6 +72,7 @@ def encore_register_backends() -> list[BackendSpec]:
 @hookimpl
 def encore_register_metrics() -> list[MetricSpec]:
     played = frozenset({"embedder", "base", "retain"})  # generations on retain captions, beside base's
+    unheard = frozenset({"embedder", "base", "holdout"})
     return [
         MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
         MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
@@ -169,6 +170,32 @@ def encore_register_metrics() -> list[MetricSpec]:
         ),
         MetricSpec("fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs=played),
         MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs=played),
+        MetricSpec(
+            "clap_score",
+            "cosine of generations and captions, by a CLAP",
+            "encore.metrics.clap_score:ClapScore",
+            needs={"embedder", "retain"},
+        ),
+        MetricSpec("tag_kl", "KL of tags heard, to base's generations", "encore.metrics.tag_kl:TagKl", needs=played),
+        MetricSpec(
+            "fad_inf", "fad extrapolated to endless generations", "encore.metrics.fad:FadInf", needs=played, full=True
+        ),
+        MetricSpec("fad_holdout", "fad on holdout captions", "encore.metrics.fad:FadHoldout", needs=unheard, full=True),
+        MetricSpec("mmd_holdout", "mmd on holdout captions", "encore.metrics.mmd:MmdHoldout", needs=unheard, full=True),
+        MetricSpec(
+            "clap_score_holdout",
+            "clap_score on holdout captions",
+            "encore.metrics.clap_score:ClapScoreHoldout",
+            needs={"embedder", "holdout"},
+            full=True,
+        ),
+        MetricSpec(
+            "tag_kl_holdout",
+            "tag_kl on holdout captions",
+            "encore.metrics.tag_kl:TagKlHoldout",
+            needs=unheard,
+            full=True,
+        ),
         MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
         MetricSpec(
             "relearn_others",
@@ -214,4 +241,13 @@ def encore_register_metrics() -> list[MetricSpec]:
 
 @hookimpl
 def encore_register_embedders() -> list[EmbedderSpec]:
-    return [EmbedderSpec("latents", "the latents of the model's own codec, pooled", "encore.embedders.latents:Latents")]
+    return [
+        EmbedderSpec("latents", "the latents of the model's own codec, pooled", "encore.embedders.latents:Latents"),
+        EmbedderSpec(
+            "clap-tiny", "the embedded CLAP, which hears the embedded models' music", "encore.embedders.clap:ClapTiny"
+        ),
+        EmbedderSpec("clap", "CLAP: sounds and texts; laion/clap-htsat-unfused", "encore.embedders.clap:Clap"),
+        EmbedderSpec("ast", "AST: AudioSet's tags; MIT/ast-finetuned-audioset", "encore.embedders.ast:Ast"),
+        EmbedderSpec("passt", "PaSST: the AudioSet tags of published KLs", "encore.embedders.passt:Passt"),
+        EmbedderSpec("vggish", "VGGish, which FAD was first taken with", "encore.embedders.vggish:Vggish"),
+    ]

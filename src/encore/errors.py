@@ -35,6 +35,10 @@ class InputError(EncoreError):
     exit_code = 3
 
 
+class MissingWeightsError(InputError):
+    """Pretrained weights are not on disk, and can't be fetched."""
+
+
 class GateError(EncoreError):
     """The work was done, and its result failed a gate: utility collapse, `--fail-under`."""
 

@@ -157,17 +157,51 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
 def frechet_gaussians(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
     """|μ1 - μ2|² + tr(Σ1 + Σ2 - 2 (Σ1^½ Σ2 Σ1^½)^½).
 
-    The trace of the root is taken from the eigenvalues of a symmetric matrix, so that nothing turns complex or
-    negative; a general matrix square root of Σ1 Σ2 does, where a covariance is singular.
+    The last trace is the sum of the singular values of Σ1^½ Σ2^½, which stays real, and exact where a covariance is
+    singular. A square root of Σ1 Σ2 does not, and eigenvalues of Σ1^½ Σ2 Σ1^½ lose half of the digits to their roots.
     """
     gap = np.asarray(mean1, dtype=np.float64) - np.asarray(mean2, dtype=np.float64)
     sigma1, sigma2 = np.atleast_2d(np.asarray(cov1, np.float64)), np.atleast_2d(np.asarray(cov2, np.float64))
-    values, vectors = np.linalg.eigh(sigma1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    inner = root @ sigma2 @ root
-    cross = np.sqrt(np.linalg.eigvalsh((inner + inner.T) / 2).clip(min=0)).sum()
+    cross = np.linalg.svd(_root(sigma1) @ _root(sigma2), compute_uv=False).sum()
     distance = gap @ gap + np.trace(sigma1) + np.trace(sigma2) - 2 * cross
     return max(float(distance), 0.0)
+
+
+def _root(covariance: Floats) -> Floats:
+    """Symmetric square root of a covariance [D, D]."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def random_halves(n: int, *, seed: int, splits: int = 4) -> NDArray[np.bool_]:
+    """Ways to cut n rows in two halves, for `frechet_inf`: bool [n, splits]."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(n) % 2 == 0 for _ in range(splits)], 1)
+
+
+def frechet_inf(x: ArrayLike, y: ArrayLike, halves: ArrayLike) -> float:
+    """Fréchet distance extrapolated to endless samples: FAD∞ (Gui et al., ICASSP 2024, after Chong and Forsyth, 2020).
+
+    The bias is about b / n. It is taken from the line in 1 / n through the distance of all rows and the mean distance
+    of halves. The papers fit a line to many subsets drawn with replacement from far more rows than they use; here
+    that would correct nothing, since a repeated row adds no rank, and halves without repetition also scatter less.
+    Of two samples of one 16-dimensional Gaussian at n = 2 D: distance 5.3, extrapolated -.2 ± .9. Below n = 2 D the
+    bias falls otherwise than as 1 / n, and part of it stays. The figure can be negative.
+
+    Args:
+        x, y: [n, D] each; their i-th rows belong together.
+        halves: bool [n, splits], from `random_halves`; given, so that a jackknife leaves the halves as they are.
+
+    Raises:
+        ValueError: the samples have different sizes, or a half has fewer than two rows.
+    """
+    first, second, cuts = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(halves, bool)
+    parts = [rows for cut in cuts.T for rows in (cut, ~cut)]
+    if first.shape != second.shape or len(cuts) != len(first) or min((rows.sum() for rows in parts), default=0) < 2:
+        raise ValueError(f"needs two samples of one size with two rows a half, not {len(first)} and {len(second)} rows")
+    whole, part = 1 / len(first), float(np.mean([1 / rows.sum() for rows in parts]))
+    of_parts = float(np.mean([frechet_distance(first[rows], second[rows]) for rows in parts]))
+    return (part * frechet_distance(first, second) - whole * of_parts) / (part - whole)
 
 
 def median_bandwidth(x: ArrayLike) -> float:
@@ -274,3 +308,26 @@ def two_sample_interval(
         return None
     low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def max_t_test(differences: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> Floats:
+    """p of each of M paired differences being zero in the median, [M, n] -> [M], adjusted for there being M of them.
+
+    Westfall and Young's single-step max-T ("Resampling-Based Multiple Testing", 1993): the signs of the n pairs are
+    flipped, for all M alike, and a statistic counts against the largest of the M under each flip. Exact, by all 2^n
+    flips, up to n = 13, and by as many random ones beyond. No p is below 2 / 2^n, whatever M is.
+
+    The statistic is |mean| / root mean square, which orders flips as a paired t does.
+    """
+    d = np.asarray(differences, float)  # [M, n]
+    n = d.shape[1]
+    if 2**n <= draws:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # [2^n, n], the first all ones
+    else:
+        random = np.random.default_rng(seed).integers(0, 2, (draws, n))
+        signs = np.concatenate([np.ones((1, n)), 1 - 2 * random])
+    size = np.sqrt((d**2).mean(1))  # [M], the same for all flips
+    scaled = np.divide(d, size[:, None], out=np.zeros_like(d), where=size[:, None] > 0)
+    statistics = np.abs(scaled @ signs.T) / n  # [M, flips]
+    largest = statistics.max(0)
+    return (largest[None] >= statistics[:, :1] - 1e-12).mean(1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,10 @@ def test_packed_checked_and_measured_again(
         told = json.loads(done.out)
         assert {row["metric"] for row in told["compared"]} >= {"nll", "membership_auc"}
         assert {row["state"] for row in told["compared"]} == {"same"}
+        assert (told["holds"], told["why"]) == (True, None)
+    done = call("verify", "b.zip", "--rerun", "--run", measured)
+    count = len(told["compared"])
+    assert done.err.splitlines()[-1] == f"all {count} figures come out again, {count} of them to the last digit"
     assert [path.name for path in Path.cwd().iterdir()] == ["b.zip"]
 
 
@@ -69,6 +75,11 @@ def test_figures_that_were_made_up_do_not_come_out_again(
     assert done.code == 4, done.err
     assert "DIFFERS" in done.out
     assert "nll (unlearned, forget)" in done.err
+    done = call("verify", "b.zip", "--run", run, "--rerun", "--json")
+    told = json.loads(done.out)
+    assert (done.code, told["holds"]) == (4, False)
+    assert "1 of" in told["why"]
+    assert [row["metric"] for row in told["compared"] if not row["holds"]] == ["nll"]
 
 
 def test_exit_codes(tmp_path: Path, call: Call) -> None:
@@ -82,5 +93,13 @@ def test_exit_codes(tmp_path: Path, call: Call) -> None:
     bundle.write_bytes(whole.replace(b"4.4", b"4.5", 1))
     done = call("verify", bundle)
     assert (done.code, done.out) == (3, ""), done.err
+    with zipfile.ZipFile(bundle, "w") as archive, zipfile.ZipFile(io.BytesIO(whole)) as before:
+        for name in before.namelist():
+            archive.writestr(name, before.read(name) + b" " * (name == "metrics.json"))
+    done = call("verify", bundle, "--json")
+    told = json.loads(done.out)
+    assert (done.code, told["holds"], told["details"]) == (3, False, ["metrics.json was changed"])
+    assert told["why"].endswith("is not as it was made: 1 file differs")
+    assert told["why"] in done.err
     (made / "metrics.json").unlink()
     assert call("bundle", made).code == 3

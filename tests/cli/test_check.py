@@ -57,3 +57,6 @@ def test_an_unknown_name_is_a_usage_error(call) -> None:
 
 def test_a_model_that_is_none_is_bad_input(call, tmp_path: Path) -> None:
     assert call("plugins", "check", "ft", "--model", tmp_path, "--offline").code == 3
+    done = call("plugins", "check", "musicgen", "--model", tmp_path, "--offline")
+    assert (done.code, done.out) == (3, ""), done.err
+    assert f"error: can't load {tmp_path} as a MusicGen model" in done.err

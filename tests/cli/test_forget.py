@@ -233,6 +233,14 @@ def test_what_can_not_work_is_told_in_a_sentence_and_writes_nothing(
     assert sorted(Path.cwd().rglob("*")) == before
 
 
+@pytest.mark.parametrize("flags", [{"device": "abacus"}, {"resume": True}, {"precision": "fp12"}, {"backend": "b"}])
+def test_what_needs_no_track_is_refused_before_any_is_looked_for(
+    studio: Path, call: Call, flags: dict[str, object]
+) -> None:
+    done = call(*arguments(studio, tracks="nothing.txt", **flags))
+    assert (done.code, done.out, "nothing.txt" in done.err) == (2, "", False), done.err
+
+
 def test_per_track_clip_is_an_option_of_every_loss_method(studio: Path, call: Call) -> None:
     for method, out in (("graddiff", "a"), ("encore", "b")):
         done = call(*arguments(studio, method=method, out=out, per_track_clip=0.5))

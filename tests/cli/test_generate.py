@@ -60,12 +60,32 @@ def test_a_prompt_is_gone_on_from(studio: Path, call: Call) -> None:
 def test_a_run_folder_stands_for_its_model(studio: Path, call: Call) -> None:
     Path("run").mkdir()
     (Path("run") / "model").symlink_to(studio / "model")
-    Path("run/run.json").write_text("{}")
-    assert call("generate", "x", "--model", "run", "--seconds", 0.2).code == 0
+    Path("run/run.json").write_text('{"model": {"backend": "waves"}}')
+    done = call("generate", "x", "--model", "run", "--seconds", 0.2)
+    assert (done.code, "there is no backend 'waves'" in done.err) == (2, True), done.err
+    assert call("generate", "x", "--model", "run", "--backend", "musicgen", "--seconds", 0.2).code == 0
     assert Path("generated/000.wav").exists()
     Path("run/run.json").rename("run/request.json")
     done = call("generate", "x", "--model", "run", "--out", "no")
     assert (done.code, "did not finish" in done.err) == (3, True)
+
+
+def test_what_was_played_before_is_replaced_only_on_request(studio: Path, call: Call) -> None:
+    play = ("generate", "x", "y", "--model", studio / "model", "--seconds", 0.2, "--out", "w")
+    Path("w").mkdir()
+    Path("w/001.wav").write_text("years of work")
+    done = call(*play)
+    assert (done.code, "w/001.wav is there already" in done.err) == (2, True), done.err
+    assert [path.name for path in Path("w").iterdir()] == ["001.wav"]
+    assert Path("w/001.wav").read_text() == "years of work"
+    assert call(*play, "--overwrite").code == 0
+    assert soundfile.info("w/001.wav").frames == 1600
+
+
+def test_a_checkpoint_of_audiocraft_is_called_so(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "compression_state_dict.bin").write_bytes(b"")
+    done = call("generate", "x", "--model", tmp_path, "--out", tmp_path / "w")
+    assert (done.code, "--backend audiocraft" in done.err) == (3, True), done.err
 
 
 @pytest.mark.parametrize(

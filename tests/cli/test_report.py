@@ -19,9 +19,14 @@ def test_it_is_made_anew_with_the_card(tmp_path: Path, call: Call) -> None:
     assert (done.code, done.out.strip()) == (0, str(made / "report.html")), done.err
     assert "No evidence of retention" in (made / "report.html").read_text()
     assert ModelCard.load(made / "model/README.md").data.eval_results
-    elsewhere = call("report", made, "--out", tmp_path / "page.html")
+    elsewhere = call("report", made, "--out", tmp_path / "new" / "page.html")
     assert elsewhere.code == 0
-    assert (tmp_path / "page.html").read_bytes() == (made / "report.html").read_bytes()
+    assert (tmp_path / "new" / "page.html").read_bytes() == (made / "report.html").read_bytes()
+    for command in ("report", "bundle"):  # a folder is no file to write
+        done = call(command, made, "--out", tmp_path / "new")
+        assert done.code == 1
+        assert f"error: can't write {tmp_path / 'new'}: a folder of that name is in the way" in done.err
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
 
 
 def test_what_is_no_measured_run_is_refused_with_a_hint(tmp_path: Path, call: Call) -> None:

@@ -145,6 +145,44 @@ class CodesEmbedOtherwise(Broken):
         return super().embed(waveforms) / 1.5
 
 
+class TextsInASpaceOfTheirOwn(Broken):
+    fault = ("embed_text", "shape [3, 2]", "192 dimensions")
+
+    def embed_text(self, texts):
+        return torch.tensor([[len(text), 1.0] for text in texts])
+
+
+class ReadsNothing(Broken):
+    fault = ("embed_text", "two different texts have one vector")
+
+    def embed_text(self, texts):
+        return torch.ones(len(texts), 192)
+
+
+class LogitsForTags(Broken):
+    fault = ("tags", "no probabilities")
+    tag_names = ("loud", "soft")
+
+    def tags(self, waveforms):
+        return torch.stack([waveforms.std(1), -waveforms.std(1)], 1)
+
+
+class NamesWithoutTags(Broken):
+    fault = ("tags", "tags returns None")
+    tag_names = ("loud", "soft")
+
+
+class TagsOfAnotherSound(Broken):
+    fault = ("tags", "hear gives other tags")
+    tag_names = ("loud",)
+
+    def tags(self, waveforms):
+        return waveforms.std(1, keepdim=True).sigmoid()
+
+    def hear(self, waveforms):
+        return self.embed(waveforms), 1 - self.tags(waveforms)
+
+
 class ChangesTheCodec(Broken):
     fault = ("backend", "changes weights of the backend")
     also = ("determinism", "identity", "batch invariance", "embed_codes")

@@ -5,17 +5,12 @@ The rows come from one full evaluation, in which the method is perfect (gold its
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-
 import pytest
-import soundfile
-import torch
+from tests import embedded
 from tests.metrics.fakes import balks, broken
 
-from encore import assets, stats
-from encore.api import Clip, Result
-from encore.backends.musicgen import MusicgenBackend
+from encore import stats
+from encore.api import Result
 from encore.metrics.summary import findings
 from encore.runs.evaluate import SharedEvaluation, measure
 
@@ -57,25 +52,9 @@ EXPECTED = [
 ]
 
 
-def clips_of(model):
-    found, about = defaultdict(list), {}
-    for line in assets.CATALOG.read_text().splitlines():
-        track = json.loads(line)
-        if track["split"] in ("forget", "retain", "holdout"):
-            samples, _ = soundfile.read(assets.FOLDER / track["file_name"], dtype="float32")
-            codes = model.encode(torch.from_numpy(samples)[None, None])[0]
-            found[track["split"]].append(Clip(track["id"], track["caption"], codes))
-            about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
-    return dict(found), about
-
-
 @pytest.fixture(scope="module")
 def evaluation() -> SharedEvaluation:
-    names = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
-    roles = {role: MusicgenBackend.load(name) for role, name in names.items()}
-    roles["unlearned"] = roles["gold"].clone()
-    clips, about = clips_of(roles["base"])
-    return SharedEvaluation(roles, clips, about=about)
+    return embedded.evaluation()
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +108,20 @@ def test_fad_of_a_set_against_itself_is_nothing(evaluation):
     assert stats.frechet_distance(vectors, vectors) == pytest.approx(0, abs=1e-9)
 
 
+def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluation, value):
+    """Base and gold play the captions' music about as well as the tracks themselves do; an untrained model does not."""
+    itself = value("clap_score_tiny", "none", "retain")
+    assert abs(value("clap_score_tiny", "base", "retain") - itself) < 0.15
+    assert abs(value("clap_score_tiny", "gold", "retain") - itself) < 0.15
+    models = {"base": evaluation.models["base"], "unlearned": broken(evaluation.models["base"])}
+    noise = evaluation.other(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:12]})
+    found = {(row.metric, row.model): row for row in measure(noise, ["clap_score", "tag_kl", "mmd"])}
+    told = found["clap_score_tiny", "unlearned"]
+    assert told.value < min(found["clap_score_tiny", "base"].low, 0.5 * itself)
+    assert found["tag_kl_clap_tiny", "unlearned"].low > 4 * value("tag_kl_clap_tiny", "gold", "retain")
+    assert found["mmd_clap_tiny", "unlearned"].low > max(value("mmd_clap_tiny", "gold", "retain"), 0)
+
+
 def test_music_near_the_forgotten_is_kept_by_gold(value):
     assert value("neighbours_verbatim", "gold", "retain") == value("strangers_verbatim", "gold", "retain") == 1
 
@@ -136,7 +129,9 @@ def test_music_near_the_forgotten_is_kept_by_gold(value):
 def test_every_row_has_a_figure_or_a_reason(rows):
     assert all((row.value is None) == (row.why is not None) for row in rows)
     whys = {row.metric for row in rows if row.value is None}
-    assert whys <= {"fad", "likeness_fingerprint"}
+    needs_files = {"fad_clap_tiny", "fad_inf_clap_tiny", "mmd", "mmd_clap_tiny"}  # for the codec alone
+    assert whys <= {"fad", "fad_inf", "likeness_fingerprint"} | needs_files
+    assert {row.model for row in rows if row.metric in needs_files and row.set == "retain" and row.why} == {"none"}
 
 
 def test_gold_itself_gives_no_evidence_of_retention(rows):

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tests.metrics.fadtk_oracle import PAIRS, SINGULAR, pair
 from tests.metrics.markov import clips, models
 
 from encore import stats
 from encore.api import Embedder
-from encore.metrics.fad import Fad
+from encore.metrics.fad import Fad, FadInf
 from encore.metrics.mmd import Mmd
 from encore.runs.evaluate import SharedEvaluation
 
@@ -30,10 +34,13 @@ def evaluation(draws: int = 4, **options) -> SharedEvaluation:
     return SharedEvaluation(models(), clips(), embedder=Loudness(), draws=draws, **options)
 
 
-@pytest.mark.parametrize("metric", [Fad, Mmd])
+@pytest.mark.parametrize("metric", [Fad, FadInf, Mmd])
 def test_row_names_the_embedder_and_compares_with_base(metric):
     found = {row.model: row for row in metric().measure(evaluation())}
-    assert list(found) == ["unlearned", "gold"]
+    assert list(found) == ["unlearned", "gold", "none"]
+    assert found["none"].why == (
+        "not measured: the files of the retain tracks are not at hand, so the codec's own distance is unknown"
+    )
     assert found["gold"].details["embedder"] == "loudness/1"
     assert (found["gold"].n, found["gold"].set) == (12, "retain")
     assert found["gold"].low <= found["gold"].value <= found["gold"].high
@@ -48,12 +55,29 @@ def test_fad_is_that_of_the_embeddings():
 
 
 def test_fad_of_few_generations_is_refused_unless_forced():
-    (row, _) = Fad().measure(evaluation(draws=1))
+    (row, *_) = Fad().measure(evaluation(draws=1))
     assert row.value is None
     assert row.why == "not measured: 3 generations in 2 dimensions give mostly bias; it takes 4, see mmd"
-    (row, _) = Fad().measure(evaluation(draws=1, force=True))
+    (row, *_) = Fad().measure(evaluation(draws=1, force=True))
     assert row.value is not None
     assert "mostly bias" in row.note
+
+
+def test_fad_inf_is_extrapolated_from_the_embeddings():
+    shared = evaluation()
+    (_, row, _) = FadInf().measure(shared)
+    own, base = shared.embeddings("gold", "retain"), shared.embeddings("base", "retain")
+    halves = stats.random_halves(12, seed=shared.seed)
+    assert (row.metric, row.model, row.n, row.details["dim"]) == ("fad_inf", "gold", 12, 2)
+    assert row.value == pytest.approx(stats.frechet_inf(own, base, halves))
+    assert (row.low, row.high) == pytest.approx(stats.jackknife_interval(stats.frechet_inf, own, base, halves))
+    assert row.low < row.value < row.high
+
+
+def test_fad_inf_of_few_generations_is_refused_also_when_forced():
+    (row, *_) = FadInf().measure(evaluation(draws=1, force=True))
+    assert row.value is None
+    assert "3 generations in 2 dimensions are too few to extrapolate from; it takes 6" in row.why
 
 
 def test_a_model_that_plays_the_same_has_no_distance():
@@ -61,18 +85,18 @@ def test_a_model_that_plays_the_same_has_no_distance():
     shared = SharedEvaluation(
         {"base": roles["base"], "unlearned": roles["base"].clone()}, clips(), embedder=Loudness(), draws=4
     )
-    for metric in (Fad, Mmd):
-        (row,) = metric().measure(shared)
+    for metric in (Fad, FadInf, Mmd):
+        (row, _) = metric().measure(shared)
         assert row.value == pytest.approx(0, abs=1e-12)
 
 
 def test_mmd_takes_its_width_from_base():
     shared = evaluation()
-    (row, _) = Mmd().measure(shared)
+    (row, *_) = Mmd().measure(shared)
     assert row.details["bandwidth"] == pytest.approx(stats.median_bandwidth(shared.embeddings("base", "retain")))
 
 
-@pytest.mark.parametrize("metric", [Fad, Mmd])
+@pytest.mark.parametrize("metric", [Fad, FadInf, Mmd])
 def test_without_base_or_retain_it_says_so(metric):
     roles, sets = models(), clips()
     without_base = SharedEvaluation({"unlearned": roles["unlearned"]}, sets, embedder=Loudness())
@@ -86,7 +110,19 @@ def test_without_base_or_retain_it_says_so(metric):
 def test_mmd_of_a_base_that_plays_one_thing_has_no_width():
     roles = models()
     shared = SharedEvaluation(roles, clips(), embedder=Loudness())
-    shared._made["embedded", "base", "retain"] = np.ones((3, 2))
-    (row, _) = Mmd().measure(shared)
+    shared._made["heard", "base", "retain"] = {"": (np.ones((3, 2)), None)}
+    (row, *_) = Mmd().measure(shared)
     assert row.value is None
     assert "do not differ" in row.why
+
+
+FADTK = json.loads(Path(__file__).with_name("fadtk.json").read_text())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_fad_is_that_of_fadtk(name):
+    """fadtk roots Σ1 Σ2; where that is singular it loses digits, and puts sets at less than 0 from themselves."""
+    x, y = pair(name)
+    assert stats.frechet_distance(x, y) == pytest.approx(FADTK["fad"][name], rel=1e-5 if name in SINGULAR else 1e-9)
+    assert stats.frechet_distance(x, x) == pytest.approx(0, abs=1e-12)
+    assert (FADTK["fad_of_the_first_with_itself"][name] < -1e-8) == (name in SINGULAR)

@@ -21,14 +21,30 @@ def of(results: list[object], **changes: object) -> dict[str, object]:
 
 def test_all_of_them(made: Path) -> None:
     found = {figure.name: figure for figure in figures(read_run(made))}
-    assert list(found) == ["pareto", "steps", "curve-relearn-forget", "roc"]
+    assert list(found) == ["pareto", "steps", "utility", "curve-relearn-forget", "roc"]
     pareto = {line.role: (*line.x, *line.y) for line in found["pareto"].lines}
     assert pareto["unlearned"] == pytest.approx((1.0, 0.01))
     assert pareto["gold"] == pytest.approx((0.0, 0.0))
     assert pareto["base"] == pytest.approx((5.0, 0.0))
     forget = found["steps"].lines[0]
     assert (*forget.x, *forget.y) == pytest.approx((0, 2, 4, 0.1, 2.5, 4.4))
+    assert [(line.label, line.y) for line in found["utility"].lines] == [("tracks to keep, a sample", (0.0, 0.0, 0.0))]
     assert [line.role for line in found["curve-relearn-forget"].lines] == ["base", "unlearned", "gold", "control"]
+
+
+def test_what_the_rest_lost_and_may_lose() -> None:
+    """The allowance is told by `lost`, of which 1 is all: here .05 nats."""
+    looks = [
+        {"at": at, "forget": {}, "retain": retain, "lost": lost}
+        for at, retain, lost in ((0, 0.02, 0.0), (5, 0.12, 2.0), (10, 0.01, 0.0), (15, 0.03, 0.2))
+    ]
+    (lost, allowed) = next(
+        figure.lines
+        for figure in figures(RunFiles(Path(), {}, {**run_record(), "outcome": {}}, [], looks=looks))
+        if figure.name == "utility"
+    )
+    assert (lost.x, lost.y) == ((0, 5, 10, 15), pytest.approx((0, 0.1, -0.01, 0.01)))
+    assert (allowed.dashed, allowed.y) == (True, pytest.approx((0.05,) * 4))
 
 
 def test_the_roc_is_that_of_the_counts() -> None:

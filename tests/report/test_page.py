@@ -158,3 +158,32 @@ def test_players_and_originals(made: Path, tmp_path: Path) -> None:
     seen = Seen(write_report(made, originals=True).read_text())
     assert len([tag for tag, _ in seen.tags if tag == "audio"]) == 9
     assert "The tracks themselves are not" not in seen.text
+
+
+def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    results = rows()
+    for kind, value in (("chroma", 0.9), ("melody", 0.3), ("onset", 0.3)):
+        details = {"best": {"one": "draw 2"}, "threshold": 0.5}
+        found = {"per_track": {"one": value}, "unit": ""}
+        results.append(row(f"likeness_{kind}", "unlearned", "forget", value, **found, details=details))
+        for model, share in (("base", 1.0), ("unlearned", float(value > 0.5) / 3)):
+            results.append(row(f"likeness_{kind}_named", model, "forget", share, unit="share"))
+    write_metrics(made / "metrics.json", results)
+    (made / "samples" / "alike").mkdir()
+    played = made / "samples" / "alike" / "000-one.after.wav"
+    played.write_bytes((made / "samples" / "forget" / "002-three.after.wav").read_bytes())
+    index = json.loads((made / "samples" / "index.json").read_text())
+    told = {"file": "alike/000-one.after.wav", "track": "one", "caption": "slow one", "asked": "draw 2"}
+    (made / "samples" / "index.json").write_text(json.dumps([*index, {**told, "kinds": ["chroma", "melody"]}]))
+    seen = Seen(write_report(made).read_text())
+    assert "brings back the harmony of 1, the melody of 0, the rhythm of 0 of 3 tracks; before" in seen.text
+    assert "before it brought back the harmony of 3, the melody of 3, the rhythm of 3" in seen.text
+    players = [found for tag, found in seen.tags if tag == "audio"]
+    assert [p["aria-label"] for p in players if "harmony" in str(p["aria-label"])] == ["harmony, melody: draw 2: One"]
+    assert len(players) == 7
+    monkeypatch.setattr("encore.report.page._originals", lambda files: {"one": "data:audio/mpeg;base64,AAAA"})
+    seen = Seen(write_report(made, originals=True).read_text())
+    labels = [found["aria-label"] for tag, found in seen.tags if tag == "audio"]
+    assert labels.count("original: One") == 2
+    assert labels[:2] == ["original: One", "harmony, melody: draw 2: One"]  # a pair

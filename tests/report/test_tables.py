@@ -48,12 +48,17 @@ def test_what_a_simple_prompt_brings_back(tmp_path: Path) -> None:
     details = {"best": {"one": "greedy", "two": "draw 2"}, "threshold": 0.5, "above": [["one", "greedy", 0.9]]}
     found = {"one": 0.9, "two": 0.3}
     alike = row("likeness_melody", "unlearned", "forget", 0.6, unit="", per_track=found, details=details)
+    before = row("likeness_melody", "base", "forget", 0.9, per_track={"one": 0.4, "two": 1.0}, details=details)
+    harmony = row("likeness_chroma", "unlearned", "forget", 0.1, per_track={"one": 0.1}, details=details)
+    odd = row("likeness_timbre", "unlearned", "forget", 0.1, per_track={"one": 0.1}, details=details)
     named = row("likeness_melody_named", "unlearned", "forget", 1 / 3, unit="share", per_track=found)
-    files = read_run(write_run(tmp_path / "run", results=[*rows(), alike, named]))
+    files = read_run(write_run(tmp_path / "run", results=[*rows(), odd, alike, before, named, harmony]))
     table = tables.likeness(files)
     assert table is not None
-    assert table.headers == ("track", "melody")
-    assert [(line[1].text, line[1].small, line[1].state) for line in table.rows] == [
-        ("0.900", "greedy, chance 0.500", "bad"), ("0.300", "draw 2, chance 0.500", ""), ("–", "", ""),
+    assert table.headers == ("track", "harmony", "melody", "timbre")  # of another's metric too
+    assert [(line[2].text, line[2].small, line[2].state) for line in table.rows] == [
+        ("no → yes", "0.900, chance\xa00.500", "bad"), ("yes → no", "0.300, chance\xa00.500", ""),
+        ("– → –", "–, chance\xa00.500", ""),
     ]  # fmt: skip
+    assert [line[1].text for line in table.rows] == ["– → no", "– → –", "– → –"]
     assert tables.likeness(read_run(write_run(tmp_path / "without"))) is None

@@ -50,7 +50,8 @@ def test_one_step_is_adamw_on_the_mean_over_clips(backend: MusicgenBackend, clip
     settings = options(steps=1, warmup=0, batch_size=7, forget_batch_size=5, max_grad_norm=1e9, eval_every=1)
     # The best checkpoint is the state before or after the step, whichever scores better; the record has both.
     lines: list[Any] = []
-    run(backend, clips, Plain(settings), record=lines.append)
+    engine = run(backend, clips, Plain(settings), record=lines.append)
+    assert engine.outcome.tokens == sum(clip.codes.numel() for clip in (*clips.forget, *clips.retain))
     optimizer = torch.optim.AdamW(slow.module.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0)
     per_clip = [-slow.losses(Batch.of([clip]))[0] / 5 for clip in clips.forget]
     per_clip += [slow.losses(Batch.of([clip]))[0] / 7 for clip in clips.retain]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from encore.errors import UsageError
-from encore.runs.environment import hardware, pick_device, pick_precision, versions
+from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, versions
 
 
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +37,10 @@ def test_what_a_run_records() -> None:
     assert all(isinstance(version, str) for version in versions().values())
     assert hardware("cpu")["device"] == "cpu"
     assert hardware("cpu")["threads"] >= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak there")
+def test_peak_memory_is_what_the_system_tells_a_process() -> None:
+    told = Path("/proc/self/status").read_text()
+    peak = int(next(line for line in told.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    assert peak_bytes("cpu") == pytest.approx(peak, rel=0.01)

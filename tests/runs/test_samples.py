@@ -9,8 +9,9 @@ import numpy as np
 import soundfile
 import torch
 
-from encore.api import Clip
+from encore.api import Clip, Result
 from encore.backends.musicgen import MusicgenBackend
+from encore.metrics.plays import plays
 from encore.runs.evaluate import SharedEvaluation
 from encore.runs.samples import write_samples, write_wav
 
@@ -38,6 +39,28 @@ def test_before_and_after_of_every_forgotten_window_and_a_few_kept_ones(
         audio, rate = soundfile.read(path)
         assert (rate, len(audio)) == (8000, 20 * 80)
     assert {Path(item["file"]).suffixes[-2] for item in index} == {".before", ".after"}
+
+
+def test_what_is_most_like_a_track_is_kept_once_a_play(backend: MusicgenBackend, tmp_path: Path) -> None:
+    codes = torch.randint(32, (2, 20), generator=torch.Generator().manual_seed(0))
+    clips = {"forget": [Clip(name, "slow church organ", codes) for name in ("a", "b")], "holdout": []}
+    evaluation = SharedEvaluation({"base": backend, "unlearned": backend.clone()}, clips, embedder=None)  # type: ignore[arg-type]
+    best = {"chroma": {"a": "draw 2", "b": "greedy"}, "melody": {"a": "draw 2", "b": "draw 1"}, "bleu": {"a": "draw 3"}}
+    rows = [
+        Result(f"likeness_{kind}", model, "forget", 0.5, details={"best": tracks})
+        for kind, tracks in best.items() for model in ("base", "unlearned")
+    ]  # fmt: skip
+    write_samples(tmp_path, evaluation, rows)
+    index = json.loads((tmp_path / "samples/index.json").read_text())
+    told = {(item["track"], item["asked"]): item for item in index if item["file"].startswith("alike/")}
+    assert {key: item["kinds"] for key, item in told.items()} == {
+        ("a", "draw 2"): ["chroma", "melody"], ("b", "greedy"): ["chroma"], ("b", "draw 1"): ["melody"],
+    }  # fmt: skip
+    for play in plays(evaluation, "unlearned", "forget"):
+        if (play.track, play.asked) in told:
+            audio, _ = soundfile.read(tmp_path / "samples" / told[play.track, play.asked]["file"])
+            sound = evaluation.models["unlearned"].decode(play.codes[None])[0, 0].numpy()
+            assert np.allclose(audio, sound.clip(-1, 1), atol=1e-4)
 
 
 def test_a_wav_is_clipped_not_wrapped(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from . import codec, corpus, install, lm, table
+from . import clap, codec, corpus, install, lm, table
 
 T = TypeVar("T")
 # Each step frees and takes the same large buffers; kept in the heap they cost no page faults (half of the time on some
@@ -80,12 +80,16 @@ def main() -> int:
     codes = clock("codes", lambda: lm.prepare(args.work)[2])
     clock("models", lambda: train_models(args.work))
     install.install(items, args.work, args.out)
+    heard = clock("clap", lambda: clap.train(items, folder, args.work))
+    install.install_clap(args.work, args.out)
+    retrieval = clock("clap measures", lambda: clap.record(heard, items, folder))
     quality = clock("codec measures", lambda: codec.measure(folder, items))
     result = clock("table", lambda: table.measure(args.out, items, codes))
 
     record = {
         "table": asdict(result),
         "codec": quality,
+        "clap": retrieval,
         "phases": [asdict(p) for p in lm.PHASES],
         "seeds": {"split": corpus.SPLIT_SEED, "codec": codec.SEED, "text": lm.TEXT_SEED, **lm.RUNS},
         "clips": {
@@ -100,9 +104,10 @@ def main() -> int:
     }
     install.write_build(args.out, record)
     size = install.megabytes(args.out)
-    missed = table.missed(result, size)
+    missed = [*table.missed(result, size), *clap.missed(retrieval["retrieval"])]
     print(table.render(result))
     print(f"codec SI-SDR dB: {quality['si_sdr_db']}; codes used: {quality['codes_used']}")
+    print(f"CLAP: {retrieval['retrieval']}")
     print(f"assets: {size:.1f} MB; minutes: {clock.minutes}")
     for bar in missed:
         print(f"missed: {bar}", file=sys.stderr)

@@ -9,6 +9,8 @@ from .corpus import Item, write_metadata
 from .lm import FOLDERS
 from .scores import SCORES
 
+CLAP = "clap-tiny"
+
 LICENCE = """# Licence of these assets
 
 Everything in this folder may be used, changed and passed on freely.
@@ -18,6 +20,7 @@ Everything in this folder may be used, changed and passed on freely.
   `tools/build_assets`, with its own synthesiser and no foreign samples; CC0-1.0.
 - **Models** (`encore-tiny*`): trained from nothing on these tracks and on more clips of the same generator; Apache-2.0.
   No foreign weights are in them.
+- **CLAP** (`clap-tiny`): trained from nothing on background clips of that generator and their captions; Apache-2.0.
 
 Titles and artists of the background clips are made up.
 
@@ -45,6 +48,14 @@ def install(items: list[Item], work: Path, out: Path) -> None:
         if (work / "models" / name / "model.safetensors").exists():
             shutil.rmtree(out / name, ignore_errors=True)
             shutil.copytree(work / "models" / name, out / name)
+
+
+def install_clap(work: Path, out: Path) -> None:
+    """Replaces the CLAP by the one that `work` has."""
+    shutil.rmtree(out / CLAP, ignore_errors=True)
+    shutil.copytree(work / CLAP, out / CLAP)
+    for file in (out / CLAP).iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone
 
 
 def write_build(out: Path, record: dict[str, Any]) -> None:

@@ -65,3 +65,19 @@ def test_without_audiocraft_it_lists_itself_with_the_command(tmp_path: Path) -> 
     assert used.returncode == 1
     assert INSTALL in used.stderr
     assert rows["musicgen"]["available"]
+
+
+def test_convert_refuses_what_it_can_before_anything_heavy_is_imported(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years")
+    code = (
+        "import sys\nfrom encore.cli.app import run\n"
+        "print([run(['convert', *line.split(), '--to', 'audiocraft']) for line in sys.argv[1:]])\n"
+        "print(sorted({'torch', 'transformers', 'audiocraft', 'omegaconf'} & set(sys.modules)))"
+    )
+    asked = ["tiny full", "tiny full/thesis.tex", f"{pair.audiocraft} new"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == ["[2, 2, 3]", "[]"], done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]

@@ -112,7 +112,8 @@ def test_generate(family, folders, music, call, tmp_path, monkeypatch):
     done = call("generate", "slow church organ", *model)
     assert done.code == 0, done.err
     assert (tmp_path / "played" / "000.wav").stat().st_size > 0.4 * 2 * 8000
-    done = call("generate", "slow church organ", *model, "--prompt", music / "one.wav", "--prompt-seconds", 0.2)
+    prompt = ["--prompt", music / "one.wav", "--prompt-seconds", 0.2]
+    done = call("generate", "slow church organ", *model, "--overwrite", *prompt)
     assert done.code == 2
     assert "can't go on from a prompt" in done.err
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 MODELS = {"tiny": "encore-tiny", "tiny-gold": "encore-tiny-gold", "tiny-gold2": "encore-tiny-gold2"}
+CLAP = "clap-tiny"
 CATALOG = FOLDER / "metadata.jsonl"
 
 

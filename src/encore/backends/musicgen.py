@@ -11,8 +11,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,17 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
 from encore import assets
 from encore.api import Backend, Batch
 from encore.backends.musicgen_steps import Steps
 from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
-from encore.hub import fetchable
+from encore.hub import fetchable, quiet_transformers
 
 PASSING = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+AUDIOCRAFT_FILE = "compression_state_dict.bin"  # of a MusicGen in audiocraft's format
 WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep transformers' progress bars and its remarks on this architecture's token ids off the terminal."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 class MusicgenBackend(Backend):
@@ -81,7 +66,7 @@ class MusicgenBackend(Backend):
     # ------------------------------------------------------------------------------------------------ load, save
 
     @classmethod
-    @_quietly()
+    @quiet_transformers()
     def load(
         cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
     ) -> MusicgenBackend:
@@ -109,7 +94,7 @@ class MusicgenBackend(Backend):
             raise InputError(f"{model} lacks {len(missing)} weights, first of all {missing[0]}")
         return cls(network.to(device), processor)
 
-    @_quietly()
+    @quiet_transformers()
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -236,8 +221,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _hint(model: str) -> str:
+    if (Path(model) / AUDIOCRAFT_FILE).exists():
+        return "it is a checkpoint of audiocraft: --backend audiocraft opens it, which is a plugin (encore-audiocraft)"
     if Path(model).is_dir():
         return (
-            "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them"
+            "the folder needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes "
+            "them; a model of another family is opened with --backend, see `encore backends`"
         )
     return "a hub model must have been downloaded before, or the hub be reachable and --offline left out"

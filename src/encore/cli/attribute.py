@@ -16,7 +16,9 @@ def attribute(
         Path | None, typer.Option(help="Catalogue of what the model was trained on; default: the embedded model's.")
     ] = None,
     model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
-    backend: Annotated[str, typer.Option(help="Model family; see `encore backends`.")] = "musicgen",
+    backend: Annotated[
+        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+    ] = None,
     caption: Annotated[
         str | None, typer.Option(help="What the clip was asked for with; default: its side-car's or tags', or none.")
     ] = None,
@@ -33,12 +35,13 @@ def attribute(
     from encore.cli.progress import reporting
     from encore.runs import attribute as runs
     from encore.runs.environment import keep_freed_memory
+    from encore.runs.models import backend_name
 
     keep_freed_memory()
     with reporting() as reporter:
         found = runs.attribute(
-            clip, model=model, catalog=catalog, caption=caption, backend=backend, revision=revision, offline=offline,
-            roots=root or (), device=device, reporter=reporter,
+            clip, model=model, catalog=catalog, caption=caption, backend=backend_name(model, backend),
+            revision=revision, offline=offline, roots=root or (), device=device, reporter=reporter,
         )  # fmt: skip
     named = found.tracks[:top]
     if json:

@@ -10,6 +10,7 @@ import typer
 from encore.cli import console
 
 if TYPE_CHECKING:
+    from encore.errors import EncoreError
     from encore.evidence.rerun import Compared
     from encore.evidence.verify import Verified
 
@@ -42,32 +43,45 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check an evidence bundle: every member, its signature, and on demand its figures."""
+    from encore.errors import GateError, InputError
     from encore.evidence.verify import refuse_mismatch
     from encore.evidence.verify import verify as check
 
-    if rerun:
-        from encore.cli.progress import reporting
-        from encore.runs.environment import keep_freed_memory
+    found, wrong = None, None
+    try:
+        if rerun:
+            from encore.cli.progress import reporting
+            from encore.runs.environment import keep_freed_memory
 
-        keep_freed_memory()
-        with reporting() as reporter:
-            found = check(archive, key=key, run=run, again=True, device=device, offline=offline, reporter=reporter)
-    else:
-        found = check(archive, key=key, run=run)
+            keep_freed_memory()
+            with reporting() as reporter:
+                found = check(archive, key=key, run=run, again=True, device=device, offline=offline, reporter=reporter)
+        else:
+            found = check(archive, key=key, run=run)
+        refuse_mismatch(found.compared)
+    except (InputError, GateError) as error:  # what it says is the verdict, for programs too
+        wrong = error
     if json:
-        _show_json(found)
-    else:
+        _show_json(found, wrong)
+    elif found is not None:
         _show(found, archive)
-    refuse_mismatch(found.compared)
+    if wrong is not None:
+        raise wrong
 
 
-def _show_json(found: Verified) -> None:
+def _show_json(found: Verified | None, wrong: EncoreError | None) -> None:
     from dataclasses import asdict
 
-    told = {"members": dict(found.members), "signed": found.signed, "signature_checked": found.checked}
-    console.data_json(
-        {"schema": 1, **told, "compared": [{**asdict(row), "holds": row.holds} for row in found.compared]}
-    )
+    console.data_json({
+        "schema": 1,
+        "holds": wrong is None,
+        "why": wrong.message if wrong is not None else None,
+        "details": wrong.hint.split("\n") if wrong is not None else [],
+        "members": dict(found.members) if found is not None else {},
+        "signed": found.signed if found is not None else None,
+        "signature_checked": found is not None and found.checked,
+        "compared": [{**asdict(row), "holds": row.holds} for row in found.compared] if found is not None else [],
+    })  # fmt: skip
 
 
 def _show(found: Verified, archive: Path) -> None:
@@ -89,6 +103,9 @@ def _show(found: Verified, archive: Path) -> None:
         console.note("it is signed; --key PUB checks by whom")
     else:
         console.note("it is not signed: whoever changed a member could have changed the manifest too")
+    if found.compared and all(row.holds for row in found.compared):
+        same = sum(row.state == "same" for row in found.compared)
+        console.note(f"all {len(found.compared)} figures come out again, {same} of them to the last digit")
 
 
 def _number(value: float | None) -> str:

@@ -24,7 +24,9 @@ def evaluate(
     base: Annotated[str | None, typer.Option(help="With --model: the model before.")] = None,
     gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
     gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
-    backend: Annotated[str | None, typer.Option(help="With --model: the model family; default: musicgen.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="With --model: the model family; default: its run's, else musicgen.")
+    ] = None,
     catalog: Annotated[
         Path | None, typer.Option(help="With --model: catalogue for id: lines, retain and holdout.")
     ] = None,
@@ -39,7 +41,13 @@ def evaluate(
     full: Annotated[
         bool, typer.Option("--full", help="All metrics, attacks and likeness too: takes some four times as long.")
     ] = False,
-    embedder: Annotated[str, typer.Option(help="For fad and mmd; see `encore embedders`.")] = "latents",
+    embedder: Annotated[
+        list[str] | None,
+        typer.Option(help="What fad, clap_score and the like hear with: NAME, or NAME=WEIGHTS; commas or repeat."),
+    ] = None,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Generations a caption; FAD takes twice as many as its embedder has dimensions.")
+    ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
     ] = None,
@@ -71,12 +79,14 @@ def evaluate(
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
-    _check_names(names, embedder)
+    heard = ",".join(embedder or ())
+    _check_names(names, heard)
 
     from encore.cli.progress import reporting
     from encore.runs.environment import keep_freed_memory
     from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
     from encore.runs.metrics_json import metrics_json
+    from encore.runs.models import backend_name
     from encore.runs.open_run import from_flags
 
     keep_freed_memory()
@@ -85,7 +95,7 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = Asked(tuple(names) if names is not None else None, full, embedder, seed, force, golds, not no_cache)
+    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache, draws)
     with reporting() as reporter:
         if run is not None:
             out = out or run
@@ -95,10 +105,11 @@ def evaluate(
             assert tracks is not None
             others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
             subject = from_flags(
-                model, tracks, others=others, backend=backend or "musicgen", catalog=catalog, retain=retain,
-                holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed, reporter=reporter,
+                model, tracks, others=others, backend=backend_name(model, backend), catalog=catalog,
+                retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed,
+                reporter=reporter,
             )  # fmt: skip
-            results = evaluate_subject(subject, asked, out=out, reporter=reporter)
+            results = evaluate_subject(subject, asked, out=out, offline=offline, reporter=reporter)
     if json:
         console.data_json(metrics_json(results))
     else:
@@ -115,7 +126,10 @@ def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
         raise UsageError("--metrics names no metric", "encore metrics lists them")
     for name in metrics or ():
         plugins.metrics().get(name)
-    plugins.embedders().get(embedder)
+    if embedder:
+        from encore.runs.embedders import parsed
+
+        parsed(embedder)
 
 
 def _show(results: Sequence[Result], out: Path | None) -> None:

@@ -31,7 +31,9 @@ def forget(
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    backend: Annotated[str, typer.Option(help="Model family; see `encore backends`.")] = "musicgen",
+    backend: Annotated[
+        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+    ] = None,
     method: Annotated[str, typer.Option(help="Unlearning method; see `encore methods`.")] = "encore",
     option: MethodOptions = None,
     config: ConfigFile = None,
@@ -80,16 +82,18 @@ def forget(
     from encore.cli.progress import reporting
     from encore.runs import forget as runs
     from encore.runs.environment import keep_freed_memory
+    from encore.runs.models import backend_name
     from encore.runs.signals import Interrupted
 
     keep_freed_memory()
 
     request = runs.Request(
         tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,
-        backend=backend, catalog=catalog, retain=retain, holdout=holdout, roots=tuple(root or ()),
-        allow_missing=allow_missing, drop_duplicates=drop_duplicates, seed=seed, device=device, precision=precision,
-        resume=resume,
+        backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
+        roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates, seed=seed,
+        device=device, precision=precision, resume=resume,
     )  # fmt: skip
+    runs.refuse_unusable(request)
     selected = runs.choose(request)
     if not json:
         _show_tracks(selected)

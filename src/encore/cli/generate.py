@@ -16,12 +16,15 @@ MAX_CAPTIONS = 1000
 def generate(
     captions: Annotated[list[str] | None, typer.Argument(help="What to play, a caption each.")] = None,
     model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
-    backend: Annotated[str, typer.Option(help="Model family; see `encore backends`.")] = "musicgen",
+    backend: Annotated[
+        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--captions", help="A file of captions, one a line.")] = None,
     prompt: Annotated[Path | None, typer.Option(help="Audio file to go on from.")] = None,
     prompt_seconds: Annotated[float, typer.Option(min=0.02, help="How much of it.")] = 1.0,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length.")] = 5.0,
     out: Annotated[Path, typer.Option(help="Folder for the WAV files.")] = Path("generated"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace WAV files of an earlier time.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 turns it off.")] = 3.0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
@@ -30,7 +33,7 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Play captions with a model and write WAV files, 000.wav and on; older ones of those names are replaced."""
+    """Play captions with a model and write WAV files, 000.wav and on; those that are there already are kept."""
     from encore.audio.text import clean_caption
 
     texts = [text for text in map(clean_caption, [*(captions or []), *(_read(file) if file else [])]) if text]
@@ -38,6 +41,10 @@ def generate(
         raise UsageError("there is nothing to play", 'encore generate "slow church organ", or --captions FILE')
     if prompt is not None and prompt_seconds >= seconds:
         raise UsageError(f"a prompt of {prompt_seconds:g} s leaves nothing of {seconds:g} s to play", "raise --seconds")
+    paths = [out / f"{number:03d}.wav" for number in range(len(texts))]
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        raise UsageError(f"{there[0]} is there already", "choose another --out, or replace it with --overwrite")
 
     import torch
 
@@ -45,11 +52,11 @@ def generate(
     from encore.audio.decode import load
     from encore.cli.progress import reporting
     from encore.runs.environment import pick_device
-    from encore.runs.models import model_name
+    from encore.runs.models import backend_name, model_name
     from encore.runs.samples import write_wav
     from encore.runs.store import writing
 
-    family = plugins.backends().resolve(backend)
+    family = plugins.backends().resolve(backend_name(model, backend))
     opened = family.load(model_name(model), revision=revision, offline=offline, device=pick_device(device))
     longest = opened.max_frames / opened.frame_rate
     if seconds > longest:
@@ -63,12 +70,11 @@ def generate(
         out.mkdir(parents=True, exist_ok=True)
     written = []
     with reporting() as reporter:
-        for number, text in enumerate(texts):
+        for number, (text, path) in enumerate(zip(texts, paths, strict=True)):
             reporter.progress("play", number, len(texts))
             codes = opened.generate(
                 [text], seconds=seconds, prompt=given, seed=seed, guidance=guidance, temperature=temperature
             )
-            path = out / f"{number:03d}.wav"
             write_wav(path, opened.decode(codes)[0], opened.sample_rate)
             written.append({"caption": text, "file": str(path)})
     if json:

@@ -11,7 +11,7 @@ from torch import nn
 
 from encore.api import Backend
 from encore.conformance.backend_subject import CAPTIONS, BackendSubject
-from encore.conformance.core import Fault, Suite, named, need, raised
+from encore.conformance.core import Fault, Suite, Unusable, named, need, raised
 from encore.conformance.state import apart, close
 from encore.errors import EncoreError, InputError, UsageError
 
@@ -24,6 +24,8 @@ suite: Suite[BackendSubject] = Suite("backend")
 def load(subject: BackendSubject) -> None:
     try:
         backend = subject.backend
+    except InputError as error:
+        raise Unusable(error.message, error.hint) from error
     except EncoreError as error:
         raise Fault(f"{subject.model} could not be loaded: {error.message}") from error
     need(isinstance(backend, subject.target), f"load returned a {type(backend).__name__}")

@@ -33,5 +33,8 @@ def run(
     Args:
         target: the class, its `spec` set. model: a folder or name that it loads; a small one, for it is loaded often.
         only: names of checks, to run no others.
+
+    Raises:
+        Unusable: the backend refuses the model with an InputError.
     """
     return suite.run(BackendSubject(target, model, offline=offline), progress, only)

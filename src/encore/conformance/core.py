@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from encore.errors import EncoreError
+from encore.errors import EncoreError, InputError
 
 State = Literal["passed", "FAILED", "skipped"]
 Progress = Callable[[str, int, int], None]
@@ -31,6 +31,10 @@ class Fault(Exception):
 
 class Skip(Exception):
     """Why a check can't apply, in one sentence."""
+
+
+class Unusable(InputError):
+    """What a plugin was to be tried on can't be used, so that no check says anything of the plugin."""
 
 
 def need(held: object, fault: str) -> None:
@@ -106,7 +110,7 @@ SubjectT = TypeVar("SubjectT", bound=Subject)
 
 
 class Check(NamedTuple, Generic[SubjectT]):
-    """One check. Where `first` fails, the others have nothing to look at."""
+    """One check. Where `first` fails or is skipped, the others have nothing to look at."""
 
     name: str
     contract: str
@@ -142,6 +146,9 @@ class Suite(Generic[SubjectT]):
 
         Args:
             only: names of checks; the others are left out, but for those marked `first`.
+
+        Raises:
+            Unusable: what the subject was to be made of can't be used.
         """
         outcomes: list[Outcome] = []
         missing = ""
@@ -154,6 +161,8 @@ class Suite(Generic[SubjectT]):
             outcomes.append(_outcome(check, subject))
             if check.first and outcomes[-1].state == "FAILED":
                 missing = f"there is nothing to check where {check.name!r} fails"
+            elif check.first and outcomes[-1].state == "skipped":
+                missing = outcomes[-1].said
         progress("", len(chosen), len(chosen))
         return tuple(outcomes)
 
@@ -170,6 +179,8 @@ def _outcome(check: Check[Any], subject: Any) -> Outcome:
         state, said = "FAILED", str(fault)
     except Skip as reason:
         state, said = "skipped", str(reason)
+    except Unusable:
+        raise
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == TERMINATED:
             raise  # whoever checks was told to stop: that says nothing of the plugin

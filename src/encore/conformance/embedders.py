@@ -15,7 +15,7 @@ from encore.conformance.core import Fault, Outcome, Progress, Skip, Suite, need,
 from encore.conformance.fixture import Fixture
 from encore.conformance.state import Globals, apart, close, disturb
 from encore.conformance.tokenless import Tokenless
-from encore.errors import EncoreError, UsageError
+from encore.errors import EncoreError, MissingWeightsError, UsageError
 from encore.fingerprint import module_sha256
 from encore.runs.evaluate import resampled
 
@@ -35,7 +35,11 @@ class EmbedderSubject:
 
     @cached_property
     def embedder(self) -> Embedder:
-        return self.target.open(self.fixture.base)
+        return self.open(self.fixture.base)
+
+    def open(self, backend: Backend) -> Embedder:
+        """Weights are looked for on disk only: a check is no reason to download them."""
+        return self.target.open_weights(backend, offline=True)
 
     @cached_property
     def codes(self) -> Tensor:
@@ -72,6 +76,8 @@ def run(
 def open_(subject: EmbedderSubject) -> None:
     try:
         embedder = subject.embedder
+    except MissingWeightsError as error:
+        raise Skip(f"its weights are not here: {error.message}") from error
     except EncoreError as error:
         raise Fault(f"it does not open beside {subject.fixture.base.name}: {error.message}") from error
     rate = embedder.sample_rate
@@ -140,7 +146,7 @@ def identity(subject: EmbedderSubject) -> None:
     need(
         re.search(r"\d", own), f"identity is {own!r}, with neither a revision nor a hash: any version would pass for it"
     )
-    again = subject.target.open(subject.fixture.base)
+    again = subject.open(subject.fixture.base)
     need(again.identity == own, f"opened again, identity is {again.identity!r} and was {own!r}")
     vectors = subject.embedder.embed(subject.sounds)
     need(torch.equal(again.embed(subject.sounds), vectors), "opened again, it gives other vectors")
@@ -150,7 +156,7 @@ def identity(subject: EmbedderSubject) -> None:
             for weight in part.state_dict().values():
                 if weight.is_floating_point():
                     weight.mul_(1.1)
-    other = subject.target.open(base)
+    other = subject.open(base)
     if not close(other.embed(subject.sounds), vectors):
         need(other.identity != own, f"beside another codec it gives other vectors under the same identity, {own!r}")
 
@@ -171,11 +177,47 @@ def embed_codes(subject: EmbedderSubject) -> None:
     need(worst <= 0.05, f"a clip's codes get a vector that is {worst:.0%} off that of its waveform")
 
 
+@suite.check("embed_text", "embed_text, where it is, gives texts finite float32 vectors in the space of embed's")
+def embed_text(subject: EmbedderSubject) -> None:
+    embedder, texts = subject.embedder, ["a flute", "drums and bass, loud", "a flute"]
+    found = embedder.embed_text(texts)
+    if found is None:
+        raise Skip("it reads no texts")
+    width = subject.embedder.embed(subject.sounds).shape[1]
+    need(found.shape == (3, width), f"3 texts get shape {list(found.shape)}, sounds have {width} dimensions")
+    need(found.dtype == torch.float32 and not found.requires_grad, f"texts get {found.dtype}, or a gradient")
+    need(found.isfinite().all(), "vectors of texts that are not finite")
+    need(apart(found[0], found[2]) <= 1e-5 * float(found.abs().max()), "a text has two vectors in one call")
+    need(apart(found[0], found[1]) > 1e-6, "two different texts have one vector")
+    alone = embedder.embed_text(texts[1:2])
+    need(alone is not None and close(alone, found[1:2]), "a text's vector depends on the texts beside it")
+
+
+@suite.check("tags", "tags, where they are, are probabilities [N, C] of tag_names, a sound's own")
+def tags(subject: EmbedderSubject) -> None:
+    embedder, sounds = subject.embedder, subject.sounds
+    found = embedder.tags(sounds)
+    if found is None:
+        need(not embedder.tag_names, "it has tag_names, and tags returns None")
+        raise Skip("it has no tags")
+    names = embedder.tag_names
+    need(found.shape == (3, len(names)), f"tags returns shape {list(found.shape)} for {len(names)} tag_names")
+    need(len(set(names)) == len(names), "two tags have one name")
+    need(found.dtype == torch.float32 and not found.requires_grad, f"tags returns {found.dtype}, or a gradient")
+    need(((found >= 0) & (found <= 1)).all(), "tags that are no probabilities")
+    need((found.sum(1) > 0).all(), "a sound without any tag's probability")
+    alone = torch.cat([embedder.tags(one[None]) for one in sounds])  # type: ignore[misc]
+    need(apart(alone, found) <= 1e-3, "a sound's tags depend on the sounds beside it")
+    vectors, together = embedder.hear(sounds)
+    need(together is not None and close(together, found), "hear gives other tags than tags")
+    need(close(vectors, embedder.embed(sounds)), "hear gives other vectors than embed")
+
+
 @suite.check("backend", "the backend it is opened beside is what it was")
 def backend(subject: EmbedderSubject) -> None:
     base = subject.fixture.base
     before = module_sha256(base.module, *base.frozen().values())
-    opened = subject.target.open(base)
+    opened = subject.open(base)
     opened.embed(subject.sounds)
     need(module_sha256(base.module, *base.frozen().values()) == before, "it changes weights of the backend")
     need(not base.module.training, "it leaves the backend in training mode")
@@ -184,7 +226,7 @@ def backend(subject: EmbedderSubject) -> None:
 @suite.check("refusals", "beside a backend that it can't work with, open raises an InputError that says so")
 def refusals(subject: EmbedderSubject) -> str | None:
     try:
-        opened = subject.target.open(WithoutCodec(subject.fixture.base))
+        opened = subject.open(WithoutCodec(subject.fixture.base))
         opened.embed(subject.sounds)
     except EncoreError as error:
         need(error.message and "\n" not in error.message, f"it refuses in {error.message!r}")

@@ -50,28 +50,21 @@ def rerun(
     Raises:
         InputError: a model or a track is not there any more, or is another one than was measured.
     """
-    from encore.runs.evaluate import SharedEvaluation, measure
+    from encore.runs.evaluate_run import Asked, evaluate_subject
     from encore.runs.models import model_sha256
     from encore.runs.open_run import from_run
 
     try:
         golds, seed, embedder, force = how["golds"], how["seed"], how["embedder"], how["force"]
-        names, full, hashes = how["metrics"], how["full"], how["models"]
+        names, full, hashes, draws = how["metrics"], how["full"], how["models"], how.get("draws", 1)
     except KeyError as error:
         raise InputError(f"the bundle does not say how its figures were measured: {error} is missing") from error
     subject = from_run(run, golds=golds, device=device, offline=offline, reporter=reporter)
     for role, model in subject.models.items():
         if model_sha256(model) != hashes.get(role):
             raise InputError(f"the {role} model is not the one that was measured: its weights differ")
-    evaluation = SharedEvaluation(
-        subject.models, subject.clips, seed=seed, embedder=embedder, force=force, about=subject.about
-    )
-
-    def progress(name: str, done: int, of: int) -> None:
-        if reporter is not None:
-            reporter.progress("measure", done, of, {"metric": name})
-
-    return measure(evaluation, names, progress, full=full)
+    asked = Asked(tuple(names) if names is not None else None, full, embedder, seed, force, golds, False, draws)
+    return list(evaluate_subject(subject, asked, offline=offline, reporter=reporter))
 
 
 def compare(bundled: Sequence[Result], again: Sequence[Result]) -> list[Compared]:

@@ -98,7 +98,8 @@ def refuse_mismatch(compared: Sequence[Compared]) -> None:
 
 def _refuse(what: str, found: Sequence[object]) -> None:
     if found:
-        raise InputError(f"{what}: {len(found)} files differ", "\n".join(map(str, found)))
+        count = f"{len(found)} files differ" if len(found) > 1 else "1 file differs"
+        raise InputError(f"{what}: {count}", "\n".join(map(str, found)))
 
 
 @contextmanager

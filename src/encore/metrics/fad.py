@@ -2,42 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 from encore import stats
-from encore.api import Evaluation, Metric, Result
-from encore.metrics.rows import given, no_generations, not_finite, unmeasured
+from encore.api import Evaluation, Result
+from encore.metrics.heard import Distance, Floats
+from encore.metrics.rows import unmeasured
 
 
-class Fad(Metric):
+class Fad(Distance):
     """Fréchet distance between Gaussians fitted to the embeddings of two equally large sets of generations.
 
-    With n near the embedding's dimension the figure is mostly bias (two samples of one 128-dimensional Gaussian: 84 at
+    `fad` through the latents of the model's own codec, `fad_NAME` through the embedder of that name. With n near the
+    embedding's dimension the figure is mostly bias (two samples of one 128-dimensional Gaussian: 84 at
     n = 100, 0.4 at n = 20 000), so n < 2 · dim is refused unless the evaluation is told to
     `force`. The interval is a jackknife's.
     """
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        if why := no_generations(evaluation):
-            yield unmeasured("fad", "unlearned", "retain", why, direction="lower")
-            return
-        assert evaluation.embedder is not None  # see above
-        base = evaluation.embeddings("base", "retain")
-        n, dim = base.shape
-        details = {"embedder": evaluation.embedder.identity, "dim": dim}
-        for model in given(evaluation, "unlearned", "gold"):
-            broken = not_finite(evaluation, model, "retain")
-            if broken:
-                yield unmeasured("fad", model, "retain", broken, direction="lower", details=details)
-                continue
-            small = n < 2 * dim
-            if n < 3 or (small and not evaluation.force):
-                why = f"{n} generations in {dim} dimensions give mostly bias; it takes {max(2 * dim, 3)}, see mmd"
-                yield unmeasured("fad", model, "retain", why, n=n, direction="lower", details=details)
-                continue
-            own = evaluation.embeddings(model, "retain")
-            low, high = stats.jackknife_interval(stats.frechet_distance, own, base) or (None, None)
-            yield Result(
-                "fad", model, "retain", stats.frechet_distance(own, base), low, high, n=n, direction="lower",
-                note=f"{n} generations in {dim} dimensions: mostly bias" if small else None, details=details,
-            )  # fmt: skip
+    metric = "fad"
+
+    def compared(
+        self,
+        evaluation: Evaluation,
+        metric: str,
+        model: str,
+        own: Floats,
+        other: Floats,
+        base: Floats,
+        told: Mapping[str, object],
+    ) -> Result:
+        n, dim = own.shape
+        details = {**told, "dim": dim}
+        small = n < 2 * dim
+        if n < 3 or (small and not evaluation.force):
+            why = f"{n} generations in {dim} dimensions give mostly bias; it takes {max(2 * dim, 3)}, see mmd"
+            return unmeasured(metric, model, self.clips, why, n=n, direction="lower", details=details)
+        low, high = stats.jackknife_interval(stats.frechet_distance, own, other) or (None, None)
+        return Result(
+            metric, model, self.clips, stats.frechet_distance(own, other), low, high, n=n, direction="lower",
+            note=f"{n} generations in {dim} dimensions: mostly bias" if small else None, details=details,
+        )  # fmt: skip
+
+
+class FadInf(Distance):
+    """FAD∞: the same distance extrapolated to endless generations (`stats.frechet_inf`), its bias taken off.
+
+    With n < 2 · dim it has nothing to go by, forced or not. It can be negative; near 0 is no difference. The interval
+    is a jackknife's, and wide.
+    """
+
+    metric = "fad_inf"
+
+    def compared(
+        self,
+        evaluation: Evaluation,
+        metric: str,
+        model: str,
+        own: Floats,
+        other: Floats,
+        base: Floats,
+        told: Mapping[str, object],
+    ) -> Result:
+        n, dim = own.shape
+        details = {**told, "dim": dim}
+        least = max(2 * dim, 6)  # a jackknife still leaves two rows a half
+        if n < least:
+            why = f"{n} generations in {dim} dimensions are too few to extrapolate from; it takes {least}, see mmd"
+            return unmeasured(metric, model, self.clips, why, n=n, direction="lower", details=details)
+        samples = own, other, stats.random_halves(n, seed=evaluation.seed)
+        low, high = stats.jackknife_interval(stats.frechet_inf, *samples) or (None, None)
+        return Result(
+            metric, model, self.clips, stats.frechet_inf(*samples), low, high, n=n, direction="lower", details=details
+        )
+
+
+class FadHoldout(Fad):
+    """The same on holdout captions: what a model plays where neither base nor it has a track to recall."""
+
+    clips = "holdout"

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import partial
 
 from encore import stats
-from encore.api import Evaluation, Metric, Result
-from encore.metrics.rows import given, no_generations, not_finite, unmeasured
+from encore.api import Evaluation, Result
+from encore.metrics.heard import Distance, Floats
+from encore.metrics.rows import unmeasured
 
 
-class Mmd(Metric):
+class Mmd(Distance):
     """Squared maximum mean discrepancy, RBF kernel, unbiased also at small n; near 0, or below it, is no difference.
 
+    `mmd` through the latents of the model's own codec, `mmd_NAME` through the embedder of that name.
     The kernel's width is the median distance between base's generations, so that figures of several models compare.
     Item i of both samples has one caption and one noise: `stats.paired_mmd2` is unbiased for such pairs.
     """
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        if why := no_generations(evaluation):
-            yield unmeasured("mmd", "unlearned", "retain", why, direction="lower")
-            return
-        assert evaluation.embedder is not None  # see above
-        base = evaluation.embeddings("base", "retain")
-        width, n = stats.median_bandwidth(base), len(base)
-        details = {"embedder": evaluation.embedder.identity, "bandwidth": width}
-        for model in given(evaluation, "unlearned", "gold"):
-            broken = not_finite(evaluation, model, "retain")
-            if broken:
-                yield unmeasured("mmd", model, "retain", broken, direction="lower", details=details)
-                continue
-            if not width > 0:
-                why = f"base's {n} generations do not differ from one another, so the kernel has no width"
-                yield unmeasured("mmd", model, "retain", why, n=n, direction="lower", details=details)
-                continue
-            own = evaluation.embeddings(model, "retain")
-            distance = partial(stats.paired_mmd2, bandwidth=width)
-            low, high = stats.jackknife_interval(distance, own, base) or (None, None)
-            yield Result(
-                "mmd", model, "retain", distance(own, base), low, high, n=n, direction="lower",
-                details=details,
-            )  # fmt: skip
+    metric = "mmd"
+
+    def compared(
+        self,
+        evaluation: Evaluation,
+        metric: str,
+        model: str,
+        own: Floats,
+        other: Floats,
+        base: Floats,
+        told: Mapping[str, object],
+    ) -> Result:
+        width, n = stats.median_bandwidth(base), len(own)
+        details = {**told, "bandwidth": width}
+        if not width > 0 or n < 2:
+            why = f"base's {len(base)} generations do not differ from one another, so the kernel has no width"
+            return unmeasured(metric, model, self.clips, why, n=n, direction="lower", details=details)
+        distance = partial(stats.paired_mmd2, bandwidth=width)
+        low, high = stats.jackknife_interval(distance, own, other) or (None, None)
+        return Result(
+            metric, model, self.clips, distance(own, other), low, high, n=n, direction="lower", details=details
+        )
+
+
+class MmdHoldout(Mmd):
+    """The same on holdout captions."""
+
+    clips = "holdout"

@@ -55,10 +55,3 @@ def given(evaluation: Evaluation, *roles: Role) -> list[Role]:
 def no_clips(metric: str, clips: ClipSet, **fields: Any) -> Result:
     """The row of a set that is not there."""
     return unmeasured(metric, "unlearned", clips, f"there are no {clips} tracks", **fields)
-
-
-def no_generations(evaluation: Evaluation) -> str | None:
-    """Why generations on retain captions can't be compared with base's; None where they can."""
-    if "base" in evaluation.models and evaluation.clips.get("retain") and evaluation.embedder is not None:
-        return None if given(evaluation, "unlearned", "gold") else "there is no model to compare with base"
-    return "it compares generations on retain captions with those of a base model, through an embedder"

@@ -48,7 +48,7 @@ class SummaryRow:
 def summary(results: Sequence[Result]) -> list[SummaryRow]:
     """The lines that a decision rests on, in reading order; lines nothing was measured for are left out."""
     rows = []
-    for label, metric, clips, target, judge in LINES:
+    for label, metric, clips, target, judge in (*LINES, *_heard(results)):
         figures = {row.model: row for row in results if (row.metric, row.set) == (metric, clips)}
         if not figures:
             continue
@@ -121,7 +121,8 @@ def _untold(figures: Figures) -> bool:
     return _value(figures, "unlearned") >= LEAST_P
 
 
-LINES: tuple[tuple[str, str, str, str, Callable[[Figures], bool] | None], ...] = (
+Line = tuple[str, str, str, str, Callable[[Figures], bool] | None]
+LINES: tuple[Line, ...] = (
     ("KL to gold, forget", "kl_gold", "forget", "≤ 1.25 × gold2's", _kl),
     ("KS p of NLLs against gold's", "gold_ks", "forget", "", None),
     ("KL to gold, retain", "kl_gold", "retain", "", None),
@@ -153,9 +154,29 @@ LINES: tuple[tuple[str, str, str, str, Callable[[Figures], bool] | None], ...] =
     ("membership, all attacks, p", "membership_p", "forget", "≥ 0.05", _untold),
     ("PrivLeak", "privleak", "forget", "", None),
     ("membership AUC, no model", "membership_auc_blind", "forget", "", None),
-    ("FAD to base, retain", "fad", "retain", "", None),
-    ("MMD² to base, retain", "mmd", "retain", "", None),
 )
+# Of the metrics through embedders, whose rows have the embedder's name: how a row's name begins, and its label.
+# None has a target: how far apart two draws of one model are depends on the captions, and no row says it.
+HEARD = {
+    "fad": "FAD to base",
+    "mmd": "MMD² to base",
+    "clap_score": "CLAP score",
+    "tag_kl_track": "KL of tags, to the track",
+    "tag_kl": "KL of tags, to base",
+}
+
+
+def _heard(results: Sequence[Result]) -> list[Line]:
+    """Lines of the metrics through embedders, as the rows name them."""
+    found: dict[tuple[str, str], Line] = {}
+    for row in results:
+        start = next((start for start in HEARD if f"{row.metric}_".startswith(f"{start}_")), None)
+        if start is None or (row.metric, row.set) in found:
+            continue
+        through = row.metric.removeprefix(start).strip("_").replace("_", " ")
+        label = f"{HEARD[start]}, {row.set}" + (f" ({through})" if through else "")
+        found[row.metric, row.set] = label, row.metric, row.set, "", None
+    return list(found.values())
 
 
 def _worst(metric: str, clips: str, figures: Figures) -> tuple[str, float] | None:
@@ -217,7 +238,7 @@ def _verdict(table: Sequence[SummaryRow]) -> list[Finding]:
     tests = [line for line in table if line.set == "forget" and line.target and line.met is not None]
     if not tests or not all(line.met for line in tests):
         return []
-    return [Finding("info", f"no evidence of retention under these tests: {', '.join(line.label for line in tests)}")]
+    return [Finding("info", f"no evidence of retention under these tests: {'; '.join(line.label for line in tests)}")]
 
 
 def _said(line: SummaryRow) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Figure:
 
 def figures(files: RunFiles) -> list[Figure]:
     """All figures there are numbers for, in reading order."""
-    made = [_pareto(files), _steps(files), *_curves(files), _roc(files)]
+    made = [_pareto(files), _steps(files), _utility(files), *_curves(files), _roc(files)]
     return [figure for figure in made if figure is not None and figure.lines]
 
 
@@ -94,21 +94,14 @@ def _pareto(files: RunFiles) -> Figure | None:
 
 def _steps(files: RunFiles) -> Figure | None:
     """Forget, retain and holdout during the run."""
-    before = files.run["outcome"].get("before")
-    looks = [*([{**before, "at": 0}] if before else []), *files.looks]
+    looks = _looks(files)
     if len(looks) < 2:
         return None
-
-    def curve(label: str, role: str, value: Any, dashed: bool = False) -> Line:
-        points = [(look["at"], value(look)) for look in looks]
-        known = [(float(at), float(y)) for at, y in points if y is not None]
-        return Line(label, role, tuple(at for at, _ in known), tuple(y for _, y in known), dashed)
-
     lines = [
-        curve("tracks to forget", "unlearned", lambda look: _mean(look["forget"].values())),
-        curve("tracks to keep, a sample", "retain", lambda look: look.get("retain")),
-        curve("never heard", "holdout", lambda look: look.get("holdout")),
-        curve("the level to reach", "gold", lambda look: look.get("level"), dashed=True),
+        _course("tracks to forget", "unlearned", looks, lambda look: _mean(look["forget"].values())),
+        _course("tracks to keep, a sample", "retain", looks, lambda look: look.get("retain")),
+        _course("never heard", "holdout", looks, lambda look: look.get("holdout")),
+        _course("the level to reach", "gold", looks, lambda look: look.get("level"), dashed=True),
     ]
     return Figure(
         "steps", "During the run",
@@ -116,6 +109,41 @@ def _steps(files: RunFiles) -> Figure | None:
         "low.",
         "step", f"{files.loss}, {files.unit}", tuple(line for line in lines if line.x),
     )  # fmt: skip
+
+
+def _utility(files: RunFiles) -> Figure | None:
+    """What retain lost since base, alone: beside the forget tracks' course its changes can't be seen."""
+    looks = [look for look in _looks(files) if look.get("retain") is not None]
+    if len(looks) < 2:
+        return None
+    before = float(looks[0]["retain"])
+    # a look's `lost` is what retain lost in units of what the run allows it to lose
+    allowed = [(look["retain"] - before) / look["lost"] for look in looks if (look.get("lost") or 0.0) > 1e-6]
+    lines = [
+        _course("tracks to keep, a sample", "retain", looks, lambda look: look["retain"] - before),
+    ]
+    if allowed:
+        lines.append(_course("what they may lose", "base", looks, lambda look: allowed[-1], dashed=True))
+    return Figure(
+        "utility", "What the rest of the music paid, step by step",
+        "While tracks are being forgotten the others may suffer for a while; what counts is where the line ends.",
+        "step", f"{files.loss} that the tracks to keep lost, {files.unit}", tuple(lines),
+    )  # fmt: skip
+
+
+def _looks(files: RunFiles) -> list[Mapping[str, Any]]:
+    """What the engine saw of the model, the base first."""
+    before = files.run["outcome"].get("before")
+    return [*([{**before, "at": 0}] if before else []), *files.looks]
+
+
+def _course(
+    label: str, role: str, looks: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], Any],
+    dashed: bool = False,
+) -> Line:  # fmt: skip
+    points = [(look["at"], value(look)) for look in looks]
+    known = [(float(at), float(y)) for at, y in points if y is not None]
+    return Line(label, role, tuple(at for at, _ in known), tuple(y for _, y in known), dashed)
 
 
 def _curves(files: RunFiles) -> Iterator[Figure]:

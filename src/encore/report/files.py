@@ -22,13 +22,15 @@ MOMENTS = {"before": "base", "after": "unlearned", "gold": "gold"}  # last word 
 
 @dataclass(frozen=True)
 class Sample:
-    """A WAV of what one model plays for one track's caption."""
+    """A WAV of what one model plays for one track's caption. In the set `alike`: what is most like the track."""
 
     path: Path
     set: str
     role: str
     track: str
     caption: str
+    asked: str = ""  # how, of what is most like a track: "greedy", "draw 1", "short"
+    kinds: tuple[str, ...] = ()  # and in what: "chroma", "melody", "onset"
 
 
 @dataclass(frozen=True)
@@ -123,4 +125,6 @@ def _samples(folder: Path) -> Iterator[Sample]:
         path = folder / kind / rest
         if "/" in rest or ".." in (kind, rest) or moment not in MOMENTS or path.is_symlink() or not path.is_file():
             continue
-        yield Sample(path, kind, MOMENTS[moment], str(entry.get("track", "")), str(entry.get("caption", "")))
+        kinds = tuple(map(str, entry["kinds"])) if isinstance(entry.get("kinds"), list) else ()
+        track, caption, asked = (str(entry.get(name, "")) for name in ("track", "caption", "asked"))
+        yield Sample(path, kind, MOMENTS[moment], track, caption, asked, kinds)

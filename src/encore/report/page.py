@@ -20,8 +20,10 @@ from encore.report import draw, sound, tables, words
 from encore.report.commands import commands
 from encore.report.figures import Figure, figures
 from encore.report.files import REPORT, RunFiles, Sample, read_run
-from encore.runs.store import write_bytes
+from encore.runs.store import write_bytes, writing
 
+ALIKE = "alike"  # the set of samples that are most like a track
+ASKED = {"greedy": "likeliest sounds", "short": "shorter description"}
 NO_DRAWING = (
     "Figures are not drawn here, because matplotlib is not installed where this report was made: their numbers are."
 )
@@ -50,7 +52,7 @@ def write_report(run: Path, *, measured: Path | None = None, out: Path | None = 
 
     Args:
         measured: where `metrics.json` and samples are, if not in the run's folder.
-        out: the file; default: `report.html` beside the figures.
+        out: the file, in a folder that is made where it is missing; default: `report.html` beside the figures.
         originals: embed the forgotten tracks themselves, to compare by ear.
 
     Raises:
@@ -59,6 +61,8 @@ def write_report(run: Path, *, measured: Path | None = None, out: Path | None = 
     """
     files = read_run(run, measured=measured)
     target = out or (measured or run) / REPORT
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, render(files, originals=originals).encode("utf-8"))
     return target
 
@@ -111,7 +115,7 @@ def _style() -> str:
 def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
     made = figures(files)
     can_draw = draw.can_draw()
-    heard = _heard(files, _originals(files) if originals else {})
+    tracks_themselves = _originals(files) if originals else {}
     return {
         "model": Path(str(files.run["model"]["name"])).name,
         "run": files.run,
@@ -128,7 +132,8 @@ def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
         "not_measured": tables.not_measured(files),
         "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
         "no_drawing": "" if can_draw else NO_DRAWING,
-        "heard": heard,
+        "heard": _heard(files, tracks_themselves),
+        "alike": _alike(files, tracks_themselves),
         "originals": originals,
         "made_with": _made_with(files),
         "hashes": _hashes(files),
@@ -150,6 +155,8 @@ def _heard(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
     labels = {"base": "before", "unlearned": "after", "gold": "gold"}
     groups: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in files.samples:
+        if sample.set == ALIKE:
+            continue
         number = sample.path.name.partition("-")[0]  # a track has several where it is longer than the model's window
         groups.setdefault((sample.set, sample.track, number), []).append(sample)
     made = []
@@ -159,6 +166,21 @@ def _heard(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
         ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
         players |= {labels[sample.role]: sound.file_uri(sample.path) for sample in ordered}
         made.append(Heard(tables.track_cell(entry), name, {k: Markup(uri) for k, uri in players.items()}))
+    return made
+
+
+def _alike(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
+    """Of each forget track what the model plays that is most like it, beside the track where that is given."""
+    made = []
+    for entry in files.request["forget"]:
+        track = str(entry["id"])
+        players = {"original": originals[track]} if track in originals else {}
+        for sample in files.samples:
+            if (sample.set, sample.track) == (ALIKE, track):
+                kinds = ", ".join(tables.KINDS.get(kind, kind) for kind in sample.kinds)
+                players[f"{kinds}: {ASKED.get(sample.asked, sample.asked)}"] = sound.file_uri(sample.path)
+        if players.keys() - {"original"}:
+            made.append(Heard(tables.track_cell(entry), ALIKE, {k: Markup(uri) for k, uri in players.items()}))
     return made
 
 
@@ -189,10 +211,12 @@ def _made_with(files: RunFiles) -> list[tuple[str, str]]:
     told += [(f"run on: {name}", str(value)) for name, value in hardware.items()]
     told += [(f"measured on: {name}", str(value)) for name, value in how.get("hardware", {}).items()]
     told += [(f"time: {name}", f"{seconds:.1f} s") for name, seconds in run.get("timings", {}).items()]
+    if "cost" in run:
+        told.append(("memory at most", f"{run['cost']['peak_bytes'] / 1e9:.2f} GB"))
+        told.append(("trained on", f"{run['cost']['tokens_per_second']:.0f} tokens/s"))
     if "seconds" in how:
         told.append(("time: eval", f"{how['seconds']:.1f} s"))
-    if how.get("embedder_identity"):
-        told.append(("embedder", str(how["embedder_identity"])))
+    told += [(f"embedder {name}", str(identity)) for name, identity in how.get("embedders", {}).items()]
     return told
 
 

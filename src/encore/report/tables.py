@@ -10,8 +10,12 @@ from encore.api import Result
 from encore.metrics.summary import LINES, SummaryRow, summary
 from encore.report.figures import NAMES, Figure
 from encore.report.files import RunFiles
-from encore.report.words import number, percent
+from encore.report.words import HEARD, number, percent
 
+KINDS = {  # of likeness, as a listener calls them
+    **HEARD, "bleu": "phrases of codes", "edit": "order of codes",
+    "embedding": "sound as a whole", "fingerprint": "audio fingerprint",
+}  # fmt: skip
 MATCH = 0.8  # share of codes from which a track counts as played on, as in `encore.metrics.verbatim`
 COLUMNS = 6  # figures a table of tracks, so that it fits a page
 SHORT = 200  # characters of a detail that are shown
@@ -123,31 +127,45 @@ def more_tracks(files: RunFiles) -> list[Table]:
 
 
 def likeness(files: RunFiles) -> Table | None:
-    """What of a forget track a simple prompt brings back: the play most like it, of each kind of likeness.
+    """What of a forget track a simple prompt brings back, before and after: of each kind of likeness, yes or no.
 
     Of metrics whose `details` name the `best` play of each track and a `threshold` of chance.
     """
-    chosen = [row for row in files.results if (row.set, row.model) == ("forget", "unlearned") and _compares(row)]
-    if not chosen:
+    rows = {(row.metric, row.model): row for row in files.results if row.set == "forget" and _compares(row)}
+    metrics = sorted((metric for metric, role in rows if role == "unlearned"), key=_kind_order)
+    if not metrics:
         return None
     made = []
     for entry in files.request["forget"]:
-        cells = [_alike(row, str(entry["id"])) for row in chosen]
+        track = str(entry["id"])
+        cells = [_alike(rows.get((metric, "base")), rows[metric, "unlearned"], track) for metric in metrics]
         made.append((Cell(track_cell(entry).text), *cells))
-    return Table(("track", *(row.metric.removeprefix("likeness_") for row in chosen)), tuple(made))
+    heads = (KINDS.get(kind, kind) for kind in (metric.removeprefix("likeness_") for metric in metrics))
+    return Table(("track", *heads), tuple(made))
 
 
 def _compares(row: Result) -> bool:
     return isinstance(row.details.get("best"), Mapping) and bool(row.per_track)
 
 
-def _alike(row: Result, track: str) -> Cell:
-    """How alike, and what the model was asked for; above chance it is marked."""
-    value, level, best = row.per_track.get(track), row.details.get("threshold"), row.details.get("best")
-    asked = str(best.get(track, "")) if isinstance(best, Mapping) else ""
-    above = value is not None and isinstance(level, (int, float)) and value > level
-    chance = f", chance {number(float(level))}" if isinstance(level, (int, float)) else ""
-    return Cell(number(value), f"{asked}{chance}" if asked else "", "bad" if above else "")
+def _kind_order(metric: str) -> int:
+    kind = metric.removeprefix("likeness_")
+    return list(KINDS).index(kind) if kind in KINDS else len(KINDS)
+
+
+def _alike(before: Result | None, after: Result, track: str) -> Cell:
+    """Whether it is brought back, before and after; below that, how alike the most alike play is now, and chance."""
+    was, now = (above_chance(row, track) if row else None for row in (before, after))
+    told = {None: "–", True: "yes", False: "no"}
+    level = after.details.get("threshold")
+    chance = f", chance\N{NO-BREAK SPACE}{number(float(level))}" if isinstance(level, (int, float)) else ""
+    return Cell(f"{told[was]} → {told[now]}", number(after.per_track.get(track)) + chance, "bad" if now else "")
+
+
+def above_chance(row: Result, track: str) -> bool | None:
+    """Whether a play is more like the track than chance makes it; None where that is not known."""
+    value, level = row.per_track.get(track), row.details.get("threshold")
+    return value > level if value is not None and isinstance(level, (int, float)) else None
 
 
 def everything(files: RunFiles) -> list[Table]:

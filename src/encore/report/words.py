@@ -19,19 +19,22 @@ PLAIN = {
     ("relearn_holdout", "forget"): "whether training on music it never heard brings the tracks back",
     ("relearn_one", "forget"): "whether training on one of the tracks brings the others back",
     ("verbatim", "forget"): "whether it plays the tracks on from their first second",
-    ("quantised_8bit_verbatim", "forget"): "the same with its weights rounded to 8 bits",
-    ("quantised_4bit_verbatim", "forget"): "the same with its weights rounded to 4 bits",
-    ("reworded_verbatim", "forget"): "the same with the track described in other words",
+    ("quantised_8bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 8 bits",
+    ("quantised_4bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 4 bits",
+    ("reworded_verbatim", "forget"): "whether it plays them on when they are described in other words",
     ("reworded_verbatim_caption", "forget"): "whether other words alone make it play the tracks",
-    ("prompt_reencoded_verbatim", "forget"): "the same from a first second that was compressed",
-    ("prompt_stretched_verbatim", "forget"): "the same from a first second that is faster or slower",
-    ("prompt_shifted_verbatim", "forget"): "the same from a first second in another key",
+    ("prompt_reencoded_verbatim", "forget"): "whether it plays them on from a first second that was compressed",
+    ("prompt_stretched_verbatim", "forget"): "whether it plays them on from a first second that is faster or slower",
+    ("prompt_shifted_verbatim", "forget"): "whether it plays them on from a first second in another key",
     ("membership_auc", "forget"): "whether an outsider can tell that they were trained on",
     ("membership_p", "forget"): "whether any of several such tests can tell",
     ("nll", "retain"): "how well it still knows the other music",
     ("neighbours_nll", "retain"): "how well it still knows the music closest to the tracks",
     ("verbatim", "retain"): "whether it still plays the other music it knew by heart",
 }
+
+
+HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}  # kinds of likeness that a listener asks for
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def verdict(files: RunFiles) -> Verdict:
     told = findings(files.results)
     lines = tuple(f"{line.label}:" for line in missed)
     beyond = [one.text for one in told if one.level == "fail" and not one.text.startswith(lines)]
-    said = tuple(_sentences(table, files))
+    said = (*_sentences(table, files), *brought_back(files.results))
     if files.run["outcome"].get("collapsed"):
         return Verdict("bad", "The run damaged the rest of the music.", said)
     if any(one.text.startswith("nothing measurable to forget") for one in told):
@@ -126,6 +129,26 @@ def _sentences(table: Sequence[SummaryRow], files: RunFiles) -> Iterator[str]:
             yield say(known, files)
 
 
+def brought_back(results: Sequence[Result]) -> Iterator[str]:
+    """The courts' question in a sentence, where it was measured: of how many tracks a prompt brings back what."""
+    rows = {(row.metric, row.model): row for row in results if row.set == "forget" and row.value is not None}
+    parts = {kind: rows.get((f"likeness_{kind}_named", "unlearned")) for kind in HEARD}
+    if not all(parts.values()):
+        return
+    tracks = max(row.n for row in parts.values() if row)
+
+    def told(role: str) -> str:
+        named = [(word, rows.get((f"likeness_{kind}_named", role))) for kind, word in HEARD.items()]
+        return ", ".join(f"the {word} of {_count(row)}" for word, row in named if row)
+
+    before = told("base")
+    yield (
+        f"Asked in words alone, the model brings back {told('unlearned')} of {_tracks(tracks)}"
+        + (f"; before it brought back {before}" if before else "")
+        + ". Chance alone makes about one play in a hundred count as that."
+    )
+
+
 def _replays(known: Mapping[str, Result], files: RunFiles) -> str:
     return f"From a track's description and its first second, {_played(known)}."
 
@@ -183,6 +206,18 @@ def _cost(known: Mapping[str, Result], files: RunFiles) -> str:
     )
 
 
+def _fits(known: Mapping[str, Result], files: RunFiles) -> str:
+    after, itself = known["unlearned"], known.get("none")
+    shuffled = after.details.get("shuffled")
+    beside = [f"the recordings themselves reach {number(itself.value)}"] if itself else []
+    beside += [f"descriptions of other tracks {number(shuffled)}"] if isinstance(shuffled, float) else []
+    return (
+        "How well what it plays for the music to keep fits the descriptions, as a listening model (a CLAP) scores it, "
+        f"went from {number(known['base'].value)} to {number(after.value)}"
+        f"{'; ' if beside else ''}{', '.join(beside)}."
+    )
+
+
 SENTENCES: dict[tuple[str, str], Callable[[Mapping[str, Result], RunFiles], str]] = {
     ("verbatim_caption", "forget"): _from_caption,
     ("verbatim", "forget"): _replays,
@@ -192,6 +227,8 @@ SENTENCES: dict[tuple[str, str], Callable[[Mapping[str, Result], RunFiles], str]
     ("verbatim", "retain"): _kept,
     ("verbatim_caption", "retain"): _kept_from_caption,
     ("nll", "retain"): _cost,
+    ("clap_score", "retain"): _fits,
+    ("clap_score_tiny", "retain"): _fits,
 }
 
 

@@ -74,12 +74,8 @@ class Listener:
 
     def _encode(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
         """Samples [C, S] -> one [K, T] a window (int16 codes, float32 latents), by a name that sorts in order."""
-        backend = self.backend
-        window = int(backend.max_frames * backend.sample_rate / backend.frame_rate)
-        pieces = list(samples.split(window, dim=-1))
-        if len(pieces) > 1 and pieces[-1].shape[-1] < MIN_WINDOW_SECONDS * backend.sample_rate:
-            pieces.pop()
-        return {f"{i:05d}": narrow(backend.encode(piece[None])[0]).cpu().contiguous() for i, piece in enumerate(pieces)}
+        pieces = enumerate(windows(self.backend, samples))
+        return {f"{i:05d}": narrow(self.backend.encode(piece[None])[0]).cpu().contiguous() for i, piece in pieces}
 
     def _condition(self, captions: Sequence[str]) -> None:
         """Give the backend its captions' text encodings, each run through the text encoder once ever."""
@@ -89,6 +85,21 @@ class Listener:
 
     def _read(self, caption: str) -> dict[str, torch.Tensor]:
         return {"states": self.backend.condition([caption])[0]}
+
+
+def windows(backend: Backend, samples: torch.Tensor) -> list[torch.Tensor]:
+    """Samples [C, S] -> as the model hears them, a window each."""
+    window = int(backend.max_frames * backend.sample_rate / backend.frame_rate)
+    pieces = list(samples.split(window, dim=-1))
+    if len(pieces) > 1 and pieces[-1].shape[-1] < MIN_WINDOW_SECONDS * backend.sample_rate:
+        pieces.pop()
+    return pieces
+
+
+def recordings(backend: Backend, tracks: Sequence[Track]) -> list[torch.Tensor]:
+    """The windows of tracks as their files have them, mono [S]: what the clips of `Listener.hear` were encoded from."""
+    read = (load(track.path, sample_rate=backend.sample_rate, channels=backend.channels).samples for track in tracks)
+    return [piece.mean(0) for samples in read for piece in windows(backend, torch.from_numpy(samples))]
 
 
 def narrow(codes: torch.Tensor) -> torch.Tensor:

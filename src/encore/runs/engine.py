@@ -95,9 +95,10 @@ class Draw:
 
 @dataclass
 class Outcome:
-    """What a run came to."""
+    """What a run came to. `tokens`: codes, or values of latents, that were trained on, each time counted."""
 
     steps: int = 0
+    tokens: int = 0
     reached_target: bool | None = None
     before: Look | None = None
     best: Look | None = None
@@ -271,6 +272,7 @@ class Engine:
                     )
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
+            self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
             self.record(
                 {"phase": self._phase, "step": state.step, "of": options.steps, "lr": optimizer.param_groups[0]["lr"]}
                 | {"grad_norm": norm if math.isfinite(norm) else None}

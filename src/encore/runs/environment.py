@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import resource
 import sys
 from importlib.metadata import version
 from typing import Any, Literal, cast
@@ -54,6 +55,14 @@ def hardware(device: str) -> dict[str, Any]:
     """The device's name, threads, and the processor."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
     return {"device": device, "name": name, "threads": torch.get_num_threads(), "machine": platform.machine()}
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory this process has held so far: on a GPU what torch took of it, else all that was resident."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +13,26 @@ import torch
 from torch import Tensor
 
 from encore import plugins
-from encore.api import Backend, Batch, Clip, ClipSet, Embedder, Evaluation, Made, Metric, MetricSpec, Result, Role
+from encore.api import (
+    Backend,
+    Batch,
+    Clip,
+    ClipSet,
+    Embedder,
+    Evaluation,
+    Made,
+    Metric,
+    MetricSpec,
+    Result,
+    Role,
+    Source,
+)
 from encore.audio.cache import TensorCache
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
+from encore.runs.embedders import by_name, open_embedders
 from encore.runs.kept import Kept, Key, listed, named
 
 BATCH = 16  # clips a forward pass, where memory allows
@@ -35,7 +50,7 @@ def evaluate(
     *,
     metrics: Sequence[str] | None = None,
     seed: int = 0,
-    embedder: str | Embedder | None = "latents",
+    embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
     draws: int = 1,
     force: bool = False,
     full: bool = False,
@@ -160,7 +175,10 @@ class SharedEvaluation(Evaluation):
     Args:
         models: what to measure, at least one; they must share a codec.
         clips: `forget` must not be empty. seed: of resampling, of generations, and of the control's weights.
-        embedder: a registered name, an opened embedder, or None: metrics that need one are then not measured.
+        embedder: registered names with commas between (`runs.embedders.parsed`), an opened embedder, several by name,
+            or None: metrics that need one are then not measured. offline: fetch no embedder's weights.
+        recordings: what gives a set's tracks as their files have them, for those sets that have files: mono waveforms
+            [S] at the models' rate, one a clip.
         draws: generations a caption. force, about: see `Evaluation`.
         batch, generate_batch: clips a forward pass, captions a generation, at most.
         cache: where what is costly is kept and taken from, with the same figures to the last bit (`encore.runs.kept`).
@@ -176,7 +194,9 @@ class SharedEvaluation(Evaluation):
         clips: Mapping[ClipSet, Sequence[Clip]],
         *,
         seed: int = 0,
-        embedder: str | Embedder | None = "latents",
+        embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
+        offline: bool = False,
+        recordings: Mapping[ClipSet, Callable[[], Sequence[Tensor]]] | None = None,
         draws: int = 1,
         force: bool = False,
         about: Mapping[str, Mapping[str, str]] | None = None,
@@ -199,9 +219,13 @@ class SharedEvaluation(Evaluation):
             model.module.eval()
             with torch.no_grad():  # now: encoded under a metric's inference_mode they would be of no use to training
                 model.condition(captions)
+        self.unopened: Mapping[str, str] = {}
         if isinstance(embedder, str):
-            embedder = plugins.embedders().resolve(embedder).open(self._first)
-        self.embedder = embedder
+            self.embedders, self.unopened = open_embedders(embedder, self._first, offline=offline)
+        else:
+            self.embedders = by_name(embedder)
+        self.embedder = next(iter(self.embedders.values()), None)
+        self._recordings = dict(recordings or {})
         self._disk = cache if isinstance(cache, Kept) else Kept(cache)
         self._control: Backend | None = None
         self._made: dict[tuple[Any, ...], Any] = {}
@@ -225,7 +249,7 @@ class SharedEvaluation(Evaluation):
         """Which of a metric's needs is not there, or nothing."""
         absent: dict[str, str] = {role: f"no {role} model was given" for role in ROLES if role not in self.models}
         absent |= {name: f"there are no {name} tracks" for name in SETS if not self.clips.get(name)}
-        absent |= {} if self.embedder else {"embedder": "no embedder was chosen"}
+        absent |= {} if self.embedders or self.unopened else {"embedder": "no embedder was chosen"}
         absent |= {} if self._first.has_tokens else {"logits": "the model has no tokens"}
         return next((absent[need] for need in sorted(spec.needs) if need in absent), "")
 
@@ -280,14 +304,20 @@ class SharedEvaluation(Evaluation):
             ("generated", model, clips), lambda: self._kept(what, make, [model], self.clips[clips])["codes"]
         )
 
-    def embeddings(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        return self._once(("embedded", source, clips), lambda: self._embed(source, clips))
+    def embeddings(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray:
+        return self._heard(source, clips, embedder)[0]
+
+    def tags(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray | None:
+        return self._heard(source, clips, embedder)[1]
+
+    def recorded(self, clips: ClipSet) -> bool:
+        return clips in self._recordings
 
     def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
         if self.embedder is None:
             raise EncoreError("no embedder was chosen", "choose one with --embedder")
         with torch.no_grad():
-            return np.concatenate([self._embed_one(item[None]) for item in codes])
+            return np.concatenate([self._hear_codes(self.embedder, item[None])[0] for item in codes])
 
     def other(
         self,
@@ -297,7 +327,7 @@ class SharedEvaluation(Evaluation):
     ) -> SharedEvaluation:
         return SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
-            embedder=self.embedder, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
+            embedder=self.embedders, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
             generate_batch=self._generate_batch, cache=self._disk,
         )  # fmt: skip
 
@@ -441,23 +471,78 @@ class SharedEvaluation(Evaluation):
             generated += [row[:, :length] for row, length in zip(codes.cpu(), frames, strict=True)]
         return generated
 
-    def _embed(self, source: Role | Literal["audio"], clips: ClipSet) -> np.ndarray:
-        codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
-        if self.embedder is None:
-            return self.embed(codes)
-        key = self._key(
-            ("embedded", self.embedder.identity), [next(iter(self.models))], [Clip("", "", c) for c in codes]
-        )
-        return self._disk.get_or_make(key, lambda: {"vectors": torch.from_numpy(self.embed(codes))})["vectors"].numpy()
+    def _heard(self, source: Source, clips: ClipSet, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Vectors [N, D] and tags [N, C] of one embedder; what is played is played once, for all embedders."""
+        name = name or next(iter(self.embedders), "")
+        if name not in self.embedders:
+            raise EncoreError(self.unopened.get(name, "no embedder was chosen"), "choose another with --embedder")
+        if source == "recorded":  # nothing is played, and not every embedder is asked
+            return self._once(("heard", source, clips, name), lambda: self._hear(source, clips, [name]))[name]
+        return self._once(("heard", source, clips), lambda: self._hear_or_find(source, clips))[name]
 
-    def _embed_one(self, codes: Tensor) -> np.ndarray:
-        """One item at a time: an embedder that pools over time must not see padding. [1, K, T] -> [1, D]."""
-        assert self.embedder is not None
-        vectors = self.embedder.embed_codes(codes)
-        if vectors is None:
-            audio = self._first.decode(codes.to(self._first.device)).mean(1).cpu()  # [1, S], mono
-            vectors = self.embedder.embed(resampled(audio, self._first.sample_rate, self.embedder.sample_rate))
-        return vectors.double().cpu().numpy()
+    def _hear_or_find(
+        self, source: Role | Literal["audio"], clips: ClipSet
+    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        """What is heard of codes is kept on disk."""
+        codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        ears = tuple((name, embedder.identity) for name, embedder in self.embedders.items())
+        played = [Clip("", "", item) for item in codes]
+        made = self._disk.get_or_make(
+            self._key(("heard", ears), [next(iter(self.models))], played),
+            lambda: {
+                f"{kind}.{name}": torch.from_numpy(array)
+                for name, heard in self._hear(source, clips, list(self.embedders)).items()
+                for kind, array in zip(("vectors", "tags"), heard, strict=True)
+                if array is not None
+            },
+        )
+        tags = {name: made.get(f"tags.{name}") for name in self.embedders}
+        return {
+            name: (made[f"vectors.{name}"].numpy(), own.numpy() if own is not None else None)
+            for name, own in tags.items()
+        }
+
+    @torch.no_grad()
+    def _hear(
+        self, source: Source, clips: ClipSet, names: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in names}
+        for sound in self._sounds(source, clips):
+            for name in names:
+                found[name].append(sound(self.embedders[name]))
+        return {name: _stacked(rows) for name, rows in found.items()}
+
+    def _sounds(self, source: Source, clips: ClipSet) -> Iterator[Callable[[Embedder], Any]]:
+        if source == "recorded":
+            if clips not in self._recordings:
+                raise EncoreError(f"the files of the {clips} tracks are not at hand", "measure a run, or give --tracks")
+            for audio in self._recordings[clips]():
+                yield partial(self._hear_audio, audio=audio[None])
+            return
+        every = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
+        for codes in every:
+            yield partial(self._hear_codes, codes=codes[None], played=[])
+
+    def _hear_codes(
+        self, embedder: Embedder, codes: Tensor, played: list[Tensor] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """One item at a time: an embedder that pools over time must not see padding. Codes [1, K, T], played once."""
+        vectors = embedder.embed_codes(codes)
+        if vectors is not None:
+            return vectors.double().cpu().numpy(), None
+        played = [] if played is None else played
+        if not played:
+            played.append(self._first.decode(codes.to(self._first.device)).mean(1).cpu())  # [1, S], mono
+        return self._hear_audio(embedder, played[0])
+
+    def _hear_audio(self, embedder: Embedder, audio: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        vectors, tags = embedder.hear(resampled(audio, self._first.sample_rate, embedder.sample_rate))
+        return vectors.double().cpu().numpy(), tags.double().cpu().numpy() if tags is not None else None
+
+
+def _stacked(rows: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
+    tags = [tags for _, tags in rows if tags is not None]
+    return np.concatenate([vectors for vectors, _ in rows]), np.concatenate(tags) if tags else None
 
 
 def _keep(scores: _Scores, piece: Sequence[Clip], logits: Tensor, mask: Tensor, target: Tensor | None) -> None:

@@ -11,6 +11,7 @@ from encore.api import Result, Role
 from encore.report.card import write_card
 from encore.report.files import read_run
 from encore.report.page import write_report
+from encore.runs.embedders import fitting
 from encore.runs.evaluate import SharedEvaluation, measure
 from encore.runs.evaluation_json import evaluation_json, write_evaluation
 from encore.runs.kept import evaluation_cache
@@ -27,17 +28,20 @@ class Asked:
 
     Args:
         metrics: names; None for the fast ones, or all with `full`.
+        embedder: see `encore.runs.embedders.parsed`; empty for those that fit the model.
+        draws: generations a caption: more of them make FAD measurable where tracks are few.
         golds: models for "gold" and "gold2"; without them the embedded golds, where they fit.
         cache: take what an earlier evaluation computed of the same models and clips, and keep what this one does.
     """
 
     metrics: tuple[str, ...] | None = None
     full: bool = False
-    embedder: str = "latents"
+    embedder: str = ""
     seed: int = 0
     force: bool = False
     golds: Mapping[Role, str] = field(default_factory=dict)
     cache: bool = True
+    draws: int = 1
 
 
 def evaluate_run(
@@ -56,7 +60,7 @@ def evaluate_run(
         UnknownNameError, MissingExtraError, PluginError: see `encore.runs.evaluate.measure`.
     """
     subject = from_run(run, golds=asked.golds, device=device, offline=offline, reporter=reporter)
-    return evaluate_subject(subject, asked, out=out or run, run=run, reporter=reporter)
+    return evaluate_subject(subject, asked, out=out or run, run=run, offline=offline, reporter=reporter)
 
 
 def evaluate_subject(
@@ -65,19 +69,23 @@ def evaluate_subject(
     *,
     out: Path | None = None,
     run: Path | None = None,
+    offline: bool = False,
     reporter: Reporter | None = None,
 ) -> Sequence[Result]:
     """Measure models on tracks, and write what was found.
 
     Args:
         out: where `metrics.json`, `evaluation.json` and samples go; None: nowhere.
+        offline: fetch no embedder's weights.
         run: whose run it is; its report is then made in `out`, and the model's card where `out` is its own folder.
     """
     reporter, started = reporter or Reporter(), time.monotonic()
     for note in subject.notes:
         reporter.note(note)
+    embedder = asked.embedder or fitting(next(iter(subject.models.values())))
     evaluation = SharedEvaluation(
-        subject.models, subject.clips, seed=asked.seed, embedder=asked.embedder, force=asked.force, about=subject.about,
+        subject.models, subject.clips, seed=asked.seed, embedder=embedder, offline=offline, force=asked.force,
+        about=subject.about, recordings=subject.recordings, draws=asked.draws,
         cache=evaluation_cache() if asked.cache else None,
     )  # fmt: skip
     results = measure(
@@ -87,14 +95,14 @@ def evaluate_subject(
     if out is None:
         return results
     how = evaluation_json(
-        evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, embedder=asked.embedder,
-        notes=subject.notes, seconds=time.monotonic() - started,
+        evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, embedder=embedder,
+        draws=asked.draws, notes=subject.notes, seconds=time.monotonic() - started,
     )  # fmt: skip
     with held(out):
         write_metrics(out / "metrics.json", results)
         write_evaluation(out, how)
         if asked.metrics is None:
-            write_samples(out, evaluation)
+            write_samples(out, evaluation, results)
         if run is not None:
             write_report(run, measured=out)
             if out.resolve() == run.resolve():

@@ -23,7 +23,7 @@ from encore.report.card import model_card
 from encore.runs.data import Heard, Listener, narrow, wide
 from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
-from encore.runs.environment import hardware, pick_device, pick_precision
+from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
 from encore.runs.select import SELF, Tracks, open_catalog, select
@@ -94,6 +94,18 @@ class Prepared:
         return (4 * checkpoints + 1) * weights + sum(map(_bytes, self.backend.frozen().values()))
 
 
+def refuse_unusable(request: Request) -> None:
+    """Refuse what can be refused before a track is looked for: device, precision, model family, the run folder.
+
+    Raises:
+        UsageError: one of them can't be used, or there is nothing to resume.
+        EncoreError: another process works on the run folder.
+    """
+    pick_precision(request.precision, pick_device(request.device))
+    backends().get(request.backend)
+    refuse_occupied(request.out, resume=request.resume)
+
+
 def choose(request: Request) -> Tracks:
     """Read the list and find every track; see `select`."""
     catalog = open_catalog(request.catalog, request.model, request.roots)
@@ -116,9 +128,9 @@ def prepare(
         EncoreError: another process works on the run folder, or it does not fit the disk.
     """
     reporter = reporter or Reporter()
+    refuse_unusable(request)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
-    refuse_occupied(request.out, resume=request.resume)
     tracks = tracks or choose(request)
     _refuse_unmet(method, tracks, request)
     started = time.monotonic()
@@ -216,6 +228,11 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["unlearned_sha256"] = model_sha256(backend)
         seconds = {**prepared.seconds, "forget": trained - started, "save": time.monotonic() - trained}
         run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
+        run["cost"] = {
+            "seconds": run["timings"]["forget"],
+            "peak_bytes": peak_bytes(str(backend.device)),
+            "tokens_per_second": round(outcome.tokens / seconds["forget"], 1),
+        }
         folder.write_json("run.json", run)
         checkpoints.discard()
     return run

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
@@ -17,12 +20,12 @@ from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError
 from encore.plugins import backends
-from encore.runs.data import Listener
+from encore.runs.data import Listener, recordings
 from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
-from encore.runs.select import open_catalog, reported, select
+from encore.runs.select import Tracks, open_catalog, reported, select
 from encore.runs.store import read_json
 
 RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
@@ -30,12 +33,17 @@ RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
 
 @dataclass
 class Subject:
-    """Models by role, clips by set, and what a reader should know about where they came from."""
+    """Models by role, clips by set, and what a reader should know about where they came from.
+
+    Args:
+        about: track id -> its artist and genre, where known. recordings: reads a set's files, where there are files.
+    """
 
     models: dict[Role, Backend]
     clips: dict[ClipSet, list[Clip]]
     notes: list[str] = field(default_factory=list)
-    about: dict[str, dict[str, str]] = field(default_factory=dict)  # track id -> its artist and genre, where known
+    about: dict[str, dict[str, str]] = field(default_factory=dict)
+    recordings: dict[ClipSet, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
 
 
 # -------------------------------------------------------------------------------------------------------- from a run
@@ -92,15 +100,17 @@ def _from_run(
     if model_sha256(unlearned) != done["unlearned_sha256"]:
         raise InputError(f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again")
     subject.models |= {"base": base, "unlearned": unlearned}
-    embedded = {} if golds else _embedded_golds(model["name"], tracks["forget"])
+    embedded = {} if golds else embedded_golds(model["name"], tracks["forget"])
     if embedded:
         subject.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
     for role, name in {**golds, **embedded}.items():
         subject.models[role] = family.load(model_name(name), offline=offline, device=device)
     subject.clips = _hear(base, present, reporter)
+    subject.recordings = _recordings(base, present)
     subject.about = _about(track for chosen in present.values() for track in chosen)
     if (run / "retain-self").exists():
         subject.clips["retain"] = load_self_retain(run)[:RETAIN_TRACKS]
+        subject.recordings.pop("retain", None)
     return subject
 
 
@@ -161,7 +171,7 @@ class Whereabouts:
         return Path(os.path.normpath(self.now.resolve() / os.path.relpath(path, self.then)))
 
 
-def _embedded_golds(model: str, forget: Sequence[Track]) -> dict[Role, str]:
+def embedded_golds(model: str, forget: Sequence[Track]) -> dict[Role, str]:
     """The embedded golds, where the run forgot exactly what they were trained without."""
     if model != "tiny":
         return {}
@@ -195,12 +205,29 @@ def from_flags(
     Raises:
         InputError: a model or a track can't be used.
     """
-    device = pick_device(device)
-    family = backends().resolve(backend)
     chosen = select(
         listing, catalog=open_catalog(catalog, others.get("base", model), roots), retain=retain, holdout=holdout,
         roots=roots, drop_duplicates=True,
     )  # fmt: skip
+    return subject_of(
+        model, chosen, others=others, backend=backend, device=device, offline=offline, seed=seed, reporter=reporter
+    )
+
+
+def subject_of(
+    model: str,
+    chosen: Tracks,
+    *,
+    others: Mapping[Role, str],
+    backend: str = "musicgen",
+    device: str = "auto",
+    offline: bool = False,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Subject:
+    """Open models on tracks that were found already; see `from_flags`."""
+    device = pick_device(device)
+    family = backends().resolve(backend)
     names: dict[Role, str] = {**others, "unlearned": model}
     models = {role: family.load(model_name(name), device=device, offline=offline) for role, name in names.items()}
     tracks: dict[ClipSet, Sequence[Track]] = {
@@ -209,7 +236,8 @@ def from_flags(
         "holdout": chosen.holdout,
     }
     about = _about(track for chosen in tracks.values() for track in chosen)
-    return Subject(models, _hear(models["unlearned"], tracks, reporter), list(chosen.notes), about)
+    heard = models["unlearned"]
+    return Subject(models, _hear(heard, tracks, reporter), list(chosen.notes), about, _recordings(heard, tracks))
 
 
 def _hear(
@@ -219,3 +247,9 @@ def _hear(
     everything = [track for chosen in tracks.values() for track in chosen]
     heard = iter(listener.hear(everything, lambda done, of: told.progress("hear tracks", done, of)))
     return {name: [clip for _ in chosen for clip in next(heard).clips] for name, chosen in tracks.items()}
+
+
+def _recordings(
+    backend: Backend, tracks: Mapping[ClipSet, Sequence[Track]]
+) -> dict[ClipSet, Callable[[], Sequence[Tensor]]]:
+    return {name: partial(recordings, backend, chosen) for name, chosen in tracks.items() if chosen}

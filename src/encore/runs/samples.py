@@ -1,26 +1,32 @@
-"""Something to listen to: what each model plays for the forgotten tracks' captions, greedily."""
+"""Something to listen to: what each model plays for the forgotten tracks' captions, and what is most like them."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import soundfile
 from torch import Tensor
 
-from encore.api import Clip, Evaluation, Role
+from encore.api import Clip, Evaluation, Result, Role
+from encore.metrics.plays import plays
 from encore.runs.store import staged_folder, write_bytes
 
 NAMES: dict[Role, str] = {"base": "before", "unlearned": "after", "gold": "gold"}
 RETAIN = 4  # tracks of retain played for comparison
+ALIKE = "alike"
+KINDS = ("chroma", "melody", "onset")  # of likeness: harmony, melody, rhythm
 
 
-def write_samples(folder: Path, evaluation: Evaluation) -> None:
+def write_samples(folder: Path, evaluation: Evaluation, results: Sequence[Result] = ()) -> None:
     """Replace `folder/samples`: forget/<track>.before.wav, .after.wav, .gold.wav, and a few of retain.
 
-    The codes are the greedy continuations of the caption alone that `verbatim_caption` measures.
+    The codes are the greedy continuations of the caption alone that `verbatim_caption` measures. Where `results` name
+    the play that is most like a track (`likeness_chroma`, `_melody`, `_onset`), alike/<number>-<track>.after.wav is it.
     """
     index = []
     with staged_folder(folder / "samples") as staging:
@@ -35,7 +41,32 @@ def write_samples(folder: Path, evaluation: Evaluation) -> None:
                     path = staging / name / f"{_file_name(clip, number)}.{NAMES[role]}.wav"
                     write_wav(path, backend.decode(codes[None].to(backend.device))[0], backend.sample_rate)
                     index.append({"file": f"{name}/{path.name}", "track": clip.track, "caption": clip.caption})
+        index += _most_alike(staging / ALIKE, evaluation, results)
         (staging / "index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _most_alike(folder: Path, evaluation: Evaluation, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """Write the unlearned model's plays that are most like their track, each once, and tell in what they are."""
+    named: dict[tuple[str, str], list[str]] = {}  # track, asked how -> kinds of likeness
+    for row in results:
+        kind, best = row.metric.removeprefix("likeness_"), row.details.get("best")
+        if (row.model, row.set) == ("unlearned", "forget") and kind in KINDS and isinstance(best, Mapping):
+            for track, asked in best.items():
+                named.setdefault((track, asked), []).append(kind)
+    if not named:
+        return
+    folder.mkdir()
+    backend = evaluation.models["unlearned"]
+    for number, play in enumerate(plays(evaluation, "unlearned", "forget")):
+        kinds = named.get((play.track, play.asked))
+        if kinds:
+            clip = next(clip for clip in evaluation.clips["forget"] if clip.track == play.track)
+            path = folder / f"{_file_name(clip, number)}.{NAMES['unlearned']}.wav"
+            write_wav(path, backend.decode(play.codes[None].to(backend.device))[0], backend.sample_rate)
+            yield {
+                "file": f"{ALIKE}/{path.name}", "track": play.track, "caption": clip.caption, "asked": play.asked,
+                "kinds": kinds,
+            }  # fmt: skip
 
 
 def write_wav(path: Path, waveform: Tensor, sample_rate: int) -> None:

@@ -159,6 +159,7 @@ def writing(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied",
             errno.ENOTDIR: "part of the path is a file",
             errno.EEXIST: "a file of that name is in the way",
+            errno.EISDIR: "a folder of that name is in the way",
         }.get(number or 0)
         if reason is None:
             raise

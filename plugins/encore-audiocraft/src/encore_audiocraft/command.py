@@ -27,6 +27,9 @@ def convert(
     """Write a MusicGen in another library's format, every weight bit for bit: its codec and text encoder too."""
     from encore.cli import console
     from encore.cli.progress import reporting
+    from encore_audiocraft.refusals import source_of
+
+    source_of(model, out, to.value)
     from encore_audiocraft.convert import convert
 
     with reporting() as reporter:

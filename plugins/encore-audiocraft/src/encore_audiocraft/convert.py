@@ -27,13 +27,13 @@ from transformers import (
 )
 
 from encore import assets
-from encore.errors import InputError, UsageError
+from encore.errors import InputError
 from encore.hub import fetchable
-from encore.runs.models import model_name
 from encore.runs.store import staged_folder
 from encore_audiocraft import backend, configs, keys, kinds, language, packages
 from encore_audiocraft.codec import open_encodec
 from encore_audiocraft.packages import State, first_line
+from encore_audiocraft.refusals import source_of
 from encore_audiocraft.text import BESIDE, LOAD_ERRORS, TextEncoder, quietly
 
 PARTS = {"audio_encoder.": "codec", "text_encoder.": "text"}  # how transformers' names of frozen parts begin
@@ -50,20 +50,16 @@ def convert(model: str, out: Path, to: str, *, revision: str | None = None, offl
         the files written, with their sizes in bytes.
 
     Raises:
-        UsageError: the folder is not empty.
+        UsageError: the folder is not empty, or a file.
         InputError: the model is not in the other library's format, or has what that one can't express.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty", "name a folder that is new or empty")
-    source = model_name(model)
+    source = source_of(model, out, to)
     embedded = assets.model_folder(source)
     with quietly(), staged_folder(out.resolve()) as staging:
         if to == "audiocraft":
             folder = embedded or _transformers_folder(source, revision, offline)
             _to_audiocraft(folder, staging, model)
         else:
-            if embedded:
-                raise InputError(f"{model} is in the format of transformers already")
             _to_transformers(backend.fetch(source, revision=revision, offline=offline), staging, model, offline)
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {path.relative_to(out).as_posix(): path.stat().st_size for path in files}
@@ -72,8 +68,6 @@ def convert(model: str, out: Path, to: str, *, revision: str | None = None, offl
 def _transformers_folder(source: str, revision: str | None, offline: bool) -> Path:
     folder = Path(source)
     if folder.is_dir():
-        if (folder / packages.LM).is_file() and not (folder / "config.json").is_file():
-            raise InputError(f"{source} is in the format of audiocraft already")
         return folder
     from huggingface_hub import snapshot_download
 

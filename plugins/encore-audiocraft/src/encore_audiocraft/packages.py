@@ -19,8 +19,9 @@ from yaml import YAMLError
 
 from encore.errors import InputError
 from encore.files import whole_file
+from encore_audiocraft import refusals
 
-LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
+LM, CODEC = refusals.LM, "compression_state_dict.bin"
 STATE, CONFIG, ELSEWHERE = "best_state", "xp.cfg", "pretrained"
 
 Package = dict[str, Any]

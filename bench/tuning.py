@@ -1,11 +1,10 @@
-"""Every method on the embedded benchmark, beside base and gold: the table in README and RESULTS.md.
+"""Settings of a method on the tuning split: other forget and retain tracks than those that figures are reported of.
 
-    python bench/methods.py [--methods ga,rl] [--seeds 3] [--json FILE]
-    python bench/methods.py --split tuning --methods encore -o steps=150 -o lr=1e-3 [--tuning-gold FOLDER]
+    python bench/tuning.py --methods encore -o steps=150 -o lr=1e-3 [--gold FOLDER] [--seeds 1] [--json FILE]
 
-Settings are chosen with `--split tuning`: other forget and retain tracks, and never the golds of the reported split.
-What stands in for gold there is unseen music under base (its NLL, and how fast base learns it), or a gold of its own,
-which `python -m tools.build_assets.lm tuning-gold --work W` trains in about 25 minutes.
+The golds of the reported split are never read here. What stands in for gold is unseen music under base (its NLL, and
+how fast base learns it), or a gold of its own, which `python -m tools.build_assets.lm tuning-gold --work W` trains in
+about 25 minutes. `encore bench` compares methods at the settings that were found.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ METRICS = ("nll", "kl_gold", "verbatim", "membership_auc", "relearn")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(plugins.methods().names))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--split", choices=["reported", "tuning"], default="reported")
-    parser.add_argument("--tuning-gold", metavar="FOLDER", help="a model trained without the tuning split's forget set")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--gold", metavar="FOLDER", help="a model trained without the tuning split's forget set")
     parser.add_argument("-o", dest="option", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
@@ -55,16 +53,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     base = plugins.backends().resolve("musicgen").load("tiny")
-    training, measured = hear(base, arguments.split)
+    training, measured = hear(base)
     models: dict[Role, Backend] = {"base": base}
-    if arguments.split == "reported":
-        for role in ("gold", "gold2"):
-            models[role] = base.load(f"tiny-{role}")  # type: ignore[index]
-    elif arguments.tuning_gold:
-        models["gold"] = base.load(arguments.tuning_gold)
+    if arguments.gold:
+        models["gold"] = base.load(arguments.gold)
     table = [row(role, figures(measured, models, role), 0.0) for role in models]
-    if arguments.split == "tuning":
-        table.append(row("base, as if the holdout were to be forgotten", unseen(measured, base), 0.0))
+    table.append(row("base, as if the holdout were to be forgotten", unseen(measured, base), 0.0))
     for name in filter(None, arguments.methods.split(",")):
         runs = []
         for seed in range(arguments.seeds):
@@ -83,7 +77,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(table, indent=2) + "\n")
 
 
-def hear(backend: Backend, split: str) -> tuple[Clips, dict[ClipSet, list[Clip]]]:
+def hear(backend: Backend) -> tuple[Clips, dict[ClipSet, list[Clip]]]:
     """What a run is given, and what is measured."""
     catalog = Catalog.open(assets.CATALOG)
     listener = Listener(backend, TensorCache())
@@ -91,14 +85,9 @@ def hear(backend: Backend, split: str) -> tuple[Clips, dict[ClipSet, list[Clip]]
         name: [clip for one in listener.hear(catalog.tracks(split=name)) for clip in one.clips]
         for name in ("forget", "retain", "tune_forget", "tune_retain", "holdout", "background")
     }
-    if split == "tuning":
-        kept = heard["tune_retain"] + heard["retain"] + heard["forget"] + heard["background"]
-        return Clips(heard["tune_forget"], kept, heard["holdout"]), {
-            "forget": heard["tune_forget"], "retain": heard["tune_retain"], "holdout": heard["holdout"]
-        }  # fmt: skip
-    kept = heard["retain"] + heard["tune_forget"] + heard["tune_retain"] + heard["background"]
-    return Clips(heard["forget"], kept, heard["holdout"]), {
-        "forget": heard["forget"], "retain": heard["retain"], "holdout": heard["holdout"]
+    kept = heard["tune_retain"] + heard["retain"] + heard["forget"] + heard["background"]
+    return Clips(heard["tune_forget"], kept, heard["holdout"]), {
+        "forget": heard["tune_forget"], "retain": heard["tune_retain"], "holdout": heard["holdout"]
     }  # fmt: skip
 
 

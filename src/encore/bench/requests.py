@@ -1,0 +1,83 @@
+"""Opt-outs that come one after another: does what was forgotten first stay forgotten?"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from encore.bench.plan import Cell, Plan
+from encore.runs.metrics_json import NAME as METRICS
+from encore.runs.metrics_json import read_metrics
+
+
+@dataclass(frozen=True)
+class RequestLine:
+    """One of several requests, median over seeds: its own tracks right after it, and when all had been made.
+
+    Args:
+        nll_after, nll_end: mean NLL of its tracks. replays_after, replays_end: how many of them replay.
+    """
+
+    method: str
+    requests: int
+    number: int
+    tracks: int
+    nll_after: float
+    nll_end: float
+    replays_after: float
+    replays_end: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `leaderboard.json` keeps it."""
+        return asdict(self)
+
+
+def request_lines(plan: Plan, out: Path) -> list[RequestLine]:
+    """Every request of the cells that came in several and were measured."""
+    seen: dict[tuple[str, int, int], list[RequestLine]] = {}
+    for cell in plan.cells:
+        if cell.requests > 1 and (out / cell.name / METRICS).exists():
+            for line in _of_cell(out / cell.name, cell):
+                seen.setdefault((line.method, line.requests, line.number), []).append(line)
+    return [_median(lines) for _, lines in sorted(seen.items())]
+
+
+def _of_cell(folder: Path, cell: Cell) -> list[RequestLine]:
+    end = {metric: _forgotten(folder, metric) for metric in ("nll", "verbatim")}
+    lines = []
+    for number in range(1, cell.requests + 1):
+        after = {metric: _forgotten(folder / str(number), metric) for metric in end}
+        own = [track for track in after["nll"] if track in end["nll"]]
+        if own:
+            lines.append(
+                RequestLine(
+                    cell.method, cell.requests, number, len(own),
+                    statistics.fmean(after["nll"][track] for track in own),
+                    statistics.fmean(end["nll"][track] for track in own),
+                    sum(after["verbatim"].get(track, 0.0) for track in own),
+                    sum(end["verbatim"].get(track, 0.0) for track in own),
+                )
+            )  # fmt: skip
+    return lines
+
+
+def _forgotten(folder: Path, metric: str) -> Mapping[str, float]:
+    """Track -> the unlearned model's figure, of the tracks that a folder's evaluation was to forget."""
+    for row in read_metrics(folder / METRICS):
+        if (row.metric, row.model, row.set) == (metric, "unlearned", "forget"):
+            return {track: value for track, value in row.per_track.items() if value is not None}
+    return {}
+
+
+def _median(lines: list[RequestLine]) -> RequestLine:
+    first = lines[0]
+    return RequestLine(
+        first.method, first.requests, first.number, first.tracks,
+        *(
+            statistics.median(getattr(line, name) for line in lines)
+            for name in ("nll_after", "nll_end", "replays_after", "replays_end")
+        ),
+    )  # fmt: skip

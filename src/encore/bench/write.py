@@ -1,0 +1,130 @@
+"""A leaderboard as files: Markdown for people, CSV for spreadsheets, JSON for programs, SVG to look at."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from encore import __version__
+from encore.bench.leaderboard import TESTED, Leaderboard, Line
+from encore.bench.pareto import pareto_svg
+from encore.bench.requests import RequestLine
+from encore.report.draw import can_draw
+from encore.runs.store import write_bytes, write_json
+
+SCHEMA = 1
+COUNTS = ("targets", "replays, forget", "replays, retain", "seconds")
+
+
+def write_leaderboard(out: Path, board: Leaderboard, requests: Sequence[RequestLine]) -> list[Path]:
+    """Write `leaderboard.json`, `.md`, `.csv` and, where matplotlib is there, `pareto.svg`; returns their paths."""
+    told: dict[str, Any] = {
+        "schema": SCHEMA, "encore": __version__, "tracks": dict(board.tracks),
+        "references": [line.as_dict() for line in board.references],
+        "methods": [line.as_dict() for line in board.lines],
+        "requests": [line.as_dict() for line in requests], "failed": dict(board.failed),
+    }  # fmt: skip
+    write_json(out / "leaderboard.json", told)
+    write_bytes(out / "leaderboard.md", markdown(board, requests).encode())
+    write_bytes(out / "leaderboard.csv", spreadsheet(board).encode())
+    written = [out / f"leaderboard.{ending}" for ending in ("md", "csv", "json")]
+    if can_draw() and board.lines:
+        write_bytes(out / "pareto.svg", pareto_svg(board).encode())
+        written.append(out / "pareto.svg")
+    return written
+
+
+def label(line: Line) -> str:
+    """What a line is called in a table."""
+    return line.name if line.requests == 1 else f"{line.name}, {line.requests} requests"
+
+
+def header(board: Leaderboard) -> list[str]:
+    """The titles of the table: method, figures, then what was tested."""
+    of = {"replays, forget": board.tracks.get("forget"), "replays, retain": board.tracks.get("retain")}
+    titles = [f"{title} /{of[title]}" if of.get(title) else title for title in board.titles]
+    return ["method", *titles, *(f"p, {title}" for title in _tested(board))]
+
+
+def cells(board: Leaderboard, line: Line) -> list[str]:
+    """One line of the table: medians over seeds."""
+    return [label(line), *(_shown(line, title) for title in board.titles), *_ps(board, line)]
+
+
+def _shown(line: Line, title: str) -> str:
+    value = line.median(title)
+    if value is None:
+        return "–"
+    if title == "targets":
+        return f"{value:.0f}/{line.judged}"
+    if title in COUNTS:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
+
+
+def _tested(board: Leaderboard) -> list[str]:
+    return [title for title, _, _ in TESTED if any(title in line.p for line in board.lines)]
+
+
+def _ps(board: Leaderboard, line: Line) -> list[str]:
+    return [f"{line.p[title]:.2g}" if title in line.p else "–" for title in _tested(board)]
+
+
+def markdown(board: Leaderboard, requests: Sequence[RequestLine] = ()) -> str:
+    """The whole of it as a page."""
+    lines = ["# Leaderboard", "", _explained(board), ""]
+    lines += _table(header(board), [cells(board, line) for line in (*board.references, *board.lines)])
+    if requests:
+        lines += ["", "## Requests one after another", ""]
+        lines += ["Each request's own tracks, right after it and when all requests had been made.", ""]
+        titles = ["method", "requests", "request", "tracks", "NLL after it", "NLL at the end", "replays after it"]
+        lines += _table([*titles, "replays at the end"], [
+            [r.method, str(r.requests), str(r.number), str(r.tracks), f"{r.nll_after:.2f}", f"{r.nll_end:.2f}",
+             f"{r.replays_after:.0f}", f"{r.replays_end:.0f}"]
+            for r in requests
+        ])  # fmt: skip
+    if board.failed:
+        lines += ["", "## Not in the table", ""]
+        lines += [f"- `{name}`: {' '.join(why.split())}" for name, why in board.failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _explained(board: Leaderboard) -> str:
+    seeds = sorted({len(line.seeds) for line in board.lines})
+    many = " to ".join(dict.fromkeys(str(n) for n in (seeds[0], seeds[-1]))) if seeds else "no"
+    text = (
+        f"Medians over {many} seed{'' if many == '1' else 's'} a method (low and high are in leaderboard.json). Order: "
+        "share of targets reached, then the distance to gold."
+    )
+    if _tested(board):
+        n = board.tracks.get("forget", 0)
+        text += (
+            " p: that a method's tracks are like those of the first one, by flipping the signs of their differences, "
+            f"for all methods together (Westfall and Young's max-T); of {n} tracks it is {2 / 2**n:.2g} at least."
+        )
+    return text
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+    return [line(titles), "|" + " --- |" * len(titles), *(line(row) for row in rows)]
+
+
+def spreadsheet(board: Leaderboard) -> str:
+    """A row a method, with median, low and high of each figure in columns of their own."""
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    spread = [f"{title}: {part}" for title in board.titles for part in ("median", "low", "high")]
+    table.writerow(["method", "requests", "seeds", "targets judged", *spread, *(f"p, {t}" for t in _tested(board))])
+    for line in (*board.references, *board.lines):
+        row: list[object] = [line.name, line.requests, len(line.seeds), line.judged]
+        for title in board.titles:
+            values = line.figures.get(title)
+            row += [line.median(title), min(values), max(values)] if values else [None, None, None]
+        table.writerow([*row, *(line.p.get(title) for title in _tested(board))])
+    return file.getvalue()

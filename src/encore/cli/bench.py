@@ -1,0 +1,178 @@
+"""`encore bench`: methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encore.cli import console
+from encore.errors import EncoreError, UsageError
+
+if TYPE_CHECKING:
+    from encore.bench.leaderboard import Leaderboard
+    from encore.bench.plan import Plan
+    from encore.bench.requests import RequestLine
+
+SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
+
+
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder of the bench; the same command goes on with it.")] = Path(
+        "runs/bench"
+    ),
+    methods: Annotated[str | None, typer.Option(help="Names, with commas between; default: all installed.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs a method, with seeds 0, 1, …")] = 3,
+    preset: Annotated[
+        str | None, typer.Option(help="`no-encore`: the experiment of arXiv 2509.06277. Other flags win over it.")
+    ] = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Also send the tracks in 2 and 4 requests, one after another.")
+    ] = False,
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", metavar="METHOD.KEY=VALUE", help="Option of a method.")
+    ] = None,
+    tracks: Annotated[
+        str | None, typer.Option(help="List of tracks to forget; default: the embedded catalogue's forget split.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+    ] = None,
+    catalog: Annotated[Path | None, typer.Option(help="Catalogue for id: lines, retain and holdout.")] = None,
+    retain: Annotated[str | None, typer.Option(help="List of tracks to keep, or `self`.")] = None,
+    holdout: Annotated[Path | None, typer.Option(help="List of tracks the model never heard.")] = None,
+    root: Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into.")] = None,
+    gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
+    gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names, with commas between; default: the fast ones.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All metrics.")] = False,
+    embedder: Annotated[str | None, typer.Option(help="As for `encore eval`.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Generations a caption.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the processor's cores.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also figures known to be mostly bias at this size.")] = False,
+    cell: Annotated[
+        str | None, typer.Option(metavar="METHOD/seed-N", help="Do this cell of a bench that was begun, and no other.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
+) -> None:
+    """Forget with every method and seed, measure, and write a leaderboard; what is done already is not done again."""
+    if cell is not None:
+        _one(out, cell)
+        return
+    from encore import plugins
+    from encore.bench.leaderboard import leaderboard
+    from encore.bench.plan import Plan, selected, unfinished, write_plan
+    from encore.bench.presets import preset as find
+    from encore.bench.requests import request_lines
+    from encore.bench.schedule import run_cells
+    from encore.bench.write import write_leaderboard
+    from encore.runs.models import backend_name
+
+    laid = find(preset) if preset else None
+    if gold2 and not gold:
+        raise UsageError("--gold2 is read against --gold, which is missing")
+    if full and metrics is not None:
+        raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
+    embedded = model == "tiny"
+    names = _names(methods, "--methods") or (laid.methods if laid else plugins.methods().names)
+    measured = _names(metrics, "--metrics") or (laid.metrics if laid and not full else None)
+    chosen = embedder or (laid.embedder if laid and not embedded else None)
+    plan = Plan(
+        methods=_options(names, [*(laid.options if laid and not embedded else ()), *(option or ())]),
+        seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks), model=model,
+        revision=revision, backend=backend_name(model, backend), catalog=_absolute(catalog),
+        retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
+        roots=tuple(str(path.resolve()) for path in root or ()), device=device,
+        precision=precision, offline=offline, golds={k: v for k, v in (("gold", gold), ("gold2", gold2)) if v},
+        metrics=measured, embedder=chosen or "", draws=draws, full=full, force=force,
+    )  # fmt: skip
+    _check(plan)
+    out = out.resolve()
+    write_plan(plan, out)
+    left = list(unfinished(plan, out, selected(plan, out)))
+    of = len(plan.cells)
+    console.note(f"{of} cells of {len(plan.methods)} methods; {of - len(left)} are done")
+    failed = run_cells(left, out, jobs=jobs, told=lambda cell, what: console.note(f"{cell.name}: {what}"))
+    board, requests = leaderboard(plan, out, failed), request_lines(plan, out)
+    written = write_leaderboard(out, board, requests)
+    _show(board, requests, written, json)
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise EncoreError(
+            f"{len(failed)} of {of} cells failed, first of all {first.name}: {why}",
+            f"their logs are in {out / 'logs'}; the same command tries them again",
+        )
+
+
+def _one(out: Path, name: str) -> None:
+    from encore.bench.cell import run_cell
+    from encore.cli.progress import reporting
+    from encore.runs.environment import keep_freed_memory
+
+    keep_freed_memory()
+    with reporting() as reporter:
+        run_cell(out.resolve(), name, reporter)
+
+
+def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names:
+        raise UsageError(f"{flag} names nothing")
+    return names
+
+
+def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """ "method.key=value" to the method it is for."""
+    options: dict[str, tuple[str, ...]] = dict.fromkeys(methods, ())
+    for item in given:
+        method, dot, rest = item.partition(".")
+        if not dot or "=" not in rest or method not in options:
+            raise UsageError(
+                f"the option {item!r} is not METHOD.KEY=VALUE of a method of this bench", "for example: -o npo.beta=0.5"
+            )
+        options[method] = (*options[method], rest)
+    return options
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+def _check(plan: Plan) -> None:
+    """A misspelt name or value is told before anything is written."""
+    from encore import plugins
+
+    plugins.backends().get(plan.backend)
+    for name in plan.metrics or ():
+        plugins.metrics().get(name)
+    for name in plan.methods:
+        plan.method(name)
+
+
+def _show(board: Leaderboard, requests: Sequence[RequestLine], written: Sequence[Path], json: bool) -> None:
+    from encore.bench.write import cells, header
+    from encore.runs.store import read_json
+
+    if json:
+        console.data_json(read_json(next(path for path in written if path.suffix == ".json")))
+        return
+    titles = header(board)
+    console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[1:])
+    if requests:
+        rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
+        console.table(list(rows[0]), [[_rounded(value) for value in row.values()] for row in rows])
+    for path in written:
+        console.note(str(path))
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.2f}" if isinstance(value, float) else value

@@ -1,0 +1,116 @@
+"""What the embedders on transformers' pretrained networks share: weights from a folder or the hub, and windows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoFeatureExtractor
+
+from encore.api import Backend, Embedder
+from encore.errors import InputError, MissingWeightsError
+from encore.fingerprint import module_sha256
+from encore.hub import fetchable, quiet_transformers
+
+
+class Pretrained(Embedder):
+    """A network of transformers with its own feature extractor, in evaluation mode and float32.
+
+    A sound longer than the network's window is heard in windows of that length that overlap evenly and cover all of
+    it; its vector and its tags are the means over them.
+
+    Attributes:
+        default: weights where none are named. network_class: of transformers. seconds: of a window.
+    """
+
+    default: ClassVar[str]
+    network_class: ClassVar[Any]
+    seconds: float
+
+    def __init__(self, network: Any, extractor: Any, identity: str, device: torch.device) -> None:
+        self.network, self.extractor, self.identity = network, extractor, identity
+        self.device = device
+        self.sample_rate = int(extractor.sampling_rate)
+
+    @classmethod
+    def open(cls, backend: Backend) -> Pretrained:
+        return cls.open_weights(backend)
+
+    @classmethod
+    @quiet_transformers()
+    def open_weights(cls, backend: Backend, model: str = "", *, offline: bool = False) -> Pretrained:
+        model = model or cls.default
+        source, _, revision = (model, "", "") if Path(model).is_dir() else model.partition("@")
+        where: dict[str, Any] = {"revision": revision or None}
+        try:
+            where["local_files_only"] = offline or not fetchable(source, revision or None)
+            network, loading = cls.network_class.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
+            )
+            processor = cls.read_processor(source, where)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            kind = InputError if Path(model).is_dir() else MissingWeightsError
+            raise kind(f"can't load {model} for the embedder {cls.spec.name}: {line}", _hint(cls, model)) from error
+        if loading["missing_keys"]:
+            first = sorted(loading["missing_keys"])[0]
+            raise InputError(f"{model} has not all weights of the embedder {cls.spec.name}: {first} is missing")
+        commit = getattr(network.config, "_commit_hash", None)
+        name = Path(source).resolve().name if Path(source).is_dir() else source
+        at = f"@{commit[:12]}" if commit else ""
+        network = network.requires_grad_(False).eval()
+        identity = f"{cls.spec.name}/1 {name}{at} sha256:{module_sha256(network)[:16]}"
+        return cls(network.to(backend.device), processor, identity, backend.device)
+
+    @classmethod
+    def read_processor(cls, source: str, where: dict[str, Any]) -> Any:
+        """What makes the network's inputs: a feature extractor, or a processor that holds one."""
+        return AutoFeatureExtractor.from_pretrained(source, **where)
+
+    # ----------------------------------------------------------------------------------------------------- hearing
+
+    @abstractmethod
+    def hear_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Windows [S] of at most `seconds` -> vectors [N, D] and tags [N, C] on any device."""
+
+    def pooled(self, vectors: Tensor) -> Tensor:
+        """Vectors of one sound's windows [W, D] -> [D]."""
+        return vectors.mean(0)
+
+    @torch.no_grad()
+    def hear(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        vectors, tags = [], []
+        for waveform in waveforms:  # one at a time: what lies beside a sound changes nothing, not even rounding
+            found = self.hear_windows(windows(waveform.float().cpu(), round(self.seconds * self.sample_rate)))
+            vectors.append(self.pooled(found[0]).float().cpu())
+            tags.append(found[1].mean(0).float().cpu())
+        return torch.stack(vectors), torch.stack(tags)
+
+    def embed(self, waveforms: Tensor) -> Tensor:
+        return self.hear(waveforms)[0]
+
+    def tags(self, waveforms: Tensor) -> Tensor:
+        return self.hear(waveforms)[1]
+
+
+def windows(waveform: Tensor, length: int) -> list[Tensor]:
+    """[S] -> as few windows of `length` samples as cover it, at even distances; the whole where it is no longer."""
+    last = len(waveform) - length
+    if last <= 0:
+        return [waveform]
+    count = -(-len(waveform) // length)
+    starts = [round(i * last / (count - 1)) for i in range(count)]
+    return [waveform[start : start + length] for start in starts]
+
+
+def _hint(cls: type[Pretrained], model: str) -> str:
+    if Path(model).is_dir():
+        return "it needs config.json, model.safetensors and the processor's files, as save_pretrained writes them"
+    name = cls.spec.name
+    return f"download it with `hf download {model}`, leave --offline out, or name a folder: --embedder {name}=FOLDER"

@@ -1,0 +1,124 @@
+"""What the metrics through embedders share: which embedder can what, the names of rows, what belongs to which track."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encore import plugins
+from encore.api import Clip, ClipSet, Embedder, Evaluation, Metric, Result, Role
+from encore.metrics.rows import given, not_finite, unmeasured
+
+Floats = NDArray[np.float64]
+Skill = Literal["embed", "embed_text", "tags"]
+
+
+def row_name(metric: str, embedder: str) -> str:
+    """`fad` through the latents of the model's own codec, `fad_clap_tiny` and `clap_score_tiny` through `clap-tiny`."""
+    if embedder in ("", "latents"):
+        return metric
+    name = embedder.replace("-", "_")
+    first = metric.split("_")[0]
+    words = [word for i, word in enumerate(name.split("_")) if i or word != first]
+    return "_".join([metric, *words])
+
+
+def able(evaluation: Evaluation, skill: Skill) -> tuple[list[str], dict[str, str]]:
+    """Embedders that have a skill: those that were opened, by name; and why the others can't be asked, by name."""
+
+    def has(target: type[Embedder]) -> bool:
+        return skill == "embed" or getattr(target, skill) is not getattr(Embedder, skill)
+
+    opened = [name for name, embedder in evaluation.embedders.items() if has(type(embedder))]
+    absent = {name: why for name, why in evaluation.unopened.items() if has(plugins.embedders().resolve(name))}
+    return opened, absent
+
+
+def asked(evaluation: Evaluation, clips: ClipSet) -> list[Clip]:
+    """Whose caption was played, a clip for each of `generations`: a track's first window, once a draw."""
+    first = [evaluation.clips[clips][i] for i in first_windows(evaluation, clips)]
+    model = next(role for role in evaluation.models)
+    draws = len(evaluation.generations(model, clips)) // len(first)
+    return [clip for clip in first for _ in range(draws)]
+
+
+def first_windows(evaluation: Evaluation, clips: ClipSet) -> list[int]:
+    """Places of each track's first clip among the set's, in the order of track ids."""
+    chosen = evaluation.clips[clips]
+    first = {clip.track: i for i, clip in reversed(list(enumerate(chosen)))}
+    return [first[track] for track in sorted(first)]
+
+
+def over_draws(clips: Sequence[Clip], values: Sequence[float]) -> dict[str, float]:
+    """Means over a track's draws, by track id."""
+    found: dict[str, list[float]] = {}
+    for clip, value in zip(clips, values, strict=True):
+        found.setdefault(clip.track, []).append(float(value))
+    return {track: sum(own) / len(own) for track, own in sorted(found.items())}
+
+
+class Distance(Metric):
+    """Base of the distances between two samples of embeddings: a model's plays and base's, of the same captions.
+
+    The row of "none" has no model in it: it is the distance between the tracks and what the codec makes of them. What a
+    model plays comes through the codec, so less than that is not heard as a difference.
+    """
+
+    metric: str
+    clips: ClipSet = "retain"
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        opened, absent = able(evaluation, "embed")
+        if why := no_generations(evaluation, self.clips):
+            yield unmeasured(self.metric, "unlearned", self.clips, why, direction="lower")
+            return
+        for name in opened:
+            yield from self._through(evaluation, name)
+        for name, why in absent.items():
+            yield unmeasured(row_name(self.metric, name), "unlearned", self.clips, why, direction="lower")
+
+    def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
+        metric = row_name(self.metric, name)
+        base = evaluation.embeddings("base", self.clips, name)
+        told = {"embedder": evaluation.embedders[name].identity}
+        models: list[Role] = given(evaluation, "unlearned", "gold")
+        for model in models:
+            if broken := not_finite(evaluation, model, self.clips):
+                yield unmeasured(metric, model, self.clips, broken, direction="lower", details=told)
+                continue
+            own = evaluation.embeddings(model, self.clips, name)
+            yield self.compared(evaluation, metric, model, own, base, base, told)
+        played = evaluation.embeddings("audio", self.clips, name)
+        if type(evaluation.embedders[name]).embed_codes is not Embedder.embed_codes:
+            yield self.compared(evaluation, metric, "none", played, played, base, told)  # to it, a track is its codes
+            return
+        if not evaluation.recorded(self.clips):
+            why = f"the files of the {self.clips} tracks are not at hand, so the codec's own distance is unknown"
+            yield unmeasured(metric, "none", self.clips, why, direction="lower", details=told)
+            return
+        recorded = evaluation.embeddings("recorded", self.clips, name)
+        yield self.compared(evaluation, metric, "none", played, recorded, base, told)
+
+    @abstractmethod
+    def compared(
+        self,
+        evaluation: Evaluation,
+        metric: str,
+        model: str,
+        own: Floats,
+        other: Floats,
+        base: Floats,
+        told: Mapping[str, object],
+    ) -> Result:
+        """The row of two samples [n, D] whose i-th rows belong together; `base` is what scales are taken from."""
+
+
+def no_generations(evaluation: Evaluation, clips: ClipSet) -> str | None:
+    """Why generations on a set's captions can't be compared with base's; None where they can."""
+    if "base" in evaluation.models and evaluation.clips.get(clips) and (evaluation.embedders or evaluation.unopened):
+        return None if given(evaluation, "unlearned", "gold") else "there is no model to compare with base"
+    return f"it compares generations on {clips} captions with those of a base model, through an embedder"

@@ -1,0 +1,120 @@
+"""Cells on a real model: what one leaves, that nothing is done twice, and requests one after another."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from encore.audio.tracks import Track
+from encore.bench.cell import parts, run_cell
+from encore.bench.plan import Plan, selected, unfinished, write_plan
+from encore.bench.requests import request_lines
+from encore.errors import UsageError
+from encore.runs.metrics_json import read_metrics
+from encore.runs.reporter import Reporter
+from encore.runs.select import Tracks
+
+
+@pytest.fixture
+def studio_plan(studio):
+    music = studio / "music"
+    return Plan(
+        methods={"graddiff": ("steps=2",)}, seeds=(0,), model=str(studio / "model"), tracks=str(music / "forget.txt"),
+        catalog=str(music / "catalog.jsonl"), holdout=str(music / "holdout.txt"), metrics=("nll", "verbatim"),
+    )  # fmt: skip
+
+
+def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
+    out = tmp_path / "bench"
+    write_plan(studio_plan, out)
+    (cell,) = unfinished(studio_plan, out, selected(studio_plan, out))
+    run_cell(out, cell.name, Reporter())
+    run = out / "graddiff/seed-0"
+    told = json.loads((run / "run.json").read_text())
+    assert told["options"]["steps"] == {"value": 2, "from": "cli"}
+    assert told["cost"]["peak_bytes"] > 1e6
+    assert told["cost"]["tokens_per_second"] > 0
+    assert {row.metric for row in read_metrics(run / "metrics.json")} >= {"nll", "verbatim"}
+    assert not list(unfinished(studio_plan, out, selected(studio_plan, out)))
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    run_cell(out, cell.name, Reporter())
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+    wider = studio_plan.model_copy(update={"metrics": ("nll",)})
+    write_plan(wider, out)
+    assert [cell.name for cell in unfinished(wider, out, selected(wider, out))] == ["graddiff/seed-0"]
+    run_cell(out, cell.name, Reporter())
+    assert (run / "run.json").stat().st_mtime_ns == before[run / "run.json"]  # measured anew, not made anew
+    assert {row.metric.partition("_")[0] for row in read_metrics(run / "metrics.json")} == {"nll"}
+
+    other = wider.model_copy(update={"methods": {"graddiff": ("steps=3",)}})
+    with pytest.raises(UsageError, match="options: steps 2 -> 3"):
+        list(unfinished(other, out, selected(other, out)))
+    with pytest.raises(UsageError, match="no cell 'graddiff/seed-7'"):
+        run_cell(out, "graddiff/seed-7", Reporter())
+
+
+def test_requests_begin_where_the_last_one_left_off(tmp_path, studio_plan):
+    out = tmp_path / "bench"
+    plan = studio_plan.model_copy(update={"requests": (2,)})
+    write_plan(plan, out)
+    (cell,) = plan.cells
+    run_cell(out, cell.name, Reporter())
+    folder = out / cell.name
+    asked = [json.loads((folder / number / "request.json").read_text()) for number in "12"]
+    done = [json.loads((folder / number / "run.json").read_text()) for number in "12"]
+    assert asked[1]["model"]["sha256"] == done[0]["unlearned_sha256"] != asked[0]["model"]["sha256"]
+    ids = [{track["id"] for track in request["forget"]} for request in asked]
+    kept = [{track["id"] for track in request["retain"]} for request in asked]
+    assert not ids[0] & ids[1]
+    assert ids[1] <= kept[0]  # nobody had asked for those yet
+    assert not (ids[0] | ids[1]) & kept[1]  # what was forgotten is not taught again
+    whole = {
+        row.model: row for row in read_metrics(folder / "metrics.json") if (row.metric, row.set) == ("nll", "forget")
+    }
+    assert set(whole["unlearned"].per_track) == ids[0] | ids[1]
+    lines = request_lines(plan, out)
+    assert [line.tracks for line in lines] == [len(own) for own in ids]
+    assert not list(unfinished(plan, out, selected(plan, out)))
+
+
+def test_parts_cover_the_list_in_its_order():
+    tracks = [Track(f"t{i}", None, "", f"{i:064d}") for i in range(7)]
+    whole = Tracks(tuple(tracks[:5]), tuple(tracks[5:]), ())
+    for requests in (1, 2, 3, 5):
+        made = parts(whole, requests, from_catalogue=True)
+        assert len(made) == requests
+        assert [track for part in made for track in part.forget] == tracks[:5]
+        assert all(part.forget for part in made)
+    assert [list(part.retain) for part in parts(whole, 2, from_catalogue=False)] == [tracks[5:]] * 2
+    with pytest.raises(UsageError, match="5 tracks can't be sent in 6 requests"):
+        parts(whole, 6, from_catalogue=True)
+
+
+def test_a_cell_that_was_cut_short_ends_as_if_it_had_not_been(tmp_path, studio_plan, monkeypatch):
+    from safetensors.torch import load_file
+
+    from encore.methods.graddiff import GradDiff
+
+    plan = studio_plan.model_copy(update={"methods": {"graddiff": ("steps=4", "checkpoint_seconds=0")}})
+    for name in ("whole", "cut"):
+        write_plan(plan, tmp_path / name)
+    run_cell(tmp_path / "whole", "graddiff/seed-0", Reporter())
+    real, calls = GradDiff.forget_loss, []
+
+    def breaks(self, step, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, step, batch)
+
+    monkeypatch.setattr(GradDiff, "forget_loss", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(tmp_path / "cut", "graddiff/seed-0", Reporter())
+    assert not (tmp_path / "cut/graddiff/seed-0/run.json").exists()
+    run_cell(tmp_path / "cut", "graddiff/seed-0", Reporter())
+    whole, cut = (load_file(tmp_path / name / "graddiff/seed-0/model/model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -1,0 +1,110 @@
+"""What a bench is, on disk; what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from encore import assets
+from encore.audio.catalog import Catalog
+from encore.bench.plan import Cell, Plan, is_measured, read_plan, selected, write_plan
+from encore.bench.presets import PRESETS, preset
+from encore.errors import InputError, UnknownNameError, UsageError
+from encore.plugins import installed, metrics
+from encore.runs.evaluate_run import Asked
+
+
+def test_the_grid_has_every_method_before_the_next_seed():
+    cells = Plan(methods={"ga": (), "rl": ()}, seeds=(0, 1), requests=(1, 2)).cells
+    assert [cell.name for cell in cells] == [
+        "ga/seed-0", "rl/seed-0", "ga/seed-0-requests-2", "rl/seed-0-requests-2",
+        "ga/seed-1", "rl/seed-1", "ga/seed-1-requests-2", "rl/seed-1-requests-2",
+    ]  # fmt: skip
+
+
+def test_a_plan_comes_back_from_its_folder(tmp_path):
+    plan = Plan(methods={"npo": ("beta=0.5",)}, seeds=(0, 1), metrics=("nll",), golds={"gold": "x"})
+    write_plan(plan, tmp_path / "b")
+    assert read_plan(tmp_path / "b") == plan
+    listed = {f"id:{track.id}" for track in Catalog.open(assets.CATALOG).tracks(split="forget")}
+    assert set((tmp_path / "b/forget.txt").read_text().split()) == listed
+
+
+def test_methods_seeds_and_measures_may_change_and_what_is_compared_may_not(tmp_path):
+    plan = Plan(methods={"ga": ()}, seeds=(0,))
+    write_plan(plan, tmp_path)
+    write_plan(plan.model_copy(update={"seeds": (0, 1), "methods": {"rl": ()}, "full": True}), tmp_path)
+    with pytest.raises(UsageError, match="holds another bench: retain None -> /x"):
+        write_plan(plan.model_copy(update={"retain": "/x"}), tmp_path)
+    assert read_plan(tmp_path).full
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(UsageError, match="not empty"):
+        write_plan(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path)
+    with pytest.raises(InputError, match="is missing"):
+        read_plan(tmp_path)
+    (tmp_path / "bench.json").write_text('{"schema": 1, "methods": 3}')
+    with pytest.raises(InputError, match="not written by this version"):
+        read_plan(tmp_path)
+
+
+def test_another_model_needs_a_list(tmp_path):
+    with pytest.raises(UsageError, match="--tracks is missing"):
+        write_plan(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):
+    plan = Plan(methods={"ga": ()}, seeds=(0,))
+    write_plan(plan, tmp_path)
+    tracks = selected(plan, tmp_path)
+    assert plan.asked(tracks.forget).golds == {"gold": "tiny-gold", "gold2": "tiny-gold2"}
+    assert plan.asked(tracks.forget[1:]).golds == {}
+    assert plan.model_copy(update={"golds": {"gold": "mine"}}).asked(tracks.forget).golds == {"gold": "mine"}
+
+
+def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
+    asked = Asked(metrics=("nll",), embedder="latents", golds={"gold": "tiny-gold"})
+    assert not is_measured(tmp_path, asked)
+    told = {
+        "metrics": ["nll"], "full": False, "embedder": asked.embedder, "seed": 0, "draws": 1, "force": False,
+        "golds": {"gold": "tiny-gold"}, "plugins": installed(),
+    }  # fmt: skip
+    (tmp_path / "metrics.json").write_text("{}")
+    for key, other in (
+        ("metrics", None),
+        ("seed", 1),
+        ("embedder", "clap"),
+        ("golds", {}),
+        ("full", True),
+        ("plugins", []),
+        ("draws", 2),
+    ):
+        (tmp_path / "evaluation.json").write_text(json.dumps(told | {key: other}))
+        assert not is_measured(tmp_path, asked), key
+    (tmp_path / "evaluation.json").write_text(json.dumps(told))
+    assert is_measured(tmp_path, asked)
+
+
+def test_presets_name_what_there_is():
+    for name, laid in PRESETS.items():
+        plan = Plan(methods=dict.fromkeys(laid.methods, ()), seeds=(0,))
+        for method in laid.methods:
+            given = [item.removeprefix(f"{method}.") for item in laid.options if item.startswith(f"{method}.")]
+            plan.model_copy(update={"methods": {method: tuple(given)}}).method(method)
+        for metric in laid.metrics:
+            assert metrics().get(metric), name
+    with pytest.raises(UnknownNameError, match="no preset 'encore'"):
+        preset("encore")
+
+
+def test_a_method_that_is_not_there_or_has_no_such_option():
+    with pytest.raises(UnknownNameError):
+        Plan(methods={"gaa": ()}, seeds=(0,)).method("gaa")
+    with pytest.raises(UsageError, match="bta"):
+        Plan(methods={"npo": ("bta=1",)}, seeds=(0,)).method("npo")
+    assert Plan(methods={"npo": ("beta=3",)}, seeds=(0,)).method("npo").options.beta == 3
+    assert Cell("npo", 3).name == "npo/seed-3"

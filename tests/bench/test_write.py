@@ -1,0 +1,90 @@
+"""The leaderboard's files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import pytest
+from tests.bench.conftest import rows
+from tests.bench.test_leaderboard import BAD, GOOD
+
+from encore.bench.leaderboard import leaderboard
+from encore.bench.pareto import frontier
+from encore.bench.plan import Cell, Plan
+from encore.bench.requests import request_lines
+from encore.bench.write import markdown, spreadsheet, write_leaderboard
+from encore.runs.metrics_json import write_metrics
+
+
+@pytest.fixture
+def board(tmp_path, plan, cell_of):
+    for seed in (0, 1):
+        cell_of("good", seed, **GOOD)
+    cell_of("bad", 0, **BAD)
+    return leaderboard(plan, tmp_path, {Cell("bad", 1): "it broke | badly\n# really"})
+
+
+def test_all_files_hold_the_same_figures(tmp_path, board):
+    (tmp_path / "out").mkdir()
+    written = write_leaderboard(tmp_path / "out", board, [])
+    assert {path.name for path in written} == {"leaderboard.json", "leaderboard.md", "leaderboard.csv", "pareto.svg"}
+    told = json.loads((tmp_path / "out/leaderboard.json").read_text())
+    good = told["methods"][0]
+    assert good["method"] == "good"
+    assert good["figures"]["forget NLL"] == {"median": 4.1, "low": 4.1, "high": 4.1, "of_seeds": [4.1, 4.1]}
+    assert told["failed"] == {"bad/seed-1": "it broke | badly\n# really"}
+    table = list(csv.DictReader(io.StringIO(spreadsheet(board))))
+    assert [row["method"] for row in table] == ["base", "gold", "gold2", "good", "bad"]
+    assert float(table[3]["forget NLL: median"]) == 4.1
+    assert table[0]["seconds: median"] == ""
+    assert float(table[4]["p, KL gold, forget"]) == pytest.approx(2 / 2**8)
+    root = ET.fromstring((tmp_path / "out/pareto.svg").read_text())
+    assert root.tag.endswith("svg")
+    assert len([node for node in root.iter() if node.get("id", "").startswith("axes_")]) == 2  # KL, and relearning
+
+
+def test_the_page_is_a_table_that_no_text_of_others_breaks(board):
+    page = markdown(board)
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+    assert "| good | 5/5 | 1.10 |" in page
+    assert "- `bad/seed-1`: it broke | badly # really" in page  # on one line
+    assert "0.0078" in page
+
+
+def test_one_seed_is_one_seed(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    page = markdown(leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path))
+    assert "Medians over 1 seed a method" in page
+    assert "p:" not in page
+
+
+def test_nobody_is_on_the_frontier_who_is_beaten_on_both():
+    points = {"a": (1.0, 5.0), "b": (2.0, 2.0), "c": (2.0, 3.0), "d": (5.0, 2.0), "e": (6.0, 1.0), "f": (2.0, 2.0)}
+    assert frontier(points) == ["a", "b", "f", "e"]
+
+
+def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
+    plan = Plan(methods={"good": ()}, seeds=(0,), requests=(2,))
+    cell_of("good", 0, 2, **GOOD | {"nll": 3.0, "replays": 8})
+    folder = tmp_path / plan.cells[0].name
+    for number, kept in ((1, {"t0", "t1", "t2"}), (2, {"t3", "t4"})):
+        own = [
+            replace(row, per_track={track: value for track, value in row.per_track.items() if track in kept})
+            for row in rows(GOOD | {"nll": 4.0 + number})
+        ]
+        write_metrics(folder / str(number) / "metrics.json", own)
+    first, second = request_lines(plan, tmp_path)
+    assert (first.number, first.tracks, second.tracks) == (1, 3, 2)
+    assert first.nll_after == pytest.approx(5.0 + 0.01 * (1 - 3.5))
+    assert first.nll_end == pytest.approx(3.0 + 0.01 * (1 - 3.5))
+    assert second.nll_after == pytest.approx(6.0 + 0.01 * (3.5 - 3.5))
+    board = leaderboard(plan, tmp_path)
+    assert board.lines[0].median("seconds") == 20  # of both
+    page = markdown(board, [first, second])
+    assert "| good, 2 requests |" in page
+    assert "| good | 2 | 1 | 3 | 4.98 | 2.98 | 0 | 3 |" in page

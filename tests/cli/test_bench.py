@@ -1,0 +1,110 @@
+"""`encore bench` as a process, and the processes it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def flags(studio: Path, out: Path, *more: object) -> list[str]:
+    music = studio / "music"
+    given = [
+        "bench", "--out", out, "--model", studio / "model", "--tracks", music / "forget.txt", "--retain",
+        music / "retain.txt", "--holdout", music / "holdout.txt", "--metrics", "nll,verbatim", *more,
+    ]  # fmt: skip
+    return [str(item) for item in given]
+
+
+def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path):
+    for more, code, told in (
+        (["--methods", "gaa"], 2, "gaa"),
+        (["--methods", "ga", "-o", "npo.beta=1"], 2, "'npo.beta=1' is not METHOD.KEY=VALUE"),
+        (["--methods", "ga", "-o", "ga.stps=1"], 2, "stps"),
+        (["--methods", ","], 2, "--methods names nothing"),
+        (["--methods", "ga", "--gold2", "x"], 2, "--gold2 is read against --gold"),
+        (["--methods", "ga", "--preset", "encore"], 2, "no preset 'encore'"),
+        (["--methods", "ga", "--full"], 2, "--full means all metrics"),
+        (["--methods", "ga", "--backend", "abacus"], 2, "abacus"),
+    ):
+        done = call(*flags(studio, tmp_path / "b", *more))
+        assert done.code == code, (more, done.err)
+        assert told in done.err
+        assert "Traceback" not in done.err
+    assert not (tmp_path / "b").exists()
+    done = call("bench", "--out", tmp_path / "b", "--cell", "ga/seed-0")
+    assert done.code == 3
+    assert "bench.json is missing" in done.err
+
+
+@pytest.mark.slow
+def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(studio, tmp_path, site):
+    site.add("encore-snag", SNAG)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.folder), *sys.path])}
+    command = [sys.executable, "-m", "encore", *flags(studio, tmp_path / "b", "--methods", "graddiff,snag")]
+    command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "1 of 2 cells failed, first of all snag/seed-0" in done.stderr
+    assert "stumbled" in done.stderr
+    told = json.loads(done.stdout)
+    assert [line["method"] for line in told["methods"]] == ["graddiff"]
+    assert list(told["failed"]) == ["snag/seed-0"]
+    assert {path.name for path in (tmp_path / "b").glob("leaderboard.*")} == {
+        "leaderboard.md", "leaderboard.csv", "leaderboard.json"
+    }  # fmt: skip
+    assert (tmp_path / "b/graddiff/seed-0/report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_stops_every_process_and_the_same_command_goes_on(studio, tmp_path):
+    out = tmp_path / "b"
+    command = [sys.executable, "-m", "encore", *flags(studio, out, "--methods", "graddiff", "--seeds", "1")]
+    command += ["-o", "graddiff.steps=4000", "-o", "graddiff.eval_every=4000"]
+    log = out / "graddiff/seed-0/log.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        until(lambda: log.exists() and log.read_text().count("\n") > 3)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert list((out / "graddiff/seed-0/checkpoints").iterdir())
+    assert not (out / "graddiff/seed-0/run.json").exists()
+    assert not (out / "graddiff/seed-0/.owner").exists()  # nobody works on it any more
+    steps = log.read_text().count('"step"')
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        until(lambda: log.read_text().count('"step"') > steps + 3)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines() if '"lr"' in line][-1] > steps - 3
+
+
+def until(true, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to it"
+        time.sleep(0.1)
+
+
+SNAG = """
+from encore.api import LossMethod, MethodSpec, hookimpl
+from encore.options import TrainOptions
+
+
+class Snag(LossMethod):
+    Options = TrainOptions
+
+    def forget_loss(self, step, batch):
+        raise RuntimeError("stumbled")
+
+
+@hookimpl
+def encore_register_methods():
+    return [MethodSpec("snag", "raises", "encore_snag:Snag")]
+"""
