@@ -68,3 +68,12 @@ def test_an_attack_without_power_is_not_judged():
     assert judged({"base": 0.5, "unlearned": 0.0, "gold": 0.0}) is True
     assert judged({"base": 0.5, "unlearned": 0.25, "gold": 0.0}) is False
     assert judged({"unlearned": 0.0, "gold": 0.0}) is True
+
+
+def test_plays_that_fit_their_captions_less_than_base_s_are_told():
+    base = row("clap_score_tiny", "base", "retain", 0.6, low=0.5, high=0.7)
+    (finding,) = told(base, row("clap_score_tiny", "unlearned", "retain", 0.4))
+    assert finding.level == "warn"
+    assert finding.text.endswith("clap_score_tiny 0.40, base's 0.60 (0.50 to 0.70)")
+    assert told(base, row("clap_score_tiny", "unlearned", "retain", 0.55)) == []
+    assert told(base, row("clap_score_tiny", "unlearned", "holdout", 0.1)) == []

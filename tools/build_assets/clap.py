@@ -220,11 +220,11 @@ def retrieval(scores: NDArray[np.float32]) -> dict[str, float]:
     ranks = 1 + (scores > own[:, None]).sum(1)
     others = scores[~np.eye(len(scores), dtype=bool)]
     found = {
-        "n": len(scores), "recall_1": (ranks == 1).mean(), "recall_10": (ranks <= 10).mean(),
+        "recall_1": (ranks == 1).mean(), "recall_10": (ranks <= 10).mean(),
         "mean_average_precision": (1 / ranks).mean(), "auc": auc(own, others), "matched": own.mean(),
         "shuffled": others.mean(),
     }  # fmt: skip
-    return {name: round(float(value), 3) for name, value in found.items()}
+    return {"n": len(scores), **{name: round(float(value), 3) for name, value in found.items()}}
 
 
 def missed(figures: dict[str, Any]) -> list[str]:

@@ -115,7 +115,8 @@ class MetricSubject:
             clips = {n: [replace(clip, codes=clip.codes.float()) for clip in chosen] for n, chosen in clips.items()}
         if turned:
             clips = {name: _turned(chosen) for name, chosen in clips.items()}
-        return Guarded(models, clips, embedder=None if "embedder" in without else "latents", force=True)
+        heard = "latents,clap-tiny" if "embedder" in self.needs else "latents"  # the second also reads, and has tags
+        return Guarded(models, clips, embedder=None if "embedder" in without else heard, force=True)
 
     def rows(self, without: Sequence[str] = (), *, salt: int = 1, **how: Any) -> list[Result]:
         """What the metric measures, once for each set of arguments.

@@ -41,6 +41,7 @@ def from_rows(rows: Rows) -> list[Finding]:
         *_broken(rows),
         *_brought_back(rows),
         *_overshoot(rows),
+        *_fits_less(rows),
     ]
 
 
@@ -95,6 +96,21 @@ def _brought_back(rows: Rows) -> list[Finding]:
         for (track, asked), names in sorted(found.items())
         if len(names) > 1 and track not in of_gold
     ]
+
+
+def _fits_less(rows: Rows) -> list[Finding]:
+    """What it plays fits the captions of the music to keep less than chance among base's tracks explains."""
+    found = []
+    for (metric, model, clips), row in rows.items():
+        base = rows.get((metric, "base", clips))
+        if not metric.startswith("clap_score") or (model, clips) != ("unlearned", "retain") or base is None:
+            continue
+        if base.low is not None and _value(row) < base.low:
+            text = (
+                f"what it plays fits the captions of retain less: {metric} {_value(row):.2f}, base's {_value(base):.2f}"
+            )
+            found.append(Finding("warn", f"{text} ({base.low:.2f} to {base.high:.2f})"))
+    return found
 
 
 def _nothing_to_forget(rows: Rows) -> list[Finding]:

@@ -92,11 +92,15 @@ class Distance(Metric):
                 continue
             own = evaluation.embeddings(model, self.clips, name)
             yield self.compared(evaluation, metric, model, own, base, base, told)
+        played = evaluation.embeddings("audio", self.clips, name)
+        if type(evaluation.embedders[name]).embed_codes is not Embedder.embed_codes:
+            yield self.compared(evaluation, metric, "none", played, played, base, told)  # to it, a track is its codes
+            return
         if not evaluation.recorded(self.clips):
             why = f"the files of the {self.clips} tracks are not at hand, so the codec's own distance is unknown"
             yield unmeasured(metric, "none", self.clips, why, direction="lower", details=told)
             return
-        played, recorded = (evaluation.embeddings(source, self.clips, name) for source in ("audio", "recorded"))
+        recorded = evaluation.embeddings("recorded", self.clips, name)
         yield self.compared(evaluation, metric, "none", played, recorded, base, told)
 
     @abstractmethod

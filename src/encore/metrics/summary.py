@@ -117,14 +117,6 @@ def _membership(figures: Figures) -> bool:
     return AUC_RANGE[0] <= _value(figures, "unlearned") <= AUC_RANGE[1]
 
 
-def _fits(figures: Figures) -> bool:
-    """A lower score than chance among base's tracks explains; an untrained model's is near 0."""
-    low = figures["base"].low
-    if low is None:
-        raise KeyError("base")
-    return _value(figures, "unlearned") >= low
-
-
 def _untold(figures: Figures) -> bool:
     return _value(figures, "unlearned") >= LEAST_P
 
@@ -164,7 +156,7 @@ LINES: tuple[Line, ...] = (
     ("membership AUC, no model", "membership_auc_blind", "forget", "", None),
 )
 # Of the metrics through embedders, whose rows have the embedder's name: how a row's name begins, and its label.
-# Distances have no target: how far two draws of one model are apart depends on the captions, and no row says it.
+# None has a target: how far apart two draws of one model are depends on the captions, and no row says it.
 HEARD = {
     "fad": "FAD to base",
     "mmd": "MMD² to base",
@@ -183,9 +175,7 @@ def _heard(results: Sequence[Result]) -> list[Line]:
             continue
         through = row.metric.removeprefix(start).strip("_").replace("_", " ")
         label = f"{HEARD[start]}, {row.set}" + (f" ({through})" if through else "")
-        judged = start == "clap_score" and row.set == "retain"
-        target, judge = ("within base's interval, or above", _fits) if judged else ("", None)
-        found[row.metric, row.set] = label, row.metric, row.set, target, judge
+        found[row.metric, row.set] = label, row.metric, row.set, "", None
     return list(found.values())
 
 

@@ -31,8 +31,6 @@ PLAIN = {
     ("nll", "retain"): "how well it still knows the other music",
     ("neighbours_nll", "retain"): "how well it still knows the music closest to the tracks",
     ("verbatim", "retain"): "whether it still plays the other music it knew by heart",
-    ("clap_score", "retain"): "whether what it plays still fits the descriptions",
-    ("clap_score_tiny", "retain"): "whether what it plays still fits the descriptions",
 }
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -472,16 +472,18 @@ class SharedEvaluation(Evaluation):
         return generated
 
     def _heard(self, source: Source, clips: ClipSet, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Vectors [N, D] and tags [N, C] of one embedder; all embedders hear what was played once."""
+        """Vectors [N, D] and tags [N, C] of one embedder; what is played is played once, for all embedders."""
         name = name or next(iter(self.embedders), "")
         if name not in self.embedders:
             raise EncoreError(self.unopened.get(name, "no embedder was chosen"), "choose another with --embedder")
+        if source == "recorded":  # nothing is played, and not every embedder is asked
+            return self._once(("heard", source, clips, name), lambda: self._hear(source, clips, [name]))[name]
         return self._once(("heard", source, clips), lambda: self._hear_or_find(source, clips))[name]
 
-    def _hear_or_find(self, source: Source, clips: ClipSet) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        """What is heard of codes is kept on disk; files are heard every time."""
-        if source == "recorded":
-            return self._hear(source, clips)
+    def _hear_or_find(
+        self, source: Role | Literal["audio"], clips: ClipSet
+    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        """What is heard of codes is kept on disk."""
         codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
         ears = tuple((name, embedder.identity) for name, embedder in self.embedders.items())
         played = [Clip("", "", item) for item in codes]
@@ -489,7 +491,7 @@ class SharedEvaluation(Evaluation):
             self._key(("heard", ears), [next(iter(self.models))], played),
             lambda: {
                 f"{kind}.{name}": torch.from_numpy(array)
-                for name, heard in self._hear(source, clips).items()
+                for name, heard in self._hear(source, clips, list(self.embedders)).items()
                 for kind, array in zip(("vectors", "tags"), heard, strict=True)
                 if array is not None
             },
@@ -501,11 +503,13 @@ class SharedEvaluation(Evaluation):
         }
 
     @torch.no_grad()
-    def _hear(self, source: Source, clips: ClipSet) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in self.embedders}
+    def _hear(
+        self, source: Source, clips: ClipSet, names: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in names}
         for sound in self._sounds(source, clips):
-            for name, embedder in self.embedders.items():
-                found[name].append(sound(embedder))
+            for name in names:
+                found[name].append(sound(self.embedders[name]))
         return {name: _stacked(rows) for name, rows in found.items()}
 
     def _sounds(self, source: Source, clips: ClipSet) -> Iterator[Callable[[Embedder], Any]]:
