@@ -7,14 +7,16 @@ BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PLUGINS := example audiocraft diffusers
 
-.PHONY: demo test lint plugins wheel clean $(PLUGINS:%=plugin-%)
+.PHONY: demo test tests lint plugins wheel clean $(PLUGINS:%=plugin-%)
 
 demo: .venv/.stamp
 	rm -rf runs/demo
 	$(BIN)/encore forget --tracks examples/opt-out.txt --out runs/demo
 	$(BIN)/encore eval runs/demo
 
-test: lint
+test: lint tests
+
+tests: .venv/.stamp
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 lint: .venv/.stamp
@@ -23,11 +25,12 @@ lint: .venv/.stamp
 	$(BIN)/mypy
 
 # torch comes first and alone: the extension is built against the one that will run, and nothing else picks another.
+# Python compiles what is imported when it first is, which is a small part of what lies in the packages.
 .venv/.stamp: pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q $(TORCH)
-	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel ninja
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile $(TORCH)
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt setuptools wheel ninja
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/python -m compileall -q src # as installing a wheel does; an editable install leaves it to the first import
 	touch $@
 
@@ -37,7 +40,7 @@ plugins: $(PLUGINS:%=plugin-%)
 
 $(PLUGINS:%=plugin-%): plugin-%: wheel
 	rm -rf plugins/encore-$*/.venv
-	$(PYTHON) -m venv plugins/encore-$*/.venv
+	$(PYTHON) -m venv --without-pip plugins/encore-$*/.venv
 	$(PLUGIN_PIP) $(TORCH)
 	$(PLUGIN_PIP) -c constraints.txt setuptools wheel
 	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation dist/plugins/*.whl -e 'plugins/encore-$*[dev]'
@@ -49,7 +52,8 @@ wheel: .venv/.stamp
 	rm -rf build dist/plugins
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist/plugins .
 
-PLUGIN_PIP = plugins/encore-$*/.venv/bin/python -m pip install -q
+# The first environment's pip installs into the others, which need none of their own.
+PLUGIN_PIP = $(BIN)/python -m pip --python plugins/encore-$*/.venv/bin/python install -q --no-compile
 
 clean:
 	rm -rf build dist runs .venv plugins/*/.venv .pytest_cache .mypy_cache .ruff_cache

@@ -154,6 +154,21 @@ def test_saved_and_loaded_model_is_the_same_and_opens_in_transformers(backend: M
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")] == []
 
 
+def test_settings_are_the_configuration_wherever_it_was_saved(
+    backend: MusicgenBackend, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "again").mkdir()
+    backend.save(tmp_path / "again")
+    assert MusicgenBackend.load(str(tmp_path / "again")).settings == backend.settings == backend.clone().settings
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["decoder"]["num_attention_heads"] = 2  # the weights have the same shapes
+    (other / "config.json").write_text(json.dumps(config))
+    changed = MusicgenBackend.load(str(other))
+    assert module_sha256(changed.module) == module_sha256(backend.module)
+    assert changed.settings != backend.settings
+
+
 def test_clone_shares_the_frozen_parts_and_nothing_else(backend: MusicgenBackend) -> None:
     twin = backend.clone()
     assert twin.frozen()["codec"] is backend.frozen()["codec"]

@@ -70,7 +70,7 @@ def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
     asked = Asked(metrics=("nll",), embedder="latents", golds={"gold": "tiny-gold"})
     assert not is_measured(tmp_path, asked)
     told = {
-        "metrics": ["nll"], "full": False, "embedder": asked.embedder, "seed": 0, "force": False,
+        "metrics": ["nll"], "full": False, "embedder": asked.embedder, "seed": 0, "draws": 1, "force": False,
         "golds": {"gold": "tiny-gold"}, "plugins": installed(),
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text("{}")
@@ -81,6 +81,7 @@ def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
         ("golds", {}),
         ("full", True),
         ("plugins", []),
+        ("draws", 2),
     ):
         (tmp_path / "evaluation.json").write_text(json.dumps(told | {key: other}))
         assert not is_measured(tmp_path, asked), key

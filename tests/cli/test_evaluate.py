@@ -77,6 +77,18 @@ def test_everything_that_is_measured_of_a_run(project: Path, studio: Path, call:
         assert len(audio)
 
 
+def test_more_generations_a_caption_make_fad_measurable(project: Path, studio: Path, call: Call) -> None:
+    dim = 2 * 8  # mean and spread of the tiny codec's latents
+    one, many = (
+        rows(call("eval", project / "runs/a", "--json", "--out", f"out{n}", "--metrics", "fad", "--draws", n))
+        for n in (1, dim)
+    )
+    assert "mostly bias" in one["fad", "unlearned", "retain"]["why"]
+    assert many["fad", "unlearned", "retain"]["n"] == 3 * dim
+    assert many["fad", "unlearned", "retain"]["value"] >= 0
+    assert json.loads(Path(f"out{dim}/evaluation.json").read_text())["draws"] == dim
+
+
 @pytest.mark.slow
 def test_the_full_set_of_a_run_twice(project: Path, studio: Path, call: Call) -> None:
     """Every metric runs from the command line, and two evaluations write the same file."""

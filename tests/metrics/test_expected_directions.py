@@ -5,17 +5,12 @@ The rows come from one full evaluation, in which the method is perfect (gold its
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-
 import pytest
-import soundfile
-import torch
+from tests import embedded
 from tests.metrics.fakes import balks, broken
 
-from encore import assets, stats
-from encore.api import Clip, Result
-from encore.backends.musicgen import MusicgenBackend
+from encore import stats
+from encore.api import Result
 from encore.metrics.summary import findings
 from encore.runs.evaluate import SharedEvaluation, measure
 
@@ -57,25 +52,9 @@ EXPECTED = [
 ]
 
 
-def clips_of(model):
-    found, about = defaultdict(list), {}
-    for line in assets.CATALOG.read_text().splitlines():
-        track = json.loads(line)
-        if track["split"] in ("forget", "retain", "holdout"):
-            samples, _ = soundfile.read(assets.FOLDER / track["file_name"], dtype="float32")
-            codes = model.encode(torch.from_numpy(samples)[None, None])[0]
-            found[track["split"]].append(Clip(track["id"], track["caption"], codes))
-            about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
-    return dict(found), about
-
-
 @pytest.fixture(scope="module")
 def evaluation() -> SharedEvaluation:
-    names = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
-    roles = {role: MusicgenBackend.load(name) for role, name in names.items()}
-    roles["unlearned"] = roles["gold"].clone()
-    clips, about = clips_of(roles["base"])
-    return SharedEvaluation(roles, clips, about=about, embedder="latents,clap-tiny")
+    return embedded.evaluation()
 
 
 @pytest.fixture(scope="module")

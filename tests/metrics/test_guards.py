@@ -72,7 +72,7 @@ def test_sets_that_differ_without_any_model_are_warned_of():
 
 # 4. FAD at small n.
 def test_a_fad_of_few_generations_is_refused_and_mmd_stands_beside_it():
-    rows = {row.metric: row for row in evaluated(metrics=["fad", "mmd"])}
+    rows = {row.metric: row for row in evaluated(metrics=["fad", "mmd"]) if row.model == "unlearned"}
     assert rows["fad"].value is None
     assert "mostly bias" in rows["fad"].why
     assert rows["mmd"].value is not None
@@ -80,8 +80,10 @@ def test_a_fad_of_few_generations_is_refused_and_mmd_stands_beside_it():
 
 # 5. Means hide the worst track.
 def test_one_track_that_is_still_known_fails_the_mean_and_is_named():
-    forgetful = MarkovBackend(dict.fromkeys((4, 5, 6), 6.0) | {1: -2.0, 2: 6.0, 3: -2.0}, noise=0.1)
+    forgetful = MarkovBackend(dict.fromkeys((4, 5, 6), 6.0) | {1: -1.25, 2: 6.0, 3: -1.25}, noise=0.1)
     rows = evaluated(forgetful, metrics=["nll", "verbatim"])
+    gap = next(r for r in rows if (r.metric, r.model, r.set) == ("nll_gap_gold", "unlearned", "forget"))
+    assert abs(gap.value) < 0.1  # the mean is where it should be
     assert any(text.startswith("NLL, forget") for text in failures(rows))
     assert any(text.startswith("best remembered of the forget tracks: track02") for text in texts(rows))
     line = next(line for line in summary(rows) if (line.metric, line.set) == ("nll", "forget"))
@@ -91,7 +93,8 @@ def test_one_track_that_is_still_known_fails_the_mean_and_is_named():
 # 6. Suppression is not removal.
 def test_attacks_belong_to_the_full_set_and_relearning_to_every_evaluation():
     specs = {entry.spec.name: entry.spec.full for entry in plugins.metrics()}
-    attacks = {"relearn_others", "relearn_one", "quantised", "reworded", "prompt_reencoded", "prompt_stretched"}
+    attacks = {"relearn_others", "relearn_one", "quantised", "reworded"}
+    attacks |= {"prompt_reencoded", "prompt_stretched", "prompt_shifted"}
     assert attacks <= {name for name, full in specs.items() if full}
     assert specs["relearn"] is False
 
@@ -183,7 +186,9 @@ def test_so_it_is_without_tokens_and_without_holdout_and_retain():
 
 
 def test_two_evaluations_are_identical():
-    assert evaluated() == evaluated()
+    # Of three tracks a bootstrap's ends are the extremes, whatever it draws.
+    sets = clips(30) | {"retain": [track(4 + n % 3, 30 - n, name=f"kept{n}") for n in range(8)]}
+    assert evaluated(sets=sets) == evaluated(sets=sets)
 
 
 # 10. Words.

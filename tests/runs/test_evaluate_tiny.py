@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
 
 import pytest
-import soundfile
 import torch
+from tests import embedded
 
-from encore import assets
-from encore.api import Batch, Clip, Result
-from encore.backends.musicgen import MusicgenBackend
+from encore.api import Batch, Result
 from encore.metrics.summary import findings, summary
 from encore.runs.evaluate import SharedEvaluation, measure
-
-NAMES = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def evaluation() -> SharedEvaluation:
-    models = {role: MusicgenBackend.load(name) for role, name in NAMES.items()}
-    models["unlearned"] = models["gold"].clone()  # the perfect method
-    clips = defaultdict(list)
-    for line in assets.CATALOG.read_text().splitlines():
-        track = json.loads(line)
-        if track["split"] in ("forget", "retain", "holdout"):
-            samples, _ = soundfile.read(assets.FOLDER / track["file_name"], dtype="float32")
-            codes = models["base"].encode(torch.from_numpy(samples)[None, None])[0]
-            clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
-    return SharedEvaluation(models, clips)
+    return embedded.evaluation()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +40,7 @@ def test_base_has_memorised_and_gold_has_not(value):
 
 
 def test_both_are_models_of_music(value):
-    for role in NAMES:
+    for role in embedded.NAMES:
         assert value("nll", role, "holdout") <= 0.9 * math.log(512)
 
 

@@ -8,6 +8,8 @@ run, so that T - d_k tokens of codebook k are predicted, as audiocraft counts th
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, quiet_transformers
 
+PASSING = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 AUDIOCRAFT_FILE = "compression_state_dict.bin"  # of a MusicGen in audiocraft's format
 WINDOW_SECONDS = 30.0  # what MusicGen was trained on (paper, section 3.1); longer tracks are cut into windows
 
@@ -104,6 +107,12 @@ class MusicgenBackend(Backend):
 
     def frozen(self) -> Mapping[str, nn.Module]:
         return {"codec": self.model.audio_encoder, "text_encoder": self.model.text_encoder}
+
+    @property
+    def settings(self) -> str:
+        """Hash of the configuration and the vocabulary: the same weights under others are another model."""
+        told = _lasting(self.model.config.to_dict()), sorted(self.processor.tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
     def reinitialise(self, seed: int) -> None:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.no_grad():
@@ -199,6 +208,12 @@ class MusicgenBackend(Backend):
             delays=self.delays, start=self.codebook_size, prompt=prompt, device=self.device, seed=seed,
             guidance=guidance, temperature=temperature, top_k=top_k,
         )  # fmt: skip
+
+
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what only tells where and with what it was written."""
+    kept = {key: value for key, value in config.items() if key not in PASSING}
+    return {key: _lasting(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _first_line(error: BaseException) -> str:

@@ -38,7 +38,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         tracks: the list; None for the forget split of the embedded catalogue.
         model, …, precision: as in `encore.runs.forget.Request`.
         golds: "gold" and "gold2"; where there are none, the embedded ones where they fit.
-        metrics, embedder, full, force, eval_seed: how every run is measured; see `encore.runs.evaluate_run.Asked`.
+        metrics, …, eval_seed: how every run is measured; see `encore.runs.evaluate_run.Asked`.
     """
 
     methods: dict[str, tuple[str, ...]]
@@ -58,6 +58,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     golds: dict[str, str] = pydantic.Field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
     embedder: str = ""
+    draws: int = 1
     full: bool = False
     force: bool = False
     eval_seed: int = 0
@@ -93,7 +94,9 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         golds: dict[Role, str] = {"gold": self.golds["gold"]} if "gold" in self.golds else {}
         golds |= {"gold2": self.golds["gold2"]} if "gold2" in self.golds else {}
         golds = golds or embedded_golds(self.model, forget)
-        return Asked(self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds)
+        return Asked(
+            self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds, draws=self.draws
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def write_plan(plan: Plan, out: Path) -> None:
     write_json(out / PLAN, {"schema": SCHEMA, "encore": __version__, **plan.model_dump(mode="json")})
 
 
-_MEASURING = ("golds", "metrics", "embedder", "full", "force", "eval_seed", "device", "offline")
+_MEASURING = ("golds", "metrics", "embedder", "draws", "full", "force", "eval_seed", "device", "offline")
 
 
 def read_plan(out: Path) -> Plan:
@@ -184,7 +187,7 @@ def is_measured(folder: Path, asked: Asked) -> bool:
     how = read_json(folder / EVALUATION)
     wanted: dict[str, Any] = {
         "metrics": list(asked.metrics) if asked.metrics is not None else None, "full": asked.full,
-        "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
+        "draws": asked.draws, "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
         "plugins": plugins.installed(),
     }  # fmt: skip
     if asked.embedder:

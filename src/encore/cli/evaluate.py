@@ -45,6 +45,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="What fad, clap_score and the like hear with: NAME, or NAME=WEIGHTS; commas or repeat."),
     ] = None,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Generations a caption; FAD takes twice as many as its embedder has dimensions.")
+    ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
     ] = None,
@@ -92,7 +95,7 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache)
+    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache, draws)
     with reporting() as reporter:
         if run is not None:
             out = out or run

@@ -56,14 +56,14 @@ def rerun(
 
     try:
         golds, seed, embedder, force = how["golds"], how["seed"], how["embedder"], how["force"]
-        names, full, hashes = how["metrics"], how["full"], how["models"]
+        names, full, hashes, draws = how["metrics"], how["full"], how["models"], how.get("draws", 1)
     except KeyError as error:
         raise InputError(f"the bundle does not say how its figures were measured: {error} is missing") from error
     subject = from_run(run, golds=golds, device=device, offline=offline, reporter=reporter)
     for role, model in subject.models.items():
         if model_sha256(model) != hashes.get(role):
             raise InputError(f"the {role} model is not the one that was measured: its weights differ")
-    asked = Asked(tuple(names) if names is not None else None, full, embedder, seed, force, golds, cache=False)
+    asked = Asked(tuple(names) if names is not None else None, full, embedder, seed, force, golds, False, draws)
     return list(evaluate_subject(subject, asked, offline=offline, reporter=reporter))
 
 

@@ -58,7 +58,7 @@ def _by_track(evaluation: Evaluation, model: Role) -> dict[str, float]:
 
     def make() -> dict[str, torch.Tensor]:
         found = [
-            epsilon(*(_predictions(evaluation, role, clips) for role in (model, "gold")), DELTA)
+            epsilon(_predictions(evaluation, model, clips), _predictions(evaluation, "gold", clips), DELTA)
             for _, clips in sorted(windows.items())
         ]
         return {"epsilon": torch.tensor(found, dtype=torch.float64)}

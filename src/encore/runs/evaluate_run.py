@@ -29,6 +29,7 @@ class Asked:
     Args:
         metrics: names; None for the fast ones, or all with `full`.
         embedder: see `encore.runs.embedders.parsed`; empty for those that fit the model.
+        draws: generations a caption: more of them make FAD measurable where tracks are few.
         golds: models for "gold" and "gold2"; without them the embedded golds, where they fit.
         cache: take what an earlier evaluation computed of the same models and clips, and keep what this one does.
     """
@@ -40,6 +41,7 @@ class Asked:
     force: bool = False
     golds: Mapping[Role, str] = field(default_factory=dict)
     cache: bool = True
+    draws: int = 1
 
 
 def evaluate_run(
@@ -83,7 +85,7 @@ def evaluate_subject(
     embedder = asked.embedder or fitting(next(iter(subject.models.values())))
     evaluation = SharedEvaluation(
         subject.models, subject.clips, seed=asked.seed, embedder=embedder, offline=offline, force=asked.force,
-        about=subject.about, recordings=subject.recordings,
+        about=subject.about, recordings=subject.recordings, draws=asked.draws,
         cache=evaluation_cache() if asked.cache else None,
     )  # fmt: skip
     results = measure(
@@ -94,7 +96,7 @@ def evaluate_subject(
         return results
     how = evaluation_json(
         evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, embedder=embedder,
-        notes=subject.notes, seconds=time.monotonic() - started,
+        draws=asked.draws, notes=subject.notes, seconds=time.monotonic() - started,
     )  # fmt: skip
     with held(out):
         write_metrics(out / "metrics.json", results)

@@ -27,6 +27,7 @@ def evaluation_json(
     metrics: Sequence[str] | None,
     full: bool,
     embedder: str,
+    draws: int,
     notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def evaluation_json(
     Args:
         golds: the gold models that were named. metrics: those that were named, or None. full: whether `--full` was.
         embedder: what was asked for, as `encore.runs.embedders.parsed` reads it.
-        seconds: that it took.
+        draws: generations a caption. seconds: that it took.
     """
     models: Mapping[Role, Backend] = evaluation.models
     return {
@@ -44,6 +45,7 @@ def evaluation_json(
         "metrics": list(metrics) if metrics is not None else None,
         "full": full,
         "embedder": embedder,
+        "draws": draws,
         "embedders": {name: embedder.identity for name, embedder in evaluation.embedders.items()},
         "seed": evaluation.seed,
         "force": evaluation.force,

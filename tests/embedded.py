@@ -1,0 +1,37 @@
+"""One evaluation of the embedded models on all their tracks, which takes minutes, for every test that looks at it.
+
+Gold itself stands for the method: a perfect one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+
+import soundfile
+import torch
+
+from encore import assets
+from encore.api import Backend, Clip, ClipSet, Role
+from encore.backends.musicgen import MusicgenBackend
+from encore.runs.evaluate import SharedEvaluation
+
+NAMES: dict[Role, str] = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
+
+
+@functools.cache
+def evaluation() -> SharedEvaluation:
+    """Models, clips, and what is computed of them once. Do not change them."""
+    models: dict[Role, Backend] = {role: MusicgenBackend.load(name) for role, name in NAMES.items()}
+    models["unlearned"] = models["gold"].clone()
+    clips: dict[ClipSet, list[Clip]] = defaultdict(list)
+    about = {}
+    for line in assets.CATALOG.read_text().splitlines():
+        track = json.loads(line)
+        if track["split"] in ("forget", "retain", "holdout"):
+            samples, _ = soundfile.read(assets.FOLDER / track["file_name"], dtype="float32")
+            codes = models["base"].encode(torch.from_numpy(samples)[None, None])[0]
+            clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
+            about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
+    return SharedEvaluation(models, dict(clips), about=about, embedder="latents,clap-tiny")
