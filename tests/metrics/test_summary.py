@@ -140,12 +140,18 @@ def test_a_report_can_be_made_without_torch():
 def test_lines_through_embedders_are_called_by_their_names():
     found = [
         Result(metric, "unlearned", clips, 0.5)
-        for metric, clips in [("fad", "retain"), ("fad_clap", "retain"), ("clap_score_tiny", "holdout")]
+        for metric, clips in [
+            ("fad", "retain"),
+            ("fad_clap", "retain"),
+            ("fad_inf_clap", "retain"),
+            ("clap_score_tiny", "holdout"),
+        ]
     ]
     found += [Result("tag_kl_track_ast", "none", "retain", 0.5), Result("fads", "unlearned", "retain", 0.5)]
     assert [(line.label, line.metric, line.set) for line in summary(found)] == [
         ("FAD to base, retain", "fad", "retain"),
         ("FAD to base, retain (clap)", "fad_clap", "retain"),
+        ("FAD∞ to base, retain (clap)", "fad_inf_clap", "retain"),
         ("CLAP score, holdout (tiny)", "clap_score_tiny", "holdout"),
         ("KL of tags, to the track, retain (ast)", "tag_kl_track_ast", "retain"),
     ]

@@ -158,6 +158,7 @@ LINES: tuple[Line, ...] = (
 # Of the metrics through embedders, whose rows have the embedder's name: how a row's name begins, and its label.
 # None has a target: how far apart two draws of one model are depends on the captions, and no row says it.
 HEARD = {
+    "fad_inf": "FAD∞ to base",
     "fad": "FAD to base",
     "mmd": "MMD² to base",
     "clap_score": "CLAP score",
