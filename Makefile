@@ -25,12 +25,13 @@ lint: .venv/.stamp
 	$(BIN)/mypy
 
 # torch comes first and alone: the extension is built against the one that will run, and nothing else picks another.
-# Python compiles what is imported when it first is, which is a small part of what lies in the packages.
+# Python compiles what is imported of it when it first is, a small part. (Not so the other packages: what compiling some of
+# them warns of would be an error in the first test.)
 .venv/.stamp: pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile $(TORCH)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt setuptools wheel ninja
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel ninja
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/python -m compileall -q src # as installing a wheel does; an editable install leaves it to the first import
 	touch $@
 
@@ -41,7 +42,7 @@ plugins: $(PLUGINS:%=plugin-%)
 $(PLUGINS:%=plugin-%): plugin-%: wheel
 	rm -rf plugins/encore-$*/.venv
 	$(PYTHON) -m venv --without-pip plugins/encore-$*/.venv
-	$(PLUGIN_PIP) $(TORCH)
+	$(PLUGIN_PIP) --no-compile $(TORCH)
 	$(PLUGIN_PIP) -c constraints.txt setuptools wheel
 	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation dist/plugins/*.whl -e 'plugins/encore-$*[dev]'
 	$(if $(wildcard plugins/encore-$*/without-dependencies.txt),$(PLUGIN_PIP) --no-deps --no-build-isolation \
@@ -53,7 +54,7 @@ wheel: .venv/.stamp
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist/plugins .
 
 # The first environment's pip installs into the others, which need none of their own.
-PLUGIN_PIP = $(BIN)/python -m pip --python plugins/encore-$*/.venv/bin/python install -q --no-compile
+PLUGIN_PIP = $(BIN)/python -m pip --python plugins/encore-$*/.venv/bin/python install -q
 
 clean:
 	rm -rf build dist runs .venv plugins/*/.venv .pytest_cache .mypy_cache .ruff_cache

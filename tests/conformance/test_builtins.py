@@ -28,7 +28,7 @@ def test_a_built_in_keeps_the_contract_on_the_embedded_model(kind: str, name: st
 def test_a_built_in_method_keeps_the_contract(name: str, small: Fixture) -> None:
     found = methods.run(plugins.methods().resolve(name), small)
     assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
-    assert sum(one.state == "passed" for one in found) >= 15
+    assert sum(one.state == "passed" for one in found) >= 12  # one that edits has no use for six of 18
 
 
 def test_built_ins_are_all_four_kinds() -> None:

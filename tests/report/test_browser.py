@@ -28,7 +28,7 @@ PLAYED = """
   const audio = document.querySelector("audio");
   audio.muted = true;
   await audio.play();
-  await new Promise(done => setTimeout(done, 400));
+  for (let i = 0; i < 100 && audio.currentTime <= 0.1; i++) await new Promise(done => setTimeout(done, 100));
   return audio.currentTime;
 })()
 """

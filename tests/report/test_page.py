@@ -40,9 +40,9 @@ class Seen(HTMLParser):
         self.text += data
 
 
-@pytest.fixture
-def page(made: Path) -> Seen:
-    return Seen(write_report(made).read_text())
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return Seen(write_report(write_run(tmp_path_factory.mktemp("page") / "made")).read_text())
 
 
 def test_it_says_what_was_asked_found_and_not_proved(page: Seen) -> None:

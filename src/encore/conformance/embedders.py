@@ -17,7 +17,7 @@ from encore.conformance.state import Globals, apart, close, disturb
 from encore.conformance.tokenless import Tokenless
 from encore.errors import EncoreError, MissingWeightsError, UsageError
 from encore.fingerprint import module_sha256
-from encore.runs.evaluate import resampled
+from encore.runs.hearing import resampled
 
 
 class EmbedderSubject:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +32,7 @@ from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
 from encore.runs.embedders import by_name, open_embedders
+from encore.runs.hearing import Heard, as_tensors, from_tensors, hear_audio, hear_codes
 from encore.runs.kept import Kept, Key, listed, named
 
 BATCH = 16  # clips a forward pass, where memory allows
@@ -316,8 +316,7 @@ class SharedEvaluation(Evaluation):
     def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
         if self.embedder is None:
             raise EncoreError("no embedder was chosen", "choose one with --embedder")
-        with torch.no_grad():
-            return np.concatenate([self._hear_codes(self.embedder, item[None])[0] for item in codes])
+        return hear_codes({"": self.embedder}, codes, self._first)[""][0]
 
     def other(
         self,
@@ -471,78 +470,28 @@ class SharedEvaluation(Evaluation):
             generated += [row[:, :length] for row, length in zip(codes.cpu(), frames, strict=True)]
         return generated
 
-    def _heard(self, source: Source, clips: ClipSet, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Vectors [N, D] and tags [N, C] of one embedder; what is played is played once, for all embedders."""
+    def _heard(self, source: Source, clips: ClipSet, name: str) -> Heard:
+        """Vectors [N, D] and tags [N, C] of one embedder; codes are heard by all of them at once."""
         name = name or next(iter(self.embedders), "")
         if name not in self.embedders:
             raise EncoreError(self.unopened.get(name, "no embedder was chosen"), "choose another with --embedder")
-        if source == "recorded":  # nothing is played, and not every embedder is asked
-            return self._once(("heard", source, clips, name), lambda: self._hear(source, clips, [name]))[name]
-        return self._once(("heard", source, clips), lambda: self._hear_or_find(source, clips))[name]
+        if source == "recorded":
+            return self._once(("heard", source, clips, name), lambda: self._hear_recordings(clips, name))
+        return self._once(("heard", source, clips), lambda: self._hear(source, clips))[name]
 
-    def _hear_or_find(
-        self, source: Role | Literal["audio"], clips: ClipSet
-    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        """What is heard of codes is kept on disk."""
+    def _hear_recordings(self, clips: ClipSet, name: str) -> Heard:
+        if clips not in self._recordings:
+            raise EncoreError(f"the files of the {clips} tracks are not at hand", "measure a run, or give --tracks")
+        return hear_audio(self.embedders[name], self._recordings[clips](), self._first.sample_rate)
+
+    def _hear(self, source: Role | Literal["audio"], clips: ClipSet) -> dict[str, Heard]:
         codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
         ears = tuple((name, embedder.identity) for name, embedder in self.embedders.items())
-        played = [Clip("", "", item) for item in codes]
         made = self._disk.get_or_make(
-            self._key(("heard", ears), [next(iter(self.models))], played),
-            lambda: {
-                f"{kind}.{name}": torch.from_numpy(array)
-                for name, heard in self._hear(source, clips, list(self.embedders)).items()
-                for kind, array in zip(("vectors", "tags"), heard, strict=True)
-                if array is not None
-            },
+            self._key(("heard", ears), [next(iter(self.models))], [Clip("", "", item) for item in codes]),
+            lambda: as_tensors(hear_codes(self.embedders, codes, self._first)),
         )
-        tags = {name: made.get(f"tags.{name}") for name in self.embedders}
-        return {
-            name: (made[f"vectors.{name}"].numpy(), own.numpy() if own is not None else None)
-            for name, own in tags.items()
-        }
-
-    @torch.no_grad()
-    def _hear(
-        self, source: Source, clips: ClipSet, names: Sequence[str]
-    ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {name: [] for name in names}
-        for sound in self._sounds(source, clips):
-            for name in names:
-                found[name].append(sound(self.embedders[name]))
-        return {name: _stacked(rows) for name, rows in found.items()}
-
-    def _sounds(self, source: Source, clips: ClipSet) -> Iterator[Callable[[Embedder], Any]]:
-        if source == "recorded":
-            if clips not in self._recordings:
-                raise EncoreError(f"the files of the {clips} tracks are not at hand", "measure a run, or give --tracks")
-            for audio in self._recordings[clips]():
-                yield partial(self._hear_audio, audio=audio[None])
-            return
-        every = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
-        for codes in every:
-            yield partial(self._hear_codes, codes=codes[None], played=[])
-
-    def _hear_codes(
-        self, embedder: Embedder, codes: Tensor, played: list[Tensor] | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """One item at a time: an embedder that pools over time must not see padding. Codes [1, K, T], played once."""
-        vectors = embedder.embed_codes(codes)
-        if vectors is not None:
-            return vectors.double().cpu().numpy(), None
-        played = [] if played is None else played
-        if not played:
-            played.append(self._first.decode(codes.to(self._first.device)).mean(1).cpu())  # [1, S], mono
-        return self._hear_audio(embedder, played[0])
-
-    def _hear_audio(self, embedder: Embedder, audio: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-        vectors, tags = embedder.hear(resampled(audio, self._first.sample_rate, embedder.sample_rate))
-        return vectors.double().cpu().numpy(), tags.double().cpu().numpy() if tags is not None else None
-
-
-def _stacked(rows: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
-    tags = [tags for _, tags in rows if tags is not None]
-    return np.concatenate([vectors for vectors, _ in rows]), np.concatenate(tags) if tags else None
+        return from_tensors(made, self.embedders)
 
 
 def _keep(scores: _Scores, piece: Sequence[Clip], logits: Tensor, mask: Tensor, target: Tensor | None) -> None:
@@ -570,12 +519,3 @@ def _replays(likeliest: Tensor | None, codes: Tensor, prompt: int, frames: int) 
         return False
     later = slice(prompt, frames)
     return not bool(((likeliest[:, later] != codes[:, later].cpu()) & (likeliest[:, later] >= 0)).any())
-
-
-def resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
-    """[N, S] at `rate` -> [N, S'] at `wanted`."""
-    if rate == wanted:
-        return audio
-    import soxr
-
-    return torch.from_numpy(soxr.resample(audio.numpy().T, rate, wanted).T.copy())

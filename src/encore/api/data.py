@@ -1,0 +1,63 @@
+"""Clips and batches, as a model hears them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One window of one track, as a model hears it. Two clips are equal only when they are the same object.
+
+    Args:
+        track: the track's id; several clips share it where the track is longer than the model's window.
+        caption: the text the model is conditioned on.
+        codes: codec tokens, int64 [K, T]; of a backend without tokens its latents, float32 [K, T].
+    """
+
+    track: str
+    caption: str
+    codes: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips stacked for one forward pass, zero-padded to the longest.
+
+    Args:
+        clips: the N clips; their captions' frozen encodings are looked up by the backend.
+        codes: int64 [N, K, T].
+        frames: int64 [N], how many of T are real.
+        draw: which noise a backend without tokens adds. 0 is the fixed one, by which losses compare; the engine gives
+            every training step one of its own.
+    """
+
+    clips: tuple[Clip, ...]
+    codes: Tensor
+    frames: Tensor
+    draw: int = 0
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip], device: torch.device | str | None = None, *, draw: int = 0) -> Batch:
+        """Stack clips of any lengths; on the clips' own device unless another is named."""
+        import torch
+
+        frames = [clip.codes.shape[-1] for clip in clips]
+        codes = clips[0].codes.new_zeros(len(clips), *clips[0].codes.shape[:-1], max(frames))  # [N, K, T]
+        for row, clip in zip(codes, clips, strict=True):
+            row[..., : clip.codes.shape[-1]] = clip.codes
+        device = device or codes.device
+        return cls(tuple(clips), codes.to(device), torch.tensor(frames, device=device), draw)
+
+    @property
+    def captions(self) -> list[str]:
+        return [clip.caption for clip in self.clips]
+
+    def __len__(self) -> int:
+        return len(self.clips)

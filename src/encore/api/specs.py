@@ -1,0 +1,78 @@
+"""The Specs that plugins register: data alone, which imports nothing of what it announces."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a plugin announces one thing. Listing it imports nothing; `target` is imported on first use.
+
+    Args:
+        name: what the user types; lower case, dashes.
+        summary: one line for the listing.
+        target: "package.module:Class".
+        requires: what must be importable for it to work, as distribution names ("librosa"); checked before the import.
+        needs: what must be there for it to work; see the subclass.
+        install: the command that installs what it requires, where `pip install` and its names do not; shown as it is.
+    """
+
+    kind: ClassVar[str] = ""
+    known_needs: ClassVar[frozenset[str]] = frozenset()
+
+    name: str
+    summary: str
+    target: str
+    requires: tuple[str, ...] = ()
+    needs: AbstractSet[str] = frozenset()
+    install: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", frozenset(self.needs))
+        unknown = self.needs - self.known_needs
+        if unknown:
+            raise ValueError(
+                f"{self.kind} {self.name!r} needs {sorted(unknown)}, but a {self.kind} can only need "
+                f"{sorted(self.known_needs)}"
+            )
+
+
+class MethodSpec(Spec):
+    """An unlearning method.
+
+    `needs`: retain (clips to keep), reference (the base model), logits (a token model), holdout (clips never heard),
+    fisher (it may call `Session.fisher`).
+    """
+
+    kind = "method"
+    known_needs = frozenset({"retain", "reference", "logits", "holdout", "fisher", "hidden"})
+
+
+class BackendSpec(Spec):
+    """A model family: loads, trains, plays and saves."""
+
+    kind = "backend"
+
+
+@dataclass(frozen=True)
+class MetricSpec(Spec):
+    """A metric. `needs`: roles and tools without which there is nothing to measure.
+
+    Args:
+        full: `encore eval` measures it with `--full`, or where `--metrics` names it, and not by default. Set it for
+            what takes more than a few seconds on the embedded model: attacks, many generations.
+    """
+
+    full: bool = False
+
+    kind = "metric"
+    known_needs = frozenset({"generations", "embedder", "gold", "gold2", "holdout", "retain", "base", "logits"})
+
+
+class EmbedderSpec(Spec):
+    """An audio embedder: waveforms to vectors."""
+
+    kind = "embedder"

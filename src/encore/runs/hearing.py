@@ -1,0 +1,84 @@
+"""What embedders make of codes and of recordings: vectors, and tags where they have some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encore.api import Backend, Embedder
+
+Floats = NDArray[np.float64]
+Heard = tuple[Floats, Floats | None]  # vectors [N, D], tags [N, C]
+Embedders = Mapping[str, Embedder]
+
+
+@torch.no_grad()
+def hear_codes(embedders: Embedders, codes: Iterable[Tensor], backend: Backend) -> dict[str, Heard]:
+    """Codes [K, T] of any lengths, by the name of each embedder; what has to be played is played once for all.
+
+    One item at a time: an embedder that pools over time must not see padding.
+    """
+    found: dict[str, list[Heard]] = {name: [] for name in embedders}
+    for item in codes:
+        played = None
+        for name, embedder in embedders.items():
+            vectors = embedder.embed_codes(item[None])
+            if vectors is not None:
+                found[name].append((_floats(vectors), None))
+                continue
+            if played is None:
+                played = backend.decode(item[None].to(backend.device)).mean(1).cpu()  # [1, S], mono
+            found[name].append(_hear(embedder, played, backend.sample_rate))
+    return {name: _stacked(rows) for name, rows in found.items()}
+
+
+@torch.no_grad()
+def hear_audio(embedder: Embedder, sounds: Iterable[Tensor], rate: int) -> Heard:
+    """Mono waveforms [S] of any lengths, at `rate` Hz."""
+    return _stacked([_hear(embedder, sound[None], rate) for sound in sounds])
+
+
+def resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
+    """[N, S] at `rate` -> [N, S'] at `wanted`."""
+    if rate == wanted:
+        return audio
+    import soxr
+
+    return torch.from_numpy(soxr.resample(audio.numpy().T, rate, wanted).T.copy())
+
+
+def as_tensors(heard: Mapping[str, Heard]) -> dict[str, Tensor]:
+    """By kind and name, as a file of tensors keeps them."""
+    return {
+        f"{kind}.{name}": torch.from_numpy(array)
+        for name, arrays in heard.items()
+        for kind, array in zip(("vectors", "tags"), arrays, strict=True)
+        if array is not None
+    }
+
+
+def from_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Heard]:
+    """What `as_tensors` was given."""
+    tags = {name: tensors.get(f"tags.{name}") for name in names}
+    return {
+        name: (tensors[f"vectors.{name}"].numpy(), own.numpy() if own is not None else None)
+        for name, own in tags.items()
+    }
+
+
+def _hear(embedder: Embedder, audio: Tensor, rate: int) -> Heard:
+    vectors, tags = embedder.hear(resampled(audio, rate, embedder.sample_rate))
+    return _floats(vectors), _floats(tags) if tags is not None else None
+
+
+def _floats(tensor: Tensor) -> Floats:
+    return np.asarray(tensor.double().cpu().numpy())
+
+
+def _stacked(rows: Sequence[Heard]) -> Heard:
+    tags = [tags for _, tags in rows if tags is not None]
+    return np.concatenate([vectors for vectors, _ in rows]), np.concatenate(tags) if tags else None
