@@ -196,6 +196,30 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs=unheard,
             full=True,
         ),
+        MetricSpec(
+            "fad_track", "FAD of plays to the tracks themselves", "encore.metrics.fad:FadTrack", needs=played, full=True
+        ),
+        MetricSpec(
+            "fad_track_forget",
+            "fad_track on forget captions",
+            "encore.metrics.fad:FadTrackForget",
+            needs={"embedder", "base"},
+            full=True,
+        ),
+        MetricSpec(
+            "clap_score_forget",
+            "clap_score on forget captions",
+            "encore.metrics.clap_score:ClapScoreForget",
+            needs={"embedder"},
+            full=True,
+        ),
+        MetricSpec(
+            "tag_kl_forget",
+            "tag_kl on forget captions",
+            "encore.metrics.tag_kl:TagKlForget",
+            needs={"embedder", "base"},
+            full=True,
+        ),
         MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
         MetricSpec(
             "relearn_others",

@@ -6,7 +6,7 @@ import torch
 from tests.metrics.markov import clips, models
 from tests.metrics.test_fad import Loudness
 
-from encore.metrics.clap_score import ClapScore, ClapScoreHoldout
+from encore.metrics.clap_score import ClapScore, ClapScoreForget, ClapScoreHoldout
 from encore.metrics.heard import row_name
 from encore.runs.evaluate import SharedEvaluation, measure
 
@@ -64,8 +64,9 @@ def test_without_a_reader_or_its_weights_the_row_says_which():
     assert "hf download nobody/nothing" in why["tag_kl_ast"]
 
 
-def test_on_holdout_captions():
-    assert {row.set for row in ClapScoreHoldout().measure(evaluation())} == {"holdout"}
+@pytest.mark.parametrize(("metric", "clips"), [(ClapScoreHoldout, "holdout"), (ClapScoreForget, "forget")])
+def test_on_other_captions(metric, clips):
+    assert {row.set for row in metric().measure(evaluation())} == {clips}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.metrics.markov import clips, models
 
 from encore import stats
 from encore.api import Embedder
-from encore.metrics.fad import Fad, FadInf
+from encore.metrics.fad import Fad, FadInf, FadTrack, FadTrackForget
 from encore.metrics.mmd import Mmd
 from encore.runs.evaluate import SharedEvaluation
 
@@ -52,6 +52,18 @@ def test_fad_is_that_of_the_embeddings():
     base, gold = shared.embeddings("base", "retain"), shared.embeddings("gold", "retain")
     assert base.shape == (12, 2)
     assert found["gold"] == pytest.approx(stats.frechet_distance(gold, base))
+
+
+@pytest.mark.parametrize(("metric", "clips"), [(FadTrack, "retain"), (FadTrackForget, "forget")])
+def test_fad_track_is_to_the_tracks_whose_captions_were_played(metric, clips):
+    shared = evaluation()
+    found = {row.model: row for row in metric().measure(shared)}
+    assert list(found) == ["base", "unlearned", "gold"]
+    assert {(row.metric, row.set, row.n) for row in found.values()} == {("fad_track", clips, 12)}
+    order = np.argsort([clip.track for clip in shared.clips[clips]])
+    tracks = np.repeat(shared.embeddings("audio", clips)[order], 4, 0)
+    for model, row in found.items():
+        assert row.value == pytest.approx(stats.frechet_distance(shared.embeddings(model, clips), tracks))
 
 
 def test_fad_of_few_generations_is_refused_unless_forced():

@@ -8,7 +8,7 @@ import torch
 from tests.metrics.markov import clips, models
 from tests.metrics.test_fad import Loudness
 
-from encore.metrics.tag_kl import LEAST, TagKl, TagKlHoldout, kl
+from encore.metrics.tag_kl import LEAST, TagKl, TagKlForget, TagKlHoldout, kl
 from encore.runs.evaluate import SharedEvaluation
 
 
@@ -73,5 +73,6 @@ def test_without_a_tagger_it_says_so():
     assert row.why == "not measured: none of the embedders has tags: add passt, ast or clap to --embedder"
 
 
-def test_on_holdout_captions():
-    assert {row.set for row in TagKlHoldout().measure(evaluation())} == {"holdout"}
+@pytest.mark.parametrize(("metric", "clips"), [(TagKlHoldout, "holdout"), (TagKlForget, "forget")])
+def test_on_other_captions(metric, clips):
+    assert {row.set for row in metric().measure(evaluation())} == {clips}

@@ -13,7 +13,7 @@ class Preset:
 
     Args:
         summary: what it is, and whose.
-        methods: in the order of the table. metrics: what is measured.
+        methods: in the order of the table. metrics: what is measured. draws: generations a caption.
         embedder, options: for any other model than the embedded one, whose own are tuned.
     """
 
@@ -21,15 +21,29 @@ class Preset:
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
     embedder: str
+    draws: int = 1
     options: tuple[str, ...] = ()
 
 
 PRESETS = {
     "no-encore": Preset(
-        "gradient ascent and random labels on MusicGen; FAD, KL and CLAP on what stays (arXiv 2509.06277)",
+        "gradient ascent and random labels on MusicGen; FAD, KL and CLAP, forget and remain (arXiv 2509.06277)",
         methods=("ga", "rl"),
-        metrics=("nll", "kl_gold", "verbatim", "membership_auc", "relearn", "fad", "mmd", "tag_kl", "clap_score"),
-        embedder="latents,clap,ast",
+        metrics=(
+            "nll",
+            "kl_gold",
+            "verbatim",
+            "membership_auc",
+            "relearn",
+            "fad_track",
+            "tag_kl",
+            "clap_score",
+            "fad_track_forget",
+            "tag_kl_forget",
+            "clap_score_forget",
+        ),
+        embedder="vggish,passt,clap",
+        draws=3,
         options=("ga.lr=1e-5", "rl.lr=1e-5"),
     )
 }

@@ -51,7 +51,9 @@ def bench(
     metrics: Annotated[str | None, typer.Option(help="Names, with commas between; default: the fast ones.")] = None,
     full: Annotated[bool, typer.Option("--full", help="All metrics.")] = False,
     embedder: Annotated[str | None, typer.Option(help="As for `encore eval`.")] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Generations a caption.")] = 1,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Generations a caption; default: 1, or the preset's.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the processor's cores.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -91,7 +93,7 @@ def bench(
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device,
         precision=precision, offline=offline, golds={k: v for k, v in (("gold", gold), ("gold2", gold2)) if v},
-        metrics=measured, embedder=chosen or "", draws=draws, full=full, force=force,
+        metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
     _check(plan)
     out = out.resolve()

@@ -66,6 +66,12 @@ class ClapScoreHoldout(ClapScore):
     clips = "holdout"
 
 
+class ClapScoreForget(ClapScore):
+    """The same on forget captions."""
+
+    clips = "forget"
+
+
 def cosines(first: Floats, second: Floats) -> Floats:
     """Of rows [N, D] with rows [M, D]; 0 with a vector of no length. -> [N, M]"""
     one, two = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (first, second))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from encore import stats
 from encore.api import Evaluation, Result
-from encore.metrics.heard import Distance, Floats
-from encore.metrics.rows import unmeasured
+from encore.metrics.heard import Distance, Floats, first_windows, row_name
+from encore.metrics.rows import given, not_finite, unmeasured
+from encore.metrics.verbatim import MODELS
 
 
 class Fad(Distance):
@@ -80,3 +83,29 @@ class FadHoldout(Fad):
     """The same on holdout captions: what a model plays where neither base nor it has a track to recall."""
 
     clips = "holdout"
+
+
+class FadTrack(Fad):
+    """`fad_track`: the same distance to the tracks themselves, as the codec plays them, whose captions were played.
+
+    What No Encore (2025) calls FAD. A track is there once a draw, so that both samples are equally large.
+    """
+
+    metric = "fad_track"
+
+    def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
+        metric, told = row_name(self.metric, name), {"embedder": evaluation.embedders[name].identity}
+        tracks = evaluation.embeddings("audio", self.clips, name)[first_windows(evaluation, self.clips)]
+        for model in given(evaluation, *MODELS):
+            if broken := not_finite(evaluation, model, self.clips):
+                yield unmeasured(metric, model, self.clips, broken, direction="lower", details=told)
+                continue
+            own = evaluation.embeddings(model, self.clips, name)
+            again = np.repeat(tracks, len(own) // len(tracks), 0)
+            yield self.compared(evaluation, metric, model, own, again, tracks, told)
+
+
+class FadTrackForget(FadTrack):
+    """The same on forget captions: how near what is played for them is to the forgotten tracks."""
+
+    clips = "forget"

@@ -159,6 +159,7 @@ LINES: tuple[Line, ...] = (
 # None has a target: how far apart two draws of one model are depends on the captions, and no row says it.
 HEARD = {
     "fad_inf": "FAD∞ to base",
+    "fad_track": "FAD to the tracks",
     "fad": "FAD to base",
     "mmd": "MMD² to base",
     "clap_score": "CLAP score",

@@ -80,6 +80,12 @@ class TagKlHoldout(TagKl):
     clips = "holdout"
 
 
+class TagKlForget(TagKl):
+    """The same on forget captions."""
+
+    clips = "forget"
+
+
 def kl(reference: Floats, other: Floats) -> Floats:
     """KL(reference ‖ other) of rows of probabilities [N, C], each divided by its sum, nats. -> [N]"""
     p, q = (np.maximum(rows / rows.sum(1, keepdims=True), LEAST) for rows in (reference, other))
