@@ -31,6 +31,7 @@ from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track, unmeasured
+from encore.runs import two
 from encore.runs.embedders import by_name, open_embedders
 from encore.runs.hearing import Heard, as_tensors, from_tensors, hear_audio, hear_codes
 from encore.runs.kept import Kept, Key, listed, named
@@ -88,21 +89,31 @@ def measure(
     """
     registry = plugins.metrics()
     names = [entry.spec.name for entry in registry if full or not entry.spec.full] if metrics is None else list(metrics)
-    rows: list[Result] = []
-    for done, name in enumerate(names):
+    if metrics is not None:
+        for name in names:
+            registry.resolve(name)
+
+    def told(number: int, done: int) -> None:
         if progress:
-            progress(name, done, len(names))
+            progress(names[number], done, len(names))
+
+    def rows(number: int) -> list[Result]:
         try:
-            metric = registry.resolve(name)
+            metric = registry.resolve(names[number])
         except EncoreError as error:
-            if metrics is not None:
-                raise
-            rows.append(unmeasured(name, "unlearned", "forget", error.message))
-            continue
-        rows += [_finite(row) for row in _rows(metric, evaluation)]
+            return [unmeasured(names[number], "unlearned", "forget", error.message)]
+        return [_finite(row) for row in _rows(metric, evaluation)]
+
+    if len(names) > 1 and two.worthwhile(list(evaluation.models.values())):
+        measured = two.by_two(rows, len(names), told)
+    else:
+        measured = []
+        for number in range(len(names)):
+            told(number, number)
+            measured.append(rows(number))
     if progress:
         progress("", len(names), len(names))
-    return rows
+    return [row for own in measured for row in own]
 
 
 def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> Iterable[Result]:

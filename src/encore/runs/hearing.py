@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,26 +15,34 @@ from encore.api import Backend, Embedder
 Floats = NDArray[np.float64]
 Heard = tuple[Floats, Floats | None]  # vectors [N, D], tags [N, C]
 Embedders = Mapping[str, Embedder]
+BATCH = 8  # items played and heard at once
 
 
 @torch.no_grad()
 def hear_codes(embedders: Embedders, codes: Iterable[Tensor], backend: Backend) -> dict[str, Heard]:
     """Codes [K, T] of any lengths, by the name of each embedder; what has to be played is played once for all.
 
-    One item at a time: an embedder that pools over time must not see padding.
+    Neighbours of one length go together: an embedder that pools over time must not see padding.
     """
     found: dict[str, list[Heard]] = {name: [] for name in embedders}
-    for item in codes:
+    for batch in _alike(codes):
         played = None
         for name, embedder in embedders.items():
-            vectors = embedder.embed_codes(item[None])
+            vectors = embedder.embed_codes(batch)
             if vectors is not None:
                 found[name].append((_floats(vectors), None))
                 continue
             if played is None:
-                played = backend.decode(item[None].to(backend.device)).mean(1).cpu()  # [1, S], mono
+                played = backend.decode(batch.to(backend.device)).mean(1).cpu()  # [N, S], mono
             found[name].append(_hear(embedder, played, backend.sample_rate))
     return {name: _stacked(rows) for name, rows in found.items()}
+
+
+def _alike(codes: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Neighbours of one shape, stacked, at most `BATCH`."""
+    for _, group in itertools.groupby(codes, lambda item: item.shape):
+        items = list(group)
+        yield from (torch.stack(items[start : start + BATCH]) for start in range(0, len(items), BATCH))
 
 
 @torch.no_grad()

@@ -36,18 +36,19 @@ class Kept:
     def __init__(self, cache: TensorCache | None) -> None:
         self.cache = cache
         self._models: WeakKeyDictionary[Backend, str] = WeakKeyDictionary()
-        self._here: dict[str, str] = {}  # device -> what results depend on beside models, clips and settings
+        self._here: dict[tuple[str, int], str] = {}  # device, threads -> what results depend on beside all else
 
     def key(self, what: Hashable, settings: Hashable, models: Sequence[Backend], clips: Sequence[Clip]) -> Key:
         """Under which the results of models on clips are kept; empty where nothing is."""
         if self.cache is None:
             return ()
         device = str(models[0].device) if models else "cpu"
-        if device not in self._here:
-            self._here[device] = _digest(_surroundings(device))
+        place = device, torch.get_num_threads()
+        if place not in self._here:
+            self._here[place] = _digest(_surroundings(device))
         tracks = [clip.track for clip in clips]
         return (
-            "evaluation", json.dumps([what, settings]), self._here[device], *map(self._model, models),
+            "evaluation", json.dumps([what, settings]), self._here[place], *map(self._model, models),
             _digest([clips_sha256(clips), tracks]),
         )  # fmt: skip
 
