@@ -73,6 +73,7 @@ def encore_register_backends() -> list[BackendSpec]:
 def encore_register_metrics() -> list[MetricSpec]:
     played = frozenset({"embedder", "base", "retain"})  # generations on retain captions, beside base's
     unheard = frozenset({"embedder", "base", "holdout"})
+    # Two processes may share the list, one from each end (`runs.two`): what is scored comes first, what is heard last.
     return [
         MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
         MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
@@ -99,12 +100,6 @@ def encore_register_metrics() -> list[MetricSpec]:
             "verbatim",
             "tracks that replay from caption and 1 s of prompt",
             "encore.metrics.verbatim:Verbatim",
-            needs={"logits"},
-        ),
-        MetricSpec(
-            "verbatim_caption",
-            "tracks that replay from the caption alone",
-            "encore.metrics.verbatim:VerbatimCaption",
             needs={"logits"},
         ),
         MetricSpec(
@@ -138,6 +133,46 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"holdout"},
             full=True,
         ),
+        MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
+        MetricSpec(
+            "relearn_others",
+            "forget NLL after a few steps on other tracks",
+            "encore.metrics.relearn:RelearnOthers",
+            full=True,
+        ),
+        MetricSpec(
+            "relearn_one",
+            "the other forget tracks' NLL after steps on one",
+            "encore.metrics.relearn:RelearnOne",
+            full=True,
+        ),
+        MetricSpec(
+            "quantised",
+            "NLL and replay with weights of 8 and 4 bits",
+            "encore.metrics.quantised:Quantised",
+            full=True,
+        ),
+        MetricSpec("reworded", "NLL and replay under reworded captions", "encore.metrics.reworded:Reworded", full=True),
+        MetricSpec(
+            "prompt_reencoded",
+            "NLL and replay from a prompt that was OGG",
+            "encore.metrics.prompts:PromptReencoded",
+            full=True,
+        ),
+        MetricSpec(
+            "prompt_stretched",
+            "NLL and replay from a prompt 6 % faster or slower",
+            "encore.metrics.prompts:PromptStretched",
+            requires=("librosa",),
+            full=True,
+        ),
+        MetricSpec(
+            "prompt_shifted",
+            "NLL and replay from a prompt a semitone off",
+            "encore.metrics.prompts:PromptShifted",
+            requires=("librosa",),
+            full=True,
+        ),
         MetricSpec(
             "likeness",
             "harmony, melody, rhythm of plays against the tracks",
@@ -168,15 +203,12 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"holdout"},
             full=True,
         ),
-        MetricSpec("fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs=played),
-        MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs=played),
         MetricSpec(
-            "clap_score",
-            "cosine of generations and captions, by a CLAP",
-            "encore.metrics.clap_score:ClapScore",
-            needs={"embedder", "retain"},
+            "verbatim_caption",
+            "tracks that replay from the caption alone",
+            "encore.metrics.verbatim:VerbatimCaption",
+            needs={"logits"},
         ),
-        MetricSpec("tag_kl", "KL of tags heard, to base's generations", "encore.metrics.tag_kl:TagKl", needs=played),
         MetricSpec(
             "fad_inf", "fad extrapolated to endless generations", "encore.metrics.fad:FadInf", needs=played, full=True
         ),
@@ -220,45 +252,19 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"embedder", "base"},
             full=True,
         ),
-        MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
         MetricSpec(
-            "relearn_others",
-            "forget NLL after a few steps on other tracks",
-            "encore.metrics.relearn:RelearnOthers",
+            "fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs=played, full=True
+        ),
+        MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs=played, full=True),
+        MetricSpec(
+            "clap_score",
+            "cosine of generations and captions, by a CLAP",
+            "encore.metrics.clap_score:ClapScore",
+            needs={"embedder", "retain"},
             full=True,
         ),
         MetricSpec(
-            "relearn_one",
-            "the other forget tracks' NLL after steps on one",
-            "encore.metrics.relearn:RelearnOne",
-            full=True,
-        ),
-        MetricSpec(
-            "quantised",
-            "NLL and replay with weights of 8 and 4 bits",
-            "encore.metrics.quantised:Quantised",
-            full=True,
-        ),
-        MetricSpec("reworded", "NLL and replay under reworded captions", "encore.metrics.reworded:Reworded", full=True),
-        MetricSpec(
-            "prompt_reencoded",
-            "NLL and replay from a prompt that was OGG",
-            "encore.metrics.prompts:PromptReencoded",
-            full=True,
-        ),
-        MetricSpec(
-            "prompt_stretched",
-            "NLL and replay from a prompt 6 % faster or slower",
-            "encore.metrics.prompts:PromptStretched",
-            requires=("librosa",),
-            full=True,
-        ),
-        MetricSpec(
-            "prompt_shifted",
-            "NLL and replay from a prompt a semitone off",
-            "encore.metrics.prompts:PromptShifted",
-            requires=("librosa",),
-            full=True,
+            "tag_kl", "KL of tags heard, to base's generations", "encore.metrics.tag_kl:TagKl", needs=played, full=True
         ),
     ]
 

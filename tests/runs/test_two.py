@@ -27,24 +27,22 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_each_is_made_once_by_one_of_two_processes_and_comes_in_order(threads):
-    def make(number: int) -> tuple[int, int, int]:
+def test_each_is_made_once_by_one_of_two_processes_and_comes_in_order():
+    def make(number: int) -> tuple[int, int]:
         time.sleep(0.05)
-        return number, os.getpid(), torch.get_num_threads()
+        return number, os.getpid()
 
     told: list[tuple[int, int]] = []
     made = two.by_two(make, 9, lambda number, done: told.append((number, done)))
-    assert [number for number, _, _ in made] == list(range(9))
-    assert len({process for _, process, _ in made}) == 2
-    assert {count for _, _, count in made} == {1}
-    assert [number for number, _ in told] == [number for number, process, _ in made if process == os.getpid()]
+    assert [number for number, _ in made] == list(range(9))
+    assert len({process for _, process in made}) == 2
+    assert [number for number, _ in told] == [number for number, process in made if process == os.getpid()]
     assert [done for _, done in told] == sorted(done for _, done in told)
-    assert torch.get_num_threads() == 2
     assert two.by_two(make, 1, lambda *_: None)[0][0] == 0
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_an_error_of_either_is_raised_here(threads, here):
+def test_an_error_of_either_is_raised_here(here):
     own = os.getpid()
 
     def make(number: int) -> int:
@@ -56,10 +54,9 @@ def test_an_error_of_either_is_raised_here(threads, here):
     with pytest.raises(InputError, match="what is wrong") as raised:
         two.by_two(make, 6, lambda *_: None)
     assert raised.value.hint == "what to do"
-    assert torch.get_num_threads() == 2
 
 
-def test_what_a_killed_process_left_is_made_here(threads):
+def test_what_a_killed_process_left_is_made_here():
     own = os.getpid()
 
     def make(number: int) -> int:
@@ -79,24 +76,26 @@ def test_figures_are_those_of_one_process(threads, tmp_path):
     sets = {"forget": made[:2], "retain": made[2:4], "holdout": made[4:]}
     names = ["nll", "verbatim", "extraction_strength", "membership_auc", "quantised", "relearn"]
 
-    def rows():
-        twin = model.clone()
-        return measure(SharedEvaluation({"base": model, "unlearned": twin}, sets, embedder=None), names)
+    def rows(two_processes):
+        evaluation = SharedEvaluation({"base": model, "unlearned": model.clone()}, sets, embedder=None)
+        return measure(evaluation, names, two_processes=two_processes)
 
-    assert two.worthwhile([model])
-    both = rows()
+    with two.shared([model]) as worth:
+        assert worth
+        assert torch.get_num_threads() == 1
+        assert rows(True) == rows(False)
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    assert not two.worthwhile([model])
-    assert rows() == both
+    with two.shared([model]) as worth:
+        assert not worth
 
 
-def test_a_metric_that_breaks_in_the_other_process_is_a_plugin_error(threads, monkeypatch):
+def test_a_metric_that_breaks_in_the_other_process_is_a_plugin_error(monkeypatch):
     from encore.metrics.relearn import Relearn
 
     def breaks(self, evaluation):
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(Relearn, "measure", breaks)
-    monkeypatch.setattr(two, "worthwhile", lambda models: True)
     with pytest.raises(PluginError, match="the metric 'relearn' failed: ZeroDivisionError: by nothing"):
-        measure(SharedEvaluation(models(), clips(30), embedder=None), ["nll", "relearn"])
+        measure(SharedEvaluation(models(), clips(30), embedder=None), ["nll", "relearn"], two_processes=True)

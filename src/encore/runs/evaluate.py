@@ -73,6 +73,7 @@ def measure(
     progress: Progress | None = None,
     *,
     full: bool = False,
+    two_processes: bool = False,
 ) -> list[Result]:
     """Rows of the named metrics, in that order; where none are named, of all installed that are fast, or of all.
 
@@ -80,7 +81,7 @@ def measure(
     reason.
 
     Args:
-        full: also those whose spec says `full`.
+        full: also those whose spec says `full`. two_processes: see `encore.runs.two`.
         progress: called with a metric's name, how many are done and how many there are, and once at the end.
 
     Raises:
@@ -104,7 +105,7 @@ def measure(
             return [unmeasured(names[number], "unlearned", "forget", error.message)]
         return [_finite(row) for row in _rows(metric, evaluation)]
 
-    if len(names) > 1 and two.worthwhile(list(evaluation.models.values())):
+    if two_processes:
         measured = two.by_two(rows, len(names), told)
     else:
         measured = []

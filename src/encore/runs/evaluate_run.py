@@ -20,6 +20,7 @@ from encore.runs.open_run import Subject, from_run
 from encore.runs.reporter import Reporter
 from encore.runs.samples import write_samples
 from encore.runs.store import held
+from encore.runs.two import shared
 
 
 @dataclass(frozen=True)
@@ -88,24 +89,25 @@ def evaluate_subject(
         about=subject.about, recordings=subject.recordings, draws=asked.draws,
         cache=evaluation_cache() if asked.cache else None,
     )  # fmt: skip
-    results = measure(
-        evaluation, asked.metrics, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
-        full=asked.full,
-    )  # fmt: skip
-    if out is None:
-        return results
-    how = evaluation_json(
-        evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, embedder=embedder,
-        draws=asked.draws, notes=subject.notes, seconds=time.monotonic() - started,
-    )  # fmt: skip
-    with held(out):
-        write_metrics(out / "metrics.json", results)
-        write_evaluation(out, how)
-        if asked.metrics is None:
-            write_samples(out, evaluation, results)
-        if run is not None:
-            write_report(run, measured=out)
-            if out.resolve() == run.resolve():
-                files = read_run(run)
-                write_card(run, files.run, files.results)
+    with shared(list(subject.models.values())) as both:
+        results = measure(
+            evaluation, asked.metrics, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
+            full=asked.full, two_processes=both,
+        )  # fmt: skip
+        if out is None:
+            return results
+        how = evaluation_json(
+            evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, embedder=embedder,
+            draws=asked.draws, notes=subject.notes, seconds=time.monotonic() - started,
+        )  # fmt: skip
+        with held(out):
+            write_metrics(out / "metrics.json", results)
+            write_evaluation(out, how)
+            if asked.metrics is None:
+                write_samples(out, evaluation, results)
+            if run is not None:
+                write_report(run, measured=out)
+                if out.resolve() == run.resolve():
+                    files = read_run(run)
+                    write_card(run, files.run, files.results)
     return results

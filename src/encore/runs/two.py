@@ -26,18 +26,30 @@ Made = TypeVar("Made")
 Take = Callable[[], int | None]
 
 
-def worthwhile(models: Sequence[Backend]) -> bool:
-    """Whether there is a second core for models so small, and a way to share them with a process."""
-    return (
+@contextmanager
+def shared(models: Sequence[Backend]) -> Iterator[bool]:
+    """Whether two processes are worth it: models that small, on a system that forks, and threads for both.
+
+    If so, this process has half of its threads while the block runs: what both compute is the same to the last bit.
+    """
+    before = torch.get_num_threads()
+    worth = (
         sys.platform.startswith("linux")
-        and torch.get_num_threads() > 1
+        and before > 1
         and all(model.device.type == "cpu" for model in models)
         and all(sum(weight.numel() for weight in model.module.parameters()) < SMALL for model in models)
     )
+    if worth:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else its threads are warned of at the fork
+        torch.set_num_threads(before // 2)
+    try:
+        yield worth
+    finally:
+        torch.set_num_threads(before)
 
 
 def by_two(make: Callable[[int], Made], count: int, told: Callable[[int, int], None]) -> list[Made]:
-    """`[make(0), …, make(count - 1)]`, made by this process and a fork of it, with half of the threads each.
+    """`[make(0), …, make(count - 1)]`, made by this process and a fork of it; see `shared`.
 
     Args:
         told: called in this process before each of its numbers, with how many were taken before, by both.
@@ -63,22 +75,21 @@ def by_two(make: Callable[[int], Made], count: int, told: Callable[[int, int], N
         except EncoreError as error:
             there.send(error)
 
-    with _half_of_the_threads():
-        process = fork.Process(target=other, daemon=True)
-        with warnings.catch_warnings():
-            # Python warns of a fork beside threads. Those of torch sleep, and the fork, with one, never asks for them.
-            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-            process.start()
-        try:
-            made = {}
-            for number in _taken(lambda: take(front=True)):
-                told(number, number + count - ends[1])
-                made[number] = make(number)
-            made |= _received(here, process)
-        finally:
-            process.terminate()
-            process.join()
-        return [made[number] if number in made else make(number) for number in range(count)]
+    process = fork.Process(target=other, daemon=True)
+    with warnings.catch_warnings():
+        # Python warns of a fork beside threads. Those of torch sleep, and the fork, with one, never asks for them.
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        process.start()
+    try:
+        made = {}
+        for number in _taken(lambda: take(front=True)):
+            told(number, number + count - ends[1])
+            made[number] = make(number)
+        made |= _received(here, process)
+    finally:
+        process.terminate()
+        process.join()
+    return [made[number] if number in made else make(number) for number in range(count)]
 
 
 def _taken(take: Take) -> Iterator[int]:
@@ -95,14 +106,3 @@ def _received(pipe: Connection, process: multiprocessing.process.BaseProcess) ->
     if isinstance(found, EncoreError):
         raise found
     return found  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _half_of_the_threads() -> Iterator[None]:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else its threads are warned of at the fork
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
