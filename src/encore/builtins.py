@@ -73,7 +73,7 @@ def encore_register_backends() -> list[BackendSpec]:
 def encore_register_metrics() -> list[MetricSpec]:
     played = frozenset({"embedder", "base", "retain"})  # generations on retain captions, beside base's
     unheard = frozenset({"embedder", "base", "holdout"})
-    # Two processes may share the list, one from each end (`runs.two`): what is scored comes first, what is heard last.
+    # Two processes may share the list, one from each end (`runs.two`): what shares scores comes first, what trains last.
     return [
         MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
         MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
@@ -100,6 +100,12 @@ def encore_register_metrics() -> list[MetricSpec]:
             "verbatim",
             "tracks that replay from caption and 1 s of prompt",
             "encore.metrics.verbatim:Verbatim",
+            needs={"logits"},
+        ),
+        MetricSpec(
+            "verbatim_caption",
+            "tracks that replay from the caption alone",
+            "encore.metrics.verbatim:VerbatimCaption",
             needs={"logits"},
         ),
         MetricSpec(
@@ -131,19 +137,6 @@ def encore_register_metrics() -> list[MetricSpec]:
             "ZLib, Min-K++, GradNorm, reference, caption contrast",
             "encore.metrics.membership_attacks:MembershipAttacks",
             needs={"holdout"},
-            full=True,
-        ),
-        MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
-        MetricSpec(
-            "relearn_others",
-            "forget NLL after a few steps on other tracks",
-            "encore.metrics.relearn:RelearnOthers",
-            full=True,
-        ),
-        MetricSpec(
-            "relearn_one",
-            "the other forget tracks' NLL after steps on one",
-            "encore.metrics.relearn:RelearnOne",
             full=True,
         ),
         MetricSpec(
@@ -204,12 +197,6 @@ def encore_register_metrics() -> list[MetricSpec]:
             full=True,
         ),
         MetricSpec(
-            "verbatim_caption",
-            "tracks that replay from the caption alone",
-            "encore.metrics.verbatim:VerbatimCaption",
-            needs={"logits"},
-        ),
-        MetricSpec(
             "fad_inf", "fad extrapolated to endless generations", "encore.metrics.fad:FadInf", needs=played, full=True
         ),
         MetricSpec("fad_holdout", "fad on holdout captions", "encore.metrics.fad:FadHoldout", needs=unheard, full=True),
@@ -266,6 +253,19 @@ def encore_register_metrics() -> list[MetricSpec]:
         MetricSpec(
             "tag_kl", "KL of tags heard, to base's generations", "encore.metrics.tag_kl:TagKl", needs=played, full=True
         ),
+        MetricSpec(
+            "relearn_one",
+            "the other forget tracks' NLL after steps on one",
+            "encore.metrics.relearn:RelearnOne",
+            full=True,
+        ),
+        MetricSpec(
+            "relearn_others",
+            "forget NLL after a few steps on other tracks",
+            "encore.metrics.relearn:RelearnOthers",
+            full=True,
+        ),
+        MetricSpec("relearn", "forget NLL after a few steps on the forget tracks", "encore.metrics.relearn:Relearn"),
     ]
 
 
