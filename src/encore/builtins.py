@@ -73,7 +73,7 @@ def encore_register_backends() -> list[BackendSpec]:
 def encore_register_metrics() -> list[MetricSpec]:
     played = frozenset({"embedder", "base", "retain"})  # generations on retain captions, beside base's
     unheard = frozenset({"embedder", "base", "holdout"})
-    # Two processes may share the list, one from each end (`runs.two`): what shares scores comes first, what trains last.
+    # Two processes may share the list, one from each end (`runs.two`): what shares scores is first, what trains last.
     return [
         MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.nll:Nll"),
         MetricSpec("kl_gold", "KL(gold ‖ model) a token", "encore.metrics.kl_gold:KlGold", needs={"gold", "logits"}),
