@@ -58,6 +58,16 @@ def test_a_caption_is_asked_in_several_ways(shared):
         assert torch.equal(codes, continued)
 
 
+def test_an_evaluation_of_several_draws_asks_as_many_times_more():
+    once, twice = (
+        plays(SharedEvaluation(models(), clips(frames=40), embedder=Loudness(), draws=draws), "base", "forget")
+        for draws in (1, 2)
+    )
+    asked = [(play.track, play.asked) for play in once if play.asked != "greedy"]
+    greedy = [(play.track, play.asked) for play in once if play.asked == "greedy"]
+    assert [(play.track, play.asked) for play in twice] == [one for one in asked for _ in range(2)] + greedy
+
+
 def test_figures_are_the_best_of_a_captions_own_plays_and_the_threshold_that_of_holdout(shared):
     found = rows(LikenessCodes, shared)["likeness_bleu", "unlearned"]
     asked = plays(shared, "unlearned", "forget")

@@ -36,8 +36,11 @@ def _plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
         if clips == "forget" and short:
             asked.append(Clip(tag(track, "short"), short, clip.codes))
     drawn = evaluation.other(models={model: evaluation.backend(model)}, clips={"forget": asked})
+    generated = drawn.generations(model, "forget")  # each as often as the evaluation draws
+    again = len(generated) // max(len(asked), 1)
+    names = [name for name in sorted(clip.track for clip in asked) for _ in range(again)]
     found = []
-    for name, codes in zip(sorted(clip.track for clip in asked), drawn.generations(model, "forget"), strict=True):
+    for name, codes in zip(names, generated, strict=True):
         track, _, how = name.partition(MARK)
         found.append(Play(track, how, codes))
     if evaluation.backend(model).has_tokens:
