@@ -9,8 +9,9 @@ from tests.conftest import Installer
 from tests.tiny_model import write_tiny_musicgen
 
 from encore import plugins
+from encore.backends.musicgen import MusicgenBackend
 from encore.conformance import assert_conforms, check
-from encore.errors import UnknownNameError, UsageError
+from encore.errors import InputError, UnknownNameError, UsageError
 
 
 def test_a_conforming_backend_passes(tmp_path: Path) -> None:
@@ -24,8 +25,17 @@ def test_a_failing_one_raises_its_sentences(tmp_path: Path, monkeypatch: pytest.
         assert_conforms("backend", "musicgen", model=str(write_tiny_musicgen(tmp_path)))
 
 
-def test_a_model_that_can_not_be_loaded_fails_one_check_and_skips_the_rest(tmp_path: Path) -> None:
-    report = check("backend", "musicgen", model=str(tmp_path), offline=True)
+def test_a_model_that_is_none_says_nothing_of_the_backend(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="can't load"):
+        check("backend", "musicgen", model=str(tmp_path), offline=True)
+
+
+def test_a_load_that_breaks_fails_one_check_and_skips_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(MusicgenBackend, "load", breaks)
+    report = check("backend", "musicgen", model="tiny", offline=True)
     assert [outcome.check for outcome in report.failed] == ["load"]
     assert {outcome.state for outcome in report.outcomes[2:]} == {"skipped"}
 

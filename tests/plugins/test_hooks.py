@@ -74,7 +74,7 @@ def test_metrics(installed):
 
 def test_embedders(installed):
     installed.add("acme", EMBEDDERS)
-    assert plugins.embedders().names == ["latents", "clap-tiny", "clap", "ast", "acme"]
+    assert plugins.embedders().names == ["latents", "clap-tiny", "clap", "ast", "passt", "vggish", "acme"]
 
 
 def test_commands(site, encore):

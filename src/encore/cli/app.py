@@ -21,7 +21,7 @@ from encore.errors import UsageError
 COMMANDS = {
     "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
     "eval": ("encore.cli.evaluate:evaluate", "Measure what a run forgot and what it kept."),
-    "bench": ("encore.cli.bench:bench", "Forget with many methods and seeds, and write a leaderboard."),
+    "bench": ("encore.cli.bench:bench", "Compare methods over seeds, and write a leaderboard."),
     "report": ("encore.cli.report:report", "Write a run's report anew from its files."),
     "bundle": ("encore.cli.bundle:bundle", "Pack a run's evidence into one archive."),
     "verify": ("encore.cli.bundle:verify", "Check an evidence bundle."),

@@ -64,7 +64,7 @@ def bench(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
 ) -> None:
-    """Forget with every method and seed, measure, and write a leaderboard; what is done already is not done again."""
+    """Compare methods over seeds, and write a leaderboard; what is done already is not done again."""
     if cell is not None:
         _one(out, cell)
         return
