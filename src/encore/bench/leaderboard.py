@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +234,7 @@ def _tested(lines: Sequence[Line], groups: Mapping[tuple[str, int], Sequence[Mea
         differences = [np.array([tracks[key][track] for track in common]) - best for key in keys[1:]]
         for key, value in zip(keys[1:], stats.max_t_test(differences), strict=True):
             p[key][title] = float(value)
-    return [
-        Line(line.name, line.requests, line.seeds, line.figures, line.judged, p[line.name, line.requests])
-        for line in lines
-    ]
+    return [replace(line, p=p[line.name, line.requests]) for line in lines]
 
 
 def _per_track(runs: Sequence[Measured], metric: str, clips: str) -> dict[str, float]:
