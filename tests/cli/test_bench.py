@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from encore import plugins
+from encore.cli.bench import _installed
+
 
 def flags(studio: Path, out: Path, *more: object) -> list[str]:
     music = studio / "music"
@@ -41,6 +44,15 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
     done = call("bench", "--out", tmp_path / "b", "--cell", "ga/seed-0")
     assert done.code == 3
     assert "bench.json is missing" in done.err
+
+
+def test_by_default_all_methods_that_can_be_had(installed, capsys):
+    installed.add(
+        "encore-snag", SNAG.replace('encore_snag:Snag")', 'encore_snag:Snag", requires=("no-such-package",))')
+    )
+    names = _installed()
+    assert {"ga", "npo", "encore"} <= set(names) == set(plugins.methods().names) - {"snag"}
+    assert "snag is left out: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

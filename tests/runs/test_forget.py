@@ -120,7 +120,7 @@ def test_another_run_is_refused_in_few_words(tmp_path: Path) -> None:
     tracks = [{"id": f"t{i}"} for i in range(9)]
     asked = {"options": {"lr": 1, "steps": 2}, "forget": tracks, "seed": 0}
     file.write_text(json.dumps({"folder": "x", **asked}))
-    refuse_other_run(file, asked)
+    refuse_other_run(file, asked | {"forget": [{**track, "file": "elsewhere", "line": 3} for track in tracks]})
     with pytest.raises(UsageError, match=r"options: steps 2 -> 3; forget: t0, t1, t2, t3, t4 and 4 more no longer"):
         refuse_other_run(file, asked | {"options": {"lr": 1, "steps": 3}, "forget": []})
     for text in ("{", "[]", "{}"):

@@ -68,7 +68,6 @@ def bench(
     if cell is not None:
         _one(out, cell)
         return
-    from encore import plugins
     from encore.bench.leaderboard import leaderboard
     from encore.bench.plan import Plan, selected, unfinished, write_plan
     from encore.bench.presets import preset as find
@@ -83,7 +82,7 @@ def bench(
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     embedded = model == "tiny"
-    names = _names(methods, "--methods") or (laid.methods if laid else plugins.methods().names)
+    names = _names(methods, "--methods") or (laid.methods if laid else _installed())
     measured = _names(metrics, "--metrics") or (laid.metrics if laid and not full else None)
     chosen = embedder or (laid.embedder if laid and not embedded else None)
     plan = Plan(
@@ -130,6 +129,20 @@ def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
     if not names:
         raise UsageError(f"{flag} names nothing")
     return names
+
+
+def _installed() -> list[str]:
+    """All methods but those that lack an extra, which are named."""
+    from encore import plugins
+
+    found, registry = [], plugins.methods()
+    for name in registry.names:
+        try:
+            registry.resolve(name)
+            found.append(name)
+        except EncoreError as error:
+            console.note(f"{name} is left out: {error.message}")
+    return found
 
 
 def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[str, ...]]:

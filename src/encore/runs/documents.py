@@ -66,7 +66,7 @@ def request_json(
 
 
 def refuse_other_run(file: Path, asked: Mapping[str, Any]) -> None:
-    """A run is resumed with the model, list and options it was begun with.
+    """A run is resumed with the model, tracks and options it was begun with; where a track lies now says nothing.
 
     Raises:
         UsageError: it is another; says what differs.
@@ -74,7 +74,8 @@ def refuse_other_run(file: Path, asked: Mapping[str, Any]) -> None:
     """
     try:
         before = json.loads(file.read_text("utf-8"))
-        changed = [f"{key}: {_change(before[key], asked[key])}" for key in asked if before[key] != asked[key]]
+        pairs = {key: (_anywhere(before[key]), _anywhere(own)) for key, own in asked.items()}
+        changed = [f"{key}: {_change(*pair)}" for key, pair in pairs.items() if pair[0] != pair[1]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} can't be read: {error}", "start anew with another --out") from error
     if changed:
@@ -82,6 +83,13 @@ def refuse_other_run(file: Path, asked: Mapping[str, Any]) -> None:
             f"this is not the run that was begun in {file.parent}: {'; '.join(changed)}",
             "resume it with the settings it was begun with, or start anew with another --out",
         )
+
+
+def _anywhere(value: Any) -> Any:
+    """A list of tracks without where they lie: their samples, hashes and captions say which they are."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in entry.items() if k not in ("line", "text", "file")} for entry in value]
 
 
 def _change(before: Any, now: Any) -> str:
