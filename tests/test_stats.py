@@ -68,6 +68,15 @@ def test_jackknife_keeps_rows_of_several_samples_together():
     assert stats.jackknife_interval(lambda a, b: float(np.mean(a - b)), x, x - 1) == pytest.approx((1.0, 1.0))
 
 
+def test_jackknife_leaves_out_together_what_is_of_one():
+    values = np.random.default_rng(4).normal(size=6)
+    draws, tracks = np.repeat(values, 4), [track for track in "abcdef" for _ in range(4)]
+    assert stats.jackknife_interval(np.mean, draws, of=tracks) == pytest.approx(
+        stats.jackknife_interval(np.mean, values)
+    )
+    assert stats.jackknife_interval(np.mean, draws, of=["a"] * 12 + ["b"] * 12) is None
+
+
 # ------------------------------------------------------------------------------------------------------------ ROC
 
 

@@ -7,7 +7,7 @@ n = 8 and at shares of 0 or 1, where the textbook formulas give an interval of n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,11 @@ def share_interval(hits: int, n: int, *, level: float = LEVEL) -> Interval | Non
 
 
 def jackknife_interval(
-    statistic: Callable[..., float], *samples: ArrayLike, groups: int = 20, level: float = LEVEL
+    statistic: Callable[..., float],
+    *samples: ArrayLike,
+    of: Sequence[Hashable] | None = None,
+    groups: int = 20,
+    level: float = LEVEL,
 ) -> Interval | None:
     """Interval of a statistic from leaving out one group of rows at a time, with Student's t of groups - 1.
 
@@ -79,18 +83,21 @@ def jackknife_interval(
 
     Args:
         statistic: takes as many samples as are given. samples: [n, ...] each; their i-th rows belong together.
+        of: whose each row is, a track say: rows of one are not independent, and are left out together. By default
+            every row stands alone.
 
     Returns:
-        The interval, None for fewer than three rows.
+        The interval, None for rows of fewer than three.
     """
     from scipy import stats
 
     rows = [np.asarray(sample) for sample in samples]
-    n = len(rows[0])
-    if n < 3:
+    names = range(len(rows[0])) if of is None else of
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    if len(place) < 3:
         return None
-    count = min(groups, n)
-    group = np.arange(n) % count
+    count = min(groups, len(place))
+    group = np.array([place[name] % count for name in names])
     left_out = np.array([statistic(*(sample[group != one] for sample in rows)) for one in range(count)])
     spread = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
     centre, reach = statistic(*rows), float(stats.t.ppf((1 + level) / 2, count - 1)) * spread

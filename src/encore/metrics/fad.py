@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
 from encore import stats
 from encore.api import Evaluation, Result
-from encore.metrics.heard import Distance, Floats, first_windows, row_name
-from encore.metrics.rows import given, not_finite, unmeasured
+from encore.metrics.heard import Distance, Samples, asked, first_windows
+from encore.metrics.rows import given
 from encore.metrics.verbatim import MODELS
 
 
@@ -24,27 +24,14 @@ class Fad(Distance):
 
     metric = "fad"
 
-    def compared(
-        self,
-        evaluation: Evaluation,
-        metric: str,
-        model: str,
-        own: Floats,
-        other: Floats,
-        base: Floats,
-        told: Mapping[str, object],
-    ) -> Result:
-        n, dim = own.shape
-        details = {**told, "dim": dim}
+    def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
+        n, dim = samples.own.shape
         small = n < 2 * dim
         if n < 3 or (small and not evaluation.force):
             why = f"{n} generations in {dim} dimensions give mostly bias; it takes {max(2 * dim, 3)}, see mmd"
-            return unmeasured(metric, model, self.clips, why, n=n, direction="lower", details=details)
-        low, high = stats.jackknife_interval(stats.frechet_distance, own, other) or (None, None)
-        return Result(
-            metric, model, self.clips, stats.frechet_distance(own, other), low, high, n=n, direction="lower",
-            note=f"{n} generations in {dim} dimensions: mostly bias" if small else None, details=details,
-        )  # fmt: skip
+            return samples.unmeasured(why, dim=dim)
+        note = f"{n} generations in {dim} dimensions: mostly bias" if small else None
+        return samples.row(stats.frechet_distance, note=note, dim=dim)
 
 
 class FadInf(Distance):
@@ -56,27 +43,13 @@ class FadInf(Distance):
 
     metric = "fad_inf"
 
-    def compared(
-        self,
-        evaluation: Evaluation,
-        metric: str,
-        model: str,
-        own: Floats,
-        other: Floats,
-        base: Floats,
-        told: Mapping[str, object],
-    ) -> Result:
-        n, dim = own.shape
-        details = {**told, "dim": dim}
+    def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
+        n, dim = samples.own.shape
         least = max(2 * dim, 6)  # a jackknife still leaves two rows a half
         if n < least:
             why = f"{n} generations in {dim} dimensions are too few to extrapolate from; it takes {least}, see mmd"
-            return unmeasured(metric, model, self.clips, why, n=n, direction="lower", details=details)
-        samples = own, other, stats.random_halves(n, seed=evaluation.seed)
-        low, high = stats.jackknife_interval(stats.frechet_inf, *samples) or (None, None)
-        return Result(
-            metric, model, self.clips, stats.frechet_inf(*samples), low, high, n=n, direction="lower", details=details
-        )
+            return samples.unmeasured(why, dim=dim)
+        return samples.row(stats.frechet_inf, stats.random_halves(n, seed=evaluation.seed), dim=dim)
 
 
 class FadHoldout(Fad):
@@ -94,15 +67,9 @@ class FadTrack(Fad):
     metric = "fad_track"
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
-        metric, told = row_name(self.metric, name), {"embedder": evaluation.embedders[name].identity}
         tracks = evaluation.embeddings("audio", self.clips, name)[first_windows(evaluation, self.clips)]
-        for model in given(evaluation, *MODELS):
-            if broken := not_finite(evaluation, model, self.clips):
-                yield unmeasured(metric, model, self.clips, broken, direction="lower", details=told)
-                continue
-            own = evaluation.embeddings(model, self.clips, name)
-            again = np.repeat(tracks, len(own) // len(tracks), 0)
-            yield self.compared(evaluation, metric, model, own, again, tracks, told)
+        again = np.repeat(tracks, len(asked(evaluation, self.clips)) // len(tracks), 0)
+        yield from self._models(evaluation, name, given(evaluation, *MODELS), again, tracks)
 
 
 class FadTrackForget(FadTrack):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encore import plugins
+from encore import plugins, stats
 from encore.api import Clip, ClipSet, Embedder, Evaluation, Metric, Result, Role
 from encore.metrics.rows import given, not_finite, unmeasured
 
@@ -61,6 +62,42 @@ def over_draws(clips: Sequence[Clip], values: Sequence[float]) -> dict[str, floa
     return {track: sum(own) / len(own) for track, own in sorted(found.items())}
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Two samples of embeddings, which make one row of a metric.
+
+    Args:
+        metric, model, clips: as the row names them. own, other: [n, D]; their i-th rows belong together.
+        base: what scales are taken from, [m, D]. tracks: whose each of the n rows is. told: of the row's details.
+    """
+
+    metric: str
+    model: str
+    clips: ClipSet
+    own: Floats
+    other: Floats
+    base: Floats
+    tracks: Sequence[str]
+    told: Mapping[str, object]
+
+    def row(
+        self, distance: Callable[..., float], *more: NDArray[Any], note: str | None = None, **details: object
+    ) -> Result:
+        """The row of a distance of `own`, `other` and what `more` it takes, with a jackknife's interval over tracks."""
+        samples = self.own, self.other, *more
+        low, high = stats.jackknife_interval(distance, *samples, of=self.tracks) or (None, None)
+        return Result(
+            self.metric, self.model, self.clips, distance(*samples), low, high, n=len(self.own), direction="lower",
+            note=note, details={**self.told, **details},
+        )  # fmt: skip
+
+    def unmeasured(self, why: str, **details: object) -> Result:
+        return unmeasured(
+            self.metric, self.model, self.clips, why, n=len(self.own), direction="lower",
+            details={**self.told, **details},
+        )  # fmt: skip
+
+
 class Distance(Metric):
     """Base of the distances between two samples of embeddings: a model's plays and base's, of the same captions.
 
@@ -82,39 +119,35 @@ class Distance(Metric):
             yield unmeasured(row_name(self.metric, name), "unlearned", self.clips, why, direction="lower")
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
-        metric = row_name(self.metric, name)
         base = evaluation.embeddings("base", self.clips, name)
-        told = {"embedder": evaluation.embedders[name].identity}
-        models: list[Role] = given(evaluation, "unlearned", "gold")
+        yield from self._models(evaluation, name, given(evaluation, "unlearned", "gold"), base, base)
+        metric, told = row_name(self.metric, name), {"embedder": evaluation.embedders[name].identity}
+        tracks = [clip.track for clip in evaluation.clips[self.clips]]
+        recorded = played = evaluation.embeddings("audio", self.clips, name)
+        if type(evaluation.embedders[name]).embed_codes is Embedder.embed_codes:  # to the others, a track is its codes
+            if not evaluation.recorded(self.clips):
+                why = f"the files of the {self.clips} tracks are not at hand, so the codec's own distance is unknown"
+                yield unmeasured(metric, "none", self.clips, why, direction="lower", details=told)
+                return
+            recorded = evaluation.embeddings("recorded", self.clips, name)
+        yield self.compared(evaluation, Samples(metric, "none", self.clips, played, recorded, base, tracks, told))
+
+    def _models(
+        self, evaluation: Evaluation, name: str, models: Sequence[Role], other: Floats, base: Floats
+    ) -> Iterator[Result]:
+        """A row a model: what it plays for the set's captions, against `other`."""
+        metric, told = row_name(self.metric, name), {"embedder": evaluation.embedders[name].identity}
+        tracks = [clip.track for clip in asked(evaluation, self.clips)]
         for model in models:
             if broken := not_finite(evaluation, model, self.clips):
                 yield unmeasured(metric, model, self.clips, broken, direction="lower", details=told)
                 continue
             own = evaluation.embeddings(model, self.clips, name)
-            yield self.compared(evaluation, metric, model, own, base, base, told)
-        played = evaluation.embeddings("audio", self.clips, name)
-        if type(evaluation.embedders[name]).embed_codes is not Embedder.embed_codes:
-            yield self.compared(evaluation, metric, "none", played, played, base, told)  # to it, a track is its codes
-            return
-        if not evaluation.recorded(self.clips):
-            why = f"the files of the {self.clips} tracks are not at hand, so the codec's own distance is unknown"
-            yield unmeasured(metric, "none", self.clips, why, direction="lower", details=told)
-            return
-        recorded = evaluation.embeddings("recorded", self.clips, name)
-        yield self.compared(evaluation, metric, "none", played, recorded, base, told)
+            yield self.compared(evaluation, Samples(metric, model, self.clips, own, other, base, tracks, told))
 
     @abstractmethod
-    def compared(
-        self,
-        evaluation: Evaluation,
-        metric: str,
-        model: str,
-        own: Floats,
-        other: Floats,
-        base: Floats,
-        told: Mapping[str, object],
-    ) -> Result:
-        """The row of two samples [n, D] whose i-th rows belong together; `base` is what scales are taken from."""
+    def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
+        """The row of two samples."""
 
 
 def no_generations(evaluation: Evaluation, clips: ClipSet) -> str | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 from encore import stats
 from encore.api import Evaluation, Result
-from encore.metrics.heard import Distance, Floats
-from encore.metrics.rows import unmeasured
+from encore.metrics.heard import Distance, Samples
 
 
 class Mmd(Distance):
@@ -21,26 +19,12 @@ class Mmd(Distance):
 
     metric = "mmd"
 
-    def compared(
-        self,
-        evaluation: Evaluation,
-        metric: str,
-        model: str,
-        own: Floats,
-        other: Floats,
-        base: Floats,
-        told: Mapping[str, object],
-    ) -> Result:
-        width, n = stats.median_bandwidth(base), len(own)
-        details = {**told, "bandwidth": width}
-        if not width > 0 or n < 2:
-            why = f"base's {len(base)} generations do not differ from one another, so the kernel has no width"
-            return unmeasured(metric, model, self.clips, why, n=n, direction="lower", details=details)
-        distance = partial(stats.paired_mmd2, bandwidth=width)
-        low, high = stats.jackknife_interval(distance, own, other) or (None, None)
-        return Result(
-            metric, model, self.clips, distance(own, other), low, high, n=n, direction="lower", details=details
-        )
+    def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
+        width = stats.median_bandwidth(samples.base)
+        if not width > 0 or len(samples.own) < 2:
+            why = f"base's {len(samples.base)} generations do not differ from one another, so the kernel has no width"
+            return samples.unmeasured(why, bandwidth=width)
+        return samples.row(partial(stats.paired_mmd2, bandwidth=width), bandwidth=width)
 
 
 class MmdHoldout(Mmd):
