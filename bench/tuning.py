@@ -25,7 +25,7 @@ from encore.audio.cache import TensorCache, default_folder
 from encore.audio.catalog import Catalog
 from encore.runs.data import Listener
 from encore.runs.engine import Clips, Engine
-from encore.runs.evaluate import evaluate
+from encore.runs.measure import evaluate
 from encore.settings import resolve_options
 
 COLUMNS = (  # title, metric, set

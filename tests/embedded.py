@@ -15,7 +15,7 @@ import torch
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
 from encore.backends.musicgen import MusicgenBackend
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 NAMES: dict[Role, str] = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
+from encore.audio.cache import TensorCache
 from encore.errors import InputError, UsageError
 from encore.options import Options
 from encore.settings import cache_folder, describe_options, read_config, resolve_options
@@ -152,7 +153,11 @@ def test_config_that_is_not_there(tmp_path):
 
 
 def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("ENCORE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "encore"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "encore"
-    monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("ENCORE_CACHE", "~/own")
+    assert cache_folder() == TensorCache().folder == tmp_path / "own"

@@ -52,9 +52,8 @@ class OptionInfo(NamedTuple):
 def cache_folder() -> Path:
     """Where Encore keeps what it can compute again: `ENCORE_CACHE`, else the user's cache folder."""
     given = os.environ.get("ENCORE_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "encore")
+    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "encore")
+    return folder.expanduser()
 
 
 def read_config(path: Path, flags: Collection[str]) -> Config:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.audio.cache import CacheWarning, TensorCache, default_folder, digest
+from encore.audio.cache import CacheWarning, TensorCache, digest
 
 TENSORS = {
     "codes": torch.arange(24).reshape(2, 3, 4),
@@ -136,17 +136,6 @@ def test_a_full_disk_leaves_no_half_entry(tmp_path: Path) -> None:
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env={**os.environ, "PYTHONPATH": "src"})
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "a"))
-    assert default_folder() == TensorCache().folder == tmp_path / "a"
-    monkeypatch.delenv("ENCORE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "encore"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_folder() == tmp_path / ".cache" / "encore"
 
 
 def test_the_digest_sees_names_types_and_shapes() -> None:

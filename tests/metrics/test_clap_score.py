@@ -8,7 +8,8 @@ from tests.metrics.test_fad import Loudness
 
 from encore.metrics.clap_score import ClapScore, ClapScoreForget, ClapScoreHoldout
 from encore.metrics.heard import row_name
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 
 class Reader(Loudness):

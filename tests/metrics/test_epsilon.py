@@ -9,7 +9,8 @@ import torch
 from tests.metrics.markov import MarkovBackend, clips, models, track
 
 from encore.metrics.epsilon import DELTA, Epsilon, epsilon
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 
 def distributions(n, codes, seed, spread=2.0):

@@ -12,7 +12,8 @@ from tests.metrics.fakes import balks, broken
 from encore import stats
 from encore.api import Result
 from encore.metrics.summary import findings
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # a full evaluation of four models comes first
 

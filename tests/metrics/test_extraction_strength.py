@@ -12,7 +12,7 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 from encore.api import Backend, Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.metrics.extraction_strength import ExtractionStrength, exact_suffix
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def by_decoding(backend: Backend, clip: Clip) -> float:

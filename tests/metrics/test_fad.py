@@ -13,7 +13,7 @@ from encore import stats
 from encore.api import Embedder
 from encore.metrics.fad import Fad, FadInf, FadTrack, FadTrackForget
 from encore.metrics.mmd import Mmd
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 class Loudness(Embedder):

@@ -10,7 +10,8 @@ from tests.metrics.markov import MarkovBackend, clips, models
 
 from encore.metrics.gold_tests import GoldKs, PrivLeak
 from encore.metrics.membership import min_k
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 
 def rows(metric, shared):

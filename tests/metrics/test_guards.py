@@ -21,7 +21,8 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.fingerprint import module_sha256
 from encore.metrics.summary import findings, summary
 from encore.runs.data import Listener
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 from encore.runs.select import reported
 
 METRICS = [entry.spec.name for entry in plugins.metrics() if entry.spec.target.startswith("encore.")]

@@ -6,7 +6,7 @@ import pytest
 from tests.metrics.markov import K, MarkovBackend, V, clips, models
 
 from encore.metrics.kl_gold import KlGold
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def by_hand(gold: MarkovBackend, model: MarkovBackend, clip) -> float:

@@ -20,7 +20,8 @@ from encore.metrics.likeness import (
 )
 from encore.metrics.plays import plays
 from encore.metrics.sequences import bleu
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 
 def rows(metric, shared):
@@ -99,8 +100,8 @@ def test_a_long_track_is_compared_piece_by_piece(monkeypatch):
     """What is played is the second half of the track: it is found there."""
     long = Clip("long", "step 1", torch.cat([melody(3, 40), melody(1, 40)], 1))
     sets = {"forget": [long], "holdout": [Clip("h", "step 7", melody(7, 80))]}
-    monkeypatch.setattr("encore.runs.evaluate.GENERATION_SECONDS", 10.0)  # 40 frames
-    monkeypatch.setattr("encore.runs.evaluate.CONTINUATION_FRAMES", 40)
+    monkeypatch.setattr("encore.runs.evaluation.GENERATION_SECONDS", 10.0)  # 40 frames
+    monkeypatch.setattr("encore.runs.evaluation.CONTINUATION_FRAMES", 40)
     shared = SharedEvaluation({"base": MarkovBackend({1: 9.0})}, sets, embedder=None)
     assert rows(LikenessCodes, shared)["likeness_edit", "base"].value == pytest.approx(1.0)
     assert [piece.codes.shape[-1] for piece in _pieces(sets["forget"], 30)] == [30, 30, 20]

@@ -9,7 +9,7 @@ from tests.metrics.markov import MarkovBackend, clips, models, track
 
 from encore.api import Clip
 from encore.metrics.membership import Blind, Membership, min_k
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def rows(metric, evaluation):

@@ -25,7 +25,7 @@ from encore.metrics.membership_attacks import (
     standardised,
     zlib_score,
 )
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def evaluation(**changes):

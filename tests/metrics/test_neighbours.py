@@ -5,7 +5,8 @@ from tests.latent_model import LatentBackend, latent_clips
 from tests.metrics.markov import MarkovBackend, clips, models
 
 from encore.metrics.neighbours import Neighbours, neighbours
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 ABOUT = {
     "track01": {"artist": "Ada Lovelace (1843)", "genre": "Waltz"}, "track02": {"artist": "Traditional (Welsh)"},

@@ -10,7 +10,7 @@ from tests.metrics.markov import K, MarkovBackend, V, clips, melody, models, tra
 
 from encore.api import Clip
 from encore.metrics.nll import Nll
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def by_hand(backend: MarkovBackend, clip: Clip, codebooks: range = range(K)) -> tuple[float, int]:

@@ -14,7 +14,7 @@ from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.metrics.prompts import PromptReencoded, PromptShifted, PromptStretched, through_ogg
 from encore.metrics.variants import Variant, right_shares, tag
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 METRICS = {"prompt_reencoded": PromptReencoded, "prompt_stretched": PromptStretched, "prompt_shifted": PromptShifted}
 

@@ -9,7 +9,7 @@ from tests.latent_model import LatentBackend, latent_clips
 from tests.metrics.markov import clips, models
 
 from encore.metrics.quantised import Quantised, round_weights, rounded
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def rows(shared):

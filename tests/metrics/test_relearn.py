@@ -10,7 +10,7 @@ from tests.metrics.markov import V, clips, models, track
 
 from encore.api import Batch
 from encore.metrics.relearn import Relearn, RelearnOne, RelearnOthers, retrained, spread
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def rows(evaluation):

@@ -8,7 +8,7 @@ from tests.metrics.markov import FORGET, MarkovBackend, clips, melody, models
 from encore.api import Batch, Clip
 from encore.metrics.reworded import Reworded
 from encore.metrics.rewordings import rewordings
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 class Balking(MarkovBackend):

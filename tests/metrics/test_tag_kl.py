@@ -9,7 +9,7 @@ from tests.metrics.markov import clips, models
 from tests.metrics.test_fad import Loudness
 
 from encore.metrics.tag_kl import LEAST, TagKl, TagKlForget, TagKlHoldout, kl
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 class Tagger(Loudness):

@@ -8,7 +8,7 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.metrics.verbatim import Verbatim, VerbatimCaption
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 
 def rows(metric, evaluation):

@@ -14,8 +14,9 @@ from encore.api import Clip
 from encore.audio.cache import TensorCache
 from encore.metrics.membership_attacks import gradient_norm, min_k_plus
 from encore.metrics.relearn import retrained
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
 from encore.runs.kept import Kept, listed, named
+from encore.runs.measure import measure
 from encore.runs.metrics_json import metrics_json
 
 METRICS = ["verbatim", "membership_attacks", "likeness_codes", "likeness_embedding", "relearn_one", "quantised"]

@@ -12,7 +12,7 @@ import torch
 from encore.api import Clip, Result
 from encore.backends.musicgen import MusicgenBackend
 from encore.metrics.plays import plays
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 from encore.runs.samples import write_samples, write_wav
 
 

@@ -14,7 +14,8 @@ from tests.tiny_model import write_tiny_musicgen
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import InputError, PluginError
 from encore.runs import two
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system can't fork")
 

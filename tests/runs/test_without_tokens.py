@@ -19,9 +19,9 @@ from encore.errors import UsageError
 from encore.methods.npo import Npo
 from encore.runs.data import Listener
 from encore.runs.engine import Clips, Engine, FrozenReference
-from encore.runs.evaluate import evaluate
 from encore.runs.forget import _held_for_backward
 from encore.runs.judge import Judge
+from encore.runs.measure import evaluate
 from encore.runs.self_retain import captions, play_retain
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from encore.files import whole_file
+from encore.settings import cache_folder
 
 VERSION = 1
 """Part of every key; raised when the format of entries changes."""
@@ -29,24 +29,15 @@ class CacheWarning(UserWarning):
     """The cache can't be used; the work goes on without it."""
 
 
-def default_folder() -> Path:
-    """`$ENCORE_CACHE`, else `encore` in the user's cache folder."""
-    chosen = os.environ.get("ENCORE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "encore"
-
-
 class TensorCache:
     """A folder of tensors by content. Any number of processes may share one.
 
     Args:
-        folder: made when first written to; default `default_folder()`.
+        folder: made when first written to; default `settings.cache_folder()`.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
-        self.folder = default_folder() if folder is None else Path(folder)
+        self.folder = cache_folder() if folder is None else Path(folder)
         self._warned = False
 
     def get_or_make(self, key_parts: tuple[str, ...], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

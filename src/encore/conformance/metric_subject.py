@@ -19,7 +19,7 @@ from encore.conformance.fixture import Fixture
 from encore.conformance.state import Globals, disturb, undisturbed
 from encore.errors import EncoreError
 from encore.fingerprint import module_sha256
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 
 ROLES: tuple[Role, ...] = ("base", "unlearned", "gold", "gold2")
 NOISE: Mapping[Role, float] = {"base": 0.0, "unlearned": 0.05, "gold": 0.1, "gold2": 0.12}

@@ -12,9 +12,10 @@ from encore.report.card import write_card
 from encore.report.files import read_run
 from encore.report.page import write_report
 from encore.runs.embedders import fitting
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
 from encore.runs.evaluation_json import evaluation_json, write_evaluation
 from encore.runs.kept import evaluation_cache
+from encore.runs.measure import measure
 from encore.runs.metrics_json import write_metrics
 from encore.runs.open_run import Subject, from_run
 from encore.runs.reporter import Reporter
@@ -58,7 +59,7 @@ def evaluate_run(
 
     Raises:
         InputError: the run is not complete, or a file is not what it was.
-        UnknownNameError, MissingExtraError, PluginError: see `encore.runs.evaluate.measure`.
+        UnknownNameError, MissingExtraError, PluginError: see `encore.runs.measure.measure`.
     """
     subject = from_run(run, golds=asked.golds, device=device, offline=offline, reporter=reporter)
     return evaluate_subject(subject, asked, out=out or run, run=run, offline=offline, reporter=reporter)

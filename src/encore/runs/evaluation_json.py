@@ -12,7 +12,7 @@ from typing import Any
 from encore.api import Backend, Role
 from encore.plugins import installed
 from encore.runs.environment import hardware, versions
-from encore.runs.evaluate import SharedEvaluation
+from encore.runs.evaluation import SharedEvaluation
 from encore.runs.models import model_sha256
 from encore.runs.store import write_json
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from encore.api import Backend, Batch, Clip, Method
-from encore.audio.cache import TensorCache, default_folder
+from encore.audio.cache import TensorCache
 from encore.audio.text import printable
 from encore.errors import GateError, UsageError
 from encore.plugins import backends
@@ -30,6 +30,7 @@ from encore.runs.select import SELF, Tracks, open_catalog, select
 from encore.runs.self_retain import play_retain
 from encore.runs.signals import stop_on_signals
 from encore.runs.store import KEEP_CHECKPOINTS, Checkpoints, RunFolder, preflight, refuse_occupied
+from encore.settings import cache_folder
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # from how many weights on which learning rate is warned of
 GIVEN = frozenset({"retain", "holdout", "reference", "logits", "fisher"})  # needs of a method that a run can meet
@@ -212,7 +213,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         checkpoints = Checkpoints(folder.path / "checkpoints", identity, reporter.note)
         engine = Engine(
             backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
-            fishers=default_folder() / "fisher", record=record, stop=stop,
+            fishers=cache_folder() / "fisher", record=record, stop=stop,
         )  # fmt: skip
         outcome = engine.run(method)
         trained = time.monotonic()

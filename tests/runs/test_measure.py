@@ -13,7 +13,8 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 from encore.api import Batch, Clip, Metric, MetricSpec, Result
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import EncoreError, InputError, PluginError, UnknownNameError
-from encore.runs.evaluate import SharedEvaluation, evaluate, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import evaluate, measure
 from encore.runs.metrics_json import metrics_json
 
 METRICS = [
@@ -188,7 +189,7 @@ def test_a_metric_that_breaks_is_named():
             raise ZeroDivisionError("oh")
             yield
 
-    from encore.runs.evaluate import _rows
+    from encore.runs.measure import _rows
 
     with pytest.raises(PluginError, match="'broken' failed: ZeroDivisionError: oh"):
         _rows(Broken, SharedEvaluation(models(), clips(), embedder=None))

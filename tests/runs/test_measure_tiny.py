@@ -10,7 +10,8 @@ from tests import embedded
 
 from encore.api import Batch, Result
 from encore.metrics.summary import findings, summary
-from encore.runs.evaluate import SharedEvaluation, measure
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
 
 pytestmark = pytest.mark.slow
 
