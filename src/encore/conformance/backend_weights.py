@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from encore.api import Backend, Clip
 from encore.conformance.backend_subject import BackendSubject
 from encore.conformance.core import Fault, Suite, named, need, telling
-from encore.conformance.state import Globals, disturb
+from encore.conformance.state import Globals, close, disturb
 from encore.curvature import CurvatureWarning, UnsupportedParameterError, backend_fisher
 from encore.fingerprint import module_sha256
 
@@ -143,7 +143,7 @@ def save(subject: BackendSubject) -> None:
                 getattr(again, name) == getattr(backend, name), f"saved and loaded, {name} is {getattr(again, name)!r}"
             )
         told = again.losses(batch).detach()
-    need(torch.equal(told, losses), f"saved and loaded, losses are {told.tolist()} and were {losses.tolist()}")
+    need(close(told, losses), f"saved and loaded, losses are {told.tolist()} and were {losses.tolist()}")
 
 
 @suite.check(
@@ -183,7 +183,7 @@ def clone(subject: BackendSubject) -> None:
     twin = backend.clone()
     need(type(twin) is type(backend), f"clone returns a {type(twin).__name__}")
     need(module_sha256(twin.module) == module_sha256(backend.module), "a clone's weights are not those it was made of")
-    need(torch.equal(twin.losses(batch), backend.losses(batch)), "a clone gives other losses")
+    need(close(twin.losses(batch), backend.losses(batch)), "a clone gives other losses")
     own = {_place(weight) for weight in backend.module.parameters()}
     shared = [name for name, weight in twin.module.named_parameters() if _place(weight) in own]
     need(not shared, f"the clone shares {named(shared)} of module: training one would change the other")
