@@ -317,12 +317,20 @@ def two_sample_interval(
     return float(low), float(high)
 
 
-def max_t_test(differences: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> Floats:
+FLIPS = 10_000  # at most, of a max-T test
+
+
+def least_p(n: int) -> float:
+    """The least p that `max_t_test` can find on n pairs."""
+    return 2 / 2**n if 2**n <= FLIPS else 1 / (FLIPS + 1)
+
+
+def max_t_test(differences: ArrayLike, *, draws: int = FLIPS, seed: int = 0) -> Floats:
     """p of each of M paired differences being zero in the median, [M, n] -> [M], adjusted for there being M of them.
 
     Westfall and Young's single-step max-T ("Resampling-Based Multiple Testing", 1993): the signs of the n pairs are
     flipped, for all M alike, and a statistic counts against the largest of the M under each flip. Exact, by all 2^n
-    flips, up to n = 13, and by as many random ones beyond. No p is below 2 / 2^n, whatever M is.
+    flips, up to n = 13, and by as many random ones beyond. No p is below `least_p`, whatever M is.
 
     The statistic is |mean| / root mean square, which orders flips as a paired t does.
     """

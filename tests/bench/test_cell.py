@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from encore.audio.tracks import Track
-from encore.bench.cell import parts, run_cell
+from encore.backends.musicgen import MusicgenBackend
+from encore.bench.cell import run_cell
 from encore.bench.plan import Plan, selected, unfinished, write_plan
 from encore.bench.requests import request_lines
 from encore.errors import UsageError
 from encore.runs.metrics_json import read_metrics
 from encore.runs.reporter import Reporter
-from encore.runs.select import Tracks
 
 
 @pytest.fixture
@@ -34,6 +35,8 @@ def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
     run = out / "graddiff/seed-0"
     told = json.loads((run / "run.json").read_text())
     assert told["options"]["steps"] == {"value": 2, "from": "cli"}
+    assert told["flags"]["model"] == {"value": studio_plan.model, "from": "cli"}
+    assert told["flags"]["device"]["from"] == "default"
     assert told["cost"]["peak_bytes"] > 1e6
     assert told["cost"]["tokens_per_second"] > 0
     assert {row.metric for row in read_metrics(run / "metrics.json")} >= {"nll", "verbatim"}
@@ -81,17 +84,34 @@ def test_requests_begin_where_the_last_one_left_off(tmp_path, studio_plan):
     assert not list(unfinished(plan, out, selected(plan, out)))
 
 
-def test_parts_cover_the_list_in_its_order():
-    tracks = [Track(f"t{i}", None, "", f"{i:064d}") for i in range(7)]
-    whole = Tracks(tuple(tracks[:5]), tuple(tracks[5:]), ())
-    for requests in (1, 2, 3, 5):
-        made = parts(whole, requests, from_catalogue=True)
-        assert len(made) == requests
-        assert [track for part in made for track in part.forget] == tracks[:5]
-        assert all(part.forget for part in made)
-    assert [list(part.retain) for part in parts(whole, 2, from_catalogue=False)] == [tracks[5:]] * 2
-    with pytest.raises(UsageError, match="5 tracks can't be sent in 6 requests"):
-        parts(whole, 6, from_catalogue=True)
+def test_what_changed_since_is_not_taken_as_done(tmp_path, studio_plan):
+    out = tmp_path / "bench"
+    model, gold = tmp_path / "model", tmp_path / "gold"
+    for folder in (model, gold):
+        shutil.copytree(studio_plan.model, folder)
+    plan = studio_plan.model_copy(update={"model": str(model), "golds": {"gold": str(gold)}})
+    write_plan(plan, out)
+    run_cell(out, plan.cells[0].name, Reporter())
+    tracks = selected(plan, out)
+    assert not list(unfinished(plan, out, tracks))
+    renamed = [replace(track, caption="another") for track in tracks.forget]
+    with pytest.raises(UsageError, match="other forget tracks or captions"):
+        list(unfinished(plan, out, replace(tracks, forget=tuple(renamed))))
+    with pytest.raises(UsageError, match="precision: fp32 -> bf16"):
+        list(unfinished(plan.model_copy(update={"precision": "bf16"}), out, tracks))
+    weaken(gold)
+    assert [cell.name for cell in unfinished(plan, out, tracks)] == ["graddiff/seed-0"]
+    weaken(model)
+    with pytest.raises(UsageError, match="made from a model that has changed since"):
+        list(unfinished(plan, out, tracks))
+
+
+def weaken(folder):
+    """Change a model's weights where it lies."""
+    model = MusicgenBackend.load(str(folder))
+    with torch.no_grad():
+        next(model.module.parameters()).mul_(0.5)
+    model.save(folder)
 
 
 def test_a_cell_that_was_cut_short_ends_as_if_it_had_not_been(tmp_path, studio_plan, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "fisher.py"
-TINY = {"hidden": 32, "layers": 1, "vocab": 24, "samples": 3, "frames": 10, "text": 5, "pairs": 2}
+TINY = {"hidden": 32, "layers": 1, "vocab": 24, "samples": 3, "frames": 10, "text": 5, "pairs": 1}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,16 +22,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_rows_hold_time_memory_and_the_error_against_float64() -> None:
-    done = run("--peers", "loop,encore,opacus", "--json")
+    done = run("--peers", "encore,opacus", "--json")
     assert done.returncode == 0, done.stderr
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
-    assert list(rows) == ["plain", "loop", "encore", "opacus"]
-    for name in ("loop", "encore"):
-        row = rows[name]
-        assert row["time_ratio"] > 0
-        assert row["memory_ratio"] > 0
-        assert 0 < row["error"] < 2e-6
-        assert row["left_out"] == row["wrong"] == []
+    assert list(rows) == ["plain", "encore", "opacus"]
+    row = rows["encore"]
+    assert row["time_ratio"] > 0
+    assert row["memory_ratio"] > 0
+    assert 0 < row["error"] < 2e-6
+    assert row["left_out"] == row["wrong"] == []
     if importlib.util.find_spec("opacus") is None:
         assert rows["opacus"]["error"] is rows["opacus"]["time_ratio"] is None
         assert "not installed" in rows["opacus"]["why"]

@@ -8,11 +8,13 @@ import pytest
 
 from encore import assets
 from encore.audio.catalog import Catalog
-from encore.bench.plan import Cell, Plan, is_measured, read_plan, selected, write_plan
+from encore.audio.tracks import Track
+from encore.bench.plan import Cell, Plan, checked, is_measured, read_plan, runs, selected, write_plan
 from encore.bench.presets import PRESETS, preset
 from encore.errors import InputError, UnknownNameError, UsageError
 from encore.plugins import installed, metrics
 from encore.runs.evaluate_run import Asked
+from encore.runs.select import Tracks
 
 
 def test_the_grid_has_every_method_before_the_next_seed():
@@ -27,8 +29,13 @@ def test_a_plan_comes_back_from_its_folder(tmp_path):
     plan = Plan(methods={"npo": ("beta=0.5",)}, seeds=(0, 1), metrics=("nll",), golds={"gold": "x"})
     write_plan(plan, tmp_path / "b")
     assert read_plan(tmp_path / "b") == plan
-    listed = {f"id:{track.id}" for track in Catalog.open(assets.CATALOG).tracks(split="forget")}
-    assert set((tmp_path / "b/forget.txt").read_text().split()) == listed
+
+
+def test_without_a_list_it_is_the_forget_split_of_the_embedded_catalogue(tmp_path):
+    tracks = checked(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path / "b")
+    split = Catalog.open(assets.CATALOG).tracks(split="forget")
+    assert [track.id for track in tracks.forget] == [track.id for track in split]
+    assert not (tmp_path / "b").exists()
 
 
 def test_methods_seeds_and_measures_may_change_and_what_is_compared_may_not(tmp_path):
@@ -36,14 +43,14 @@ def test_methods_seeds_and_measures_may_change_and_what_is_compared_may_not(tmp_
     write_plan(plan, tmp_path)
     write_plan(plan.model_copy(update={"seeds": (0, 1), "methods": {"rl": ()}, "full": True}), tmp_path)
     with pytest.raises(UsageError, match="holds another bench: retain None -> /x"):
-        write_plan(plan.model_copy(update={"retain": "/x"}), tmp_path)
+        checked(plan.model_copy(update={"retain": "/x"}), tmp_path)
     assert read_plan(tmp_path).full
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(UsageError, match="not empty"):
-        write_plan(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path)
+        checked(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path)
     with pytest.raises(InputError, match="is missing"):
         read_plan(tmp_path)
     (tmp_path / "bench.json").write_text('{"schema": 1, "methods": 3}')
@@ -53,8 +60,30 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_another_model_needs_a_list(tmp_path):
     with pytest.raises(UsageError, match="--tracks is missing"):
-        write_plan(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path / "b")
-    assert not (tmp_path / "b").exists()
+        checked(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path / "b")
+
+
+def test_more_requests_than_tracks_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="8 tracks can't be sent in 9 requests"):
+        checked(Plan(methods={"ga": ()}, seeds=(0,), requests=(9,)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("retain", "source"), [(None, "the catalogue less the list"), ("/list", "the list"), (None, "")]
+)
+def test_the_runs_of_several_requests_cover_the_list_in_its_order(tmp_path, retain, source):
+    tracks = [Track(f"t{i}", None, "", f"{i:064d}") for i in range(7)]
+    whole = Tracks(tuple(tracks[:5]), tuple(tracks[5:]) if source else (), (), retain_source=source)
+    for requests in (1, 2, 3, 5):
+        plan = Plan(methods={"ga": ()}, seeds=(0,), requests=(requests,), retain=retain)
+        made = [own for _, own in runs(plan, plan.cells[0], tmp_path, whole)]
+        assert len(made) == requests
+        assert [track for part in made for track in part.forget] == tracks[:5]
+        assert all(part.forget for part in made)
+        for number, part in enumerate(made, 1):
+            later = [track for other in made[number:] for track in other.forget]
+            asked_for_later = later if source == "the catalogue less the list" else []
+            assert list(part.retain) == [*whole.retain, *asked_for_later]
 
 
 def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):
@@ -68,25 +97,27 @@ def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):
 
 def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
     asked = Asked(metrics=("nll",), embedder="latents", golds={"gold": "tiny-gold"})
-    assert not is_measured(tmp_path, asked)
+    models = {"base": "1" * 64, "gold": "2" * 64}
+    assert not is_measured(tmp_path, asked, models)
     told = {
-        "metrics": ["nll"], "full": False, "embedder": asked.embedder, "seed": 0, "draws": 1, "force": False,
-        "golds": {"gold": "tiny-gold"}, "plugins": installed(),
+        "metrics": ["nll"], "full": False, "asked_embedder": asked.embedder, "seed": 0, "draws": 1, "force": False,
+        "golds": {"gold": "tiny-gold"}, "plugins": installed(), "models": {**models, "unlearned": "3" * 64},
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text("{}")
     for key, other in (
         ("metrics", None),
         ("seed", 1),
-        ("embedder", "clap"),
+        ("asked_embedder", ""),
+        ("models", {**models, "gold": "4" * 64}),
         ("golds", {}),
         ("full", True),
         ("plugins", []),
         ("draws", 2),
     ):
         (tmp_path / "evaluation.json").write_text(json.dumps(told | {key: other}))
-        assert not is_measured(tmp_path, asked), key
+        assert not is_measured(tmp_path, asked, models), key
     (tmp_path / "evaluation.json").write_text(json.dumps(told))
-    assert is_measured(tmp_path, asked)
+    assert is_measured(tmp_path, asked, models)
 
 
 def test_presets_name_what_there_is():

@@ -17,7 +17,7 @@ from encore.bench.pareto import frontier
 from encore.bench.plan import Cell, Plan
 from encore.bench.requests import request_lines
 from encore.bench.write import markdown, spreadsheet, write_leaderboard
-from encore.runs.metrics_json import write_metrics
+from encore.runs.metrics_json import read_metrics, write_metrics
 
 
 @pytest.fixture
@@ -52,8 +52,26 @@ def test_the_page_is_a_table_that_no_text_of_others_breaks(board):
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
     assert "| good | 5/5 | 1.10 |" in page
-    assert "- `bad/seed-1`: it broke | badly # really" in page  # on one line
-    assert "0.0078" in page
+    assert "- `bad/seed-1`: it broke \\| badly \\# really" in page  # on one line, and no heading
+    assert "The least it can be: KL gold, forget 0.0078 (8 tracks)" in page
+
+
+def test_a_bench_without_retain_has_no_figure_of_what_it_costs(tmp_path, plan, cell_of):
+    cell_of("good", 0, **GOOD)
+    file = tmp_path / "good/seed-0/metrics.json"
+    write_metrics(file, [row for row in read_metrics(file) if row.set != "retain"])
+    board = leaderboard(plan, tmp_path)
+    assert board.lines
+    assert {path.name for path in write_leaderboard(tmp_path, board, [])} == {
+        "leaderboard.json", "leaderboard.md", "leaderboard.csv"
+    }  # fmt: skip
+
+
+def test_half_a_count_is_shown_as_one(tmp_path, plan, cell_of):
+    cell_of("good", 0, **GOOD)
+    cell_of("good", 1, **GOOD | {"replays": 1, "kl": 9.0})
+    assert "| good | 4/5 |" in (page := markdown(leaderboard(plan, tmp_path))) or "| good | 4.0/5 |" in page
+    assert "| 0.5 |" in page
 
 
 def test_one_seed_is_one_seed(tmp_path, cell_of):

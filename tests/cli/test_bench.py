@@ -35,6 +35,10 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "--preset", "encore"], 2, "no preset 'encore'"),
         (["--methods", "ga", "--full"], 2, "--full means all metrics"),
         (["--methods", "ga", "--backend", "abacus"], 2, "abacus"),
+        (["--methods", "ga", "--embedder", "clpa"], 2, "clpa"),
+        (["--methods", "ga", "--precision", "fp23"], 2, "fp23"),
+        (["--methods", "ga", "--tracks", "nowhere.txt"], 3, "nowhere.txt"),
+        (["--methods", "ga", "--preset", "no-encore", "-o", "rl.lr=1"], 2, "'rl.lr=1' is not METHOD.KEY=VALUE"),
     ):
         done = call(*flags(studio, tmp_path / "b", *more))
         assert done.code == code, (more, done.err)

@@ -8,6 +8,7 @@ FOLDER = Path(__file__).parent
 MODELS = {"tiny": "encore-tiny", "tiny-gold": "encore-tiny-gold", "tiny-gold2": "encore-tiny-gold2"}
 CLAP = "clap-tiny"
 CATALOG = FOLDER / "metadata.jsonl"
+FORGET = FOLDER / "forget.txt"  # the list of its split "forget"
 
 
 def model_folder(name: str) -> Path | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import fields, replace
 from pathlib import Path
 
-from encore.bench.plan import Cell, Plan, is_measured, read_plan, refuse_other_cell, selected
+from encore.bench.plan import Cell, Plan, is_measured, read_plan, refuse_other_cell, runs, selected, weights
 from encore.errors import UsageError
 from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
 from encore.runs.forget import Request, forget, prepare
@@ -21,6 +19,9 @@ EACH = Asked(metrics=("nll", "verbatim"))  # how the run of one request among se
 def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
     """Do what is left of the cell `name` of the bench in folder `out`.
 
+    Of several requests, each run begins with the model that the one before it left, and is measured on its own tracks
+    when it is done; the last model is measured on all tracks at the end.
+
     Raises:
         UsageError: the bench has no such cell, or the run in its place is another.
         EncoreError: see `encore.runs.forget.forget` and `encore.runs.evaluate_run.evaluate_run`.
@@ -30,14 +31,26 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
     if cell is None:
         raise UsageError(f"the bench in {out} has no cell {name!r}", f"its first is {plan.cells[0].name}")
     tracks = selected(plan, out)
-    if cell.requests > 1:
-        _in_requests(plan, cell, out, tracks, reporter)
-        return cell
     request, asked = plan.request(cell, out), plan.asked(tracks.forget)
-    _forget(plan, cell, request, tracks, reporter)
-    refuse_other_cell(plan, cell, request.out, tracks)
-    if not is_measured(request.out, asked):
+    models = weights(plan, asked.golds) if any(request.out.glob("**/request.json")) else {}
+    model, base = plan.model, models.get("base")
+    for run, own in runs(plan, cell, out, tracks):
+        _forget(plan, cell, replace(request, model=model, out=run), own, reporter)
+        refuse_other_cell(plan, cell, run, own, base)
+        if cell.requests > 1 and not is_measured(run, EACH, {}):
+            evaluate_run(run, EACH, device=plan.device, offline=plan.offline, reporter=reporter)
+        model, base = str(run), None
+        request = replace(request, revision=None)
+    if is_measured(request.out, asked, models):
+        return cell
+    if cell.requests == 1:
         evaluate_run(request.out, asked, device=plan.device, offline=plan.offline, reporter=reporter)
+        return cell
+    subject = subject_of(
+        model, tracks, others={"base": plan.model, **asked.golds}, backend=plan.backend, revision=plan.revision,
+        device=plan.device, offline=plan.offline, seed=asked.seed, reporter=reporter,
+    )  # fmt: skip
+    evaluate_subject(subject, asked, out=request.out, offline=plan.offline, reporter=reporter)
     return cell
 
 
@@ -46,53 +59,6 @@ def _forget(plan: Plan, cell: Cell, request: Request, tracks: Tracks, reporter: 
         return
     request = replace(request, resume=(request.out / "request.json").exists())
     method = plan.method(cell.method)
-    origins = {item.partition("=")[0]: "cli" for item in plan.methods[cell.method]}
-    forget(prepare(request, method, reporter, tracks=tracks), origins, reporter)
-
-
-# --------------------------------------------------------------------------------------------------- several requests
-
-
-def _in_requests(plan: Plan, cell: Cell, out: Path, tracks: Tracks, reporter: Reporter) -> None:
-    """Send the tracks in several requests: each run begins with the model that the one before it left.
-
-    Every run is measured on its own tracks when it is done, and the last model on all tracks at the end.
-    """
-    whole, asked = plan.request(cell, out), plan.asked(tracks.forget)
-    model = plan.model
-    for number, part in enumerate(parts(tracks, cell.requests, from_catalogue=plan.retain is None), 1):
-        request = replace(
-            whole, model=model, revision=plan.revision if number == 1 else None, out=whole.out / str(number)
-        )
-        _forget(plan, cell, request, part, reporter)
-        if not is_measured(request.out, EACH):
-            evaluate_run(request.out, EACH, device=plan.device, offline=plan.offline, reporter=reporter)
-        model = str(request.out)
-    if not is_measured(whole.out, asked):
-        subject = subject_of(
-            model, tracks, others={"base": plan.model, **asked.golds}, backend=plan.backend, device=plan.device,
-            offline=plan.offline, seed=cell.seed, reporter=reporter,
-        )  # fmt: skip
-        evaluate_subject(subject, asked, out=whole.out, offline=plan.offline, reporter=reporter)
-
-
-def parts(tracks: Tracks, requests: int, *, from_catalogue: bool) -> Sequence[Tracks]:
-    """The tracks in `requests` pieces of about the same size, in the order of the list.
-
-    What was forgotten is never trained on again. What is yet to be asked for is kept until then, where retain is the
-    catalogue less the list, as it would be if nobody knew of it.
-
-    Raises:
-        UsageError: there are fewer tracks than requests, or the model is to play retain itself.
-    """
-    count = len(tracks.forget)
-    if not 1 <= requests <= count:
-        raise UsageError(f"{count} tracks can't be sent in {requests} requests", "choose fewer --requests")
-    ends = [count * number // requests for number in range(requests + 1)]
-    return [
-        replace(
-            tracks, forget=tracks.forget[begin:end],
-            retain=(*tracks.retain, *tracks.forget[end:]) if from_catalogue else tracks.retain,
-        )
-        for begin, end in pairwise(ends)
-    ]  # fmt: skip
+    given = {item.name for item in fields(Request) if getattr(request, item.name) != item.default}
+    options = {item.partition("=")[0] for item in plan.methods[cell.method]}
+    forget(prepare(request, method, reporter, tracks=tracks), dict.fromkeys(given | options, "cli"), reporter)

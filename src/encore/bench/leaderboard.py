@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All of it: references, methods from the first to the last, and cells that came to nothing, with the reason."""
+    """All of it.
+
+    Args:
+        references: base and golds. lines: methods from the first to the last.
+        failed: cells that came to nothing -> the reason. titles: of the figures.
+        tracks: how many the sets have. tested: title -> how many tracks its p rests on.
+    """
 
     references: list[Line]
     lines: list[Line]
     failed: Mapping[str, str]
     titles: tuple[str, ...]
     tracks: Mapping[str, int]
+    tested: Mapping[str, int]
 
 
 def read_cell(out: Path, cell: Cell) -> Measured | None:
@@ -193,7 +201,8 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Cell, str] | None = None)
         if first
         else {}
     )
-    return Leaderboard(references, _tested(lines, groups), why, titles, sizes)
+    lines, tested = _tested(lines, groups)
+    return Leaderboard(references, lines, why, titles, sizes, tested)
 
 
 def _line(name: str, requests: int, runs: Sequence[Measured]) -> Line:
@@ -219,9 +228,15 @@ def _rank(line: Line) -> tuple[float, ...]:
 TESTED = (("KL gold, forget", "kl_gold", "forget"), ("retain NLL", "nll", "retain"))
 
 
-def _tested(lines: Sequence[Line], groups: Mapping[tuple[str, int], Sequence[Measured]]) -> list[Line]:
-    """Each line with p: tracks are the sample, a track's figure the mean over seeds, the first line the comparison."""
+def _tested(
+    lines: Sequence[Line], groups: Mapping[tuple[str, int], Sequence[Measured]]
+) -> tuple[list[Line], dict[str, int]]:
+    """Each line with p, and how many tracks a test had: a track's figure is its mean over seeds.
+
+    Who is first was seen on these tracks, so that all pairs are tested together, not those with the first alone.
+    """
     p: dict[tuple[str, int], dict[str, float]] = {key: {} for key in groups}
+    tested = {}
     for title, metric, clips in TESTED:
         tracks = {key: _per_track(runs, metric, clips) for key, runs in groups.items()}
         keys = [(line.name, line.requests) for line in lines if tracks[line.name, line.requests]]
@@ -230,11 +245,12 @@ def _tested(lines: Sequence[Line], groups: Mapping[tuple[str, int], Sequence[Mea
         common = sorted(set.intersection(*(set(tracks[key]) for key in keys)))
         if len(common) < 2:
             continue
-        best = np.array([tracks[keys[0]][track] for track in common])
-        differences = [np.array([tracks[key][track] for track in common]) - best for key in keys[1:]]
-        for key, value in zip(keys[1:], stats.max_t_test(differences), strict=True):
+        figures = [np.array([tracks[key][track] for track in common]) for key in keys]
+        found = stats.max_t_test([one - other for one, other in combinations(figures, 2)])
+        tested[title] = len(common)
+        for key, value in zip(keys[1:], found, strict=False):  # the pairs with the first come first
             p[key][title] = float(value)
-    return [replace(line, p=p[line.name, line.requests]) for line in lines]
+    return [replace(line, p=p[line.name, line.requests]) for line in lines], tested
 
 
 def _per_track(runs: Sequence[Measured], metric: str, clips: str) -> dict[str, float]:

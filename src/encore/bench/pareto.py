@@ -32,15 +32,20 @@ def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return sorted(kept, key=points.__getitem__)
 
 
-def pareto_svg(board: Leaderboard) -> str:
-    """One panel a figure that was measured, against what retain costs; a line joins the methods that nobody beats."""
+def pareto_svg(board: Leaderboard) -> str | None:
+    """One panel a figure that was measured, against what retain costs; a line joins the methods that nobody beats.
+
+    None where no method has both.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if any(panel[0] in line.figures for line in board.lines)]
+    panels = [panel for panel in PANELS if _points(board.lines, panel[0])]
+    if not panels:
+        return None
     with matplotlib.rc_context({"svg.hashsalt": "encore", "font.size": 10}):
-        canvas = Figure(figsize=(7.6, 4.6 * max(len(panels), 1)), layout="tight")
+        canvas = Figure(figsize=(7.6, 4.6 * len(panels)), layout="tight")
         FigureCanvasSVG(canvas)
         drawn = [canvas.add_subplot(len(panels), 1, number + 1) for number in range(len(panels))]
         for axes, (title, low, axis) in zip(drawn, panels, strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,32 @@ import pydantic
 
 from encore import __version__, assets, plugins
 from encore.api import Method, Role
-from encore.audio.catalog import Catalog
 from encore.audio.tracks import Track
 from encore.errors import InputError, UsageError
 from encore.runs.documents import refuse_other_run
+from encore.runs.embedders import parsed
+from encore.runs.environment import pick_device, pick_precision
 from encore.runs.evaluate_run import Asked
 from encore.runs.evaluation_json import NAME as EVALUATION
 from encore.runs.forget import Request, choose
 from encore.runs.metrics_json import NAME as METRICS
+from encore.runs.models import model_name, model_sha256
 from encore.runs.open_run import embedded_golds
 from encore.runs.select import Tracks
-from encore.runs.store import read_json, write_bytes, write_json, writing
+from encore.runs.store import LOCK, OWNER, read_json, write_json, writing
 from encore.settings import resolve_options
 
 SCHEMA = 1
 PLAN = "bench.json"
-FORGET = "forget"  # the split of the embedded catalogue that is forgotten where no list is given
 
 
 class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A bench, as `bench.json` keeps it; paths are absolute.
+    """A bench, as `bench.json` keeps it; folders and files are absolute paths.
 
     Args:
         methods: name -> its options that were given, as "key=value".
         seeds: of the runs. requests: in how many requests, one after another, the tracks are sent.
-        tracks: the list; None for the forget split of the embedded catalogue.
+        tracks: the list; None for the embedded catalogue's own.
         model, …, precision: as in `encore.runs.forget.Request`.
         golds: "gold" and "gold2"; where there are none, the embedded ones where they fit.
         metrics, …, eval_seed: how every run is measured; see `encore.runs.evaluate_run.Asked`.
@@ -73,7 +75,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     def request(self, cell: Cell, out: Path) -> Request:
         """What `encore forget` is asked for in a cell of the bench in folder `out`."""
         return Request(
-            tracks=Path(self.tracks) if self.tracks else out / f"{FORGET}.txt", out=out / cell.name, model=self.model,
+            tracks=Path(self.tracks) if self.tracks else assets.FORGET, out=out / cell.name, model=self.model,
             revision=self.revision, offline=self.offline, backend=self.backend,
             catalog=Path(self.catalog) if self.catalog else None, retain=self.retain,
             holdout=Path(self.holdout) if self.holdout else None, roots=tuple(map(Path, self.roots)), seed=cell.seed,
@@ -116,11 +118,12 @@ class Cell:
 # ----------------------------------------------------------------------------------------------------------- on disk
 
 
-def write_plan(plan: Plan, out: Path) -> None:
-    """Keep the plan; a list of the embedded catalogue's own is written beside it.
+def checked(plan: Plan, out: Path) -> Tracks:
+    """The tracks that every cell is about, once all is refused that can be before anything is written.
 
     Raises:
-        UsageError: the folder holds a bench of another model or other tracks, or no bench at all.
+        UsageError: the folder holds a bench of another model or other tracks, or no bench at all; a name or a value is
+            wrong. InputError: the list or a gold can't be used.
     """
     if (out / PLAN).exists():
         before = read_plan(out)
@@ -132,15 +135,33 @@ def write_plan(plan: Plan, out: Path) -> None:
         ]
         if changed:
             raise UsageError(f"{out} holds another bench: {'; '.join(changed)}", "choose another --out")
-    elif out.is_dir() and any(path.name != f"{FORGET}.txt" and path.is_file() for path in out.iterdir()):
+    elif out.is_dir() and any(path.name not in (LOCK, OWNER) and path.is_file() for path in out.iterdir()):
         raise UsageError(f"{out} is not empty and holds no bench", "choose another --out")
     if plan.tracks is None and not assets.model_folder(plan.model):
         raise UsageError("--tracks is missing: which tracks should be forgotten?", "name a list, as for forget")
+    plugins.backends().get(plan.backend)
+    for name in plan.metrics or ():
+        plugins.metrics().get(name)
+    for name in plan.methods:
+        plan.method(name)
+    if plan.embedder:
+        parsed(plan.embedder)
+    pick_precision(plan.precision, pick_device(plan.device))
+    for name in (plan.model, *plan.golds.values()):
+        model_name(name)
+    tracks = selected(plan, out)
+    if max(plan.requests) > len(tracks.forget):
+        raise UsageError(
+            f"{len(tracks.forget)} tracks can't be sent in {max(plan.requests)} requests, one after another",
+            "leave --sequential out, or name more tracks",
+        )
+    return tracks
+
+
+def write_plan(plan: Plan, out: Path) -> None:
+    """Keep the plan, which `checked` has passed."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    if plan.tracks is None:
-        ids = [track.id for track in Catalog.open(assets.CATALOG).tracks(split=FORGET)]
-        write_bytes(out / f"{FORGET}.txt", "".join(f"id:{name}\n" for name in ids).encode())
     write_json(out / PLAN, {"schema": SCHEMA, "encore": __version__, **plan.model_dump(mode="json")})
 
 
@@ -165,34 +186,89 @@ def selected(plan: Plan, out: Path) -> Tracks:
     return choose(plan.request(plan.cells[0], out))
 
 
-def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks) -> None:
-    """A run that is there already must be the one that the plan wants in its place.
+def runs(plan: Plan, cell: Cell, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
+    """The folders of a cell's runs, with the tracks of each: one run, or one a request.
+
+    Of several requests each has a piece of the list, of about the same size and in its order. What was forgotten is
+    never trained on again. What is yet to be asked for is kept until then, where retain is the catalogue less the
+    list, as it would be if nobody knew of it.
+    """
+    if cell.requests == 1:
+        return [(out / cell.name, tracks)]
+    ends = [len(tracks.forget) * number // cell.requests for number in range(cell.requests + 1)]
+    from_catalogue = plan.retain is None and bool(tracks.retain)
+    return [
+        (
+            out / cell.name / str(number),
+            replace(
+                tracks, forget=tracks.forget[begin:end],
+                retain=(*tracks.retain, *tracks.forget[end:]) if from_catalogue else tracks.retain,
+            ),
+        )
+        for number, (begin, end) in enumerate(pairwise(ends), 1)
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- what is there already
+
+
+def weights(plan: Plan, golds: Mapping[Role, str]) -> dict[Role, str]:
+    """Hashes of the base model and the golds as they are now, one opened after the other.
 
     Raises:
-        UsageError: it was made with other options or tracks.
+        InputError: one can't be opened.
+    """
+    family = plugins.backends().resolve(plan.backend)
+    base = family.load(model_name(plan.model), revision=plan.revision, offline=plan.offline)
+    found: dict[Role, str] = {"base": model_sha256(base)}
+    for role, name in golds.items():
+        found[role] = model_sha256(family.load(model_name(name), offline=plan.offline))
+    return found
+
+
+def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks, base: str | None = None) -> None:
+    """A run that is there already must be the one that the plan wants in its place.
+
+    Args:
+        base: hash of the model that it must have been made from, where that is known.
+
+    Raises:
+        UsageError: it was made with other options, tracks or captions, or from another model.
     """
     method = plan.method(cell.method)
+    precision = pick_precision(plan.precision, pick_device(plan.device))
     options = method.options.model_dump(mode="json")
-    refuse_other_run(run / "request.json", {"method": cell.method, "seed": cell.seed, "options": options})
+    refuse_other_run(
+        run / "request.json", {"method": cell.method, "seed": cell.seed, "options": options, "precision": precision}
+    )
     asked = read_json(run / "request.json")
+    if base is not None and asked["model"]["sha256"] != base:
+        raise UsageError(
+            f"the run in {run} was made from a model that has changed since: its weights differ", "choose another --out"
+        )
     for name, own in (("forget", tracks.forget), ("retain", tracks.retain), ("holdout", tracks.holdout)):
-        if [entry["sha256"] for entry in asked[name]] != [track.sha256 for track in own]:
-            raise UsageError(f"the run in {run} was made with other {name} tracks", "choose another --out")
+        if [(entry["sha256"], entry["caption"]) for entry in asked[name]] != [(t.sha256, t.caption) for t in own]:
+            raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")
 
 
-def is_measured(folder: Path, asked: Asked) -> bool:
-    """Whether a folder has figures that were measured as asked for, by the code that is installed now."""
+def is_measured(folder: Path, asked: Asked, models: Mapping[Role, str]) -> bool:
+    """Whether a folder has figures that were measured as asked for, by the code that is installed now.
+
+    Args:
+        models: hashes of those that must have been measured too.
+    """
     if not (folder / METRICS).exists() or not (folder / EVALUATION).exists():
         return False
     how = read_json(folder / EVALUATION)
     wanted: dict[str, Any] = {
         "metrics": list(asked.metrics) if asked.metrics is not None else None, "full": asked.full,
         "draws": asked.draws, "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
-        "plugins": plugins.installed(),
+        "plugins": plugins.installed(), "asked_embedder": asked.embedder,
     }  # fmt: skip
-    if asked.embedder:
-        wanted["embedder"] = asked.embedder
-    return all(how.get(key) == value for key, value in wanted.items())
+    measured = how.get("models") or {}
+    return all(how.get(key) == value for key, value in wanted.items()) and all(
+        measured.get(role) == sha256 for role, sha256 in models.items()
+    )
 
 
 def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Cell]:
@@ -202,10 +278,13 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Cell]:
         UsageError: a run that is there is not the one that is wanted.
     """
     asked = plan.asked(tracks.forget)
+    models = weights(plan, asked.golds) if any(out.glob("*/*/**/request.json")) else {}
     for cell in plan.cells:
-        folder = out / cell.name
-        complete = (folder / "run.json").exists()
-        if complete and cell.requests == 1:
-            refuse_other_cell(plan, cell, folder, tracks)
-        if not ((complete or cell.requests > 1) and is_measured(folder, asked)):
+        complete = True
+        for number, (run, own) in enumerate(runs(plan, cell, out, tracks)):
+            if (run / "run.json").exists():
+                refuse_other_cell(plan, cell, run, own, models["base"] if number == 0 else None)
+            else:
+                complete = False
+        if not (complete and is_measured(out / cell.name, asked, models)):
             yield cell

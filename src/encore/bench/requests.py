@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,11 @@ class RequestLine:
         return asdict(self)
 
 
-def request_lines(plan: Plan, out: Path) -> list[RequestLine]:
-    """Every request of the cells that came in several and were measured."""
+def request_lines(plan: Plan, out: Path, failed: Collection[Cell] = ()) -> list[RequestLine]:
+    """Every request of the cells that came in several and were measured, but those that failed this time."""
     seen: dict[tuple[str, int, int], list[RequestLine]] = {}
     for cell in plan.cells:
-        if cell.requests > 1 and (out / cell.name / METRICS).exists():
+        if cell.requests > 1 and cell not in failed and (out / cell.name / METRICS).exists():
             for line in _of_cell(out / cell.name, cell):
                 seen.setdefault((line.method, line.requests, line.number), []).append(line)
     return [_median(lines) for _, lines in sorted(seen.items())]

@@ -36,6 +36,7 @@ def run_cells(
     """
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
     waiting, running, failed = list(cells), dict[Cell, subprocess.Popen[bytes]](), dict[Cell, str]()
+    sizes: dict[Cell, int] = {}  # of the logs when a process began: what stands before is of an earlier one
     with stop_on_signals() as stop:
         try:
             while waiting or running:
@@ -43,12 +44,13 @@ def run_cells(
                     break
                 while waiting and len(running) < jobs:
                     cell = waiting.pop(0)
+                    sizes[cell] = _log(cell, out).stat().st_size if _log(cell, out).exists() else 0
                     running[cell] = _start(cell, out, environment)
                     told(cell, "started")
                 for cell in [cell for cell, process in running.items() if process.poll() is not None]:
                     code = running.pop(cell).returncode
                     if code:
-                        failed[cell] = _complaint(_log(cell, out), code)
+                        failed[cell] = _complaint(_log(cell, out), sizes[cell], code)
                     told(cell, failed.get(cell, "done"))
                 time.sleep(POLL)
         finally:
@@ -75,10 +77,10 @@ def _log(cell: Cell, out: Path) -> Path:
     return out / LOGS / f"{cell.name.replace('/', '-')}.log"
 
 
-def _complaint(log: Path, code: int) -> str:
-    """The last error that a process told, or how it ended."""
+def _complaint(log: Path, start: int, code: int) -> str:
+    """The last error that a process told from byte `start` on, or how it ended."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - SAID))
+        file.seek(max(start, log.stat().st_size - SAID))
         lines = file.read().decode("utf-8", "replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code < 0:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from encore import __version__
-from encore.bench.leaderboard import TESTED, Leaderboard, Line
+from encore import __version__, stats
+from encore.bench.leaderboard import Leaderboard, Line
 from encore.bench.pareto import pareto_svg
 from encore.bench.requests import RequestLine
+from encore.report.card import text
 from encore.report.draw import can_draw
 from encore.runs.store import write_bytes, write_json
 
@@ -31,8 +32,9 @@ def write_leaderboard(out: Path, board: Leaderboard, requests: Sequence[RequestL
     write_bytes(out / "leaderboard.md", markdown(board, requests).encode())
     write_bytes(out / "leaderboard.csv", spreadsheet(board).encode())
     written = [out / f"leaderboard.{ending}" for ending in ("md", "csv", "json")]
-    if can_draw() and board.lines:
-        write_bytes(out / "pareto.svg", pareto_svg(board).encode())
+    figure = pareto_svg(board) if can_draw() else None
+    if figure is not None:
+        write_bytes(out / "pareto.svg", figure.encode())
         written.append(out / "pareto.svg")
     return written
 
@@ -58,15 +60,14 @@ def _shown(line: Line, title: str) -> str:
     value = line.median(title)
     if value is None:
         return "–"
-    if title == "targets":
-        return f"{value:.0f}/{line.judged}"
     if title in COUNTS:
-        return f"{value:.0f}"
+        count = f"{value:.0f}" if value == round(value) or title == "seconds" else f"{value:.1f}"
+        return f"{count}/{line.judged}" if title == "targets" else count
     return f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
 def _tested(board: Leaderboard) -> list[str]:
-    return [title for title, _, _ in TESTED if any(title in line.p for line in board.lines)]
+    return list(board.tested)
 
 
 def _ps(board: Leaderboard, line: Line) -> list[str]:
@@ -88,24 +89,24 @@ def markdown(board: Leaderboard, requests: Sequence[RequestLine] = ()) -> str:
         ])  # fmt: skip
     if board.failed:
         lines += ["", "## Not in the table", ""]
-        lines += [f"- `{name}`: {' '.join(why.split())}" for name, why in board.failed.items()]
+        lines += [f"- `{name}`: {text(' '.join(why.split()))}" for name, why in board.failed.items()]
     return "\n".join(lines) + "\n"
 
 
 def _explained(board: Leaderboard) -> str:
     seeds = sorted({len(line.seeds) for line in board.lines})
     many = " to ".join(dict.fromkeys(str(n) for n in (seeds[0], seeds[-1]))) if seeds else "no"
-    text = (
+    said = (
         f"Medians over {many} seed{'' if many == '1' else 's'} a method (low and high are in leaderboard.json). Order: "
         "share of targets reached, then the distance to gold."
     )
     if _tested(board):
-        n = board.tracks.get("forget", 0)
-        text += (
+        least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())
+        said += (
             " p: that a method's tracks are like those of the first one, by flipping the signs of their differences, "
-            f"for all methods together (Westfall and Young's max-T); of {n} tracks it is {2 / 2**n:.2g} at least."
+            f"for all pairs of methods together (Westfall and Young's max-T). The least it can be: {least}."
         )
-    return text
+    return said
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

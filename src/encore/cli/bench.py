@@ -13,7 +13,6 @@ from encore.errors import EncoreError, UsageError
 
 if TYPE_CHECKING:
     from encore.bench.leaderboard import Leaderboard
-    from encore.bench.plan import Plan
     from encore.bench.requests import RequestLine
 
 SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
@@ -69,12 +68,13 @@ def bench(
         _one(out, cell)
         return
     from encore.bench.leaderboard import leaderboard
-    from encore.bench.plan import Plan, selected, unfinished, write_plan
+    from encore.bench.plan import Plan, checked, unfinished, write_plan
     from encore.bench.presets import preset as find
     from encore.bench.requests import request_lines
     from encore.bench.schedule import run_cells
     from encore.bench.write import write_leaderboard
     from encore.runs.models import backend_name
+    from encore.runs.store import held
 
     laid = find(preset) if preset else None
     if gold2 and not gold:
@@ -85,24 +85,26 @@ def bench(
     names = _names(methods, "--methods") or (laid.methods if laid else _installed())
     measured = _names(metrics, "--metrics") or (laid.metrics if laid and not full else None)
     chosen = embedder or (laid.embedder if laid and not embedded else None)
+    theirs = [item for item in laid.options if item.partition(".")[0] in names] if laid and not embedded else []
     plan = Plan(
-        methods=_options(names, [*(laid.options if laid and not embedded else ()), *(option or ())]),
-        seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks), model=model,
-        revision=revision, backend=backend_name(model, backend), catalog=_absolute(catalog),
+        methods=_options(names, [*theirs, *(option or ())]),
+        seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks),
+        model=_folder(model), revision=revision, backend=backend_name(model, backend), catalog=_absolute(catalog),
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
-        roots=tuple(str(path.resolve()) for path in root or ()), device=device,
-        precision=precision, offline=offline, golds={k: v for k, v in (("gold", gold), ("gold2", gold2)) if v},
+        roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
+        golds={role: _folder(name) for role, name in (("gold", gold), ("gold2", gold2)) if name},
         metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
-    _check(plan)
     out = out.resolve()
-    write_plan(plan, out)
-    left = list(unfinished(plan, out, selected(plan, out)))
-    of = len(plan.cells)
-    console.note(f"{of} cells of {len(plan.methods)} methods; {of - len(left)} are done")
-    failed = run_cells(left, out, jobs=jobs, told=lambda cell, what: console.note(f"{cell.name}: {what}"))
-    board, requests = leaderboard(plan, out, failed), request_lines(plan, out)
-    written = write_leaderboard(out, board, requests)
+    chosen_tracks = checked(plan, out)
+    with held(out):
+        write_plan(plan, out)
+        left = list(unfinished(plan, out, chosen_tracks))
+        of = len(plan.cells)
+        console.note(f"{of} cells of {len(plan.methods)} methods; {of - len(left)} are done")
+        failed = run_cells(left, out, jobs=jobs, told=lambda cell, what: console.note(f"{cell.name}: {what}"))
+        board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
+        written = write_leaderboard(out, board, requests)
     _show(board, requests, written, json)
     if failed:
         first, why = next(iter(failed.items()))
@@ -162,15 +164,11 @@ def _absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
 
 
-def _check(plan: Plan) -> None:
-    """A misspelt name or value is told before anything is written."""
-    from encore import plugins
+def _folder(name: str) -> str:
+    """A model's name, a folder's as its absolute path."""
+    from encore import assets
 
-    plugins.backends().get(plan.backend)
-    for name in plan.metrics or ():
-        plugins.metrics().get(name)
-    for name in plan.methods:
-        plan.method(name)
+    return str(Path(name).resolve()) if Path(name).is_dir() and not assets.model_folder(name) else name
 
 
 def _show(board: Leaderboard, requests: Sequence[RequestLine], written: Sequence[Path], json: bool) -> None:
