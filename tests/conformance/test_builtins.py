@@ -1,7 +1,7 @@
 """Everything that Encore registers keeps the contract, each within its time on one core.
 
-Methods are tried on a model of hardly any size, where they do all they do in a sixth of the time; the default and one
-that edits weights on the embedded model too, as `encore plugins check` tries them.
+Methods and metrics are tried on a model of hardly any size, where they do all they do in a fraction of the time; a few of
+both on the embedded model too, as `encore plugins check` tries them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ from __future__ import annotations
 import pytest
 
 from encore import plugins
-from encore.conformance import assert_conforms, methods
+from encore.conformance import assert_conforms, methods, metrics
 from encore.conformance.fixture import Fixture
 from encore.conformance.select import chosen
 
 BUILT_IN = [(kind, name) for kind, name in chosen(distribution="encore-music")]
-ON_EMBEDDED = [(kind, name) for kind, name in BUILT_IN if kind != "method" or name in ("encore", "ssd")]
+FEW = (
+    "encore",
+    "ssd",
+    "verbatim",
+    "relearn",
+    "clap_score",
+)  # the default, an edit, plays, training, an embedder's ears
+ON_EMBEDDED = [(kind, name) for kind, name in BUILT_IN if kind not in ("method", "metric") or name in FEW]
 
 
 @pytest.mark.slow
@@ -29,6 +36,15 @@ def test_a_built_in_method_keeps_the_contract(name: str, small: Fixture) -> None
     found = methods.run(plugins.methods().resolve(name), small)
     assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
     assert sum(one.state == "passed" for one in found) >= 12  # one that edits has no use for six of 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plugins.metrics().names)
+def test_a_built_in_metric_keeps_the_contract(name: str, small: Fixture) -> None:
+    found = metrics.run(plugins.metrics().resolve(name), small)
+    assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
+    passed = sum(one.state == "passed" for one in found)
+    assert passed >= len(found) - 3, [one for one in found if one.state != "passed"]
 
 
 def test_built_ins_are_all_four_kinds() -> None:
