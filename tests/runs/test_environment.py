@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from encore.errors import UsageError
-from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, versions
+from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes, versions
 
 
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +44,12 @@ def test_peak_memory_is_what_the_system_tells_a_process() -> None:
     told = Path("/proc/self/status").read_text()
     peak = int(next(line for line in told.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
     assert peak_bytes("cpu") == pytest.approx(peak, rel=0.01)
+
+
+def test_a_gpus_peak_counts_from_the_start_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    reset_peak_bytes("cpu")
+    assert reset == []
+    reset_peak_bytes("cuda:1")
+    assert reset == ["cuda:1"]

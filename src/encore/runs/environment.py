@@ -58,11 +58,21 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory this process has held so far: on a GPU what torch took of it, else all that was resident."""
+    """The most memory this process has held.
+
+    On a GPU what torch took of it since `reset_peak_bytes`; else all that was resident since the process began, also
+    before the run: the system keeps no other figure. A run that was resumed tells its last process's.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+def reset_peak_bytes(device: str) -> None:
+    """Have `peak_bytes` count from here, where the device can: on a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def keep_freed_memory() -> None:
