@@ -19,7 +19,7 @@ from encore.runs.store import write_bytes
 TAGS = ["music", "text-to-audio", "machine-unlearning", "encore"]
 TASK = "text-to-audio"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~>-])")
+MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~-])")  # <, > and & become entities
 
 
 def write_card(run: Path, record: Mapping[str, Any], results: Sequence[Result]) -> None:
@@ -69,11 +69,11 @@ def _eval_result(line: SummaryRow) -> Any:
 
 
 def _body(record: Mapping[str, Any], name: str, count: int, lines: Sequence[SummaryRow]) -> Iterator[str]:
-    yield f"# {_text(name)}, less {count} tracks"
+    yield f"# {text(name)}, less {count} tracks"
     yield ""
     yield (
         f"Made with Encore {record['versions']['encore']} by the method `{record['method']}` in "
-        f"{record['outcome']['steps']} steps (seed {record['seed']}), from {_text(name)} with weights of SHA-256 "
+        f"{record['outcome']['steps']} steps (seed {record['seed']}), from {text(name)} with weights of SHA-256 "
         f"`{record['model']['sha256']}`."
     )
     yield ""
@@ -117,6 +117,6 @@ def _figure(line: SummaryRow, role: str) -> float | None:
     return row.value if row is not None else None
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     """A stranger's name as Markdown that stands for itself."""
     return html.escape(MARKS.sub(r"\\\1", printable(name)))
