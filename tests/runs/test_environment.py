@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,14 @@ def test_what_a_run_records() -> None:
     assert all(isinstance(version, str) for version in versions().values())
     assert hardware("cpu")["device"] == "cpu"
     assert hardware("cpu")["threads"] >= 1
+    assert hardware("cpu")["instructions"] in torch.__config__.show()
+
+
+@pytest.mark.skipif(shutil.which("lscpu") is None, reason="lscpu names the processor")
+def test_a_processor_goes_by_its_model() -> None:
+    told = subprocess.run(["lscpu"], env={"LC_ALL": "C"}, capture_output=True, text=True, check=True).stdout
+    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("Model name:")]
+    assert not names or hardware("cpu")["name"] in names
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak there")
