@@ -196,6 +196,15 @@ def test_settings_that_can_not_be_read(made: Path, how: bytes | None, words: str
         verify(bundle, again=True)
 
 
+def test_no_gold_takes_the_place_of_the_runs_own_model(made: Path) -> None:
+    how = json.loads((made / "evaluation.json").read_text()) | {"golds": {"unlearned": "tiny-gold"}}
+    bundle = changed(
+        pack(made, with_model=True), lambda members: resealed(members, "evaluation.json", json.dumps(how).encode())
+    )
+    with pytest.raises(InputError, match="names a gold for unlearned"):
+        verify(bundle, again=True)
+
+
 def resealed(members: dict[str, bytes], name: str, content: bytes) -> None:
     """Change a member, and the manifest with it."""
     manifest = json.loads(members["manifest.json"])

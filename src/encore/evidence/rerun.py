@@ -80,6 +80,8 @@ def rerun(
         what = " and ".join(wrong or ["draws"])
         raise InputError(f"the bundle does not say how its figures were measured: {what} is missing or is another kind")
     names, golds, seed = how["metrics"], how["golds"], how["seed"]
+    if golds.keys() - {"gold", "gold2"}:  # else another model could be measured in the place of the run's
+        raise InputError(f"the bundle names a gold for {' and '.join(sorted(golds.keys() - {'gold', 'gold2'}))}")
     subject = from_run(run, golds=golds, seed=seed, device=device, offline=offline, reporter=reporter)
     for role, model in subject.models.items():
         if model_sha256(model) != how["models"].get(role):
