@@ -67,19 +67,23 @@ def test_figures_that_were_made_up_do_not_come_out_again(
     metrics = json.loads((run / "metrics.json").read_text())
     for row in metrics["results"]:
         if (row["metric"], row["model"], row["set"]) == ("nll", "unlearned", "forget"):
-            row["value"], row["low"], row["high"] = 99.0, 98.0, 100.0
+            row["value"], row["low"], row["high"] = 99.0, -1e9, 1e9
+        if (row["metric"], row["model"], row["set"]) == ("nll", "base", "retain"):
+            row["per_track"] = {track: figure + 0.01 for track, figure in row["per_track"].items()}
     (run / "metrics.json").write_text(json.dumps(metrics))
     assert call("bundle", run, "--out", "b.zip").code == 0
     assert call("verify", "b.zip").code == 0  # whole, and made up
     done = call("verify", "b.zip", "--run", run, "--rerun")
     assert done.code == 4, done.err
-    assert "DIFFERS" in done.out
+    assert "DIFFERS: value, low, high" in done.out
+    assert "DIFFERS: track" in done.out
     assert "nll (unlearned, forget)" in done.err
     done = call("verify", "b.zip", "--run", run, "--rerun", "--json")
     told = json.loads(done.out)
     assert (done.code, told["holds"]) == (4, False)
-    assert "1 of" in told["why"]
-    assert [row["metric"] for row in told["compared"] if not row["holds"]] == ["nll"]
+    assert "2 of" in told["why"]
+    wrong = {(row["model"], row["set"]) for row in told["compared"] if not row["holds"]}
+    assert wrong == {("unlearned", "forget"), ("base", "retain")}
 
 
 def test_exit_codes(tmp_path: Path, call: Call) -> None:

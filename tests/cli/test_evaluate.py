@@ -12,6 +12,8 @@ import pytest
 import soundfile
 from tests.conftest import Done, no_evaluation_is_read
 
+from encore.runs.store import held
+
 Call = Callable[..., Done]
 ROLES = {"base", "unlearned", "gold", "gold2", "control", "none"}
 
@@ -234,3 +236,48 @@ def test_a_file_or_weight_that_is_not_what_it_was(mine: Path, call: Call) -> Non
     refused("can't be read as JSON")
     (run / "run.json").unlink()
     refused("run.json is missing")
+
+
+def test_a_metric_named_twice_is_measured_once(project: Path, studio: Path, call: Call) -> None:
+    done = call("eval", project / "runs/a", "--metrics", "nll, nll,nll", "--json", "--out", "x")
+    assert done.code == 0, done.err
+    results = json.loads(done.out)["results"]
+    assert len(results) == len(rows(done))
+    assert json.loads(Path("x/evaluation.json").read_text())["metrics"] == ["nll"]
+
+
+def test_an_embedder_that_was_chosen_is_told_from_the_default(project: Path, studio: Path, call: Call) -> None:
+    told = []
+    for more in ([], ["--embedder", "latents"]):
+        assert call("eval", project / "runs/a", "--metrics", "nll", "--out", "x", *more).code == 0
+        how = json.loads(Path("x/evaluation.json").read_text())
+        told.append((how["asked_embedder"], how["embedder"]))
+    assert told == [("", "latents"), ("latents", "latents")]
+
+
+def test_a_folder_in_use_or_closed_is_told_before_anything_is_measured(
+    project: Path, studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*given: object, **named: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr("encore.runs.evaluate_run.measure", measured)
+    given = ("eval", project / "runs/a", "--metrics", "nll", "--out", "x")
+    with held(Path("x")):
+        done = call(*given)
+        assert (done.code, "is in use by process" in done.err) == (1, True), done.err
+    Path("y").write_text("a file")
+    done = call(*given[:-1], "y")
+    assert (done.code, "can't write y" in done.err) == (1, True), done.err
+
+
+def test_samples_of_other_models_than_the_figures_do_not_stay(project: Path, studio: Path, call: Call) -> None:
+    def files(*more: object) -> set[str]:
+        done = call("eval", project / "runs/a", "--out", "x", *more)
+        assert done.code == 0, done.err
+        return {path.name.split(".")[1] for path in Path("x/samples").glob("forget/*.wav")}
+
+    assert files() == {"before", "after"}
+    assert files("--metrics", "nll") == {"before", "after"}  # of the same models
+    assert files("--metrics", "nll", "--gold", project / "model") == set()
+    assert not Path("x/samples").exists()

@@ -1,7 +1,7 @@
 """Everything that Encore registers keeps the contract, each within its time on one core.
 
-Methods and metrics are tried on a model of hardly any size, where they do all they do in a fraction of the time; a few of
-both on the embedded model too, as `encore plugins check` tries them.
+Methods and metrics are tried on a model of hardly any size, where they do all they do in a fraction of the time; a few
+of both on the embedded model too, as `encore plugins check` tries them.
 """
 
 from __future__ import annotations

@@ -6,12 +6,14 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.report.made_run import row
 
+from encore.api import Result
 from encore.errors import GateError, InputError, UsageError
 from encore.evidence.archive import write_archive
 from encore.evidence.pack import pack
@@ -109,15 +111,65 @@ def test_nothing_to_measure_again(made: Path, bundle: Path) -> None:
     assert pack(made, with_model=True)
 
 
+def states(bundled: list[Result], again: list[Result], *, alike: bool) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return {one.metric: (one.state, one.what) for one in compare(bundled, again, alike=alike)}
+
+
+MEASURED = [row("a", "base", "forget", 1.0, low=0.8, high=1.2, per_track={"one": 0.9, "two": 1.1})]
+
+
+@pytest.mark.parametrize(
+    ("forged", "what"),
+    [
+        ({"value": 7.0, "low": -1e9, "high": 1e9}, ("value", "low", "high")),  # no interval judges itself
+        ({"value": 1.0, "low": -1e9, "high": 1e9}, ("low", "high")),
+        ({"value": float("nan")}, ("value",)),
+        ({"value": "1.0"}, ("value",)),
+        ({"value": 1.3}, ("value",)),
+        ({"low": 0.5}, ("low",)),
+        ({"low": None, "high": None}, ("low", "high")),
+        ({"n": 4}, ("n",)),
+        ({"unit": "share"}, ("unit",)),
+        ({"per_track": {"one": 0.5, "two": 1.1}}, ("track one",)),
+        ({"per_track": {"one": 0.9}}, ("track two",)),
+        ({"per_track": {"one": 0.9, "two": 1.1, "six": 0.0}}, ("track six",)),
+        ({"per_track": {"one": 0.9, "two": None}}, ("track two",)),
+    ],
+)
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_forged_row_differs(forged: dict[str, Any], what: tuple[str, ...], alike: bool) -> None:
+    assert states([replace(MEASURED[0], **forged)], MEASURED, alike=alike) == {"a": ("differs", what)}
+
+
+def test_on_the_same_machine_all_but_rounding_must_come_out_again() -> None:
+    details = {"curve": [2.0, 1.0], "best": {"one": "greedy"}}
+    again = [replace(MEASURED[0], details=details)]
+
+    def state(**changes: Any) -> tuple[str, tuple[str, ...]]:
+        return states([replace(again[0], **changes)], again, alike=True)["a"]
+
+    assert state() == ("same", ())
+    assert state(value=1.0 + 1e-6, details={**details, "curve": [2.0, 1.0 + 1e-6]}) == ("rounding", ())
+    assert state(value=1.1) == ("differs", ("value",))
+    assert state(per_track={"one": 0.9, "two": 1.1002}) == ("differs", ("track two",))
+    assert state(details={**details, "curve": [3.0, 1.0]}) == ("differs", ("details",))
+    assert state(details={**details, "best": {"one": "short"}}) == ("differs", ("details",))
+
+
 def test_figures_against_figures() -> None:
+    """Measured on another machine: what lies within the interval of today."""
+    close = {"low": 0.5, "high": 1.5, "per_track": {"one": 1.0}}
     bundled = [
-        row("a", "base", "forget", 1.0), row("b", "base", "forget", 1.0, low=0.5, high=1.5),
-        row("c", "base", "forget", 1.0, low=0.5, high=1.5), row("d", "base", "forget", 1.0),
-        row("e", "base", "forget", 1.0), row("f", "base", "forget", None), row("g", "base", "forget", None),
-        row("h", "base", "forget", 1.0),
+        row("a", "base", "forget", 1.0), row("b", "base", "forget", 1.0, **close), row("c", "base", "forget", 1.0),
+        row("d", "base", "forget", 1.0), row("e", "base", "forget", 1.0), row("f", "base", "forget", None),
+        row("g", "base", "forget", None), row("h", "base", "forget", 1.0),
     ]  # fmt: skip
-    values = {"a": 1.0, "b": 1.4, "c": 1.6, "d": 1.0 + 1e-6, "e": 1.01, "f": None, "g": 1.0, "i": 2.0}
-    found = compare(bundled, [row(name, "base", "forget", value) for name, value in values.items()])
+    again = {
+        "a": {"value": 1.0}, "b": {"value": 1.2, "low": 0.7, "high": 1.7, "per_track": {"one": 1.4}},
+        "c": {"value": 1.6, "low": 1.1, "high": 2.1}, "d": {"value": 1.0 + 1e-6}, "e": {"value": 1.01},
+        "f": {"value": None}, "g": {"value": 1.0}, "i": {"value": 2.0},
+    }  # fmt: skip
+    found = compare(bundled, [row(name, "base", "forget", **told) for name, told in again.items()], alike=False)
     assert {one.metric: one.state for one in found} == {
         "a": "same", "b": "within", "c": "differs", "d": "rounding", "e": "differs", "f": "same", "g": "differs",
         "h": "missing", "i": "new",
@@ -125,3 +177,36 @@ def test_figures_against_figures() -> None:
     refuse_mismatch([one for one in found if one.metric in "abdf"])
     with pytest.raises(GateError, match=r"5 of 9 figures do not come out again: c \(base, forget\)"):
         refuse_mismatch(found)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (b"[]", "evaluation.json is not an object"), (b"{", "can't be read as JSON"),
+        (b"\xff", "can't be read as JSON"), (b"{}", "golds and seed and embedder"), (None, "has no evaluation.json"),
+    ],
+)  # fmt: skip
+def test_settings_that_can_not_be_read(made: Path, how: bytes | None, words: str) -> None:
+    if how is None:
+        (made / "evaluation.json").unlink()
+        bundle = pack(made, with_model=True)
+    else:
+        bundle = changed(pack(made, with_model=True), lambda members: resealed(members, "evaluation.json", how))
+    with pytest.raises(InputError, match=words):
+        verify(bundle, again=True)
+
+
+def test_no_gold_takes_the_place_of_the_runs_own_model(made: Path) -> None:
+    how = json.loads((made / "evaluation.json").read_text()) | {"golds": {"unlearned": "tiny-gold"}}
+    bundle = changed(
+        pack(made, with_model=True), lambda members: resealed(members, "evaluation.json", json.dumps(how).encode())
+    )
+    with pytest.raises(InputError, match="names a gold for unlearned"):
+        verify(bundle, again=True)
+
+
+def resealed(members: dict[str, bytes], name: str, content: bytes) -> None:
+    """Change a member, and the manifest with it."""
+    manifest = json.loads(members["manifest.json"])
+    manifest["members"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    members |= {name: content, "manifest.json": json.dumps(manifest).encode()}

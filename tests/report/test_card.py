@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from tests.report.made_run import row, rows, run_record, write_run
 
-from encore.report.card import model_card, write_card
+from encore.report.card import model_card, text, write_card
 
 
 def test_the_hub_reads_its_figures(made: Path) -> None:
@@ -64,6 +64,16 @@ def test_a_strangers_name_is_text(name: str) -> None:
     assert "\x1b" not in str(card)
     assert "](http" not in card.text
     assert card.data.library_name == "transformers"
+
+
+@pytest.mark.parametrize("name", ["a>b", "> a", "a & b < c", "'x' \"y\"", "*a* [b](c) `d` ![e] #f ~g~ 1. h+i-j_k"])
+def test_a_strangers_name_shows_as_it_is(name: str) -> None:
+    from markdown_it import MarkdownIt
+
+    (inline,) = [token for token in MarkdownIt().parse(text(name)) if token.type == "inline"]
+    children = inline.children or []
+    assert {token.type for token in children} <= {"text", "text_special"}
+    assert "".join(token.content for token in children) == name
 
 
 def test_a_run_that_did_harm_says_so(tmp_path: Path) -> None:

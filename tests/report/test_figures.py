@@ -54,6 +54,21 @@ def test_the_roc_is_that_of_the_counts() -> None:
     assert list(zip(line.x, line.y, strict=True)) == [(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
 
 
+def test_a_curve_stands_at_the_steps_it_was_taken_after() -> None:
+    details = {"curve": [4.0, 3.0, 2.5, 2.0, None], "after": [0, 1, 2, 4, 8]}
+    plain, torn = {"curve": [2.0, 1.0]}, {"curve": [2.0, 1.0], "after": [0, 1, 2]}
+    results = [row(f"relearn{of}", "unlearned", "forget", 2.0, details=told) for of, told in (
+        ("_one", details), ("", plain), ("_retain", torn),
+    )]  # fmt: skip
+    found = of(results)
+    figure = found["curve-relearn_one-forget"]
+    (line,) = figure.lines  # type: ignore[attr-defined]
+    assert (line.x, line.y) == ((0, 1, 2, 4), (4.0, 3.0, 2.5, 2.0))
+    assert [cells[1].text for cells in of_figure(figure).rows][-1] == "4.00"  # type: ignore[arg-type]
+    for name in ("curve-relearn-forget", "curve-relearn_retain-forget"):
+        assert found[name].lines[0].x == (0, 1)  # type: ignore[attr-defined]
+
+
 def test_without_gold_the_distance_is_that_to_unheard_music() -> None:
     results = [result for result in rows() if not result.metric.startswith("kl") and "gold" not in result.model]
     pareto = of(results)["pareto"]

@@ -41,6 +41,12 @@ def test_a_second_phase_begins_where_the_first_ended(made: Path) -> None:
     assert [look["at"] for look in read_run(made).looks] == [2, 4, 6]
 
 
+def test_lines_that_are_no_looks_are_passed_over(made: Path) -> None:
+    odd = [{"look": {}}, {"look": {}, "step": "x"}, {"look": {}, "step": 1, "phase": []}, {"look": 1, "step": 1}, 7]
+    (made / "log.jsonl").write_text("\n".join(map(json.dumps, [*odd, {"look": {}, "step": 3}])))
+    assert [look["at"] for look in read_run(made).looks] == [3]
+
+
 def test_samples_outside_the_folder_are_left_out(made: Path) -> None:
     (made / "secret.after.wav").write_bytes(b"x")
     (made / "samples/forget/link.after.wav").symlink_to(made / "secret.after.wav")

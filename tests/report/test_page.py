@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.made_run import change, entry, row, rows, write_run
+from tests.report.made_run import TRACKS, change, entry, row, rows, write_run
 
 from encore.audio.text import printable
 from encore.errors import InputError
@@ -187,3 +187,41 @@ def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monk
     labels = [found["aria-label"] for tag, found in seen.tags if tag == "audio"]
     assert labels.count("original: One") == 2
     assert labels[:2] == ["original: One", "harmony, melody: draw 2: One"]  # a pair
+
+
+def test_what_breaks_while_drawing_is_no_fault_of_the_files(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(figure: object) -> str:
+        raise TypeError("of matplotlib")
+
+    monkeypatch.setattr(draw, "can_draw", lambda: True)
+    monkeypatch.setattr(draw, "svg", broken)
+    with pytest.raises(TypeError, match="of matplotlib"):
+        write_report(made)
+
+
+def test_what_a_track_lacks_is_a_fault_of_the_files(made: Path) -> None:
+    change(made / "request.json", retain=[{"caption": "no id"}])
+    with pytest.raises(InputError, match="not written by this version"):
+        write_report(made)
+    change(made / "request.json", retain=[], forget=[{"id": "one"}])
+    with pytest.raises(InputError, match="not written by this version"):
+        write_report(made, originals=True)
+
+
+def test_plays_of_one_name_are_all_to_be_heard(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    (made / "samples" / "alike").mkdir()
+    index = json.loads((made / "samples" / "index.json").read_text())
+    for number in (0, 1):
+        name = f"alike/00{number}-one.after.wav"
+        (made / "samples" / name).write_bytes(
+            (made / f"samples/forget/00{number}-{TRACKS[number]}.after.wav").read_bytes()
+        )
+        index.append({"file": name, "track": "one", "caption": "c", "asked": "draw 1", "kinds": ["melody"]})
+    (made / "samples" / "index.json").write_text(json.dumps(index))
+    details = {"best": {"one": "draw 1"}, "threshold": 0.5}
+    likeness = row("likeness_melody", "unlearned", "forget", 0.9, per_track={"one": 0.9}, details=details)
+    write_metrics(made / "metrics.json", [*rows(), likeness])
+    seen = Seen(write_report(made).read_text())
+    heard = [found for tag, found in seen.tags if tag == "audio" and found["aria-label"] == "melody: draw 1: One"]
+    assert len({found["src"] for found in heard}) == 2

@@ -12,7 +12,7 @@ from tests.report.made_run import run_record, write_run
 
 from encore.api import Result
 from encore.report.files import RunFiles, read_run
-from encore.report.words import asked, doubts, number, percent, verdict
+from encore.report.words import asked, doubts, number, part, percent, verdict
 
 
 @pytest.fixture
@@ -88,3 +88,13 @@ def test_a_finding_that_no_target_stands_for_speaks_against_a_run(
     monkeypatch.setattr(words, "findings", lambda results: [Finding("fail", "2 of 3 forget tracks still replay")])
     told = verdict(files())
     assert (told.level, told.tests) == ("bad", ("2 of 3 forget tracks still replay",))
+
+
+def test_one_of_several_requests_says_so(files: Callable[..., RunFiles]) -> None:
+    made = files()
+    assert part(made) == ""  # of a run that does not tell how many its list names
+    counts = {"forget": 3, "retain": 2, "holdout": 4}
+    assert part(replace(made, run={**made.run, "tracks": {**counts, "listed": 3}})) == ""
+    told = part(replace(made, run={**made.run, "tracks": {**counts, "listed": 8}}))
+    assert "one of several requests" in told
+    assert "has 8 tracks, and this request was for 3 of them" in told

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +169,61 @@ def test_a_resumed_run_ends_in_the_same_weights(
     run(again, clips, Plain(settings), checkpoints=Checkpoints(tmp_path, "x"), record=lines.append)
     assert {"event": "resumed", "phase": 1, "step": 5} in lines
     assert module_sha256(again.module) == module_sha256(straight.module)
+
+
+def test_a_resumed_run_counts_what_it_cost_before(
+    backend: MusicgenBackend, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sometimes(Plain):
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            bad = math.isclose(step.progress, 2 / 7)  # the third step
+            return super().forget_loss(step, batch) * (float("nan") if bad else 1.0)
+
+    clock = itertools.count()
+    monkeypatch.setattr("encore.runs.engine._now", lambda: float(next(clock)))
+    settings = options(steps=7, checkpoint_seconds=0, batch_size=3, forget_batch_size=2)
+    straight = run(backend.clone(), clips, Sometimes(settings)).outcome
+    assert (straight.skipped_steps, straight.earlier_seconds) == (1, 0.0)
+    stop = StopFlag()
+
+    def stop_at(line: Any) -> None:
+        if line.get("step") == 5:
+            stop.number = 15
+
+    checkpoints = Checkpoints(tmp_path, "x")
+    began = next(clock)
+    with pytest.raises(Interrupted):
+        run(backend.clone(), clips, Sometimes(settings), checkpoints=checkpoints, stop=stop, record=stop_at)
+    took = next(clock) - began
+    state = json.loads((sorted(tmp_path.iterdir())[-1] / "state.json").read_text())
+    assert 0 < state["seconds"] < took
+    again = run(backend.clone(), clips, Sometimes(settings), checkpoints=checkpoints).outcome
+    assert (again.steps, again.tokens, again.skipped_steps) == (7, straight.tokens, 1)
+    assert again.earlier_seconds == state["seconds"]
+
+
+def test_a_checkpoint_that_tells_no_cost_is_gone_on_from(
+    backend: MusicgenBackend, clips: Clips, tmp_path: Path
+) -> None:
+    settings = options(steps=4, checkpoint_seconds=0)
+    run(backend.clone(), clips, Plain(settings), checkpoints=Checkpoints(tmp_path, "x"))
+    newest = sorted(tmp_path.iterdir())[-1]
+    kept = json.loads((newest / "state.json").read_text())
+    Checkpoints(tmp_path, "x").save(
+        1_000_009, lambda folder: _without(newest, folder, kept, "seconds", "tokens", "skipped_steps")
+    )
+    lines: list[Any] = []
+    outcome = run(
+        backend.clone(), clips, Plain(settings), checkpoints=Checkpoints(tmp_path, "x"), record=lines.append
+    ).outcome
+    assert "resumed" in [line.get("event") for line in lines]
+    assert (outcome.steps, outcome.earlier_seconds) == (4, 0.0)
+
+
+def _without(old: Path, folder: Path, state: dict[str, Any], *names: str) -> None:
+    for name in ("module", "best", "optimizer"):
+        (folder / f"{name}.safetensors").write_bytes((old / f"{name}.safetensors").read_bytes())
+    (folder / "state.json").write_text(json.dumps({k: v for k, v in state.items() if k not in names}))
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(

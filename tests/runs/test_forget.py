@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from encore.api import Method
 from encore.errors import EncoreError, GateError, InputError, UsageError
 from encore.methods.graddiff import GradDiff
 from encore.plugins import methods
 from encore.runs.documents import refuse_other_run, run_json
-from encore.runs.engine import Outcome
+from encore.runs.engine import Engine, Outcome
 from encore.runs.forget import Prepared, Request, choose, estimate, forget, prepare, refuse_collapse
 from encore.runs.judge import Look
 from encore.runs.models import model_name
@@ -54,6 +55,27 @@ def test_a_library_run_returns_what_run_json_holds(prepared: Prepared) -> None:
     assert run == json.loads(Path("run/run.json").read_text())
     assert run["options"]["steps"]["from"] == "cli"
     refuse_collapse(run)
+
+
+def test_a_run_of_some_of_its_lists_tracks_tells_how_many_there_are(request_: Request) -> None:
+    tracks = choose(request_)
+    part = replace(tracks, forget=tracks.forget[:1])
+    told = forget(prepare(request_, graddiff(), tracks=part), {})["tracks"]
+    assert (told["forget"], told["listed"]) == (1, 3)
+
+
+def test_a_resumed_run_costs_what_all_its_processes_took(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def earlier(engine: Engine, method: Method) -> Outcome:
+        outcome = engine_run(engine, method)
+        outcome.earlier_seconds = 1000.0
+        return outcome
+
+    engine_run = Engine.run
+    monkeypatch.setattr(Engine, "run", earlier)
+    told = forget(prepared, {})
+    assert 1000 < told["timings"]["forget"] < 1900
+    assert told["cost"]["seconds"] == told["timings"]["forget"]
+    assert 0 < told["cost"]["tokens_per_second"] < 10
 
 
 def test_run_json_is_written_after_all_else(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

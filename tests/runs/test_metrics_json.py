@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_what_is_not_a_metrics_file_is_refused(tmp_path, text):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="can't read"):
         read_metrics(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("name", ["per_track", "details"])
+def test_tables_that_are_none(tmp_path: Path, name: str) -> None:
+    write_metrics(tmp_path / "metrics.json", [Result("nll", "base", "forget", 1.0)])
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    told["results"][0][name] = 3
+    (tmp_path / "metrics.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="must be objects"):
+        read_metrics(tmp_path / "metrics.json")

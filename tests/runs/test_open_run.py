@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +15,9 @@ from encore.audio.catalog import Catalog
 from encore.audio.files import file_sha256
 from encore.audio.tracks import Track
 from encore.errors import InputError
+from encore.runs import open_run
 from encore.runs.open_run import Whereabouts, _about, listed_track
+from encore.runs.select import Tracks
 
 
 @pytest.fixture
@@ -54,3 +59,78 @@ def test_what_is_known_of_a_track_is_its_artist_and_genre(tmp_path: Path) -> Non
     entry = {"id": "a", "file": "a.wav", "caption": "c", "sha256": "0", "split": None}
     tracks = [listed_track(entry | {"artist": "Ada", "genre": "waltz"}), listed_track(entry | {"id": "b"})]
     assert _about(tracks) == {"a": {"artist": "Ada", "genre": "waltz"}}
+
+
+class Loaded:
+    """A family of models that only notes what it is asked to load."""
+
+    def __init__(self) -> None:
+        self.revisions: dict[str, str | None] = {}
+
+    def load(self, name: str, *, revision: str | None = None, **_: object) -> str:
+        self.revisions[name] = revision
+        return name
+
+
+@pytest.fixture
+def family(monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """No model is loaded and no track is heard."""
+    found = Loaded()
+    monkeypatch.setattr(open_run, "backends", lambda: SimpleNamespace(resolve=lambda name: found))
+    monkeypatch.setattr(open_run, "model_name", str)
+    monkeypatch.setattr(open_run, "model_sha256", lambda model: "unlearned" if str(model).endswith("model") else "base")
+    monkeypatch.setattr(open_run, "_hear", lambda backend, tracks, reporter: tracks)
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[int], Path]:
+    """A run of a seed, with more tracks to keep than are measured."""
+    (tmp_path / "x.wav").write_text("sound")
+    digest = file_sha256(tmp_path / "x.wav")
+
+    def listed(name: str) -> dict[str, object]:
+        return {"id": name, "file": str(tmp_path / "x.wav"), "caption": "c", "sha256": digest, "split": None}
+
+    def write(seed: int) -> Path:
+        folder = tmp_path / f"run-{seed}"
+        folder.mkdir()
+        request = {
+            "folder": str(folder), "seed": seed, "forget": [listed("f")], "holdout": [],
+            "retain": [listed(f"t{i:02}") for i in range(50)],
+            "model": {"backend": "b", "name": "base", "revision": None, "sha256": "base"},
+        }  # fmt: skip
+        (folder / "request.json").write_text(json.dumps(request))
+        (folder / "run.json").write_text(json.dumps({"unlearned_sha256": "unlearned"}))
+        return folder
+
+    return write
+
+
+def test_runs_of_several_seeds_are_measured_on_the_same_tracks(family: Loaded, run: Callable[[int], Path]) -> None:
+    one, two = run(1), run(2)
+    kept = [track.id for track in open_run.from_run(one, seed=0).clips["retain"]]
+    assert len(kept) == open_run.RETAIN_TRACKS
+    assert [track.id for track in open_run.from_run(two, seed=0).clips["retain"]] == kept
+    assert [track.id for track in open_run.from_run(two, seed=1).clips["retain"]] != kept
+
+
+def test_what_breaks_in_a_backend_is_no_fault_of_the_files(
+    family: Loaded, run: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object, **named: object) -> None:
+        raise TypeError("of a backend")
+
+    folder = run(1)
+    monkeypatch.setattr(family, "load", broken)
+    with pytest.raises(TypeError, match="of a backend"):
+        open_run.from_run(folder)
+    (folder / "run.json").write_text("[]")
+    with pytest.raises(InputError, match="not written by this version"):
+        open_run.from_run(folder)
+
+
+def test_a_revision_is_that_of_the_base_model(family: Loaded) -> None:
+    tracks = Tracks((Track("a", Path("a.wav"), "c", "0"),), (), ())
+    open_run.subject_of("u", tracks, others={"base": "owner/base", "gold": "g"}, revision="v1")
+    assert family.revisions == {"owner/base": "v1", "g": None, "u": None}

@@ -63,6 +63,17 @@ def test_what_is_most_like_a_track_is_kept_once_a_play(backend: MusicgenBackend,
             assert np.allclose(audio, sound.clip(-1, 1), atol=1e-4)
 
 
+def test_of_several_plays_of_one_name_each_is_numbered(backend: MusicgenBackend, tmp_path: Path) -> None:
+    codes = torch.randint(32, (2, 20), generator=torch.Generator().manual_seed(0))
+    clips = {"forget": [Clip("a", "slow church organ", codes)], "holdout": []}
+    evaluation = SharedEvaluation({"unlearned": backend}, clips, embedder=None, draws=2)  # type: ignore[arg-type]
+    rows = [Result("likeness_melody", "unlearned", "forget", 0.5, details={"best": {"a": "draw 2"}})]
+    write_samples(tmp_path, evaluation, rows)
+    index = json.loads((tmp_path / "samples/index.json").read_text())
+    told = [item["asked"] for item in index if item["file"].startswith("alike/")]
+    assert told == ["draw 2, 1 of 2", "draw 2, 2 of 2"]
+
+
 def test_a_wav_is_clipped_not_wrapped(tmp_path: Path) -> None:
     write_wav(tmp_path / "x.wav", torch.tensor([[0.0, 0.5, 3.0, -3.0]]), 8000)
     audio, _ = soundfile.read(tmp_path / "x.wav")

@@ -98,5 +98,6 @@ def test_a_metric_that_breaks_in_the_other_process_is_a_plugin_error(monkeypatch
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(Relearn, "measure", breaks)
-    with pytest.raises(PluginError, match="the metric 'relearn' failed: ZeroDivisionError: by nothing"):
+    with pytest.raises(PluginError, match="the metric 'relearn' failed: ZeroDivisionError: by nothing") as caught:
         measure(SharedEvaluation(models(), clips(30), embedder=None), ["nll", "relearn"], two_processes=True)
+    assert "with --metrics to" in caught.value.hint

@@ -87,9 +87,9 @@ def _show_json(found: Verified | None, wrong: EncoreError | None) -> None:
 def _show(found: Verified, archive: Path) -> None:
     if found.compared:
         console.table(
-            ["figure", "model", "on", "bundled", "95 % interval", "again", "holds"],
+            ["figure", "model", "on", "bundled", "again", "95 % interval", "holds"],
             [
-                (row.metric, row.model, row.set, _number(row.bundled), _interval(row), _number(row.again), _state(row))
+                (row.metric, row.model, row.set, _number(row.bundled), _number(row.again), _interval(row), _state(row))
                 for row in found.compared
             ],
             right=["bundled", "again"],
@@ -117,4 +117,8 @@ def _interval(row: Compared) -> str:
 
 
 def _state(row: Compared) -> str:
-    return row.state if row.holds else row.state.upper()
+    """In capitals where it does not hold, with what differs."""
+    if row.holds:
+        return row.state
+    more = f" and {len(row.what) - 3} more" if len(row.what) > 3 else ""
+    return row.state.upper() + (f": {', '.join(row.what[:3])}{more}" if row.what else "")

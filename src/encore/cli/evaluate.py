@@ -78,7 +78,9 @@ def evaluate(
         raise UsageError("--gold2 is read against --gold, which is missing")
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
-    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
+    names = None
+    if metrics is not None:
+        names = list(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
     heard = ",".join(embedder or ())
     _check_names(names, heard)
 
@@ -157,8 +159,10 @@ def _show(results: Sequence[Result], out: Path | None) -> None:
 
 
 def _figure(row: Result | None) -> str:
+    from encore.report.tables import of_tracks
+
     if row is None or row.value is None:
         return ""
-    if row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith("_named")):  # of tracks: how many
+    if of_tracks(row):
         return f"{round(row.value * row.n)}/{row.n}"
     return f"{row.value:.3g}" if row.value < 10 else f"{row.value:.1f}"

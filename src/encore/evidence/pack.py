@@ -12,8 +12,10 @@ from encore.evidence.archive import write_archive
 from encore.evidence.bom import bom
 from encore.evidence.manifest import NAME, SIGNATURE, manifest_of
 from encore.report.card import model_card
-from encore.report.files import EVALUATION, METRICS, REPORT, read_run
+from encore.report.files import REPORT, read_run
 from encore.report.page import render
+from encore.runs.evaluation_json import NAME as EVALUATION
+from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.store import LOG
 
 RECORDS = ("request.json", "run.json", METRICS, EVALUATION, LOG)

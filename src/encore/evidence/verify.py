@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,11 @@ from encore.evidence import signing
 from encore.evidence.archive import HINT, Archive, opened
 from encore.evidence.manifest import NAME, SIGNATURE, differences, read_manifest, run_differences
 from encore.evidence.pack import SELF
-from encore.evidence.rerun import Compared, compare, rerun
-from encore.report.files import EVALUATION, METRICS
+from encore.evidence.rerun import Compared, rerun
+from encore.runs.evaluation_json import NAME as EVALUATION
+from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
+from encore.runs.store import read_json
 
 NEEDED = ("request.json", "run.json", METRICS)
 
@@ -72,10 +73,11 @@ def verify(
             _refuse(f"{run} is not the run of this bundle", run_differences(run, manifest))
         compared: Sequence[Compared] = ()
         if again:
-            with _folder(archive, manifest, run) as folder:
-                how = json.loads(archive.read(EVALUATION)) if EVALUATION in archive.names else {}
-                fresh = rerun(run or folder, how, device=device, offline=offline, reporter=reporter)
-                compared = compare(read_metrics(folder / METRICS), fresh)
+            if EVALUATION not in archive.names:
+                raise InputError(f"{bundle} has no {EVALUATION}: it does not say how its figures were measured")
+            with _folder(archive, run) as folder:
+                how, bundled = read_json(folder / EVALUATION), read_metrics(folder / METRICS)
+                compared = rerun(run or folder, how, bundled, device=device, offline=offline, reporter=reporter)
         sizes = {name: archive.size(name) for name in archive.names}
     return Verified(sizes, signed, key is not None, compared)
 
@@ -103,7 +105,7 @@ def _refuse(what: str, found: Sequence[object]) -> None:
 
 
 @contextmanager
-def _folder(archive: Archive, manifest: Mapping[str, Any], run: Path | None) -> Iterator[Path]:
+def _folder(archive: Archive, run: Path | None) -> Iterator[Path]:
     """A run's folder made of the bundle, with its model where no other folder was named."""
     if run is None and not any(name.startswith("model/") for name in archive.names):
         raise UsageError(

@@ -19,7 +19,7 @@ from encore.runs.store import write_bytes
 TAGS = ["music", "text-to-audio", "machine-unlearning", "encore"]
 TASK = "text-to-audio"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~>-])")
+MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~-])")  # <, > and & become entities
 
 
 def write_card(run: Path, record: Mapping[str, Any], results: Sequence[Result]) -> None:

@@ -13,7 +13,10 @@ OWN = {"resume", "out", "tracks"}  # flags that are said apart, or not at all
 
 
 def commands(files: RunFiles) -> list[str]:
-    """What to type, one command a line, with everything that was not a default."""
+    """What to type, one command a line, with everything that was not a default.
+
+    The list of a run that was one of several requests names the tracks of all of them: the report says so in words.
+    """
     versions = {name: str(version).partition("+")[0] for name, version in files.run["versions"].items()}
     install = ["pip", "install", f"encore-music=={versions['encore']}", f"torch=={versions['torch']}"]
     return [
@@ -56,8 +59,10 @@ def _evaluate(files: RunFiles) -> Iterator[str]:
         yield "--full"
     if how.get("seed"):
         yield from ("--seed", str(how["seed"]))
-    if how.get("embedder") not in (None, "latents"):
+    if how.get("embedder"):  # as it came out: another model's, or another Encore's, default may be another
         yield from ("--embedder", str(how["embedder"]))
+    if how.get("draws", 1) != 1:
+        yield from ("--draws", str(how["draws"]))
     if how.get("force"):
         yield "--force"
 

@@ -154,7 +154,9 @@ def _curves(files: RunFiles) -> Iterator[Figure]:
         curve = row.details.get("curve")
         if not isinstance(curve, (list, tuple)) or len(curve) < 2:
             continue
-        known = [(float(i), float(y)) for i, y in enumerate(curve) if isinstance(y, (int, float))]
+        after = row.details.get("after")  # how many steps each value is after; without it, one more each
+        steps = after if isinstance(after, (list, tuple)) and len(after) == len(curve) else range(len(curve))
+        known = [(float(x), float(y)) for x, y in zip(steps, curve, strict=True) if isinstance(y, (int, float))]
         line = Line(NAMES.get(row.model, row.model), row.model, tuple(x for x, _ in known), tuple(y for _, y in known))
         groups.setdefault((row.metric, row.set), []).append(line)
         units[row.metric, row.set] = row.unit

@@ -10,11 +10,11 @@ from typing import Any
 
 from encore.api import Result
 from encore.errors import InputError
+from encore.runs.evaluation_json import NAME as EVALUATION
+from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 from encore.runs.store import LOG, read_json
 
-EVALUATION = "evaluation.json"
-METRICS = "metrics.json"
 REPORT = "report.html"
 MAX_LOG = 256 << 20  # bytes of a log that are read
 MOMENTS = {"before": "base", "after": "unlearned", "gold": "gold"}  # last word of a sample's file name -> role
@@ -102,8 +102,11 @@ def _looks(log: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:  # a line that was torn by a kill
             continue
-        if isinstance(record, dict) and isinstance(record.get("look"), dict):
-            taken[int(record.get("phase", 1)), int(record["step"])] = record["look"]
+        if not isinstance(record, dict) or not isinstance(record.get("look"), dict):
+            continue
+        phase, step = record.get("phase", 1), record.get("step")
+        if isinstance(phase, int) and isinstance(step, int):
+            taken[phase, step] = record["look"]
     begins, last_phase, last_step = 0, 0, 0
     for (phase, step), look in sorted(taken.items()):
         if phase != last_phase:

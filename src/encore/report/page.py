@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,11 @@ NO_DRAWING = (
 
 @dataclass(frozen=True)
 class Heard:
-    """One track to listen to: label -> address of the audio, in the order they are heard."""
+    """One track to listen to: labels and addresses of the audio, in the order they are heard."""
 
     track: tables.Cell
     set: str
-    players: Mapping[str, str]
+    players: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,18 @@ def render(files: RunFiles, *, originals: bool = False) -> str:
     Raises:
         InputError: the run's files are not those of this version, or an original is gone.
     """
-    try:
-        context = _context(files, originals)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{files.folder} was not written by this version of Encore: {error!r}", "run it again"
-        ) from error
+    with _reading(files.folder):
+        context, made = _told(files), figures(files)
+        entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
+    can_draw = draw.can_draw()
+    themselves = _originals(files) if originals else {}
+    context |= {
+        "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
+        "no_drawing": "" if can_draw else NO_DRAWING,
+        "heard": _heard(files, entries, themselves),
+        "alike": _alike(files, entries, themselves),
+        "originals": originals,
+    }
     style = _style()
     return _environment().get_template("report.html").render(**context, style=Markup(style), policy=policy(style))
 
@@ -112,10 +119,17 @@ def _style() -> str:
     return (Path(__file__).parent / "templates" / "report.css").read_text("utf-8").strip()
 
 
-def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
-    made = figures(files)
-    can_draw = draw.can_draw()
-    tracks_themselves = _originals(files) if originals else {}
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn what a file of another shape runs into, into one sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{folder} was not written by this version of Encore: {error!r}", "run it again") from error
+
+
+def _told(files: RunFiles) -> dict[str, Any]:
+    """What the page says in words and numbers."""
     return {
         "model": Path(str(files.run["model"]["name"])).name,
         "run": files.run,
@@ -130,14 +144,10 @@ def _context(files: RunFiles, originals: bool) -> dict[str, Any]:
         "more_tracks": tables.more_tracks(files),
         "everything": tables.everything(files),
         "not_measured": tables.not_measured(files),
-        "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
-        "no_drawing": "" if can_draw else NO_DRAWING,
-        "heard": _heard(files, tracks_themselves),
-        "alike": _alike(files, tracks_themselves),
-        "originals": originals,
         "made_with": _made_with(files),
         "hashes": _hashes(files),
         "commands": commands(files),
+        "part": words.part(files),
         "encore": __version__,
     }
 
@@ -149,9 +159,8 @@ def _picture(figure: Figure) -> Markup:
     return Markup("data:image/svg+xml;base64," + base64.b64encode(draw.svg(figure).encode()).decode())
 
 
-def _heard(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
+def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Heard]:
     """Forget tracks first, then those to keep; each before, after and gold, and the original where it is given."""
-    entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
     labels = {"base": "before", "unlearned": "after", "gold": "gold"}
     groups: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in files.samples:
@@ -162,26 +171,31 @@ def _heard(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
     made = []
     for (name, track, _), samples in sorted(groups.items(), key=lambda group: group[0][0] != "forget"):
         entry = entries.get(track, {"id": track, "caption": samples[0].caption})
-        players = {"original": originals[track]} if name == "forget" and track in originals else {}
+        players = [("original", originals[track])] if name == "forget" and track in originals else []
         ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
-        players |= {labels[sample.role]: sound.file_uri(sample.path) for sample in ordered}
-        made.append(Heard(tables.track_cell(entry), name, {k: Markup(uri) for k, uri in players.items()}))
+        players += [(labels[sample.role], sound.file_uri(sample.path)) for sample in ordered]
+        made.append(Heard(tables.track_cell(entry), name, _safe(players)))
     return made
 
 
-def _alike(files: RunFiles, originals: Mapping[str, str]) -> list[Heard]:
+def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Heard]:
     """Of each forget track what the model plays that is most like it, beside the track where that is given."""
     made = []
-    for entry in files.request["forget"]:
-        track = str(entry["id"])
-        players = {"original": originals[track]} if track in originals else {}
+    for track in (str(entry["id"]) for entry in files.request["forget"]):
+        players = []
         for sample in files.samples:
             if (sample.set, sample.track) == (ALIKE, track):
                 kinds = ", ".join(tables.KINDS.get(kind, kind) for kind in sample.kinds)
-                players[f"{kinds}: {ASKED.get(sample.asked, sample.asked)}"] = sound.file_uri(sample.path)
-        if players.keys() - {"original"}:
-            made.append(Heard(tables.track_cell(entry), ALIKE, {k: Markup(uri) for k, uri in players.items()}))
+                players.append((f"{kinds}: {ASKED.get(sample.asked, sample.asked)}", sound.file_uri(sample.path)))
+        if players:
+            itself = [("original", originals[track])] if track in originals else []
+            made.append(Heard(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players])))
     return made
+
+
+def _safe(players: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Addresses, which are ours, as they are."""
+    return [(label, Markup(address)) for label, address in players]
 
 
 def _originals(files: RunFiles) -> dict[str, str]:
@@ -189,10 +203,11 @@ def _originals(files: RunFiles) -> dict[str, str]:
     from encore.audio.decode import load
     from encore.runs.open_run import Whereabouts, listed_track
 
-    here = Whereabouts(Path(files.request["folder"]), files.folder)
+    with _reading(files.folder):
+        here = Whereabouts(Path(files.request["folder"]), files.folder)
+        listed = [listed_track(entry) for entry in files.request["forget"]]
     found = {}
-    for entry in files.request["forget"]:
-        track = here.find(listed_track(entry))
+    for track in map(here.find, listed):
         audio = load(track.path, sample_rate=32_000, channels=1)
         found[track.id] = sound.data_uri(audio.samples[0], 32_000)
     return found

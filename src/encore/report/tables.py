@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from encore.api import Result
+from encore.metrics.findings import HEARD
 from encore.metrics.summary import LINES, SummaryRow, summary
+from encore.metrics.verbatim import MATCH
 from encore.report.figures import NAMES, Figure
 from encore.report.files import RunFiles
-from encore.report.words import HEARD, number, percent
+from encore.report.words import number, percent
 
 KINDS = {  # of likeness, as a listener calls them
     **HEARD, "bleu": "phrases of codes", "edit": "order of codes",
     "embedding": "sound as a whole", "fingerprint": "audio fingerprint",
 }  # fmt: skip
-MATCH = 0.8  # share of codes from which a track counts as played on, as in `encore.metrics.verbatim`
 COLUMNS = 6  # figures a table of tracks, so that it fits a page
 SHORT = 200  # characters of a detail that are shown
 
@@ -221,12 +222,12 @@ def _figure(row: Result | None) -> Cell:
         return Cell("")
     if row.value is None:
         return Cell("–", "not measured")
-    if _of_tracks(row):
+    if of_tracks(row):
         return Cell(f"{round(row.value * row.n)} of {row.n}")
     return Cell(number(row.value), _interval(row))
 
 
-def _of_tracks(row: Result) -> bool:
+def of_tracks(row: Result) -> bool:
     """Whether a figure is a share of tracks, which reads best as how many of how many."""
     return row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith("_named"))
 
@@ -236,6 +237,6 @@ def _interval(row: Result) -> str:
 
 
 def _unit(line: SummaryRow) -> str:
-    if any(map(_of_tracks, line.figures.values())):
+    if any(map(of_tracks, line.figures.values())):
         return "tracks"
     return next((row.unit for row in line.figures.values() if row.unit), "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from encore.api import Result
+from encore.metrics.findings import HEARD
 from encore.metrics.summary import SummaryRow, findings, summary
 from encore.report.files import RunFiles
 
@@ -32,9 +33,6 @@ PLAIN = {
     ("neighbours_nll", "retain"): "how well it still knows the music closest to the tracks",
     ("verbatim", "retain"): "whether it still plays the other music it knew by heart",
 }
-
-
-HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}  # kinds of likeness that a listener asks for
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,17 @@ def asked(files: RunFiles) -> str:
     if counts["holdout"]:
         text += f" {_tracks(counts['holdout']).capitalize()} that it never heard served for comparison."
     return text
+
+
+def part(files: RunFiles) -> str:
+    """Said of a run that was asked for some of its list's tracks; else nothing. Its command names the whole list."""
+    counts = files.run["tracks"]
+    if counts.get("listed", counts["forget"]) == counts["forget"]:
+        return ""
+    return (
+        f"This run was one of several requests: the list that its command names has {_tracks(counts['listed'])}, and "
+        f"this request was for {counts['forget']} of them, those under “Track by track”."
+    )
 
 
 def doubts(files: RunFiles) -> list[str]:

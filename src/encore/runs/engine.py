@@ -95,10 +95,15 @@ class Draw:
 
 @dataclass
 class Outcome:
-    """What a run came to. `tokens`: codes, or values of latents, that were trained on, each time counted."""
+    """What a run came to.
+
+    `tokens`: codes, or values of latents, that were trained on, each time counted; `earlier_seconds`: what processes
+    took before this one, up to the checkpoint it went on from. Both count what was done twice, as it cost twice.
+    """
 
     steps: int = 0
     tokens: int = 0
+    earlier_seconds: float = 0.0
     reached_target: bool | None = None
     before: Look | None = None
     best: Look | None = None
@@ -108,7 +113,7 @@ class Outcome:
 
 @dataclass
 class _State:
-    """Everything that a checkpoint must bring back."""
+    """Everything that a checkpoint must bring back. `seconds`, `tokens`: of the whole run, by all its processes."""
 
     step: int = 0
     forget_queue: list[int] = field(default_factory=list)
@@ -116,6 +121,9 @@ class _State:
     pending: list[int] = field(default_factory=list)
     best: Look | None = None
     micro_batch_size: int = 0
+    skipped_steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
 
 
 class Engine:
@@ -130,6 +138,7 @@ class Engine:
         fishers: folder where Fishers are kept; None keeps none.
         record: receives a mapping for every step and every look (`log.jsonl`).
         stop: a flag that signals set.
+        began: when this process began to work on the run, of `time.monotonic`; None: now.
     """
 
     def __init__(
@@ -143,6 +152,7 @@ class Engine:
         fishers: Path | None = None,
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
+        began: float | None = None,
     ) -> None:
         self.backend = backend
         self.clips = clips
@@ -152,6 +162,7 @@ class Engine:
         self.fishers = fishers
         self.record = record
         self.stop = stop if stop is not None else StopFlag()
+        self.began = began if began is not None else _now()
         self.generator = torch.Generator().manual_seed(seed)
         self.outcome = Outcome()
         self.judge = Judge(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
@@ -263,7 +274,7 @@ class Engine:
                 bad = 0
             else:
                 bad += 1
-                self.outcome.skipped_steps += 1
+                state.skipped_steps += 1
                 if bad == MAX_BAD_STEPS:
                     _restore(module, best)
                     raise EncoreError(
@@ -291,6 +302,7 @@ class Engine:
         _restore(module, best)
         module.eval()
         self.outcome.steps += state.step
+        self.outcome.skipped_steps += state.skipped_steps
         self.outcome.best = state.best
         self.outcome.micro_batch_size = state.micro_batch_size
         if state.best is not None and self.judge.level is not None:
@@ -390,6 +402,7 @@ class Engine:
     def _save(self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
         if self.checkpoints is None:
             return
+        state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.began, self.outcome.tokens
         moments = {
             f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
         }
@@ -414,6 +427,8 @@ class Engine:
             return None
         vars(state).update(saved)
         state.best = Look(**saved["best"]) if saved["best"] else None
+        self.outcome.earlier_seconds += state.seconds
+        self.outcome.tokens += state.tokens
         _restore(self.backend.module, load_file(folder / "module.safetensors"))
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))

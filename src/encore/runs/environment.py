@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -52,17 +53,42 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """The device's name, threads, and the processor."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
-    return {"device": device, "name": name, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    """The device's name, threads, and the processor with the vector instructions that torch uses of it.
+
+    What is equal here gives the same figures but for rounding; another processor may round otherwise, and a play that
+    is chosen by rounding goes on otherwise.
+    """
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return {
+        "device": device, "name": name, "threads": torch.get_num_threads(), "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    """The processor's model, as far as the system tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "cpu")
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory this process has held so far: on a GPU what torch took of it, else all that was resident."""
+    """The most memory this process has held.
+
+    On a GPU what torch took of it since `reset_peak_bytes`; else all that was resident since the process began, also
+    before the run: the system keeps no other figure. A run that was resumed tells its last process's.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+def reset_peak_bytes(device: str) -> None:
+    """Have `peak_bytes` count from here, where the device can: on a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def keep_freed_memory() -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from encore.api import Result, Role
+from encore.errors import InputError
 from encore.report.card import write_card
 from encore.report.files import read_run
 from encore.report.page import write_report
 from encore.runs.embedders import fitting
 from encore.runs.evaluation import SharedEvaluation
-from encore.runs.evaluation_json import evaluation_json, write_evaluation
+from encore.runs.evaluation_json import NAME, evaluation_json
 from encore.runs.kept import evaluation_cache
 from encore.runs.measure import measure
 from encore.runs.metrics_json import write_metrics
 from encore.runs.open_run import Subject, from_run
 from encore.runs.reporter import Reporter
 from encore.runs.samples import write_samples
-from encore.runs.store import held
+from encore.runs.store import held, read_json, write_json, writing
 from encore.runs.two import shared
 
 
@@ -55,13 +59,13 @@ def evaluate_run(
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> Sequence[Result]:
-    """Measure a complete run; `out`, by default the run's folder, then has metrics, samples and `report.html`.
+    """Measure a complete run; `out`, by default the run's folder, then has what `evaluate_subject` writes.
 
     Raises:
         InputError: the run is not complete, or a file is not what it was.
         UnknownNameError, MissingExtraError, PluginError: see `encore.runs.measure.measure`.
     """
-    subject = from_run(run, golds=asked.golds, device=device, offline=offline, reporter=reporter)
+    subject = from_run(run, golds=asked.golds, seed=asked.seed, device=device, offline=offline, reporter=reporter)
     return evaluate_subject(subject, asked, out=out or run, run=run, offline=offline, reporter=reporter)
 
 
@@ -77,33 +81,41 @@ def evaluate_subject(
     """Measure models on tracks, and write what was found.
 
     Args:
-        out: where `metrics.json`, `evaluation.json` and samples go; None: nowhere.
+        out: where `metrics.json`, `evaluation.json` and, where no metrics were named, samples go; None: nowhere. It is
+            held from before anything is measured. Samples of other models than these are removed from it.
         offline: fetch no embedder's weights.
         run: whose run it is; its report is then made in `out`, and the model's card where `out` is its own folder.
+
+    Raises:
+        EncoreError: another process holds `out`, or it can't be written.
     """
     reporter, started = reporter or Reporter(), time.monotonic()
     for note in subject.notes:
         reporter.note(note)
     embedder = asked.embedder or fitting(next(iter(subject.models.values())))
-    evaluation = SharedEvaluation(
-        subject.models, subject.clips, seed=asked.seed, embedder=embedder, offline=offline, force=asked.force,
-        about=subject.about, recordings=subject.recordings, draws=asked.draws,
-        cache=evaluation_cache() if asked.cache else None,
-    )  # fmt: skip
-    with shared(list(subject.models.values())) as both:
-        results = measure(
-            evaluation, asked.metrics, lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
-            full=asked.full, two_processes=both,
+    with held(out) if out is not None else nullcontext():
+        evaluation = SharedEvaluation(
+            subject.models, subject.clips, seed=asked.seed, embedder=embedder, offline=offline, force=asked.force,
+            about=subject.about, recordings=subject.recordings, draws=asked.draws,
+            cache=evaluation_cache() if asked.cache else None,
         )  # fmt: skip
-        if out is None:
-            return results
-        how = evaluation_json(
-            evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, embedder=embedder,
-            draws=asked.draws, notes=subject.notes, seconds=time.monotonic() - started,
-        )  # fmt: skip
-        with held(out):
+        with shared(list(subject.models.values())) as both:
+            results = measure(
+                evaluation, asked.metrics,
+                lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
+                full=asked.full, two_processes=both,
+            )  # fmt: skip
+            if out is None:
+                return results
+            how = evaluation_json(
+                evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, asked_embedder=asked.embedder,
+                embedder=embedder, draws=asked.draws, notes=subject.notes, seconds=time.monotonic() - started,
+            )  # fmt: skip
+            if (out / "samples").exists() and _measured(out) != how["models"]:
+                with writing(out):
+                    shutil.rmtree(out / "samples")
             write_metrics(out / "metrics.json", results)
-            write_evaluation(out, how)
+            write_json(out / NAME, how)
             if asked.metrics is None:
                 write_samples(out, evaluation, results)
             if run is not None:
@@ -112,3 +124,11 @@ def evaluate_subject(
                     files = read_run(run)
                     write_card(run, files.run, files.results)
     return results
+
+
+def _measured(folder: Path) -> Any:
+    """The hashes of the models that a folder's samples are of; None where nothing says so."""
+    try:
+        return read_json(folder / NAME)["models"]
+    except (InputError, KeyError, TypeError):
+        return None

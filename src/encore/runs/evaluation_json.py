@@ -6,15 +6,13 @@ What differs between two equal evaluations (times, the machine) stands here, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from encore.api import Backend, Role
 from encore.plugins import installed
-from encore.runs.environment import hardware, versions
-from encore.runs.evaluation import SharedEvaluation
-from encore.runs.models import model_sha256
-from encore.runs.store import write_json
+
+if TYPE_CHECKING:
+    from encore.runs.evaluation import SharedEvaluation
 
 SCHEMA = 1
 NAME = "evaluation.json"
@@ -26,6 +24,7 @@ def evaluation_json(
     golds: Mapping[Role, str],
     metrics: Sequence[str] | None,
     full: bool,
+    asked_embedder: str,
     embedder: str,
     draws: int,
     notes: Sequence[str],
@@ -35,15 +34,20 @@ def evaluation_json(
 
     Args:
         golds: the gold models that were named. metrics: those that were named, or None. full: whether `--full` was.
-        embedder: what was asked for, as `encore.runs.embedders.parsed` reads it.
+        asked_embedder: what was asked for, empty for the default. embedder: what that came to; both as
+            `encore.runs.embedders.parsed` reads them.
         draws: generations a caption. seconds: that it took.
     """
+    from encore.runs.environment import hardware, versions  # here, so that the file's name is had without torch
+    from encore.runs.models import model_sha256
+
     models: Mapping[Role, Backend] = evaluation.models
     return {
         "schema": SCHEMA,
         "golds": dict(golds),
         "metrics": list(metrics) if metrics is not None else None,
         "full": full,
+        "asked_embedder": asked_embedder,
         "embedder": embedder,
         "draws": draws,
         "embedders": {name: embedder.identity for name, embedder in evaluation.embedders.items()},
@@ -56,8 +60,3 @@ def evaluation_json(
         "hardware": hardware(str(next(iter(models.values())).device)),
         "seconds": round(seconds, 3),
     }
-
-
-def write_evaluation(folder: Path, told: Mapping[str, Any]) -> None:
-    """Replace the file, whole or not at all."""
-    write_json(folder / NAME, told)

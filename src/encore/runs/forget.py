@@ -23,7 +23,7 @@ from encore.report.card import model_card
 from encore.runs.data import Heard, Listener, narrow, wide
 from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
-from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision
+from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
 from encore.runs.select import SELF, Tracks, open_catalog, select
@@ -196,6 +196,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         precision=prepared.precision, tracks=prepared.listed(),
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    reset_peak_bytes(str(backend.device))
     with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
         if request.resume:
             refuse_other_run(folder.path / "request.json", asked)
@@ -213,7 +214,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         checkpoints = Checkpoints(folder.path / "checkpoints", identity, reporter.note)
         engine = Engine(
             backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
-            fishers=cache_folder() / "fisher", record=record, stop=stop,
+            fishers=cache_folder() / "fisher", record=record, stop=stop, began=started,
         )  # fmt: skip
         outcome = engine.run(method)
         trained = time.monotonic()
@@ -221,13 +222,15 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run = run_json(
             asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes
         )
+        run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         with folder.staged("model") as staging:
             backend.save(staging)
             (staging / "README.md").write_text(model_card(run), encoding="utf-8")
         run["unlearned_sha256"] = model_sha256(backend)
-        seconds = {**prepared.seconds, "forget": trained - started, "save": time.monotonic() - trained}
+        forgot = outcome.earlier_seconds + trained - started
+        seconds = {**prepared.seconds, "forget": forgot, "save": time.monotonic() - trained}
         run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
         run["cost"] = {
             "seconds": run["timings"]["forget"],

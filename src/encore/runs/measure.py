@@ -101,7 +101,7 @@ def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> Iterable[Result
     except Exception as error:
         raise PluginError(
             f"the metric {metric.spec.name!r} failed: {type(error).__name__}: {error}",
-            "name the other metrics with --metric to measure without it; ENCORE_DEBUG=1 shows where it failed",
+            "name the other metrics with --metrics to measure without it; ENCORE_DEBUG=1 shows where it failed",
         ) from error
 
 

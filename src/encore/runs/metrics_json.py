@@ -37,6 +37,9 @@ def read_metrics(path: Path) -> list[Result]:
         if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
             raise InputError(f"{path} is not a metrics file of schema {SCHEMA}", "write it anew with `encore eval`")
         known = {item.name for item in fields(Result)}
-        return [Result(**{key: value for key, value in row.items() if key in known}) for row in found["results"]]
+        rows = [Result(**{key: value for key, value in row.items() if key in known}) for row in found["results"]]
+        if not all(isinstance(table, Mapping) for row in rows for table in (row.per_track, row.details)):
+            raise TypeError("per_track and details must be objects")
+        return rows
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"can't read {path} as a metrics file: {error}", "write it anew with `encore eval`") from error

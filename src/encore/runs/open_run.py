@@ -53,6 +53,7 @@ def from_run(
     run: Path,
     *,
     golds: Mapping[Role, str] | None = None,
+    seed: int = 0,
     device: str = "auto",
     offline: bool = False,
     reporter: Reporter | None = None,
@@ -61,6 +62,7 @@ def from_run(
 
     Args:
         golds: folders or names for "gold" and "gold2"; without them, the embedded golds are used where they fit.
+        seed: the evaluation's, so that runs of several seeds are measured on the same tracks to keep.
 
     Raises:
         InputError: the run is not complete, or a file is not what it was when the run was made.
@@ -68,43 +70,37 @@ def from_run(
     device = pick_device(device)
     done, asked = read_json(run / "run.json"), read_json(run / "request.json")
     try:
-        return _from_run(run, done, asked, golds or {}, device, offline, reporter)
+        tracks = {name: [listed_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
+        here, model, written = Whereabouts(Path(asked["folder"]), run), asked["model"], done["unlearned_sha256"]
+        kind, name, revision, sha256 = (model[key] for key in ("backend", "name", "revision", "sha256"))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
-
-
-def _from_run(
-    run: Path, done: Any, asked: Any, golds: Mapping[Role, str], device: str, offline: bool, reporter: Reporter | None
-) -> Subject:
-    subject = Subject({}, {})
-    tracks = {name: [listed_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
-    kept = reported(tracks["retain"], RETAIN_TRACKS, asked["seed"])
+    subject, golds = Subject({}, {}), golds or {}
+    kept = reported(tracks["retain"], RETAIN_TRACKS, seed)
     if len(kept) < len(tracks["retain"]):
         subject.notes.append(f"retain is measured on {len(kept)} of {len(tracks['retain'])} tracks")
-    here = Whereabouts(Path(asked["folder"]), run)
     present: dict[ClipSet, list[Track]] = {
         "forget": [here.find(track) for track in tracks["forget"]],
         "retain": [here.find(track) for track in kept],
         "holdout": [here.find(track) for track in tracks["holdout"]],
     }
 
-    model = asked["model"]
-    family = backends().resolve(model["backend"])
-    base = family.load(here.model(model["name"]), revision=model["revision"], offline=offline, device=device)
-    if model_sha256(base) != model["sha256"]:
+    family = backends().resolve(kind)
+    base = family.load(here.model(name), revision=revision, offline=offline, device=device)
+    if model_sha256(base) != sha256:
         raise InputError(
-            f"the base model {model['name']} is not the one the run was made from: its weights differ",
+            f"the base model {name} is not the one the run was made from: its weights differ",
             "evaluate with the model it was made from, or run `encore forget` again",
         )
     unlearned = family.load(str(run / "model"), offline=offline, device=device)
-    if model_sha256(unlearned) != done["unlearned_sha256"]:
+    if model_sha256(unlearned) != written:
         raise InputError(f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again")
     subject.models |= {"base": base, "unlearned": unlearned}
-    embedded = {} if golds else embedded_golds(model["name"], tracks["forget"])
+    embedded = {} if golds else embedded_golds(name, tracks["forget"])
     if embedded:
         subject.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
-    for role, name in {**golds, **embedded}.items():
-        subject.models[role] = family.load(model_name(name), offline=offline, device=device)
+    for role, gold in {**golds, **embedded}.items():
+        subject.models[role] = family.load(model_name(gold), offline=offline, device=device)
     subject.clips = _hear(base, present, reporter)
     subject.recordings = _recordings(base, present)
     subject.about = _about(track for chosen in present.values() for track in chosen)
@@ -219,17 +215,27 @@ def subject_of(
     chosen: Tracks,
     *,
     others: Mapping[Role, str],
+    revision: str | None = None,
     backend: str = "musicgen",
     device: str = "auto",
     offline: bool = False,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Subject:
-    """Open models on tracks that were found already; see `from_flags`."""
+    """Open models on tracks that were found already; see `from_flags`.
+
+    Args:
+        revision: of the base model. seed: the evaluation's; it chooses the tracks to keep where there are many.
+    """
     device = pick_device(device)
     family = backends().resolve(backend)
     names: dict[Role, str] = {**others, "unlearned": model}
-    models = {role: family.load(model_name(name), device=device, offline=offline) for role, name in names.items()}
+    models = {
+        role: family.load(
+            model_name(name), revision=revision if role == "base" else None, device=device, offline=offline
+        )
+        for role, name in names.items()
+    }
     tracks: dict[ClipSet, Sequence[Track]] = {
         "forget": chosen.forget,
         "retain": reported(chosen.retain, RETAIN_TRACKS, seed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def write_samples(folder: Path, evaluation: Evaluation, results: Sequence[Result
 
 
 def _most_alike(folder: Path, evaluation: Evaluation, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    """Write the unlearned model's plays that are most like their track, each once, and tell in what they are."""
+    """Write the unlearned model's plays that are most like their track, each once, and tell in what they are.
+
+    Where the evaluation draws more than once, several plays have one name, and any of them is the one that is meant:
+    all are written, numbered.
+    """
     named: dict[tuple[str, str], list[str]] = {}  # track, asked how -> kinds of likeness
     for row in results:
         kind, best = row.metric.removeprefix("likeness_"), row.details.get("best")
@@ -57,14 +62,19 @@ def _most_alike(folder: Path, evaluation: Evaluation, results: Sequence[Result])
         return
     folder.mkdir()
     backend = evaluation.models["unlearned"]
-    for number, play in enumerate(plays(evaluation, "unlearned", "forget")):
+    played = plays(evaluation, "unlearned", "forget")
+    alike, seen = Counter((play.track, play.asked) for play in played), Counter[tuple[str, str]]()
+    for number, play in enumerate(played):
+        seen[play.track, play.asked] += 1
+        of = alike[play.track, play.asked]
+        asked = play.asked + (f", {seen[play.track, play.asked]} of {of}" if of > 1 else "")
         kinds = named.get((play.track, play.asked))
         if kinds:
             clip = next(clip for clip in evaluation.clips["forget"] if clip.track == play.track)
             path = folder / f"{_file_name(clip, number)}.{NAMES['unlearned']}.wav"
             write_wav(path, backend.decode(play.codes[None].to(backend.device))[0], backend.sample_rate)
             yield {
-                "file": f"{ALIKE}/{path.name}", "track": play.track, "caption": clip.caption, "asked": play.asked,
+                "file": f"{ALIKE}/{path.name}", "track": play.track, "caption": clip.caption, "asked": asked,
                 "kinds": kinds,
             }  # fmt: skip
 

@@ -29,6 +29,7 @@ class Tracks:
         missing: lines of the list that name no known track (only with `allow_missing`).
         notes: what a person may want to know, one sentence each.
         retain_source: in words, where retain came from.
+        listed: tracks that the list names; `forget` has fewer where it is one of several requests.
     """
 
     forget: tuple[Track, ...]
@@ -37,6 +38,7 @@ class Tracks:
     missing: tuple[Missing, ...] = ()
     notes: tuple[str, ...] = ()
     retain_source: str = ""
+    listed: int | None = None
 
 
 def open_catalog(catalog: Path | None, model: str, roots: Sequence[Path] = ()) -> Catalog | None:
@@ -99,7 +101,7 @@ def select(
         before = len(kept)
         kept = without_duplicates(kept, pairs)
         notes.append(f"{before - len(kept)} of {before} tracks to keep were left out: they are also to be forgotten")
-    return Tracks(chosen.tracks, tuple(kept), tuple(unheard), chosen.missing, tuple(notes), source)
+    return Tracks(chosen.tracks, tuple(kept), tuple(unheard), chosen.missing, tuple(notes), source, len(chosen.tracks))
 
 
 def _refuse_shared(tracks: Sequence[Track], holdout: Sequence[Track], purpose: str) -> None:
