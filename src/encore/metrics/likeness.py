@@ -43,8 +43,8 @@ class Likeness(Metric):
     Rows of a kind, for base, unlearned and gold: `likeness_KIND`, the mean over forget tracks of the most alike play of
     its own captions; and `likeness_KIND_named`, the share of tracks whose best is above that of 99 % of the holdout
     tracks (of fewer than 99, above all). `details` name the best play of each track, the threshold, all pairs above it,
-    from how many `holdout_tracks` and `holdout_pairs` it is, and the `chance` that a track nobody heard is named. `rank`
-    is the best place that a track has among all forget and holdout tracks, by their likeness to one of its own
+    from how many `holdout_tracks` and `holdout_pairs` it is, and the `chance` that a track nobody heard is named.
+    `rank` is the best place that a track has among all forget and holdout tracks, by their likeness to one of its own
     captions' plays: top 1 is 1.
     """
 
@@ -127,11 +127,14 @@ class Likeness(Metric):
         told = {**details, "best": {track: asked for track, (asked, _) in best.items()}, "above": above}
         yield mean_row(f"likeness_{kind}", model, "forget", tracks, evaluation, details=told)
         low, high = stats.share_interval(len(named), len(tracks)) or (None, None)
-        chance, of = details["chance"], f"{details['holdout_pairs']} pairs of {details['holdout_tracks']} holdout tracks"
+        chance, of = (
+            details["chance"],
+            f"{details['holdout_pairs']} pairs of {details['holdout_tracks']} holdout tracks",
+        )
         reached = f"by at most 1 % of the {of}" if chance <= CHANCE else f"by none of the {of}"
         yield Result(
             f"likeness_{kind}_named", model, "forget", len(named) / len(tracks), low, high, n=len(tracks), unit="share",
-            per_track=tracks, details={"named": sorted(named), "threshold": threshold},
+            per_track=tracks, details={"named": sorted(named), "threshold": threshold, "chance": chance},
             note=f"the threshold is exceeded {reached} with plays of their own captions; by chance alone about "
             f"{len(tracks) * chance:.1f} of {len(tracks)} tracks would be named",
         )  # fmt: skip
