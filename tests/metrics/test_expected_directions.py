@@ -124,7 +124,7 @@ def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluatio
 
 
 def test_music_near_the_forgotten_is_kept_by_gold(value):
-    assert value("neighbours_verbatim", "gold", "retain") == value("strangers_verbatim", "gold", "retain") == 1
+    assert value("neighbours_verbatim", "gold", "retain") == value("neighbours_rest_verbatim", "gold", "retain") == 1
 
 
 def test_every_row_has_a_figure_or_a_reason(rows):

@@ -50,6 +50,13 @@ def test_tpr_says_that_ten_tracks_allow_no_false_positive():
     assert "no false positive" in row.note
 
 
+def test_min_k_has_a_tpr_beside_its_auc():
+    shared = SharedEvaluation(models(), clips(), embedder=None)
+    row = rows(Membership, shared)["membership_tpr_at_1_fpr_mink", "unlearned"]
+    forget, holdout = (min_k(shared, "unlearned", name) for name in ("forget", "holdout"))
+    assert row.per_track == {track: float(score > max(holdout.values())) for track, score in forget.items()}
+
+
 def test_blind_reads_no_model_and_warns_where_the_sets_differ():
     generator = torch.Generator().manual_seed(0)
     simple = [track(step, 60) for step in (1, 2, 3)]

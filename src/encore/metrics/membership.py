@@ -23,8 +23,9 @@ class Membership(Metric):
     """LOSS and Min-K: forget tracks as members against holdout tracks, higher likelihood meaning member.
 
     Rows: `membership_auc` (LOSS, Yeom et al., arXiv 1709.01604), `membership_auc_mink` (mean of the least likely 20 %
-    of a track's tokens, Shi et al., arXiv 2310.16789) and `membership_tpr_at_1_fpr` (of LOSS). `per_track` of an AUC is
-    the share of holdout tracks less likely than this one; its mean is the AUC. n counts both sets.
+    of a track's tokens, Shi et al., arXiv 2310.16789), and of both the TPR at 1 % FPR, `membership_tpr_at_1_fpr` and
+    `membership_tpr_at_1_fpr_mink`. `per_track` of an AUC is the share of holdout tracks less likely than this one; its
+    mean is the AUC. n counts both sets.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -34,6 +35,7 @@ class Membership(Metric):
             if evaluation.backend(model).has_tokens:
                 lowest = [min_k(evaluation, model, "forget"), min_k(evaluation, model, "holdout")]
                 yield auc_row("membership_auc_mink", model, *lowest)
+                yield tpr_row("membership_tpr_at_1_fpr_mink", model, *lowest)
             else:
                 yield unmeasured("membership_auc_mink", model, "forget", "the model has no tokens", unit="AUC")
             yield tpr_row("membership_tpr_at_1_fpr", model, *loss)

@@ -41,8 +41,9 @@ class MembershipAttacks(Metric):
 
     `membership_p` is the smallest of all attacks' two-sided Mann-Whitney p-values, LOSS and Min-K among them, adjusted
     by Holm for their number: over-unlearning tells on a track as well. Its `details["attacks"]` has every attack, its
-    `per_track` the Holm-adjusted conformal p-value of each track under LOSS, which n holdout tracks keep above
-    1 / (n + 1); its note is the warning of the blind AUC.
+    `per_track` the Holm-adjusted conformal p-value of each track under LOSS: with F forget tracks against n of holdout
+    none is below F / (n + 1), so that it takes 20 F holdout tracks to tell a single one; its note is the warning of the
+    blind scores.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
