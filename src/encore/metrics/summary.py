@@ -18,7 +18,7 @@ TRACK_RANGE = (0.5, 2.0)  # times gold's NLL, in which every single track must b
 RETAIN_SLACK = (0.05, 0.05)  # relative, nats/token: the larger one counts (relative alone for another unit)
 RELEARN_SHARE = 0.75  # of gold's NLL after the attack
 AUC_RANGE = (0.35, 0.65)  # and as far as gold's own
-STRENGTH_SLACK = 0.1  # of a track's length
+STRENGTH_SLACK = 0.1  # of a track's length: golds of two seeds differ by .02, and a held last note is easily guessed
 LEAST_P = 0.05
 
 
