@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
+from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from encore import stats
@@ -28,8 +30,26 @@ def test_bootstrap_interval_covers_the_mean_of_eight_tracks_about_as_often_as_it
     assert 0.92 <= covered <= 0.98
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_bootstrap_interval_of_fewer_than_six_is_students(n):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(400, n))
+    for i, sample in enumerate(samples[:3]):
+        test = scipy_stats.ttest_1samp(sample, 0).confidence_interval()
+        assert stats.bootstrap_interval(sample, seed=i) == pytest.approx((test.low, test.high))
+    intervals = [stats.bootstrap_interval(sample, seed=0) for sample in samples]
+    assert 0.92 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.98
+
+
+def test_bootstrap_interval_of_few_whole_rows_is_the_jackknifes():
+    pairs = np.random.default_rng(0).normal(10, 1, size=(4, 2))
+    found = stats.bootstrap_interval(pairs, lambda drawn: drawn[..., 0].sum(1) / drawn[..., 1].sum(1), seed=0)
+    expected = stats.jackknife_interval(lambda a, b: a.sum() / b.sum(), pairs[:, 0], pairs[:, 1])
+    assert found == pytest.approx(expected)
+
+
 def test_bootstrap_interval_of_a_constant_has_no_width_and_one_track_has_none():
-    assert stats.bootstrap_interval([3.0] * 5, seed=0) == (3.0, 3.0)
+    assert stats.bootstrap_interval([3.0] * 5, seed=0) == stats.bootstrap_interval([3.0] * 9, seed=0) == (3.0, 3.0)
     assert stats.bootstrap_interval([3.0], seed=0) is None
     assert stats.bootstrap_interval([], seed=0) is None
 
@@ -277,20 +297,24 @@ def test_rank_test_is_that_of_all_permutations():
     assert stats.rank_test(members, others) == pytest.approx(np.mean(extreme))
 
 
+def test_rank_test_is_exact_also_where_both_sets_have_more_than_eight():
+    @functools.cache
+    def orders(members, others, pairs):
+        """Orders in which so many pairs have the member behind (Mann and Whitney's recursion)."""
+        if not members or not others:
+            return int(pairs == 0)
+        return orders(members - 1, others, pairs - others) + orders(members, others - 1, pairs) if pairs >= 0 else 0
+
+    members, others = range(9), [x + 4.5 for x in range(9)]
+    behind = sum(m > o for m in members for o in others)
+    expected = 2 * sum(orders(9, 9, pairs) for pairs in range(behind + 1)) / math.comb(18, 9)
+    assert stats.rank_test(members, others) == pytest.approx(expected, rel=1e-12)
+
+
+def test_rank_test_of_ties_is_corrected_for_them():
+    found = stats.rank_test([1.0, 2.0, 2.0, 3.0], [2.0, 2.0, 4.0, 5.0])
+    assert found == scipy_stats.mannwhitneyu([1, 2, 2, 3], [2, 2, 4, 5], method="asymptotic").pvalue
+
+
 def test_conformal_p_counts_those_at_least_as_high_and_itself():
     assert stats.conformal_p([5.0, 2.0, 0.0], [1.0, 2.0, 3.0]).tolist() == [0.25, 0.75, 1.0]
-
-
-def test_two_sample_interval_covers_a_difference_of_means_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-
-    def gap(x, y):
-        return float(x.mean() - y.mean())
-
-    intervals = [
-        stats.two_sample_interval(gap, rng.normal(size=20), rng.normal(size=25), seed=i, resamples=200)
-        for i in range(200)
-    ]
-    assert 0.88 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.99
-    assert stats.two_sample_interval(gap, [1.0], [1.0, 2.0], seed=0) is None
-    assert stats.two_sample_interval(lambda x, y: math.nan, [1.0, 2.0], [1.0, 2.0], seed=0) is None

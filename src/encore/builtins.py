@@ -129,7 +129,7 @@ def encore_register_metrics() -> list[MetricSpec]:
         MetricSpec(
             "membership_auc_blind",
             "the same test without any model",
-            "encore.metrics.membership:Blind",
+            "encore.metrics.blind:Blind",
             needs={"holdout"},
         ),
         MetricSpec(

@@ -239,6 +239,32 @@ class NeedsHoldoutUndeclared(Broken):
         return row
 
 
+class TakesAnEmptySetForAFullOne(Broken):
+    fault = ("absent", "without retain tracks", "IndexError")
+
+    def change(self, row, evaluation):
+        if "retain" in evaluation.clips:
+            return replace(row, details={"first": evaluation.clips["retain"][0].track})
+        return row
+
+
+class CountsOneGenerationACaption(Broken):
+    fault = ("measure", "raised ValueError")
+    needs = frozenset({"base"})
+
+    def change(self, row, evaluation):
+        tracks = sorted({clip.track for clip in evaluation.clips["forget"]})
+        return replace(row, details=dict(zip(tracks, map(len, evaluation.generations("base", "forget")), strict=True)))
+
+
+class ForgetsThatFilesMayBeAtHand(Broken):
+    fault = ("measure", "raised TypeError")
+
+    def change(self, row, evaluation):
+        facts = evaluation.about.get(row.set) if evaluation.recorded("forget") else {}
+        return replace(row, details=dict(facts))
+
+
 class LeavesOutWhatIsAbsent(Broken):
     fault = ("absent", "without retain tracks", "no row")
 

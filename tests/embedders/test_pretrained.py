@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -60,3 +61,18 @@ def test_identity_is_that_of_the_weights_wherever_they_lie(tmp_path):
     first, second = (opened("ast", tmp_path / where / "net").identity for where in ("one", "two"))
     assert first == second
     assert first.startswith("ast/1 net sha256:")
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "value"),
+    [("processor_config.json", "frequency_max", 3000), ("config.json", "projection_hidden_act", "gelu")],
+)
+def test_identity_is_another_where_the_same_weights_hear_otherwise(file, setting, value, tmp_path):
+    sound = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    first = opened("clap", save_clap(tmp_path))
+    settings = json.loads((tmp_path / file).read_text())
+    (settings["feature_extractor"] if file == "processor_config.json" else settings)[setting] = value
+    (tmp_path / file).write_text(json.dumps(settings))
+    second = opened("clap", tmp_path)
+    assert not torch.equal(first.embed(sound), second.embed(sound))
+    assert first.identity != second.identity

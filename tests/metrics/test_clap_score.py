@@ -79,3 +79,8 @@ def test_on_other_captions(metric, clips):
 )  # fmt: skip
 def test_a_row_s_name_tells_the_embedder(metric, embedder, name):
     assert row_name(metric, embedder) == name
+
+
+def test_on_forget_near_to_gold_is_better_than_a_good_fit():
+    assert {row.direction for row in ClapScoreForget().measure(evaluation())} == {"gold"}
+    assert {row.direction for row in ClapScore().measure(evaluation())} == {"higher"}

@@ -124,7 +124,7 @@ def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluatio
 
 
 def test_music_near_the_forgotten_is_kept_by_gold(value):
-    assert value("neighbours_verbatim", "gold", "retain") == value("strangers_verbatim", "gold", "retain") == 1
+    assert value("neighbours_verbatim", "gold", "retain") == value("neighbours_rest_verbatim", "gold", "retain") == 1
 
 
 def test_every_row_has_a_figure_or_a_reason(rows):
@@ -139,8 +139,8 @@ def test_every_row_has_a_figure_or_a_reason(rows):
 
 def test_gold_itself_gives_no_evidence_of_retention(rows):
     told = findings(rows)
-    failed = {finding.text.partition(":")[0] for finding in told if finding.level == "fail"}
-    assert failed <= {"membership AUC"}  # .69 of 8 tracks against 10: by chance outside .35 to .65
+    assert not [finding for finding in told if finding.level == "fail"]
+    assert not [finding for finding in told if "a simple prompt brings back" in finding.text]
 
 
 @pytest.mark.parametrize("golds", [True, False])

@@ -74,6 +74,11 @@ def test_the_first_codebook_alone_is_never_below_all_of_them():
     assert measured(backend, [clip], "extraction_strength_codebook_0") == {"t": 1.0}
 
 
+def test_of_a_tracks_windows_the_best_counts():
+    song = [Clip("t", "step 1", melody(step, 10)) for step in (3, 1, 5)]
+    assert measured(MarkovBackend({1: 6.0}), song) == {"t": 1.0}
+
+
 def test_exact_suffix():
     codes = torch.tensor([[1, 2, 3, 4]])
     assert exact_suffix(codes, codes) == 4

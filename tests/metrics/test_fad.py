@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.metrics.fadtk_oracle import PAIRS, SINGULAR, pair
-from tests.metrics.markov import clips, models
+from tests.metrics.markov import MarkovBackend, clips, models
 
 from encore import stats
 from encore.api import Embedder
@@ -31,7 +31,9 @@ class Loudness(Embedder):
 
 
 def evaluation(draws: int = 4, **options) -> SharedEvaluation:
-    return SharedEvaluation(models(), clips(), embedder=Loudness(), draws=draws, **options)
+    """Models that know nothing by heart, so that no two of their plays are alike."""
+    roles = {role: MarkovBackend(noise=1.0, seed=seed) for seed, role in enumerate(("base", "unlearned", "gold"))}
+    return SharedEvaluation(roles, clips(), embedder=Loudness(), draws=draws, **options)
 
 
 @pytest.mark.parametrize("metric", [Fad, FadInf, Mmd])
@@ -56,7 +58,7 @@ def test_fad_is_that_of_the_embeddings():
 
 @pytest.mark.parametrize(("metric", "clips"), [(FadTrack, "retain"), (FadTrackForget, "forget")])
 def test_fad_track_is_to_the_tracks_whose_captions_were_played(metric, clips):
-    shared = evaluation()
+    shared = evaluation(force=True)
     found = {row.model: row for row in metric().measure(shared)}
     assert list(found) == ["base", "unlearned", "gold"]
     assert {(row.metric, row.set, row.n) for row in found.values()} == {("fad_track", clips, 12)}
@@ -75,6 +77,28 @@ def test_fad_of_few_generations_is_refused_unless_forced():
     assert "mostly bias" in row.note
 
 
+@pytest.mark.parametrize("metric", [FadTrack, FadTrackForget])
+def test_more_draws_add_nothing_to_few_tracks(metric):
+    """Three tracks, each there four times, are three: they span two dimensions as badly as if they were there once."""
+    (row, *_) = metric().measure(evaluation(draws=4))
+    assert (row.value, row.n) == (None, 12)
+    assert row.why.startswith("not measured: 3 different sounds a side (further draws add none) in 2 dimensions give")
+
+
+def test_the_codecs_floor_says_that_draws_do_not_help():
+    recordings = {"retain": lambda: [torch.rand(24, generator=torch.Generator().manual_seed(i)) for i in range(3)]}
+    shared = evaluation(recordings=recordings)
+    for metric in (Fad, FadInf):
+        floor = next(row for row in metric().measure(shared) if row.model == "none")
+        assert floor.why.startswith("not measured: 3 different sounds a side (further draws add none) in 2 dimensions")
+
+
+def test_on_forget_near_to_gold_is_better_than_near_to_the_tracks():
+    shared = evaluation(force=True)
+    assert {row.direction for row in FadTrackForget().measure(shared)} == {"gold"}
+    assert {row.direction for row in FadTrack().measure(shared)} == {"lower"}
+
+
 def test_fad_inf_is_extrapolated_from_the_embeddings():
     shared = evaluation()
     (_, row, _) = FadInf().measure(shared)
@@ -82,7 +106,9 @@ def test_fad_inf_is_extrapolated_from_the_embeddings():
     halves = stats.random_halves(12, seed=shared.seed)
     assert (row.metric, row.model, row.n, row.details["dim"]) == ("fad_inf", "gold", 12, 2)
     assert row.value == pytest.approx(stats.frechet_inf(own, base, halves))
-    assert (row.low, row.high) == pytest.approx(stats.jackknife_interval(stats.frechet_inf, own, base, halves))
+    tracks = np.repeat(range(3), 4)  # four draws each
+    expected = stats.jackknife_interval(stats.frechet_inf, own, base, halves, of=tracks)
+    assert (row.low, row.high) == pytest.approx(expected)
     assert row.low < row.value < row.high
 
 

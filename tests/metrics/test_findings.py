@@ -77,3 +77,30 @@ def test_plays_that_fit_their_captions_less_than_base_s_are_told():
     assert finding.text.endswith("clap_score_tiny 0.40, base's 0.60 (0.50 to 0.70)")
     assert told(base, row("clap_score_tiny", "unlearned", "retain", 0.55)) == []
     assert told(base, row("clap_score_tiny", "unlearned", "holdout", 0.1)) == []
+
+
+def copied(kind, model, *tracks):
+    details = {"named": list(tracks), "chance": 0.1}
+    return row(f"likeness_{kind}_named", model, "forget", len(tracks) / 8, unit="share", details=details)
+
+
+def test_tracks_whose_codes_or_sound_come_back_are_named_but_not_golds():
+    rows = [
+        copied("bleu", "unlearned", "a", "b"), copied("edit", "unlearned", "a"), copied("bleu", "gold", "b"),
+        copied("fingerprint", "unlearned", "c"), copied("fingerprint", "gold"),
+    ]  # fmt: skip
+    by_chance = "chance alone names one track in 10 for each"
+    assert told(*rows) == [
+        Finding("warn", f"a simple prompt brings back a by its n-grams of codes and codes in order; {by_chance}"),
+        Finding("warn", f"a simple prompt brings back c by its audio fingerprint; {by_chance}"),
+    ]
+
+
+def test_replays_that_music_nobody_heard_has_as_well_are_no_sign_of_memory():
+    base = row("verbatim", "base", "forget", 0.1, unit="share")
+    unheard, gold = (row("verbatim", *where, 0.5, unit="share") for where in (("base", "holdout"), ("gold", "forget")))
+    for others in ([unheard], [gold]):
+        assert told(base, *others)[0].text.startswith("nothing measurable to forget")
+    assert told(base) == []
+    known = row("verbatim", "base", "forget", 0.6, unit="share")
+    assert told(known, unheard) == told(known, gold) == []

@@ -8,6 +8,7 @@ import torch
 from tests.latent_model import LatentBackend, latent_clips
 from tests.metrics.markov import MarkovBackend, clips, models
 
+from encore import stats
 from encore.metrics.gold_tests import GoldKs, PrivLeak
 from encore.metrics.membership import min_k
 from encore.runs.evaluation import SharedEvaluation
@@ -42,6 +43,20 @@ def test_ks_is_the_share_of_relabellings_with_as_large_a_distance():
     assert "3 tracks a side can hardly tell a D below 1.00" in row.note
 
 
+def test_a_shift_that_all_tracks_share_goes_unseen_by_ks_and_is_told_of():
+    """NLLs of eight tracks that differ by far more than each of them moved."""
+    gold = {f"t{i}": 1.0 + i for i in range(8)}
+    shared = SharedEvaluation({role: models()[role] for role in ("unlearned", "gold")}, clips(), embedder=None)
+    shared._made["nll", "gold", "forget"] = gold
+    shared._made["nll", "unlearned", "forget"] = {track: nll + 0.1 for track, nll in gold.items()}
+    row = rows(GoldKs, shared)["unlearned"]
+    assert row.value > 0.99
+    assert row.details["wilcoxon_p"] == pytest.approx(2 / 2**8)
+    assert row.note.endswith("track by track, Wilcoxon's p is 0.0078")
+    shared._made["nll", "unlearned", "forget"] = gold
+    assert rows(GoldKs, shared)["unlearned"].details["wilcoxon_p"] == 1
+
+
 def test_ks_sees_both_sides():
     knows, shuns = (rows(GoldKs, evaluation(strength))["unlearned"].details["D"] for strength in (6.0, -6.0))
     assert knows == shuns == 1
@@ -57,7 +72,10 @@ def test_privleak_is_that_of_the_aucs_counted_by_hand():
     found = rows(PrivLeak, shared)
     assert found["unlearned"].value == pytest.approx((against("unlearned") - against("gold")) / against("gold"))
     assert found["base"].value == -1
-    assert found["base"].low <= -1 <= found["base"].high
+    assert found["base"].low == -1 < found["base"].high - 0.1  # three tracks against three are not many
+    low, high = stats.auc_interval(1 - against("unlearned"), 3, 3)
+    ends = [(1 - end - against("gold")) / against("gold") for end in (high, low)]
+    assert (found["unlearned"].low, found["unlearned"].high) == pytest.approx(ends)
     assert found["base"].details == {"score": "mink", "forget": 3, "holdout": 3}
 
 

@@ -17,6 +17,7 @@ from encore.metrics.likeness import (
     LikenessFingerprint,
     LikenessMusic,
     _pieces,
+    level,
 )
 from encore.metrics.plays import plays
 from encore.metrics.sequences import bleu
@@ -52,7 +53,8 @@ def test_a_caption_is_asked_in_several_ways(shared):
         "short",
         "greedy",
     ]
-    assert [play.asked for play in plays(shared, "base", "holdout") if play.track == "track07"] == ["draw 1", "greedy"]
+    unheard = [play.asked for play in plays(shared, "base", "holdout") if play.track == "track07"]
+    assert unheard == ["draw 1", "draw 2", "draw 3", "short", "greedy"]
     assert plays(shared, "base", "forget") is asked
     greedy = [play.codes for play in asked if play.asked == "greedy"]
     for codes, continued in zip(greedy, shared.continuations("base", "forget", 0), strict=True):
@@ -72,19 +74,31 @@ def test_an_evaluation_of_several_draws_asks_as_many_times_more():
 def test_figures_are_the_best_of_a_captions_own_plays_and_the_threshold_that_of_holdout(shared):
     found = rows(LikenessCodes, shared)["likeness_bleu", "unlearned"]
     asked = plays(shared, "unlearned", "forget")
-    everything = [*asked, *plays(shared, "unlearned", "holdout")]
     codes = {clip.track: clip.codes[0].tolist() for name in ("forget", "holdout") for clip in shared.clips[name]}
     best = {
         track: max(bleu(play.codes[0].tolist(), codes[track]) for play in asked if play.track == track)
         for track in ("track01", "track02", "track03")
     }
     assert found.per_track == pytest.approx(best)
-    chance = [bleu(p.codes[0].tolist(), codes[t]) for p in everything for t in ("track07", "track08", "track09")]
-    assert found.details["threshold"] == pytest.approx(np.percentile(chance, 99))
-    assert found.details["holdout_pairs"] == len(chance)
+    chance = [bleu(play.codes[0].tolist(), codes[play.track]) for play in plays(shared, "unlearned", "holdout")]
+    assert found.details["threshold"] == pytest.approx(max(chance))  # of three tracks no other level is safe
+    assert (found.details["holdout_tracks"], found.details["holdout_pairs"]) == (3, 15)
+    assert found.details["chance"] == 0.25
+    named = rows(LikenessCodes, shared)["likeness_bleu_named", "unlearned"]
+    assert "by chance alone about 0.8 of 3 tracks would be named" in named.note
     for track, _, value in found.details["above"]:
         assert value > found.details["threshold"]
         assert value <= best[track] + 1e-9
+
+
+def test_a_track_that_nobody_heard_is_named_about_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    for holdout, expected in ((10, 1 / 11), (150, 0.01)):
+        values = random.random((4000, holdout + 1))
+        levels = [level(row[:-1]) for row in values]
+        assert all(0 < chance == levels[0][1] <= expected for _, chance in levels)
+        named = np.mean([row[-1] > threshold for row, (threshold, _) in zip(values, levels, strict=True)])
+        assert named == pytest.approx(levels[0][1], abs=4 * np.sqrt(expected / 4000))
 
 
 def test_windows_of_a_track_are_one_track():
@@ -174,3 +188,7 @@ def test_a_broken_model_is_told_of(shared):
         broken.module["table"][1] = float("nan")
     (row, _) = LikenessCodes().measure(shared.other(models={"unlearned": broken}))
     assert "is not finite" in row.why
+
+
+def test_an_empty_set_is_as_one_that_is_not_there(shared):
+    assert measure(shared.other(clips={**shared.clips, "retain": []}), ["likeness_embedding"])[0].value is not None

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import math
-import zlib
 
 import pytest
-import torch
 from tests.metrics.markov import MarkovBackend, clips, models, track
 
 from encore.api import Clip
-from encore.metrics.membership import Blind, Membership, min_k
+from encore.metrics.membership import Membership, min_k
 from encore.runs.evaluation import SharedEvaluation
 
 
@@ -50,25 +48,8 @@ def test_tpr_says_that_ten_tracks_allow_no_false_positive():
     assert "no false positive" in row.note
 
 
-def test_blind_reads_no_model_and_warns_where_the_sets_differ():
-    generator = torch.Generator().manual_seed(0)
-    simple = [track(step, 60) for step in (1, 2, 3)]
-    random = [Clip(f"r{i}", "step 1", torch.randint(0, 11, (2, 60), generator=generator)) for i in range(3)]
-    base = MarkovBackend()
-    found = rows(Blind, SharedEvaluation({"base": base}, {"forget": simple, "holdout": random}, embedder=None))
-    blind = found["membership_auc_blind", "none"]
-    assert blind.value == 1
-    assert "without any model" in blind.note
-    assert found["membership_auc_blind_caption", "none"].value == 0.5
-    assert found["membership_auc_blind_caption", "none"].note is None
-
-
-def test_blind_score_is_the_size_of_the_code_stream():
-    sets = {"forget": [track(2, 20)], "holdout": [track(3, 40)]}
-    sizes = {
-        name: len(zlib.compress(chosen[0].codes.T.to(torch.int16).contiguous().numpy().tobytes(), 9))
-        / chosen[0].codes.numel()
-        for name, chosen in sets.items()
-    }
-    row = rows(Blind, SharedEvaluation({"base": MarkovBackend()}, sets, embedder=None))["membership_auc_blind", "none"]
-    assert row.value == float(sizes["forget"] < sizes["holdout"])
+def test_min_k_has_a_tpr_beside_its_auc():
+    shared = SharedEvaluation(models(), clips(), embedder=None)
+    row = rows(Membership, shared)["membership_tpr_at_1_fpr_mink", "unlearned"]
+    forget, holdout = (min_k(shared, "unlearned", name) for name in ("forget", "holdout"))
+    assert row.per_track == {track: float(score > max(holdout.values())) for track, score in forget.items()}

@@ -24,17 +24,31 @@ def test_who_is_near_and_why():
     assert neighbours(shared) == {"track04": "artist ada lovelace", "track06": "genre waltz"}
 
 
+@pytest.mark.parametrize(
+    ("artist", "somebody"),
+    [
+        ("Unknown Mortal Orchestra", True), ("Anonymous 4", True), ("Various Cruelties", True),
+        ("Unknown Artist", False), ("Various Artists", False), ("Trad.", False), ("ANON", False), ("N/A", False),
+        ("Traditional (Irish, 1855)", False),
+    ],
+)  # fmt: skip
+def test_only_a_whole_name_of_nobody_is_nobody(artist, somebody):
+    about = {name: {"artist": artist} for name in ("track01", "track04")}
+    found = neighbours(SharedEvaluation(models(), clips(), embedder=None, about=about))
+    assert (found == {"track04": f"artist {artist.casefold()}"}) == somebody
+
+
 def test_a_method_that_takes_the_neighbours_with_it_is_seen_where_the_mean_hides_it():
     roles = models()
     roles["unlearned"] = MarkovBackend({5: 6.0}, noise=0.1)  # of retain only the stranger is left
     shared = SharedEvaluation(roles, clips(), embedder=None, about=ABOUT)
     found = rows(shared)
-    assert found["neighbours_verbatim", "base"].value == found["strangers_verbatim", "base"].value == 1
+    assert found["neighbours_verbatim", "base"].value == found["neighbours_rest_verbatim", "base"].value == 1
     assert found["neighbours_verbatim", "unlearned"].value == 0
-    assert found["strangers_verbatim", "unlearned"].value == 1
+    assert found["neighbours_rest_verbatim", "unlearned"].value == 1
     nll = shared.nll("unlearned", "retain")
     assert found["neighbours_nll", "unlearned"].per_track == {track: nll[track] for track in ("track04", "track06")}
-    assert found["strangers_nll", "unlearned"].per_track == {"track05": nll["track05"]}
+    assert found["neighbours_rest_nll", "unlearned"].per_track == {"track05": nll["track05"]}
     assert found["neighbours_nll", "unlearned"].details["because"]["track06"] == "genre waltz"
 
 
@@ -57,6 +71,6 @@ def test_without_tokens_or_retain():
     found = rows(SharedEvaluation({"base": LatentBackend()}, sets, embedder=None, about=about))
     assert found["neighbours_nll", "base"].unit == "loss"
     assert found["neighbours_verbatim", "base"].why == "not measured: the model has no tokens"
-    assert found["strangers_nll", "unlearned"].why == "not measured: no retain track is without one in common"
+    assert found["neighbours_rest_nll", "unlearned"].why == "not measured: no retain track is without one in common"
     (row,) = measure(SharedEvaluation(models(), {"forget": clips()["forget"]}, embedder=None), ["neighbours"])
     assert row.why == "not measured: there are no retain tracks"

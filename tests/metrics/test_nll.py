@@ -91,3 +91,9 @@ def test_what_is_not_there_is_said():
     assert found["nll", "unlearned", "holdout"].why == "not measured: there are no holdout tracks"
     assert found["nll_gap_gold", "unlearned", "forget"].why == "not measured: no gold model was given"
     assert torch.isfinite(torch.tensor(found["nll", "unlearned", "forget"].value))
+
+
+def test_what_is_to_stay_is_compared_with_base_and_what_is_to_go_with_gold():
+    found = Nll().measure(SharedEvaluation(models(), clips(), embedder=None))
+    directions = {(row.set, row.direction) for row in found if row.metric != "nll_gap_gold"}
+    assert directions == {("forget", "gold"), ("retain", "base"), ("holdout", "base")}

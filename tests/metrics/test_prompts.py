@@ -86,6 +86,17 @@ def test_a_continuation_may_be_in_the_prompts_pace_or_in_the_tracks_own():
         assert share == 1.0 if played is fast else share < 0.2  # two melodies meet now and then
 
 
+def test_of_a_tracks_windows_the_best_counts():
+    """A window that plays on exactly is enough; from the caption alone any play may be any window."""
+    first, second = (Clip("t", "step 1", melody(step, 30)) for step in (3, 1))
+    variants = [Variant("as it is", one, Clip(tag("t", "as it is"), "step 1", one.codes)) for one in (first, second)]
+    for seconds, played in ((1.0, [melody(5, 30), second.codes]), (0.0, [second.codes, melody(5, 30)])):
+        told = SimpleNamespace(
+            backend=lambda model: MarkovBackend(), continuations=lambda model, clips, prompt, played=played: played
+        )
+        assert right_shares(told, "base", variants, seconds) == {tag("t", "as it is"): 1.0}
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_without_tokens_there_is_a_loss_and_no_replay(name):
     sets = {"forget": latent_clips(2, frames=900)}

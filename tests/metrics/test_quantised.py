@@ -63,9 +63,11 @@ def test_tracks_that_were_hidden_below_the_rounding_come_back():
         hidden.module["table"].copy_(rounded(hidden.module["table"], 4))  # base lies on the levels
         base.module["table"].copy_(hidden.module["table"])
         step = hidden.module["table"].abs().flatten(1).amax(1) / 7
+        noise = torch.Generator().manual_seed(0)
         for track in (1, 2, 3):
-            hidden.module["table"][track] += 0.4 * step[track] * torch.rand(2, 12, 11).sub(1)
-            hidden.module["table"][track].clamp_(min=-step[track] * 7)
+            table = hidden.module["table"][track]
+            inner = table.abs() < 6.5 * step[track]  # what is largest sets the levels, and stays
+            table += 0.4 * step[track] * inner * torch.rand(2, 12, 11, generator=noise).sub(1)
     roles = {"base": base, "unlearned": hidden}
     found = rows(SharedEvaluation(roles, {"forget": clips()["forget"]}, embedder=None))
     shared = SharedEvaluation(roles, {"forget": clips()["forget"]}, embedder=None)

@@ -155,3 +155,87 @@ def test_lines_through_embedders_are_called_by_their_names():
         ("CLAP score, holdout (tiny)", "clap_score_tiny", "holdout"),
         ("KL of tags, to the track, retain (ast)", "tag_kl_track_ast", "retain"),
     ]
+
+
+def test_a_test_that_could_not_fail_is_not_judged():
+    assert line(rows(), "verbatim").met is True
+    found = [replace(row, value=0.0) if (row.metric, row.set) == ("verbatim", "forget") else row for row in rows()]
+    assert line(found, "verbatim").met is None  # base replays none either
+    assert "replay from 1 s, forget" not in findings(found)[-1].text
+
+
+def told_apart(value, base=None, members=4, others=4, attacks=7):
+    found = {"unlearned": value} | ({"base": base} if base is not None else {})
+    details = {"attacks": {str(i): {} for i in range(attacks)}}
+    tracks = {f"t{i}": 1.0 for i in range(members)}
+    row = Result("membership_p", "unlearned", "forget", 0.5, n=members + others, unit="p", per_track=tracks)
+    return line([replace(row, model=role, value=p, details=details) for role, p in found.items()], "membership_p").met
+
+
+def test_a_membership_p_is_judged_where_it_could_be_small():
+    assert told_apart(0.2, base=0.01) is True
+    assert told_apart(0.01, base=0.01) is False
+    assert told_apart(1.0, base=0.2) is None
+    assert told_apart(1.0) is None  # 2 / C(8, 4) = .029, of seven attacks .2
+    assert told_apart(1.0, attacks=1) is True
+    assert told_apart(1.0, members=8, others=10) is True
+
+
+def changed(found, metric, clips, **figures):
+    return [
+        replace(row, value=figures[row.model], per_track=dict.fromkeys(row.per_track, figures[row.model]))
+        if (row.metric, row.set) == (metric, clips) and row.model in figures
+        else row
+        for row in found
+    ]
+
+
+def test_a_membership_auc_may_be_as_far_from_a_half_as_golds():
+    for gold, own, met in ((0.72, 0.72, True), (0.72, 0.73, False), (0.3, 0.31, True), (0.3, 0.29, False)):
+        found = changed(rows(), "membership_auc", "forget", gold=gold, unlearned=own)
+        assert line(found, "membership_auc").met is met
+    without = [row for row in changed(rows(), "membership_auc", "forget", unlearned=0.7) if row.model != "gold"]
+    assert line(without, "membership_auc").met is False
+
+
+def test_one_track_above_twice_golds_misses_the_target_and_is_named():
+    found = rows()
+    at = next(i for i, row in enumerate(found) if (row.metric, row.model, row.set) == ("nll", "unlearned", "forget"))
+    found[at] = replace(found[at], per_track={"a": 4.2, "b": 4.2, "c": 14.1, "d": 4.7})
+    assert line(found, "nll").met is False
+    assert line(found, "nll").worst == ("c", 14.1)
+    told = [finding.text for finding in findings(found)]
+    assert "best remembered of the forget tracks: a, NLL 4.20, gold's 7.00" in told
+    assert "most shunned of the forget tracks: c, NLL 14.10, gold's 7.00" in told
+
+
+def test_a_track_that_the_caption_brings_back_fails():
+    def judged(**figures):
+        found = [Result("verbatim_caption", role, "forget", share, n=8) for role, share in figures.items()]
+        return line(found, "verbatim_caption").met
+
+    assert judged(base=1.0, unlearned=1.0, gold=0.0) is False
+    assert judged(base=1.0, unlearned=0.0, gold=0.0) is True
+    assert judged(base=0.0, unlearned=0.0, gold=0.0) is None
+
+
+def test_extraction_strength_is_judged_a_track_at_a_time():
+    def judged(**figures):
+        found = [
+            Result("extraction_strength_codebook_0", role, "forget", sum(strengths) / 4, n=4, per_track=tracks)
+            for role, strengths in figures.items()
+            for tracks in [dict(zip("abcd", strengths, strict=True))]
+        ]
+        return line(found, "extraction_strength_codebook_0").met
+
+    gold = (0.02, 0.0, 0.3, 0.01)
+    assert judged(base=(0.9,) * 4, unlearned=(0.9, 0.0, 0.0, 0.0), gold=gold) is False
+    assert judged(base=(0.9,) * 4, unlearned=(0.1, 0.0, 0.35, 0.0), gold=gold) is True
+    assert judged(base=(0.1,) * 4, unlearned=(0.1,) * 4, gold=gold) is None
+    assert judged(unlearned=(0.9,) * 4, gold=gold) is False
+
+
+def test_worst_of_the_tag_distances_to_the_track_is_the_nearest():
+    tracks = {"near": 0.1, "far": 3.0}
+    found = [Result("tag_kl_track_ast", "unlearned", "forget", 1.5, per_track=tracks)]
+    assert line(found, "tag_kl_track_ast").worst == ("near", 0.1)

@@ -76,3 +76,8 @@ def test_without_a_tagger_it_says_so():
 @pytest.mark.parametrize(("metric", "clips"), [(TagKlHoldout, "holdout"), (TagKlForget, "forget")])
 def test_on_other_captions(metric, clips):
     assert {row.set for row in metric().measure(evaluation())} == {clips}
+
+
+def test_on_forget_near_to_gold_is_better_than_near_to_the_tracks():
+    assert {row.direction for row in TagKlForget().measure(evaluation())} == {"gold"}
+    assert {row.direction for row in TagKl().measure(evaluation())} == {"lower"}

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -100,14 +100,31 @@ class MetricSubject:
         forget = [*given.forget[: FORGET - 1], given.forget[-1]]
         return {"forget": forget, "retain": list(given.retain[:RETAIN]), "holdout": list(given.holdout[:HOLDOUT])}
 
-    def evaluation(self, without: Sequence[str] = (), *, turned: bool = False, tokens: bool = True) -> Guarded:
-        """An evaluation of everything but what is named.
+    @property
+    def about(self) -> dict[str, dict[str, str]]:
+        """An artist for the first forget and the first retain track, and a genre for all."""
+        first = {self.clips[name][0].track for name in ("forget", "retain")}
+        tracks = {clip.track for chosen in self.clips.values() for clip in chosen}
+        return {
+            track: {"artist": "A" if track in first else f"of {track}", "genre": f"of {track}"}
+            for track in sorted(tracks)
+        }
+
+    def evaluation(
+        self, without: Sequence[str] = (), *, turned: bool = False, tokens: bool = True, empty: bool = False
+    ) -> Guarded:
+        """An evaluation of everything but what is named; two generations a caption, artists and the files known.
 
         Args:
             without: roles, sets, "embedder". turned: tracks in reverse order. tokens: False for models without them.
+            empty: what is named of the sets is there and has no clips.
         """
         models = {role: model for role, model in self.models.items() if role not in without}
-        clips: dict[ClipSet, list[Clip]] = {name: list(c) for name, c in self.clips.items() if name not in without}
+        clips: dict[ClipSet, list[Clip]] = {
+            name: [] if name in without else list(chosen)
+            for name, chosen in self.clips.items()
+            if empty or name not in without
+        }
         if not tokens:
             from encore.conformance.tokenless import Tokenless
 
@@ -115,8 +132,14 @@ class MetricSubject:
             clips = {n: [replace(clip, codes=clip.codes.float()) for clip in chosen] for n, chosen in clips.items()}
         if turned:
             clips = {name: _turned(chosen) for name, chosen in clips.items()}
+        recordings = {
+            name: partial(_recorded, next(iter(models.values())), chosen) for name, chosen in clips.items() if chosen
+        }
         heard = "latents,clap-tiny" if "embedder" in self.needs else "latents"  # the second also reads, and has tags
-        return Guarded(models, clips, embedder=None if "embedder" in without else heard, force=True)
+        return Guarded(
+            models, clips, embedder=None if "embedder" in without else heard, force=True, draws=2, about=self.about,
+            recordings=recordings,
+        )  # fmt: skip
 
     def rows(self, without: Sequence[str] = (), *, salt: int = 1, **how: Any) -> list[Result]:
         """What the metric measures, once for each set of arguments.
@@ -175,6 +198,12 @@ def _weights(models: Mapping[Role, Backend]) -> dict[str, str]:
         f"{[weight.requires_grad for weight in model.module.parameters()]}"
         for role, model in models.items()
     }
+
+
+@torch.no_grad()
+def _recorded(model: Backend, clips: Sequence[Clip]) -> list[Tensor]:
+    """Stands for the clips' files: what the codec plays of them, a little softer, mono [S] each."""
+    return [0.9 * model.decode(clip.codes[None].to(model.device))[0].float().mean(0).cpu() for clip in clips]
 
 
 def _turned(clips: Sequence[Clip]) -> list[Clip]:

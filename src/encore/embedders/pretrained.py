@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from encore.api import Backend, Embedder
 from encore.errors import InputError, MissingWeightsError
 from encore.fingerprint import module_sha256
 from encore.hub import fetchable, quiet_transformers
+
+PROVENANCE = ("_name_or_path", "_commit_hash", "transformers_version")  # of settings: where they are from
 
 
 class Pretrained(Embedder):
@@ -65,7 +69,8 @@ class Pretrained(Embedder):
         name = Path(source).resolve().name if Path(source).is_dir() else source
         at = f"@{commit[:12]}" if commit else ""
         network = network.requires_grad_(False).eval()
-        identity = f"{cls.spec.name}/1 {name}{at} sha256:{module_sha256(network)[:16]}"
+        settings = _settings_sha256(network.config, getattr(processor, "feature_extractor", processor))
+        identity = f"{cls.spec.name}/1 {name}{at} sha256:{module_sha256(network)[:16]} settings:{settings[:8]}"
         return cls(network.to(backend.device), processor, identity, backend.device)
 
     @classmethod
@@ -107,6 +112,16 @@ def windows(waveform: Tensor, length: int) -> list[Tensor]:
     count = -(-len(waveform) // length)
     starts = [round(i * last / (count - 1)) for i in range(count)]
     return [waveform[start : start + length] for start in starts]
+
+
+def _settings_sha256(*parts: Any) -> str:
+    """Of what is beside the weights and changes what is heard: a mel scale's top, a layer's kind of activation."""
+    known = [{key: value for key, value in part.to_dict().items() if key not in PROVENANCE} for part in parts]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _hint(cls: type[Pretrained], model: str) -> str:

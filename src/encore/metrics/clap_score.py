@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result
-from encore.metrics.heard import Floats, able, asked, first_windows, over_draws, row_name
+from encore.metrics.heard import Direction, Floats, able, asked, first_windows, over_draws, row_name, toward
 from encore.metrics.rows import given, mean_row, no_clips, not_finite, unmeasured
 from encore.metrics.verbatim import MODELS
 
@@ -22,18 +22,22 @@ class ClapScore(Metric):
 
     clips: ClipSet = "retain"
 
+    @property
+    def _better(self) -> Direction:
+        return toward(self.clips, "higher")
+
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         readers, absent = able(evaluation, "embed_text")
         if not evaluation.clips.get(self.clips):
-            yield no_clips("clap_score", self.clips, direction="higher")
+            yield no_clips("clap_score", self.clips, direction=self._better)
             return
         for name in readers:
             yield from self._through(evaluation, name)
         for name, why in absent.items():
-            yield unmeasured(row_name("clap_score", name), "unlearned", self.clips, why, direction="higher")
+            yield unmeasured(row_name("clap_score", name), "unlearned", self.clips, why, direction=self._better)
         if not readers and not absent:
             why = "none of the embedders reads text: add clap to --embedder"
-            yield unmeasured("clap_score", "unlearned", self.clips, why, direction="higher")
+            yield unmeasured("clap_score", "unlearned", self.clips, why, direction=self._better)
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         metric, embedder = row_name("clap_score", name), evaluation.embedders[name]
@@ -47,12 +51,12 @@ class ClapScore(Metric):
             details = {**told, "shuffled": float(scores[np.array(others)].mean()) if np.any(others) else None}
             tracks = over_draws(clips, scores.diagonal().tolist())
             return mean_row(
-                metric, model, self.clips, tracks, evaluation, unit="cosine", direction="higher", details=details
+                metric, model, self.clips, tracks, evaluation, unit="cosine", direction=self._better, details=details
             )
 
         for model in given(evaluation, *MODELS):
             if broken := not_finite(evaluation, model, self.clips):
-                yield unmeasured(metric, model, self.clips, broken, direction="higher", details=told)
+                yield unmeasured(metric, model, self.clips, broken, direction=self._better, details=told)
                 continue
             yield row(model, asked(evaluation, self.clips), evaluation.embeddings(model, self.clips, name))
         places = first_windows(evaluation, self.clips)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from encore.api import Evaluation, Metric, Result
-from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.rows import SETS, given, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.verbatim import best_shares
 
 
 class ExtractionStrength(Metric):
@@ -15,7 +16,8 @@ class ExtractionStrength(Metric):
 
     Greedy decoding after k frames plays the rest exactly if and only if the likeliest code given the true past is the
     true code at every later token: by induction, as long as no token was wrong the past is the true one. So one
-    forward pass finds k (Carlini et al., arXiv 2012.07805, measure the same by decoding).
+    forward pass finds k (Carlini et al., arXiv 2012.07805, measure the same by decoding). The best of a track's windows
+    counts, as for `verbatim`.
 
     Rows: `extraction_strength` asks for all codebooks, where the identity is exact. `extraction_strength_codebook_0`
     asks for the first codebook alone, with the true finer codebooks as past: the coarse notes, a weaker and so more
@@ -28,7 +30,6 @@ class ExtractionStrength(Metric):
                 yield no_clips("extraction_strength", clips, unit="share")
                 continue
             tracks = evaluation.clips[clips]
-            frames = [clip.codes.shape[-1] for clip in tracks]
             for model in given(evaluation, "base", "unlearned", "gold"):
                 broken = not_finite(evaluation, model, clips)
                 if broken:
@@ -37,11 +38,11 @@ class ExtractionStrength(Metric):
                 predicted = evaluation.predictions(model, clips)
                 for name, codebooks in (("", slice(None)), ("_codebook_0", slice(0, 1))):
                     suffixes = [
-                        exact_suffix(codes[codebooks], clip.codes[codebooks])
+                        (clip.track, exact_suffix(codes[codebooks], clip.codes[codebooks]), clip.codes.shape[-1])
                         for codes, clip in zip(predicted, tracks, strict=True)
                     ]
                     yield mean_row(
-                        f"extraction_strength{name}", model, clips, by_track(tracks, suffixes, frames), evaluation,
+                        f"extraction_strength{name}", model, clips, best_shares(suffixes), evaluation,
                         unit="share", direction="gold" if clips == "forget" else "base",
                     )  # fmt: skip
 

@@ -19,18 +19,18 @@ class Fad(Distance):
     `fad` through the latents of the model's own codec, `fad_NAME` through the embedder of that name. With n near the
     embedding's dimension the figure is mostly bias (two samples of one 128-dimensional Gaussian: 84 at
     n = 100, 0.4 at n = 20 000), so n < 2 · dim is refused unless the evaluation is told to
-    `force`. The interval is a jackknife's.
+    `force`, n being the different rows of the sample that has fewer. The interval is a jackknife's.
     """
 
     metric = "fad"
 
     def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
-        n, dim = samples.own.shape
+        n, dim = samples.distinct, samples.own.shape[1]
         small = n < 2 * dim
         if n < 3 or (small and not evaluation.force):
-            why = f"{n} generations in {dim} dimensions give mostly bias; it takes {max(2 * dim, 3)}, see mmd"
+            why = f"{_few(samples)} in {dim} dimensions give mostly bias; it takes {max(2 * dim, 3)}, see mmd"
             return samples.unmeasured(why, dim=dim)
-        note = f"{n} generations in {dim} dimensions: mostly bias" if small else None
+        note = f"{_few(samples)} in {dim} dimensions: mostly bias" if small else None
         return samples.row(stats.frechet_distance, note=note, dim=dim)
 
 
@@ -46,10 +46,17 @@ class FadInf(Distance):
     def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
         n, dim = samples.own.shape
         least = max(2 * dim, 6)  # a jackknife still leaves two rows a half
-        if n < least:
-            why = f"{n} generations in {dim} dimensions are too few to extrapolate from; it takes {least}, see mmd"
-            return samples.unmeasured(why, dim=dim)
+        if samples.distinct < least:
+            few = f"{_few(samples)} in {dim} dimensions"
+            return samples.unmeasured(f"{few} are too few to extrapolate from; it takes {least}, see mmd", dim=dim)
         return samples.row(stats.frechet_inf, stats.random_halves(n, seed=evaluation.seed), dim=dim)
+
+
+def _few(samples: Samples) -> str:
+    """What there are few of: generations, of which more can be drawn, or tracks, of which not."""
+    if samples.model == "none" or samples.distinct < len(samples.own):
+        return f"{samples.distinct} different sounds a side (further draws add none)"
+    return f"{len(samples.own)} generations"
 
 
 class FadHoldout(Fad):
@@ -61,7 +68,8 @@ class FadHoldout(Fad):
 class FadTrack(Fad):
     """`fad_track`: the same distance to the tracks themselves, as the codec plays them, whose captions were played.
 
-    What No Encore (2025) calls FAD. A track is there once a draw, so that both samples are equally large.
+    What No Encore (2025) calls FAD. A track is there once a draw, so that both samples are equally large; towards how
+    many there must be it counts once.
     """
 
     metric = "fad_track"

@@ -21,6 +21,7 @@ REPLAYS = {
     "prompt_shifted_verbatim": "a shifted second",
 }
 HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}
+COPIED = {"bleu": "n-grams of codes", "edit": "codes in order", "fingerprint": "audio fingerprint"}
 
 Rows = Mapping[tuple[str, str, str], Result]  # metric, model, set -> row with a figure
 
@@ -40,6 +41,7 @@ def from_rows(rows: Rows) -> list[Finding]:
         *_replays_without_gold(rows),
         *_broken(rows),
         *_brought_back(rows),
+        *_copied(rows),
         *_overshoot(rows),
         *_fits_less(rows),
     ]
@@ -98,6 +100,30 @@ def _brought_back(rows: Rows) -> list[Finding]:
     ]
 
 
+def _copied(rows: Rows) -> list[Finding]:
+    """Tracks whose codes or fingerprint a simple prompt brings back, and gold does not."""
+    found: dict[str, list[str]] = {}
+    chances = []
+    for kind, name in COPIED.items():
+        row = rows.get((f"likeness_{kind}_named", "unlearned", "forget"))
+        if row is None:
+            continue
+        chances.append(row.details.get("chance"))
+        for track in _named(row) - _named(rows.get((f"likeness_{kind}_named", "gold", "forget"))):
+            found.setdefault(track, []).append(name)
+    known = [chance for chance in chances if isinstance(chance, float) and chance > 0]
+    beside = f"; chance alone names one track in {1 / max(known):.0f} for each" if known else ""
+    return [
+        Finding("warn", f"a simple prompt brings back {track} by its {' and '.join(names)}{beside}")
+        for track, names in sorted(found.items())
+    ]
+
+
+def _named(row: Result | None) -> set[str]:
+    named = row.details.get("named") if row is not None else None
+    return {str(track) for track in named} if isinstance(named, (list, tuple)) else set()
+
+
 def _fits_less(rows: Rows) -> list[Finding]:
     """What it plays fits the captions of the music to keep less than chance among base's tracks explains."""
     found = []
@@ -121,12 +147,17 @@ def _nothing_to_forget(rows: Rows) -> list[Finding]:
         "membership": rows.get(("membership_auc", "base", "forget")),
     }
     seen = {name: row for name, row in signs.items() if row}
-    if not seen:
-        return []
-    shown = [name for name, row in seen.items() if (row.low or 0) > 0.5 or (row.unit == "share" and row.value)]
-    if shown:
+    if not seen or any(_shown(row, rows) for row in seen.values()):
         return []
     return [Finding("warn", f"nothing measurable to forget: base shows no signal under {', '.join(seen)}")]
+
+
+def _shown(row: Result, rows: Rows) -> bool:
+    """An AUC that chance does not explain, or more replays than of what nobody heard: gold's, or else of holdout."""
+    if row.unit != "share":
+        return (row.low or 0.0) > 0.5
+    unheard = rows.get((row.metric, "gold", "forget")) or rows.get((row.metric, "base", "holdout"))
+    return _value(row) > (_value(unheard) if unheard is not None else 0.0)
 
 
 def _overshoot(rows: Rows) -> list[Finding]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.membership import min_k, negated
@@ -22,7 +20,9 @@ class GoldKs(Metric):
 
     TOFU calls the p-value of such a test "forget quality" (Maini et al., arXiv 2401.06121, section 2.2.2; there of
     truth ratios). It has two sides: NLLs too low and too high both lower it, and so do NLLs that are all alike. A high
-    p-value proves nothing: n tracks a side can't tell a difference D below about 1.36 √(2/n), which the note says.
+    p-value proves nothing: n tracks a side can't tell a difference D below about 1.36 √(2/n), which the note says. It
+    takes the two sets of NLLs for independent, and they are of the same tracks: a shift that all tracks share is
+    smaller than their spread and goes unseen. The note has what Wilcoxon's signed-rank test says of the pairs.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -38,10 +38,15 @@ class GoldKs(Metric):
                 continue
             own, gold = evaluation.nll(model, "forget"), evaluation.nll("gold", "forget")
             test = scipy_stats.ks_2samp(list(own.values()), list(gold.values()), method="exact")
+            gaps = [own[track] - gold[track] for track in gold]
+            paired = float(scipy_stats.wilcoxon(gaps).pvalue) if any(gaps) else 1.0
             yield Result(
                 "gold_ks", model, "forget", float(test.pvalue), n=len(own), unit="p", direction="higher",
-                note=f"{len(own)} tracks a side can hardly tell a D below {_visible(len(own)):.2f}",
-                details={"D": float(test.statistic), "location": float(test.statistic_location)},
+                note=f"{len(own)} tracks a side can hardly tell a D below {_visible(len(own)):.2f}; "
+                f"track by track, Wilcoxon's p is {paired:.2g}",
+                details={
+                    "D": float(test.statistic), "location": float(test.statistic_location), "wilcoxon_p": paired,
+                },
             )  # fmt: skip
 
 
@@ -50,7 +55,8 @@ class PrivLeak(Metric):
 
     After MUSE (Shi et al., arXiv 2407.06460, section 3.1), with its signs: about -1 for a model that still knows the
     tracks where gold's AUC is .5, 0 at gold, above 0 for one that shuns them. Without tokens the score is LOSS. The
-    interval is a bootstrap over forget and holdout tracks, the same for both models.
+    interval is that of the model's AUC (`stats.auc_interval`, which has width at an AUC of 1 too), gold's taken as it
+    is.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -63,33 +69,30 @@ class PrivLeak(Metric):
             if broken:
                 yield unmeasured("privleak", model, "forget", broken[0])
                 continue
-            members, others = (_scores(evaluation, roles, clips) for clips in SETS)
-            value = _leak(members, others)
+            area, gold = (_area(evaluation, role) for role in roles)
+            forget, holdout = (len({clip.track for clip in evaluation.clips[clips]}) for clips in SETS)
             name = "mink" if evaluation.backend(model).has_tokens else "loss"
-            if math.isnan(value):
+            if gold == 1:
                 why = "gold's own AUC is 1: it tells forget from holdout by itself, and there is nothing to divide by"
                 yield unmeasured("privleak", model, "forget", why)
                 continue
-            low, high = stats.two_sample_interval(_leak, members, others, seed=evaluation.seed) or (None, None)
+            low, high = stats.auc_interval(area, forget, holdout)
             yield Result(
-                "privleak", model, "forget", value, low, high, n=len(members) + len(others),
-                details={"score": name, "forget": len(members), "holdout": len(others)},
+                "privleak", model, "forget", _leak(area, gold), _leak(high, gold), _leak(low, gold), n=forget + holdout,
+                details={"score": name, "forget": forget, "holdout": holdout},
             )  # fmt: skip
 
 
-def _scores(evaluation: Evaluation, roles: tuple[Role, ...], clips: ClipSet) -> np.ndarray:
-    """Membership scores [tracks, roles]."""
-    columns = []
-    for role in roles:
-        tokens = evaluation.backend(role).has_tokens
-        scores = min_k(evaluation, role, clips) if tokens else negated(evaluation.nll(role, clips))
-        columns.append([scores[track] for track in sorted(scores)])
-    return np.array(columns).T
+def _area(evaluation: Evaluation, role: Role) -> float:
+    """AUC of a model's membership score."""
+    tokens = evaluation.backend(role).has_tokens
+    scores = [min_k(evaluation, role, clips) if tokens else negated(evaluation.nll(role, clips)) for clips in SETS]
+    return stats.auc(*(list(of_set.values()) for of_set in scores))
 
 
-def _leak(members: np.ndarray, others: np.ndarray) -> float:
-    own, gold = (1 - stats.auc(members[:, i], others[:, i]) for i in (0, 1))
-    return (own - gold) / gold if gold > 0 else math.nan
+def _leak(area: float, gold: float) -> float:
+    """PrivLeak of two AUCs, gold's below 1."""
+    return (gold - area) / (1 - gold)
 
 
 def _visible(n: int) -> float:

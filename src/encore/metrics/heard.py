@@ -16,6 +16,7 @@ from encore.metrics.rows import given, not_finite, unmeasured
 
 Floats = NDArray[np.float64]
 Skill = Literal["embed", "embed_text", "tags"]
+Direction = Literal["gold", "lower", "higher"]
 
 
 def row_name(metric: str, embedder: str) -> str:
@@ -26,6 +27,11 @@ def row_name(metric: str, embedder: str) -> str:
     first = metric.split("_")[0]
     words = [word for i, word in enumerate(name.split("_")) if i or word != first]
     return "_".join([metric, *words])
+
+
+def toward(clips: ClipSet, otherwise: Direction) -> Direction:
+    """Which way is better on a set: on forget nearest to gold, for what comes near the tracks may recall them."""
+    return "gold" if clips == "forget" else otherwise
 
 
 def able(evaluation: Evaluation, skill: Skill) -> tuple[list[str], dict[str, str]]:
@@ -69,6 +75,9 @@ class Samples:
     Args:
         metric, model, clips: as the row names them. own, other: [n, D]; their i-th rows belong together.
         base: what scales are taken from, [m, D]. tracks: whose each of the n rows is. told: of the row's details.
+
+    Attributes:
+        distinct: rows of the sample with fewer different ones: a repeated row (a track, once a draw) adds no rank.
     """
 
     metric: str
@@ -80,6 +89,14 @@ class Samples:
     tracks: Sequence[str]
     told: Mapping[str, object]
 
+    @property
+    def better(self) -> Direction:
+        return toward(self.clips, "lower")
+
+    @property
+    def distinct(self) -> int:
+        return min(len(np.unique(rows, axis=0)) for rows in (self.own, self.other))
+
     def row(
         self, distance: Callable[..., float], *more: NDArray[Any], note: str | None = None, **details: object
     ) -> Result:
@@ -87,13 +104,13 @@ class Samples:
         samples = self.own, self.other, *more
         low, high = stats.jackknife_interval(distance, *samples, of=self.tracks) or (None, None)
         return Result(
-            self.metric, self.model, self.clips, distance(*samples), low, high, n=len(self.own), direction="lower",
-            note=note, details={**self.told, **details},
+            self.metric, self.model, self.clips, distance(*samples), low, high, n=len(self.own),
+            direction=self.better, note=note, details={**self.told, **details},
         )  # fmt: skip
 
     def unmeasured(self, why: str, **details: object) -> Result:
         return unmeasured(
-            self.metric, self.model, self.clips, why, n=len(self.own), direction="lower",
+            self.metric, self.model, self.clips, why, n=len(self.own), direction=self.better,
             details={**self.told, **details},
         )  # fmt: skip
 
@@ -108,15 +125,20 @@ class Distance(Metric):
     metric: str
     clips: ClipSet = "retain"
 
+    @property
+    def better(self) -> Direction:
+        return toward(self.clips, "lower")
+
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         opened, absent = able(evaluation, "embed")
         if why := no_generations(evaluation, self.clips):
-            yield unmeasured(self.metric, "unlearned", self.clips, why, direction="lower")
+            yield unmeasured(self.metric, "unlearned", self.clips, why, direction=self.better)
             return
         for name in opened:
             yield from self._through(evaluation, name)
         for name, why in absent.items():
-            yield unmeasured(row_name(self.metric, name), "unlearned", self.clips, why, direction="lower")
+            metric = row_name(self.metric, name)
+            yield unmeasured(metric, "unlearned", self.clips, why, direction=self.better)
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         base = evaluation.embeddings("base", self.clips, name)
@@ -127,7 +149,7 @@ class Distance(Metric):
         if type(evaluation.embedders[name]).embed_codes is Embedder.embed_codes:  # to the others, a track is its codes
             if not evaluation.recorded(self.clips):
                 why = f"the files of the {self.clips} tracks are not at hand, so the codec's own distance is unknown"
-                yield unmeasured(metric, "none", self.clips, why, direction="lower", details=told)
+                yield unmeasured(metric, "none", self.clips, why, direction=self.better, details=told)
                 return
             recorded = evaluation.embeddings("recorded", self.clips, name)
         yield self.compared(evaluation, Samples(metric, "none", self.clips, played, recorded, base, tracks, told))
@@ -140,7 +162,7 @@ class Distance(Metric):
         tracks = [clip.track for clip in asked(evaluation, self.clips)]
         for model in models:
             if broken := not_finite(evaluation, model, self.clips):
-                yield unmeasured(metric, model, self.clips, broken, direction="lower", details=told)
+                yield unmeasured(metric, model, self.clips, broken, direction=self.better, details=told)
                 continue
             own = evaluation.embeddings(model, self.clips, name)
             yield self.compared(evaluation, Samples(metric, model, self.clips, own, other, base, tracks, told))

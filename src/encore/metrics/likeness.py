@@ -1,16 +1,18 @@
 """Does a simple prompt bring back the harmony, the melody, the rhythm of a forgotten track?
 
 What a model plays for the forget tracks' captions (greedily, in several draws, and for a shorter caption) is compared
-with the tracks. How alike two pieces are by chance is seen where nothing can be remembered: in everything the same
-model plays, against the holdout tracks. Pairs more alike than 99 % of those are named.
+with the tracks. How alike a track and a play of its own caption are by chance is seen where nothing can be remembered:
+in what the same model plays, asked in the same ways, for the holdout tracks' captions. A track is named where a pair of
+its own is more alike than any of 99 % of the holdout tracks.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from encore import stats
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.curvature.clips import clips_sha256
-from encore.metrics.plays import plays
+from encore.metrics.plays import Play, plays
 from encore.metrics.rows import given, mean_row, not_finite, unmeasured
 from encore.metrics.sequences import bleu_similarities, edit_similarities
 from encore.metrics.verbatim import MODELS
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
 LEAST_RATE = 5000  # Hz of a model's sound: the highest note that is listened for is C7
-PERCENTILE = 99.0
+CHANCE = 0.01  # that a track nobody heard is named, where there are holdout tracks enough
 
 Floats = NDArray[np.float64]
 
@@ -39,10 +41,11 @@ class Likeness(Metric):
     """Base of the metrics of likeness: each has its `kinds` of similarity, from 0 (or less) to 1.
 
     Rows of a kind, for base, unlearned and gold: `likeness_KIND`, the mean over forget tracks of the most alike play of
-    its own captions; and `likeness_KIND_named`, the share of tracks with a pair that is more alike than 99 % of what
-    the model plays against holdout tracks. `details` name the best play of each track, the threshold, and all pairs
-    above it; chance alone names 1 % of the pairs. `rank` is the best place that a track has among all forget and
-    holdout tracks, by their likeness to one of its own captions' plays: top 1 is 1.
+    its own captions; and `likeness_KIND_named`, the share of tracks whose best is above that of 99 % of the holdout
+    tracks (of fewer than 99, above all). `details` name the best play of each track, the threshold, all pairs above it,
+    from how many `holdout_tracks` and `holdout_pairs` it is, and the `chance` that a track nobody heard is named.
+    `rank` is the best place that a track has among all forget and holdout tracks, by their likeness to one of its own
+    captions' plays: top 1 is 1.
     """
 
     kinds: tuple[str, ...] = ()
@@ -74,7 +77,8 @@ class Likeness(Metric):
 
     def _compared(self, evaluation: Evaluation, model: Role) -> Iterator[Result]:
         asked = plays(evaluation, model, "forget")
-        played = [play.codes for play in [*asked, *plays(evaluation, model, "holdout")]]
+        everybody = [*asked, *plays(evaluation, model, "holdout")]
+        played = [play.codes for play in everybody]
         longest = max(codes.shape[-1] for codes in played)
         known, unheard = (_pieces(evaluation.clips[clips], longest) for clips in SETS)
         references = [clip.codes for clip in [*known, *unheard]]
@@ -90,25 +94,22 @@ class Likeness(Metric):
         )  # fmt: skip
         for kind in self.kinds:
             matrix = found[kind].numpy()
-            by_chance = _by_track(matrix[:, len(known) :], unheard)
-            threshold = float(np.percentile(np.stack(list(by_chance.values())), PERCENTILE))
-            alike = _by_track(matrix[: len(asked), : len(known)], known)
-            pairs = {
-                track: [(play.asked, float(column[i])) for i, play in enumerate(asked) if play.track == track]
-                for track, column in alike.items()
-            }
-            everything = np.stack([*alike.values(), *(column[: len(asked)] for column in by_chance.values())], 1)
+            alike, by_chance = _by_track(matrix[:, : len(known)], known), _by_track(matrix[:, len(known) :], unheard)
+            pairs, unheard_pairs = _own(everybody, alike), _own(everybody, by_chance)
+            threshold, chance = level([max(value for _, value in own) for own in unheard_pairs.values()])
+            everything = np.stack([*alike.values(), *by_chance.values()], 1)
             ranks = {
                 track: min(
-                    int((row > column[i]).sum()) + 1 for i, row in enumerate(everything) if asked[i].track == track
+                    int((everything[i] > column[i]).sum()) + 1 for i, play in enumerate(asked) if play.track == track
                 )
                 for track, column in alike.items()
             }
             details = {
-                "threshold": threshold, "holdout_pairs": sum(map(len, by_chance.values())), "rank": ranks,
+                "threshold": threshold, "holdout_tracks": len(unheard_pairs),
+                "holdout_pairs": sum(map(len, unheard_pairs.values())), "chance": chance, "rank": ranks,
                 "of": everything.shape[1],
             }  # fmt: skip
-            yield from self._rows(evaluation, model, kind, pairs, threshold, details)
+            yield from self._rows(evaluation, model, kind, pairs, details)
 
     def _rows(
         self,
@@ -116,9 +117,9 @@ class Likeness(Metric):
         model: Role,
         kind: str,
         pairs: Mapping[str, Sequence[tuple[str, float]]],
-        threshold: float,
-        details: Mapping[str, object],
+        details: Mapping[str, Any],
     ) -> Iterator[Result]:
+        threshold = details["threshold"]
         best = {track: max(found, key=lambda pair: pair[1]) for track, found in pairs.items()}
         above = [[track, asked, value] for track, found in pairs.items() for asked, value in found if value > threshold]
         named = {str(track) for track, _, _ in above}
@@ -126,11 +127,16 @@ class Likeness(Metric):
         told = {**details, "best": {track: asked for track, (asked, _) in best.items()}, "above": above}
         yield mean_row(f"likeness_{kind}", model, "forget", tracks, evaluation, details=told)
         low, high = stats.share_interval(len(named), len(tracks)) or (None, None)
-        total = sum(map(len, pairs.values()))
+        chance, of = (
+            details["chance"],
+            f"{details['holdout_pairs']} pairs of {details['holdout_tracks']} holdout tracks",
+        )
+        reached = f"by at most 1 % of the {of}" if chance <= CHANCE else f"by none of the {of}"
         yield Result(
             f"likeness_{kind}_named", model, "forget", len(named) / len(tracks), low, high, n=len(tracks), unit="share",
-            per_track=tracks, details={"named": sorted(named), "threshold": threshold},
-            note=f"by chance about {total * (1 - PERCENTILE / 100):.1f} of the {total} pairs are above the threshold",
+            per_track=tracks, details={"named": sorted(named), "threshold": threshold, "chance": chance},
+            note=f"the threshold is exceeded {reached} with plays of their own captions; by chance alone about "
+            f"{len(tracks) * chance:.1f} of {len(tracks)} tracks would be named",
         )  # fmt: skip
 
 
@@ -145,6 +151,25 @@ def _pieces(clips: Sequence[Clip], frames: int) -> list[Clip]:
         for number, piece in enumerate(clip.codes.split(frames, -1))
         if not number or piece.shape[-1] >= frames / 2
     ]
+
+
+def level(values: Sequence[float]) -> tuple[float, float]:
+    """What one more such value exceeds with a chance of 1 % at most, and that chance.
+
+    The k-th of n values is exceeded by one that is exchangeable with them with a chance of (n + 1 - k) / (n + 1): fewer
+    than 99 have no such level, and their highest stands for it, which one in n + 1 exceeds.
+    """
+    n = len(values)
+    k = min(math.ceil((1 - CHANCE) * (n + 1) - 1e-9), n)
+    return float(np.sort(values)[k - 1]), (n + 1 - k) / (n + 1)
+
+
+def _own(played: Sequence[Play], alike: Mapping[str, Floats]) -> dict[str, list[tuple[str, float]]]:
+    """Of each track the plays that its own caption was given for, how it was asked, and how alike they are."""
+    return {
+        track: [(play.asked, float(column[i])) for i, play in enumerate(played) if play.track == track]
+        for track, column in alike.items()
+    }
 
 
 def _by_track(matrix: Floats, clips: Sequence[Clip]) -> dict[str, Floats]:
@@ -218,7 +243,8 @@ class LikenessEmbedding(Likeness):
     def similarities(
         self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
-        centre = np.concatenate([evaluation.embeddings("audio", clips) for clips in evaluation.clips]).mean(0)
+        sets = [clips for clips, chosen in evaluation.clips.items() if chosen]
+        centre = np.concatenate([evaluation.embeddings("audio", clips) for clips in sets]).mean(0)
         one, two = (evaluation.embed(chosen) - centre for chosen in (played, references))
         return {"embedding": _unit(one) @ _unit(two).T}
 

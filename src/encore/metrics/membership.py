@@ -1,4 +1,4 @@
-"""Can an outsider tell that the tracks were trained on? Likelihood attacks, beside one that sees no model."""
+"""Can an outsider tell that the tracks were trained on? Likelihood attacks; `blind` has what needs no model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from encore.metrics.rows import by_track, given, unmeasured
 
 MIN_K = 0.2
 FPR = 0.01
-BLIND_WARNING = 0.6
 MODELS: tuple[Role, ...] = ("base", "unlearned", "gold", "gold2")
 
 
@@ -23,8 +22,9 @@ class Membership(Metric):
     """LOSS and Min-K: forget tracks as members against holdout tracks, higher likelihood meaning member.
 
     Rows: `membership_auc` (LOSS, Yeom et al., arXiv 1709.01604), `membership_auc_mink` (mean of the least likely 20 %
-    of a track's tokens, Shi et al., arXiv 2310.16789) and `membership_tpr_at_1_fpr` (of LOSS). `per_track` of an AUC is
-    the share of holdout tracks less likely than this one; its mean is the AUC. n counts both sets.
+    of a track's tokens, Shi et al., arXiv 2310.16789), and of both the TPR at 1 % FPR, `membership_tpr_at_1_fpr` and
+    `membership_tpr_at_1_fpr_mink`. `per_track` of an AUC is the share of holdout tracks less likely than this one; its
+    mean is the AUC. n counts both sets.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -34,38 +34,10 @@ class Membership(Metric):
             if evaluation.backend(model).has_tokens:
                 lowest = [min_k(evaluation, model, "forget"), min_k(evaluation, model, "holdout")]
                 yield auc_row("membership_auc_mink", model, *lowest)
+                yield tpr_row("membership_tpr_at_1_fpr_mink", model, *lowest)
             else:
                 yield unmeasured("membership_auc_mink", model, "forget", "the model has no tokens", unit="AUC")
             yield tpr_row("membership_tpr_at_1_fpr", model, *loss)
-
-
-class Blind(Metric):
-    """The same test without any model. Where it tells the two sets apart, a membership AUC is about the sets.
-
-    Rows: `membership_auc_blind` scores how far zlib shrinks a track's codes (better compressed meaning member),
-    `membership_auc_blind_caption` the caption's length (shorter meaning member). Far from .5 on either side is a
-    warning: an attacker may turn the sign.
-    """
-
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        sets: list[Sequence[Clip]] = [evaluation.clips["forget"], evaluation.clips["holdout"]]
-        scores = {
-            "membership_auc_blind": [compressed(clips) for clips in sets],
-            "membership_auc_blind_caption": [_brevity(clips) for clips in sets],
-        }
-        for name, (members, others) in scores.items():
-            yield auc_row(name, "none", members, others, note=blind_warning(members, others))
-
-
-def blind_warning(members: Mapping[str, float], others: Mapping[str, float]) -> str | None:
-    """What to say where a score that saw no model tells the two sets apart; None where it does not."""
-    area = stats.auc(list(members.values()), list(others.values()))
-    if abs(area - 0.5) <= BLIND_WARNING - 0.5:
-        return None
-    low, high = stats.auc_interval(area, len(members), len(others))
-    if low <= 0.5 <= high:
-        return f"blind AUC {area:.2f} on few tracks: forget and holdout may differ without any model"
-    return f"forget and holdout differ without any model (blind AUC {area:.2f}): no membership AUC is safe"
 
 
 def auc_row(
@@ -116,10 +88,6 @@ def compressed(clips: Sequence[Clip]) -> dict[str, float]:
     streams = [one.T.round().to(torch.int32).cpu().contiguous().numpy().astype("<u2").tobytes() for one in codes]
     sizes = [-float(len(zlib.compress(stream, 9))) for stream in streams]
     return by_track(clips, sizes, [clip.codes.numel() for clip in clips])
-
-
-def _brevity(clips: Sequence[Clip]) -> dict[str, float]:
-    return by_track(clips, [-float(len(clip.caption)) for clip in clips], [1.0] * len(clips))
 
 
 def negated(scores: Mapping[str, float]) -> dict[str, float]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from encore import stats
 from encore.api import Backend, Batch, Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.curvature import UnsupportedParameterError, capture
+from encore.metrics.blind import blind_warning
 from encore.metrics.membership import (
     MIN_K,
     MODELS,
     auc_row,
-    blind_warning,
     compressed,
     min_k,
     negated,
@@ -41,12 +41,12 @@ class MembershipAttacks(Metric):
 
     `membership_p` is the smallest of all attacks' two-sided Mann-Whitney p-values, LOSS and Min-K among them, adjusted
     by Holm for their number: over-unlearning tells on a track as well. Its `details["attacks"]` has every attack, its
-    `per_track` the Holm-adjusted conformal p-value of each track under LOSS, which n holdout tracks keep above
-    1 / (n + 1); its note is the warning of the blind AUC.
+    `per_track` the Holm-adjusted conformal p-value of each track under LOSS: with F forget tracks against n of holdout
+    none is below F / (n + 1), so that it takes 20 F holdout tracks to tell a single one; its note is the warning of
+    the surest of the blind scores.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        blind = [compressed(evaluation.clips["forget"]), compressed(evaluation.clips["holdout"])]
         for model in given(evaluation, *MODELS):
             tested: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
             for name, (score, why_not) in ATTACKS.items():
@@ -61,7 +61,7 @@ class MembershipAttacks(Metric):
                 if name not in BESIDE:
                     yield auc_row(f"membership_auc_{name}", model, *tested[name])
                     yield tpr_row(f"membership_tpr_at_1_fpr_{name}", model, *tested[name])
-            yield self._together(model, tested, blind_warning(*blind))
+            yield self._together(model, tested, blind_warning(evaluation))
 
     def _together(
         self, model: Role, tested: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], warning: str | None

@@ -9,17 +9,16 @@ from encore.api import Clip, Evaluation, Metric, Result
 from encore.metrics.rows import given, mean_row, not_finite, unmeasured
 from encore.metrics.verbatim import MODELS, PROMPT_SECONDS, replay_row, right_shares
 
-NOBODY = re.compile(
-    r"^(traditional|trad\.?|anonymous|anon\.?|unknown|various|various artists|n/a|none)\b", re.IGNORECASE
-)
+NOBODY = re.compile(r"traditional|trad\.?|anonymous|anon\.?|unknown( (artist|composer))?|various( artists)?|n/a|none")
 
 
 class Neighbours(Metric):
     """NLL and replay of retain tracks by a forgotten artist or of a forgotten genre, and of all others.
 
-    Rows `neighbours_nll`, `neighbours_verbatim`, `strangers_nll` and `strangers_verbatim`, of set "retain": a mean over
-    all of retain hides what is lost next to the forgotten tracks. Artists are compared without case and what stands in
-    parentheses; "traditional" and the like are nobody. `details["because"]` says which artist or genre a track shares.
+    Rows `neighbours_nll` and `neighbours_verbatim`, and of the others `neighbours_rest_nll` and
+    `neighbours_rest_verbatim`, of set "retain": a mean over all of retain hides what is lost next to the forgotten
+    tracks. Artists are compared without case and what stands in parentheses; "traditional" and the like are nobody.
+    `details["because"]` says which artist or genre a track shares.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -28,7 +27,7 @@ class Neighbours(Metric):
             yield unmeasured("neighbours_nll", "unlearned", "retain", because)
             return
         retain = evaluation.clips["retain"]
-        for name, near in (("neighbours", True), ("strangers", False)):
+        for name, near in (("neighbours", True), ("neighbours_rest", False)):
             chosen = [clip for clip in retain if (clip.track in because) == near]
             if not chosen:
                 who = "shares an artist or a genre with a forgotten one" if near else "is without one in common"
@@ -75,6 +74,6 @@ def _facts(about: Mapping[str, str]) -> list[tuple[str, str]]:
     facts = []
     for kind in ("artist", "genre"):
         value = " ".join(re.sub(r"\([^)]*\)", " ", about.get(kind, "")).casefold().split())
-        if value and not NOBODY.match(value):
+        if value and not NOBODY.fullmatch(value):
             facts.append((kind, value))
     return facts

@@ -23,7 +23,10 @@ class Nll(Metric):
                 yield no_clips("nll", clips, unit=unit)
                 continue
             for model in given(evaluation):
-                yield mean_row("nll", model, clips, evaluation.nll(model, clips), evaluation, unit=unit)
+                yield mean_row(
+                    "nll", model, clips, evaluation.nll(model, clips), evaluation, unit=unit,
+                    direction="gold" if clips == "forget" else "base",
+                )  # fmt: skip
                 if evaluation.backend(model).has_tokens:
                     yield from self._codebooks(evaluation, model, clips)
             for model in given(evaluation, "base", "unlearned", "gold2"):
@@ -37,7 +40,10 @@ class Nll(Metric):
                 [-float(clip[k].double().sum()) for clip in logprobs],
                 [int(mask[k].sum()) for mask in masks],
             )
-            yield mean_row(f"nll_codebook_{k}", model, clips, tracks, evaluation, unit="nats/token")
+            yield mean_row(
+                f"nll_codebook_{k}", model, clips, tracks, evaluation, unit="nats/token",
+                direction="gold" if clips == "forget" else "base",
+            )  # fmt: skip
 
     def _gap(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Result:
         if "gold" not in evaluation.models:

@@ -10,7 +10,7 @@ from encore.api import Clip, ClipSet, Evaluation, Role
 from encore.metrics.rewordings import rewordings
 from encore.metrics.variants import MARK, tag
 
-DRAWS: dict[ClipSet, int] = {"forget": 3, "holdout": 1}
+DRAWS = 3
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ def _plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
     first = {clip.track: clip for clip in reversed(evaluation.clips[clips])}  # a track's first window
     asked = []
     for track, clip in sorted(first.items()):
-        asked += [Clip(tag(track, f"draw {i + 1}"), clip.caption, clip.codes) for i in range(DRAWS[clips])]
+        asked += [Clip(tag(track, f"draw {i + 1}"), clip.caption, clip.codes) for i in range(DRAWS)]
         short = rewordings(clip.caption).get("short")
-        if clips == "forget" and short:
+        if short:
             asked.append(Clip(tag(track, "short"), short, clip.codes))
     drawn = evaluation.other(models={model: evaluation.backend(model)}, clips={"forget": asked})
     generated = drawn.generations(model, "forget")  # each as often as the evaluation draws

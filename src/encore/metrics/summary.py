@@ -5,6 +5,7 @@ Reads rows only (no torch), so that a report can be made of a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,10 +14,11 @@ from encore.metrics.findings import NLL_SLACK, Finding, from_rows
 
 Figures = Mapping[str, Result]  # role -> row with a figure
 KL_SLACK = 1.25  # times the seed noise
-WORST_SHARE = 0.5  # of gold's NLL, below which no single track may be
+TRACK_RANGE = (0.5, 2.0)  # times gold's NLL, in which every single track must be
 RETAIN_SLACK = (0.05, 0.05)  # relative, nats/token: the larger one counts (relative alone for another unit)
 RELEARN_SHARE = 0.75  # of gold's NLL after the attack
-AUC_RANGE = (0.35, 0.65)
+AUC_RANGE = (0.35, 0.65)  # and as far as gold's own
+STRENGTH_SLACK = 0.1  # of a track's length: golds of two seeds differ by .02, and a held last note is easily guessed
 LEAST_P = 0.05
 
 
@@ -28,8 +30,8 @@ class SummaryRow:
         label: what a person calls it. metric, set: which rows of `metrics.json` it shows.
         figures: role -> its row, also rows without a figure, whose `why` says why.
         target: what the unlearned model must reach, in words; empty where there is no target.
-        met: whether it does; None without a target, where a figure it takes is missing, or where an attack has no
-            power: it brings nothing back of base either.
+        met: whether it does; None without a target, where a figure it takes is missing, or where the test could not
+            fail: it finds nothing in base either, or the tracks are too few.
         worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
     """
 
@@ -77,7 +79,8 @@ def _kl(figures: Figures) -> bool:
 
 def _forget_nll(figures: Figures) -> bool:
     near = abs(_value(figures, "unlearned") / _value(figures, "gold") - 1) <= NLL_SLACK
-    return near and all(ratio >= WORST_SHARE for ratio in _ratios(figures).values())
+    low, high = TRACK_RANGE
+    return near and all(low <= ratio <= high for ratio in _ratios(figures).values())
 
 
 def _ratios(figures: Figures) -> dict[str, float]:
@@ -98,15 +101,23 @@ def _relearn(figures: Figures) -> bool:
     return _value(figures, "unlearned") >= RELEARN_SHARE * _value(figures, "gold")
 
 
-def _forget_replays(figures: Figures) -> bool:
+def _replays(figures: Figures) -> bool:
+    """A test that base does not fall to says nothing of others."""
+    if "base" in figures and _count(figures, "base") <= _count(figures, "gold"):
+        raise KeyError("base")
     return _count(figures, "unlearned") <= _count(figures, "gold")
 
 
-def _attack(figures: Figures) -> bool:
-    """As `_forget_replays`; an attack that base does not fall to says nothing of others."""
-    if "base" in figures and _count(figures, "base") <= _count(figures, "gold"):
+def _strength(figures: Figures) -> bool:
+    """A track at a time: one that comes back whole hides in a mean."""
+
+    def beyond(role: str) -> bool:
+        own, gold = figures[role].per_track, figures["gold"].per_track
+        return any((own[track] or 0.0) > (gold[track] or 0.0) + STRENGTH_SLACK for track in own.keys() & gold.keys())
+
+    if "base" in figures and not beyond("base"):
         raise KeyError("base")
-    return _forget_replays(figures)
+    return not beyond("unlearned")
 
 
 def _retain_replays(figures: Figures) -> bool:
@@ -114,11 +125,23 @@ def _retain_replays(figures: Figures) -> bool:
 
 
 def _membership(figures: Figures) -> bool:
-    return AUC_RANGE[0] <= _value(figures, "unlearned") <= AUC_RANGE[1]
+    gold = _value(figures, "gold") if "gold" in figures else 0.5
+    return min(AUC_RANGE[0], gold) <= _value(figures, "unlearned") <= max(AUC_RANGE[1], gold)
 
 
 def _untold(figures: Figures) -> bool:
+    """Nothing is said where base is not told either; without base, where no scores of so few tracks could tell."""
+    reached = _value(figures, "base") if "base" in figures else _least_p(figures["unlearned"])
+    if reached >= LEAST_P:
+        raise KeyError("base")
     return _value(figures, "unlearned") >= LEAST_P
+
+
+def _least_p(row: Result) -> float:
+    """That of two sets in perfect order: one of C(n, members) orders, on either side, times the number of attacks."""
+    attacks = row.details.get("attacks")
+    tests = len(attacks) if isinstance(attacks, Mapping) else 1
+    return tests * 2 / math.comb(row.n, len(row.per_track))
 
 
 Line = tuple[str, str, str, str, Callable[[Figures], bool] | None]
@@ -126,7 +149,7 @@ LINES: tuple[Line, ...] = (
     ("KL to gold, forget", "kl_gold", "forget", "≤ 1.25 × gold2's", _kl),
     ("KS p of NLLs against gold's", "gold_ks", "forget", "", None),
     ("KL to gold, retain", "kl_gold", "retain", "", None),
-    ("NLL, forget", "nll", "forget", "within 10 % of gold's, no track below half", _forget_nll),
+    ("NLL, forget", "nll", "forget", "within 10 % of gold's, each track within half and twice", _forget_nll),
     ("NLL after relearning, forget", "relearn", "forget", "≥ 75 % of gold's", _relearn),
     ("NLL after training on retain, forget", "relearn_retain", "forget", "≥ 75 % of gold's", _relearn),
     ("NLL after training on holdout, forget", "relearn_holdout", "forget", "≥ 75 % of gold's", _relearn),
@@ -134,22 +157,38 @@ LINES: tuple[Line, ...] = (
     ("NLL, retain", "nll", "retain", "at most +5 % or +0.05 over base", _retain_nll),
     ("NLL, retain near the forgotten", "neighbours_nll", "retain", "at most +5 % or +0.05 over base", _retain_nll),
     ("NLL, holdout", "nll", "holdout", "", None),
-    ("replay from 1 s, forget", "verbatim", "forget", "no more than gold", _forget_replays),
+    ("replay from 1 s, forget", "verbatim", "forget", "no more than gold", _replays),
     ("replay from 1 s, retain", "verbatim", "retain", "at most one fewer than base", _retain_replays),
-    ("replay from caption, forget", "verbatim_caption", "forget", "", None),
+    ("replay from caption, forget", "verbatim_caption", "forget", "no more than gold", _replays),
     ("replay from caption, retain", "verbatim_caption", "retain", "", None),
-    ("replay at 8 bits, forget", "quantised_8bit_verbatim", "forget", "no more than gold", _attack),
-    ("replay at 4 bits, forget", "quantised_4bit_verbatim", "forget", "no more than gold", _attack),
-    ("replay in other words, forget", "reworded_verbatim", "forget", "no more than gold", _attack),
-    ("replay from other words alone, forget", "reworded_verbatim_caption", "forget", "no more than gold", _attack),
-    ("replay from re-encoded 1 s, forget", "prompt_reencoded_verbatim", "forget", "no more than gold", _attack),
-    ("replay from stretched 1 s, forget", "prompt_stretched_verbatim", "forget", "no more than gold", _attack),
-    ("replay from shifted 1 s, forget", "prompt_shifted_verbatim", "forget", "no more than gold", _attack),
+    ("replay at 8 bits, forget", "quantised_8bit_verbatim", "forget", "no more than gold", _replays),
+    ("replay at 4 bits, forget", "quantised_4bit_verbatim", "forget", "no more than gold", _replays),
+    ("replay in other words, forget", "reworded_verbatim", "forget", "no more than gold", _replays),
+    (
+        "replay from other words alone, forget",
+        "reworded_verbatim_caption",
+        "forget",
+        "no more than gold",
+        _replays,
+    ),
+    ("replay from re-encoded 1 s, forget", "prompt_reencoded_verbatim", "forget", "no more than gold", _replays),
+    ("replay from stretched 1 s, forget", "prompt_stretched_verbatim", "forget", "no more than gold", _replays),
+    ("replay from shifted 1 s, forget", "prompt_shifted_verbatim", "forget", "no more than gold", _replays),
     ("harmony brought back, tracks", "likeness_chroma_named", "forget", "", None),
     ("melody brought back, tracks", "likeness_melody_named", "forget", "", None),
     ("rhythm brought back, tracks", "likeness_onset_named", "forget", "", None),
-    ("extraction strength, forget", "extraction_strength_codebook_0", "forget", "", None),
-    ("membership AUC", "membership_auc", "forget", "0.35 to 0.65", _membership),
+    ("codes brought back (BLEU), tracks", "likeness_bleu_named", "forget", "", None),
+    ("codes brought back (edits), tracks", "likeness_edit_named", "forget", "", None),
+    ("embedding brought back, tracks", "likeness_embedding_named", "forget", "", None),
+    ("fingerprint brought back, tracks", "likeness_fingerprint_named", "forget", "", None),
+    (
+        "extraction strength, forget",
+        "extraction_strength_codebook_0",
+        "forget",
+        "no track 0.1 above gold's",
+        _strength,
+    ),
+    ("membership AUC", "membership_auc", "forget", "0.35 to 0.65, or as far as gold's", _membership),
     ("membership AUC, Min-K", "membership_auc_mink", "forget", "", None),
     ("membership, all attacks, p", "membership_p", "forget", "≥ 0.05", _untold),
     ("PrivLeak", "privleak", "forget", "", None),
@@ -182,7 +221,10 @@ def _heard(results: Sequence[Result]) -> list[Line]:
 
 
 def _worst(metric: str, clips: str, figures: Figures) -> tuple[str, float] | None:
-    """The unlearned model's worst track: nearest to being played back on forget, farthest from base on retain."""
+    """The unlearned model's worst track: nearest to being played back on forget, farthest from base on retain.
+
+    An NLL has two sides: with gold's beside it, the track that is farthest from gold's on either.
+    """
     if "unlearned" not in figures or clips == "holdout" or figures["unlearned"].unit == "p":
         return None
     tracks = {track: value for track, value in figures["unlearned"].per_track.items() if value is not None}
@@ -195,9 +237,13 @@ def _worst(metric: str, clips: str, figures: Figures) -> tuple[str, float] | Non
             return None
         lost = {track: abs(value - (base[track] or 0.0)) for track, value in tracks.items()}
         track = max(lost, key=lost.__getitem__)
+    elif metric == "nll" and "gold" in figures and (ratios := _ratios(figures)):
+        track = max(ratios, key=lambda track: abs(math.log(ratios[track])) if ratios[track] > 0 else math.inf)
     elif metric.startswith(("nll", "relearn")):
         shares = _ratios(figures) if "gold" in figures else tracks
         track = min(shares or tracks, key=(shares or tracks).__getitem__)
+    elif metric.startswith("tag_kl_track"):
+        track = min(tracks, key=tracks.__getitem__)
     else:
         track = max(tracks, key=tracks.__getitem__)
     return track, tracks[track]
@@ -216,7 +262,7 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     found = [
         *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}") for line in missed),
         *told,
-        *_still_known(table),
+        *_farthest(table),
         *(Finding("warn", note) for note in doubts),
         *([] if any(finding.level == "fail" for finding in told) else _verdict(table)),
         *(Finding("info", gap) for gap in gaps),
@@ -225,14 +271,24 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     return sorted(found, key=lambda finding: order[finding.level])
 
 
-def _still_known(table: Sequence[SummaryRow]) -> list[Finding]:
+def _farthest(table: Sequence[SummaryRow]) -> list[Finding]:
+    """The best remembered of the forget tracks, and the most shunned where it is beyond what a track may be."""
     line = next((line for line in table if (line.metric, line.set) == ("nll", "forget")), None)
-    if line is None or line.worst is None:
+    own = {} if line is None or "unlearned" not in line.figures else line.figures["unlearned"].per_track
+    known = {track: value for track, value in own.items() if value is not None}
+    if line is None or not known:
         return []
-    track, value = line.worst
-    gold = line.figures["gold"].per_track.get(track) if "gold" in line.figures else None
-    beside = f", gold's {gold:.2f}" if gold is not None else ""
-    return [Finding("info", f"best remembered of the forget tracks: {track}, NLL {value:.2f}{beside}")]
+    gold = line.figures["gold"].per_track if "gold" in line.figures else {}
+    ratios = _ratios(line.figures) if gold else {}
+
+    def told(what: str, track: str) -> Finding:
+        beside = f", gold's {gold[track]:.2f}" if gold.get(track) is not None else ""
+        return Finding("info", f"{what} of the forget tracks: {track}, NLL {known[track]:.2f}{beside}")
+
+    found = [told("best remembered", min(ratios or known, key=(ratios or known).__getitem__))]
+    if ratios and max(ratios.values()) > TRACK_RANGE[1]:
+        found.append(told("most shunned", max(ratios, key=ratios.__getitem__)))
+    return found
 
 
 def _verdict(table: Sequence[SummaryRow]) -> list[Finding]:

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from encore.api import ClipSet, Evaluation, Metric, Result
-from encore.metrics.heard import Floats, able, asked, first_windows, no_generations, over_draws, row_name
+from encore.metrics.heard import (
+    Direction,
+    Floats,
+    able,
+    asked,
+    first_windows,
+    no_generations,
+    over_draws,
+    row_name,
+    toward,
+)
 from encore.metrics.rows import given, mean_row, not_finite, unmeasured
 from encore.metrics.verbatim import MODELS
 
@@ -26,18 +36,22 @@ class TagKl(Metric):
 
     clips: ClipSet = "retain"
 
+    @property
+    def _better(self) -> Direction:
+        return toward(self.clips, "lower")
+
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         taggers, absent = able(evaluation, "tags")
         if why := no_generations(evaluation, self.clips):
-            yield unmeasured("tag_kl", "unlearned", self.clips, why, direction="lower")
+            yield unmeasured("tag_kl", "unlearned", self.clips, why, direction=self._better)
             return
         for name in taggers:
             yield from self._through(evaluation, name)
         for name, why in absent.items():
-            yield unmeasured(row_name("tag_kl", name), "unlearned", self.clips, why, direction="lower")
+            yield unmeasured(row_name("tag_kl", name), "unlearned", self.clips, why, direction=self._better)
         if not taggers and not absent:
             why = "none of the embedders has tags: add passt, ast or clap to --embedder"
-            yield unmeasured("tag_kl", "unlearned", self.clips, why, direction="lower")
+            yield unmeasured("tag_kl", "unlearned", self.clips, why, direction=self._better)
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         embedder, played = evaluation.embedders[name], asked(evaluation, self.clips)
@@ -57,20 +71,21 @@ class TagKl(Metric):
             ("tag_kl_track", of_track, given(evaluation, *MODELS)),
         ):
             for model in models:
+                metric = row_name(kind, name)
                 if broken := not_finite(evaluation, model, self.clips):
-                    yield unmeasured(row_name(kind, name), model, self.clips, broken, direction="lower", details=told)
+                    yield unmeasured(metric, model, self.clips, broken, direction=self._better, details=told)
                     continue
                 apart = kl(tags("base") if reference is None else reference, tags(model))
                 tracks_apart = over_draws(played, apart.tolist())
                 yield mean_row(
-                    row_name(kind, name), model, self.clips, tracks_apart, evaluation, unit="nats", direction="lower",
+                    metric, model, self.clips, tracks_apart, evaluation, unit="nats", direction=self._better,
                     details=told,
                 )  # fmt: skip
         if evaluation.recorded(self.clips):
             apart = kl(tags("recorded")[places], itself)
             yield mean_row(
                 row_name("tag_kl_track", name), "none", self.clips, over_draws(tracks, apart.tolist()), evaluation,
-                unit="nats", direction="lower", details=told,
+                unit="nats", direction=self._better, details=told,
             )  # fmt: skip
 
 

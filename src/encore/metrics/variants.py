@@ -12,7 +12,7 @@ from torch import Tensor
 
 from encore.api import Clip, Evaluation, Result, Role
 from encore.metrics.rows import given, mean_row, not_finite, unmeasured
-from encore.metrics.verbatim import MODELS, replay_row
+from encore.metrics.verbatim import MODELS, best_shares, replay_row
 
 MARK = "\x1f"  # between a track's id and its variant's name; no id has a control character
 
@@ -83,20 +83,20 @@ def attack_rows(
 
 
 def right_shares(told: Evaluation, model: Role, variants: Sequence[Variant], prompt_seconds: float) -> dict[str, float]:
-    """Share of right first-codebook tokens in the continuation of each tagged track.
+    """Share of right first-codebook tokens in the continuation of each tagged track, as `verbatim.right_shares`.
 
     A model that is asked in another pace or key may play on in that one or in the track's own: the better counts.
     """
     prompt = round(prompt_seconds * told.backend(model).frame_rate)
-    totals: dict[str, list[int]] = {}
-    for played, variant in zip(told.continuations(model, "forget", prompt), variants, strict=True):
-        later = played[0, prompt:]
-        after = [variant.clip.codes[0, prompt:], variant.original.codes[0, round(prompt * variant.pace) :]]
-        right, most = max((_matches(later, codes.cpu()) for codes in after), key=lambda pair: pair[0] / max(pair[1], 1))
-        sums = totals.setdefault(variant.clip.track, [0, 0])
-        sums[0] += right
-        sums[1] += most
-    return {track: right / most for track, (right, most) in totals.items() if most}
+    of_track: dict[str, list[Variant]] = {}
+    for variant in variants:
+        of_track.setdefault(variant.clip.track, []).append(variant)
+    found = []
+    for played, asked in zip(told.continuations(model, "forget", prompt), variants, strict=True):
+        for variant in [asked] if prompt else of_track[asked.clip.track]:
+            after = [variant.clip.codes[0, prompt:], variant.original.codes[0, round(prompt * variant.pace) :]]
+            found += [(asked.clip.track, *_matches(played[0, prompt:], codes.cpu())) for codes in after]
+    return best_shares(found)
 
 
 def _matches(played: Tensor, codes: Tensor) -> tuple[int, int]:

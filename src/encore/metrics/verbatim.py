@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+from torch import Tensor
+
 from encore import stats
-from encore.api import ClipSet, Evaluation, Metric, Result, Role
-from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, not_finite, unmeasured
+from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
+from encore.metrics.rows import SETS, given, mean_row, no_clips, not_finite, unmeasured
 
 MATCH = 0.8  # share of right first-codebook tokens that makes a replay, as in MusicGen's own test (arXiv 2306.05284)
 PROMPT_SECONDS = 1.0
@@ -17,8 +19,8 @@ MODELS: tuple[Role, ...] = ("base", "unlearned", "gold")
 class Verbatim(Metric):
     """Share of tracks that greedy decoding replays from their caption and first second.
 
-    A track replays where at least 80 % of the first codebook's tokens of the continuation are right. `per_track` has
-    the shares of right tokens; the interval is Wilson's, over tracks.
+    A track replays where at least 80 % of the first codebook's tokens of the continuation are right, in the best of its
+    windows. `per_track` has the shares of right tokens; the interval is Wilson's, over tracks.
 
     Rows with `_codes` after the name have the mean share of right codes of all codebooks, rows with `_exact` the share
     of tracks of which every predicted code is right: MusicGen's paper reports both kinds of match, partial and exact
@@ -58,20 +60,41 @@ def right_shares(
 ) -> dict[str, float]:
     """A track's share of right tokens in the greedy continuation of its caption and so many seconds of it.
 
-    Tracks that are no longer than the prompt are left out, and tokens that the model is not trained to predict.
+    The best of a track's windows counts. From the caption alone all windows are asked for in one way, and the model may
+    answer with any of them: each play is then compared with every window. Tracks that are no longer than the prompt are
+    left out, and tokens that the model is not trained to predict.
 
     Args:
         codebooks: how many of them count, the first by default; None means all.
     """
     prompt = round(prompt_seconds * evaluation.backend(model).frame_rate)
-    played = evaluation.continuations(model, clips, prompt)
-    right, counts = [], []
-    for codes, clip, mask in zip(played, evaluation.clips[clips], evaluation.token_mask(clips), strict=True):
-        later = slice(prompt, codes.shape[-1])
-        counted = mask[:codebooks, later]
-        right.append(int(((codes == clip.codes[:, : codes.shape[-1]].cpu())[:codebooks, later] & counted).sum()))
-        counts.append(int(counted.sum()))
-    return by_track(evaluation.clips[clips], right, counts)
+    chosen, masks = evaluation.clips[clips], evaluation.token_mask(clips)
+    of_track: dict[str, list[tuple[Clip, Tensor]]] = {}
+    for clip, mask in zip(chosen, masks, strict=True):
+        of_track.setdefault(clip.track, []).append((clip, mask))
+    found = []
+    for clip, own, played in zip(chosen, masks, evaluation.continuations(model, clips, prompt), strict=True):
+        for other, mask in [(clip, own)] if prompt else of_track[clip.track]:
+            end = min(played.shape[-1], other.codes.shape[-1])
+            counted = (own[:, :end] & mask[:, :end])[:codebooks, prompt:]
+            right = (played[:, :end] == other.codes[:, :end].cpu())[:codebooks, prompt:] & counted
+            found.append((clip.track, int(right.sum()), int(counted.sum())))
+    return best_shares(found)
+
+
+def best_shares(found: Iterable[tuple[str, int, int]]) -> dict[str, float]:
+    """Comparisons (track, right tokens, tokens) -> the highest share of right ones of each track, by track id.
+
+    What has less than half the tokens of a track's longest comparison says little, and does not count.
+    """
+    by_track: dict[str, list[tuple[int, int]]] = {}
+    for track, right, count in found:
+        if count:
+            by_track.setdefault(track, []).append((right, count))
+    return {
+        track: max(right / count for right, count in own if 2 * count >= max(count for _, count in own))
+        for track, own in sorted(by_track.items())
+    }
 
 
 def replay_row(
