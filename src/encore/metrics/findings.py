@@ -108,7 +108,8 @@ def _copied(rows: Rows) -> list[Finding]:
     """Tracks whose codes or fingerprint a simple prompt brings back, and gold does not.
 
     Chance names a track now and then: it takes two kinds of likeness that name it, or one that names more tracks than
-    chance does. The k most alike of F forget and H holdout tracks are all of forget with a chance of C(F, k) / C(F+H, k).
+    chance does. The k most alike of F forget and H holdout tracks are all of forget by chance in C(F, k) of C(F + H, k)
+    cases.
     """
     found: dict[str, list[str]] = {}
     many: set[str] = set()
@@ -138,11 +139,8 @@ def _told_by_a_token(rows: Rows) -> list[Finding]:
     own, noise = rows.get(("epsilon", "unlearned", "forget")), rows.get(("epsilon", "gold2", "forget"))
     if own is None or noise is None or _value(own) <= EPSILON_NOISE * _value(noise):
         return []
-    return [
-        Finding(
-            "warn", f"single tokens tell it from gold: ε {_value(own):.2f} on forget, {_value(noise):.2f} between golds"
-        )
-    ]
+    text = f"single tokens tell it from gold: ε {_value(own):.2f} on forget, {_value(noise):.2f} between golds"
+    return [Finding("warn", text)]
 
 
 def _fits_less(rows: Rows) -> list[Finding]:
