@@ -79,21 +79,38 @@ def test_plays_that_fit_their_captions_less_than_base_s_are_told():
     assert told(base, row("clap_score_tiny", "unlearned", "holdout", 0.1)) == []
 
 
-def copied(kind, model, *tracks):
-    details = {"named": list(tracks), "chance": 0.1}
+def copied(kind, model, tracks, holdout=10):
+    details = {"named": list(tracks), "holdout_tracks": holdout}
     return row(f"likeness_{kind}_named", model, "forget", len(tracks) / 8, unit="share", details=details)
 
 
-def test_tracks_whose_codes_or_sound_come_back_are_named_but_not_golds():
+def test_tracks_whose_codes_come_back_in_two_ways_are_named_but_not_golds():
     rows = [
-        copied("bleu", "unlearned", "a", "b"), copied("edit", "unlearned", "a"), copied("bleu", "gold", "b"),
-        copied("fingerprint", "unlearned", "c"), copied("fingerprint", "gold"),
+        copied("bleu", "unlearned", "abc"), copied("edit", "unlearned", "ab"), copied("edit", "gold", "b"),
     ]  # fmt: skip
-    by_chance = "chance alone names one track in 10 for each"
     assert told(*rows) == [
-        Finding("warn", f"a simple prompt brings back a by its n-grams of codes and codes in order; {by_chance}"),
-        Finding("warn", f"a simple prompt brings back c by its audio fingerprint; {by_chance}"),
+        Finding("warn", "a simple prompt brings back a, by its n-grams of codes and its order of codes")
     ]
+
+
+@pytest.mark.parametrize("kind", ["bleu", "edit", "fingerprint"])
+def test_one_kind_is_enough_where_it_names_more_tracks_than_chance(kind):
+    """Of 8 forget and 10 holdout tracks the three most alike are all of forget by chance in one of 15, four in 44."""
+    assert told(copied(kind, "unlearned", "abc")) == []
+    assert [finding.text[:29] for finding in told(copied(kind, "unlearned", "abcd"))] == [
+        f"a simple prompt brings back {track}" for track in "abcd"
+    ]
+    assert told(copied(kind, "unlearned", "abcd"), copied(kind, "gold", "d")) == []
+    assert len(told(copied(kind, "unlearned", "ab", holdout=100))) == 2
+
+
+def test_tokens_that_tell_a_model_from_gold_are_warned_of():
+    epsilon = {value: row("epsilon", "unlearned", "forget", value) for value in (9.0, 3.5)}
+    noise, none = (row("epsilon", "gold2", "forget", value) for value in (2.7, 0.0))
+    text = "single tokens tell it from gold: ε 9.00 on forget, 2.70 between golds"
+    assert told(epsilon[9.0], noise) == [Finding("warn", text)]
+    assert told(epsilon[3.5], noise) == told(epsilon[9.0]) == []
+    assert len(told(epsilon[3.5], none)) == 1
 
 
 def test_replays_that_music_nobody_heard_has_as_well_are_no_sign_of_memory():

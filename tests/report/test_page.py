@@ -47,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 def test_it_says_what_was_asked_found_and_not_proved(page: Seen) -> None:
     for words in (
-        "was to forget 3 tracks and to keep 2 tracks", "No evidence of retention under 5 tests",
+        "was to forget 3 tracks and to keep 2 tracks", "No evidence of retention under 6 tests",
         "What this does not prove", "the model played 3 of 3 tracks before and plays 0 now", "a note of the run",
         "a note of eval", "not measured: too few generations", "encore forget --tracks list.txt", "f" * 64, "a" * 64,
         "slow one", "It does not say that anything was deleted",

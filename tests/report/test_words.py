@@ -33,8 +33,8 @@ def only(metric: str, model: str, clips: str, value: float) -> Callable[[Result]
 def test_a_good_run(files: Callable[..., RunFiles]) -> None:
     told = verdict(files())
     assert told.level == "good"
-    assert told.headline == "No evidence of retention under 5 tests:"
-    assert len(told.tests) == 5
+    assert told.headline == "No evidence of retention under 6 tests:"
+    assert len(told.tests) == 6
     assert "deleted" not in "".join((told.headline, *told.found, *told.tests))
 
 
@@ -42,7 +42,7 @@ def test_a_fake_that_hides_behind_captions_is_caught(files: Callable[..., RunFil
     """Noise whenever a caption is given, while an audio prompt still brings the track back."""
     told = verdict(files(only("verbatim", "unlearned", "forget", 1.0)))
     assert told.level == "bad"
-    assert told.headline == "1 of 5 tests of forgetting failed:"
+    assert told.headline == "1 of 6 tests of forgetting failed:"
     assert told.tests == ("whether it plays the tracks on from their first second",)
     assert "From the description alone, the model played 3 of 3 tracks before and plays 0 now" in told.found[0]
     assert "first second, the model played 3 of 3 tracks before and plays 3 now" in told.found[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +22,9 @@ REPLAYS = {
     "prompt_shifted_verbatim": "a shifted second",
 }
 HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}
-COPIED = {"bleu": "n-grams of codes", "edit": "codes in order", "fingerprint": "audio fingerprint"}
+COPIED = {"bleu": "n-grams of codes", "edit": "order of codes", "fingerprint": "audio fingerprint"}
+LEAST_P = 0.05
+EPSILON_NOISE = 2.0  # times the ε between two golds
 
 Rows = Mapping[tuple[str, str, str], Result]  # metric, model, set -> row with a figure
 
@@ -42,6 +45,7 @@ def from_rows(rows: Rows) -> list[Finding]:
         *_broken(rows),
         *_brought_back(rows),
         *_copied(rows),
+        *_told_by_a_token(rows),
         *_overshoot(rows),
         *_fits_less(rows),
     ]
@@ -101,27 +105,42 @@ def _brought_back(rows: Rows) -> list[Finding]:
 
 
 def _copied(rows: Rows) -> list[Finding]:
-    """Tracks whose codes or fingerprint a simple prompt brings back, and gold does not."""
+    """Tracks whose codes or fingerprint a simple prompt brings back, and gold does not.
+
+    Chance names a track now and then: it takes two kinds of likeness that name it, or one that names more tracks than
+    chance does. The k most alike of F forget and H holdout tracks are all of forget by chance in C(F, k) of C(F + H, k)
+    cases.
+    """
     found: dict[str, list[str]] = {}
-    chances = []
+    many: set[str] = set()
     for kind, name in COPIED.items():
         row = rows.get((f"likeness_{kind}_named", "unlearned", "forget"))
         if row is None:
             continue
-        chances.append(row.details.get("chance"))
-        for track in _named(row) - _named(rows.get((f"likeness_{kind}_named", "gold", "forget"))):
+        own = _named(row) - _named(rows.get((f"likeness_{kind}_named", "gold", "forget")))
+        for track in own:
             found.setdefault(track, []).append(name)
-    known = [chance for chance in chances if isinstance(chance, float) and chance > 0]
-    beside = f"; chance alone names one track in {1 / max(known):.0f} for each" if known else ""
+        unheard = row.details.get("holdout_tracks")
+        if isinstance(unheard, int) and math.comb(row.n, len(own)) < LEAST_P * math.comb(row.n + unheard, len(own)):
+            many |= own
     return [
-        Finding("warn", f"a simple prompt brings back {track} by its {' and '.join(names)}{beside}")
+        Finding("warn", f"a simple prompt brings back {track}, by its {' and its '.join(names)}")
         for track, names in sorted(found.items())
+        if len(names) > 1 or track in many
     ]
 
 
 def _named(row: Result | None) -> set[str]:
     named = row.details.get("named") if row is not None else None
     return {str(track) for track in named} if isinstance(named, (list, tuple)) else set()
+
+
+def _told_by_a_token(rows: Rows) -> list[Finding]:
+    own, noise = rows.get(("epsilon", "unlearned", "forget")), rows.get(("epsilon", "gold2", "forget"))
+    if own is None or noise is None or _value(own) <= EPSILON_NOISE * _value(noise):
+        return []
+    text = f"single tokens tell it from gold: ε {_value(own):.2f} on forget, {_value(noise):.2f} between golds"
+    return [Finding("warn", text)]
 
 
 def _fits_less(rows: Rows) -> list[Finding]:

@@ -134,7 +134,8 @@ class Likeness(Metric):
         reached = f"by at most 1 % of the {of}" if chance <= CHANCE else f"by none of the {of}"
         yield Result(
             f"likeness_{kind}_named", model, "forget", len(named) / len(tracks), low, high, n=len(tracks), unit="share",
-            per_track=tracks, details={"named": sorted(named), "threshold": threshold, "chance": chance},
+            per_track=tracks,
+            details={"named": sorted(named), **{k: details[k] for k in ("threshold", "chance", "holdout_tracks")}},
             note=f"the threshold is exceeded {reached} with plays of their own captions; by chance alone about "
             f"{len(tracks) * chance:.1f} of {len(tracks)} tracks would be named",
         )  # fmt: skip

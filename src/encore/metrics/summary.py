@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from encore.api import Result
-from encore.metrics.findings import NLL_SLACK, Finding, from_rows
+from encore.metrics.findings import LEAST_P, NLL_SLACK, Finding, from_rows
 
 Figures = Mapping[str, Result]  # role -> row with a figure
 KL_SLACK = 1.25  # times the seed noise
@@ -19,7 +19,6 @@ RETAIN_SLACK = (0.05, 0.05)  # relative, nats/token: the larger one counts (rela
 RELEARN_SHARE = 0.75  # of gold's NLL after the attack
 AUC_RANGE = (0.35, 0.65)  # and as far as gold's own
 STRENGTH_SLACK = 0.1  # of a track's length: golds of two seeds differ by .02, and a held last note is easily guessed
-LEAST_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -148,6 +147,7 @@ Line = tuple[str, str, str, str, Callable[[Figures], bool] | None]
 LINES: tuple[Line, ...] = (
     ("KL to gold, forget", "kl_gold", "forget", "≤ 1.25 × gold2's", _kl),
     ("KS p of NLLs against gold's", "gold_ks", "forget", "", None),
+    ("ε to gold, forget", "epsilon", "forget", "", None),
     ("KL to gold, retain", "kl_gold", "retain", "", None),
     ("NLL, forget", "nll", "forget", "within 10 % of gold's, each track within half and twice", _forget_nll),
     ("NLL after relearning, forget", "relearn", "forget", "≥ 75 % of gold's", _relearn),
