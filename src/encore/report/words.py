@@ -20,6 +20,8 @@ PLAIN = {
     ("relearn_holdout", "forget"): "whether training on music it never heard brings the tracks back",
     ("relearn_one", "forget"): "whether training on one of the tracks brings the others back",
     ("verbatim", "forget"): "whether it plays the tracks on from their first second",
+    ("verbatim_caption", "forget"): "whether their descriptions alone make it play the tracks",
+    ("extraction_strength_codebook_0", "forget"): "how much of a track it must hear to play the rest",
     ("quantised_8bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 8 bits",
     ("quantised_4bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 4 bits",
     ("reworded_verbatim", "forget"): "whether it plays them on when they are described in other words",
@@ -151,10 +153,12 @@ def brought_back(results: Sequence[Result]) -> Iterator[str]:
         return ", ".join(f"the {word} of {_count(row)}" for word, row in named if row)
 
     before = told("base")
+    chances = [row.details.get("chance") for row in parts.values() if row]
+    known = [chance for chance in chances if isinstance(chance, float) and chance > 0]
     yield (
         f"Asked in words alone, the model brings back {told('unlearned')} of {_tracks(tracks)}"
         + (f"; before it brought back {before}" if before else "")
-        + ". Chance alone makes about one play in a hundred count as that."
+        + (f". Chance alone makes about one track in {1 / max(known):.0f} count as that, for each." if known else ".")
     )
 
 
