@@ -168,7 +168,9 @@ def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monk
         found = {"per_track": {"one": value}, "unit": ""}
         results.append(row(f"likeness_{kind}", "unlearned", "forget", value, **found, details=details))
         for model, share in (("base", 1.0), ("unlearned", float(value > 0.5) / 3)):
-            results.append(row(f"likeness_{kind}_named", model, "forget", share, unit="share"))
+            results.append(
+                row(f"likeness_{kind}_named", model, "forget", share, unit="share", details={"chance": 1 / 11})
+            )
     write_metrics(made / "metrics.json", results)
     (made / "samples" / "alike").mkdir()
     played = made / "samples" / "alike" / "000-one.after.wav"
@@ -179,6 +181,7 @@ def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monk
     seen = Seen(write_report(made).read_text())
     assert "brings back the harmony of 1, the melody of 0, the rhythm of 0 of 3 tracks; before" in seen.text
     assert "before it brought back the harmony of 3, the melody of 3, the rhythm of 3" in seen.text
+    assert "Chance alone makes about one track in 11 count as that, for each." in seen.text
     players = [found for tag, found in seen.tags if tag == "audio"]
     assert [p["aria-label"] for p in players if "harmony" in str(p["aria-label"])] == ["harmony, melody: draw 2: One"]
     assert len(players) == 7
