@@ -9,7 +9,17 @@ import pytest
 from encore import assets
 from encore.audio.catalog import Catalog
 from encore.audio.tracks import Track
-from encore.bench.plan import Cell, Plan, checked, is_measured, read_plan, runs, selected, write_plan
+from encore.bench.plan import (
+    Cell,
+    Plan,
+    checked,
+    is_measured,
+    measured_otherwise,
+    read_plan,
+    runs,
+    selected,
+    write_plan,
+)
 from encore.bench.presets import PRESETS, preset
 from encore.errors import InputError, UnknownNameError, UsageError
 from encore.plugins import installed, metrics
@@ -51,11 +61,31 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(UsageError, match="not empty"):
         checked(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path)
-    with pytest.raises(InputError, match="is missing"):
+    with pytest.raises(InputError, match="there is no bench in"):
         read_plan(tmp_path)
     (tmp_path / "bench.json").write_text('{"schema": 1, "methods": 3}')
-    with pytest.raises(InputError, match="not written by this version"):
+    with pytest.raises(InputError, match="is not whole, or was written by another version"):
         read_plan(tmp_path)
+
+
+def test_a_plan_that_was_lost_can_be_written_anew_beside_what_was_done(tmp_path):
+    plan = Plan(methods={"ga": ()}, seeds=(0,))
+    write_plan(plan, tmp_path)
+    for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "bench.json").write_text("{")
+    with pytest.raises(InputError) as caught:
+        checked(plan, tmp_path)
+    assert "remove it" in str(caught.value.hint)
+    (tmp_path / "bench.json").unlink()
+    assert checked(plan, tmp_path)
+
+
+def test_what_is_measured_otherwise_is_named():
+    plan = Plan(methods={"ga": ()}, seeds=(0,), metrics=("nll",))
+    assert measured_otherwise(plan, plan) == []
+    other = plan.model_copy(update={"metrics": None, "seeds": (0, 1)})
+    assert measured_otherwise(other, plan) == ["metrics nll -> by default"]
 
 
 def test_another_model_needs_a_list(tmp_path):

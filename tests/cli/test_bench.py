@@ -47,7 +47,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
     assert not (tmp_path / "b").exists()
     done = call("bench", "--out", tmp_path / "b", "--cell", "ga/seed-0")
     assert done.code == 3
-    assert "bench.json is missing" in done.err
+    assert "there is no bench in" in done.err
 
 
 def test_by_default_all_methods_that_can_be_had(installed, capsys):

@@ -44,6 +44,7 @@ def test_packed_checked_and_measured_again(
     assert (done.code, done.out.strip()) == (0, "b.zip"), done.err
     assert "not signed" in done.err
     done = call("verify", "b.zip", "--run", measured)
+    assert "are those of the bundle" in done.err
     assert done.code == 0, done.err
     assert "metrics.json" in done.out
     no_evaluation_is_read(monkeypatch)  # measured again is not looked up again

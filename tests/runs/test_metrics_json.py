@@ -55,3 +55,13 @@ def test_tables_that_are_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps(told))
     with pytest.raises(InputError, match="must be objects"):
         read_metrics(tmp_path / "metrics.json")
+
+
+@pytest.mark.parametrize("name", ["value", "low", "per_track"])
+def test_figures_that_are_none(tmp_path: Path, name: str) -> None:
+    write_metrics(tmp_path / "metrics.json", [Result("nll", "base", "forget", 1.0, 0.5, 1.5)])
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    told["results"][0][name] = {"a": "1.0"} if name == "per_track" else "1.0"
+    (tmp_path / "metrics.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="a figure of nll, base, forget is no number"):
+        read_metrics(tmp_path / "metrics.json")

@@ -29,6 +29,7 @@ from encore.settings import resolve_options
 
 SCHEMA = 1
 PLAN = "bench.json"
+OWN = (LOCK, OWNER, "leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg")  # what else a bench leaves
 
 
 class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -135,10 +136,12 @@ def checked(plan: Plan, out: Path) -> Tracks:
         ]
         if changed:
             raise UsageError(f"{out} holds another bench: {'; '.join(changed)}", "choose another --out")
-    elif out.is_dir() and any(path.name not in (LOCK, OWNER) and path.is_file() for path in out.iterdir()):
+    elif out.is_dir() and any(path.name not in OWN and path.is_file() for path in out.iterdir()):
         raise UsageError(f"{out} is not empty and holds no bench", "choose another --out")
     if plan.tracks is None and not assets.model_folder(plan.model):
-        raise UsageError("--tracks is missing: which tracks should be forgotten?", "name a list, as for forget")
+        raise UsageError(
+            f"--tracks is missing: which tracks should {plan.model} forget?", "name a list, as for `encore forget`"
+        )
     plugins.backends().get(plan.backend)
     for name in plan.metrics or ():
         plugins.metrics().get(name)
@@ -174,11 +177,26 @@ def read_plan(out: Path) -> Plan:
     Raises:
         InputError: there is none, or it can't be read.
     """
-    found = read_json(out / PLAN)
+    if not (out / PLAN).exists():
+        raise InputError(f"there is no bench in {out}", f"begin it: encore bench --out {out} --methods …")
     try:
+        found = read_json(out / PLAN)
         return Plan.model_validate({k: v for k, v in found.items() if k not in ("schema", "encore")})
-    except (pydantic.ValidationError, AttributeError) as error:
-        raise InputError(f"{out / PLAN} was not written by this version of Encore", "choose another --out") from error
+    except (InputError, pydantic.ValidationError, AttributeError) as error:
+        raise InputError(
+            f"{out / PLAN} is not whole, or was written by another version of Encore",
+            "remove it and give the bench's command again: what is done stays done",
+        ) from error
+
+
+def measured_otherwise(plan: Plan, before: Plan) -> list[str]:
+    """What a plan asks of measuring that the bench in its folder did not, in words: all of it is measured anew then."""
+    pairs = ((name, getattr(before, name), getattr(plan, name)) for name in _MEASURING)
+    return [f"{name} {_words(old)} -> {_words(new)}" for name, old, new in pairs if old != new]
+
+
+def _words(setting: object) -> str:
+    return ",".join(map(str, setting)) if isinstance(setting, tuple) else str(setting or "by default")
 
 
 def selected(plan: Plan, out: Path) -> Tracks:

@@ -49,7 +49,9 @@ def bench(
     gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Names, with commas between; default: the fast ones.")] = None,
     full: Annotated[bool, typer.Option("--full", help="All metrics.")] = False,
-    embedder: Annotated[str | None, typer.Option(help="As for `encore eval`.")] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="As `encore eval` takes them; default: what fits the model.")
+    ] = None,
     draws: Annotated[
         int | None, typer.Option(min=1, help="Generations a caption; default: 1, or the preset's.")
     ] = None,
@@ -68,7 +70,7 @@ def bench(
         _one(out, cell)
         return
     from encore.bench.leaderboard import leaderboard
-    from encore.bench.plan import Plan, checked, unfinished, write_plan
+    from encore.bench.plan import PLAN, Plan, checked, measured_otherwise, read_plan, unfinished, write_plan
     from encore.bench.presets import preset as find
     from encore.bench.requests import request_lines
     from encore.bench.schedule import run_cells
@@ -98,10 +100,14 @@ def bench(
     out = out.resolve()
     chosen_tracks = checked(plan, out)
     with held(out):
+        changes = measured_otherwise(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
         left = list(unfinished(plan, out, chosen_tracks))
-        of = len(plan.cells)
-        console.note(f"{of} cells of {len(plan.methods)} methods; {of - len(left)} are done")
+        of, made = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
+        console.note(f"cells: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
+        if made:
+            why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
+            console.note(f"{made} more are made, and only measured anew: {why}")
         failed = run_cells(left, out, jobs=jobs, told=lambda cell, what: console.note(f"{cell.name}: {what}"))
         board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
         written = write_leaderboard(out, board, requests)
@@ -129,7 +135,7 @@ def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
         return None
     names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     if not names:
-        raise UsageError(f"{flag} names nothing")
+        raise UsageError(f"{flag} names nothing", f"`encore {flag[2:]}` lists what there is")
     return names
 
 
@@ -154,7 +160,8 @@ def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[st
         method, dot, rest = item.partition(".")
         if not dot or "=" not in rest or method not in options:
             raise UsageError(
-                f"the option {item!r} is not METHOD.KEY=VALUE of a method of this bench", "for example: -o npo.beta=0.5"
+                f"the option {item!r} is not METHOD.KEY=VALUE of a method of this bench",
+                f"as in: -o {next(iter(methods))}.KEY=VALUE",
             )
         options[method] = (*options[method], rest)
     return options

@@ -64,7 +64,7 @@ def verify(
     if json:
         _show_json(found, wrong)
     elif found is not None:
-        _show(found, archive)
+        _show(found, archive, run)
     if wrong is not None:
         raise wrong
 
@@ -84,7 +84,7 @@ def _show_json(found: Verified | None, wrong: EncoreError | None) -> None:
     })  # fmt: skip
 
 
-def _show(found: Verified, archive: Path) -> None:
+def _show(found: Verified, archive: Path, run: Path | None) -> None:
     if found.compared:
         console.table(
             ["figure", "model", "on", "bundled", "again", "95 % interval", "holds"],
@@ -97,6 +97,8 @@ def _show(found: Verified, archive: Path) -> None:
     else:
         console.table(["member", "bytes"], list(found.members.items()), right=["bytes"])
     console.note(f"{archive}: {len(found.members)} members are as its manifest says")
+    if run is not None:
+        console.note(f"the files in {run} are those of the bundle")
     if found.checked:
         console.note("the signature is by this key")
     elif found.signed:

@@ -40,6 +40,13 @@ def read_metrics(path: Path) -> list[Result]:
         rows = [Result(**{key: value for key, value in row.items() if key in known}) for row in found["results"]]
         if not all(isinstance(table, Mapping) for row in rows for table in (row.per_track, row.details)):
             raise TypeError("per_track and details must be objects")
+        for row in rows:
+            if not all(_is_number(figure) for figure in (row.value, row.low, row.high, row.n, *row.per_track.values())):
+                raise TypeError(f"a figure of {row.metric}, {row.model}, {row.set} is no number")
         return rows
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"can't read {path} as a metrics file: {error}", "write it anew with `encore eval`") from error
+
+
+def _is_number(figure: object) -> bool:
+    return figure is None or type(figure) in (int, float)  # a bool is none
