@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encore.cli import console
+from encore.cli.config import listed
 from encore.errors import EncoreError, UsageError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _one(out: Path, name: str) -> None:
 def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
     if given is None:
         return None
-    names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    names = tuple(listed(given))
     if not names:
         raise UsageError(f"{flag} names nothing", f"`encore {flag[2:]}` lists what there is")
     return names

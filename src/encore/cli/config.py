@@ -47,6 +47,11 @@ MethodOptions = Annotated[
 ]
 
 
+def listed(given: str) -> list[str]:
+    """Names with commas between, each once, in their order."""
+    return list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+
+
 def origins(context: typer.Context) -> dict[str, Origin]:
     """The origin of every parameter of the running command."""
     found: dict[str, Origin] = {}

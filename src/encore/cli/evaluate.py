@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encore.cli import console
+from encore.cli.config import listed
 from encore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ def evaluate(
         raise UsageError("--gold2 is read against --gold, which is missing")
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
-    names = None
-    if metrics is not None:
-        names = list(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
+    names = listed(metrics) if metrics is not None else None
     heard = ",".join(embedder or ())
     _check_names(names, heard)
 
