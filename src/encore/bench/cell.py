@@ -32,7 +32,7 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
         raise UsageError(f"the bench in {out} has no cell {name!r}", f"its first is {plan.cells[0].name}")
     tracks = selected(plan, out)
     request, asked = plan.request(cell, out), plan.asked(tracks.forget)
-    models = weights(plan, asked.golds) if any(request.out.glob("**/request.json")) else {}
+    models = weights(plan, asked.golds, request.out)
     model, base = plan.model, models.get("base")
     for run, own in runs(plan, cell, out, tracks):
         _forget(plan, cell, replace(request, model=model, out=run), own, reporter)

@@ -29,7 +29,7 @@ from encore.settings import resolve_options
 
 SCHEMA = 1
 PLAN = "bench.json"
-OWN = (LOCK, OWNER, "leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg")  # what else a bench leaves
+BOARD = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg")
 
 
 class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -136,7 +136,7 @@ def checked(plan: Plan, out: Path) -> Tracks:
         ]
         if changed:
             raise UsageError(f"{out} holds another bench: {'; '.join(changed)}", "choose another --out")
-    elif out.is_dir() and any(path.name not in OWN and path.is_file() for path in out.iterdir()):
+    elif out.is_dir() and any(path.name not in (LOCK, OWNER, *BOARD) and path.is_file() for path in out.iterdir()):
         raise UsageError(f"{out} is not empty and holds no bench", "choose another --out")
     if plan.tracks is None and not assets.model_folder(plan.model):
         raise UsageError(
@@ -230,12 +230,16 @@ def runs(plan: Plan, cell: Cell, out: Path, tracks: Tracks) -> list[tuple[Path, 
 # ---------------------------------------------------------------------------------------------- what is there already
 
 
-def weights(plan: Plan, golds: Mapping[Role, str]) -> dict[Role, str]:
-    """Hashes of the base model and the golds as they are now, one opened after the other.
+def weights(plan: Plan, golds: Mapping[Role, str], folder: Path) -> dict[Role, str]:
+    """Hashes of the base model and the golds as they are now, to hold what is in a folder against.
+
+    One is opened after the other, and none where no run was begun in the folder: the result is then empty.
 
     Raises:
         InputError: one can't be opened.
     """
+    if not any(folder.glob("**/request.json")):
+        return {}
     family = plugins.backends().resolve(plan.backend)
     base = family.load(model_name(plan.model), revision=plan.revision, offline=plan.offline)
     found: dict[Role, str] = {"base": model_sha256(base)}
@@ -296,12 +300,12 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Cell]:
         UsageError: a run that is there is not the one that is wanted.
     """
     asked = plan.asked(tracks.forget)
-    models = weights(plan, asked.golds) if any(out.glob("*/*/**/request.json")) else {}
+    models = weights(plan, asked.golds, out)
     for cell in plan.cells:
         complete = True
         for number, (run, own) in enumerate(runs(plan, cell, out, tracks)):
             if (run / "run.json").exists():
-                refuse_other_cell(plan, cell, run, own, models["base"] if number == 0 else None)
+                refuse_other_cell(plan, cell, run, own, models.get("base") if number == 0 else None)
             else:
                 complete = False
         if not (complete and is_measured(out / cell.name, asked, models)):

@@ -11,6 +11,7 @@ from typing import Any
 from encore import __version__, stats
 from encore.bench.leaderboard import Leaderboard, Line
 from encore.bench.pareto import pareto_svg
+from encore.bench.plan import BOARD
 from encore.bench.requests import RequestLine
 from encore.report.card import text
 from encore.report.draw import can_draw
@@ -28,15 +29,15 @@ def write_leaderboard(out: Path, board: Leaderboard, requests: Sequence[RequestL
         "methods": [line.as_dict() for line in board.lines],
         "requests": [line.as_dict() for line in requests], "failed": dict(board.failed),
     }  # fmt: skip
-    write_json(out / "leaderboard.json", told)
-    write_bytes(out / "leaderboard.md", markdown(board, requests).encode())
-    write_bytes(out / "leaderboard.csv", spreadsheet(board).encode())
-    written = [out / f"leaderboard.{ending}" for ending in ("md", "csv", "json")]
+    page, sheet, data, drawing = (out / name for name in BOARD)
+    write_json(data, told)
+    write_bytes(page, markdown(board, requests).encode())
+    write_bytes(sheet, spreadsheet(board).encode())
     figure = pareto_svg(board) if can_draw() else None
-    if figure is not None:
-        write_bytes(out / "pareto.svg", figure.encode())
-        written.append(out / "pareto.svg")
-    return written
+    if figure is None:
+        return [page, sheet, data]
+    write_bytes(drawing, figure.encode())
+    return [page, sheet, data, drawing]
 
 
 def label(line: Line) -> str:
@@ -48,7 +49,7 @@ def header(board: Leaderboard) -> list[str]:
     """The titles of the table: method, figures, then what was tested."""
     of = {"replays, forget": board.tracks.get("forget"), "replays, retain": board.tracks.get("retain")}
     titles = [f"{title} /{of[title]}" if of.get(title) else title for title in board.titles]
-    return ["method", *titles, *(f"p, {title}" for title in _tested(board))]
+    return ["method", *titles, *(f"p, {title}" for title in board.tested)]
 
 
 def cells(board: Leaderboard, line: Line) -> list[str]:
@@ -66,12 +67,8 @@ def _shown(line: Line, title: str) -> str:
     return f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
-def _tested(board: Leaderboard) -> list[str]:
-    return list(board.tested)
-
-
 def _ps(board: Leaderboard, line: Line) -> list[str]:
-    return [f"{line.p[title]:.2g}" if title in line.p else "–" for title in _tested(board)]
+    return [f"{line.p[title]:.2g}" if title in line.p else "–" for title in board.tested]
 
 
 def markdown(board: Leaderboard, requests: Sequence[RequestLine] = ()) -> str:
@@ -100,7 +97,7 @@ def _explained(board: Leaderboard) -> str:
         f"Medians over {many} seed{'' if many == '1' else 's'} a method (low and high are in leaderboard.json). Order: "
         "share of targets reached, then the distance to gold."
     )
-    if _tested(board):
+    if board.tested:
         least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())
         said += (
             " p: that a method's tracks are like those of the first one, by flipping the signs of their differences, "
@@ -121,11 +118,11 @@ def spreadsheet(board: Leaderboard) -> str:
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     spread = [f"{title}: {part}" for title in board.titles for part in ("median", "low", "high")]
-    table.writerow(["method", "requests", "seeds", "targets judged", *spread, *(f"p, {t}" for t in _tested(board))])
+    table.writerow(["method", "requests", "seeds", "targets judged", *spread, *(f"p, {t}" for t in board.tested)])
     for line in (*board.references, *board.lines):
         row: list[object] = [line.name, line.requests, len(line.seeds), line.judged]
         for title in board.titles:
             values = line.figures.get(title)
             row += [line.median(title), min(values), max(values)] if values else [None, None, None]
-        table.writerow([*row, *(line.p.get(title) for title in _tested(board))])
+        table.writerow([*row, *(line.p.get(title) for title in board.tested)])
     return file.getvalue()
