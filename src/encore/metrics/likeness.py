@@ -127,10 +127,8 @@ class Likeness(Metric):
         told = {**details, "best": {track: asked for track, (asked, _) in best.items()}, "above": above}
         yield mean_row(f"likeness_{kind}", model, "forget", tracks, evaluation, details=told)
         low, high = stats.share_interval(len(named), len(tracks)) or (None, None)
-        chance, of = (
-            details["chance"],
-            f"{details['holdout_pairs']} pairs of {details['holdout_tracks']} holdout tracks",
-        )
+        chance = details["chance"]
+        of = f"{details['holdout_pairs']} pairs of {details['holdout_tracks']} holdout tracks"
         reached = f"by at most 1 % of the {of}" if chance <= CHANCE else f"by none of the {of}"
         yield Result(
             f"likeness_{kind}_named", model, "forget", len(named) / len(tracks), low, high, n=len(tracks), unit="share",
