@@ -19,6 +19,7 @@ from encore.audio.cache import TensorCache
 from encore.backends.musicgen import MusicgenBackend
 from encore.runs.evaluation import SharedEvaluation
 
+KEPT = tempfile.TemporaryDirectory(prefix="encore-embedded-")  # gold stands twice: the second time it is known
 NAMES: dict[Role, str] = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
 
 
@@ -36,5 +37,6 @@ def evaluation() -> SharedEvaluation:
             codes = models["base"].encode(torch.from_numpy(samples)[None, None])[0]
             clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
             about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
-    cache = TensorCache(tempfile.mkdtemp(prefix="encore-embedded-"))  # gold stands twice: the second time it is known
-    return SharedEvaluation(models, dict(clips), about=about, embedder="latents,clap-tiny", cache=cache)
+    return SharedEvaluation(
+        models, dict(clips), about=about, embedder="latents,clap-tiny", cache=TensorCache(KEPT.name)
+    )  # fmt: skip
