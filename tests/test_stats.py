@@ -22,28 +22,86 @@ SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=15)
 # ------------------------------------------------------------------------------------------------------ intervals
 
 
-def test_bootstrap_interval_covers_the_mean_of_eight_tracks_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    samples = rng.normal(size=(400, 8))
-    intervals = [stats.bootstrap_interval(sample, seed=i) for i, sample in enumerate(samples)]
-    covered = np.mean([low <= 0 <= high for low, high in intervals])
-    assert 0.92 <= covered <= 0.98
+DRAWN = {  # name -> (draws of n, their true mean)
+    "normal": (lambda rng, n: rng.normal(size=n), 0.0),
+    "exponential": (lambda rng, n: rng.exponential(size=n), 1.0),
+    "negative exponential": (lambda rng, n: -rng.exponential(size=n), -1.0),
+    "gamma, shape .5": (lambda rng, n: rng.gamma(0.5, size=n), 0.5),
+    "log-normal": (lambda rng, n: np.exp(rng.normal(size=n)), math.exp(0.5)),
+    "Student, 3 degrees": (lambda rng, n: rng.standard_t(3, size=n), 0.0),
+}
+SHARES = {
+    "one track in fifty": (lambda rng, n: (rng.uniform(size=n) < 0.02).astype(float), 0.02),
+    "one track in ten": (lambda rng, n: (rng.uniform(size=n) < 0.1).astype(float), 0.1),
+    "nine tracks in ten": (lambda rng, n: (rng.uniform(size=n) < 0.9).astype(float), 0.9),
+    "half": (lambda rng, n: (rng.uniform(size=n) < 0.5).astype(float), 0.5),
+    "near 0": (lambda rng, n: rng.beta(0.1, 1.9, n), 0.05),
+    "near 0 or 1": (lambda rng, n: rng.beta(0.1, 0.1, n), 0.5),
+    "mostly .02, seldom .9": (lambda rng, n: np.where(rng.uniform(size=n) < 0.1, 0.9, 0.02), 0.108),
+    "near 1": (lambda rng, n: rng.beta(9, 1, n), 0.9),
+}
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
-def test_bootstrap_interval_of_fewer_than_six_is_students(n):
+def coverage(name: str, n: int, runs: int) -> float:
+    """Share of simulated samples of n tracks whose interval holds the true mean."""
+    draw, mean = {**DRAWN, **SHARES}[name]
+    bounds = (0.0, 1.0) if name in SHARES else None
     rng = np.random.default_rng(0)
-    samples = rng.normal(size=(400, n))
-    for i, sample in enumerate(samples[:3]):
+    intervals = [stats.bootstrap_interval(draw(rng, n), seed=i, bounds=bounds, resamples=1000) for i in range(runs)]
+    return float(np.mean([low <= mean <= high for low, high in intervals]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*DRAWN, *SHARES])
+def test_case_D6_intervals_of_eight_tracks_cover_as_often_as_they_say(name):
+    assert coverage(name, 8, 4000) >= 0.93
+
+
+@pytest.mark.parametrize("name", ["normal", "exponential", "near 0"])
+def test_case_D6_intervals_cover_in_a_short_simulation(name):
+    assert 0.93 <= coverage(name, 8, 400)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 24])
+def test_case_D6_a_share_is_covered_whatever_it_truly_is(n):
+    intervals = [stats.share_interval(hits, n) for hits in range(n + 1)]
+    for share in np.linspace(0.005, 0.995, 199):
+        inside = [low <= share <= high for low, high in intervals]
+        assert scipy_stats.binom.pmf(np.arange(n + 1), n, share)[inside].sum() >= 0.95
+
+
+def test_case_D6_shares_that_all_agree_have_an_interval_with_width():
+    low, high = stats.bootstrap_interval([1.0] * 8, seed=0, bounds=(0, 1))
+    assert high == 1
+    assert low == pytest.approx(stats.share_interval(8, 8)[0], abs=0.01)
+    low, high = stats.bootstrap_interval([0.4] * 8, seed=0, bounds=(0, 1))
+    assert low < 0.37 < 0.4 < 0.43 < high
+
+
+def test_bootstrap_interval_of_zeros_and_ones_is_clopper_and_pearsons():
+    found = stats.bootstrap_interval([0, 0, 1, 0, 0, 1, 0, 0], seed=0, bounds=(0, 1), resamples=40_000)
+    assert found == pytest.approx(stats.share_interval(2, 8), abs=0.005)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 501])
+def test_bootstrap_interval_of_very_few_and_of_many_is_students(n):
+    rng = np.random.default_rng(0)
+    for sample in rng.normal(size=(3, n)):
         test = scipy_stats.ttest_1samp(sample, 0).confidence_interval()
-        assert stats.bootstrap_interval(sample, seed=i) == pytest.approx((test.low, test.high))
-    intervals = [stats.bootstrap_interval(sample, seed=0) for sample in samples]
-    assert 0.92 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.98
+        assert stats.bootstrap_interval(sample, seed=0) == pytest.approx((test.low, test.high))
+
+
+def test_bootstrap_interval_is_never_narrower_than_students_and_reaches_to_the_skewed_side():
+    values = np.exp(np.random.default_rng(0).normal(size=8))
+    test = scipy_stats.ttest_1samp(values, 0).confidence_interval()
+    low, high = stats.bootstrap_interval(values, seed=0)
+    assert low <= test.low
+    assert high > test.high + (test.high - test.low) / 4
 
 
 def test_bootstrap_interval_of_few_whole_rows_is_the_jackknifes():
     pairs = np.random.default_rng(0).normal(10, 1, size=(4, 2))
-    found = stats.bootstrap_interval(pairs, lambda drawn: drawn[..., 0].sum(1) / drawn[..., 1].sum(1), seed=0)
+    found = stats.bootstrap_interval(pairs, lambda rows: rows[:, 0].sum() / rows[:, 1].sum(), seed=0)
     expected = stats.jackknife_interval(lambda a, b: a.sum() / b.sum(), pairs[:, 0], pairs[:, 1])
     assert found == pytest.approx(expected)
 
@@ -51,27 +109,26 @@ def test_bootstrap_interval_of_few_whole_rows_is_the_jackknifes():
 def test_bootstrap_interval_of_a_constant_has_no_width_and_one_track_has_none():
     assert stats.bootstrap_interval([3.0] * 5, seed=0) == stats.bootstrap_interval([3.0] * 9, seed=0) == (3.0, 3.0)
     assert stats.bootstrap_interval([3.0], seed=0) is None
-    assert stats.bootstrap_interval([], seed=0) is None
+    assert stats.bootstrap_interval([], seed=0) is stats.bootstrap_interval([], seed=0, bounds=(0, 1)) is None
+    assert stats.bootstrap_interval([math.nan] * 8, seed=0, bounds=(0, 1)) is None
 
 
 def test_bootstrap_interval_depends_on_its_seed_alone():
-    values = np.random.default_rng(1).normal(size=9)
+    values = np.random.default_rng(1).exponential(size=9)
     assert stats.bootstrap_interval(values, seed=4) == stats.bootstrap_interval(values, seed=4)
     assert stats.bootstrap_interval(values, seed=4) != stats.bootstrap_interval(values, seed=5)
 
 
 def test_bootstrap_interval_takes_a_statistic_of_whole_rows():
     pairs = np.column_stack([np.arange(1.0, 9), 2 * np.arange(1.0, 9)])
-    ratio = stats.bootstrap_interval(pairs, lambda drawn: drawn[..., 0].sum(1) / drawn[..., 1].sum(1), seed=0)
+    ratio = stats.bootstrap_interval(pairs, lambda rows: rows[:, 0].sum() / rows[:, 1].sum(), seed=0)
     assert ratio == pytest.approx((0.5, 0.5))
 
 
-def test_share_interval_is_wilsons():
-    z, n, p = 1.959963985, 8, 1.0
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    assert stats.share_interval(8, 8) == pytest.approx((middle - half, middle + half))
-    assert stats.share_interval(0, 8)[0] == 0
+def test_share_interval_is_clopper_and_pearsons():
+    low, high = stats.share_interval(3, 8)
+    assert (low, high) == pytest.approx((scipy_stats.beta.ppf(0.025, 3, 6), scipy_stats.beta.ppf(0.975, 4, 5)))
+    assert stats.share_interval(0, 8) == pytest.approx((0, 1 - 0.025 ** (1 / 8)))
     assert stats.share_interval(0, 0) is None
 
 

@@ -18,7 +18,9 @@ Interval = tuple[float, float]
 
 LEVEL = 0.95
 RESAMPLES = 2000
-LEAST_RESAMPLED = 6  # tracks
+LEAST_RESAMPLED, MOST_RESAMPLED = 6, 500  # tracks
+MOST_NUMBERS = 4_000_000  # drawn at once
+TINY = 1e-9
 
 
 # ------------------------------------------------------------------------------------------------------ intervals
@@ -26,55 +28,88 @@ LEAST_RESAMPLED = 6  # tracks
 
 def bootstrap_interval(
     values: ArrayLike,
-    statistic: Callable[[Floats], Floats] | None = None,
+    statistic: Callable[[Floats], float] | None = None,
     *,
     seed: int,
+    bounds: Interval | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """Interval of a statistic over tracks that are resampled with replacement; of fewer than six, Student's t.
+    """Interval of a mean (or another statistic) over tracks that stays honest for few, skewed or bounded values.
 
-    The percentiles are widened to what Student's t would ask for: alpha/2 becomes Φ(-√(n/(n-1)) t_{n-1}). The plain
-    percentile interval covers about 88 % where it says 95 % at n = 8 (Hesterberg, "What Teachers Should Know About
-    the Bootstrap", 2015, section 4). Of two to five tracks no resample reaches far enough (half of the intervals at
-    n = 2 would miss): the interval is then Student's, of any statistic by its jackknife, and may reach beyond what the
-    figure can be.
+    Without bounds: the union of Student's t interval and of the bootstrap-t interval (Efron and Tibshirani, "An
+    Introduction to the Bootstrap", 1993, chapter 12), the latter at half of the error rate. At n = 8 its simulated
+    coverage is .97 for normal, .96 for exponential and .93 for log-normal (σ = 1) values, where Student's alone has
+    .95, .90 and .83 (`tests/test_stats.py`). Of fewer than six tracks, and of more than 500, Student's alone.
+
+    With bounds: Gaffke's interval (Learned-Miller and Thomas, "A New Confidence Interval for the Mean of a Bounded
+    Random Variable", arXiv 1905.06208): quantiles of the values' mean under Dirichlet weights, with one more value at
+    the bound. It has width also where all values are equal; of zeros and ones it is Clopper and Pearson's.
 
     Args:
-        values: [n] or [n, columns], one row a track.
-        statistic: maps resamples [R, n, ...] to [R]; default: the mean over tracks.
+        values: [n] or [n, columns], one row per track.
+        statistic: maps rows [m, ...] to a number; default: the mean. Its interval is that of its jackknife
+            pseudo-values.
         seed: of the resampling.
+        bounds: lowest and highest value that is possible, (0, 1) for shares.
+        level: confidence.
+        resamples: how many are drawn.
 
     Returns:
-        The interval, None for fewer than two tracks and where a value is not finite. Of equal values it has no width.
+        The interval; None for fewer than two tracks without bounds, for none with bounds, and where a value is not
+        finite. Of equal values without bounds it has no width.
     """
     from scipy import stats
 
     rows = np.asarray(values, dtype=np.float64)
     n = len(rows)
-    if n < 2 or not np.isfinite(rows).all():
+    if n < (2 if bounds is None else 1) or not np.isfinite(rows).all():
         return None
-    if n < LEAST_RESAMPLED:
+    if statistic is not None:
+        whole = statistic(rows)
+        rows = n * whole - (n - 1) * np.array([statistic(np.delete(rows, i, 0)) for i in range(n)])
+        rows += whole - rows.mean()  # the jackknife's estimate of bias is left out
+    rng = np.random.default_rng(seed)
+    if bounds is not None:
+        return _gaffke_interval(rows, bounds, rng, level, 5 * resamples)
+    centre, error = float(rows.mean()), float(rows.std(ddof=1)) / math.sqrt(n)
+    reach = float(stats.t.ppf((1 + level) / 2, n - 1))
+    low, high = -reach, reach
+    if error > TINY * abs(centre) and LEAST_RESAMPLED <= n <= MOST_RESAMPLED:
+        drawn = rows[rng.integers(n, size=(resamples, n))]  # [R, n]
+        errors = drawn.std(1, ddof=1) / math.sqrt(n)
+        spread = errors > TINY * error  # of one track n times over there is no t
+        t = (drawn[spread].mean(1) - centre) / errors[spread]
+        first, last = np.quantile(t, [(1 - level) / 4, (3 + level) / 4])
+        low, high = min(low, -float(last)), max(high, -float(first))
+    return centre + low * error, centre + high * error
 
-        def figure(sample: Floats) -> float:
-            return float((sample[None].mean(1) if statistic is None else statistic(sample[None]))[0])
 
-        return _jackknife(figure(rows), [figure(np.delete(rows, i, 0)) for i in range(n)], level)
-    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)))
-    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    drawn = rows[draws]  # [R, n, ...]
-    figures = drawn.mean(1) if statistic is None else statistic(drawn)  # [R]
-    low, high = np.quantile(figures, [tail, 1 - tail])
-    return float(low), float(high)
+def _gaffke_interval(values: Floats, bounds: Interval, rng: np.random.Generator, level: float, draws: int) -> Interval:
+    """See `bootstrap_interval`. The mean of the values always lies inside."""
+    ends = []
+    for bound, quantile in zip(bounds, [(1 - level) / 2, (1 + level) / 2], strict=True):
+        extended, means = np.append(values, bound), np.empty(draws)
+        piece = max(1, MOST_NUMBERS // len(extended))
+        for start in range(0, draws, piece):
+            weights = rng.standard_exponential((min(piece, draws - start), len(extended)))
+            means[start : start + piece] = weights @ extended / weights.sum(1)
+        ends.append(float(np.quantile(means, quantile)))
+    mean = float(values.mean())
+    return max(bounds[0], min(ends[0], mean)), min(bounds[1], max(ends[1], mean))
 
 
 def share_interval(hits: int, n: int, *, level: float = LEVEL) -> Interval | None:
-    """Wilson's score interval of a share, None for n = 0; it has width also at 0 of n and n of n."""
+    """Clopper and Pearson's interval of a share, None for n = 0.
+
+    It has width also at 0 of n and n of n, and covers at least `level` for every true share. (At n = 8 Wilson's covers
+    .85 for some shares near 0 or 1.)
+    """
     from scipy import stats
 
     if n == 0:
         return None
-    interval = stats.binomtest(hits, n).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(hits, n).proportion_ci(level, method="exact")
     return float(interval.low), float(interval.high)
 
 

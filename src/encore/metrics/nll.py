@@ -51,7 +51,7 @@ class Nll(Metric):
         own, gold = evaluation.nll(model, clips), evaluation.nll("gold", clips)
         pairs = [(own[track], gold[track]) for track in gold]
         low, high = stats.bootstrap_interval(
-            pairs, lambda drawn: drawn[..., 0].sum(1) / drawn[..., 1].sum(1) - 1, seed=evaluation.seed
+            pairs, lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum() - 1), seed=evaluation.seed
         ) or (None, None)
         return Result(
             "nll_gap_gold", model, clips, sum(a for a, _ in pairs) / sum(b for _, b in pairs) - 1, low, high,

@@ -26,11 +26,15 @@ def by_track(clips: Sequence[Clip], totals: Iterable[float], counts: Iterable[fl
 def mean_row(
     metric: str, model: str, clips: str, tracks: Mapping[str, float], evaluation: Evaluation, **fields: Any
 ) -> Result:
-    """A row whose figure is the mean over tracks, each counting once, with a bootstrap interval over tracks."""
+    """A row whose figure is the mean over tracks, each counting once, with an interval over tracks.
+
+    Figures of the unit "share" lie between 0 and 1, and the interval knows it.
+    """
     values = list(tracks.values())
     if not values:
         return unmeasured(metric, model, clips, f"no {clips} track is long enough to measure it", **fields)
-    low, high = stats.bootstrap_interval(values, seed=evaluation.seed) or (None, None)
+    bounds = (0.0, 1.0) if fields.get("unit") == "share" else None
+    low, high = stats.bootstrap_interval(values, seed=evaluation.seed, bounds=bounds) or (None, None)
     return Result(
         metric, model, clips, sum(values) / len(values), low, high, n=len(values), per_track=dict(tracks), **fields
     )
