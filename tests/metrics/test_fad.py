@@ -12,6 +12,7 @@ from tests.metrics.markov import MarkovBackend, clips, models
 from encore import stats
 from encore.api import Embedder
 from encore.metrics.fad import Fad, FadInf, FadTrack, FadTrackForget
+from encore.metrics.heard import Samples
 from encore.metrics.mmd import Mmd
 from encore.runs.evaluation import SharedEvaluation
 
@@ -97,6 +98,29 @@ def test_on_forget_near_to_gold_is_better_than_near_to_the_tracks():
     shared = evaluation(force=True)
     assert {row.direction for row in FadTrackForget().measure(shared)} == {"gold"}
     assert {row.direction for row in FadTrack().measure(shared)} == {"lower"}
+
+
+def test_case_D7_fad_has_its_bias_beside_it():
+    shared = evaluation()
+    row, unbiased = (next(row for row in metric().measure(shared) if row.model == "gold") for metric in (Fad, FadInf))
+    assert row.details["bias"] == pytest.approx(row.value - unbiased.value)
+    assert f"about {row.details['bias']:.2g} of it is bias of 12 generations in 2 dimensions" in row.note
+    assert row.low == pytest.approx(min(unbiased.low, row.value))
+    assert row.high == pytest.approx(max(unbiased.high, row.value))
+    forced = next(iter(Fad().measure(evaluation(draws=1, force=True))))
+    assert (forced.low, forced.high, forced.details["bias"]) == (None, None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [0.0, 1.0, 3.0])
+def test_case_D7_fads_interval_covers_the_true_distance(apart):
+    shared, tracks, covered = evaluation(), [str(i) for i in range(24)], []
+    for seed in range(200):
+        own, base = np.random.default_rng(seed).normal(size=(2, 24, 10))  # of two Gaussians whose means are `apart`
+        base[:, 0] += apart
+        row = Fad().compared(shared, Samples("fad", "gold", "retain", own, base, base, tracks, {}))
+        covered.append(row.low <= apart**2 <= row.high)
+    assert np.mean(covered) >= 0.93
 
 
 def test_fad_inf_is_extrapolated_from_the_embeddings():

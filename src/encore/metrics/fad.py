@@ -16,10 +16,12 @@ from encore.metrics.verbatim import MODELS
 class Fad(Distance):
     """Fréchet distance between Gaussians fitted to the embeddings of two equally large sets of generations.
 
-    `fad` through the latents of the model's own codec, `fad_NAME` through the embedder of that name. With n near the
-    embedding's dimension the figure is mostly bias (two samples of one 128-dimensional Gaussian: 84 at
-    n = 100, 0.4 at n = 20 000), so n < 2 · dim is refused unless the evaluation is told to
-    `force`, n being the different rows of the sample that has fewer. The interval is a jackknife's.
+    `fad` through the latents of the model's own codec, `fad_NAME` through the embedder of that name. The figure is
+    biased upward (two samples of one 128-dimensional Gaussian: 84 at n = 100, 0.4 at n = 20 000). So `details["bias"]`
+    and the note have its distance to FAD∞ (`stats.frechet_inf`), and the interval is of the distance without the bias:
+    FAD∞'s by jackknife, extended to the figure itself. With n < 2 · dim, n being the different rows of the sample that
+    has fewer, there is mostly bias and no estimate of it: such a figure is refused unless the evaluation is told to
+    `force`, and then has no interval.
     """
 
     metric = "fad"
@@ -30,8 +32,20 @@ class Fad(Distance):
         if n < 3 or (small and not evaluation.force):
             why = f"{_few(samples)} in {dim} dimensions give mostly bias; it takes {max(2 * dim, 3)}, see mmd"
             return samples.unmeasured(why, dim=dim)
-        note = f"{_few(samples)} in {dim} dimensions: mostly bias" if small else None
-        return samples.row(stats.frechet_distance, note=note, dim=dim)
+        distance = stats.frechet_distance(samples.own, samples.other)
+        if small:
+            note = f"{_few(samples)} in {dim} dimensions: mostly bias"
+            return samples.figure(distance, None, note=note, dim=dim, bias=None)
+        halves = stats.random_halves(len(samples.own), seed=evaluation.seed)
+        unbiased = stats.frechet_inf(samples.own, samples.other, halves)
+        interval = samples.interval(stats.frechet_inf, halves)
+        if interval is not None:
+            interval = min(interval[0], distance), max(interval[1], distance)
+        note = (
+            f"about {distance - unbiased:.2g} of it is bias of {_few(samples)} in {dim} dimensions; "
+            "the interval is of the distance without the bias"
+        )
+        return samples.figure(distance, interval, note=note, dim=dim, bias=distance - unbiased)
 
 
 class FadInf(Distance):

@@ -97,15 +97,22 @@ class Samples:
     def distinct(self) -> int:
         return min(len(np.unique(rows, axis=0)) for rows in (self.own, self.other))
 
-    def row(
-        self, distance: Callable[..., float], *more: NDArray[Any], note: str | None = None, **details: object
+    def row(self, distance: Callable[..., float], *more: NDArray[Any], **details: object) -> Result:
+        """The row of a distance of `own`, `other` and what `more` it takes, with a jackknife interval over tracks."""
+        return self.figure(distance(self.own, self.other, *more), self.interval(distance, *more), **details)
+
+    def interval(self, distance: Callable[..., float], *more: NDArray[Any]) -> stats.Interval | None:
+        """The jackknife interval over tracks of a distance."""
+        return stats.jackknife_interval(distance, self.own, self.other, *more, of=self.tracks)
+
+    def figure(
+        self, value: float, interval: stats.Interval | None, *, note: str | None = None, **details: object
     ) -> Result:
-        """The row of a distance of `own`, `other` and what `more` it takes, with a jackknife's interval over tracks."""
-        samples = self.own, self.other, *more
-        low, high = stats.jackknife_interval(distance, *samples, of=self.tracks) or (None, None)
+        """The row of a figure that is known."""
+        low, high = interval or (None, None)
         return Result(
-            self.metric, self.model, self.clips, distance(*samples), low, high, n=len(self.own),
-            direction=self.better, note=note, details={**self.told, **details},
+            self.metric, self.model, self.clips, value, low, high, n=len(self.own), direction=self.better, note=note,
+            details={**self.told, **details},
         )  # fmt: skip
 
     def unmeasured(self, why: str, **details: object) -> Result:
