@@ -88,6 +88,7 @@ def encore_register_metrics() -> list[MetricSpec]:
             "membership AUC relative to gold's (MUSE)",
             "encore.metrics.gold_tests:PrivLeak",
             needs={"gold", "holdout"},
+            version=2,
         ),
         MetricSpec(
             "epsilon",
@@ -125,6 +126,7 @@ def encore_register_metrics() -> list[MetricSpec]:
             "LOSS and Min-K membership, forget against holdout",
             "encore.metrics.membership:Membership",
             needs={"holdout"},
+            version=2,
         ),
         MetricSpec(
             "membership_auc_blind",
@@ -138,6 +140,7 @@ def encore_register_metrics() -> list[MetricSpec]:
             "encore.metrics.membership_attacks:MembershipAttacks",
             needs={"holdout"},
             full=True,
+            version=2,
         ),
         MetricSpec(
             "quantised",
@@ -199,7 +202,14 @@ def encore_register_metrics() -> list[MetricSpec]:
         MetricSpec(
             "fad_inf", "fad extrapolated to endless generations", "encore.metrics.fad:FadInf", needs=played, full=True
         ),
-        MetricSpec("fad_holdout", "fad on holdout captions", "encore.metrics.fad:FadHoldout", needs=unheard, full=True),
+        MetricSpec(
+            "fad_holdout",
+            "fad on holdout captions",
+            "encore.metrics.fad:FadHoldout",
+            needs=unheard,
+            full=True,
+            version=2,
+        ),
         MetricSpec("mmd_holdout", "mmd on holdout captions", "encore.metrics.mmd:MmdHoldout", needs=unheard, full=True),
         MetricSpec(
             "clap_score_holdout",
@@ -216,7 +226,12 @@ def encore_register_metrics() -> list[MetricSpec]:
             full=True,
         ),
         MetricSpec(
-            "fad_track", "FAD of plays to the tracks themselves", "encore.metrics.fad:FadTrack", needs=played, full=True
+            "fad_track",
+            "FAD of plays to the tracks themselves",
+            "encore.metrics.fad:FadTrack",
+            needs=played,
+            full=True,
+            version=2,
         ),
         MetricSpec(
             "fad_track_forget",
@@ -224,6 +239,7 @@ def encore_register_metrics() -> list[MetricSpec]:
             "encore.metrics.fad:FadTrackForget",
             needs={"embedder", "base"},
             full=True,
+            version=2,
         ),
         MetricSpec(
             "clap_score_forget",
@@ -240,7 +256,12 @@ def encore_register_metrics() -> list[MetricSpec]:
             full=True,
         ),
         MetricSpec(
-            "fad", "Fréchet audio distance to base's generations", "encore.metrics.fad:Fad", needs=played, full=True
+            "fad",
+            "Fréchet audio distance to base's generations",
+            "encore.metrics.fad:Fad",
+            needs=played,
+            full=True,
+            version=2,
         ),
         MetricSpec("mmd", "unbiased MMD to base's generations", "encore.metrics.mmd:Mmd", needs=played, full=True),
         MetricSpec(

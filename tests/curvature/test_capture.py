@@ -384,10 +384,10 @@ class Flattened(Net):
 
 class Renormed(Net):
     def build(self) -> None:
-        self.table, self.counted = nn.Embedding(V, D), nn.Embedding(V, D, scale_grad_by_freq=True)
+        self.table, self.renormed = nn.Embedding(V, D), nn.Embedding(V, D, max_norm=1.0)
 
     def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
-        return self.table(tokens) * self.counted(tokens)
+        return self.table(tokens) * self.renormed(tokens)
 
 
 class MixedKinds(Net):
@@ -422,7 +422,7 @@ class Batchwise(Net):
         (Positions, {"table.weight"}),
         (Shared, {"table.weight"}),
         (Flattened, {"layer.weight", "layer.bias"}),
-        (Renormed, {"counted.weight"}),
+        (Renormed, {"renormed.weight"}),
         (Batchwise, {"layer.weight", "layer.bias"}),
     ],
 )

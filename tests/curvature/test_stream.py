@@ -116,6 +116,40 @@ def test_a_batch_that_comes_second_is_not_taken_for_the_first() -> None:
     torch.testing.assert_close(result.values, expected(model, x), rtol=1e-12, atol=1e-12)
 
 
+class Counted(nn.Module):
+    """Autograd divides the gradient of an index by how often the batch has it; a sample alone knows only its own."""
+
+    def __init__(self, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, D, padding_idx=padding_idx, scale_grad_by_freq=True)
+
+    def losses(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens).tanh().square().mean((1, 2))
+
+
+@pytest.mark.parametrize("padding_idx", [None, 2])
+def test_case_D10_an_embedding_scaled_by_frequency_is_exact(padding_idx: int | None) -> None:
+    torch.manual_seed(0)
+    model, tokens = Counted(padding_idx).double(), torch.randint(7, (N, 9))
+    exact = torch.zeros(7, D, dtype=torch.float64)
+    for sample in tokens:  # each alone, by plain autograd
+        exact += torch.autograd.grad(model.losses(sample[None]).sum(), model.table.weight)[0].square()
+    for size in (1, 2, N):
+        result = fisher(model, tokens.split(size), model.losses, dtype=torch.float64)
+        torch.testing.assert_close(result.values["table.weight"], exact, rtol=1e-12, atol=1e-12)
+
+
+def test_case_D10_where_samples_are_not_apart_such_an_embedding_is_refused() -> None:
+    torch.manual_seed(0)
+    model, tokens = Counted().double(), torch.randint(7, (N, 9))
+
+    def losses(tokens: Tensor) -> Tensor:
+        return model.table(tokens.flatten()).view(*tokens.shape, D).square().mean((1, 2))
+
+    with pytest.raises(UnsupportedParameterError, match=r"table\.weight: its gradient is scaled by how often"):
+        fisher(model, [tokens], losses)
+
+
 def test_multihead_attention_of_torch_is_exact_too() -> None:
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(D, 2, batch_first=True).double()

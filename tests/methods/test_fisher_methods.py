@@ -164,8 +164,10 @@ def prepared(method: Any, base: MusicgenBackend, clips: Clips) -> tuple[Musicgen
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
-def test_ewc_is_the_formula(base: MusicgenBackend, clips: Clips, exact: dict[str, Any], alpha: float) -> None:
-    method = make("ewc", lam=40.0, alpha=alpha, labels="empirical")
+def test_case_D9_ewc_is_the_formula_with_half_of_lambda(
+    base: MusicgenBackend, clips: Clips, exact: dict[str, Any], alpha: float
+) -> None:
+    method = make("ewc", lam=80.0, alpha=alpha, labels="empirical")
     model, _ = prepared(method, base, clips)
     step = Step(model, None, torch.Generator(), 0.0, 3.0)
     batch = Batch.of(clips.retain)

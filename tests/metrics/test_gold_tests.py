@@ -13,6 +13,7 @@ from encore.metrics.gold_tests import GoldKs, PrivLeak
 from encore.metrics.membership import min_k
 from encore.runs.evaluation import SharedEvaluation
 from encore.runs.measure import measure
+from encore.runs.metrics_json import read_metrics, write_metrics
 
 
 def rows(metric, shared):
@@ -62,11 +63,11 @@ def test_ks_sees_both_sides():
     assert knows == shuns == 1
 
 
-def test_privleak_is_that_of_the_aucs_counted_by_hand():
+def test_case_D9_privleak_is_that_of_muse_counted_by_hand():
     shared = evaluation()
 
     def against(role):
-        members, others = (min_k(shared, role, name).values() for name in ("forget", "holdout"))
+        members, others = (min_k(shared, role, name, 0.4).values() for name in ("forget", "holdout"))
         return 1 - sum(m > o for m in members for o in others) / 9
 
     found = rows(PrivLeak, shared)
@@ -111,3 +112,10 @@ def test_without_tokens_both_work_on_the_loss():
     assert rows(GoldKs, shared)["unlearned"].value is not None
     row = rows(PrivLeak, shared)["unlearned"]
     assert row.value is None or row.details["score"] == "loss"
+
+
+def test_case_D9_a_row_carries_the_version_of_its_metrics_definition(tmp_path):
+    rows = measure(evaluation(), ["privleak", "gold_ks"])
+    assert {row.metric: row.version for row in rows} == {"privleak": 2, "gold_ks": 1}
+    write_metrics(tmp_path / "metrics.json", rows)
+    assert read_metrics(tmp_path / "metrics.json") == rows

@@ -39,6 +39,7 @@ class Result:
         per_track: figure a track id; None where a track's figure is not finite.
         note: what a reader must know to read the figure rightly, in one sentence.
         details: what else belongs to it, as JSON: relearn's curve, the embedder's identity.
+        version: of the metric's definition, from its spec; the evaluation fills it in.
     """
 
     metric: str
@@ -54,6 +55,7 @@ class Result:
     why: str | None = None
     note: str | None = None
     details: Mapping[str, object] = field(default_factory=dict)
+    version: int = 1
 
 
 class Evaluation(ABC):

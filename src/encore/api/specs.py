@@ -64,9 +64,12 @@ class MetricSpec(Spec):
     Args:
         full: `encore eval` measures it with `--full`, or where `--metrics` names it, and not by default. Set it for
             what takes more than a few seconds on the embedded model: attacks, many generations.
+        version: of the metric's definition. Raise it when the same model gets another figure: each row of
+            `metrics.json` has it, and rows of different versions do not compare.
     """
 
     full: bool = False
+    version: int = 1
 
     kind = "metric"
     known_needs = frozenset({"generations", "embedder", "gold", "gold2", "holdout", "retain", "base", "logits"})

@@ -62,7 +62,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Call | None:
-    if max_norm is not None or scale_grad_by_freq or input.dim() < 1:
+    if max_norm is not None or input.dim() < 1:
         return None
     rows = weight.shape[0]
 
@@ -71,6 +71,8 @@ def _embedding(
         grads = grads.reshape(*flat.shape, -1)
         if padding_idx is not None and rows:
             grads = grads.masked_fill((flat == padding_idx % rows)[..., None], 0)
+        if scale_grad_by_freq:  # by how often the sample has the index: the rest of the batch is none of its business
+            grads = grads / (flat[:, :, None] == flat[:, None, :]).sum(-1, keepdim=True)
         return [Lookup(flat, grads, 0, rows)]
 
     return Call(

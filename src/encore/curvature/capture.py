@@ -33,6 +33,7 @@ from encore.errors import EncoreError
 
 OUTSIDE = "it is used outside the layers that per-sample gradients can be read from"
 MIXED = "its layer's input does not keep the samples apart along the first dimension"
+INSTEAD = "leave it out with skip=, freeze it, or use encore.curvature.fisher, which loops over the samples for it"
 
 _proven: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """Parameters that `capture.probe` has found to be used in a way that is read exactly."""
@@ -43,15 +44,13 @@ class UnsupportedParameterError(EncoreError):
 
     Args:
         reasons: name -> why.
+        hint: what can be done.
     """
 
-    def __init__(self, reasons: Mapping[str, str]) -> None:
+    def __init__(self, reasons: Mapping[str, str], hint: str = INSTEAD) -> None:
         self.reasons = dict(reasons)
         named = "; ".join(f"{name}: {why}" for name, why in self.reasons.items())
-        super().__init__(
-            f"no exact per-sample gradient of {named}",
-            "leave it out with skip=, freeze it, or use encore.curvature.fisher, which loops over the samples for it",
-        )
+        super().__init__(f"no exact per-sample gradient of {named}", hint)
 
 
 class Place(NamedTuple):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from encore.curvature.capture import capture
+from encore.curvature.capture import UnsupportedParameterError, capture
 from encore.curvature.result import Fisher
 from encore.curvature.taps import set_aside_grads
 from encore.errors import EncoreError
@@ -18,6 +18,7 @@ from encore.fingerprint import module_sha256
 from encore.ops.linear_grad import wide
 
 NAMED = 4  # parameters that a warning names
+BATCHWISE = "its gradient is scaled by how often the whole batch uses an index (scale_grad_by_freq)"
 
 Item = TypeVar("Item")
 
@@ -48,7 +49,8 @@ def fisher(
         mode: what to call the result's labels.
 
     Raises:
-        UnsupportedParameterError: a later batch uses a parameter in a way that the first did not.
+        UnsupportedParameterError: a later batch uses a parameter in a way that the first did not; or an embedding with
+            `scale_grad_by_freq` is used where the samples are not the first dimension.
         EncoreError: there is nothing to train, or `losses` does not return one loss a sample.
     """
     stream = Stream(module, dtype)
@@ -101,12 +103,23 @@ class Stream:
                 self._collect()
                 self.samples += len(value)
                 return
+        self._refuse_batchwise(refused)
         self._looped |= {name: weight for name, weight in self._module.named_parameters() if name in refused}
         self._capture = self._capturing()
         reasons = "; ".join(f"{name} ({why})" for name, why in list(refused.items())[:NAMED])
         reasons += f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
         warnings.warn(f"one backward pass a sample for {reasons}", CurvatureWarning, stacklevel=3)
         self.add(losses)
+
+    def _refuse_batchwise(self, names: Collection[str]) -> None:
+        """A pass for one loss still sees the whole batch: what autograd scales by the batch can't be had that way."""
+        scaled = {
+            f"{prefix}.weight" if prefix else "weight"
+            for prefix, part in self._module.named_modules()
+            if getattr(part, "scale_grad_by_freq", False)
+        }
+        if wrong := scaled.intersection(names):
+            raise UnsupportedParameterError(dict.fromkeys(sorted(wrong), BATCHWISE), "freeze it")
 
     def _capturing(self) -> capture:
         """A capture that adds to `values`, or to sums of its own where it sums in another type."""

@@ -11,7 +11,11 @@ from encore.options import TrainOptions
 
 
 class Npo(LossMethod):
-    """min -(2/β) E log σ(β (NLL - NLL_base)) + α L_r, the NLLs a clip's means a token."""
+    """min -(2/β) E log σ(β (NLL - NLL_base)) + α L_r, each NLL a clip's mean per token.
+
+    The paper takes sums over a sequence. Its β is therefore this one divided by the number of tokens of a clip (994 for
+    five seconds of the embedded model): this default, β = 1, is .001 there, and the paper's .1 is 99 here.
+    """
 
     class Options(TrainOptions):
         """Tuning split: at the unseen level after 120 steps (4.6 nats), not after 60 (3.3); twice the rate gets

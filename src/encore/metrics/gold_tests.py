@@ -11,6 +11,7 @@ from encore.metrics.membership import min_k, negated
 from encore.metrics.rows import given, not_finite, unmeasured
 
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
+PRIVLEAK_K = 0.4  # as in MUSE
 
 ALONE = "there is no model to compare with gold"
 
@@ -51,12 +52,12 @@ class GoldKs(Metric):
 
 
 class PrivLeak(Metric):
-    """PrivLeak = (A_model - A_gold) / A_gold, A = 1 - AUC of Min-K membership, forget against holdout.
+    """PrivLeak = (A_model - A_gold) / A_gold, A = 1 - AUC of Min-40 % membership, forget against holdout.
 
-    After MUSE (Shi et al., arXiv 2407.06460, section 3.1), with its signs: about -1 for a model that still knows the
-    tracks where gold's AUC is .5, 0 at gold, above 0 for one that shuns them. Without tokens the score is LOSS. The
-    interval is that of the model's AUC (`stats.auc_interval`, which has width at an AUC of 1 too), gold's taken as it
-    is.
+    After MUSE (Shi et al., arXiv 2407.06460, section 3.1), with its signs and its share of tokens: about -1 for a model
+    that still knows the tracks where gold's AUC is .5, 0 at gold, above 0 for one that over-forgets them. Without
+    tokens the score is LOSS. The interval is that of the model's AUC (`stats.auc_interval`, which has width at an AUC
+    of 1 too), gold's taken as it is.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -86,7 +87,9 @@ class PrivLeak(Metric):
 def _area(evaluation: Evaluation, role: Role) -> float:
     """AUC of a model's membership score."""
     tokens = evaluation.backend(role).has_tokens
-    scores = [min_k(evaluation, role, clips) if tokens else negated(evaluation.nll(role, clips)) for clips in SETS]
+    scores = [
+        min_k(evaluation, role, clips, PRIVLEAK_K) if tokens else negated(evaluation.nll(role, clips)) for clips in SETS
+    ]
     return stats.auc(*(list(of_set.values()) for of_set in scores))
 
 

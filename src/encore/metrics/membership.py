@@ -13,7 +13,7 @@ from encore import stats
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.rows import by_track, given, unmeasured
 
-MIN_K = 0.2
+MIN_K = 0.2  # share of a track's tokens; the default of Min-K and of Min-K++
 FPR = 0.01
 MODELS: tuple[Role, ...] = ("base", "unlearned", "gold", "gold2")
 
@@ -69,17 +69,18 @@ def tpr_row(metric: str, model: str, members: Mapping[str, float], others: Mappi
     )  # fmt: skip
 
 
-def min_k(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, float]:
-    """Mean log-likelihood of the least likely 20 % of each track's tokens."""
+def min_k(evaluation: Evaluation, model: Role, clips: ClipSet, share: float = MIN_K) -> dict[str, float]:
+    """Mean log-likelihood of the least likely tokens of each track, a share of them (`lowest_mean`)."""
     tokens: dict[str, list[torch.Tensor]] = {}
     logprobs, masks = evaluation.token_logprobs(model, clips), evaluation.token_mask(clips)
     for clip, of_clip, mask in zip(evaluation.clips[clips], logprobs, masks, strict=True):
         tokens.setdefault(clip.track, []).append(of_clip[mask])
-    scores = {}
-    for track, parts in sorted(tokens.items()):
-        ordered = torch.cat(parts).double().sort().values
-        scores[track] = float(ordered[: math.ceil(MIN_K * len(ordered))].mean())
-    return scores
+    return {track: lowest_mean(torch.cat(parts), share) for track, parts in sorted(tokens.items())}
+
+
+def lowest_mean(values: torch.Tensor, share: float = MIN_K) -> float:
+    """Mean of the lowest ⌊share · n⌋ of n values, as in the code of Min-K and Min-K++, of one at least."""
+    return float(values.double().sort().values[: max(1, int(share * len(values)))].mean())
 
 
 def compressed(clips: Sequence[Clip]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from encore.metrics.membership import (
     MODELS,
     auc_row,
     compressed,
+    lowest_mean,
     min_k,
     negated,
     tpr_row,
@@ -29,11 +30,13 @@ Scores = dict[str, float]  # a track id -> score; higher means more of a member
 class MembershipAttacks(Metric):
     """Forget tracks as members against holdout tracks, a score a row: `membership_auc_NAME`, and its TPR at 1 % FPR.
 
-    - `zlib`: -NLL / compressed size of the code stream (Carlini et al., arXiv 2012.07805, section 4.2).
+    - `zlib`: -NLL / compressed size of the code stream (Carlini et al., arXiv 2012.07805, section 4.2). They divide the
+      NLL per token by the size of the whole text; here both are per token, so that long tracks compare with short ones.
     - `minkpp`: mean of the lowest 20 % of (log p(x_t) - μ_t) / σ_t, μ_t and σ_t the mean and spread of log p under the
       model's own prediction (Min-K++, Zhang et al., arXiv 2404.02936, equation 3).
-    - `gradnorm`: -‖∇ NLL‖, of a track's windows the mean: what is known by heart leaves hardly any gradient (Nasr et
-      al., arXiv 1812.00910). Also of models without tokens.
+    - `gradnorm`: -‖∇ NLL‖, of a track's windows the mean: a memorised track leaves hardly any gradient (Nasr et al.,
+      arXiv 1812.00910). It is one L2 norm over all trainable weights; others take one norm per layer, or their mean.
+      Also of models without tokens.
     - `reference`: NLL of another model that never heard the tracks, less the model's: what is hard for all music of its
       kind is taken out (Watson et al., arXiv 2111.08440). The other is gold, and gold2 for gold itself.
     - `caption`: mean of log p(x | caption) - log p(x | no caption): a member is tied to its caption (after Zhai et al.,
@@ -100,7 +103,7 @@ def zlib_score(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
 def min_k_plus(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
     """Mean of the lowest 20 % of each track's standardised log-likelihoods."""
     made = evaluation.kept(
-        ("membership_attacks", "minkpp", MIN_K),
+        ("membership_attacks", "minkpp, floor", MIN_K),
         lambda: {"scores": torch.tensor(list(_min_k_plus(evaluation, model, clips).values()), dtype=torch.float64)},
         models=[model], clips=evaluation.clips[clips],
     )  # fmt: skip
@@ -119,8 +122,7 @@ def _min_k_plus(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
             valid = kept[:, :frames]
             codes = clip.codes.to(row.device)[valid]
             tokens.setdefault(clip.track, []).append(standardised(row[:, :frames][valid], codes).cpu())
-    lowest = {track: torch.cat(parts).double().sort().values for track, parts in sorted(tokens.items())}
-    return {track: float(t[: math.ceil(MIN_K * len(t))].mean()) for track, t in lowest.items()}
+    return {track: lowest_mean(torch.cat(parts)) for track, parts in sorted(tokens.items())}
 
 
 def standardised(logits: Tensor, codes: Tensor) -> Tensor:

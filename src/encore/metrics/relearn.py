@@ -12,6 +12,7 @@ from encore.metrics.rows import by_track, given, mean_row, unmeasured
 
 STEPS = 8
 LR = 2e-4
+WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
 LOOKS = (0, 1, 2, 4, 8)  # steps after which the forget tracks are looked at where others are trained on
 ONES = 3  # forget tracks that are trained on alone, one after another
@@ -19,7 +20,8 @@ MODELS: tuple[Role, ...] = ("base", "unlearned", "gold")
 
 
 class Relearn(Metric):
-    """Forget NLL after 8 AdamW steps (lr 2e-4, the whole forget set a step, gradient norm at most 1) on a copy.
+    """Forget NLL after 8 AdamW steps on a copy: lr 2e-4, weight decay .01, the whole forget set per step, gradient
+    norm at most 1.
 
     A model in which the tracks are only suppressed falls far below gold, for which they are new. `details["curve"]` has
     the NLL before the first and after each step. The `control` was never trained at all.
@@ -107,7 +109,7 @@ def _losses(evaluation: Evaluation, backend: Backend, clips: Sequence[Clip], wat
     """Losses [looks, N] of the watched clips while a model is trained, in place."""
     backend.module.eval()  # no dropout: two runs must agree
     weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=LR)
+    optimiser = torch.optim.AdamW(weights, lr=LR, weight_decay=WEIGHT_DECAY)
     curve = []
     for step in range(STEPS + 1):
         if watched is not None and step in LOOKS:
@@ -158,5 +160,6 @@ def _row(
     means = [sum(look.values()) / len(look) for look in curve]
     return mean_row(
         metric, model, "forget", tracks, evaluation, unit=evaluation.backend(model).unit,
-        details={"curve": means, "after": list(after), "steps": STEPS, "lr": LR, **(details or {})},
+        details={"curve": means, "after": list(after), "steps": STEPS, "lr": LR, "weight_decay": WEIGHT_DECAY,
+            **(details or {})},
     )  # fmt: skip

@@ -75,7 +75,7 @@ def measure(
             metric = registry.resolve(names[number])
         except EncoreError as error:
             return [unmeasured(names[number], "unlearned", "forget", error.message)]
-        return [_finite(row) for row in _rows(metric, evaluation)]
+        return [replace(_finite(row), version=metric.spec.version) for row in _rows(metric, evaluation)]
 
     if two_processes and len(names) > 1:
         measured = two.by_two(rows, len(names), told)
