@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import Done
+from tests.conftest import ROOT, Done
 
 Call = Callable[..., Done]
 
@@ -23,6 +23,15 @@ def test_a_table_of_ranks_and_scores(studio: Path, call: Call) -> None:
     assert rows[0][1] == "one"
     assert "no caption" in done.err
     assert "6 tracks were compared" in done.err
+    assert "scores compare with one another only" in done.err
+
+
+def test_case_E5_help_and_readme_say_the_same_of_a_score(call: Call) -> None:
+    help_ = " ".join(call("attribute", "--help").out.split())
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert "Only the order of scores means something" in help_
+    assert "has .08 in the median, and the highest other track .05" in help_
+    assert "had .08 in the median, the highest other .05" in readme
 
 
 def test_json_says_what_was_compared_and_how(studio: Path, call: Call) -> None:

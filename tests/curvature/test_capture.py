@@ -232,13 +232,17 @@ def check_all(model: nn.Module, losses: Callable[[], Tensor], rtol: float = 1e-1
     assert before == {name: (weight.grad, weight.requires_grad) for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("shape", [(N, T), (1, T), (N, 1), (1, 1)], ids=str)
-@pytest.mark.parametrize("kind", MODELS)
+SHAPES = [(N, T), (1, T), (N, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    # one step is too short for the circular padding of Convolutions
+    [(kind, shape) for kind in MODELS for shape in SHAPES if kind is not Convolutions or shape[1] > 1],
+)
 def test_equals_one_pass_a_sample(kind: Callable[[], Net], shape: tuple[int, int]) -> None:
     model = made(kind)
     tokens, real = model.inputs(*shape)
-    if kind is Convolutions and shape[1] == 1:
-        pytest.skip("too short for circular padding")
     check_all(model, lambda: model.loss(model(tokens, real)))
 
 

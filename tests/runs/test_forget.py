@@ -14,7 +14,8 @@ from encore.methods.graddiff import GradDiff
 from encore.plugins import methods
 from encore.runs.documents import refuse_other_run, run_json
 from encore.runs.engine import Engine, Outcome
-from encore.runs.forget import Prepared, Request, choose, estimate, forget, prepare, refuse_collapse
+from encore.runs.estimate import estimate
+from encore.runs.forget import Prepared, Request, choose, forget, prepare, refuse_collapse
 from encore.runs.judge import Look
 from encore.runs.models import model_name
 from encore.runs.signals import StopFlag, stop_on_signals
@@ -45,8 +46,8 @@ def test_prepare_writes_nothing_and_knows_what_a_run_takes(prepared: Prepared) -
     assert prepared.precision == "fp32"
     short = estimate(prepared)
     long = estimate(replace(prepared, method=graddiff(steps=2000)))
-    assert long["seconds"] > 10 * short["seconds"] > 0
-    assert short["bytes"] > 5 * 4 * sum(weight.numel() for weight in prepared.backend.module.parameters())
+    assert long.seconds > 10 * short.seconds > 0
+    assert short.peak_bytes > 5 * 4 * sum(weight.numel() for weight in prepared.backend.module.parameters())
     assert prepared.disk_bytes() > replace(prepared, request=replace(prepared.request, resume=True)).disk_bytes()
 
 
@@ -158,7 +159,7 @@ def test_a_fisher_is_kept_between_runs(request_: Request, monkeypatch: pytest.Mo
     for name in ("first", "second"):
         asked = replace(request_, out=Path(name))
         ready = prepare(asked, chosen(chosen.Options(alpha=1.2)))
-        assert estimate(ready)["seconds"] > estimate(replace(ready, method=graddiff(steps=1)))["seconds"] / 10
+        assert estimate(ready).seconds > estimate(replace(ready, method=graddiff(steps=1))).seconds / 10
         runs.append(forget(ready, {}))
         log = Path(name, "log.jsonl")  # not there where nothing was worth a line
         stages.append([json.loads(line).get("stage") for line in log.read_text().splitlines()] if log.exists() else [])

@@ -136,7 +136,7 @@ def _show_tracks(tracks: Tracks) -> None:
 
 
 def _show_plan(prepared: Prepared, json: bool) -> None:
-    from encore.runs.forget import estimate
+    from encore.runs.estimate import estimate
 
     expected = estimate(prepared)
     sizes = {name: len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
@@ -144,18 +144,19 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
         "method": prepared.method.spec.name,
         "model": prepared.request.model,
         "out": str(prepared.request.out),
-        "expected_seconds": round(expected["seconds"], 1),
-        "expected_bytes": int(expected["bytes"]),
-        "expected_disk_bytes": prepared.disk_bytes(),
+        "expected_seconds": round(expected.seconds, 1),
+        "expected_bytes": expected.peak_bytes,
+        "expected_disk_bytes": expected.disk_bytes,
     }
     options = prepared.method.options.model_dump(mode="json")
     if json:
         listed = prepared.listed()
         console.data_json({"schema": 1, "dry_run": True, **plan, "tracks": sizes, "options": options, **listed})
         return
-    rows = [*plan.items(), *sizes.items(), *((f"  {name}", value) for name, value in options.items())]
+    shown = [(name, value) for name, value in plan.items() if not name.startswith("expected")]
+    rows = [*shown, ("expected", expected), *sizes.items(), *((f"  {name}", value) for name, value in options.items())]
     console.table(["what", "value"], rows)
-    console.note("nothing was written but the cache of what the codec hears")
+    console.note("nothing was written but the cache of encoded tracks")
 
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:

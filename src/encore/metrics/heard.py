@@ -97,7 +97,7 @@ class Samples:
     def distinct(self) -> int:
         return min(len(np.unique(rows, axis=0)) for rows in (self.own, self.other))
 
-    def row(self, distance: Callable[..., float], *more: NDArray[Any], **details: object) -> Result:
+    def row(self, distance: Callable[..., float], *more: NDArray[Any], **details: Any) -> Result:
         """The row of a distance of `own`, `other` and what `more` it takes, with a jackknife interval over tracks."""
         return self.figure(distance(self.own, self.other, *more), self.interval(distance, *more), **details)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-from encore.api import Backend, Batch, Clip, Method
+from encore.api import Backend, Clip, Method
 from encore.audio.cache import TensorCache
 from encore.audio.text import printable
 from encore.errors import GateError, UsageError
@@ -203,7 +202,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         else:
             folder.write_json("request.json", {"folder": str(folder.path.resolve()), **asked})
         started = time.monotonic()
-        clips = Clips(_clips(prepared.forget), _retain_clips(prepared, folder, reporter), _clips(prepared.holdout))
+        clips = Clips(clips_of(prepared.forget), _retain_clips(prepared, folder, reporter), clips_of(prepared.holdout))
         stop.check()
 
         def record(line: Mapping[str, Any]) -> None:
@@ -257,16 +256,17 @@ def refuse_collapse(run: Mapping[str, Any]) -> None:
         )
 
 
-def _clips(heard: Sequence[Heard]) -> list[Clip]:
+def clips_of(heard: Sequence[Heard]) -> list[Clip]:
+    """The clips of tracks, in order."""
     return [clip for one in heard for clip in one.clips]
 
 
 def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> list[Clip]:
     if prepared.request.retain != SELF:
-        return _clips(prepared.retain)
+        return clips_of(prepared.retain)
     if not (folder.path / "retain-self").exists():
         played = play_retain(
-            prepared.backend, _clips(prepared.forget), seed=prepared.request.seed,
+            prepared.backend, clips_of(prepared.forget), seed=prepared.request.seed,
             progress=lambda done, of: reporter.progress("play retain", done, of),
         )  # fmt: skip
         with folder.staged("retain-self") as staging:
@@ -280,55 +280,6 @@ def load_self_retain(run: Path) -> list[Clip]:
     captions = json.loads((run / "retain-self" / "captions.json").read_text())
     codes = load_file(run / "retain-self" / "codes.safetensors")
     return [Clip(track, caption, wide(codes[track])) for track, caption in captions.items()]
-
-
-def estimate(prepared: Prepared) -> dict[str, float]:
-    """Expected seconds and peak bytes of the run, from one timed forward and backward pass on a copy."""
-    backend, options = prepared.backend.clone(), prepared.method.options
-    clips = [*_clips(prepared.forget), *_clips(prepared.retain)][: getattr(options, "micro_batch_size", 8)]
-    batch = Batch.of(clips, backend.device)
-    seconds, held = [], 0
-    for _ in range(2):  # the first pass warms up
-        started = time.monotonic()
-        with _held_for_backward() as tensors:
-            loss = backend.losses(batch).sum()
-        held = sum(tensors.values())
-        loss.backward()
-        seconds.append(time.monotonic() - started)
-    a_clip = seconds[-1] / len(clips)
-    per_step = min(getattr(options, "forget_batch_size", 0), len(_clips(prepared.forget)))
-    if "retain" in prepared.method.spec.needs:
-        per_step += getattr(options, "batch_size", 0)
-    passes = (
-        len(_clips(prepared.forget)) + len(_clips(prepared.retain)) if "fisher" in prepared.method.spec.needs else 0
-    )
-    looks = getattr(options, "steps", 0) / getattr(options, "eval_every", 1) + 2
-    looked_at = len(_clips(prepared.forget)) + len(_clips(prepared.holdout)) + 16
-    weights = _bytes(backend.module)
-    frozen = sum(map(_bytes, backend.frozen().values()))
-    # weights, gradient, two moments, best; the reference; two Fishers
-    copies = 5 + ("reference" in prepared.method.spec.needs) + 2 * ("fisher" in prepared.method.spec.needs)
-    activations = held
-    if backend.has_tokens:
-        activations = len(clips) * batch.codes.shape[-1] * backend.codebooks * backend.codebook_size * 4 * 3
-    return {
-        "seconds": (getattr(options, "steps", 0) * per_step + passes) * a_clip + looks * looked_at * a_clip / 3,
-        "bytes": float(copies * weights + frozen + activations),
-    }
-
-
-@contextmanager
-def _held_for_backward() -> Iterator[dict[tuple[str, int], int]]:
-    """Storages that a forward pass in here keeps for its backward -> their bytes."""
-    held: dict[tuple[str, int], int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        held[str(tensor.device), storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield held
 
 
 def _plain(value: Any) -> Any:
