@@ -55,7 +55,7 @@ def test_08_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_08_text_as_wav(tmp_path: Path) -> None:
-    refused(put(tmp_path, "a.wav", b"RIFFS and melodies, a novel\n" * 50), "is not whole|can't be decoded")
+    refused(put(tmp_path, "a.wav", b"RIFFS and melodies, a novel\n" * 50), "is not audio")
     refused(put(tmp_path, "b.wav", b"once upon a time\n" * 50), "is not audio")
 
 
