@@ -32,11 +32,8 @@ _PROBED = (
 )
 """Demuxers that may recognise a file which `containers` does not; none that opens other files (playlists)."""
 
-_TIMELESS = frozenset({"asf", "ac3", "act", "adx", "amr", "amrnb", "amrwb", "aptx", "dts", "dtshd", "eac3", "gsm", "loas"}) | {
-    "mlp", "mpeg", "mpegts", "qoa", "shn", "truehd", "flv", "rm",
-}  # fmt: skip
-"""Demuxers whose length is an estimate (bytes by bit rate, the last timestamp seen) or holds a pre-roll (ASF)."""
-
+_TIMELESS = "ac3,act,adx,amr,amrnb,amrwb,aptx,dts,dtshd,eac3,flv,gsm,loas,mlp,mpeg,mpegts,qoa,rm,shn,truehd"
+"""Demuxers whose length is an estimate (bytes by bit rate, or the last timestamp seen)."""
 
 _PLAIN = frozenset({"wav", "aiff", "au", "caf"})
 """Kinds whose last packet is a short one where their length is not declared; FFmpeg marks it as corrupt."""
@@ -89,9 +86,8 @@ def open_av(stream: BinaryIO, container: Container, name: str) -> Stream:
     track.codec_context.options = {"err_detect": "crccheck+explode"}
     track.codec_context.thread_count = 1
     rate, channels = int(track.rate or 0), int(track.channels or 0)
-    frames, least = container.frames, container.least
-    if frames is None and not least:
-        least = _least(source, track, rate)
+    frames = container.frames
+    least = _least(source, track, rate) if container.least is None else container.least
     decoder = _Decoder(source, track, container, rate, channels)
 
     def blocks() -> Iterator[Samples]:
@@ -116,7 +112,7 @@ def _reason(error: Exception) -> str:
 def _least(source: Any, track: Any, rate: int) -> int:
     """Frames that the container's duration promises, less 0.1 s: it may count an encoder's delay and padding."""
     seconds = None
-    if source.format.name not in _TIMELESS:
+    if source.format.name not in _TIMELESS.split(","):
         if track.duration and track.time_base:
             seconds = float(track.duration * track.time_base)
         elif source.duration and len(source.streams) == 1:

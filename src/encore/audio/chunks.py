@@ -32,7 +32,7 @@ def riff(stream: BinaryIO, size: int, start: int) -> Container:
     """RIFF, RIFX, RF64 and BW64 (EBU Tech 3306, ITU-R BS.2088)."""
     magic = read_at(stream, start, 12)
     if magic[8:12] != b"WAVE":  # AVI and others of this family
-        return Container("other", start=start)
+        return Container("other", least=None, start=start)
     order = ">" if magic[:4] == b"RIFX" else "<"
     whole = struct.unpack(f"{order}I", magic[4:8])[0]
     wide: int | None = None
@@ -64,7 +64,7 @@ def riff(stream: BinaryIO, size: int, start: int) -> Container:
             position -= 1  # a few writers leave the padding byte out
     if not found:
         raise Damage("has no audio in it: its data chunk is missing")
-    return Container("wav", "wav", frames, rate, start=start)
+    return Container("wav", "wav", frames, rate, 0 if block else None, start)
 
 
 def _wave_format(raw: bytes, order: str) -> tuple[int, int | None]:
@@ -89,7 +89,7 @@ def aiff(stream: BinaryIO, size: int, start: int) -> Container:
     """AIFF and AIFF-C: COMM says how many frames there are, SSND holds them."""
     kind = read_at(stream, start + 8, 4)
     if kind not in {b"AIFF", b"AIFC"}:
-        return Container("other", start=start)
+        return Container("other", least=None, start=start)
     frames: int | None = None
     width, held, unknown = 0, None, False
     position = start + 12
@@ -118,7 +118,7 @@ def aiff(stream: BinaryIO, size: int, start: int) -> Container:
         raise Damage("has no audio in it: its COMM or SSND chunk is missing")
     if width and held // width != frames:
         raise Damage(f"declares {frames:,} frames and holds {held // width:,}")
-    return Container("aiff", "aiff", frames if width else None, start=start)
+    return Container("aiff", "aiff", frames if width else None, None, 0 if width else None, start)
 
 
 def au(stream: BinaryIO, size: int, start: int) -> Container:
@@ -129,7 +129,7 @@ def au(stream: BinaryIO, size: int, start: int) -> Container:
     if start + offset + length > size:
         raise short(start + offset + length, size)
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(code, 0) * channels
-    return Container("au", "au", length // width if width else None, start=start)
+    return Container("au", "au", length // width if width else None, None, 0 if width else None, start)
 
 
 Parse = Callable[[BinaryIO, int, int], tuple[bytes, int, int] | None]
@@ -165,19 +165,20 @@ def _caf_chunk(stream: BinaryIO, position: int, size: int) -> Chunk | None:
 
 def caf(stream: BinaryIO, size: int, start: int) -> Container:
     """Apple's Core Audio Format."""
-    frames, width, held, known = None, 0, -1, True
+    frames, width, per, held, known = None, 0, 0, -1, True
     for name, begin, end in _tiled(stream, start + 8, size, _caf_chunk):
         if name == b"desc":
             kind, _, width, per = struct.unpack(">4s3I", read_at(stream, begin + 8, 16).ljust(16, b"\0"))
             width = width if kind == b"lpcm" and per == 1 else 0
         elif name == b"pakt":
-            frames = struct.unpack(">q", read_at(stream, begin + 8, 8).ljust(8, b"\0"))[0]
+            frames = struct.unpack(">q", read_at(stream, begin + 8, 8).ljust(8, b"\0"))[0] - per  # FFmpeg pads the last
         elif name == b"data":
             known, held = begin >= 0, end - begin - 4
     if held < 0:
         raise Damage("has no audio in it: its data chunk is missing")
-    frames = held // width if width and known else frames
-    return Container("caf", "caf", frames if width else None, least=0 if width else (frames or 0), start=start)
+    if width:  # plain samples: as many as their bytes
+        return Container("caf", "caf", held // width if known else None, start=start)
+    return Container("caf", "caf", least=None if frames is None else max(0, frames), start=start)
 
 
 def _w64_chunk(stream: BinaryIO, position: int, size: int) -> Chunk | None:
@@ -206,7 +207,7 @@ def wave64(stream: BinaryIO, size: int, start: int) -> Container:
             break
     else:
         raise Damage("has no audio in it: its data chunk is missing")
-    return Container("wav", "w64", frames, rate, start=start)
+    return Container("wav", "w64", frames, rate, 0 if block else None, start)
 
 
 def _atom(stream: BinaryIO, position: int, size: int) -> Chunk | None:
@@ -226,7 +227,7 @@ def mp4(stream: BinaryIO, size: int, start: int) -> Container:
     names = {name for name, _, _ in _tiled(stream, start, size, _atom)}
     if b"moov" not in names:
         raise Damage("has no index of its audio: its moov atom is missing")
-    return Container("mp4", "mov", start=start)
+    return Container("mp4", "mov", least=None, start=start)
 
 
 def _asf_object(stream: BinaryIO, position: int, size: int) -> Chunk | None:

@@ -60,7 +60,7 @@ def inspect(stream: BinaryIO) -> Container:
             return chunks.mp4(stream, size, start)
     except (struct.error, OverflowError) as error:  # a header that is cut, a length that no file can have
         raise Damage("has a header that makes no sense") from error
-    return mpeg_audio(stream, size, start) or Container("other", start=start)
+    return mpeg_audio(stream, size, start) or Container("other", least=None, start=start)
 
 
 def behind_junk(stream: BinaryIO) -> Container | None:

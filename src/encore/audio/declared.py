@@ -19,7 +19,8 @@ class Container:
         demuxer: FFmpeg's name of the demuxer that reads it; empty where its probing decides.
         frames: audio frames declared; None where the container doesn't say. An estimate is no declaration.
         rate: Hz; None where not read here.
-        least: fewest audio frames that a decoder must give, as counted in the structure; 0 where not counted.
+        least: fewest audio frames that a decoder must give, as counted in the structure; 0 where nothing says how
+            many there are; None where FFmpeg's demuxer is to be asked for the duration that is declared.
         start, end: the bytes that hold the audio, between tags and junk; an `end` of None is the file's end.
         md5, bits: FLAC's checksum of the decoded samples and their width, where it has one.
     """
@@ -28,7 +29,7 @@ class Container:
     demuxer: str = ""
     frames: int | None = None
     rate: int | None = None
-    least: int = 0
+    least: int | None = 0
     start: int = 0
     end: int | None = None
     md5: bytes = b""

@@ -122,7 +122,9 @@ def _open(stream: BinaryIO, name: str, max_seconds: float) -> Stream:
 
 def _check_declared(decoder: Stream, name: str, max_seconds: float) -> None:
     if not 1 <= decoder.channels <= MAX_CHANNELS:
-        raise InputError(f"{name} has {decoder.channels} channels; at most {MAX_CHANNELS} are read")
+        raise InputError(
+            f"{name} has {decoder.channels or 'no, or too many,'} channels; at most {MAX_CHANNELS} are read"
+        )
     if not MIN_RATE <= decoder.rate <= MAX_RATE:
         raise InputError(
             f"{name} has a sample rate of {decoder.rate} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are read",

@@ -58,7 +58,7 @@ def ogg(stream: BinaryIO, size: int, start: int) -> Container:
         position += len(head) + len(lengths) + len(body)
     if numbers:
         raise Damage("has no end-of-stream page: its end is missing")
-    return Container("ogg", "ogg", start=start, end=position)
+    return Container("ogg", "ogg", least=None, start=start, end=position)
 
 
 _EBML, _SEGMENT, _CLUSTER, _GROUP = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xA0
@@ -88,7 +88,7 @@ def matroska(stream: BinaryIO, size: int, start: int) -> Container:
             raise Damage("has something in it that is no Matroska element")
     if not segments:
         raise Damage("has no Matroska segment in it")
-    return Container("matroska", "matroska", start=start)
+    return Container("matroska", "matroska", least=None, start=start)
 
 
 def _walk(stream: BinaryIO, parent: int, position: int, end: int | None, size: int) -> int:
