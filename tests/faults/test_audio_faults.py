@@ -55,7 +55,7 @@ def test_08_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_08_text_as_wav(tmp_path: Path) -> None:
-    refused(put(tmp_path, "a.wav", b"RIFFS and melodies, a novel\n" * 50), "is not whole|can't be decoded")
+    refused(put(tmp_path, "a.wav", b"RIFFS and melodies, a novel\n" * 50), "is not audio")
     refused(put(tmp_path, "b.wav", b"once upon a time\n" * 50), "is not audio")
 
 
@@ -93,14 +93,15 @@ KINDS: list[tuple[str, dict[str, object]]] = [
 @pytest.mark.parametrize(("name", "how"), KINDS, ids=[name for name, _ in KINDS])
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.97])
 def test_09_a_cut_file(tmp_path: Path, name: str, how: dict[str, object], part: float) -> None:
-    soundfile.write(tmp_path / name, tone(), RATE, **how)
+    soundfile.write(tmp_path / name, tone(2), RATE, **how)
     data = (tmp_path / name).read_bytes()
-    assert load(tmp_path / name, sample_rate=RATE).frames_decoded == RATE
+    least = 2 * RATE - (256 if name == "a.ogg" else 0)  # FFmpeg omits half a block of a Vorbis stream of one page
+    assert least <= load(tmp_path / name, sample_rate=RATE).samples.shape[1] <= 2 * RATE
     refused(put(tmp_path, f"cut-{name}", data[: int(len(data) * part)]), "is not whole|is damaged|can't be decoded")
 
 
 def test_09_an_mp3_cut_between_frames_is_known_by_its_header(tmp_path: Path) -> None:
-    from encore.audio.mp3 import parse_header
+    from encore.audio.frames import parse_header
 
     soundfile.write(tmp_path / "a.mp3", tone(), RATE)
     data = (tmp_path / "a.mp3").read_bytes()
@@ -156,7 +157,7 @@ def test_10_zero_length(tmp_path: Path) -> None:
 
 
 def test_10_a_thousand_channels(tmp_path: Path) -> None:
-    refused(put(tmp_path, "a.wav", wav(channels=1_000)), "has 1000 channels")
+    refused(put(tmp_path, "a.wav", wav(channels=1_000)), "too many, channels; at most 32")
 
 
 @pytest.mark.parametrize("rate", [2**31 - 1, 1, 3_999, 384_001])
@@ -175,7 +176,7 @@ def loads_in(path: Path, megabytes: int, seconds: float) -> str:
     """What a process that may grow by so many megabytes says of a file; fails where it takes longer."""
     code = f"""if True:
         import resource
-        import numpy, soundfile, soxr
+        import av, numpy, soxr
         from encore.audio.decode import load
         from encore.errors import InputError
         now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -235,7 +236,7 @@ def test_11_a_wav_header_that_claims_gigabytes(tmp_path: Path, declared: int) ->
 def test_11_the_callers_cap_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write(tmp_path / "a.mp3", tone(3), RATE)
     read: Callable[..., object] = lambda *_, **__: pytest.fail("decoded")  # noqa: E731
-    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    monkeypatch.setattr("encore.audio.av._Decoder.blocks", read)
     with pytest.raises(InputError, match="lasts 3 s; at most 2 s"):
         load(tmp_path / "a.mp3", sample_rate=RATE, max_seconds=2)
 
@@ -246,10 +247,10 @@ def test_11_the_callers_cap_is_checked_before_decoding(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", [b"caf\xe9.wav", "🎸.flac".encode(), b"two\nlines.mp3", b"\x1b[2J.ogg"])
 def test_12_a_file_of_any_name_decodes(tmp_path: Path, name: bytes) -> None:
     plain = tmp_path / f"plain.{name.rpartition(b'.')[2].decode()}"
-    soundfile.write(plain, tone(), RATE)
+    soundfile.write(plain, tone(2), RATE)
     target = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     plain.rename(target)
-    assert load(target, sample_rate=RATE).samples.shape == (1, RATE)
+    assert load(target, sample_rate=RATE).samples.shape[1] >= 2 * RATE - 256  # see test_09_a_cut_file
     target.write_bytes(b"")
     with pytest.raises(InputError) as caught:
         load(target, sample_rate=RATE)

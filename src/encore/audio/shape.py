@@ -35,10 +35,14 @@ def mix(block: Samples, channels: int, name: str = "audio") -> Samples:
     raise InputError(f"{name} has {have} channels, and the model wants {channels}", "mix it down first")
 
 
-def resample(blocks: Iterable[Samples], rate: int, wanted: int, channels: int) -> Samples:
-    """Blocks [s, C] at `rate` -> [C, S] at `wanted` Hz, as a stream: only the result is held."""
+def resample(blocks: Iterable[Samples], rate: int, wanted: int, channels: int, expected: int = 0) -> Samples:
+    """Blocks [s, C] at `rate` -> [C, S] at `wanted` Hz, as a stream: only the result is held.
+
+    Args:
+        expected: frames that the blocks will probably have in all, so that the result is allocated once.
+    """
     if rate == wanted:
-        return _join(blocks, channels)
+        return _join(blocks, channels, expected)
     import soxr
 
     resampler: Any = soxr.ResampleStream(rate, wanted, channels, dtype="float32", quality="HQ")
@@ -48,11 +52,19 @@ def resample(blocks: Iterable[Samples], rate: int, wanted: int, channels: int) -
             yield resampler.resample_chunk(np.ascontiguousarray(block)).reshape(-1, channels)
         yield resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
 
-    return _join(resampled(), channels)
+    return _join(resampled(), channels, round(expected * wanted / rate))
 
 
-def _join(blocks: Iterable[Samples], channels: int) -> Samples:
-    parts = [block for block in blocks if len(block)]
-    if not parts:
-        return np.zeros((channels, 0), np.float32)
-    return np.ascontiguousarray(np.concatenate(parts).T)
+def _join(blocks: Iterable[Samples], channels: int, expected: int) -> Samples:
+    """[s, C] blocks -> [C, S], in memory that grows by half where `expected` was too little."""
+    joined = np.empty((channels, expected), np.float32)
+    have = 0
+    for block in blocks:
+        need = have + len(block)
+        if need > joined.shape[1]:
+            larger = np.empty((channels, max(need, joined.shape[1] * 3 // 2)), np.float32)
+            larger[:, :have] = joined[:, :have]
+            joined = larger
+        joined[:, have:need] = block.T
+        have = need
+    return np.ascontiguousarray(joined[:, :have])

@@ -15,7 +15,7 @@ import torch
 from encore import __version__
 from encore.errors import UsageError
 
-LIBRARIES = ("torch", "transformers", "safetensors", "soundfile", "soxr", "numpy", "scipy")
+LIBRARIES = ("torch", "transformers", "safetensors", "av", "soundfile", "soxr", "numpy", "scipy")
 
 
 def pick_device(name: str) -> str:
