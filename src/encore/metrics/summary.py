@@ -260,12 +260,12 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     doubts = [row.note for row in rows.values() if row.metric.startswith("membership_auc_blind") and row.note]
     gaps = dict.fromkeys(f"{row.metric} ({row.set}) {row.why}" for row in results if row.value is None and row.why)
     found = [
-        *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}") for line in missed),
+        *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}", "target") for line in missed),
         *told,
         *_farthest(table),
         *(Finding("warn", note) for note in doubts),
         *([] if any(finding.level == "fail" for finding in told) else _verdict(table)),
-        *(Finding("info", gap) for gap in gaps),
+        *(Finding("info", gap, "gap") for gap in gaps),
     ]
     order = {"fail": 0, "warn": 1, "info": 2}
     return sorted(found, key=lambda finding: order[finding.level])
@@ -296,7 +296,8 @@ def _verdict(table: Sequence[SummaryRow]) -> list[Finding]:
     tests = [line for line in table if line.set == "forget" and line.target and line.met is not None]
     if not tests or not all(line.met for line in tests):
         return []
-    return [Finding("info", f"no evidence of retention under these tests: {'; '.join(line.label for line in tests)}")]
+    text = f"no evidence of retention under these tests: {'; '.join(line.label for line in tests)}"
+    return [Finding("info", text, "no_evidence")]
 
 
 def _said(line: SummaryRow) -> str:
