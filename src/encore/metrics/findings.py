@@ -37,8 +37,8 @@ class Finding:
         level: `fail`: a target is missed; `warn`: figures must be read with care; `info`: neither.
         text: the sentence.
         code: what kind of finding it is, for programs, which must not search the sentence: `target` (a missed line of
-            the table), `nothing_to_forget`, `no_evidence` (every test passed), `gap` (a row without a figure); empty
-            for all others.
+            the table), `nothing_to_forget`, `no_evidence` (every test passed), `gap` (a row without a figure),
+            `farthest_track`; empty for all others.
     """
 
     level: Literal["fail", "warn", "info"]

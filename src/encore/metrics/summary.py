@@ -32,6 +32,7 @@ class SummaryRow:
         met: whether it does; None without a target, where a figure it takes is missing, or where the test could not
             fail: it finds nothing in base either, or the tracks are too few.
         worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
+        lacks: where it has a target and is not judged: the role whose figure is missing, or shows nothing.
     """
 
     label: str
@@ -41,6 +42,7 @@ class SummaryRow:
     target: str = ""
     met: bool | None = None
     worst: tuple[str, float] | None = None
+    lacks: str = ""
 
 
 # --------------------------------------------------------------------------------------------------------- the table
@@ -54,11 +56,12 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
         if not figures:
             continue
         known = {role: row for role, row in figures.items() if row.value is not None}
+        lacks = ""
         try:
             met = judge(known) if judge else None
-        except KeyError:  # a role it compares with has no figure, or none that says anything
-            met = None
-        rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known)))
+        except KeyError as error:  # a role it compares with has no figure, or none that says anything
+            met, lacks = None, str(error.args[0])
+        rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known), lacks))
     return rows
 
 
@@ -283,7 +286,8 @@ def _farthest(table: Sequence[SummaryRow]) -> list[Finding]:
 
     def told(what: str, track: str) -> Finding:
         beside = f", gold's {gold[track]:.2f}" if gold.get(track) is not None else ""
-        return Finding("info", f"{what} of the forget tracks: {track}, NLL {known[track]:.2f}{beside}")
+        text = f"{what} of the forget tracks: {track}, NLL {known[track]:.2f}{beside}"
+        return Finding("info", text, "farthest_track")
 
     found = [told("best remembered", min(ratios or known, key=(ratios or known).__getitem__))]
     if ratios and max(ratios.values()) > TRACK_RANGE[1]:

@@ -13,7 +13,7 @@ from encore.api import Result
 from encore.audio.text import printable
 from encore.metrics.summary import SummaryRow, summary
 from encore.report.figures import NAMES
-from encore.report.words import number
+from encore.report.numbers import number
 from encore.runs.store import write_bytes
 
 TAGS = ["music", "text-to-audio", "machine-unlearning", "encore"]
