@@ -17,7 +17,8 @@ from markupsafe import Markup
 from encore import __version__
 from encore.audio.text import printable
 from encore.errors import InputError
-from encore.metrics.summary import Finding, findings
+from encore.metrics.findings import Finding
+from encore.metrics.summary import findings
 from encore.report import draw, sound, tables, words
 from encore.report.commands import commands
 from encore.report.figures import Figure, figures
