@@ -32,6 +32,14 @@ def test_the_best_remembered_track_is_on_top(tmp_path: Path) -> None:
     assert [cell.text for cell in table.rows[0]][-3:-1] == ["yes → no", "yes → no"]
 
 
+def test_a_track_has_its_title_its_length_and_its_caption() -> None:
+    assert tables.track_cell({"id": "a", "title": None, "caption": "slow"}) == tables.Cell("a", "slow")
+    assert (
+        tables.track_cell({"id": "a", "title": "A", "caption": "slow", "seconds": 183.25}).small == "183.2\xa0s · slow"
+    )
+    assert tables.track_cell({"id": "a", "seconds": 5}).small == "5.0\xa0s"
+
+
 def test_every_row_is_somewhere(made: Path) -> None:
     files = read_run(made)
     missing = [row for row in files.results if row.value is None]

@@ -148,9 +148,10 @@ def _remembered(share: float | None, gold: bool) -> Cell:
 
 
 def track_cell(entry: Mapping[str, Any]) -> Cell:
-    """A track by its title, with its caption."""
-    title = str(entry.get("title") or entry["id"])
-    return Cell(title, str(entry.get("caption") or ""))
+    """A track by its title, with how much of it was read, where that is known, and its caption."""
+    title, seconds = str(entry.get("title") or entry["id"]), entry.get("seconds")
+    length = f"{seconds:.1f}\N{NO-BREAK SPACE}s" if isinstance(seconds, (int, float)) else ""
+    return Cell(title, " · ".join(filter(None, (length, str(entry.get("caption") or "")))))
 
 
 def more_tracks(files: RunFiles) -> list[Table]:
