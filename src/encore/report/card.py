@@ -108,7 +108,7 @@ def _table(lines: Sequence[SummaryRow], record: Mapping[str, Any]) -> Iterator[s
     yield ""
     yield (
         f"Likelihoods are in {unit_text(record.get('unit', 'nats/token'))}; verbatim figures are shares of tracks. "
-        "*Gold* is the same model trained without the tracks. Intervals are in the metadata above, all other figures in "
+        "*Gold* is the same model trained without the tracks. Intervals are in the metadata above, all else in "
         "`metrics.json`."
     )
 
