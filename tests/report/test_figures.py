@@ -28,7 +28,7 @@ def test_all_of_them(made: Path) -> None:
     assert pareto["base"] == pytest.approx((5.0, 0.0))
     forget = found["steps"].lines[0]
     assert (*forget.x, *forget.y) == pytest.approx((0, 2, 4, 0.1, 2.5, 4.4))
-    assert [(line.label, line.y) for line in found["utility"].lines] == [("tracks to keep, a sample", (0.0, 0.0, 0.0))]
+    assert [(line.label, line.y) for line in found["utility"].lines] == [("to keep (sample)", (0.0, 0.0, 0.0))]
     assert [line.role for line in found["curve-relearn-forget"].lines] == ["base", "unlearned", "gold", "control"]
 
 
@@ -69,10 +69,10 @@ def test_a_curve_stands_at_the_steps_it_was_taken_after() -> None:
         assert found[name].lines[0].x == (0, 1)  # type: ignore[attr-defined]
 
 
-def test_without_gold_the_distance_is_that_to_unheard_music() -> None:
+def test_without_gold_the_distance_is_that_to_held_out_music() -> None:
     results = [result for result in rows() if not result.metric.startswith("kl") and "gold" not in result.model]
     pareto = of(results)["pareto"]
-    assert "unheard music" in pareto.says  # type: ignore[attr-defined]
+    assert "held-out music" in pareto.says  # type: ignore[attr-defined]
     after = next(line for line in pareto.lines if line.role == "unlearned")  # type: ignore[attr-defined]
     assert after.x == pytest.approx((abs(4.5 / 4.45 - 1),))
 

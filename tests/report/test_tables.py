@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.report.made_run import TRACKS, row, rows, write_run
@@ -31,10 +32,53 @@ def test_the_best_remembered_track_is_on_top(tmp_path: Path) -> None:
     assert [cell.text for cell in table.rows[0]][-3:-1] == ["yes → no", "yes → no"]
 
 
+def test_a_track_has_its_title_its_length_and_its_caption() -> None:
+    assert tables.track_cell({"id": "a", "title": None, "caption": "slow"}) == tables.Cell("a", "slow")
+    assert (
+        tables.track_cell({"id": "a", "title": "A", "caption": "slow", "seconds": 183.25}).small == "183.2\xa0s · slow"
+    )
+    assert tables.track_cell({"id": "a", "seconds": 5}).small == "5.0\xa0s"
+
+
 def test_every_row_is_somewhere(made: Path) -> None:
     files = read_run(made)
-    shown = sum(len(table.rows) for table in tables.everything(files)) + len(tables.not_measured(files).rows)
-    assert shown == len(files.results)
+    missing = [row for row in files.results if row.value is None]
+    assert sum(len(table.rows) for table in tables.everything(files)) + len(missing) == len(files.results)
+    assert tables.not_measured(files) == [("not measured: too few generations", "fad, retain (after)")]
+
+
+def test_figures_that_are_missing_are_listed_by_reason(tmp_path: Path) -> None:
+    gone = [row("fad", model, clips, None, why="x") for clips in ("retain", "holdout") for model in ("base", "mine")]
+    files = read_run(write_run(tmp_path / "run", results=[*gone, row("new", "none", "forget", None)]))
+    assert tables.not_measured(files) == [
+        ("x", "fad, retain (before, mine); fad, holdout (before, mine)"), ("no reason is given", "new, forget (none)"),
+    ]  # fmt: skip
+
+
+def test_case_E11_tests_in_words_those_of_reproduction_first(tmp_path: Path) -> None:
+    results = [found for found in rows() if found.metric != "kl_gold" and found.model != "gold2"]
+    results += [row("kl_gold", "unlearned", "forget", 1.0), row("membership_p", "base", "forget", 0.9, unit="p")]
+    tests = tables.tests(read_run(write_run(tmp_path / "run", results=results)))
+    assert [test.name for test in tests][:2] == [
+        "Verbatim continuation from a track's first second", "Verbatim generation from a track's description",
+    ]  # fmt: skip
+    assert tests[0].figures == "before 3 of 3, after 0 of 3, gold 0 of 3 tracks"
+    assert (tests[0].target, tests[0].met, tests[0].worst) == ("no more than gold", True, "")
+    unjudged = {test.name: test.why for test in tests if test.met is None}
+    assert unjudged["Distance from a model trained without the tracks"] == (
+        "there is no figure of “second gold” to compare with"
+    )
+    retain = next(test for test in tests if test.name == "How well it predicts the music to keep")
+    assert retain.figures == "before 0.020, after 0.030, gold 0.020 nats per token"
+
+
+def test_a_test_that_could_not_fail_is_not_judged_and_says_so(tmp_path: Path) -> None:
+    weak = [
+        replace(found, value=0.0) if (found.metric, found.model) == ("verbatim", "base") else found for found in rows()
+    ]
+    tests = tables.tests(read_run(write_run(tmp_path / "run", results=weak)))
+    (why,) = [test.why for test in tests if test.met is None]
+    assert why == "“before” shows nothing under this test either, so that it could not fail"
 
 
 def test_tracks_of_other_metrics(tmp_path: Path) -> None:

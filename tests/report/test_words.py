@@ -1,4 +1,4 @@
-"""The verdict, of good runs, bad ones, and the fakes that a mean would not catch."""
+"""The verdict, of good runs, bad ones, and the fakes that a mean would not catch; and the explanations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.report.made_run import TRACKS, row, run_record, write_run
 from tests.report.made_run import rows as good
-from tests.report.made_run import run_record, write_run
 
 from encore.api import Result
+from encore.metrics.findings import Finding
+from encore.report import words
 from encore.report.files import RunFiles, read_run
-from encore.report.words import asked, doubts, number, part, percent, verdict
+from encore.report.numbers import number, percent, unit_text
+from encore.report.words import asked, audio_note, doubts, glossary, part, remains, verdict
+
+GOOD = "No evidence of retention in 6 of 6 tests"
+NOTHING = "Nothing measurable to forget: the model before shows no sign of the tracks"
 
 
 @pytest.fixture
@@ -30,39 +36,61 @@ def only(metric: str, model: str, clips: str, value: float) -> Callable[[Result]
     )  # fmt: skip
 
 
+def reproduces(metric: str, *tracks: str) -> Callable[[Result], Result]:
+    shares = {track: 0.9 if track in tracks else 0.1 for track in TRACKS}
+    return lambda row: (
+        replace(row, value=len(tracks) / len(TRACKS), per_track=shares)
+        if (row.metric, row.model, row.set) == (metric, "unlearned", "forget") else row
+    )  # fmt: skip
+
+
 def test_a_good_run(files: Callable[..., RunFiles]) -> None:
-    told = verdict(files())
-    assert told.level == "good"
-    assert told.headline == "No evidence of retention under 6 tests:"
-    assert len(told.tests) == 6
-    assert "deleted" not in "".join((told.headline, *told.found, *told.tests))
+    found = verdict(files())
+    assert (found.level, found.headline) == ("good", "No evidence of retention in 6 of 6 tests")
 
 
 def test_a_fake_that_hides_behind_captions_is_caught(files: Callable[..., RunFiles]) -> None:
     """Noise whenever a caption is given, while an audio prompt still brings the track back."""
-    told = verdict(files(only("verbatim", "unlearned", "forget", 1.0)))
-    assert told.level == "bad"
-    assert told.headline == "1 of 6 tests of forgetting failed:"
-    assert told.tests == ("whether it plays the tracks on from their first second",)
-    assert "From the description alone, the model played 3 of 3 tracks before and plays 0 now" in told.found[0]
-    assert "first second, the model played 3 of 3 tracks before and plays 3 now" in told.found[1]
+    found = verdict(files(reproduces("verbatim", "one", "two", "three")))
+    assert (found.level, found.headline) == ("bad", "1 of 6 tests failed: the model still reproduces 3 tracks")
+
+
+def test_case_E11_the_verdict_counts_tracks_and_says_by_what_they_come_back(files: Callable[..., RunFiles]) -> None:
+    made = files(reproduces("verbatim", "two"))
+    assert verdict(made).headline == "1 of 6 tests failed: the model still reproduces 1 of 3 tracks"
+    rounded = row("quantised_4bit_verbatim", "unlearned", "forget", 1 / 3, unit="share", per_track={"one": 0.9})
+    gold = replace(rounded, model="gold", value=0.0, per_track={"one": 0.1})
+    base = replace(rounded, model="base", value=1.0, per_track={"one": 1.0})
+    attacked = replace(made, results=[*good(), rounded, gold, base])
+    assert verdict(attacked).headline == (
+        "1 of 7 tests failed: with its weights rounded, the model reproduces 1 of 3 tracks"
+    )
+    unreproduced = replace(made, results=list(map(only("relearn", "unlearned", "forget", 0.1), good())))
+    assert verdict(unreproduced).headline == "1 of 6 tests failed: recovery after a little training on the tracks"
+    of_gold_too = [replace(line, model="gold") for line in made.results if line.model == "unlearned"]
+    assert remains(replace(made, results=[*made.results, *of_gold_too])) == ""  # as a model without the tracks does
 
 
 def test_a_model_that_is_broken_everywhere_is_caught(files: Callable[..., RunFiles]) -> None:
-    told = verdict(files(only("nll", "unlearned", "retain", 6.0)))
-    assert told.level == "bad"
-    assert "the rest of the music suffered: how well it still knows the other music" in told.but
+    damaged = files(only("nll", "unlearned", "retain", 1.0))
+    found = verdict(damaged)
+    assert found.level == "bad"
+    assert found.headline.endswith("in 6 of 6 tests, but 1 of 2 tests of the other music failed")
+    ruined = replace(damaged, results=list(map(only("nll", "unlearned", "retain", 6.0), good())))
+    assert verdict(ruined).headline.startswith("1 finding against this model: retain costs 6.00")
     collapsed = run_record()["outcome"] | {"collapsed": True}
-    assert "damaged" in verdict(RunFiles(Path(), {}, run_record() | {"outcome": collapsed}, good())).headline
+    broken = verdict(RunFiles(Path(), {}, run_record() | {"outcome": collapsed}, good()))
+    assert (broken.level, "damaged" in broken.headline) == ("bad", True)
 
 
 def test_nothing_to_forget_and_nothing_to_compare_with(files: Callable[..., RunFiles]) -> None:
-    def unheard(row: Result) -> Result:
+    def unknown(row: Result) -> Result:
         signs = {"verbatim": 0.0, "verbatim_caption": 0.0, "membership_auc": 0.5}
         return replace(row, value=signs[row.metric]) if row.model == "base" and row.metric in signs else row
 
     record = run_record()
-    assert "nothing measurable to forget" in verdict(RunFiles(Path(), {}, record, list(map(unheard, good())))).headline
+    found = verdict(RunFiles(Path(), {}, record, list(map(unknown, good()))))
+    assert (found.level, found.headline[:28]) == ("open", "Nothing measurable to forget")
     alone = RunFiles(Path(), {}, record, [row for row in good() if (row.metric, row.model) == ("nll", "unlearned")])
     assert verdict(alone).level == "open"
     assert any("There was no gold" in doubt for doubt in doubts(alone))
@@ -77,17 +105,48 @@ def test_numbers() -> None:
     given = (None, 0.0, 0.12345, 4.449, 63.25, 1234.5, 1e-7, -0.002)
     assert [number(value) for value in given] == ["–", "0.000", "0.123", "4.45", "63.25", "1234", "1.00e-07", "-0.002"]
     assert percent(0.525) == "52\N{NO-BREAK SPACE}%"
+    assert unit_text("nats/token") == "nats per token"
 
 
-def test_a_finding_that_no_target_stands_for_speaks_against_a_run(
-    files: Callable[..., RunFiles], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("finding", "level", "headline"),
+    [
+        (("fail", "new: 2 of 3 tracks leak"), "bad", "1 finding against this model: new: 2 of 3 tracks leak"),
+        (("warn", "a doubt"), "open", "No evidence of retention in 6 of 6 tests, with 1 warning"),
+        (("info", "a note"), "good", "No evidence of retention in 6 of 6 tests"),
+        (("warn", "other words", "nothing_to_forget"), "open", NOTHING),
+        (("warn", "nothing measurable to forget, says a title"), "open", f"{GOOD}, with 1 warning"),
+        (("fail", "NLL, forget: says a title"), "bad", "1 finding against this model: NLL, forget: says a title"),
+    ],
+)
+def test_case_E11_the_verdict_reads_codes_and_no_sentences(
+    files: Callable[..., RunFiles], monkeypatch: pytest.MonkeyPatch, finding: tuple[str, ...], level: str, headline: str
 ) -> None:
-    from encore.metrics.summary import Finding
-    from encore.report import words
+    monkeypatch.setattr(words, "findings", lambda results: [Finding(*finding)])  # type: ignore[arg-type]
+    found = verdict(files())
+    assert (found.level, found.headline) == (level, headline)
 
-    monkeypatch.setattr(words, "findings", lambda results: [Finding("fail", "2 of 3 forget tracks still replay")])
-    told = verdict(files())
-    assert (told.level, told.tests) == ("bad", ("2 of 3 forget tracks still replay",))
+
+def test_the_note_on_audio_is_true(files: Callable[..., RunFiles]) -> None:
+    """`before` samples are generated by a model that may have memorised the tracks."""
+    made = files()
+    assert "all audio in it was generated by models. But the “before” samples of 3 tracks reproduce" in audio_note(
+        made, originals=False
+    )
+    without = replace(made, samples=[sample for sample in made.samples if sample.role != "base"])
+    assert audio_note(without, originals=False).endswith("all audio in it was generated by models.")
+    unknown = replace(made, results=[row for row in made.results if row.metric != "verbatim_caption"])
+    assert "may reproduce the tracks" in audio_note(unknown, originals=False)
+    none = replace(made, results=[replace(row, per_track=dict.fromkeys(row.per_track, 0.0)) for row in made.results])
+    assert "None of the “before” samples reproduces" in audio_note(none, originals=False)
+    assert "contains the recordings themselves" in audio_note(made, originals=True)
+
+
+def test_six_words(files: Callable[..., RunFiles]) -> None:
+    made = files()
+    assert [word for word, _ in glossary(made)][:4] == ["gold", "held-out", "NLL", "verbatim"]
+    assert len(glossary(made)) == 6
+    assert "loss" in dict(glossary(replace(made, run={**made.run, "unit": "loss"})))
 
 
 def test_one_of_several_requests_says_so(files: Callable[..., RunFiles]) -> None:

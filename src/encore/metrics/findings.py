@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from encore.api import Result
@@ -31,10 +31,19 @@ Rows = Mapping[tuple[str, str, str], Result]  # metric, model, set -> row with a
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence a reader must not miss. `fail`: a target is missed; `warn`: figures must be read with care."""
+    """A sentence a reader must not miss.
+
+    Args:
+        level: `fail`: a target is missed; `warn`: figures must be read with care; `info`: neither.
+        text: the sentence.
+        code: what kind of finding it is, for programs, which must not search the sentence: `target` (a missed line of
+            the table), `nothing_to_forget`, `no_evidence` (every test passed), `gap` (a row without a figure),
+            `farthest_track`; empty for all others.
+    """
 
     level: Literal["fail", "warn", "info"]
     text: str
+    code: str = field(default="", compare=False)
 
 
 def from_rows(rows: Rows) -> list[Finding]:
@@ -168,7 +177,8 @@ def _nothing_to_forget(rows: Rows) -> list[Finding]:
     seen = {name: row for name, row in signs.items() if row}
     if not seen or any(_shown(row, rows) for row in seen.values()):
         return []
-    return [Finding("warn", f"nothing measurable to forget: base shows no signal under {', '.join(seen)}")]
+    text = f"nothing measurable to forget: base shows no signal under {', '.join(seen)}"
+    return [Finding("warn", text, "nothing_to_forget")]
 
 
 def _shown(row: Result, rows: Rows) -> bool:

@@ -32,6 +32,7 @@ class SummaryRow:
         met: whether it does; None without a target, where a figure it takes is missing, or where the test could not
             fail: it finds nothing in base either, or the tracks are too few.
         worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
+        lacks: where it has a target and is not judged: the role whose figure is missing, or shows nothing.
     """
 
     label: str
@@ -41,6 +42,7 @@ class SummaryRow:
     target: str = ""
     met: bool | None = None
     worst: tuple[str, float] | None = None
+    lacks: str = ""
 
 
 # --------------------------------------------------------------------------------------------------------- the table
@@ -54,11 +56,12 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
         if not figures:
             continue
         known = {role: row for role, row in figures.items() if row.value is not None}
+        lacks = ""
         try:
             met = judge(known) if judge else None
-        except KeyError:  # a role it compares with has no figure, or none that says anything
-            met = None
-        rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known)))
+        except KeyError as error:  # a role it compares with has no figure, or none that says anything
+            met, lacks = None, str(error.args[0])
+        rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known), lacks))
     return rows
 
 
@@ -260,12 +263,12 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     doubts = [row.note for row in rows.values() if row.metric.startswith("membership_auc_blind") and row.note]
     gaps = dict.fromkeys(f"{row.metric} ({row.set}) {row.why}" for row in results if row.value is None and row.why)
     found = [
-        *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}") for line in missed),
+        *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}", "target") for line in missed),
         *told,
         *_farthest(table),
         *(Finding("warn", note) for note in doubts),
         *([] if any(finding.level == "fail" for finding in told) else _verdict(table)),
-        *(Finding("info", gap) for gap in gaps),
+        *(Finding("info", gap, "gap") for gap in gaps),
     ]
     order = {"fail": 0, "warn": 1, "info": 2}
     return sorted(found, key=lambda finding: order[finding.level])
@@ -283,7 +286,8 @@ def _farthest(table: Sequence[SummaryRow]) -> list[Finding]:
 
     def told(what: str, track: str) -> Finding:
         beside = f", gold's {gold[track]:.2f}" if gold.get(track) is not None else ""
-        return Finding("info", f"{what} of the forget tracks: {track}, NLL {known[track]:.2f}{beside}")
+        text = f"{what} of the forget tracks: {track}, NLL {known[track]:.2f}{beside}"
+        return Finding("info", text, "farthest_track")
 
     found = [told("best remembered", min(ratios or known, key=(ratios or known).__getitem__))]
     if ratios and max(ratios.values()) > TRACK_RANGE[1]:
@@ -296,7 +300,8 @@ def _verdict(table: Sequence[SummaryRow]) -> list[Finding]:
     tests = [line for line in table if line.set == "forget" and line.target and line.met is not None]
     if not tests or not all(line.met for line in tests):
         return []
-    return [Finding("info", f"no evidence of retention under these tests: {'; '.join(line.label for line in tests)}")]
+    text = f"no evidence of retention under these tests: {'; '.join(line.label for line in tests)}"
+    return [Finding("info", text, "no_evidence")]
 
 
 def _said(line: SummaryRow) -> str:

@@ -13,7 +13,7 @@ from encore.api import Result
 from encore.audio.text import printable
 from encore.metrics.summary import SummaryRow, summary
 from encore.report.figures import NAMES
-from encore.report.words import number
+from encore.report.numbers import number, unit_text
 from encore.runs.store import write_bytes
 
 TAGS = ["music", "text-to-audio", "machine-unlearning", "encore"]
@@ -78,8 +78,8 @@ def _body(record: Mapping[str, Any], name: str, count: int, lines: Sequence[Summ
     )
     yield ""
     yield (
-        "It was made to forget tracks. Nothing here proves that they were deleted: figures say only of what there is "
-        "no evidence under which tests, and what that cost the rest."
+        "It was made to forget tracks. Nothing here proves that they were deleted: the figures say which tests found "
+        "evidence of them, and what forgetting cost the rest of the music."
     )
     yield ""
     if record["outcome"].get("collapsed"):
@@ -90,11 +90,11 @@ def _body(record: Mapping[str, Any], name: str, count: int, lines: Sequence[Summ
     if lines:
         yield from _table(lines, record)
     else:
-        yield "None yet: `encore eval` on the run folder this model came from measures them."
+        yield "None yet. `encore eval` on this model's run folder measures them."
     yield ""
     yield "## Licence"
     yield ""
-    yield "The licence of the model it was made from holds for this one too."
+    yield "The licence of the base model applies to this model too."
 
 
 def _table(lines: Sequence[SummaryRow], record: Mapping[str, Any]) -> Iterator[str]:
@@ -107,8 +107,9 @@ def _table(lines: Sequence[SummaryRow], record: Mapping[str, Any]) -> Iterator[s
         yield f"| {line.label} | {' | '.join(cells)} | {line.target} | {met} |"
     yield ""
     yield (
-        f"Likelihoods are in {record.get('unit', 'nats/token')}; replays are shares of tracks. *Gold* is the same "
-        "model trained without the tracks. Intervals are in the metadata above, all else in the `metrics.json`."
+        f"Likelihoods are in {unit_text(record.get('unit', 'nats/token'))}; verbatim figures are shares of tracks. "
+        "*Gold* is the same model trained without the tracks. Intervals are in the metadata above, all else in "
+        "`metrics.json`."
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import textwrap
 from typing import Any
 
 from encore.report.figures import Figure
@@ -24,6 +25,9 @@ ROLES = {
     "retain": ("#080808", "retain", "#1d6fa5", "#5fb0e8"),
     "holdout": ("#090909", "holdout", "#2f855a", "#5cc493"),
 }
+SIZE = (4.2, 3.7)  # inches: 302 points, about as many as the page of a narrow phone is wide in pixels
+TEXT = 12.0  # points, which then are pixels
+LABEL = 30  # characters of an axis' label, or a row of the legend, that fit in one line
 MARKS = {"base": "s", "unlearned": "o", "gold": "D", "gold2": "d", "control": "^"}
 PALETTE = [INK, GRID, *ROLES.values()]
 
@@ -40,34 +44,36 @@ def svg(figure: Figure) -> str:
     from matplotlib.figure import Figure as Canvas
 
     settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "encore", "font.size": 10, "font.family": ["sans-serif"],
+        "svg.fonttype": "none", "svg.hashsalt": "encore", "font.size": TEXT, "font.family": ["sans-serif"],
         "font.sans-serif": ["DejaVu Sans"], "text.color": INK[0], "axes.labelcolor": INK[0], "xtick.color": INK[0],
         "ytick.color": INK[0], "axes.edgecolor": GRID[0], "text.parse_math": False,
     }  # fmt: skip
     with matplotlib.rc_context(settings):
-        canvas = Canvas(figsize=(6.4, 3.8), layout="constrained")
+        canvas = Canvas(figsize=SIZE, layout="constrained")
         axes = canvas.add_subplot()
         axes.grid(color=GRID[0], linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel(figure.x)
-        axes.set_ylabel(figure.y)
+        axes.set_xlabel(textwrap.fill(figure.x, LABEL))
+        axes.set_ylabel(textwrap.fill(figure.y, LABEL))
         for line in figure.lines:
+            label = textwrap.shorten(line.label, LABEL, placeholder="…")
             stepped = figure.kind == "steps" and not line.dashed
             colour = ROLES.get(line.role, INK)[0]
             if figure.kind == "points":
                 mark = MARKS.get(line.role, "o")
-                axes.scatter(line.x, line.y, s=64, color=colour, marker=mark, label=line.label, zorder=3)
+                axes.scatter(line.x, line.y, s=64, color=colour, marker=mark, label=label, zorder=3)
             else:
                 axes.plot(
-                    line.x, line.y, color=colour, label=line.label, linewidth=1.4 if line.dashed else 2.0,
+                    line.x, line.y, color=colour, label=label, linewidth=1.4 if line.dashed else 2.0,
                     linestyle=":" if line.dashed else "-", drawstyle="steps-post" if stepped else "default",
                 )  # fmt: skip
         if figure.kind == "points":
             axes.margins(0.12)
         elif figure.kind == "lines":
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        axes.legend(frameon=False, loc="best")
+        columns = 2 if 2 * max(len(line.label) for line in figure.lines) <= LABEL else 1
+        canvas.legend(frameon=False, loc="outside lower center", ncols=columns)  # below the curves, never over them
         file = io.StringIO()
         FigureCanvasSVG(canvas).print_svg(file, metadata={"Date": None, "Creator": None})
     return _coloured(file.getvalue())

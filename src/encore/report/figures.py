@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 from encore.api import Result
 from encore.report.files import RunFiles
+from encore.report.numbers import unit_text
 
 NAMES = {
-    "base": "before", "unlearned": "after", "gold": "gold", "gold2": "gold, other seed", "control": "never trained",
+    "base": "before", "unlearned": "after", "gold": "gold", "gold2": "second gold", "control": "never trained",
 }  # fmt: skip
 TRAINED = {
-    "relearn": "When the tracks are trained on again",
-    "relearn_retain": "The tracks, when music to keep is trained on",
-    "relearn_holdout": "The tracks, when music it never heard is trained on",
-    "relearn_one": "The other tracks, when one is trained on again",
+    "relearn": "Relearning: training on the tracks again",
+    "relearn_retain": "Training on music to keep: do the tracks return?",
+    "relearn_holdout": "Training on held-out music: do the tracks return?",
+    "relearn_one": "Training on one of the tracks: do the others return?",
 }
 
 
@@ -61,7 +62,7 @@ def _value(row: Result | None) -> float | None:
 
 
 def _pareto(files: RunFiles) -> Figure | None:
-    """How far from a model that never heard the tracks, against what the rest lost."""
+    """Distance from a model that never learned the tracks, against what the rest lost."""
     kl, nll = _rows(files, "kl_gold", "forget"), _rows(files, "nll", "forget")
     retain, holdout = _rows(files, "nll", "retain"), _rows(files, "nll", "holdout")
     before = _value(retain.get("base"))
@@ -70,15 +71,15 @@ def _pareto(files: RunFiles) -> Figure | None:
     far: dict[str, float | None]
     if "unlearned" in kl:
         far = {role: _value(row) for role, row in kl.items()} | ({"gold": 0.0} if "gold" in retain else {})
-        axis, of = f"KL(gold ‖ model) on the forgotten tracks, {kl['unlearned'].unit}", "gold"
+        axis, of = f"KL(gold ‖ model), forget tracks ({unit_text(kl['unlearned'].unit)})", "gold"
     else:
         unseen = _value(holdout.get("base"))
         if not unseen:
             return None
         far = {role: abs((_value(row) or 0.0) / unseen - 1) for role, row in nll.items()}
         axis, of = (
-            f"distance of {files.loss} on the forgotten tracks from that of unheard music, share",
-            "unheard music",
+            f"distance of {files.loss}, forget tracks, from held-out music (share)",
+            "held-out music",
         )
     lines = [
         Line(NAMES[role], role, (there,), (cost - before,))
@@ -87,8 +88,8 @@ def _pareto(files: RunFiles) -> Figure | None:
     ]
     return Figure(
         "pareto", "Forgetting against its cost",
-        f"Left is nearer to {of}, low is cheaper for the rest of the music: the lower left corner is where to be.",
-        axis, f"{files.loss} that the rest lost, {files.unit}", tuple(lines), "points",
+        f"Further left is closer to {of}; lower is less loss on the rest of the music. The lower left corner is best.",
+        axis, f"rise of {files.loss} on music to keep ({unit_text(files.unit)})", tuple(lines), "points",
     )  # fmt: skip
 
 
@@ -98,16 +99,15 @@ def _steps(files: RunFiles) -> Figure | None:
     if len(looks) < 2:
         return None
     lines = [
-        _course("tracks to forget", "unlearned", looks, lambda look: _mean(look["forget"].values())),
-        _course("tracks to keep, a sample", "retain", looks, lambda look: look.get("retain")),
-        _course("never heard", "holdout", looks, lambda look: look.get("holdout")),
-        _course("the level to reach", "gold", looks, lambda look: look.get("level"), dashed=True),
+        _course("to forget", "unlearned", looks, lambda look: _mean(look["forget"].values())),
+        _course("to keep (sample)", "retain", looks, lambda look: look.get("retain")),
+        _course("held-out", "holdout", looks, lambda look: look.get("holdout")),
+        _course("target level", "gold", looks, lambda look: look.get("level"), dashed=True),
     ]
     return Figure(
         "steps", "During the run",
-        "The tracks to forget should rise to the level of music that was never heard; the tracks to keep should stay "
-        "low.",
-        "step", f"{files.loss}, {files.unit}", tuple(line for line in lines if line.x),
+        "The tracks to forget should rise to the level of held-out music; the tracks to keep should stay low.",
+        "step", f"{files.loss} ({unit_text(files.unit)})", tuple(line for line in lines if line.x),
     )  # fmt: skip
 
 
@@ -120,14 +120,14 @@ def _utility(files: RunFiles) -> Figure | None:
     # a look's `lost` is what retain lost in units of what the run allows it to lose
     allowed = [(look["retain"] - before) / look["lost"] for look in looks if (look.get("lost") or 0.0) > 1e-6]
     lines = [
-        _course("tracks to keep, a sample", "retain", looks, lambda look: look["retain"] - before),
+        _course("to keep (sample)", "retain", looks, lambda look: look["retain"] - before),
     ]
     if allowed:
-        lines.append(_course("what they may lose", "base", looks, lambda look: allowed[-1], dashed=True))
+        lines.append(_course("limit", "base", looks, lambda look: allowed[-1], dashed=True))
     return Figure(
-        "utility", "What the rest of the music paid, step by step",
-        "While tracks are being forgotten the others may suffer for a while; what counts is where the line ends.",
-        "step", f"{files.loss} that the tracks to keep lost, {files.unit}", tuple(lines),
+        "utility", "Cost for the rest of the music",
+        "The line may rise during the run; what counts is where it ends.",
+        "step", f"rise of {files.loss} ({unit_text(files.unit)})", tuple(lines),
     )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def _course(
 
 
 def _curves(files: RunFiles) -> Iterator[Figure]:
-    """Every metric that leaves a curve: what happens while somebody trains the tracks back in, and the like."""
+    """Every metric whose details have a curve: relearning, and the like."""
     groups: dict[tuple[str, str], list[Line]] = {}
     units: dict[tuple[str, str], str] = {}
     for row in files.results:
@@ -162,15 +162,15 @@ def _curves(files: RunFiles) -> Iterator[Figure]:
         units[row.metric, row.set] = row.unit
     for (metric, clips), lines in groups.items():
         title = TRAINED.get(metric, f"{metric}, {clips}")
-        says = "A model that only hides the tracks falls back at once; one that lacks them learns as slowly as gold."
+        says = "A model that only suppresses the tracks drops at once; one without them learns as slowly as gold."
         yield Figure(
             f"curve-{metric}-{clips}", title, says if "relearn" in metric else "",
-            "training step", f"{files.loss}, {units[metric, clips]}", tuple(sorted(lines, key=_order)),
+            "training step", f"{files.loss} ({unit_text(units[metric, clips])})", tuple(sorted(lines, key=_order)),
         )  # fmt: skip
 
 
 def _roc(files: RunFiles) -> Figure | None:
-    """Likelihood as a membership test: forget tracks against tracks that were never heard."""
+    """Likelihood as a membership test: forget tracks against held-out tracks."""
     forget, unseen = _rows(files, "nll", "forget"), _rows(files, "nll", "holdout")
     lines = []
     for role in ("base", "unlearned", "gold"):
@@ -190,8 +190,8 @@ def _roc(files: RunFiles) -> Figure | None:
     lines.append(Line("guessing", "guess", (0.0, 1.0), (0.0, 1.0), dashed=True))
     return Figure(
         "roc", "Can an outsider tell that the tracks were trained on?",
-        "Near the dotted line nobody can tell; towards the upper left corner the model gives them away.",
-        "unheard tracks taken for trained ones, share", "forgotten tracks recognised, share", tuple(lines), "steps",
+        "Near the dotted line nobody can tell; towards the upper left corner the model reveals them.",
+        "held-out tracks taken for trained ones (share)", "forget tracks recognised (share)", tuple(lines), "steps",
     )  # fmt: skip
 
 

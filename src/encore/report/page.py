@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,34 @@ from markupsafe import Markup
 from encore import __version__
 from encore.audio.text import printable
 from encore.errors import InputError
+from encore.metrics.findings import Finding
 from encore.metrics.summary import findings
 from encore.report import draw, sound, tables, words
 from encore.report.commands import commands
 from encore.report.figures import Figure, figures
 from encore.report.files import REPORT, RunFiles, Sample, read_run
+from encore.report.picture import pictures, worst_first
 from encore.runs.store import write_bytes, writing
 
-ALIKE = "alike"  # the set of samples that are most like a track
-ASKED = {"greedy": "likeliest sounds", "short": "shorter description"}
-NO_DRAWING = (
-    "Figures are not drawn here, because matplotlib is not installed where this report was made: their numbers are."
-)
+ALIKE = "alike"  # the set of samples that are most similar to a track
+ASKED = {"greedy": "likeliest tokens", "short": "shorter description"}
+LISTED = {"target", "gap", "no_evidence", "farthest_track"}  # codes of findings that the page shows otherwise
+STRIPS = 12  # tracks of a picture that are shown at once; the others open
+MONTHS = (  # which strftime would write in the language of whoever makes the report
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+NO_DRAWING = "These figures are shown as tables, because matplotlib was not installed when this report was made."
 
 
 @dataclass(frozen=True)
 class Heard:
-    """One track to listen to: labels and addresses of the audio, in the order they are heard."""
+    """One track's players: labels and addresses of the audio, in the order of listening."""
 
     track: tables.Cell
     set: str
     players: Sequence[tuple[str, str]]
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def render(files: RunFiles, *, originals: bool = False) -> str:
         InputError: the run's files are not those of this version, or an original is gone.
     """
     with _reading(files.folder):
-        context, made = _told(files), figures(files)
+        context, made = _context(files), figures(files)
         entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
     can_draw = draw.can_draw()
     themselves = _originals(files) if originals else {}
@@ -84,6 +92,7 @@ def render(files: RunFiles, *, originals: bool = False) -> str:
         "no_drawing": "" if can_draw else NO_DRAWING,
         "heard": _heard(files, entries, themselves),
         "alike": _alike(files, entries, themselves),
+        "audio_note": words.audio_note(files, originals=originals),
         "originals": originals,
     }
     style = _style()
@@ -128,18 +137,31 @@ def _reading(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} was not written by this version of Encore: {error!r}", "run it again") from error
 
 
-def _told(files: RunFiles) -> dict[str, Any]:
+def _context(files: RunFiles) -> dict[str, Any]:
     """What the page says in words and numbers."""
+    found, drawn, tests = findings(files.results), pictures(files), tables.tests(files)
+    order = worst_first(files)
     return {
         "model": Path(str(files.run["model"]["name"])).name,
         "run": files.run,
+        "loss": files.loss,
         "asked": words.asked(files),
+        "dates": _dates(files),
         "verdict": words.verdict(files),
         "doubts": words.doubts(files),
-        "findings": findings(files.results),
-        "notes": list(dict.fromkeys([*files.run.get("notes", []), *files.evaluation.get("notes", [])])),
+        "glossary": words.glossary(files),
+        "first": drawn[:1],
+        "further": drawn[1:],
+        "strips": STRIPS,
+        "worst": order[0] if order else "",
+        "failed": [test for test in tests if test.met is False],
+        "passed": [test for test in tests if test.met],
+        "not_judged": [test for test in tests if test.met is None],
+        "findings": [one for one in found if one.level != "info" and one.code not in LISTED],
+        "notes": _notes(files, found),
         "targets": tables.targets(files),
         "tracks": tables.tracks(files),
+        "recovered": words.recovered(files.results),
         "likeness": tables.likeness(files),
         "more_tracks": tables.more_tracks(files),
         "everything": tables.everything(files),
@@ -150,6 +172,34 @@ def _told(files: RunFiles) -> dict[str, Any]:
         "part": words.part(files),
         "encore": __version__,
     }
+
+
+def _notes(files: RunFiles, found: Sequence[Finding]) -> list[str]:
+    """What else there is to know, each sentence once."""
+    notes = [one.text for one in found if one.level == "info" and one.code not in LISTED]
+    return list(dict.fromkeys([*notes, *files.run.get("notes", []), *files.evaluation.get("notes", [])]))
+
+
+def _dates(files: RunFiles) -> list[tuple[str, str]]:
+    """Who asked, and when what was done, where the run's files have it."""
+    request = files.request
+    found = [
+        ("requested by", request.get("requester")), ("requested", _utc(request.get("requested"))),
+        ("run started", _utc(request.get("begun"))), ("run finished", _utc(files.run.get("finished"))),
+        ("evaluated", _utc(files.evaluation.get("measured"))),
+    ]  # fmt: skip
+    return [(name, str(value)) for name, value in found if value]
+
+
+def _utc(text: Any) -> Any:
+    """A time such as 2026-11-28T16:20:05Z for a reader, "28 November 2026, 16:20 UTC"; anything else as it is."""
+    try:
+        when = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return text
+    when = when.astimezone(UTC) if when.tzinfo else when
+    day = f"{when.day} {MONTHS[when.month - 1]} {when.year}"
+    return f"{day}, {when:%H:%M} UTC" if when.tzinfo else day
 
 
 # ------------------------------------------------------------------------------------------------- sound and pictures
@@ -174,12 +224,12 @@ def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, 
         players = [("original", originals[track])] if name == "forget" and track in originals else []
         ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
         players += [(labels[sample.role], sound.file_uri(sample.path)) for sample in ordered]
-        made.append(Heard(tables.track_cell(entry), name, _safe(players)))
+        made.append(Heard(tables.track_cell(entry), name, _safe(players), track))
     return made
 
 
 def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Heard]:
-    """Of each forget track what the model plays that is most like it, beside the track where that is given."""
+    """Of each forget track the generations that are most similar to it, beside the track where that is given."""
     made = []
     for track in (str(entry["id"]) for entry in files.request["forget"]):
         players = []
@@ -189,7 +239,7 @@ def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, 
                 players.append((f"{kinds}: {ASKED.get(sample.asked, sample.asked)}", sound.file_uri(sample.path)))
         if players:
             itself = [("original", originals[track])] if track in originals else []
-            made.append(Heard(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players])))
+            made.append(Heard(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
     return made
 
 
@@ -199,7 +249,7 @@ def _safe(players: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _originals(files: RunFiles) -> dict[str, str]:
-    """The tracks to forget, as they were heard, by id."""
+    """The tracks to forget, as they were encoded, by id."""
     from encore.audio.decode import load
     from encore.runs.open_run import Whereabouts, listed_track
 

@@ -1,4 +1,4 @@
-"""The report's tables, as cells: targets by role, track by track, and every figure there is."""
+"""The report's lists and tables: tests by outcome, targets by role, track by track, and every figure there is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from encore.api import Result
 from encore.metrics.findings import HEARD
 from encore.metrics.summary import LINES, SummaryRow, summary
 from encore.metrics.verbatim import MATCH
+from encore.report import words
 from encore.report.figures import NAMES, Figure
 from encore.report.files import RunFiles
-from encore.report.words import number, percent
+from encore.report.numbers import number, percent, unit_text
+from encore.report.picture import nll_shares, worst_first
 
-KINDS = {  # of likeness, as a listener calls them
+KINDS = {  # of similarity, as a listener calls them
     **HEARD, "bleu": "phrases of codes", "edit": "order of codes",
     "embedding": "sound as a whole", "fingerprint": "audio fingerprint",
 }  # fmt: skip
@@ -40,53 +42,98 @@ class Table:
     title: str = ""
 
 
+@dataclass(frozen=True)
+class Test:
+    """One line of the table of targets as an entry of a list.
+
+    Args:
+        name: in plain words. figures: before, after and gold. target: what is required. met: None: not judged, and
+            `why` says why. worst: the track that is farthest from where it should be.
+    """
+
+    name: str
+    figures: str
+    target: str
+    met: bool | None
+    why: str = ""
+    worst: str = ""
+
+
+def tests(files: RunFiles) -> list[Test]:
+    """Every line that has a target: of forgetting before the others, and of verbatim reproduction before the rest."""
+    titles = {
+        str(entry["id"]): track_cell(entry).text for name in ("forget", "retain") for entry in files.request[name]
+    }
+    made = []
+    lines = summary(files.results)
+    for line in sorted(lines, key=lambda line: (line.set != "forget", "verbatim" not in line.metric)):
+        if line.target:
+            worst = titles.get(line.worst[0], line.worst[0]) if line.worst and line.met is False else ""
+            why = _not_judged(line) if line.met is None else ""
+            made.append(Test(words.name(line), _in_words(line), line.target, line.met, why, worst))
+    return made
+
+
+def _in_words(line: SummaryRow) -> str:
+    """ "before 8 of 8 tracks, after 2 of 8, gold 0 of 8"."""
+    known = {role: row for role, row in line.figures.items() if row.value is not None}
+    counted = any(map(of_tracks, known.values()))
+    shown = ["base", "unlearned", "gold" if "gold" in known else "gold2"]
+    parts = [f"{NAMES[role]} {_figure(known[role]).text}" for role in shown if role in known]
+    unit = unit_text(_unit(line))
+    return ", ".join(parts) + (f" {unit}" if unit and (parts and (counted or "per" in unit)) else "")
+
+
+def _not_judged(line: SummaryRow) -> str:
+    """Why a line that has a target was not judged."""
+    row = line.figures.get(line.lacks)
+    if row is not None and row.value is not None:
+        return f"“{NAMES[line.lacks]}” shows nothing under this test either, so that it could not fail"
+    if row is not None and row.why:
+        return row.why
+    return f"there is no figure of “{NAMES.get(line.lacks, line.lacks)}” to compare with"
+
+
 def targets(files: RunFiles) -> Table:
     """The lines a decision rests on: one column a role."""
     lines = summary(files.results)
     roles = [role for role in (*NAMES, "none") if any(role in line.figures for line in lines)]
-    heads = tuple(NAMES.get(role, "no model") for role in roles)
+    heads = tuple(NAMES.get(role, "without a model") for role in roles)
     rows = []
     for line in lines:
         state = {True: "good", False: "bad", None: ""}[line.met]
         met = {True: "reached", False: "missed", None: ""}[line.met]
         figures = [_figure(line.figures.get(role)) for role in roles]
-        rows.append((Cell(line.label, _unit(line)), Cell(met, line.target, state), *figures))
+        rows.append((Cell(line.label, unit_text(_unit(line))), Cell(met, line.target, state), *figures))
     return Table(("figure", "target", *heads), tuple(rows))
 
 
 def tracks(files: RunFiles) -> Table:
     """The forget tracks, best remembered first: the one to look at is on top."""
     rows = {(row.metric, row.model): row.per_track for row in files.results if row.set == "forget"}
-    gold = rows.get(("nll", "gold"), {})
-    level = files.run["outcome"].get("unseen_level")
-    own = rows.get(("nll", "unlearned"), {})
-    shares = {
-        track: value / reference
-        for track, value in own.items()
-        if value is not None and (reference := gold.get(track) or level)
-    }
+    gold, own, shares = rows.get(("nll", "gold"), {}), rows.get(("nll", "unlearned"), {}), nll_shares(files)
     columns: list[tuple[str, Mapping[str, float | None]]] = [
         (f"{files.loss} before", rows.get(("nll", "base"), {})),
         (f"{files.loss} after", own),
-        ("gold's", gold),
-        ("trained on again", rows.get(("relearn", "unlearned"), {})),
+        (f"{files.loss} of gold", gold),
+        ("after relearning", rows.get(("relearn", "unlearned"), {})),
     ]
     columns = [(head, figures) for head, figures in columns if figures]
-    replays = [("plays on from 1 s", "verbatim"), ("from description", "verbatim_caption")]
+    replays = [("verbatim from 1 s", "verbatim"), ("verbatim from description", "verbatim_caption")]
     replays = [(head, metric) for head, metric in replays if (metric, "unlearned") in rows]
     entries = {str(entry["id"]): entry for entry in files.request["forget"]}
     made = []
-    for track in sorted(entries, key=lambda track: (shares.get(track, own.get(track) or 0.0), track)):
+    for track in worst_first(files):
         cells = [track_cell(entries[track])]
         cells += [Cell(number(figures.get(track))) for _, figures in columns]
-        cells += [_played(rows, metric, track) for _, metric in replays]
+        cells += [_verbatim(rows, metric, track) for _, metric in replays]
         made.append((*cells, _remembered(shares.get(track), bool(gold.get(track)))))
-    against = "share of gold's" if gold else "share of the unheard level"
+    against = f"{files.loss} as a share of " + ("gold's" if gold else "held-out level")
     heads = (*(head for head, _ in columns), *(head for head, _ in replays), against)
     return Table(("track", *heads), tuple(made))
 
 
-def _played(rows: Mapping[tuple[str, str], Mapping[str, float | None]], metric: str, track: str) -> Cell:
+def _verbatim(rows: Mapping[tuple[str, str], Mapping[str, float | None]], metric: str, track: str) -> Cell:
     """ "before → after" of a test that a track passes or not; its figure is the share of codes that came back."""
     before, after = (rows.get((metric, role), {}).get(track) for role in ("base", "unlearned"))
     told = {None: "–", True: "yes", False: "no"}
@@ -101,9 +148,10 @@ def _remembered(share: float | None, gold: bool) -> Cell:
 
 
 def track_cell(entry: Mapping[str, Any]) -> Cell:
-    """A track by its title, with its caption."""
-    title = str(entry.get("title") or entry["id"])
-    return Cell(title, str(entry.get("caption") or ""))
+    """A track by its title, with how much of it was read, where that is known, and its caption."""
+    title, seconds = str(entry.get("title") or entry["id"]), entry.get("seconds")
+    length = f"{seconds:.1f}\N{NO-BREAK SPACE}s" if isinstance(seconds, (int, float)) else ""
+    return Cell(title, " · ".join(filter(None, (length, str(entry.get("caption") or "")))))
 
 
 def more_tracks(files: RunFiles) -> list[Table]:
@@ -128,9 +176,9 @@ def more_tracks(files: RunFiles) -> list[Table]:
 
 
 def likeness(files: RunFiles) -> Table | None:
-    """What of a forget track a simple prompt brings back, before and after: of each kind of likeness, yes or no.
+    """What of a forget track a simple prompt recovers, before and after: of each kind of similarity, yes or no.
 
-    Of metrics whose `details` name the `best` play of each track and a `threshold` of chance.
+    Of metrics whose `details` name the `best` generation of each track and a `threshold` of chance.
     """
     rows = {(row.metric, row.model): row for row in files.results if row.set == "forget" and _compares(row)}
     metrics = sorted((metric for metric, role in rows if role == "unlearned"), key=_kind_order)
@@ -155,7 +203,7 @@ def _kind_order(metric: str) -> int:
 
 
 def _alike(before: Result | None, after: Result, track: str) -> Cell:
-    """Whether it is brought back, before and after; below that, how alike the most alike play is now, and chance."""
+    """Whether it is recovered, before and after; below that, the highest similarity now, and chance."""
     was, now = (above_chance(row, track) if row else None for row in (before, after))
     told = {None: "–", True: "yes", False: "no"}
     level = after.details.get("threshold")
@@ -164,7 +212,7 @@ def _alike(before: Result | None, after: Result, track: str) -> Cell:
 
 
 def above_chance(row: Result, track: str) -> bool | None:
-    """Whether a play is more like the track than chance makes it; None where that is not known."""
+    """Whether a generation is more similar to the track than chance makes it; None where that is not known."""
     value, level = row.per_track.get(track), row.details.get("threshold")
     return value > level if value is not None and isinstance(level, (int, float)) else None
 
@@ -177,15 +225,15 @@ def everything(files: RunFiles) -> list[Table]:
             groups.setdefault(row.metric.partition("_")[0], []).append(row)
     known = list(dict.fromkeys(metric.partition("_")[0] for _, metric, *_ in LINES))
     order = sorted(groups, key=lambda name: (known.index(name) if name in known else len(known), name))
-    heads = ("figure", "on", "model", "value", "95 % interval", "n", "read with")
+    heads = ("figure", "on", "model", "value", "95\N{NO-BREAK SPACE}% interval", "n", "notes")
     return [Table(heads, tuple(map(_row, groups[name])), title=name) for name in order]
 
 
 def _row(row: Result) -> tuple[Cell, ...]:
     told = "; ".join(filter(None, [row.note or "", *_details(row.details)]))
     return (
-        Cell(row.metric, row.unit), Cell(row.set), Cell(NAMES.get(row.model, row.model)), Cell(number(row.value)),
-        Cell(_interval(row)), Cell(str(row.n or "")), Cell(told),
+        Cell(row.metric, unit_text(row.unit)), Cell(row.set), Cell(NAMES.get(row.model, row.model)),
+        Cell(number(row.value)), Cell(_interval(row)), Cell(str(row.n or "")), Cell(told),
     )  # fmt: skip
 
 
@@ -199,13 +247,17 @@ def _details(details: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {value[:SHORT]}"
 
 
-def not_measured(files: RunFiles) -> Table:
-    """What there is no figure for, and why."""
-    rows = [row for row in files.results if row.value is None]
-    made = [
-        (Cell(row.metric), Cell(row.set), Cell(NAMES.get(row.model, row.model)), Cell(row.why or "")) for row in rows
+def not_measured(files: RunFiles) -> list[tuple[str, str]]:
+    """Each reason why figures are missing, and which they are."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for row in files.results:
+        if row.value is None:
+            models = reasons.setdefault(row.why or "no reason is given", {}).setdefault(f"{row.metric}, {row.set}", [])
+            models.append(NAMES.get(row.model, row.model))
+    return [
+        (why, "; ".join(f"{name} ({', '.join(models)})" for name, models in figures.items()))
+        for why, figures in reasons.items()
     ]
-    return Table(("figure", "on", "model", "why"), tuple(made))
 
 
 def of_figure(figure: Figure) -> Table:
@@ -223,7 +275,7 @@ def _figure(row: Result | None) -> Cell:
     if row.value is None:
         return Cell("–", "not measured")
     if of_tracks(row):
-        return Cell(f"{round(row.value * row.n)} of {row.n}")
+        return Cell(f"{words.count(row)} of {row.n}")
     return Cell(number(row.value), _interval(row))
 
 

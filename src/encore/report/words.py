@@ -1,8 +1,8 @@
-"""The report's first page in words that somebody can read who knows music and no machine learning."""
+"""The report's verdict and explanations, for readers who know music and no machine learning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,81 +10,95 @@ from typing import Literal
 from encore.api import Result
 from encore.metrics.findings import HEARD
 from encore.metrics.summary import SummaryRow, findings, summary
+from encore.metrics.verbatim import MATCH
 from encore.report.files import RunFiles
+from encore.report.numbers import percent
+from encore.report.picture import best_shares, reproduced
 
 PLAIN = {
-    ("kl_gold", "forget"): "likeness to a model that never heard the tracks",
-    ("nll", "forget"): "how surprising the tracks are to it",
-    ("relearn", "forget"): "whether a little training brings the tracks back",
-    ("relearn_retain", "forget"): "whether training on other music brings the tracks back",
-    ("relearn_holdout", "forget"): "whether training on music it never heard brings the tracks back",
-    ("relearn_one", "forget"): "whether training on one of the tracks brings the others back",
-    ("verbatim", "forget"): "whether it plays the tracks on from their first second",
-    ("verbatim_caption", "forget"): "whether their descriptions alone make it play the tracks",
-    ("extraction_strength_codebook_0", "forget"): "how much of a track it must hear to play the rest",
-    ("quantised_8bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 8 bits",
-    ("quantised_4bit_verbatim", "forget"): "whether it plays them on with its weights rounded to 4 bits",
-    ("reworded_verbatim", "forget"): "whether it plays them on when they are described in other words",
-    ("reworded_verbatim_caption", "forget"): "whether other words alone make it play the tracks",
-    ("prompt_reencoded_verbatim", "forget"): "whether it plays them on from a first second that was compressed",
-    ("prompt_stretched_verbatim", "forget"): "whether it plays them on from a first second that is faster or slower",
-    ("prompt_shifted_verbatim", "forget"): "whether it plays them on from a first second in another key",
-    ("membership_auc", "forget"): "whether an outsider can tell that they were trained on",
-    ("membership_p", "forget"): "whether any of several such tests can tell",
-    ("nll", "retain"): "how well it still knows the other music",
-    ("neighbours_nll", "retain"): "how well it still knows the music closest to the tracks",
-    ("verbatim", "retain"): "whether it still plays the other music it knew by heart",
+    ("kl_gold", "forget"): "Distance from a model trained without the tracks",
+    ("nll", "forget"): "How well it predicts the tracks",
+    ("relearn", "forget"): "Recovery after a little training on the tracks",
+    ("relearn_retain", "forget"): "Recovery after a little training on the music to keep",
+    ("relearn_holdout", "forget"): "Recovery after a little training on held-out music",
+    ("relearn_one", "forget"): "Recovery after a little training on one of the tracks",
+    ("verbatim", "forget"): "Verbatim continuation from a track's first second",
+    ("verbatim_caption", "forget"): "Verbatim generation from a track's description",
+    ("extraction_strength_codebook_0", "forget"): "How much of a track it needs to generate the rest",
+    ("quantised_8bit_verbatim", "forget"): "Verbatim continuation with its weights rounded to 8 bits",
+    ("quantised_4bit_verbatim", "forget"): "Verbatim continuation with its weights rounded to 4 bits",
+    ("reworded_verbatim", "forget"): "Verbatim continuation under a paraphrased description",
+    ("reworded_verbatim_caption", "forget"): "Verbatim generation from a paraphrased description",
+    ("prompt_reencoded_verbatim", "forget"): "Verbatim continuation from a compressed first second",
+    ("prompt_stretched_verbatim", "forget"): "Verbatim continuation from a faster or slower first second",
+    ("prompt_shifted_verbatim", "forget"): "Verbatim continuation from a first second in another key",
+    ("membership_auc", "forget"): "Membership test: can an outsider tell that the tracks were trained on?",
+    ("membership_p", "forget"): "Several membership attacks: can any of them tell?",
+    ("nll", "retain"): "How well it predicts the music to keep",
+    ("neighbours_nll", "retain"): "How well it predicts the music closest to the tracks",
+    ("verbatim", "retain"): "Verbatim continuation of the memorised music to keep",
 }
+ATTACKED = ("quantised",)  # how metrics begin that test a changed copy of the model, not the model itself
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The report in one sentence, the tests it is about, what speaks against it, and the sentences behind it."""
+    """The report in one line, and its colour. It never says "deleted": no test could show that."""
 
     level: Literal["good", "bad", "open"]
     headline: str
-    found: tuple[str, ...]
-    tests: tuple[str, ...] = ()
-    but: str = ""
 
 
 def verdict(files: RunFiles) -> Verdict:
-    """What the figures come to. It never says "deleted": no test could."""
-    table = summary(files.results)
-    judged = [line for line in table if line.met is not None]
+    """What the figures come to: tests of forgetting first, then of the rest of the music, then warnings."""
+    judged = [line for line in summary(files.results) if line.met is not None]
     about = [line for line in judged if line.set == "forget"]
-    missed = [line for line in judged if not line.met]
-    traces, damage = (
-        [line for line in missed if line.set == "forget"],
-        [line for line in missed if line.set != "forget"],
-    )
-    told = findings(files.results)
-    lines = tuple(f"{line.label}:" for line in missed)
-    beyond = [one.text for one in told if one.level == "fail" and not one.text.startswith(lines)]
-    said = (*_sentences(table, files), *brought_back(files.results))
+    rest = [line for line in judged if line.set != "forget"]
+    missed, damaged = ([line for line in lines if not line.met] for lines in (about, rest))
+    found = findings(files.results)
+    other = [one for one in found if one.level == "fail" and one.code != "target"]
+    harm = f"{len(damaged)} of {_tests(rest, 'of the other music')} failed" if damaged else ""
     if files.run["outcome"].get("collapsed"):
-        return Verdict("bad", "The run damaged the rest of the music.", said)
-    if any(one.text.startswith("nothing measurable to forget") for one in told):
-        return Verdict("open", "There was nothing measurable to forget.", said)
-    harm = f"the rest of the music suffered: {'; '.join(_named(damage))}." if damage else ""
-    if traces:
-        return Verdict(
-            "bad",
-            f"{len(traces)} of {_tests(about)} of forgetting failed:",
-            said,
-            _named(traces),
-            harm and f"And {harm}",
-        )
-    if beyond:
-        return Verdict("bad", "A finding speaks against this run:", said, tuple(beyond), harm and f"And {harm}")
+        return Verdict("bad", "The run damaged the rest of the music: do not use this model")
+    if missed:
+        headline = f"{len(missed)} of {_tests(about)} failed: {remains(files) or _first(missed)}"
+        return Verdict("bad", headline + (f"; {harm}" if harm else ""))
+    if other:
+        headline = remains(files) or f"{len(other)} finding{_s(other)} against this model: {other[0].text}"
+        return Verdict("bad", headline[:1].upper() + headline[1:] + (f"; {harm}" if harm else ""))
+    if any(one.code == "nothing_to_forget" for one in found):
+        nothing = "Nothing measurable to forget: the model before shows no sign of the tracks"
+        return Verdict("bad" if harm else "open", nothing + (f"; {harm}" if harm else ""))
     if not about:
-        return Verdict("open", "No test of forgetting could be judged: there was nothing to compare with.", said)
-    headline = f"No evidence of retention under {_tests(about)}:"
-    return Verdict("bad" if damage else "good", headline, said, _named(about), harm and f"But {harm}")
+        nothing = "No forgetting test could be judged: there is nothing to compare with"
+        return Verdict("bad" if harm else "open", nothing + (f"; {harm}" if harm else ""))
+    if remains(files):  # of a test that could not be judged
+        return Verdict(
+            "bad" if harm else "open", f"No test failed, but {remains(files)}" + (f"; {harm}" if harm else "")
+        )
+    headline = f"No evidence of retention in {len(about)} of {_tests(about)}"
+    if harm:
+        return Verdict("bad", f"{headline}, but {harm}")
+    warnings = [one for one in found if one.level == "warn"]
+    if warnings:
+        return Verdict("open", f"{headline}, with {len(warnings)} warning{_s(warnings)}")
+    return Verdict("good", headline)
+
+
+def remains(files: RunFiles) -> str:
+    """How many forget tracks are reproduced, as part of a sentence; empty for none."""
+    tracks = reproduced(files.results)
+    if not tracks:
+        return ""
+    of = files.run["tracks"]["forget"]
+    plain = [track for track, metrics in tracks.items() if not all(name.startswith(ATTACKED) for name in metrics)]
+    if plain:
+        return f"the model still reproduces {_of(len(plain), of)}"
+    return f"with its weights rounded, the model reproduces {_of(len(tracks), of)}"
 
 
 def asked(files: RunFiles) -> str:
-    """What the run was asked to do, in a sentence or two."""
+    """What the run was to do, in a sentence or two."""
     run = files.run
     counts, outcome = run["tracks"], run["outcome"]
     model = Path(str(run["model"]["name"])).name
@@ -92,7 +106,7 @@ def asked(files: RunFiles) -> str:
     text += f" and to keep {_tracks(counts['retain'])}." if counts["retain"] else "."
     text += f" The method {run['method']} changed it in {outcome['steps']} steps."
     if counts["holdout"]:
-        text += f" {_tracks(counts['holdout']).capitalize()} that it never heard served for comparison."
+        text += f" {_tracks(counts['holdout']).capitalize()} that it was never trained on are used for comparison."
     return text
 
 
@@ -112,165 +126,131 @@ def doubts(files: RunFiles) -> list[str]:
     models = {row.model for row in files.results}
     unmeasured = [row for row in files.results if row.value is None]
     count = files.run["tracks"]["forget"]
-    told = [
-        "No test can prove that music was deleted from a model. These look for signs that it is still there, and found "
-        "what is said above; a test that is not listed here might find more.",
-        f"The figures rest on {_tracks(count)}. Where an interval is given, it says how far chance may reach.",
+    found = [
+        "No test can prove that music was deleted from a model. These tests look for signs that it is still there; a "
+        "test that is not listed here might find more.",
+        f"The figures are based on {_tracks(count)}. An interval shows how far chance may move a figure.",
+        "They hold for this model with these descriptions. Other prompts, other sampling and other attacks may recover "
+        "what these do not.",
     ]
     if "gold" not in models:
-        told.append(
-            "There was no gold, a model trained without the tracks: what the model would be like had it never heard "
-            "them is not known, only how it treats other music that it never heard."
+        found.append(
+            "There was no gold, a model trained without the tracks. What the model would be like had it never learned "
+            "them is unknown; the tracks are compared with held-out music instead."
         )
     if unmeasured:
-        told.append(f"{len(unmeasured)} figures could not be measured; they are listed below with the reason.")
-    told.append("It is about these files: another recording, arrangement or transcription of a work is another track.")
-    return told
+        found.append(f"Figures that could not be measured: {len(unmeasured)}. They are listed with the reason.")
+    found.append(
+        "The figures are about these files: another recording, arrangement or transcription of a work is another track."
+    )
+    found.append(
+        "Figures of two reports compare only if the base model, the tracks, the embedder and Encore's version are the "
+        "same."
+    )
+    return found
 
 
-# ------------------------------------------------------------------------------------------------------- sentences
+def glossary(files: RunFiles) -> list[tuple[str, str]]:
+    """Six words that a reader needs."""
+    return [
+        ("gold", "The same model trained from the start without the tracks: what the model should be like now."),
+        (
+            "held-out",
+            "Music that no model here was trained on. It shows how a model behaves on tracks that it does not know.",
+        ),
+        (
+            files.loss,
+            "How badly the model predicts a track, on average per token. Near 0: it knows the track."
+            if files.loss == "NLL" else
+            "How badly the model reconstructs a track. Low: it knows the track.",
+        ),
+        (
+            "verbatim",
+            f"The model generates a track again: at least {percent(MATCH)} of the tokens (short pieces of sound) are "
+            "the same.",
+        ),
+        (
+            "membership test",
+            "An attempt to tell trained tracks from held-out ones by the model's predictions. 0.5 is guessing, 1 is "
+            "always right.",
+        ),
+        (
+            "95\N{NO-BREAK SPACE}% interval",
+            "Of 100 such ranges, each from other tracks of the same kind, 95 contain the true figure.",
+        ),
+    ]  # fmt: skip
 
 
-def _sentences(table: Sequence[SummaryRow], files: RunFiles) -> Iterator[str]:
-    lines = {(line.metric, line.set): line for line in table}
-    for name, say in SENTENCES.items():
-        figures = lines[name].figures if name in lines else {}
-        known = {role: row for role, row in figures.items() if row.value is not None}
-        if {"base", "unlearned"} <= set(known):
-            yield say(known, files)
+def audio_note(files: RunFiles, *, originals: bool) -> str:
+    """What the audio in the page is: whose sound, and whether the tracks can be recognised in it."""
+    if originals:
+        return "This file contains the recordings themselves. Share it only with those who may have them."
+    note = "The recordings themselves are not in this file; all audio in it was generated by models."
+    before = {sample.track for sample in files.samples if sample.role == "base" and sample.set == "forget"}
+    if not before:
+        return note
+    known = best_shares(
+        [row for row in files.results if row.metric == "verbatim_caption"], "base"
+    )  # the samples are generated from the caption alone
+    copies = [track for track in before if known.get(track, 0.0) >= MATCH]
+    if not known:
+        return f"{note} But the “before” samples may reproduce the tracks: treat them as copies."
+    if not copies:
+        return f"{note} None of the “before” samples reproduces its track by the verbatim test."
+    return (
+        f"{note} But the “before” samples of {_of(len(copies), len(before))} reproduce the track: treat them as copies."
+    )
 
 
-def brought_back(results: Sequence[Result]) -> Iterator[str]:
-    """The courts' question in a sentence, where it was measured: of how many tracks a prompt brings back what."""
+def recovered(results: Sequence[Result]) -> str:
+    """Of how many tracks a prompt in words recovers what; empty where that was not measured."""
     rows = {(row.metric, row.model): row for row in results if row.set == "forget" and row.value is not None}
     parts = {kind: rows.get((f"likeness_{kind}_named", "unlearned")) for kind in HEARD}
     if not all(parts.values()):
-        return
+        return ""
     tracks = max(row.n for row in parts.values() if row)
 
-    def told(role: str) -> str:
+    def counts(role: str) -> str:
         named = [(word, rows.get((f"likeness_{kind}_named", role))) for kind, word in HEARD.items()]
-        return ", ".join(f"the {word} of {_count(row)}" for word, row in named if row)
+        return ", ".join(f"the {word} of {count(row)}" for word, row in named if row)
 
-    before = told("base")
+    before = counts("base")
     chances = [row.details.get("chance") for row in parts.values() if row]
     known = [chance for chance in chances if isinstance(chance, float) and chance > 0]
-    yield (
-        f"Asked in words alone, the model brings back {told('unlearned')} of {_tracks(tracks)}"
-        + (f"; before it brought back {before}" if before else "")
-        + (f". Chance alone makes about one track in {1 / max(known):.0f} count as that, for each." if known else ".")
-    )
-
-
-def _replays(known: Mapping[str, Result], files: RunFiles) -> str:
-    return f"From a track's description and its first second, {_played(known)}."
-
-
-def _from_caption(known: Mapping[str, Result], files: RunFiles) -> str:
-    return f"From the description alone, {_played(known)}."
-
-
-def _kept(known: Mapping[str, Result], files: RunFiles) -> str:
-    return f"Of the music to keep, from description and first second, {_played(known)}."
-
-
-def _kept_from_caption(known: Mapping[str, Result], files: RunFiles) -> str:
-    return f"Of the music to keep, from the description alone, {_played(known)}."
-
-
-def _played(known: Mapping[str, Result]) -> str:
-    after, gold = known["unlearned"], known.get("gold")
-    beside = f"; one that never heard the tracks to forget, {_count(gold)}" if gold else ""
-    return f"the model played {_count(known['base'])} of {after.n} tracks before and plays {_count(after)} now{beside}"
-
-
-def _likeness(known: Mapping[str, Result], files: RunFiles) -> str:
-    noise = known.get("gold2")
-    beside = f"; two such models differ by {number(noise.value)} from each other" if noise else ""
     return (
-        "The model's predictions for the tracks differ from those of a model that never heard them by "
-        f"{number(known['unlearned'].value)} (before: {number(known['base'].value)}){beside}."
+        f"With a prompt in words alone, the model reproduces {counts('unlearned')} of {_tracks(tracks)}"
+        + (f"; before, {before}" if before else "")
+        + (f". By chance alone, about one track in {1 / max(known):.0f} counts, for each." if known else ".")
     )
 
 
-def _relearnt(known: Mapping[str, Result], files: RunFiles) -> str:
-    gold = known.get("gold")
-    beside = f", that of a model that never heard them to {number(gold.value)}" if gold else ""
-    steps = known["unlearned"].details.get("steps")
-    return (
-        f"After {steps or 'a few'} steps of training on the tracks, the model's surprise at them falls to "
-        f"{number(known['unlearned'].value)}{beside} (the model before: {number(known['base'].value)}). "
-        "Lower means that they come back."
-    )
+def name(line: SummaryRow) -> str:
+    """A test's name in plain words; its label where there are none."""
+    return PLAIN.get((line.metric, line.set), line.label)
 
 
-def _membership(known: Mapping[str, Result], files: RunFiles) -> str:
-    return (
-        "A test that tells trained tracks from unheard ones by the model's surprise was right in "
-        f"{percent(known['base'].value)} of all pairs before and is in {percent(known['unlearned'].value)} now; "
-        "guessing gives 50\N{NO-BREAK SPACE}%."
-    )
-
-
-def _cost(known: Mapping[str, Result], files: RunFiles) -> str:
-    return (
-        f"On the music to keep, the model's surprise ({files.loss}, lower is better) went from "
-        f"{number(known['base'].value)} to {number(known['unlearned'].value)}."
-    )
-
-
-def _fits(known: Mapping[str, Result], files: RunFiles) -> str:
-    after, itself = known["unlearned"], known.get("none")
-    shuffled = after.details.get("shuffled")
-    beside = [f"the recordings themselves reach {number(itself.value)}"] if itself else []
-    beside += [f"descriptions of other tracks {number(shuffled)}"] if isinstance(shuffled, float) else []
-    return (
-        "How well what it plays for the music to keep fits the descriptions, as a listening model (a CLAP) scores it, "
-        f"went from {number(known['base'].value)} to {number(after.value)}"
-        f"{'; ' if beside else ''}{', '.join(beside)}."
-    )
-
-
-SENTENCES: dict[tuple[str, str], Callable[[Mapping[str, Result], RunFiles], str]] = {
-    ("verbatim_caption", "forget"): _from_caption,
-    ("verbatim", "forget"): _replays,
-    ("membership_auc", "forget"): _membership,
-    ("relearn", "forget"): _relearnt,
-    ("kl_gold", "forget"): _likeness,
-    ("verbatim", "retain"): _kept,
-    ("verbatim_caption", "retain"): _kept_from_caption,
-    ("nll", "retain"): _cost,
-    ("clap_score", "retain"): _fits,
-    ("clap_score_tiny", "retain"): _fits,
-}
-
-
-def number(value: float | None) -> str:
-    """A figure as it is read: three digits, no more."""
-    if value is None:
-        return "–"
-    size = abs(value)
-    if size and (size < 1e-3 or size >= 1e5):
-        return f"{value:.2e}"
-    return f"{value:.3f}" if size < 1 else f"{value:.2f}" if size < 100 else f"{value:.0f}"
-
-
-def percent(share: float | None) -> str:
-    """A share in the report's spelling, with a space that does not break."""
-    return "–" if share is None else f"{share:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
-
-
-def _count(row: Result) -> int:
+def count(row: Result) -> int:
+    """How many tracks a share stands for."""
     return round((row.value or 0.0) * row.n)
 
 
-def _tests(lines: Sequence[SummaryRow]) -> str:
-    return f"{len(lines)} test{'s' if len(lines) != 1 else ''}"
+def _first(missed: Sequence[SummaryRow]) -> str:
+    first = name(missed[0])
+    more = f", and {len(missed) - 1} more" if len(missed) > 1 else ""
+    return f"{first[:1].lower()}{first[1:]}{more}"
 
 
-def _tracks(count: int) -> str:
-    return f"{count} track{'s' if count != 1 else ''}"
+def _tests(lines: Sequence[SummaryRow], of: str = "") -> str:
+    return " ".join(filter(None, (f"{len(lines)} test{_s(lines)}", of)))
 
 
-def _named(lines: Sequence[SummaryRow]) -> tuple[str, ...]:
-    return tuple(PLAIN.get((line.metric, line.set), line.label) for line in lines)
+def _tracks(number_: int) -> str:
+    return f"{number_} track{'s' if number_ != 1 else ''}"
+
+
+def _of(some: int, all_: int) -> str:
+    return _tracks(some) if some == all_ else f"{some} of {_tracks(all_)}"
+
+
+def _s(found: Sequence[object]) -> str:
+    return "s" if len(found) != 1 else ""
