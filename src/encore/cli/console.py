@@ -86,7 +86,7 @@ def fail(error: BaseException) -> int:
     if isinstance(error, EncoreError):
         _stderr(f"error: {escape(error.message)}")
         _hint(error.hint)
-        return error.exit_code
+        return error.exit_code or 1  # no plugin's own class of error ends well
     text = " ".join(str(error).split())
     _stderr(f"error: {escape(f'{type(error).__name__}: {text}' if text else type(error).__name__)}")
     if not debugging():

@@ -11,7 +11,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import ConfigFile, MethodOptions, method_settings, origins
-from encore.errors import UsageError
+from encore.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from encore.runs.forget import Prepared
@@ -83,7 +83,6 @@ def forget(
     from encore.runs import forget as runs
     from encore.runs.environment import keep_freed_memory
     from encore.runs.models import backend_name
-    from encore.runs.signals import Interrupted
 
     keep_freed_memory()
 
