@@ -51,9 +51,10 @@ class Spec:
 
     def fault(self) -> str:
         """What is wrong with its fields, in one clause; empty where nothing is."""
-        texts = {"summary": self.summary, "target": self.target, "install": self.install}
+        texts: dict[str, object] = {"summary": self.summary, "target": self.target, "install": self.install}
         wrong = [name for name, value in texts.items() if not isinstance(value, str)]
-        if not (isinstance(self.requires, (tuple, list)) and all(isinstance(name, str) for name in self.requires)):
+        required: object = self.requires
+        if not (isinstance(required, (tuple, list)) and all(isinstance(name, str) for name in required)):
             wrong.append("requires")
         return faulty_name(self.name) or (f"{wrong[0]} is not of the type that it must have" if wrong else "")
 

@@ -92,6 +92,12 @@ def forget(
         roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates, seed=seed,
         device=device, precision=precision, resume=resume,
     )  # fmt: skip
+    run = runs.finished(request, chosen(settings.options))
+    if run is not None:
+        console.note(f"nothing to do: the run in {out} is complete")
+        if json:
+            console.data_json({**run, "run": str(out)})
+        return
     runs.refuse_unusable(request)
     selected = runs.choose(request)
     if not json:
