@@ -54,7 +54,8 @@ class Edit(EditMethod):
 
 @hookimpl
 def encore_register_methods():
-    return [MethodSpec(name, "a summary", f"acme:{name}") for name in ("Plain", "NoOptions", "WrongOptions", "Edit")]
+    names = ("Plain", "NoOptions", "WrongOptions", "Edit")
+    return [MethodSpec(name.lower(), "a summary", f"acme:{name}") for name in names]
 """
 
 
@@ -121,16 +122,16 @@ def test_unknown_name_lists_near_ones():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("Plain", "not from LossMethod or EditMethod"),
-        ("NoOptions", "no class Options that derives from encore.options.Options"),
-        ("WrongOptions", "no class Options that derives from encore.options.TrainOptions"),
+        ("plain", "not from LossMethod or EditMethod"),
+        ("nooptions", "no class Options that derives from encore.options.Options"),
+        ("wrongoptions", "no class Options that derives from encore.options.TrainOptions"),
     ],
 )
 def test_method_contract(installed, name, told):
     installed.add("acme", METHOD)
     with pytest.raises(PluginError, match=told):
         plugins.methods().resolve(name)
-    assert plugins.methods().resolve("Edit").spec.name == "Edit"
+    assert plugins.methods().resolve("edit").spec.name == "edit"
 
 
 def test_listing_imports_no_target(metrics):

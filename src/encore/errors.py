@@ -6,6 +6,8 @@ code of the command line, so that a caller of the library and a shell script can
 
 from __future__ import annotations
 
+import signal
+
 
 class EncoreError(Exception):
     """Something went wrong that the user can be told about in one sentence.
@@ -55,3 +57,15 @@ class UnknownNameError(UsageError):
 
 class MissingExtraError(EncoreError):
     """A plugin needs packages that are not installed."""
+
+
+class Interrupted(SystemExit):
+    """A signal asked the process to stop. Its code is the shell's, 128 + signal.
+
+    No `except Exception` catches it, so that everything on the way out is cleaned up and nothing goes on.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+        self.exit_code = 128 + number

@@ -11,6 +11,8 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,14 +20,43 @@ import pluggy
 
 from encore import api, hookspecs
 from encore.entrypoints import EntryPoint, entry_points
-from encore.errors import MissingExtraError, PluginError, UnknownNameError
+from encore.errors import Interrupted, MissingExtraError, PluginError, UnknownNameError
 
 GROUP = "encore"
 OWN = "encore-music"
-BROKEN = (Exception, SystemExit)  # what third-party code may throw at us while it is imported or called
 
 SpecT = TypeVar("SpecT", bound=api.Spec)
 ObjectT = TypeVar("ObjectT")
+
+
+class Broken(Exception):
+    """Third-party code raised something: in one line. `error`: what it raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(_reason(error))
+        self.error = error
+
+
+def third_party(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call third-party code.
+
+    Raises:
+        Broken: it raised anything at all. `SystemExit` and `KeyboardInterrupt` are no exception: whether the process
+            ends is not a plugin's to decide.
+    """
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        if is_interruption(error):
+            raise
+        raise Broken(error) from error
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether an exception says that a signal asked the process to stop, and so must not be held by anybody."""
+    if isinstance(error, KeyboardInterrupt):  # the command has a handler that raises Interrupted in its place
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, Interrupted)
 
 
 class Problem(NamedTuple):
@@ -96,17 +127,18 @@ class Plugins:
         name = f"{point.distribution}:{point.name}"  # two distributions may give their plugin the same name
         self._sources[name] = point
         try:
-            plugin: Any = importlib.import_module(point.module)
-            for part in filter(None, point.attribute.split(".")):
-                plugin = getattr(plugin, part)
-        except BROKEN as error:
-            self.report(point, "import", f"it could not be imported: {_reason(error)}", error)
+            plugin = third_party(_import, point.module, point.attribute)
+        except Broken as broken:
+            self.report(point, "import", f"it could not be imported: {broken}", broken.error)
             return
         try:
-            self._check_hook_names(plugin, point)
-            self._manager.register(plugin, name=name)
-        except BROKEN as error:
-            self.report(point, "import", f"it could not be registered: {_reason(error)}", error)
+            third_party(self._register, plugin, point, name)
+        except Broken as broken:
+            self.report(point, "import", f"it could not be registered: {broken}", broken.error)
+
+    def _register(self, plugin: Any, point: EntryPoint, name: str) -> None:
+        self._check_hook_names(plugin, point)
+        self._manager.register(plugin, name=name)
 
     def _check_hook_names(self, plugin: Any, point: EntryPoint) -> None:
         known = hook_names()
@@ -138,9 +170,9 @@ class Plugins:
         for source, function, names in self._implementations(hook):
             given = arguments()
             try:
-                result = function(*(given[name] for name in names))
-            except BROKEN as error:
-                self.report(source, hook, f"it raised {_reason(error)}", error)
+                result = third_party(function, *(given[name] for name in names))
+            except Broken as broken:
+                self.report(source, hook, f"it raised {broken}", broken.error)
                 continue
             yield source, given, result
 
@@ -149,16 +181,19 @@ class Plugins:
         entries: list[Entry[SpecT]] = []
         for source, _, result in self.call(hook):
             try:
-                specs = list(result)
-            except BROKEN as error:
-                self.report(source, hook, f"it must return a list of {spec_class.__name__}: {_reason(error)}", error)
+                specs = third_party(list, result)
+            except Broken as broken:
+                wanted = spec_class.__name__
+                self.report(source, hook, f"it must return a list of {wanted}: {broken}", broken.error)
                 continue
             for spec in specs:
-                if isinstance(spec, spec_class):
-                    entries.append(Entry(spec, source))
-                else:
-                    given, wanted = type(spec).__name__, spec_class.__name__
+                given, wanted = type(spec).__name__, spec_class.__name__
+                if not isinstance(spec, spec_class):
                     self.report(source, hook, f"it returned a {given} where a {wanted} belongs")
+                elif fault := spec.fault():
+                    self.report(source, hook, f"it registered a {spec.kind} whose {fault}")
+                else:
+                    entries.append(Entry(spec, source))
         return entries
 
 
@@ -227,9 +262,9 @@ class Registry(Generic[SpecT, ObjectT]):
                 entry.spec.install or f"pip install {' '.join(missing)}",
             )
         try:
-            target = _import(entry.spec.target)
-        except BROKEN as error:
-            raise self._broken(entry, f"can't be imported: {_reason(error)}") from error
+            target = third_party(_import_target, entry.spec.target)
+        except Broken as broken:
+            raise self._broken(entry, f"can't be imported: {broken}") from broken.error
         fault = self._contract(target)
         if fault:
             raise self._broken(entry, fault)
@@ -321,6 +356,16 @@ def reset() -> None:
         cached.cache_clear()
 
 
+def culprit(error: BaseException) -> EntryPoint | None:
+    """The plugin whose code an exception came through: the one called last; None where it was Encore's own code."""
+    packages = {point.module.partition(".")[0]: point for point in manager().points}
+    for registry in registries().values():
+        packages |= {entry.spec.target.partition(":")[0].partition(".")[0]: entry.source for entry in registry}
+    called = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = [packages[top] for top in (name.partition(".")[0] for name in called) if top in packages]
+    return next((point for point in reversed(known) if point.distribution != OWN), None)
+
+
 def hook_names() -> list[str]:
     """The names of all hooks."""
     return [name for name in vars(hookspecs) if name.startswith("encore_")]
@@ -350,8 +395,8 @@ def _code_hash(package: str) -> str | None:
     from pathlib import Path
 
     try:
-        found = importlib.util.find_spec(package)
-    except BROKEN:
+        found = third_party(importlib.util.find_spec, package)
+    except Broken:
         return None
     if found is None:
         return None
@@ -373,12 +418,16 @@ def _code_hash(package: str) -> str | None:
 # --------------------------------------------------------------------------------------------------------- helpers
 
 
-def _import(target: str) -> Any:
+def _import_target(target: str) -> Any:
     module, colon, name = target.partition(":")
     if not colon:
         raise ImportError('a target is written "package.module:Class"')
+    return _import(module, name)
+
+
+def _import(module: str, attribute: str) -> Any:
     found: Any = importlib.import_module(module)
-    for part in name.split("."):
+    for part in filter(None, attribute.split(".")):
         found = getattr(found, part)
     return found
 

@@ -56,6 +56,16 @@ def test_the_page_is_a_table_that_no_text_of_others_breaks(board):
     assert "The least it can be: KL gold, forget 0.0078 (8 tracks)" in page
 
 
+def test_case_C9_no_cell_is_a_formula_or_markup(board):
+    """Names that no plugin can register, from a leaderboard made by a program."""
+    lines = [replace(line, name=name) for line, name in zip(board.lines, ("=cmd()", "<script>a</script>"), strict=True)]
+    hostile = replace(board, lines=lines, titles=(*board.titles, "@title"))
+    rows = list(csv.reader(io.StringIO(spreadsheet(hostile))))
+    assert not [cell for row in rows for cell in row if cell[:1] in "=+@" and cell]
+    assert "'=cmd()" in [row[0] for row in rows]
+    assert "<script" not in markdown(hostile)
+
+
 def test_a_bench_without_retain_has_no_figure_of_what_it_costs(tmp_path, plan, cell_of):
     cell_of("good", 0, **GOOD)
     file = tmp_path / "good/seed-0/metrics.json"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from contextlib import nullcontext
 
 import pytest
 
 from encore.conformance.core import Fault, Report, Skip, Suite, named, telling
-from encore.errors import InputError
+from encore.errors import InputError, Interrupted
 
 
 class Subject:
@@ -66,9 +67,9 @@ def test_every_check_runs_whatever_the_others_do():
 
 def test_a_signal_to_stop_is_no_fault_of_what_is_checked():
     def stopped(_):
-        raise SystemExit(143)
+        raise Interrupted(signal.SIGTERM)
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(Interrupted):
         suite(stopped, passes).run(Subject())
 
 

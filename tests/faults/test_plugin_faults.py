@@ -4,11 +4,14 @@ import importlib.machinery
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from encore.cli import app
 
 GOOD = """
 from encore.api import MethodSpec, hookimpl
@@ -21,6 +24,8 @@ HOOK = "from encore.api import MethodSpec, hookimpl\n@hookimpl\ndef encore_regis
 FAULTS = {
     "raises at import": ("1 / 0", "import", "ZeroDivisionError: division by zero"),
     "leaves at import": ("raise SystemExit(3)", "import", "SystemExit: 3"),
+    "interrupts at import": ("raise KeyboardInterrupt", "import", "KeyboardInterrupt"),
+    "base exception at import": ("raise BaseException('base')", "import", "BaseException: base"),
     "syntax error": ("def (", "import", "SyntaxError"),
     "raises in a hook": (HOOK + "raise RuntimeError('no\\nluck')", "encore_register_methods", "RuntimeError: no luck"),
     "leaves in a hook": (HOOK + "raise SystemExit", "encore_register_methods", "it raised SystemExit"),
@@ -96,6 +101,120 @@ def test_debugging_shows_the_traceback(site, encore):
     site.add("bad", "1 / 0")
     assert "Traceback" not in encore("plugins", path=[site.folder]).stderr
     assert "Traceback" in encore("plugins", path=[site.folder], ENCORE_DEBUG="1").stderr
+
+
+# --------------------------------------------------------------------------------- plugins that leave, and their names
+
+LEAVING = """
+import sys
+import typer
+from encore.api import EditMethod, MethodSpec, Metric, MetricSpec, hookimpl
+from encore.errors import EncoreError
+from encore.options import Options
+
+class Silent(EncoreError):
+    exit_code = 0
+
+class Own(BaseException):
+    pass
+
+ERRORS = {
+    "exit": SystemExit(0), "none": SystemExit(), "interrupt": KeyboardInterrupt(), "generator": GeneratorExit(),
+    "own": Own("mine"), "typer": typer.Exit(0), "ordinary": ZeroDivisionError("zero"), "silent": Silent("silent"),
+}
+
+class Leaver(EditMethod):
+    Options = Options
+    def edit(self, session):
+        raise ERRORS[self.spec.name.partition("-")[2]]
+
+class Measure(Metric):
+    def measure(self, evaluation):
+        raise ERRORS[self.spec.name.partition("-")[2]]
+
+@hookimpl
+def encore_register_methods():
+    return [MethodSpec(f"leave-{name}", "", "leaving:Leaver") for name in ERRORS]
+
+@hookimpl
+def encore_register_metrics():
+    return [MetricSpec(f"measure-{name}", "", "leaving:Measure") for name in ERRORS]
+"""
+
+
+@pytest.fixture
+def as_a_command():
+    """Signals are handled as the `encore` script has them handled."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, app._stop)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("how", ["exit", "none", "interrupt", "generator", "own", "typer", "ordinary", "silent"])
+def test_case_C5_a_method_that_leaves_is_exit_1_and_no_run(as_a_command, studio, call, installed, how):
+    installed.add("leaving", LEAVING)
+    done = call(
+        "forget", "--tracks", studio / "music/forget.txt", "--model", studio / "model", "--method", f"leave-{how}",
+        "--out", "run",
+    )  # fmt: skip
+    assert done.code == 1, done.err
+    assert not Path("run/run.json").exists()
+    assert done.err.count("error:") == 1
+    assert "not expected" not in done.err
+    assert how == "silent" or "the plugin 'leaving' of leaving 1.0 failed" in done.err
+
+
+def test_case_C5_metrics_that_leave_do_not_end_an_evaluation_well(as_a_command, studio, call, installed):
+    installed.add("leaving", LEAVING)
+    forget = ("forget", "--tracks", studio / "music/forget.txt", "--retain", studio / "music/retain.txt")
+    made = call(*forget, "--model", studio / "model", "--method", "graddiff", "--steps", "1", "--out", "run")
+    assert made.code == 0, made.err
+    for how in ("exit", "interrupt", "own", "typer"):
+        done = call("eval", "run", "--metrics", f"measure-{how}")
+        assert done.code == 1, done.err
+        assert "leaving" in done.err or f"measure-{how}" in done.err
+        assert "not expected" not in done.err
+
+
+def test_case_C5_a_command_of_a_plugin_may_choose_its_exit_code(installed, call):
+    code = HOOK.replace("methods()", "commands(app)") + "@app.command('own')\n    def own(code: str):\n        "
+    installed.add("own", code + "raise SystemExit(int(code) if code.isdigit() else code)")
+    assert call("own", "7").code == 7
+    done = call("own", "words")
+    assert (done.code, "words" in done.err) == (1, True)
+
+
+HOSTILE = ("=cmd()", "<script>", "../../esc", "", "-x", "x-", "UPPER", "a b", "a" * 65, "a\n", "a|b", "a,b", 5, None)
+
+
+def test_case_C9_hostile_names_are_refused_and_reported(installed, call):
+    specs = ", ".join(f"MethodSpec({name!r}, 's', 'bad:M')" for name in (*HOSTILE, "fine_1-a"))
+    installed.add("bad", HOOK + f"return [{specs}]")
+    done = call("plugins", "--json")
+    (bad,) = [plugin for plugin in json.loads(done.out)["plugins"] if plugin["name"] == "bad"]
+    assert len(bad["problems"]) == len(HOSTILE)
+    assert all("registered a method whose name" in problem["message"] for problem in bad["problems"])
+    names = [row["name"] for row in json.loads(call("methods", "--json").out)["methods"]]
+    assert "fine_1-a" in names
+    assert not set(names) & set(HOSTILE)
+
+
+@pytest.mark.parametrize("field", ["summary", "target", "install", "requires"])
+def test_case_C9_fields_of_another_type_are_refused(installed, call, field):
+    fields = {"summary": "s", "target": "bad:M"} | {field: 5}
+    installed.add("bad", HOOK + f"return [MethodSpec('bad', **{fields!r})]")
+    done = call("methods", "--json")
+    assert done.code == 0, done.err
+    assert f"whose {field} is not of the type" in done.err
+    assert "bad" not in [row["name"] for row in json.loads(done.out)["methods"]]
+
+
+def test_case_C9_a_commands_name_is_held_to_the_same_rule(installed, call):
+    installed.add("bad", HOOK.replace("methods()", "commands(app)") + "app.command('\\x1b[2Jx')(lambda: None)")
+    done = call("plugins", "--json")
+    (bad,) = [plugin for plugin in json.loads(done.out)["plugins"] if plugin["name"] == "bad"]
+    assert "a command's name" in bad["problems"][0]["message"]
 
 
 # ------------------------------------------------------------------------------------------------- the extension

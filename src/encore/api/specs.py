@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import ClassVar
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")  # also safe as a file name, a table's cell, and in HTML
+
+
+def faulty_name(name: object) -> str:
+    """What is wrong with the name of something that a plugin registers; empty where nothing is."""
+    if isinstance(name, str) and NAME.fullmatch(name):
+        return ""
+    return f"name {str(name)[:80]!r} is not 1 to 64 lower-case letters, digits and inner dashes or underscores"
 
 
 @dataclass(frozen=True)
@@ -12,7 +22,7 @@ class Spec:
     """How a plugin announces one thing. Listing it imports nothing; `target` is imported on first use.
 
     Args:
-        name: what the user types; lower case, dashes.
+        name: what the user types, and what files and folders are named after: see `NAME`.
         summary: one line for the listing.
         target: "package.module:Class".
         requires: what must be importable for it to work, as distribution names ("librosa"); checked before the import.
@@ -38,6 +48,15 @@ class Spec:
                 f"{self.kind} {self.name!r} needs {sorted(unknown)}, but a {self.kind} can only need "
                 f"{sorted(self.known_needs)}"
             )
+
+    def fault(self) -> str:
+        """What is wrong with its fields, in one clause; empty where nothing is."""
+        texts: dict[str, object] = {"summary": self.summary, "target": self.target, "install": self.install}
+        wrong = [name for name, value in texts.items() if not isinstance(value, str)]
+        required: object = self.requires
+        if not (isinstance(required, (tuple, list)) and all(isinstance(name, str) for name in required)):
+            wrong.append("requires")
+        return faulty_name(self.name) or (f"{wrong[0]} is not of the type that it must have" if wrong else "")
 
 
 class MethodSpec(Spec):

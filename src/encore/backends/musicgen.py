@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGeneration
 
 from encore import assets
-from encore.api import Backend, Batch
+from encore.api import Backend, Batch, Clip
 from encore.backends.musicgen_steps import Steps
 from encore.delays import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
-from encore.hub import fetchable, quiet_transformers
+from encore.hub import fetchable, pretrained, quiet_transformers, tried
 
 PASSING = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 AUDIOCRAFT_FILE = "compression_state_dict.bin"  # of a MusicGen in audiocraft's format
@@ -71,28 +69,37 @@ class MusicgenBackend(Backend):
         cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
     ) -> MusicgenBackend:
         source = str(assets.model_folder(model) or model)
-        where = {"revision": revision, "local_files_only": offline or not fetchable(source, revision)}
-        try:
-            config = AutoConfig.from_pretrained(source, **where)
-            if config.model_type != "musicgen":
-                raise InputError(
-                    f"{model} is a {config.model_type} model, not a MusicGen one",
-                    "`encore backends` lists the model families that are installed",
-                )
-            if config.audio_encoder.normalize or config.audio_encoder.chunk_length_s:
-                raise InputError(
-                    f"the codec of {model} normalises or chunks its input, which this backend can't invert"
-                )
-            network, loading = MusicgenForConditionalGeneration.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
+        where: dict[str, Any] = {"revision": revision, "local_files_only": offline or not fetchable(source, revision)}
+        where |= {"what": " as a MusicGen model", "hint": _hint(model)}
+        config = pretrained(AutoConfig, source, **where)
+        if config.model_type != "musicgen":
+            raise InputError(
+                f"{model} is a {config.model_type} model, not a MusicGen one",
+                "`encore backends` lists the model families that are installed",
             )
-            processor = AutoProcessor.from_pretrained(source, **where)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-            raise InputError(f"can't load {model} as a MusicGen model: {_first_line(error)}", _hint(model)) from error
+        if config.audio_encoder.normalize or config.audio_encoder.chunk_length_s:
+            raise InputError(f"the codec of {model} normalises or chunks its input, which this backend can't invert")
+        network, loading = pretrained(
+            MusicgenForConditionalGeneration, source, dtype=torch.float32, use_safetensors=True,
+            output_loading_info=True, **where,
+        )  # fmt: skip
+        processor = pretrained(AutoProcessor, source, **where)
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])
             raise InputError(f"{model} lacks {len(missing)} weights, first of all {missing[0]}")
-        return cls(network.to(device), processor)
+        _refuse_unusable(model, config, processor)
+        backend = cls(network.to(device), processor)
+        with tried(f"can't use {model} as a MusicGen model", _hint(model)):
+            backend._try()
+        return backend
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Use each part once: some settings fail only then."""
+        codes = self.encode(torch.zeros(1, self.channels, 2 * self.hop))
+        self.decode(codes)
+        self.logits(Batch.of([Clip("", "a", codes[0])], self.device))
+        self.conditions.clear()
 
     @quiet_transformers()
     def save(self, folder: Path) -> None:
@@ -216,8 +223,29 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
     return {key: _lasting(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _refuse_unusable(model: str, config: Any, processor: Any) -> None:
+    """Refuse settings that the network was built with, and that leave nothing to train or to play."""
+    decoder, codec, text = config.decoder, config.audio_encoder, config.text_encoder
+    sizes = {
+        "decoder.audio_channels": decoder.audio_channels, "decoder.num_codebooks": decoder.num_codebooks,
+        "decoder.vocab_size": decoder.vocab_size, "audio_encoder.sampling_rate": codec.sampling_rate,
+        "decoder.max_position_embeddings": decoder.max_position_embeddings,
+        **{f"audio_encoder.upsampling_ratios.{i}": ratio for i, ratio in enumerate(codec.upsampling_ratios)},
+    }  # fmt: skip
+    for name, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"config.json of {model} has {name} {value!r}, which must be a whole number above 0")
+    reason = ""
+    if decoder.audio_channels > 2 or decoder.num_codebooks % decoder.audio_channels:
+        reason = f"{decoder.num_codebooks} codebooks for {decoder.audio_channels} channels"
+    elif codec.codebook_size > decoder.vocab_size:
+        reason = f"a codec of {codec.codebook_size} codes, and a decoder that knows {decoder.vocab_size}"
+    elif decoder.max_position_embeddings <= decoder.num_codebooks // decoder.audio_channels:
+        reason = f"{decoder.max_position_embeddings} positions, too few for {decoder.num_codebooks} codebooks"
+    elif max(processor.tokenizer.get_vocab().values(), default=0) >= text.vocab_size:
+        reason = f"a tokenizer with more words than the {text.vocab_size} of its text encoder"
+    if reason:
+        raise InputError(f"{model} can't be used: it has {reason}")
 
 
 def _hint(model: str) -> str:

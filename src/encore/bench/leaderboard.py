@@ -15,6 +15,7 @@ from encore import stats
 from encore.api import Result
 from encore.bench.plan import Cell, Plan
 from encore.metrics.summary import summary
+from encore.runs import shapes
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 from encore.runs.store import read_json
@@ -169,9 +170,9 @@ def _figures(rows: Rows) -> dict[str, float]:
 def _cost(folder: Path, cell: Cell) -> dict[str, float]:
     """Seconds of all requests together, and the largest peak of memory."""
     runs = [folder / str(number) for number in range(1, cell.requests + 1)] if cell.requests > 1 else [folder]
-    told = [read_json(run / "run.json") for run in runs]
-    cost = {"seconds": float(sum(run["timings"]["forget"] for run in told))}
-    peaks = [run["cost"]["peak_bytes"] / 1e9 for run in told if "cost" in run]
+    told = [read_json(run / "run.json", shapes.Run) for run in runs]
+    cost = {"seconds": float(sum(run.get("timings", {}).get("forget", 0.0) for run in told))}
+    peaks = [run["cost"]["peak_bytes"] / 1e9 for run in told if run.get("cost", {}).get("peak_bytes")]
     return cost | ({"peak GB": max(peaks)} if peaks else {})
 
 

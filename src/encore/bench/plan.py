@@ -14,6 +14,7 @@ from encore import __version__, assets, plugins
 from encore.api import Method, Role
 from encore.audio.tracks import Track
 from encore.errors import InputError, UsageError
+from encore.runs import shapes
 from encore.runs.documents import refuse_other_run
 from encore.runs.embedders import parsed
 from encore.runs.environment import pick_device, pick_precision
@@ -45,8 +46,8 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     """
 
     methods: dict[str, tuple[str, ...]]
-    seeds: tuple[int, ...]
-    requests: tuple[int, ...] = (1,)
+    seeds: tuple[pydantic.NonNegativeInt, ...]
+    requests: tuple[pydantic.PositiveInt, ...] = (1,)
     tracks: str | None = None
     model: str = "tiny"
     revision: str | None = None
@@ -61,10 +62,10 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     golds: dict[str, str] = pydantic.Field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
     embedder: str = ""
-    draws: int = 1
+    draws: pydantic.PositiveInt = 1
     full: bool = False
     force: bool = False
-    eval_seed: int = 0
+    eval_seed: pydantic.NonNegativeInt = 0
 
     @property
     def cells(self) -> list[Cell]:
@@ -263,7 +264,7 @@ def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks, base: s
     refuse_other_run(
         run / "request.json", {"method": cell.method, "seed": cell.seed, "options": options, "precision": precision}
     )
-    asked = read_json(run / "request.json")
+    asked = read_json(run / "request.json", shapes.Request)
     if base is not None and asked["model"]["sha256"] != base:
         raise UsageError(
             f"the run in {run} was made from a model that has changed since: its weights differ", "choose another --out"
@@ -281,7 +282,7 @@ def is_measured(folder: Path, asked: Asked, models: Mapping[Role, str]) -> bool:
     """
     if not (folder / METRICS).exists() or not (folder / EVALUATION).exists():
         return False
-    how = read_json(folder / EVALUATION)
+    how = read_json(folder / EVALUATION, shapes.Evaluation)
     wanted: dict[str, Any] = {
         "metrics": list(asked.metrics) if asked.metrics is not None else None, "full": asked.full,
         "draws": asked.draws, "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from encore import __version__, stats
+from encore.audio.text import csv_cell
 from encore.bench.leaderboard import Leaderboard, Line
 from encore.bench.pareto import pareto_svg
 from encore.bench.plan import BOARD
@@ -108,7 +110,7 @@ def _explained(board: Leaderboard) -> str:
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        return "| " + " | ".join(html.escape(cell, quote=False).replace("|", "\\|") for cell in row) + " |"
 
     return [line(titles), "|" + " --- |" * len(titles), *(line(row) for row in rows)]
 
@@ -118,9 +120,10 @@ def spreadsheet(board: Leaderboard) -> str:
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     spread = [f"{title}: {part}" for title in board.titles for part in ("median", "low", "high")]
-    table.writerow(["method", "requests", "seeds", "targets judged", *spread, *(f"p, {t}" for t in board.tested)])
+    titles = ["method", "requests", "seeds", "targets judged", *spread, *(f"p, {t}" for t in board.tested)]
+    table.writerow(map(csv_cell, titles))
     for line in (*board.references, *board.lines):
-        row: list[object] = [line.name, line.requests, len(line.seeds), line.judged]
+        row: list[object] = [csv_cell(line.name), line.requests, len(line.seeds), line.judged]
         for title in board.titles:
             values = line.figures.get(title)
             row += [line.median(title), min(values), max(values)] if values else [None, None, None]

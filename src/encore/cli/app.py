@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import signal
@@ -14,8 +15,9 @@ import typer
 import typer.main
 
 from encore import __version__, plugins
+from encore.api.specs import faulty_name
 from encore.cli import console
-from encore.errors import UsageError
+from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 
 # name -> (where it is, how its help begins). One line adds a command; only the one that runs is imported.
 COMMANDS = {
@@ -60,13 +62,44 @@ def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
     app.callback(no_args_is_help=True)(root)
     for name, (target, summary) in COMMANDS.items():
         module, _, attribute = target.partition(":")
-        command = getattr(importlib.import_module(module), attribute) if name in wanted else _unloaded
+        command = guarded(getattr(importlib.import_module(module), attribute)) if name in wanted else _unloaded
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
             app.command(name, short_help=summary)(command)
     _add_plugin_commands(app)
     return app
+
+
+def guarded(command: Any) -> Any:
+    """One of Encore's own commands, or an application of them, in which no plugin decides how the process ends.
+
+    Raises:
+        PluginError: a plugin raised what is no `EncoreError`, be it `SystemExit`; names the plugin.
+    """
+    if isinstance(command, typer.Typer):
+        for registered in command.registered_commands:
+            registered.callback = guarded(registered.callback)
+        return command
+    if hasattr(command, "__wrapped__"):
+        return command
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **more: Any) -> Any:
+        try:
+            return command(*arguments, **more)
+        except BaseException as error:
+            if isinstance(error, EncoreError) or plugins.is_interruption(error):
+                raise
+            source = plugins.culprit(error)
+            if source is None:
+                raise
+            raise PluginError(
+                f"the plugin {source.name!r} of {source} failed: {plugins.Broken(error)}",
+                "tell its authors, or do without it; ENCORE_DEBUG=1 shows where it failed",
+            ) from error
+
+    return call
 
 
 def _unloaded() -> None:
@@ -98,9 +131,13 @@ def _add_plugin_commands(app: typer.Typer) -> None:
             continue
         added.callback()(lambda: None)  # a group, even if it has one command
         try:
-            names = set(getattr(typer.main.get_command(added), "commands"))  # noqa: B009  (click's type is not public)
-        except Exception as error:  # typer reads the plugin's signatures
-            manager.report(source, hook, f"a command of it can't be read: {type(error).__name__}: {error}", error)
+            group = plugins.third_party(typer.main.get_command, added)  # typer reads the plugin's signatures
+        except plugins.Broken as broken:
+            manager.report(source, hook, f"a command of it can't be read: {broken}", broken.error)
+            continue
+        names = set(getattr(group, "commands"))  # noqa: B009  (click's type is not public)
+        if wrong := next(filter(None, map(faulty_name, sorted(names))), ""):
+            manager.report(source, hook, f"a command's {wrong}")
             continue
         if names & taken:
             manager.report(source, hook, f"there is a command {sorted(names & taken)[0]!r} already")
@@ -118,40 +155,48 @@ def run(arguments: Sequence[str]) -> int:
         command: Any = typer.main.get_command(build(wanted))
         code = command(args=list(arguments), prog_name="encore", standalone_mode=False)
         sys.stdout.flush()
-    except SystemExit as leaving:  # SIGTERM's, or typer's for a closed pipe
+    except Interrupted as leaving:
+        code = leaving.exit_code
+    except SystemExit as leaving:  # typer's for a closed pipe, or that of a plugin's own command
         code = leaving.code
+        if isinstance(code, str):  # as Python itself takes it
+            console.note(code)
+            code = 1
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
         code = 1
-    except Exception as error:  # the last line of defence; ENCORE_DEBUG=1 shows the traceback
+    except BaseException as error:  # the last line of defence; ENCORE_DEBUG=1 shows the traceback
         code = console.fail(_usage(error))
     return code if isinstance(code, int) else 0
 
 
 def main() -> NoReturn:
     """The `encore` script."""
+    from encore.runs.signals import stopping
+
     if "OMP_WAIT_POLICY" not in os.environ:
         # Before torch is imported. GNU OpenMP's threads spin for milliseconds while they wait, which on a machine that
         # is busy otherwise keeps them from one another: a training step took up to seven times as long.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in stopping():
+        signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names that are not UTF-8 and old terminals must not raise
             stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more while it exits
     sys.exit(code)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signum)  # cleans up on the way out, and no `except Exception` holds it
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
 
 
-def _usage(error: Exception) -> Exception:
+def _usage(error: BaseException) -> BaseException:
     """Typer's own complaints in Encore's words; its classes are click's, which is not ours to import."""
     if isinstance(error, typer.Abort):
         return UsageError("aborted")

@@ -86,12 +86,21 @@ def fail(error: BaseException) -> int:
     if isinstance(error, EncoreError):
         _stderr(f"error: {escape(error.message)}")
         _hint(error.hint)
-        return error.exit_code
+        return error.exit_code or 1  # no plugin's own class of error ends well
+    if isinstance(error, OSError) and error.strerror:
+        # a machine's or a disk's fault, not Encore's
+        _stderr(f"error: {escape(_where(error) + error.strerror.lower())}")
+        return 1
     text = " ".join(str(error).split())
     _stderr(f"error: {escape(f'{type(error).__name__}: {text}' if text else type(error).__name__)}")
     if not debugging():
         _hint("this was not expected; ENCORE_DEBUG=1 shows where it happened")
     return 1
+
+
+def _where(error: OSError) -> str:
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return f"{' -> '.join(names)}: " if names else "a file, or the output, can't be read or written: "
 
 
 def trace(error: BaseException) -> None:

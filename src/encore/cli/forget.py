@@ -11,7 +11,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import ConfigFile, MethodOptions, method_settings, origins
-from encore.errors import UsageError
+from encore.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from encore.runs.forget import Prepared
@@ -83,7 +83,6 @@ def forget(
     from encore.runs import forget as runs
     from encore.runs.environment import keep_freed_memory
     from encore.runs.models import backend_name
-    from encore.runs.signals import Interrupted
 
     keep_freed_memory()
 
@@ -93,6 +92,12 @@ def forget(
         roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates, seed=seed,
         device=device, precision=precision, resume=resume,
     )  # fmt: skip
+    run = runs.finished(request, chosen(settings.options))
+    if run is not None:
+        console.note(f"nothing to do: the run in {out} is complete")
+        if json:
+            console.data_json({**run, "run": str(out)})
+        return
     runs.refuse_unusable(request)
     selected = runs.choose(request)
     if not json:

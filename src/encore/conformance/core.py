@@ -7,7 +7,6 @@ else it raises is a fault as well, and the checks after it go on.
 
 from __future__ import annotations
 
-import signal
 import time
 import traceback
 import warnings
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from encore.errors import EncoreError, InputError
+from encore.plugins import is_interruption
 
 State = Literal["passed", "FAILED", "skipped"]
 Progress = Callable[[str, int, int], None]
-
-TERMINATED = 128 + signal.SIGTERM  # what the command line leaves with
 
 
 class Fault(Exception):
@@ -181,8 +179,8 @@ def _outcome(check: Check[Any], subject: Any) -> Outcome:
         state, said = "skipped", str(reason)
     except Unusable:
         raise
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code == TERMINATED:
+    except BaseException as error:
+        if is_interruption(error):
             raise  # whoever checks was told to stop: that says nothing of the plugin
         state, said = "FAILED", raised(error)
     return Outcome(check.name, check.contract, state, said or "", time.monotonic() - started)

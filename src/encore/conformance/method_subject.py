@@ -19,7 +19,7 @@ from encore.conformance.fixture import Fixture
 from encore.conformance.state import undisturbed
 from encore.conformance.watch import Watch, watch_tokens, watched
 from encore.conformance.writes import overheard
-from encore.errors import EncoreError
+from encore.errors import EncoreError, Interrupted
 from encore.fingerprint import module_sha256
 from encore.ops import native
 from encore.runs.engine import Clips, Engine, FrozenReference
@@ -168,7 +168,7 @@ class MethodSubject:
             first, again = self.fixture.base.clone(), self.fixture.base.clone()
             try:
                 self._engine(first, checkpoints=checkpoints, stop=stop, record=stop_at)
-            except SystemExit:
+            except Interrupted:
                 self._engine(again, checkpoints=checkpoints, record=lines.append)
         return any(line.get("event") == "resumed" for line in lines), module_sha256(again.module)
 

@@ -14,6 +14,7 @@ from encore import assets
 from encore.api import Backend
 from encore.embedders.pretrained import Pretrained
 from encore.errors import InputError
+from encore.hub import pretrained
 
 
 class Clap(Pretrained):
@@ -48,7 +49,7 @@ class Clap(Pretrained):
 
     @classmethod
     def read_processor(cls, source: str, where: dict[str, Any]) -> Any:
-        return ClapProcessor.from_pretrained(source, **where)
+        return pretrained(ClapProcessor, source, **where)
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoFeatureExtractor
 
 from encore.api import Backend, Embedder
 from encore.errors import InputError, MissingWeightsError
 from encore.fingerprint import module_sha256
-from encore.hub import fetchable, quiet_transformers
+from encore.hub import fetchable, pretrained, quiet_transformers, tried
 
 PROVENANCE = ("_name_or_path", "_commit_hash", "transformers_version")  # of settings: where they are from
 
@@ -52,16 +50,13 @@ class Pretrained(Embedder):
         model = model or cls.default
         source, _, revision = (model, "", "") if Path(model).is_dir() else model.partition("@")
         where: dict[str, Any] = {"revision": revision or None}
-        try:
-            where["local_files_only"] = offline or not fetchable(source, revision or None)
-            network, loading = cls.network_class.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
-            )
-            processor = cls.read_processor(source, where)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            kind = InputError if Path(model).is_dir() else MissingWeightsError
-            raise kind(f"can't load {model} for the embedder {cls.spec.name}: {line}", _hint(cls, model)) from error
+        kind = InputError if Path(model).is_dir() else MissingWeightsError
+        where |= {"what": f" for the embedder {cls.spec.name}", "hint": _hint(cls, model), "kind": kind}
+        where["local_files_only"] = offline or not fetchable(source, revision or None)
+        network, loading = pretrained(
+            cls.network_class, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
+        )
+        processor = cls.read_processor(source, where)
         if loading["missing_keys"]:
             first = sorted(loading["missing_keys"])[0]
             raise InputError(f"{model} has not all weights of the embedder {cls.spec.name}: {first} is missing")
@@ -71,12 +66,16 @@ class Pretrained(Embedder):
         network = network.requires_grad_(False).eval()
         settings = _settings_sha256(network.config, getattr(processor, "feature_extractor", processor))
         identity = f"{cls.spec.name}/1 {name}{at} sha256:{module_sha256(network)[:16]} settings:{settings[:8]}"
-        return cls(network.to(backend.device), processor, identity, backend.device)
+        with tried(f"can't use {model} for the embedder {cls.spec.name}", _hint(cls, model), kind):
+            opened = cls(network.to(backend.device), processor, identity, backend.device)
+            # some settings fail only when the network is used
+            opened.hear(torch.zeros(1, opened.sample_rate // 10))
+        return opened
 
     @classmethod
     def read_processor(cls, source: str, where: dict[str, Any]) -> Any:
         """What makes the network's inputs: a feature extractor, or a processor that holds one."""
-        return AutoFeatureExtractor.from_pretrained(source, **where)
+        return pretrained(AutoFeatureExtractor, source, **where)
 
     # ----------------------------------------------------------------------------------------------------- hearing
 

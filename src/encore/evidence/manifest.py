@@ -13,6 +13,7 @@ from encore import __version__
 from encore.audio.files import file_sha256
 from encore.errors import InputError
 from encore.evidence.archive import HINT, Archive
+from encore.files import parsed_json
 
 SCHEMA = 1
 NAME, SIGNATURE = "manifest.json", "manifest.json.sig"
@@ -54,7 +55,7 @@ def read_manifest(archive: Archive) -> dict[str, Any]:
         InputError: there is none, or it can't be read.
     """
     try:
-        found = json.loads(archive.read(NAME))
+        found = parsed_json(archive.read(NAME), NAME)
         if found["schema"] != SCHEMA:
             raise InputError(
                 f"{archive.path} has a manifest of schema {found['schema']!r}", "check it with a newer Encore"

@@ -10,6 +10,8 @@ from typing import Any
 
 from encore.api import Result
 from encore.errors import InputError
+from encore.files import parsed_json
+from encore.runs import shapes
 from encore.runs.evaluation_json import NAME as EVALUATION
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
@@ -76,10 +78,7 @@ def read_run(run: Path, *, measured: Path | None = None) -> RunFiles:
     done, asked = _complete(run)
     if not (measured / METRICS).exists():
         raise InputError(f"{measured} has no {METRICS}: the run was not measured yet", f"measure it: encore eval {run}")
-    how = read_json(measured / EVALUATION) if (measured / EVALUATION).exists() else {}
-    for name, value in (("run.json", done), ("request.json", asked), (EVALUATION, how)):
-        if not isinstance(value, dict):
-            raise InputError(f"{name} of {run} is not a JSON object", "run it again")
+    how = read_json(measured / EVALUATION, shapes.Evaluation) if (measured / EVALUATION).exists() else {}
     results = read_metrics(measured / METRICS)
     return RunFiles(run, asked, done, results, how, list(_looks(run / LOG)), list(_samples(measured / "samples")))
 
@@ -89,7 +88,7 @@ def _complete(run: Path) -> tuple[Any, Any]:
         raise InputError(f"{run} is not the folder of a run", "name a folder that `encore forget` wrote")
     if not (run / "run.json").exists():
         raise InputError(f"the run in {run} did not finish", f"go on with it: encore forget … --out {run} --resume")
-    return read_json(run / "run.json"), read_json(run / "request.json")
+    return read_json(run / "run.json", shapes.Run), read_json(run / "request.json", shapes.Request)
 
 
 def _looks(log: Path) -> Iterator[dict[str, Any]]:
@@ -99,10 +98,11 @@ def _looks(log: Path) -> Iterator[dict[str, Any]]:
     taken: dict[tuple[int, int], dict[str, Any]] = {}
     for line in log.read_text("utf-8", "replace").splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:  # a line that was torn by a kill
-            continue
-        if not isinstance(record, dict) or not isinstance(record.get("look"), dict):
+            record = parsed_json(line, LOG)
+            if not isinstance(record, dict) or "look" not in record:
+                continue
+            parsed_json(json.dumps(record["look"]), LOG, shapes.Look)
+        except InputError:  # a line that was torn by a kill
             continue
         phase, step = record.get("phase", 1), record.get("step")
         if isinstance(phase, int) and isinstance(step, int):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from encore.api import Method
 from encore.audio.text import printable
 from encore.errors import InputError, UsageError
 from encore.plugins import installed
+from encore.runs import shapes
 from encore.runs.data import Heard
 from encore.runs.engine import Outcome
 from encore.runs.environment import versions
 from encore.runs.judge import Look
 from encore.runs.models import model_name
-from encore.runs.store import finite
+from encore.runs.store import finite, read_json
 
 if TYPE_CHECKING:
     from encore.runs.forget import Request
@@ -73,10 +73,10 @@ def refuse_other_run(file: Path, asked: Mapping[str, Any]) -> None:
         InputError: `request.json` can't be read.
     """
     try:
-        before = json.loads(file.read_text("utf-8"))
+        before = read_json(file, shapes.Request)
         pairs = {key: (_anywhere(before[key]), _anywhere(own)) for key, own in asked.items()}
         changed = [f"{key}: {_change(*pair)}" for key, pair in pairs.items() if pair[0] != pair[1]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
         raise InputError(f"{file} can't be read: {error}", "start anew with another --out") from error
     if changed:
         raise UsageError(

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Reference, Session, Step
 from encore.curvature.cached import cached_fisher
-from encore.errors import EncoreError, PluginError
+from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.options import TrainOptions
+from encore.runs import shapes
 from encore.runs.judge import Judge, Look
 from encore.runs.signals import StopFlag
-from encore.runs.store import Checkpoints
+from encore.runs.store import Checkpoints, read_json
 from encore.runs.track_clipping import TrackClipping
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
@@ -422,9 +424,20 @@ class Engine:
         folder = self.checkpoints.latest() if self.checkpoints else None
         if folder is None:
             return None
-        saved = json.loads((folder / "state.json").read_text())
+        saved = read_json(folder / "state.json", shapes.State)
         if saved.pop("phase") != self._phase:
             return None
+        try:
+            return self._restore_from(folder, saved, optimizer, state)
+        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            line = " ".join(str(error).split())
+            raise InputError(
+                f"the checkpoint {folder} is not of this run: {line}", f"remove {folder.parent}, and resume again"
+            ) from error
+
+    def _restore_from(
+        self, folder: Path, saved: dict[str, Any], optimizer: torch.optim.Optimizer, state: _State
+    ) -> dict[str, Tensor]:
         vars(state).update(saved)
         state.best = Look(**saved["best"]) if saved["best"] else None
         self.outcome.earlier_seconds += state.seconds

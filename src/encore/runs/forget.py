@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from encore.api import Backend, Clip, Method
 from encore.audio.cache import TensorCache
 from encore.audio.text import printable
-from encore.errors import GateError, UsageError
+from encore.errors import GateError, InputError, UsageError
 from encore.plugins import backends
 from encore.report.card import model_card
+from encore.runs import shapes
 from encore.runs.data import Heard, Listener, narrow, wide
 from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
@@ -28,7 +29,17 @@ from encore.runs.reporter import Reporter
 from encore.runs.select import SELF, Tracks, open_catalog, select
 from encore.runs.self_retain import play_retain
 from encore.runs.signals import stop_on_signals
-from encore.runs.store import KEEP_CHECKPOINTS, Checkpoints, RunFolder, preflight, refuse_occupied
+from encore.runs.store import (
+    CHECKPOINTS,
+    KEEP_CHECKPOINTS,
+    Checkpoints,
+    RunFolder,
+    held,
+    preflight,
+    read_json,
+    read_tensors,
+    refuse_occupied,
+)
 from encore.settings import cache_folder
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # from how many weights on which learning rate is warned of
@@ -104,6 +115,25 @@ def refuse_unusable(request: Request) -> None:
     pick_precision(request.precision, pick_device(request.device))
     backends().get(request.backend)
     refuse_occupied(request.out, resume=request.resume)
+
+
+def finished(request: Request, method: Method) -> dict[str, Any] | None:
+    """What `run.json` holds of a run that was to be resumed and is complete; None where there is something to do.
+
+    What a process left behind that was killed at the very end is removed.
+
+    Raises:
+        UsageError: it is the run of another method, seed or options. InputError: a file of it can't be read.
+        EncoreError: another process works on the folder.
+    """
+    if not (request.resume and (request.out / "run.json").exists()):
+        return None
+    precision = pick_precision(request.precision, pick_device(request.device))
+    with held(request.out):
+        run: dict[str, Any] = read_json(request.out / "run.json", shapes.Run)
+        settings = {"seed": request.seed, "options": method.options.model_dump(mode="json"), "precision": precision}
+        refuse_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
+    return run
 
 
 def choose(request: Request) -> Tracks:
@@ -210,7 +240,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             if "of" in line:
                 reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
 
-        checkpoints = Checkpoints(folder.path / "checkpoints", identity, reporter.note)
+        checkpoints = Checkpoints(folder.path / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
             backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
             fishers=cache_folder() / "fisher", record=record, stop=stop, began=started,
@@ -277,8 +307,12 @@ def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> 
 
 def load_self_retain(run: Path) -> list[Clip]:
     """The clips that `--retain self` kept, from a run folder."""
-    captions = json.loads((run / "retain-self" / "captions.json").read_text())
-    codes = load_file(run / "retain-self" / "codes.safetensors")
+    captions = read_json(run / "retain-self" / "captions.json", dict[str, str])
+    file = run / "retain-self" / "codes.safetensors"
+    codes = read_tensors(file)
+    lacking = [track for track in captions if track not in codes]
+    if lacking:
+        raise InputError(f"{file} has no codes of {printable(lacking[0])}", "run it again")
     return [Clip(track, caption, wide(codes[track])) for track, caption in captions.items()]
 
 

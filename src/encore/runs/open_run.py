@@ -20,6 +20,7 @@ from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError
 from encore.plugins import backends
+from encore.runs import shapes
 from encore.runs.data import Listener, recordings
 from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
@@ -68,7 +69,7 @@ def from_run(
         InputError: the run is not complete, or a file is not what it was when the run was made.
     """
     device = pick_device(device)
-    done, asked = read_json(run / "run.json"), read_json(run / "request.json")
+    done, asked = read_json(run / "run.json", shapes.Run), read_json(run / "request.json", shapes.Request)
     try:
         tracks = {name: [listed_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
         here, model, written = Whereabouts(Path(asked["folder"]), run), asked["model"], done["unlearned_sha256"]

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks the run to stop at the next step, the second leaves at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first asks the run to stop at the next step, the second leaves at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from encore.errors import Interrupted
 
-class Interrupted(SystemExit):
-    """A signal asked the run to stop; what could be saved is saved. Its code is the shell's, 128 + signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.name = signal.Signals(number).name
-        self.exit_code = 128 + number
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last does not exist on every system
 
 
 class StopFlag:
@@ -33,9 +28,15 @@ class StopFlag:
             raise Interrupted(self.number)
 
 
+def stopping() -> list[signal.Signals]:
+    """The signals that ask a process to stop, without those that whoever started it had it ignore (`nohup`)."""
+    known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Catch SIGINT and SIGTERM while the block runs (main thread only; elsewhere the flag is never set)."""
+    """Catch the signals that ask to stop while the block runs (main thread only; elsewhere the flag is never set)."""
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
@@ -46,7 +47,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
             os._exit(128 + number)
         flag.number = number
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in stopping()}
     try:
         yield flag
     finally:

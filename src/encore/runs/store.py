@@ -16,17 +16,29 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
+from typing_extensions import TypedDict
 
 from encore.errors import EncoreError, InputError, UsageError
 from encore.files import STAGING, staging_name, sync, whole_file
+from encore.files import read_json as read_json  # also for those who read what is written here
 
-LOCK, OWNER, LOG = ".lock", ".owner", "log.jsonl"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOCK, OWNER, LOG, CHECKPOINTS = ".lock", ".owner", "log.jsonl", "checkpoints"
 KEEP_CHECKPOINTS = 2
 MANIFEST = "manifest.json"
+
+
+class Manifest(TypedDict):
+    """Of a checkpoint: which run it is of, and the hash of each file by name."""
+
+    identity: str
+    sha256: dict[str, str]
 
 
 class RunFolder:
@@ -86,7 +98,10 @@ def held(path: Path) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         lock = _locked(path)
         try:
-            for orphan in [*path.glob(f"{STAGING}*"), *path.glob(f"checkpoints/{STAGING}*")]:
+            left = [*path.glob(f"{STAGING}*"), *path.glob(f"{CHECKPOINTS}/{STAGING}*")]
+            if (path / "run.json").exists():  # it was killed before it could drop them itself
+                left += path.glob(CHECKPOINTS)
+            for orphan in left:
                 shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
             write_bytes(path / OWNER, f"process {os.getpid()}".encode())
         except BaseException:
@@ -151,6 +166,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else _os_error(error)
+        if number is None:
+            raise
         reason = {
             errno.ENOSPC: "the disk is full",
             errno.EDQUOT: "the disk quota is used up",
@@ -160,9 +177,7 @@ def writing(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "part of the path is a file",
             errno.EEXIST: "a file of that name is in the way",
             errno.EISDIR: "a folder of that name is in the way",
-        }.get(number or 0)
-        if reason is None:
-            raise
+        }.get(number, os.strerror(number).lower())
         raise EncoreError(f"can't write {path}: {reason}", "free some space or choose another --out") from error
 
 
@@ -274,26 +289,30 @@ class Checkpoints:
 
     def _intact(self, folder: Path) -> bool:
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = read_json(folder / MANIFEST, Manifest)
             return manifest["identity"] == self.identity and all(
                 _sha256(folder / name) == expected for name, expected in manifest["sha256"].items()
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, InputError):
             return False
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of a run.
 
     Raises:
-        InputError: it is missing or not JSON.
+        InputError: it is missing or damaged.
     """
+    from safetensors.torch import load_file
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing", "is this the folder of a complete run?") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as JSON: {error}") from error
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} can't be read as safetensors: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _sha256(path: Path) -> str:

@@ -9,12 +9,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from encore.errors import InputError
-from encore.hub import fetchable
+from encore.hub import fetchable, pretrained
 from encore_audiocraft import packages
 from encore_audiocraft.language import BUILD_ERRORS
 from encore_audiocraft.library import building, load
 from encore_audiocraft.packages import Package, first_line
-from encore_audiocraft.text import LOAD_ERRORS, quietly
+from encore_audiocraft.text import quietly
 
 load()
 from audiocraft.models import builders  # noqa: E402
@@ -59,14 +59,12 @@ def open_encodec(name: str, model: str, *, offline: bool = False) -> Any:
     if name.startswith("dac_"):
         raise InputError(f"the codec of {model} is a DAC, and only EnCodec is supported")
     here = offline or not fetchable(name)
-    try:
-        with quietly():
-            return EncodecModel.from_pretrained(name, local_files_only=here, use_safetensors=True, dtype=torch.float32)
-    except LOAD_ERRORS as error:
-        raise InputError(
-            f"can't load {name}, the codec of {model}: {first_line(error)}",
-            "a codec of the hub must have been downloaded before, or the hub be reachable and --offline left out",
-        ) from error
+    with quietly():
+        return pretrained(
+            EncodecModel, name, local_files_only=here, use_safetensors=True, dtype=torch.float32,
+            what=f", the codec of {model}",
+            hint="a codec of the hub must have been downloaded before, or the hub be reachable and --offline left out",
+        )  # fmt: skip
 
 
 def _from_state(package: Package, model: str) -> Any:

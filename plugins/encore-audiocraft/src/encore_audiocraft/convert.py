@@ -28,7 +28,7 @@ from transformers import (
 
 from encore import assets
 from encore.errors import InputError
-from encore.hub import fetchable
+from encore.hub import fetchable, pretrained
 from encore.runs.store import staged_folder
 from encore_audiocraft import backend, configs, keys, kinds, language, packages
 from encore_audiocraft.codec import open_encodec
@@ -87,14 +87,14 @@ def _transformers_folder(source: str, revision: str | None, offline: bool) -> Pa
 
 def _to_audiocraft(folder: Path, out: Path, model: str) -> None:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = pretrained(AutoConfig, folder, local_files_only=True)
         if config.model_type != "musicgen":
             raise InputError(f"{model} is a {config.model_type} model, not a MusicGen one")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = pretrained(AutoTokenizer, folder, local_files_only=True)
         state = keys.modern({name: value for name, value in _safetensors(folder).items() if name not in COPIES})
         guidance = 3.0
         if (folder / "generation_config.json").is_file():
-            guidance = GenerationConfig.from_pretrained(folder, local_files_only=True).guidance_scale or guidance
+            guidance = pretrained(GenerationConfig, folder, local_files_only=True).guidance_scale or guidance
         speech_config, sound_config = configs.to_audiocraft(config, float(guidance), model)
         _refuse_incomplete(state, config, model)
         parts = _parts(state)
@@ -200,7 +200,7 @@ def _codec(package: packages.Package, model: str, offline: bool) -> tuple[State,
 def _text(name: str, folder: Path, offline: bool) -> tuple[T5Config, Any, State]:
     beside = folder / BESIDE
     if beside.is_dir():  # as it is stored
-        return T5Config.from_pretrained(beside), T5Tokenizer.from_pretrained(beside), _safetensors(beside)
+        return pretrained(T5Config, beside), pretrained(T5Tokenizer, beside), _safetensors(beside)
     text = TextEncoder.open(name, folder, offline=offline)
     state = text.t5.state_dict()
     state.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared`

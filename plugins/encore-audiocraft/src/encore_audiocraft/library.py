@@ -90,11 +90,12 @@ def open_musicgen(folder: Path | str, device: str = "cpu") -> Any:
     from audiocraft.modules.conditioners import T5Conditioner  # type: ignore[import-not-found]
     from transformers import AutoConfig
 
+    from encore.hub import pretrained
     from encore_audiocraft.text import BESIDE, NAME_OF_BESIDE
 
     beside = Path(folder) / BESIDE
     if beside.is_dir():
-        T5Conditioner.MODELS_DIMS[NAME_OF_BESIDE] = AutoConfig.from_pretrained(beside).d_model
+        T5Conditioner.MODELS_DIMS[NAME_OF_BESIDE] = pretrained(AutoConfig, beside).d_model
         if NAME_OF_BESIDE not in T5Conditioner.MODELS:
             T5Conditioner.MODELS.append(NAME_OF_BESIDE)
     with contextlib.chdir(folder), building():

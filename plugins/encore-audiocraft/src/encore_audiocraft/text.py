@@ -6,6 +6,7 @@ A folder may hold the text encoder beside the weights, in `t5/`; it is then take
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -15,8 +16,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from encore.errors import InputError
-from encore.hub import fetchable
-from encore_audiocraft.packages import first_line
+from encore.hub import fetchable, pretrained
 
 BESIDE = "t5"
 LOAD_ERRORS = (  # what transformers raises where a folder or a name is not what it should be
@@ -65,22 +65,24 @@ class TextEncoder(nn.Module):
             raise InputError(f"{folder} lacks its text encoder, which lies in {BESIDE}/", "copy the whole folder")
         else:
             sources = [name] if "/" in name else [f"google-t5/{name}", name]  # the hub's name, and audiocraft's
-        errors: list[Exception] = []
+        errors: list[InputError] = []
+        told: dict[str, Any] = {
+            "what": ", the text encoder",
+            "hint": "a text encoder of the hub must have been downloaded before, or lie "
+            f"in {BESIDE}/ beside the weights",
+        }
         for source in sources:
             here = offline or not ("/" in source and fetchable(source))
             try:
                 with quietly():
-                    tokenizer = T5Tokenizer.from_pretrained(source, local_files_only=here)
-                    t5 = T5EncoderModel.from_pretrained(
-                        source, local_files_only=here, dtype=torch.float32, use_safetensors=True
+                    tokenizer = pretrained(T5Tokenizer, source, local_files_only=here, **told)
+                    t5 = pretrained(
+                        T5EncoderModel, source, local_files_only=here, dtype=torch.float32, use_safetensors=True, **told
                     )
                 return cls(t5, tokenizer, beside.is_dir())
-            except LOAD_ERRORS as error:
+            except InputError as error:
                 errors.append(error)
-        raise InputError(
-            f"can't load the text encoder {sources[0]}: {first_line(errors[0])}",
-            f"a text encoder of the hub must have been downloaded before, or lie in {BESIDE}/ beside the weights",
-        ) from errors[0]
+        raise errors[0]
 
 
 class quietly:

@@ -7,7 +7,6 @@ brings along, and draws weights that a file lacks at random.
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from encore.errors import InputError
-from encore.hub import fetchable
+from encore.files import read_json
+from encore.hub import fetchable, pretrained
 
 INDEX = "model_index.json"
 BACKENDS = {
@@ -56,7 +56,8 @@ def open_parts(model: str, pipeline: str, library: str, *, revision: str | None,
         index = _index(model, where)
         _check(model, index, pipeline, library)
         with quiet():
-            return {name: _open(model, name, kind, where) for name, kind in _listed(index) if kind[0] is not None}
+            told = {"what": f" as a {pipeline}", "hint": _hint(model), **where}
+            return {name: _open(model, name, kind, told) for name, kind in _listed(index) if kind[0] is not None}
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(f"can't load {model} as a {pipeline}: {_first_line(error)}", _hint(model)) from error
 
@@ -68,10 +69,7 @@ def _index(model: str, where: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{model} is no diffusers pipeline: it has no {INDEX}", _hint(model))
     else:
         path = Path(hf_hub_download(model, INDEX, **where))
-    index = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(index, dict):
-        raise ValueError(f"{INDEX} is not an object")
-    return index
+    return dict(read_json(path, dict[str, Any]))
 
 
 def _check(model: str, index: Mapping[str, Any], pipeline: str, library: str) -> None:
@@ -107,10 +105,10 @@ def _open(model: str, part: str, kind: tuple[str | None, str | None], where: Map
         made = getattr(importlib.import_module(f"diffusers.pipelines.{library}"), str(name))
     is_network = isinstance(made, type) and issubclass(made, nn.Module)
     if not is_network:
-        return made.from_pretrained(model, subfolder=part, **where)
-    dtype = {"torch_dtype" if issubclass(made, diffusers.ModelMixin) else "dtype": torch.float32}
-    network, loading = made.from_pretrained(
-        model, subfolder=part, use_safetensors=True, output_loading_info=True, **dtype, **where
+        return pretrained(made, model, subfolder=part, **where)
+    dtype: dict[str, Any] = {"torch_dtype" if issubclass(made, diffusers.ModelMixin) else "dtype": torch.float32}
+    network, loading = pretrained(
+        made, model, subfolder=part, use_safetensors=True, output_loading_info=True, **dtype, **where
     )
     for what in ("missing_keys", "mismatched_keys"):
         if loading[what]:

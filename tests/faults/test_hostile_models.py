@@ -1,0 +1,229 @@
+"""Folders of strangers: no code of theirs is run or asked for, nothing outside is read, and each is one sentence."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import ROOT, Done
+
+from encore import assets
+from encore.hub import check_folder, is_code
+
+Call = Callable[..., Done]
+MARKER = "marker-of-code-that-ran"
+CODE = f"open({MARKER!r}, 'w').close()\n\nclass Evil:\n    def __init__(self, *a, **k): ...\n"
+AUTO = {f"Auto{name}": "evil.Evil" for name in ("Config", "Model", "ModelForTextToWaveform", "Processor")}
+AUTO |= {f"Auto{name}": "evil.Evil" for name in ("FeatureExtractor", "ModelForAudioClassification")}
+AUTO_TOKENIZER = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def copy_of(source: Path, name: str = "model") -> Path:
+    return Path(shutil.copytree(source, name))
+
+
+def with_code(folder: Path, files: list[str]) -> Path:
+    """The folder asks for code in the named files, which lies beside them."""
+    (folder / "evil.py").write_text(CODE)
+    for name in files:
+        change(folder / name, auto_map=AUTO | AUTO_TOKENIZER)
+    return folder
+
+
+def generate(call: Call, folder: Path, *more: object) -> Done:
+    return call("generate", "a", "--seconds", "0.3", "--model", folder, "--overwrite", *more)
+
+
+def refused(done: Done, *words: str) -> None:
+    assert done.code == 3, done.err
+    assert done.err.count("error:") == 1
+    assert "not expected" not in done.err
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+
+
+# ----------------------------------------------------------------------------------------------------- C1: code
+
+
+@pytest.fixture
+def answers_yes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks on stdin is told yes, many times over."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
+
+
+SETTINGS = ["config.json", "tokenizer_config.json", "processor_config.json"]
+
+
+@pytest.mark.parametrize("files", [[name] for name in SETTINGS] + [SETTINGS])
+def test_case_C1_a_models_own_code_is_neither_run_nor_asked_for(
+    studio: Path, call: Call, answers_yes: None, files: list[str]
+) -> None:
+    """transformers knows the kind of the model, so that its own classes serve."""
+    done = generate(call, with_code(copy_of(studio / "model"), files))
+    assert done.code in (0, 3), done.err
+    assert "[y/N]" not in done.out + done.err
+    assert not Path(MARKER).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("config.json", {"model_type": "evil"}),
+        ("tokenizer_config.json", {"tokenizer_class": "Evil"}),
+        ("processor_config.json", {"processor_class": "Evil"}),
+    ],
+)
+def test_case_C1_a_model_that_needs_its_own_code_is_refused(
+    studio: Path, call: Call, answers_yes: None, file: str, changed: dict[str, Any]
+) -> None:
+    folder = with_code(copy_of(studio / "model"), SETTINGS)
+    change(folder / file, **changed)
+    done = generate(call, folder)
+    if done.code != 0:  # where transformers finds a class of its own in spite of all, nothing was needed
+        refused(done, "can't load")
+    if file == "config.json":
+        refused(done, "code of a model is never run")
+    assert "[y/N]" not in done.out + done.err
+    assert not Path(MARKER).exists()
+
+
+@pytest.mark.parametrize("name", ["clap", "ast"])
+def test_case_C1_an_embedders_own_code_is_not_run(studio: Path, call: Call, answers_yes: None, name: str) -> None:
+    folder = with_code(copy_of(assets.FOLDER / assets.CLAP, "clap"), SETTINGS)
+    change(folder / "config.json", model_type="evil")
+    from encore import plugins
+    from encore.errors import InputError
+
+    backend = plugins.backends().resolve("musicgen").load(str(studio / "model"))
+    with contextlib.suppress(InputError):  # an embedder names its class, and may do without
+        plugins.embedders().resolve(name).open_weights(backend, str(folder))
+    assert not Path(MARKER).exists()
+
+
+def test_case_C1_only_one_place_calls_from_pretrained_and_it_says_no_to_code() -> None:
+    found = [
+        path.name
+        for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "from_pretrained"
+    ]
+    assert found == ["hub.py"]
+    text = (ROOT / "src/encore/hub.py").read_text()
+    assert 'where["trust_remote_code"] = False' in text
+    every = "".join(path.read_text() for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
+    assert "trust_remote_code=" + "True" not in every
+
+
+@pytest.mark.parametrize("name", ["evil.py", "EVIL.PY", "x.pyc", "x.so", "pytorch_model.bin", "w.pkl", "w.pt"])
+def test_case_C1_what_is_code_by_its_name(name: str) -> None:
+    assert is_code(name)
+    assert not any(map(is_code, ("config.json", "model.safetensors", "README.md", "spiece.model", "merges.txt")))
+
+
+# ----------------------------------------------------------------------------------- C2: files outside, or no weights
+
+
+def sharded(studio: Path, names: dict[str, str] | object) -> Path:
+    folder = copy_of(studio / "model")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def weights_of(studio: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(studio / "model/model.safetensors", "pt") as file:
+        return list(file.keys())
+
+
+def test_case_C2_a_model_in_parts_is_read(studio: Path, call: Call) -> None:
+    done = generate(call, sharded(studio, dict.fromkeys(weights_of(studio), "part.safetensors")))
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pytorch_model.bin", "../outside.safetensors", "ABSOLUTE", "link.safetensors", "sub/x.safetensors",
+        "gone.safetensors", "part.safetensors/../../outside.safetensors", 5, None,
+    ],
+)  # fmt: skip
+def test_case_C2_an_index_that_names_other_files_is_refused(studio: Path, call: Call, name: Any) -> None:
+    shutil.copy(studio / "model/model.safetensors", "outside.safetensors")
+    name = str(Path("outside.safetensors").resolve()) if name == "ABSOLUTE" else name
+    folder = sharded(studio, dict.fromkeys(weights_of(studio), name))
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "link.safetensors").symlink_to(Path("outside.safetensors").resolve())
+    refused(generate(call, folder), "can't load")
+
+
+@pytest.mark.parametrize("names", [[], "x", 5, None, {}])
+def test_case_C2_an_index_of_another_kind_is_refused(studio: Path, call: Call, names: object) -> None:
+    refused(generate(call, sharded(studio, names)), "can't load")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_case_C2_a_file_that_leads_out_is_refused(studio: Path, call: Call, name: str) -> None:
+    folder = copy_of(studio / "model")
+    shutil.move(folder / name, name)
+    (folder / name).symlink_to(Path(name).resolve())
+    refused(generate(call, folder), f"{name} leads out of the folder")
+
+
+def test_case_C2_a_folder_of_the_hubs_cache_is_read(studio: Path, call: Call) -> None:
+    """Its files are links, to blobs beside the snapshots."""
+    folder = copy_of(studio / "model", "models--owner--name/snapshots/0123")
+    blobs = folder.parents[1] / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(f"../../blobs/{number}")
+    done = generate(call, folder)
+    assert done.code == 0, done.err
+
+
+def test_case_C2_a_pipe_does_not_hang(studio: Path, call: Call) -> None:
+    folder = copy_of(studio / "model")
+    (folder / "generation_config.json").unlink()
+    os.mkfifo(folder / "generation_config.json")
+    refused(generate(call, folder), "generation_config.json is no regular file")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "words"),
+    [
+        ("adapter_config.json", {"base_model_name_or_path": "../../other"}, "an adapter to another model"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["../x.json"]}, "names files outside"),
+        ("config.json", {"transformers_weights": "../x.safetensors"}, "names files outside"),
+        ("config.json", {"attn_implementation": "owner/kernel"}, "asks for a kernel"),
+    ],
+)
+def test_case_C2_settings_that_lead_elsewhere_are_refused(
+    studio: Path, call: Call, file: str, values: dict[str, Any], words: str
+) -> None:
+    folder = copy_of(studio / "model")
+    if not (folder / file).exists():
+        (folder / file).write_text("{}")
+    change(folder / file, **values)
+    refused(generate(call, folder), words)
+
+
+def test_case_C2_the_embedded_models_are_as_they_should_be() -> None:
+    for folder in [assets.FOLDER / assets.CLAP, *(assets.model_folder(name) for name in assets.MODELS)]:
+        assert folder is not None
+        check_folder(folder, "can't load")
