@@ -11,6 +11,7 @@ import torch
 from encore.api import Backend, Clip
 from encore.audio.cache import TensorCache
 from encore.audio.decode import load
+from encore.audio.intake import Facts, FileCache, decoder_sha256
 from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError
@@ -30,19 +31,20 @@ class Heard:
 
 
 class Listener:
-    """Turns tracks into clips for one backend; codes and text encodings come from the cache where they are there.
+    """Turns tracks into clips for one backend; what was decoded or encoded once comes from the cache.
 
     Args:
         backend: whose codec and text encoder are used; the cache is keyed by their weights and settings.
-        cache: where tensors are kept between runs.
+        cache: where tensors are kept between runs; what is known of files lies in the same folder.
     """
 
     def __init__(self, backend: Backend, cache: TensorCache) -> None:
         self.backend = backend
         self.cache = cache
+        self.files = FileCache(cache.folder)
         self._frozen = (module_sha256(*backend.frozen().values()), backend.settings)
         shape = (backend.sample_rate, backend.channels, backend.codebooks, backend.max_frames)
-        self._codes_key = ("codes", *map(str, shape), *self._frozen)
+        self._codes_key = ("codes", decoder_sha256(), *map(str, shape), *self._frozen)
 
     def hear(
         self, tracks: Sequence[Track], progress: Callable[[int, int], None] = lambda done, of: None
@@ -62,15 +64,25 @@ class Listener:
 
     def _hear(self, track: Track) -> Heard:
         backend = self.backend
-        audio = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels)
-        codes = self.cache.get_or_make(
-            (*self._codes_key, audio.sha256_pcm), lambda: self._encode(torch.from_numpy(audio.samples))
-        )
+        facts, codes = self._encoded(track)
         windows = [codes[name] for name in sorted(codes)]
         if not windows or windows[0].shape[-1] <= (backend.codebooks if backend.has_tokens else 0):
             raise InputError(f"{printable(track.path)} is too short for the model to hear", "take it off the list")
         clips = tuple(Clip(track.id, track.caption, wide(window)) for window in windows)
-        return Heard(track, clips, audio.sha256_pcm, audio.samples.shape[-1] / backend.sample_rate)
+        return Heard(track, clips, facts.sha256_pcm, facts.seconds)
+
+    def _encoded(self, track: Track) -> tuple[Facts, dict[str, torch.Tensor]]:
+        """What decoding found, and the codes; the file is read only where one of them is not in the cache."""
+        backend, facts = self.backend, self.files.facts(track.sha256)
+        codes = None if facts is None else self.cache.get((*self._codes_key, facts.sha256_pcm))
+        if facts is not None and codes is not None:
+            return facts, codes
+        audio = self.files.load(
+            track.path, track.sha256, sample_rate=backend.sample_rate, channels=backend.channels
+        )  # fmt: skip
+        samples = torch.from_numpy(audio.samples)
+        codes = self.cache.get_or_make((*self._codes_key, audio.sha256_pcm), lambda: self._encode(samples))
+        return Facts.of(audio), codes
 
     def _encode(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
         """Samples [C, S] -> one [K, T] a window (int16 codes, float32 latents), by a name that sorts in order."""
