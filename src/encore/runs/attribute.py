@@ -32,7 +32,7 @@ from torch import Tensor
 
 from encore.api import Backend, Batch, Clip
 from encore.audio.cache import TensorCache
-from encore.audio.captions import read_tags, sidecar_caption
+from encore.audio.captions import read_tags, sidecar_captions
 from encore.audio.files import file_sha256
 from encore.audio.text import clean_caption
 from encore.audio.tracks import Track
@@ -126,7 +126,7 @@ def find_caption(clip: Path, given: str | None) -> tuple[str, str]:
     """The caption of a clip, and where it is from: given, side-car, tags; "none" where there is none, which is ""."""
     for source, caption in (
         ("given", lambda: clean_caption(given or "")),
-        ("side-car", lambda: sidecar_caption(clip, [clip.parent])),
+        ("side-car", lambda: next(iter(sidecar_captions(clip, [clip.parent]).texts), "")),
         ("tags", lambda: read_tags(clip).caption()),
     ):
         if found := caption():
