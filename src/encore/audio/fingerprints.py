@@ -12,9 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
-VERSION = 1
-"""Part of a kept fingerprint's key; raised when fingerprints change."""
-
 RATE = 8_000
 WINDOW, HOP = 1_024, 256
 FRAMES_PER_SECOND = RATE / HOP
@@ -31,7 +28,7 @@ PEAKS = 20
 NEAREST, FURTHEST = 3, 64
 """Frames between the two peaks of a landmark."""
 LANDMARKS = 4_000
-"""A peak is paired with 3 others, in tracks of a minute and less with up to 10, so long as this many are not reached."""
+"""Of a recording, about: a peak is paired with 10 others in the shortest, with 2 in those of 2 minutes and more."""
 
 Samples = NDArray[np.float32]
 Floats = NDArray[np.float32]
@@ -59,7 +56,7 @@ def fingerprint(samples: Samples) -> Fingerprint:
 def landmarks(peaks: Floats) -> Floats:
     """Peaks [2, P] -> float32 [4, L]: frame of the first, frames to the second, octaves of the first and the second."""
     time, octave = peaks
-    fan = int(np.clip(LANDMARKS // max(1, len(time)), 3, 10))
+    fan = int(np.clip(LANDMARKS // max(1, len(time)), 2, 10))
     taken = np.zeros(len(time), int)
     pairs = []
     for ahead in range(1, min(8 * fan, len(time) - 1) + 1):
