@@ -77,7 +77,7 @@ def test_facts_are_those_of_the_decoder_and_go_with_the_content(
     assert cache.facts(digest) is None
     audio = cache.load(file, digest, sample_rate=8_000)
     facts = cache.facts(digest)
-    assert facts == Facts(load(file, sample_rate=22_050).sha256_pcm, 22_050, 1, 22_050, "flac")
+    assert facts == Facts(load(file, sample_rate=22_050).sha256_pcm, 22_050, 1, 22_050, "flac", 22_050)
     assert (facts.seconds, audio.sample_rate) == (1.0, 8_000)
     monkeypatch.setattr(intake, "decoder_sha256", lambda: "another version")
     assert cache.facts(digest) is None

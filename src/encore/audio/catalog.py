@@ -14,7 +14,7 @@ from encore.audio.files import CATALOG_CAPS, file_sha256, locate, open_regular, 
 from encore.audio.records import CATALOG_FORMATS, Record, other_format
 from encore.audio.spelling import why_missing
 from encore.audio.text import did_you_mean, near, printable
-from encore.audio.tracks import Missing, Track
+from encore.audio.tracks import Track
 from encore.errors import InputError, together
 
 FOLDER_NAMES = ("metadata.jsonl", "metadata.csv", "data.jsonl", "data.jsonl.gz", "manifest.jsonl", "catalog.csv")
@@ -212,14 +212,15 @@ class Catalog:
             meta=record.meta,
             more_captions=found.texts[1:],
             caption_source=found.source,
+            place=where,
         )
 
-    def tracks(self, split: str | None = None, *, skipped: list[Missing] | None = None) -> list[Track]:
+    def tracks(self, split: str | None = None, *, errors: list[InputError] | None = None) -> list[Track]:
         """All tracks, or those of one split, in the catalogue's order; records of one file are one track.
 
         Args:
             split: as the catalogue names it; None for all.
-            skipped: gets the records that can't be used; None to refuse them, all at once.
+            errors: gets what is wrong with single records, and the others are returned; None to refuse the catalogue.
 
         Raises:
             InputError: no such split, two files of one id, or what `track` raises.
@@ -230,7 +231,7 @@ class Catalog:
         tracks: dict[str, Track] = {}  # by hash of the file
         lines: dict[str, int] = {}  # by id
         done: set[int] = set()
-        errors: list[InputError] = []
+        wrong: list[InputError] = []
         for record in self.records:
             if record.line in done or (split is not None and record.split != split):
                 continue
@@ -246,12 +247,11 @@ class Catalog:
                     )
                 tracks[track.sha256] = track if copy is None else copy.with_captions(track.captions)
             except InputError as error:
-                if skipped is None:
-                    errors.append(error)
-                else:
-                    skipped.append(Missing(record.line, record.source, error.message))
-        if errors:
-            raise together(errors)
+                wrong.append(error)
+        if wrong and errors is None:
+            raise together(wrong)
+        if errors is not None:
+            errors += wrong
         return list(tracks.values())
 
     def _file(self, record: Record) -> Path | None:

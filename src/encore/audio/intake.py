@@ -41,6 +41,7 @@ class Facts:
 
     Args:
         sha256_pcm: see `Audio.sha256_pcm`. rate: Hz. channels, frames: the file's own. format: see `Audio.format`.
+        declared: frames by the container; None where it doesn't say.
     """
 
     sha256_pcm: str
@@ -48,11 +49,13 @@ class Facts:
     channels: int
     frames: int
     format: str
+    declared: int | None = None
 
     @classmethod
     def of(cls, audio: Audio) -> Facts:
         return cls(
-            audio.sha256_pcm, audio.source_rate, audio.source_channels, audio.frames_decoded, audio.format
+            audio.sha256_pcm, audio.source_rate, audio.source_channels, audio.frames_decoded, audio.format,
+            audio.frames_declared,
         )  # fmt: skip
 
     @property

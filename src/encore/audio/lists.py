@@ -34,7 +34,7 @@ def read_list(
     catalog: Catalog | None = None,
     roots: Sequence[Path] = (),
     allow_missing: bool = False,
-    skip_unreadable: bool = False,
+    errors: list[InputError] | None = None,
     advice: str = "--allow-missing goes on without",
     stdin: BinaryIO | None = None,
 ) -> Selection:
@@ -50,7 +50,7 @@ def read_list(
         catalog: resolves `id:`, `isrc:` and `sha256:`, and gives captions to the files it knows.
         roots: folders, besides the list's own, that its paths may lead into.
         allow_missing: lines without a track go to `Selection.missing` instead of raising.
-        skip_unreadable: so do lines whose track can't be used, whatever the reason.
+        errors: gets what is wrong with single lines, and the others' tracks are returned; None to refuse the list.
         advice: what the hint says of missing tracks.
         stdin: read instead of the process's own.
 
@@ -73,7 +73,7 @@ def read_list(
     if not records:
         raise InputError(f"{printable(name)} names no track", "write one path or id: a line")
     resolver = _Resolver(name, folder, catalog, roots, notes)
-    return resolver.resolve(records, allow_missing or skip_unreadable, skip_unreadable, advice)
+    return resolver.resolve(records, allow_missing, errors, advice)
 
 
 class _Resolver:
@@ -88,33 +88,34 @@ class _Resolver:
         self.roots = (self.folder, *roots, *(catalog.roots if catalog else ()))
         self.notes = list(notes)
 
-    def resolve(self, records: Sequence[Record], allow_missing: bool, skip_unreadable: bool, advice: str) -> Selection:
+    def resolve(
+        self, records: Sequence[Record], allow_missing: bool, errors: list[InputError] | None, advice: str
+    ) -> Selection:
         tracks: dict[str, Track] = {}  # by file hash: a file counts once however often, and as whatever, it is named
         missing: list[Missing] = []
-        errors: list[InputError] = []
+        wrong: list[InputError] = []
         for record in records:
             try:
                 found = list(self._tracks(record))
             except _Unmatched as unmatched:
                 missing.append(Missing(record.line, record.source, unmatched.reason))
-                hint = f"{unmatched.hint}; {advice}" if unmatched.hint else advice
-                refusal = InputError(f"{spot(self.name, record.line)}: {unmatched.reason}", hint)
                 if not allow_missing:
-                    errors.append(refusal)
+                    hint = f"{unmatched.hint}; {advice}" if unmatched.hint else advice
+                    wrong.append(InputError(f"{spot(self.name, record.line)}: {unmatched.reason}", hint))
                 continue
             except InputError as error:
-                missing.append(Missing(record.line, record.source, error.message))
-                if not skip_unreadable:
-                    errors.append(error)
+                wrong.append(error)
                 continue
             for track in found:
                 self._add(track, record, tracks)
-        if errors:
-            raise together(errors)
-        if not tracks:
+        if wrong and errors is None:
+            raise together(wrong)
+        if not tracks and not wrong:
             hint = missing[0].reason if missing else ""
             raise InputError(f"{printable(self.name)}: none of its {len(records)} lines names a track there is", hint)
-        return Selection(tuple(_distinct(tracks.values())), tuple(missing), tuple(self.notes))
+        if errors is not None:
+            errors += wrong
+        return Selection(tuple(_distinct(tracks.values())), tuple(missing) if allow_missing else (), tuple(self.notes))
 
     def _add(self, track: Track, record: Record, tracks: dict[str, Track]) -> None:
         first = tracks.setdefault(track.sha256, track)
@@ -154,7 +155,8 @@ class _Resolver:
 
     def _known(self, entry: Record, record: Record, path: Path | None = None) -> Track:
         assert self.catalog is not None
-        return self.catalog.track(entry, path=path, captions=record.captions, line=record.line, source=record.source)
+        track = self.catalog.track(entry, path=path, captions=record.captions, line=record.line, source=record.source)
+        return dataclasses.replace(track, place=spot(self.name, record.line))
 
     def _by_path(self, record: Record) -> Track:
         where = spot(self.name, record.line)
@@ -182,6 +184,7 @@ class _Resolver:
             meta=record.meta,
             more_captions=found.texts[1:],
             caption_source=found.source,
+            place=where,
         )
 
     def _by_catalog_path(self, record: Record) -> Track:

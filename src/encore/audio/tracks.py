@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from encore.errors import InputError
+
 
 @dataclass(frozen=True)
 class Track:
@@ -19,6 +21,7 @@ class Track:
         caption: one line, never empty.
         more_captions: others of the same file; whatever is done with a track is done with each of them.
         caption_source: where the captions come from, see `captions.Captions`.
+        place: how messages call the line that names it: `list.txt, line 3`.
         sha256: of the file's bytes.
         line: 1-based line of the list it was named on; None where no list named it.
         source: that line's text.
@@ -38,11 +41,16 @@ class Track:
     meta: Mapping[str, Any] = field(default_factory=dict)
     more_captions: tuple[str, ...] = ()
     caption_source: str = ""
+    place: str = ""
 
     @property
     def captions(self) -> tuple[str, ...]:
         """All its captions, `caption` first."""
         return (self.caption, *self.more_captions)
+
+    def refusal(self, error: InputError) -> InputError:
+        """An error about its file, with the line that names it."""
+        return InputError(f"{self.place}: {error.message}" if self.place else error.message, error.hint)
 
     def with_captions(self, captions: Iterable[str]) -> Track:
         """The same track, with those of `captions` that it hasn't."""
