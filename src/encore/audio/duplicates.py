@@ -1,8 +1,8 @@
 """The same music on two sides: a track to forget that is also kept, or a holdout track that is trained on.
 
 Three kinds are found, in this order: the same file, the same samples (a WAV and its FLAC), the same recording:
-re-encoded, resampled, louder, equalised, trimmed, padded, cut out of a longer one, or up to 5 % faster, slower, higher or
-lower. An index of landmarks proposes where a recording may lie in another (`matching.Index`), and the correlation of
+re-encoded, resampled, louder, equalised, trimmed, padded, cut out of a longer one, or up to 5 % faster, slower, higher
+or lower. An index of landmarks proposes where a recording may lie in another (`matching.Index`), and the correlation of
 their spectra there confirms it. Newly played versions are not found.
 """
 
@@ -36,15 +36,22 @@ SHORT = 1_000
 
 
 def threshold(frames: float) -> float:
-    """The correlation from which on two recordings that overlap by so many frames are one: .80 for a second, .59 for 5 s,
-    .45 for 3 minutes.
+    """The correlation from which on two recordings that overlap by so many frames are one.
 
-    Between what was measured, each time at the alignments that the index proposes. Different pieces reach at most .66
-    for 1 s and .46 for 5 s of Encore's own music (one synthesiser, .85 and .02 million pairs), .56 for 1 s and .41 for
-    5 s of the soundtracks of four free games (100 pieces, 4.6 and .6 million pairs). In these soundtracks, a piece and
-    itself at .97 of its speed, as 16 kHz MP3 or Vorbis of the lowest quality, or with noise at 20 dB are above .8 in the
-    median and .58 in all but a twentieth for 1 s, above .76 in nearly all for 5 s and longer; as Opus of 6 kbit/s above
-    .71 for 5 s and .80 for 90 s.
+    It is .80 for 1 s, .59 for 5 s, .45 for 3 minutes: what different pieces reach falls with the length. Measured at
+    the alignments that the index proposes, on excerpts of 100 pieces from the soundtracks of six free games, and on
+    Encore's own music, whose 154 pieces are one synthesiser's:
+
+    ======  ==============  ================  =========================================================================
+    length  pairs           different pieces  the same (of the games): smallest of 60, share above the threshold
+    ======  ==============  ================  =========================================================================
+    1 s     5.4 million     .71 at most       speed .95 to 1.05: .71, .95 and more; low MP3: .97; low Vorbis: .92
+    5 s     .5 million      .46 at most       speed: .68, 1.00; low MP3 .92, Vorbis .84, noise at 20 dB .85: 1.00 each;
+                                              Opus of 6 kbit/s .53: .97; tempo alone .48: .90; pitch alone .44: .72
+    60 s    20 thousand     .28 at most       (90 s) speed .74; Opus of 6 kbit/s .80; tempo .74; pitch .69: 1.00 each
+    ======  ==============  ================  =========================================================================
+
+    A second of music is the least that can be told: the index knows no copy of one that has fewer than some ten peaks.
     """
     return 0.42 + 0.38 / float(np.sqrt(max(frames, 1.0) / FRAMES_PER_SECOND))
 
@@ -89,7 +96,7 @@ def find_duplicates(
 ) -> list[Pair]:
     """Pairs of tracks of two sides that are the same file, samples or recording, in the lists' order.
 
-    A file is decoded once where its fingerprint is not in the cache; a comparison that was made before is not made again.
+    A file is decoded once where the cache has no fingerprint of it, and a comparison that was made is not made again.
     Two tracks of one side may be the same: that makes no request contradict itself.
 
     Args:
@@ -104,7 +111,7 @@ def find_duplicates(
     prints = Fingerprints(cache or TensorCache())
     facts, errors = prints.decode([track for side in {*sum(compared, ())} for track in sides[side]], progress)
     unread = [(track, errors[track.sha256]) for side in sides.values() for track in side if track.sha256 in errors]
-    refused = [error for track, error in unread if not skip(track, error)]
+    refused = [track.refusal(error) for track, error in unread if not skip(track, error)]
     if refused:
         raise together(refused)
     for side, tracks in sides.items():
@@ -188,24 +195,27 @@ class Fingerprints:
     def alike(
         self, first: Iterable[str], second: Iterable[str], progress: Progress
     ) -> dict[str, list[tuple[str, float]]]:
-        """Of recordings, given by their PCM hashes: for each of the second, which others of the first it is, how surely."""
+        """Different recordings that are one, by PCM hash: for each of `second`, those of `first` and how alike."""
         mine, theirs = sorted(set(first)), sorted(set(second))
         listed = hashlib.sha256(json.dumps([mine, theirs]).encode()).hexdigest()
-        kept = self.cache.get_or_make(
-            ("alike", decoder_sha256(), listed), lambda: self._compare(mine, theirs, progress)
-        )
+        key = ("alike", decoder_sha256(), listed)
+        kept = self.cache.get_or_make(key, lambda: self._compare(mine, theirs, progress))
         alike: dict[str, list[tuple[str, float]]] = {}
         for (i, j), score in zip(kept["pairs"].tolist(), kept["scores"].tolist(), strict=True):
             alike.setdefault(theirs[j], []).append((mine[i], score))
         return alike
 
     def _compare(self, mine: Sequence[str], theirs: Sequence[str], progress: Progress) -> dict[str, torch.Tensor]:
+        if len(mine) > len(theirs):  # the index is of the larger side
+            kept = self._compare(theirs, mine, progress)
+            return {**kept, "pairs": kept["pairs"].flip(1)}
         marks = [landmarks(self._peaks_of(one)) for one in theirs]
-        short = [one.shape[1] <= SHORT for one in marks]
         groups = []
-        for wanted, most in ((True, None), (False, SHORT)):
-            places = [i for i, is_short in enumerate(short) if is_short == wanted]
-            groups.append(([theirs[i] for i in places], Index([marks[i] for i in places]), most))
+        for most, chosen in (
+            (None, [i for i, one in enumerate(marks) if one.shape[1] <= SHORT]),
+            (SHORT, [i for i, one in enumerate(marks) if one.shape[1] > SHORT]),
+        ):
+            groups.append(([theirs[i] for i in chosen], Index([marks[i] for i in chosen]), most))
         del marks
         column = {one: i for i, one in enumerate(theirs)}
         pairs: list[tuple[int, int]] = []

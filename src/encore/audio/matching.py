@@ -1,8 +1,8 @@
 """Where one recording may lie in another: landmarks of the same hash at one alignment propose, correlation confirms.
 
-A copy may be faster or slower with its pitch (a resampled file, a tape), at its pitch (time stretch), or at another pitch
-alone. The landmarks of one side are hashed at each of these changes, in steps that the hash's cells tolerate; so the
-index itself finds which change, and at which offset.
+A copy may be faster or slower with its pitch (a resampled file, a tape), at its pitch (time stretch), or at another
+pitch alone. The landmarks of one side are hashed at each of these changes, in steps that the hash's cells tolerate; so
+the index itself finds which change, and at which offset.
 """
 
 from __future__ import annotations
