@@ -7,6 +7,10 @@ code of the command line, so that a caller of the library and a shell script can
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+
+MOST = 1_000
+"""Errors that one message names."""
 
 
 class EncoreError(Exception):
@@ -35,6 +39,17 @@ class InputError(EncoreError):
     """What the user gave to read can't be used: a list, an audio file, a catalogue, a model folder."""
 
     exit_code = 3
+
+
+def together(errors: Sequence[InputError]) -> InputError:
+    """One error that names all of them: what is wrong with a list is said at once, not one file a run."""
+    if len(errors) == 1:
+        return errors[0]
+    messages = [error.message for error in errors[:MOST]]
+    if len(errors) > MOST:
+        messages.append(f"and {len(errors) - MOST:,} more")
+    hints = list(dict.fromkeys(error.hint for error in errors if error.hint))
+    return InputError(f"{len(errors):,} tracks can't be used: {'; '.join(messages)}", "\n".join(hints[:5]))
 
 
 class MissingWeightsError(InputError):

@@ -107,7 +107,8 @@ def test_what_is_no_catalogue_is_refused(tmp_path: Path) -> None:
 
 def test_one_id_twice_and_missing_files_are_refused_with_their_line(tmp_path: Path, write: Write) -> None:
     write("a.wav")
-    (tmp_path / "c.csv").write_text("id,file,caption\nA,a.wav,x\nA,a.wav,y\n")
+    write("b.wav", 1)
+    (tmp_path / "c.csv").write_text("id,file,caption\nA,a.wav,x\nA,b.wav,y\n")
     with pytest.raises(InputError, match=r"c.csv, line 3: the id 'A' is line 2's already"):
         Catalog.open(tmp_path / "c.csv").tracks()
     (tmp_path / "c.csv").write_text("id,file,caption\nA,none.wav,x\n")

@@ -20,12 +20,13 @@ def test_mark_and_line_ends_are_taken_off() -> None:
     assert lines_of(b"\xef\xbb\xbfa\r\nb\n\nc") == [(1, "a"), (2, "b"), (3, ""), (4, "c")]
 
 
-def test_only_newlines_end_a_line() -> None:
+def test_only_line_ends_end_a_line() -> None:
+    assert lines_of(b"a\rb\r\r\nc\r") == [(1, "a"), (2, "b"), (3, ""), (4, "c")]
     assert lines_of("a\x0bb\u2028c\x85d".encode()) == [(1, "a\x0bb\u2028c\x85d")]
 
 
 def test_bytes_that_are_no_utf8_survive() -> None:
-    assert lines_of(b"caf\xe9.wav") == [(1, "caf\udce9.wav")]
+    assert lines_of(b"caf\xff.wav") == [(1, "caf\udcff.wav")]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,8 @@ def test_bytes_that_are_no_utf8_survive() -> None:
         (b"x" * 11, Caps(100, 100, 10), "list, line 1: the line is longer than 10 bytes"),
         (b"\n" * 4, Caps(100, 3, 10), "more than 3 lines"),
         (b"abc\n" * 4, Caps(10, 100, 10), "more than 10 bytes"),
-        (b"\xff\xfea\0", LIST_CAPS, "UTF-16"),
+        (b"\xff\xfe\0\xd8a\0", LIST_CAPS, "UTF-16"),
+        (b"PK\3\4", LIST_CAPS, "list, line 1: not text"),
         (b"ok\na\0b", LIST_CAPS, "list, line 2: not text"),
     ],
 )

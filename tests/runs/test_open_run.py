@@ -79,7 +79,11 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     monkeypatch.setattr(open_run, "backends", lambda: SimpleNamespace(resolve=lambda name: found))
     monkeypatch.setattr(open_run, "model_name", str)
     monkeypatch.setattr(open_run, "model_sha256", lambda model: "unlearned" if str(model).endswith("model") else "base")
-    monkeypatch.setattr(open_run, "_hear", lambda backend, tracks, reporter: tracks)
+
+    def hear(backend: object, sets: dict[str, list[Track]], *_: object) -> dict[str, list[SimpleNamespace]]:
+        return {name: [SimpleNamespace(track=one, clips=[one]) for one in tracks] for name, tracks in sets.items()}
+
+    monkeypatch.setattr(open_run, "_hear", hear)
     return found
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
-from encore.audio.captions import Tags, read_tags, sidecar_caption
-from encore.audio.files import CATALOG_CAPS, file_sha256, locate, open_regular, read_lines, spot
-from encore.audio.records import CATALOG_FORMATS, Record
-from encore.audio.text import clean_caption, did_you_mean, near, printable
+from encore.audio.captions import distinct, settle
+from encore.audio.files import CATALOG_CAPS, locate, open_regular, read_lines, spot
+from encore.audio.intake import FileCache
+from encore.audio.records import CATALOG_FORMATS, Record, other_format
+from encore.audio.spelling import why_missing
+from encore.audio.text import did_you_mean, near, printable
 from encore.audio.tracks import Track
-from encore.errors import InputError
+from encore.errors import InputError, together
 
 FOLDER_NAMES = ("metadata.jsonl", "metadata.csv", "data.jsonl", "data.jsonl.gz", "manifest.jsonl", "catalog.csv")
 """What a folder given as a catalogue is searched for, in this order."""
@@ -30,24 +34,26 @@ class Catalog:
         path: the catalogue file. name: how messages call it.
         folder: its folder, to which the paths in it are relative.
         roots: folders its files may lie in; its own, and those the caller allows.
+        notes: what a person may want to know, one sentence each: another encoding than UTF-8.
     """
 
-    def __init__(self, path: Path, records: Iterable[Record], roots: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, path: Path, records: Iterable[Record], roots: Sequence[Path] = (), notes: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.name = str(path)
         self.folder = Path(os.path.realpath(path.parent))
         self.roots = (self.folder, *roots)
         self.records = tuple(records)
+        self.notes = tuple(notes)
         self._ids: dict[str, list[Record]] = defaultdict(list)
         self._isrcs: dict[str, list[Record]] = defaultdict(list)
         self._hashes: dict[str, list[Record]] = defaultdict(list)
-        self._paths: dict[str, list[Record]] = defaultdict(list)
         self._unhashed = [record for record in self.records if record.path and not record.sha256]
         for record in self.records:
             self._ids[self.id_of(record)].append(record)
             self._isrcs[normal_isrc(record.isrc)].append(record)
             self._hashes[record.sha256.casefold()].append(record)
-            self._paths[self._absolute(record.path)].append(record)
 
     @classmethod
     def open(cls, path: Path | str, *, roots: Sequence[Path] = ()) -> Catalog:
@@ -65,14 +71,16 @@ class Catalog:
         suffix = Path(path.stem if compressed else path.name).suffix.casefold()
         if suffix not in CATALOG_FORMATS:
             raise InputError(
-                f"{printable(path)}: a catalogue is {', '.join(CATALOG_FORMATS)} (also .gz), not '{printable(suffix)}'"
+                f"{printable(path)}: a catalogue is {', '.join(CATALOG_FORMATS)} (also .gz), not '{printable(suffix)}'",
+                other_format(suffix),
             )
+        notes: list[str] = []
         with open_regular(path) as stream:
-            lines = read_lines(stream, str(path), CATALOG_CAPS, compressed=compressed)
+            lines = read_lines(stream, str(path), CATALOG_CAPS, compressed=compressed, notes=notes)
             records = tuple(CATALOG_FORMATS[suffix](lines, str(path)))
         if not records:
             raise InputError(f"{printable(path)}: the catalogue is empty")
-        return cls(path, records, roots)
+        return cls(path, records, roots, notes)
 
     # ------------------------------------------------------------------------------------------------ looking up
 
@@ -98,7 +106,7 @@ class Catalog:
             record = self._unhashed.pop()
             path = self._file(record)
             if path is not None:
-                actual = file_sha256(path)
+                actual = FileCache().sha256(path)
                 self._hashes[actual].append(record)
                 if actual == digest:
                     return (record,)
@@ -109,8 +117,33 @@ class Catalog:
         return tuple(self._hashes.get(digest.casefold(), ())) if digest else ()
 
     def by_path(self, path: Path | str) -> tuple[Record, ...]:
-        """Records of that file; a relative path is relative to the catalogue."""
-        return tuple(self._paths.get(self._absolute(str(path)), ())) if str(path) else ()
+        """Records of that file, however they spell its path (links, Unicode forms, case); relative to the catalogue."""
+        return tuple(self._files.get(_identity(self._absolute(str(path))), ())) if str(path) else ()
+
+    def of_file(self, path: Path, digest: str) -> tuple[Record, ...]:
+        """All records of a file: by its path, and by its hash where that is known."""
+        same = {record.line: record for record in (*self.by_path(path), *self.by_known_sha256(digest))}
+        return tuple(same[line] for line in sorted(same))
+
+    def are_one(self, records: Sequence[Record]) -> bool:
+        """Whether all these records are of one file."""
+        return len({self._record_identity(record) for record in records}) == 1
+
+    @cached_property
+    def _files(self) -> dict[Hashable, list[Record]]:
+        files: dict[Hashable, list[Record]] = defaultdict(list)
+        for record in self.records:
+            if record.path:
+                files[self._record_identity(record)].append(record)
+        return files
+
+    def _record_identity(self, record: Record) -> Hashable:
+        path = self._absolute(record.path)
+        identity = _identity(path)
+        if identity == path:  # not there as it is spelt
+            with contextlib.suppress(InputError):
+                identity = _identity(str(self._file(record) or path))
+        return identity
 
     def near_ids(self, name: str) -> list[str]:
         """Ids that look like `name`, or whose title does."""
@@ -129,63 +162,98 @@ class Catalog:
         record: Record,
         *,
         path: Path | None = None,
-        caption: str = "",
+        captions: Sequence[str] = (),
         line: int | None = None,
         source: str = "",
     ) -> Track:
-        """The track of a record; `path` (already checked) and `caption` go before the catalogue's own.
+        """The track of a record, with the captions of all records of its file.
+
+        Args:
+            record: one of them; its id and columns are the track's.
+            path: its file, checked already; None to find it.
+            captions: what a list says; they go before the catalogue's own.
+            line: of the list. source: that line's text.
 
         Raises:
-            InputError: the file is missing, leads outside, differs from the catalogue's hash, or has no caption.
+            InputError: the file is missing, leads outside, differs from the catalogue's hash, has no caption, or is in
+                two splits.
         """
         where = spot(self.name, record.line)
         path = path or self._file(record)
         if path is None:
             what = f"no file '{printable(record.path)}'" if record.path else "the record names no file"
-            raise InputError(f"{where}: {what}", "paths in a catalogue are relative to it")
-        digest = file_sha256(path)
-        if record.sha256 and record.sha256.casefold() != digest:
+            hint = why_missing(record.path, self.folder, self.roots)
+            raise InputError(f"{where}: {what}", hint or "paths in a catalogue are relative to it, or to a --root")
+        digest = FileCache().sha256(path)
+        same = self.of_file(path, digest)
+        if any(one.sha256 and one.sha256.casefold() != digest for one in (record, *same)):
             raise InputError(
                 f"{where}: '{printable(path.name)}' is not the file the catalogue was written for: its SHA-256 differs",
                 "restore the file, or write the catalogue anew",
             )
-        caption, tags = settle_caption(path, caption or record.caption, record.hint, self.roots, where)
+        splits = {one.split: one.line for one in same if one.split}
+        if len(splits) > 1:
+            named = " and ".join(f"'{printable(split)}' (line {at})" for split, at in splits.items())
+            raise InputError(f"{where}: '{printable(path.name)}' is in the splits {named}", "a file is in one split")
+        given = distinct(captions)
+        own = distinct(caption for one in (record, *same) for caption in one.captions)
+        origin = "list and catalogue" if given and own else "list" if given else "catalogue"
+        hint = next((one.hint for one in (record, *same) if one.hint), "")
+        found = settle(path, (*given, *own), origin, hint, self.roots, where)
         return Track(
             id=printable(self.id_of(record)),
             path=path,
-            caption=caption,
+            caption=found.texts[0],
             sha256=digest,
             line=line,
             source=source,
-            title=record.title or tags.title or None,
-            artist=record.artist or tags.artist or None,
-            isrc=normal_isrc(record.isrc or tags.isrc) or None,
+            title=record.title or found.tags.title or None,
+            artist=record.artist or found.tags.artist or None,
+            isrc=normal_isrc(record.isrc or found.tags.isrc) or None,
             meta=record.meta,
+            more_captions=found.texts[1:],
+            caption_source=found.source,
+            place=where,
         )
 
-    def tracks(self, split: str | None = None) -> list[Track]:
-        """All tracks, or those of one split, in the catalogue's order.
+    def tracks(self, split: str | None = None, *, errors: list[InputError] | None = None) -> list[Track]:
+        """All tracks, or those of one split, in the catalogue's order; records of one file are one track.
+
+        Args:
+            split: as the catalogue names it; None for all.
+            errors: gets what is wrong with single records, and the others are returned; None to refuse the catalogue.
 
         Raises:
-            InputError: no such split, two records of one id, or what `track` raises.
+            InputError: no such split, two files of one id, or what `track` raises.
         """
         if split is not None and split not in self.splits:
             known = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
             raise InputError(f"{printable(self.name)}: no track of split '{printable(split)}'", known)
-        chosen = [record for record in self.records if split is None or record.split == split]
-        return list(self._unique(chosen))
-
-    def _unique(self, records: Iterable[Record]) -> Iterator[Track]:
-        seen: dict[str, int] = {}
-        for record in records:
-            name = self.id_of(record)
-            if name in seen:
-                raise InputError(
-                    f"{spot(self.name, record.line)}: the id '{printable(name)}' is line {seen[name]}'s already",
-                    "give every track an id of its own",
-                )
-            seen[name] = record.line
-            yield self.track(record)
+        tracks: dict[str, Track] = {}  # by hash of the file
+        lines: dict[str, int] = {}  # by id
+        done: set[int] = set()
+        wrong: list[InputError] = []
+        for record in self.records:
+            if record.line in done or (split is not None and record.split != split):
+                continue
+            try:
+                track = self.track(record)
+                done |= {one.line for one in self.of_file(track.path, track.sha256)}
+                copy = tracks.get(track.sha256)
+                if copy is None and lines.setdefault(self.id_of(record), record.line) != record.line:
+                    raise InputError(
+                        f"{spot(self.name, record.line)}: the id '{printable(self.id_of(record))}' is line "
+                        f"{lines[self.id_of(record)]}'s already",
+                        "give every track an id of its own",
+                    )
+                tracks[track.sha256] = track if copy is None else copy.with_captions(track.captions)
+            except InputError as error:
+                wrong.append(error)
+        if wrong and errors is None:
+            raise together(wrong)
+        if errors is not None:
+            errors += wrong
+        return list(tracks.values())
 
     def _file(self, record: Record) -> Path | None:
         where = spot(self.name, record.line)
@@ -195,22 +263,13 @@ class Catalog:
         return os.path.normpath(os.path.join(self.folder, path)) if path else ""
 
 
-def settle_caption(path: Path, caption: str, hint: str, roots: Sequence[Path], where: str) -> tuple[str, Tags]:
-    """The caption to use, and the tags if they had to be read: given, side-car, `hint`, tags, in this order.
-
-    Raises:
-        InputError: none of them has one.
-    """
-    caption = clean_caption(caption) or sidecar_caption(path, roots) or hint
-    if caption:
-        return caption, Tags()
-    tags = read_tags(path)
-    if not tags.caption():
-        raise InputError(
-            f"{where}: '{printable(path.name)}' has no caption, and a text-to-music model is asked by caption",
-            f"write it after a TAB, into a catalogue, or into {printable(path.stem)}.txt beside the file",
-        )
-    return tags.caption(), tags
+def _identity(path: str) -> Hashable:
+    """What stays the same of a file in all its spellings; the path itself where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return path
+    return (found.st_dev, found.st_ino)
 
 
 def _find(path: Path) -> Path:

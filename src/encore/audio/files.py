@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import stat
-import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from encore.audio.encodings import LEGACY, utf8_chunks, western
+from encore.audio.spelling import alike, spellings
 from encore.audio.text import printable
 from encore.errors import InputError
 
@@ -34,6 +36,10 @@ class Caps:
 LIST_CAPS = Caps(total=16 << 20, lines=100_000, line=64 << 10)
 CATALOG_CAPS = Caps(total=256 << 20, lines=500_000, line=256 << 10)
 
+LINE_END = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)  # a \r at the end of a piece may be half of an end
+ZIP = b"PK\3\4"  # a workbook, or an archive
+NOT_TEXT = "give a text file: of a workbook or a library, export CSV (UTF-8) or M3U8"
+
 
 def spot(name: str, line: int | None = None) -> str:
     """`list.txt, line 3`: how messages name a place."""
@@ -43,6 +49,7 @@ def spot(name: str, line: int | None = None) -> str:
 def locate(raw: str, folders: Sequence[Path], roots: Sequence[Path], where: str) -> Path | None:
     """The real path of the regular file that `raw` names, looked for in `folders` in turn; None where there is none.
 
+    A path that leads nowhere as it is written is tried in its other spellings (`encore.audio.spelling`).
     The real path (all symbolic links followed) must lie inside one of `roots`: that one rule covers `..`, absolute
     paths and links that lead out, whether or not something is there.
 
@@ -51,22 +58,30 @@ def locate(raw: str, folders: Sequence[Path], roots: Sequence[Path], where: str)
     """
     allowed = [os.path.realpath(root) for root in roots]
     outside = False
-    for folder in folders:
-        # One name has two spellings where accents are concerned; macOS writes the decomposed one into lists.
-        for name in dict.fromkeys((raw, unicodedata.normalize("NFC", raw), unicodedata.normalize("NFD", raw))):
-            try:
-                real = os.path.realpath(os.path.join(folder, name))
-                if not any(_inside(real, root) for root in allowed):
-                    outside = True
-                elif os.path.lexists(real):
-                    _require_regular(os.stat(real).st_mode, raw, f"{where}: ")
-                    return Path(real)
-            except (OSError, ValueError):  # too long, a NUL, a loop of links, no right to look
-                continue
+
+    def may_look(real: str) -> bool:
+        return any(_inside(real, root) for root in allowed)
+
+    for find in (os.path.join, lambda folder, name: alike(folder, name, may_look)):  # as written, before as meant
+        for name in spellings(raw):
+            for folder in folders:
+                try:
+                    path = find(os.fspath(folder), name)
+                    real = None if path is None else os.path.realpath(path)
+                    if real is None:
+                        continue
+                    if not may_look(real):
+                        outside = True
+                    elif os.path.lexists(real):
+                        _require_regular(os.stat(real).st_mode, raw, f"{where}: ")
+                        return Path(real)
+                except (OSError, ValueError):  # too long, a NUL, a loop of links, no right to look
+                    continue
     if outside:
+        other = os.path.dirname(raw) if os.path.isabs(raw) else "FOLDER"
         raise InputError(
             f"{where}: '{printable(raw)}' leads outside {' and '.join(printable(root) for root in allowed)}",
-            "only files inside the list's own folder are read; --root FOLDER allows another one",
+            f"only files inside the list's own folder are read; --root {printable(other)} allows another one",
         )
     return None
 
@@ -115,39 +130,66 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_lines(stream: BinaryIO, name: str, caps: Caps, *, compressed: bool = False) -> Iterator[tuple[int, str]]:
-    """Lines of UTF-8 text with their numbers from 1, without their ends, read as a stream.
+def read_lines(
+    stream: BinaryIO, name: str, caps: Caps, *, compressed: bool = False, notes: list[str] | None = None
+) -> Iterator[tuple[int, str]]:
+    r"""Lines of a text with their numbers from 1, without their ends (`\n`, `\r\n` or `\r`), read as a stream.
 
-    A byte that is no UTF-8 becomes a surrogate, as in `os.fsdecode`, so that a file name made of such bytes is found.
+    The text is UTF-8, or UTF-16 or UTF-32 with a mark; a line that is neither is Windows-1252 where it can be nothing
+    else (`encodings.western`). In others, a byte that is no UTF-8 becomes a surrogate, as in `os.fsdecode`, so that a
+    file name made of such bytes is found; `records` refuses such a caption.
+
+    Args:
+        stream: the bytes.
+        name: how messages call it.
+        caps: what is refused as too much.
+        compressed: whether it is gzip.
+        notes: gets a sentence where the text is not UTF-8.
 
     Raises:
         InputError: not text, a broken gzip stream, or larger than `caps` (a bomb never reaches memory).
     """
     source = cast(BinaryIO, gzip.GzipFile(fileobj=stream, mode="rb")) if compressed else stream
-    total = number = 0
+    notes = [] if notes is None else notes
+    legacy: list[tuple[int, str]] = []
+    number = 0
+    for number, line in enumerate(_byte_lines(utf8_chunks(source, name, notes), name, caps), 1):
+        if len(line) > caps.line:
+            raise InputError(f"{spot(name, number)}: the line is longer than {caps.line:,} bytes")
+        if number > caps.lines:
+            raise InputError(f"{printable(name)} has more than {caps.lines:,} lines", "split it")
+        if b"\0" in line or (number == 1 and line.startswith(ZIP)):
+            raise InputError(f"{spot(name, number)}: not text", NOT_TEXT)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            old = western(line)
+            text = line.decode("utf-8", "surrogateescape") if old is None else old
+            if old is not None:
+                legacy.append((number, old))
+        yield number, text.removeprefix("\ufeff")
+    if legacy:
+        lines = "1 line that is" if len(legacy) == 1 else f"{len(legacy)} lines that are"
+        first = f"line {legacy[0][0]}: '{printable(legacy[0][1][:60])}'"
+        notes.append(f"{printable(name)}: read {lines} not UTF-8 as {LEGACY} ({first})")
+
+
+def _byte_lines(chunks: Iterator[bytes], name: str, caps: Caps) -> Iterator[bytes]:
+    rest, total, number = b"", 0, 0
     while True:
         try:
-            line = source.readline(caps.line + 1)
+            chunk = next(chunks, None)
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{spot(name, number + 1)}: can't be read: {error}") from error
-        if not line:
-            return
-        number += 1
-        total += len(line)
-        _refuse_excess(len(line), number, total, name, caps)
-        if number == 1:
-            if line[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-                raise InputError(f"{printable(name)} is UTF-16 text", "save it as UTF-8")
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if b"\0" in line:
-            raise InputError(f"{spot(name, number)}: not text: it has a zero byte", "give a UTF-8 text file")
-        yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
-
-
-def _refuse_excess(length: int, number: int, total: int, name: str, caps: Caps) -> None:
-    if length > caps.line:
-        raise InputError(f"{spot(name, number)}: the line is longer than {caps.line:,} bytes")
-    if number > caps.lines:
-        raise InputError(f"{printable(name)} has more than {caps.lines:,} lines", "split it")
-    if total > caps.total:
-        raise InputError(f"{printable(name)} holds more than {caps.total:,} bytes of text", "split it")
+        if chunk is None:
+            break
+        total += len(chunk)
+        *whole, rest = LINE_END.split(rest + chunk)
+        number += len(whole)
+        yield from whole
+        if len(rest) > caps.line:
+            break
+        if total > caps.total:
+            raise InputError(f"{printable(name)} holds more than {caps.total:,} bytes of text", "split it")
+    if rest:
+        yield rest.removesuffix(b"\r")

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from encore.audio.catalog import Catalog, settle_caption
-from encore.audio.files import LIST_CAPS, file_sha256, locate, open_regular, read_lines, spot
-from encore.audio.records import LIST_FORMATS, Record, text_records
+from encore.audio.captions import settle
+from encore.audio.catalog import Catalog
+from encore.audio.files import LIST_CAPS, locate, open_regular, read_lines, spot
+from encore.audio.intake import FileCache
+from encore.audio.records import LIST_FORMATS, Record, other_format, text_records
+from encore.audio.spelling import why_missing
 from encore.audio.text import did_you_mean, near, printable
 from encore.audio.tracks import Missing, Selection, Track
-from encore.errors import InputError
-
-SHOWN = 5
-"""Lines named in one message."""
+from encore.errors import InputError, together
 
 
 class _Unmatched(Exception):
@@ -35,81 +35,98 @@ def read_list(
     catalog: Catalog | None = None,
     roots: Sequence[Path] = (),
     allow_missing: bool = False,
+    errors: list[InputError] | None = None,
+    advice: str = "--allow-missing goes on without",
     stdin: BinaryIO | None = None,
 ) -> Selection:
     """Read a list of tracks and find every one of them.
 
-    The list is UTF-8 text (see `records.text_records`), `.m3u8`, `.csv`, `.tsv` or `.jsonl`; `-` reads plain text
-    from standard input. A path is relative to the list's folder (standard input: the working folder), then to each of
-    `roots`, then to the catalogue's folder, and must stay inside these. Captions: from the list, the catalogue, a
-    side-car file, tags; in this order.
+    The list is plain text (see `records.text_records`), `.m3u`, `.csv`, `.tsv` or `.jsonl`, in UTF-8 or see
+    `files.read_lines`; `-` reads plain text from standard input. A path is relative to the list's folder (standard
+    input: the working folder), then to each of `roots`, then to the catalogue's folder, and must stay inside these.
+    Captions: from the list and the catalogue, else from a side-car file, else from tags.
 
     Args:
         source: the list's path, or `-`.
         catalog: resolves `id:`, `isrc:` and `sha256:`, and gives captions to the files it knows.
         roots: folders, besides the list's own, that its paths may lead into.
         allow_missing: lines without a track go to `Selection.missing` instead of raising.
+        errors: gets what is wrong with single lines, and the others' tracks are returned; None to refuse the list.
+        advice: what the hint says of missing tracks.
         stdin: read instead of the process's own.
 
     Raises:
-        InputError: a line that can't be read or matched, a path that leads outside or to no regular file, a track
-            without a caption, a list without tracks. The message names the list and the line.
+        InputError: lines that can't be read or matched, paths that lead outside or to no regular file, tracks
+            without a caption, a list without tracks. The message names the list and all such lines.
     """
+    notes: list[str] = []
     if str(source) == "-":
         folder, name = Path.cwd(), "standard input"
-        records = list(text_records(read_lines(stdin or sys.stdin.buffer, name, LIST_CAPS), name))
+        records = list(text_records(read_lines(stdin or sys.stdin.buffer, name, LIST_CAPS, notes=notes), name))
     else:
         path = Path(source)
         folder, name = path.parent, str(path)
+        if hint := other_format(path.suffix):
+            raise InputError(f"{printable(name)}: a list is text, {', '.join(LIST_FORMATS)}, not '{path.suffix}'", hint)
         reader = LIST_FORMATS.get(path.suffix.casefold(), text_records)
         with open_regular(path) as stream:
-            records = list(reader(read_lines(stream, name, LIST_CAPS), name))
+            records = list(reader(read_lines(stream, name, LIST_CAPS, notes=notes), name))
     if not records:
         raise InputError(f"{printable(name)} names no track", "write one path or id: a line")
-    return _Resolver(name, folder, catalog, roots).resolve(records, allow_missing)
+    resolver = _Resolver(name, folder, catalog, roots, notes)
+    return resolver.resolve(records, allow_missing, errors, advice)
 
 
 class _Resolver:
     """Finds the tracks of one list's records."""
 
-    def __init__(self, name: str, folder: Path, catalog: Catalog | None, roots: Sequence[Path]) -> None:
+    def __init__(
+        self, name: str, folder: Path, catalog: Catalog | None, roots: Sequence[Path], notes: Sequence[str]
+    ) -> None:
         self.name = name
         self.folder = Path(os.path.realpath(folder))
         self.catalog = catalog
         self.roots = (self.folder, *roots, *(catalog.roots if catalog else ()))
+        self.notes = list(notes)
 
-    def resolve(self, records: Sequence[Record], allow_missing: bool) -> Selection:
+    def resolve(
+        self, records: Sequence[Record], allow_missing: bool, errors: list[InputError] | None, advice: str
+    ) -> Selection:
         tracks: dict[str, Track] = {}  # by file hash: a file counts once however often, and as whatever, it is named
         missing: list[Missing] = []
-        notes: list[str] = []
-        hint = ""
+        wrong: list[InputError] = []
         for record in records:
             try:
                 found = list(self._tracks(record))
             except _Unmatched as unmatched:
                 missing.append(Missing(record.line, record.source, unmatched.reason))
-                hint = hint or unmatched.hint
+                if not allow_missing:
+                    hint = f"{unmatched.hint}; {advice}" if unmatched.hint else advice
+                    wrong.append(InputError(f"{spot(self.name, record.line)}: {unmatched.reason}", hint))
+                continue
+            except InputError as error:
+                wrong.append(error)
                 continue
             for track in found:
-                first = tracks.get(track.sha256)
-                if first is None:
-                    tracks[track.sha256] = track
-                else:
-                    notes.append(f"{spot(self.name, record.line)} is the track of line {first.line}: taken once")
-        if missing and not allow_missing:
-            raise self._refusal(missing, hint)
-        if not tracks:
+                self._add(track, record, tracks)
+        if wrong and errors is None:
+            raise together(wrong)
+        if not tracks and not wrong:
+            hint = missing[0].reason if missing else ""
             raise InputError(f"{printable(self.name)}: none of its {len(records)} lines names a track there is", hint)
-        return Selection(tuple(_distinct(tracks.values())), tuple(missing), tuple(notes))
+        if errors is not None:
+            errors += wrong
+        return Selection(tuple(_distinct(tracks.values())), tuple(missing) if allow_missing else (), tuple(self.notes))
 
-    def _refusal(self, missing: Sequence[Missing], hint: str) -> InputError:
-        more = [str(item.line) for item in missing[1:]]
-        shown = ", ".join(more[: SHOWN - 1]) + (", …" if len(more) >= SHOWN else "")
-        also = f" (and {len(more)} more: line {shown})" if more else ""
-        advice = "--allow-missing goes on without"
-        return InputError(
-            f"{spot(self.name, missing[0].line)}: {missing[0].reason}{also}", f"{hint}; {advice}" if hint else advice
-        )
+    def _add(self, track: Track, record: Record, tracks: dict[str, Track]) -> None:
+        first = tracks.setdefault(track.sha256, track)
+        if first is track:
+            return
+        tracks[track.sha256] = merged = first.with_captions(track.captions)
+        with_both = ", with the captions of both" if merged.captions != first.captions else ""
+        if first.line != record.line or with_both:
+            line = spot(self.name, record.line)
+            self.notes.append(f"{line} is the track of line {first.line}: taken once{with_both}")
 
     def _tracks(self, record: Record) -> Iterator[Track]:
         if record.path:
@@ -127,7 +144,7 @@ class _Resolver:
             raise _Unmatched(
                 f"no track of {printable(self.catalog.name)} has {kind} '{printable(value)}'", did_you_mean(names)
             )
-        if kind == "id" and len(found) > 1:
+        if kind == "id" and not self.catalog.are_one(found):
             lines = " and ".join(str(entry.line) for entry in found[:2])
             raise InputError(
                 f"{spot(self.name, record.line)}: the id '{printable(value)}' stands for lines {lines} of "
@@ -139,32 +156,36 @@ class _Resolver:
 
     def _known(self, entry: Record, record: Record, path: Path | None = None) -> Track:
         assert self.catalog is not None
-        return self.catalog.track(entry, path=path, caption=record.caption, line=record.line, source=record.source)
+        track = self.catalog.track(entry, path=path, captions=record.captions, line=record.line, source=record.source)
+        return dataclasses.replace(track, place=spot(self.name, record.line))
 
     def _by_path(self, record: Record) -> Track:
         where = spot(self.name, record.line)
         path = locate(record.path, self.roots, self.roots, where)
         if path is None:
             return self._by_catalog_path(record)
-        digest = file_sha256(path)
+        digest = FileCache().sha256(path)
         if record.sha256 and record.sha256.casefold() != digest:
             raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
         if self.catalog is not None:
-            known = self.catalog.by_path(path) or self.catalog.by_known_sha256(digest)
+            known = self.catalog.of_file(path, digest)
             if known:
                 return self._known(known[0], record, path)
-        caption, tags = settle_caption(path, record.caption, record.hint, self.roots, where)
+        found = settle(path, record.captions, "list", record.hint, self.roots, where)
         return Track(
             id=self._id(record, path),
             path=path,
-            caption=caption,
+            caption=found.texts[0],
             sha256=digest,
             line=record.line,
             source=record.source,
-            title=record.title or tags.title or None,
-            artist=record.artist or tags.artist or None,
-            isrc=record.isrc or tags.isrc or None,
+            title=record.title or found.tags.title or None,
+            artist=record.artist or found.tags.artist or None,
+            isrc=record.isrc or found.tags.isrc or None,
             meta=record.meta,
+            more_captions=found.texts[1:],
+            caption_source=found.source,
+            place=where,
         )
 
     def _by_catalog_path(self, record: Record) -> Track:
@@ -174,7 +195,8 @@ class _Resolver:
         names = near(os.path.basename(record.path), self._siblings(record.path))
         if self.catalog is not None:
             names += [f"id:{name}" for name in self.catalog.near_ids(record.path)]
-        raise _Unmatched(f"no file '{printable(record.path)}'", did_you_mean(names[:3]))
+        hint = why_missing(record.path, self.folder, self.roots) or did_you_mean(names[:3])
+        raise _Unmatched(f"no file '{printable(record.path)}'", hint)
 
     def _siblings(self, raw: str) -> list[str]:
         """Names in the folder a missing file should be in, if the list may look there."""

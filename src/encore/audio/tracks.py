@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from encore.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,9 @@ class Track:
         id: unique in its selection, printable; the catalogue's id, else the path below the list's folder.
         path: real path of a regular file inside an allowed folder.
         caption: one line, never empty.
+        more_captions: others of the same file; whatever is done with a track is done with each of them.
+        caption_source: where the captions come from, see `captions.Captions`.
+        place: how messages call the line that names it: `list.txt, line 3`.
         sha256: of the file's bytes.
         line: 1-based line of the list it was named on; None where no list named it.
         source: that line's text.
@@ -33,11 +39,44 @@ class Track:
     artist: str | None = None
     isrc: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    more_captions: tuple[str, ...] = ()
+    caption_source: str = ""
+    place: str = ""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All its captions, `caption` first."""
+        return (self.caption, *self.more_captions)
+
+    def refusal(self, error: InputError) -> InputError:
+        """An error about its file, with the line that names it."""
+        return InputError(f"{self.place}: {error.message}" if self.place else error.message, error.hint)
+
+    def with_captions(self, captions: Iterable[str]) -> Track:
+        """The same track, with those of `captions` that it hasn't."""
+        return replace(self, more_captions=tuple(dict.fromkeys((*self.captions, *captions)))[1:])
+
+
+SOURCES = {
+    "list": "the list",
+    "catalogue": "the catalogue",
+    "side-car": "side-car files",
+    "title": "titles",
+    "tags": "tags",
+}
+
+
+def caption_sources(tracks: Iterable[Track]) -> str:
+    """`3 from the catalogue, 2 from tags`: where the captions of tracks come from."""
+    counts = Counter(track.caption_source for track in tracks)
+    words = {source: SOURCES.get(source.partition(" ")[0], source or "elsewhere") for source in counts}
+    said = {source: words[source] + source[len(source.partition(" ")[0]) :] for source in counts}
+    return ", ".join(f"{count} from {said[source]}" for source, count in counts.most_common())
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A line of a list that no track answers to, and why in one sentence."""
+    """A line of a list or a catalogue that no track answers to, or none that can be used, and why in one sentence."""
 
     line: int
     source: str
@@ -50,8 +89,8 @@ class Selection:
 
     Args:
         tracks: in the list's order, each file once.
-        missing: lines without a track (only ever filled with `allow_missing`).
-        notes: what a person may want to know, one sentence each: a track that is named twice.
+        missing: lines without a track (only ever filled where that was asked for).
+        notes: what a person may want to know, one sentence each: a track that is named twice, another encoding.
     """
 
     tracks: tuple[Track, ...]

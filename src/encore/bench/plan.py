@@ -270,7 +270,8 @@ def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks, base: s
             f"the run in {run} was made from a model that has changed since: its weights differ", "choose another --out"
         )
     for name, own in (("forget", tracks.forget), ("retain", tracks.retain), ("holdout", tracks.holdout)):
-        if [(entry["sha256"], entry["caption"]) for entry in asked[name]] != [(t.sha256, t.caption) for t in own]:
+        made_with = [(entry["sha256"], tuple(entry.get("captions") or [entry["caption"]])) for entry in asked[name]]
+        if made_with != [(track.sha256, track.captions) for track in own]:
             raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")
 
 

@@ -36,6 +36,12 @@ def evaluate(
     root: Annotated[
         list[Path] | None, typer.Option(help="With --model: folder that paths in lists may lead into; repeat for more.")
     ] = None,
+    skip_unreadable: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-unreadable", help="With --model: go on without retain and holdout tracks that can't be read."
+        ),
+    ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Names, with commas between; default: the fast ones. See `encore metrics`.")
     ] = None,
@@ -66,7 +72,7 @@ def evaluate(
     """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
     only_model = {
         "tracks": tracks, "base": base, "backend": backend, "catalog": catalog, "retain": retain, "holdout": holdout,
-        "root": root,
+        "root": root, "skip-unreadable": skip_unreadable,
     }  # fmt: skip
     if (run is None) == (model is None):
         raise UsageError("give either a run folder, or --model with --tracks", "for example: encore eval runs/demo")
@@ -84,11 +90,12 @@ def evaluate(
     _check_names(names, heard)
 
     from encore.cli.progress import reporting
+    from encore.cli.tracks import note_sets, show_tracks
     from encore.runs.environment import keep_freed_memory
-    from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
+    from encore.runs.evaluate_run import Asked, evaluate_subject
     from encore.runs.metrics_json import metrics_json
     from encore.runs.models import backend_name
-    from encore.runs.open_run import from_flags
+    from encore.runs.open_run import from_flags, from_run
 
     keep_freed_memory()
     golds: dict[Role, str] = {}
@@ -100,17 +107,21 @@ def evaluate(
     with reporting() as reporter:
         if run is not None:
             out = out or run
-            results = evaluate_run(run, asked, out=out, device=device, offline=offline, reporter=reporter)
+            subject = from_run(run, golds=golds, seed=seed, device=device, offline=offline, reporter=reporter)
         else:
             assert model is not None
             assert tracks is not None
             others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
             subject = from_flags(
                 model, tracks, others=others, backend=backend_name(model, backend), catalog=catalog,
-                retain=retain, holdout=holdout, roots=root or (), device=device, offline=offline, seed=seed,
-                reporter=reporter,
+                retain=retain, holdout=holdout, roots=root or (), skip_unreadable=bool(skip_unreadable), device=device,
+                offline=offline, seed=seed, reporter=reporter,
             )  # fmt: skip
-            results = evaluate_subject(subject, asked, out=out, offline=offline, reporter=reporter)
+    if not json:
+        show_tracks(subject.heard["forget"])
+        note_sets(subject.heard)
+    with reporting() as reporter:
+        results = evaluate_subject(subject, asked, out=out, run=run, offline=offline, reporter=reporter)
     if json:
         console.data_json(metrics_json(results))
     else:

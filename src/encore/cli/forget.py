@@ -15,7 +15,6 @@ from encore.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from encore.runs.forget import Prepared
-    from encore.runs.select import Tracks
 
 METHOD_FLAGS = ("steps", "lr", "batch_size", "per_track_clip")
 
@@ -53,7 +52,11 @@ def forget(
         bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
     ] = False,
     drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Take tracks of the list out of retain.")
+        bool, typer.Option("--drop-duplicates", help="Take tracks out of retain and holdout that are on another side.")
+    ] = False,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Go on without retain and holdout tracks that can't be read."),
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: the method's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's.")] = None,
@@ -89,8 +92,8 @@ def forget(
     request = runs.Request(
         tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,
         backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
-        roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates, seed=seed,
-        device=device, precision=precision, resume=resume,
+        roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
+        skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
     )  # fmt: skip
     run = runs.finished(request, chosen(settings.options))
     if run is not None:
@@ -99,11 +102,11 @@ def forget(
             console.data_json({**run, "run": str(out)})
         return
     runs.refuse_unusable(request)
-    selected = runs.choose(request)
-    if not json:
-        _show_tracks(selected)
     with reporting() as reporter:
+        selected = runs.choose(request, reporter)
         prepared = runs.prepare(request, chosen(settings.options), reporter, tracks=selected)
+    if not json:
+        _show_tracks(prepared)
     for note in prepared.notes:
         console.note(note)
     if dry_run:
@@ -129,15 +132,17 @@ def _fresh(method: str) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _show_tracks(tracks: Tracks) -> None:
-    """Line -> file -> hash, before anything is done."""
-    rows: list[tuple[object, ...]] = [(track.line, track.id, track.path, track.sha256[:16]) for track in tracks.forget]
-    rows += [(missing.line, missing.source, f"not found: {missing.reason}", "") for missing in tracks.missing]
-    console.table(["line", "track", "file", "sha256"], rows, right=["line"])
+def _show_tracks(prepared: Prepared) -> None:
+    """What was read of every track, before anything is done."""
+    from encore.cli.tracks import note_sets, show_tracks
+
+    tracks = prepared.tracks
+    show_tracks(prepared.forget, tracks.missing)
     console.note(
         f"forget {len(tracks.forget)} tracks; keep {len(tracks.retain) or 'none'} ({tracks.retain_source}); "
         f"compare with {len(tracks.holdout)} unseen"
     )
+    note_sets({"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout})
 
 
 def _show_plan(prepared: Prepared, json: bool) -> None:

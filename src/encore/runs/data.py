@@ -11,9 +11,10 @@ import torch
 from encore.api import Backend, Clip
 from encore.audio.cache import TensorCache
 from encore.audio.decode import load
+from encore.audio.intake import Facts, FileCache, decoder_sha256
 from encore.audio.text import printable
 from encore.audio.tracks import Track
-from encore.errors import InputError
+from encore.errors import InputError, together
 from encore.fingerprint import module_sha256
 
 MIN_WINDOW_SECONDS = 0.5  # a last window shorter than this adds nothing that the one before it has not
@@ -21,56 +22,98 @@ MIN_WINDOW_SECONDS = 0.5  # a last window shorter than this adds nothing that th
 
 @dataclass(frozen=True)
 class Heard:
-    """A track as it was read: a clip a window, and the hash of its decoded samples."""
+    """A track as it was read.
+
+    Args:
+        track: its captions are asked for.
+        clips: one per caption and window: the windows of the first caption, then those of the next.
+        facts: what decoding its file found.
+    """
 
     track: Track
     clips: tuple[Clip, ...]
-    pcm_sha256: str
-    seconds: float
+    facts: Facts
+
+    @property
+    def pcm_sha256(self) -> str:
+        """Hash of the decoded samples."""
+        return self.facts.sha256_pcm
+
+    @property
+    def seconds(self) -> float:
+        """Length as decoded."""
+        return self.facts.seconds
 
 
 class Listener:
-    """Turns tracks into clips for one backend; codes and text encodings come from the cache where they are there.
+    """Turns tracks into clips for one backend; what was decoded or encoded once comes from the cache.
 
     Args:
         backend: whose codec and text encoder are used; the cache is keyed by their weights and settings.
-        cache: where tensors are kept between runs.
+        cache: where tensors are kept between runs; what is known of files lies in the same folder.
     """
 
     def __init__(self, backend: Backend, cache: TensorCache) -> None:
         self.backend = backend
         self.cache = cache
+        self.files = FileCache(cache.folder)
         self._frozen = (module_sha256(*backend.frozen().values()), backend.settings)
         shape = (backend.sample_rate, backend.channels, backend.codebooks, backend.max_frames)
-        self._codes_key = ("codes", *map(str, shape), *self._frozen)
+        self._codes_key = ("codes", decoder_sha256(), *map(str, shape), *self._frozen)
 
     def hear(
-        self, tracks: Sequence[Track], progress: Callable[[int, int], None] = lambda done, of: None
+        self,
+        tracks: Sequence[Track],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+        *,
+        skip: Callable[[Track, InputError], bool] = lambda track, error: False,
     ) -> list[Heard]:
         """Decode and encode tracks in order.
 
+        Args:
+            progress: is given how many are done, and of how many.
+            skip: is asked for each track that can't be read; where it answers yes, the track is left out.
+
         Raises:
-            InputError: a file can't be read, or is shorter than the model can hear.
+            InputError: files that can't be read, or are too short for the model; it names all of them.
         """
-        heard = []
+        heard: list[Heard] = []
+        errors: list[InputError] = []
         for done, track in enumerate(tracks):
             progress(done, len(tracks))
-            heard.append(self._hear(track))
-        self._condition([track.caption for track in tracks])
+            try:
+                heard.append(self._hear(track))
+            except InputError as error:
+                refusal = track.refusal(error)
+                if not skip(track, refusal):
+                    errors.append(refusal)
+        if errors:
+            raise together(errors)
+        self._condition([caption for one in heard for caption in one.track.captions])
         progress(len(tracks), len(tracks))
         return heard
 
     def _hear(self, track: Track) -> Heard:
         backend = self.backend
-        audio = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels)
-        codes = self.cache.get_or_make(
-            (*self._codes_key, audio.sha256_pcm), lambda: self._encode(torch.from_numpy(audio.samples))
-        )
+        facts, codes = self._encoded(track)
         windows = [codes[name] for name in sorted(codes)]
         if not windows or windows[0].shape[-1] <= (backend.codebooks if backend.has_tokens else 0):
             raise InputError(f"{printable(track.path)} is too short for the model to hear", "take it off the list")
-        clips = tuple(Clip(track.id, track.caption, wide(window)) for window in windows)
-        return Heard(track, clips, audio.sha256_pcm, audio.samples.shape[-1] / backend.sample_rate)
+        clips = tuple(Clip(track.id, caption, wide(window)) for caption in track.captions for window in windows)
+        return Heard(track, clips, facts)
+
+    def _encoded(self, track: Track) -> tuple[Facts, dict[str, torch.Tensor]]:
+        """What decoding found, and the codes; the file is read only where one of them is not in the cache."""
+        backend, facts = self.backend, self.files.facts(track.sha256)
+        codes = None if facts is None else self.cache.get((*self._codes_key, facts.sha256_pcm))
+        if facts is not None and codes is not None:
+            return facts, codes
+        audio = self.files.load(
+            track.path, track.sha256, sample_rate=backend.sample_rate, channels=backend.channels
+        )  # fmt: skip
+        samples = torch.from_numpy(audio.samples)
+        codes = self.cache.get_or_make((*self._codes_key, audio.sha256_pcm), lambda: self._encode(samples))
+        return Facts.of(audio), codes
 
     def _encode(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
         """Samples [C, S] -> one [K, T] a window (int16 codes, float32 latents), by a name that sorts in order."""
@@ -98,8 +141,12 @@ def windows(backend: Backend, samples: torch.Tensor) -> list[torch.Tensor]:
 
 def recordings(backend: Backend, tracks: Sequence[Track]) -> list[torch.Tensor]:
     """The windows of tracks as their files have them, mono [S]: what the clips of `Listener.hear` were encoded from."""
-    read = (load(track.path, sample_rate=backend.sample_rate, channels=backend.channels).samples for track in tracks)
-    return [piece.mean(0) for samples in read for piece in windows(backend, torch.from_numpy(samples))]
+    pieces: list[torch.Tensor] = []
+    for track in tracks:
+        samples = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels).samples
+        own = [piece.mean(0) for piece in windows(backend, torch.from_numpy(samples))]
+        pieces += own * len(track.captions)
+    return pieces
 
 
 def narrow(codes: torch.Tensor) -> torch.Tensor:

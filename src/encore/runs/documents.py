@@ -28,8 +28,8 @@ COLLAPSE_SHARE = 0.5  # of base's loss, where that is not in nats
 
 
 def track_json(heard: Heard) -> dict[str, Any]:
-    """A track: its line of the list, its file, the hash of the file and of its samples."""
-    track = heard.track
+    """A track: its line of the list, its file, what was read of it, and where its captions come from."""
+    track, facts = heard.track, heard.facts
     return {
         "line": track.line,
         "text": printable(track.source),
@@ -37,7 +37,13 @@ def track_json(heard: Heard) -> dict[str, Any]:
         "file": str(track.path),
         "sha256": track.sha256,
         "pcm_sha256": heard.pcm_sha256,
+        "seconds": round(facts.seconds, 3),
+        "frames": facts.frames,
+        "frames_declared": facts.declared,
+        "sample_rate": facts.rate,
         "caption": track.caption,
+        "captions": list(track.captions),
+        "caption_source": track.caption_source,
         "title": track.title,
         "artist": track.artist,
         "genre": track.meta.get("genre"),
@@ -89,7 +95,7 @@ def _anywhere(value: Any) -> Any:
     """A list of tracks without where they lie: their samples, hashes and captions say which they are."""
     if not isinstance(value, list):
         return value
-    return [{k: v for k, v in entry.items() if k not in ("line", "text", "file")} for entry in value]
+    return [{k: v for k, v in entry.items() if k not in ("line", "text", "file", "caption_source")} for entry in value]
 
 
 def _change(before: Any, now: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from encore.runs.engine import Clips, Engine
 from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
-from encore.runs.select import SELF, Tracks, open_catalog, select
+from encore.runs.select import SELF, Expendable, Tracks, left_out, open_catalog, select
 from encore.runs.self_retain import play_retain
 from encore.runs.signals import stop_on_signals
 from encore.runs.store import (
@@ -62,6 +62,7 @@ class Request:
     roots: tuple[Path, ...] = ()
     allow_missing: bool = False
     drop_duplicates: bool = False
+    skip_unreadable: bool = False
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -93,6 +94,7 @@ class Prepared:
         return {
             **{name: [track_json(heard) for heard in tracks] for name, tracks in sets.items()},
             "missing": [{"line": m.line, "text": printable(m.source), "why": m.reason} for m in self.tracks.missing],
+            "skipped": list(self.tracks.skipped),
             "retain_source": self.tracks.retain_source,
         }
 
@@ -136,12 +138,13 @@ def finished(request: Request, method: Method) -> dict[str, Any] | None:
     return run
 
 
-def choose(request: Request) -> Tracks:
+def choose(request: Request, reporter: Reporter | None = None) -> Tracks:
     """Read the list and find every track; see `select`."""
     catalog = open_catalog(request.catalog, request.model, request.roots)
     return select(
         request.tracks, catalog=catalog, retain=request.retain, holdout=request.holdout, roots=request.roots,
         allow_missing=request.allow_missing, drop_duplicates=request.drop_duplicates,
+        skip_unreadable=request.skip_unreadable, progress=(reporter or Reporter()).progress,
     )  # fmt: skip
 
 
@@ -161,7 +164,7 @@ def prepare(
     refuse_unusable(request)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
-    tracks = tracks or choose(request)
+    tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
@@ -175,10 +178,25 @@ def prepare(
     opened = time.monotonic()
     everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
     listener = Listener(backend, TensorCache())
-    heard = listener.hear(everything, lambda done, of: reporter.progress("hear tracks", done, of))
-    a, b = len(tracks.forget), len(tracks.forget) + len(tracks.retain)
+    optional = Expendable(everything[len(tracks.forget) :] if request.skip_unreadable else ())
+
+    def progress(done: int, of: int) -> None:
+        reporter.progress("hear tracks", done, of)
+
+    heard = {id(one.track): one for one in listener.hear(everything, progress, skip=optional.skip)}
+    forget, retain, holdout = (
+        [heard[id(track)] for track in chosen if id(track) in heard]
+        for chosen in (tracks.forget, tracks.retain, tracks.holdout)
+    )
+    if optional.lost:
+        tracks = replace(
+            tracks, retain=tuple(one.track for one in retain), holdout=tuple(one.track for one in holdout),
+            skipped=(*tracks.skipped, *(error.message for error in optional.lost)),
+            notes=(*tracks.notes, *left_out(optional.lost)),
+        )  # fmt: skip
+        _refuse_unmet(method, tracks, request)
     prepared = Prepared(
-        request, tracks, backend, method, precision, heard[:a], heard[a:b], heard[b:],
+        request, tracks, backend, method, precision, forget, retain, holdout,
         {"load": opened - started, "hear": time.monotonic() - opened}, list(tracks.notes),
     )  # fmt: skip
     preflight(request.out, prepared.disk_bytes())

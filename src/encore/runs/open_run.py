@@ -15,18 +15,18 @@ from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
 from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
-from encore.audio.files import file_sha256
+from encore.audio.intake import FileCache
 from encore.audio.text import printable
 from encore.audio.tracks import Track
-from encore.errors import InputError
+from encore.errors import InputError, together
 from encore.plugins import backends
 from encore.runs import shapes
-from encore.runs.data import Listener, recordings
+from encore.runs.data import Heard, Listener, recordings
 from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
-from encore.runs.select import Tracks, open_catalog, reported, select
+from encore.runs.select import Expendable, Tracks, left_out, open_catalog, reported, select
 from encore.runs.store import read_json
 
 RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
@@ -38,6 +38,7 @@ class Subject:
 
     Args:
         about: track id -> its artist and genre, where known. recordings: reads a set's files, where there are files.
+        heard: the tracks of each set as they were read.
     """
 
     models: dict[Role, Backend]
@@ -45,6 +46,17 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     about: dict[str, dict[str, str]] = field(default_factory=dict)
     recordings: dict[ClipSet, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
+    heard: dict[ClipSet, list[Heard]] = field(default_factory=dict)
+
+    def take(self, backend: Backend, heard: dict[ClipSet, list[Heard]]) -> None:
+        """Measure on these tracks, which were encoded for `backend`."""
+        self.heard = heard
+        self.clips = {name: [clip for one in members for clip in one.clips] for name, members in heard.items()}
+        self.recordings = {
+            name: partial(recordings, backend, [one.track for one in members])
+            for name, members in heard.items()
+            if members
+        }
 
 
 # -------------------------------------------------------------------------------------------------------- from a run
@@ -80,11 +92,7 @@ def from_run(
     kept = reported(tracks["retain"], RETAIN_TRACKS, seed)
     if len(kept) < len(tracks["retain"]):
         subject.notes.append(f"retain is measured on {len(kept)} of {len(tracks['retain'])} tracks")
-    present: dict[ClipSet, list[Track]] = {
-        "forget": [here.find(track) for track in tracks["forget"]],
-        "retain": [here.find(track) for track in kept],
-        "holdout": [here.find(track) for track in tracks["holdout"]],
-    }
+    present = here.find_all({"forget": tracks["forget"], "retain": kept, "holdout": tracks["holdout"]})
 
     family = backends().resolve(kind)
     base = family.load(here.model(name), revision=revision, offline=offline, device=device)
@@ -102,8 +110,7 @@ def from_run(
         subject.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
     for role, gold in {**golds, **embedded}.items():
         subject.models[role] = family.load(model_name(gold), offline=offline, device=device)
-    subject.clips = _hear(base, present, reporter)
-    subject.recordings = _recordings(base, present)
+    subject.take(base, _hear(base, present, reporter))
     subject.about = _about(track for chosen in present.values() for track in chosen)
     if (run / "retain-self").exists():
         subject.clips["retain"] = load_self_retain(run)[:RETAIN_TRACKS]
@@ -114,9 +121,12 @@ def from_run(
 def listed_track(entry: Mapping[str, Any]) -> Track:
     """A track as `request.json` keeps it."""
     meta = {"split": entry["split"], "genre": entry.get("genre")}  # written since 0.1: older runs don't have it
+    captions = entry.get("captions") or [entry["caption"]]
     return Track(
-        entry["id"], Path(entry["file"]), entry["caption"], entry["sha256"], artist=entry.get("artist"), meta=meta
-    )
+        entry["id"], Path(entry["file"]), captions[0], entry["sha256"], line=entry.get("line"),
+        artist=entry.get("artist"), meta=meta, more_captions=tuple(captions[1:]),
+        caption_source=entry.get("caption_source", ""),
+    )  # fmt: skip
 
 
 def _about(tracks: Iterable[Track]) -> dict[str, dict[str, str]]:
@@ -143,6 +153,24 @@ class Whereabouts:
         """A model's folder; any other name as it is."""
         return str(self._moved(Path(name))) if os.path.isabs(name) else name
 
+    def find_all(self, sets: Mapping[ClipSet, Sequence[Track]]) -> dict[ClipSet, list[Track]]:
+        """The tracks of all sets with the paths they have now.
+
+        Raises:
+            InputError: files that are gone, or are others; it names all of them.
+        """
+        found: dict[ClipSet, list[Track]] = {name: [] for name in sets}
+        errors: list[InputError] = []
+        for name, tracks in sets.items():
+            for track in tracks:
+                try:
+                    found[name].append(self.find(track))
+                except InputError as error:
+                    errors.append(error)
+        if errors:
+            raise together(errors)
+        return found
+
     def find(self, track: Track) -> Track:
         """The track with the path it has now.
 
@@ -156,7 +184,7 @@ class Whereabouts:
             path = next(iter(paths), path)
         if not path.exists():
             raise InputError(f"{printable(track.path)} is gone", "put the file back where the run found it")
-        if file_sha256(path) != track.sha256:
+        if FileCache().sha256(path) != track.sha256:
             raise InputError(
                 f"{printable(path)} is not the file that the run heard: its hash differs", "put the original file back"
             )
@@ -192,6 +220,7 @@ def from_flags(
     retain: str | None = None,
     holdout: Path | None = None,
     roots: Sequence[Path] = (),
+    skip_unreadable: bool = False,
     device: str = "auto",
     offline: bool = False,
     seed: int = 0,
@@ -204,11 +233,13 @@ def from_flags(
     """
     chosen = select(
         listing, catalog=open_catalog(catalog, others.get("base", model), roots), retain=retain, holdout=holdout,
-        roots=roots, drop_duplicates=True,
+        roots=roots, drop_duplicates=True, skip_unreadable=skip_unreadable,
+        progress=(reporter or Reporter()).progress,
     )  # fmt: skip
     return subject_of(
-        model, chosen, others=others, backend=backend, device=device, offline=offline, seed=seed, reporter=reporter
-    )
+        model, chosen, others=others, backend=backend, skip_unreadable=skip_unreadable, device=device, offline=offline,
+        seed=seed, reporter=reporter,
+    )  # fmt: skip
 
 
 def subject_of(
@@ -218,6 +249,7 @@ def subject_of(
     others: Mapping[Role, str],
     revision: str | None = None,
     backend: str = "musicgen",
+    skip_unreadable: bool = False,
     device: str = "auto",
     offline: bool = False,
     seed: int = 0,
@@ -243,20 +275,25 @@ def subject_of(
         "holdout": chosen.holdout,
     }
     about = _about(track for chosen in tracks.values() for track in chosen)
-    heard = models["unlearned"]
-    return Subject(models, _hear(heard, tracks, reporter), list(chosen.notes), about, _recordings(heard, tracks))
+    optional = Expendable((*tracks["retain"], *tracks["holdout"]) if skip_unreadable else ())
+    subject = Subject(models, {}, list(chosen.notes), about)
+    subject.take(models["unlearned"], _hear(models["unlearned"], tracks, reporter, optional))
+    subject.notes += left_out(optional.lost)
+    return subject
 
 
 def _hear(
-    backend: Backend, tracks: Mapping[ClipSet, Sequence[Track]], reporter: Reporter | None
-) -> dict[ClipSet, list[Clip]]:
+    backend: Backend,
+    sets: Mapping[ClipSet, Sequence[Track]],
+    reporter: Reporter | None,
+    optional: Expendable | None = None,
+) -> dict[ClipSet, list[Heard]]:
     listener, told = Listener(backend, TensorCache()), reporter or Reporter()
-    everything = [track for chosen in tracks.values() for track in chosen]
-    heard = iter(listener.hear(everything, lambda done, of: told.progress("hear tracks", done, of)))
-    return {name: [clip for _ in chosen for clip in next(heard).clips] for name, chosen in tracks.items()}
+    everything = [track for tracks in sets.values() for track in tracks]
 
+    def progress(done: int, of: int) -> None:
+        told.progress("hear tracks", done, of)
 
-def _recordings(
-    backend: Backend, tracks: Mapping[ClipSet, Sequence[Track]]
-) -> dict[ClipSet, Callable[[], Sequence[Tensor]]]:
-    return {name: partial(recordings, backend, chosen) for name, chosen in tracks.items() if chosen}
+    heard = listener.hear(everything, progress, skip=(optional or Expendable(())).skip)
+    by_track = {id(one.track): one for one in heard}
+    return {name: [by_track[id(track)] for track in tracks if id(track) in by_track] for name, tracks in sets.items()}

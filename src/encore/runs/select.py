@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from encore import assets
+from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
-from encore.audio.duplicates import find_duplicates, refusal, without_duplicates
+from encore.audio.duplicates import RATE, Progress, find_duplicates, refusal, without_duplicates
+from encore.audio.intake import FileCache
 from encore.audio.lists import read_list
 from encore.audio.text import printable
 from encore.audio.tracks import Missing, Track
-from encore.errors import InputError, UsageError
+from encore.errors import MOST, InputError, UsageError, together
 
 SELF = "self"
 HOLDOUT = "holdout"  # splits of a catalogue
 RETAIN = "retain"
+SHOWN = 5  # tracks that a note names
+CHECK_SECONDS = 10.0  # spent on decoding where a list is refused anyway, to name files that can't be read with it
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Tracks:
     Args:
         forget, retain, holdout: disjoint; retain is empty with `--retain self`.
         missing: lines of the list that name no known track (only with `allow_missing`).
+        skipped: what is wrong with tracks to keep or to compare with that were left out (only with `skip_unreadable`).
         notes: what a person may want to know, one sentence each.
         retain_source: in words, where retain came from.
         listed: tracks that the list names; `forget` has fewer where it is one of several requests.
@@ -36,6 +43,7 @@ class Tracks:
     retain: tuple[Track, ...]
     holdout: tuple[Track, ...]
     missing: tuple[Missing, ...] = ()
+    skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     retain_source: str = ""
     listed: int | None = None
@@ -57,6 +65,8 @@ def select(
     roots: Sequence[Path] = (),
     allow_missing: bool = False,
     drop_duplicates: bool = False,
+    skip_unreadable: bool = False,
+    progress: Progress = lambda stage, done, of: None,
 ) -> Tracks:
     """Read the list and settle what is kept and what is compared with.
 
@@ -66,50 +76,131 @@ def select(
         retain: a list of tracks to keep, "self" for the base model's own playing, None for the catalogue less the list.
         holdout: a list of unseen tracks of the same source; None for the catalogue's split "holdout".
         roots: folders, besides a list's own, that its paths may lead into.
-        drop_duplicates: take tracks out of retain that are also to be forgotten, instead of refusing.
+        drop_duplicates: take tracks out of retain that are also to be forgotten, and out of holdout that are on another
+            side, instead of refusing.
+        skip_unreadable: leave tracks out of retain and holdout that can't be read; those to forget are never left out.
+        progress: is told how many tracks are read and compared.
 
     Raises:
-        InputError: a line matches nothing, or a track is on two sides.
+        InputError: lines that match nothing, files that can't be read (all are named), or a track on two sides.
         UsageError: two lists are to come from stdin.
     """
     if [str(listing), retain, str(holdout)].count("-") > 1:
         raise UsageError("only one list can come from the standard input", "write the other one into a file")
-    chosen = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing)
-    unheard: Sequence[Track] = ()
-    if holdout is not None:
-        unheard = read_list(holdout, catalog=catalog, roots=roots).tracks
-    elif catalog is not None and HOLDOUT in catalog.splits:
-        unheard = catalog.tracks(split=HOLDOUT)
-    _refuse_shared(chosen.tracks, unheard, "to be forgotten")
+    wrong: list[InputError] = []
+    lost: list[InputError] = [] if skip_unreadable else wrong  # what is wrong with tracks to keep and to compare with
+    chosen = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing, errors=wrong)
+    forget: Sequence[Track] = chosen.tracks
+    notes = [*(catalog.notes if catalog is not None else ()), *chosen.notes]
+
+    def listed(source: Path | str) -> Sequence[Track]:
+        advice = "--skip-unreadable goes on without"
+        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice=advice)
+        notes.extend(found.notes)
+        return found.tracks
 
     kept: Sequence[Track] = ()
+    unheard: Sequence[Track] = ()
     source = "nothing"
+    if holdout is not None:
+        unheard = listed(holdout)
     if retain == SELF:
         source = "the base model's own playing"
     elif retain is not None:
-        kept, source = read_list(retain, catalog=catalog, roots=roots).tracks, f"the list {printable(retain)}"
-        _refuse_shared(kept, unheard, "to be kept")
+        kept, source = listed(retain), f"the list {printable(retain)}"
     elif catalog is not None:
-        taken = {track.sha256 for track in (*chosen.tracks, *unheard)}
-        kept = [t for t in catalog.tracks() if t.meta.get("split") != HOLDOUT and t.sha256 not in taken]
+        known = {track.sha256: track for track in catalog.tracks(errors=lost)}
+        if holdout is None:
+            unheard = [track for track in known.values() if track.meta.get("split") == HOLDOUT]
+        taken = {track.sha256 for track in (*forget, *unheard)}
+        kept = [t for t in known.values() if t.meta.get("split") != HOLDOUT and t.sha256 not in taken]
         source = "the catalogue less the list"
-    notes = list(chosen.notes)
-    pairs = find_duplicates(chosen.tracks, kept)
+        # A copy of a file under another name is the same track, and its captions go too.
+        forget = [track.with_captions(known.get(track.sha256, track).captions) for track in forget]
+    if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
+        unheard = catalog.tracks(split=HOLDOUT, errors=lost)
+    if wrong:
+        wrong += [error for _, error in unreadable((*forget, *kept, *unheard), CHECK_SECONDS)]
+        raise together(wrong)
+    never = {track.sha256 for track in forget}
+    refused: list[InputError] = []
+
+    def may_skip(track: Track, error: InputError) -> bool:
+        skipped = skip_unreadable and track.sha256 not in never
+        (lost if skipped else refused).append(track.refusal(error))
+        return skipped
+
+    try:
+        pairs = find_duplicates(forget, kept, unheard, cache=TensorCache(), progress=progress, skip=may_skip)
+    except InputError as error:
+        raise (together(refused) if refused else error) from error
     if pairs and not drop_duplicates:
         raise refusal(pairs)
-    if pairs:
-        before = len(kept)
-        kept = without_duplicates(kept, pairs)
-        notes.append(f"{before - len(kept)} of {before} tracks to keep were left out: they are also to be forgotten")
-    return Tracks(chosen.tracks, tuple(kept), tuple(unheard), chosen.missing, tuple(notes), source, len(chosen.tracks))
+    for side, what, why in (
+        ("retain", "to keep", "they are also to be forgotten"),
+        ("holdout", "to compare with", "they are also to be forgotten or kept"),
+    ):
+        before = kept if side == "retain" else unheard
+        after = without_duplicates(before, [pair for pair in pairs if pair.sides[1] == side])
+        kept, unheard = (after, unheard) if side == "retain" else (kept, after)
+        if len(after) < len(before):
+            notes.append(f"{len(before) - len(after)} of {len(before)} tracks {what} were left out: {why}")
+    notes += [*_several_captions(forget), *left_out(lost)]
+    return Tracks(
+        tuple(forget), tuple(kept), tuple(unheard), chosen.missing, tuple(error.message for error in lost),
+        tuple(dict.fromkeys(notes)), source, len(forget),
+    )  # fmt: skip
 
 
-def _refuse_shared(tracks: Sequence[Track], holdout: Sequence[Track], purpose: str) -> None:
-    """The holdout stands for music the model never heard: none of it may be on another side."""
-    unheard = {track.sha256 for track in holdout}
-    names = [printable(track.id) for track in tracks if track.sha256 in unheard]
-    if names:
-        raise InputError(f"both {purpose} and in the holdout: {', '.join(names)}", "take it off one of the two")
+def unreadable(tracks: Sequence[Track], seconds: float = math.inf) -> list[tuple[Track, InputError]]:
+    """Tracks that can't be decoded, and why, with the lines that name them.
+
+    Args:
+        tracks: those that were decoded in an earlier run take no time.
+        seconds: after which the rest are not tried.
+    """
+    files = FileCache()
+    bad: list[tuple[Track, InputError]] = []
+    until = time.monotonic() + seconds
+    for track in tracks:
+        try:
+            if files.facts(track.sha256) is None and time.monotonic() < until:
+                files.load(track.path, track.sha256, sample_rate=RATE)
+        except InputError as error:
+            bad.append((track, track.refusal(error)))
+    return bad
+
+
+class Expendable:
+    """Tracks that may be left out where they can't be read: `skip` is for `Listener.hear`."""
+
+    def __init__(self, tracks: Iterable[Track]) -> None:
+        self._hashes = {track.sha256 for track in tracks}
+        self.lost: list[InputError] = []
+
+    def skip(self, track: Track, error: InputError) -> bool:
+        """Whether a track may be left out, which is then noted."""
+        if track.sha256 not in self._hashes:
+            return False
+        self.lost.append(error)
+        return True
+
+
+def left_out(lost: Sequence[InputError]) -> list[str]:
+    """A sentence on the tracks that `--skip-unreadable` leaves out; none where there are none."""
+    count = "1 track" if len(lost) == 1 else f"{len(lost):,} tracks"
+    why = "; ".join(error.message for error in lost[:MOST])
+    return [f"left out {count} to keep or to compare with that can't be used: {why}"] if lost else []
+
+
+def _several_captions(forget: Sequence[Track]) -> list[str]:
+    several = [track for track in forget if track.more_captions]
+    if not several:
+        return []
+    named = ", ".join(f"{printable(track.id)} ({len(track.captions)})" for track in several[:SHOWN])
+    more = f" and {len(several) - SHOWN:,} more" if len(several) > SHOWN else ""
+    verb = "has" if len(several) == 1 else "have"
+    return [f"all captions of a track are forgotten, and {named}{more} {verb} several"]
 
 
 def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
