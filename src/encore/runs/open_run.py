@@ -294,6 +294,4 @@ def _hear(
 
     heard = listener.hear(everything, progress, skip=(optional or Expendable(())).skip)
     by_track = {id(one.track): one for one in heard}
-    return {
-        name: [by_track[id(track)] for track in tracks if id(track) in by_track] for name, tracks in sets.items()
-    }
+    return {name: [by_track[id(track)] for track in tracks if id(track) in by_track] for name, tracks in sets.items()}

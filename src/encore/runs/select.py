@@ -87,11 +87,11 @@ def select(
     lost: list[InputError] = [] if skip_unreadable else wrong  # what is wrong with tracks to keep and to compare with
     chosen = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing, errors=wrong)
     forget: Sequence[Track] = chosen.tracks
+    of_forget = len(wrong)
     notes = [*(catalog.notes if catalog is not None else ()), *chosen.notes]
 
     def listed(source: Path | str) -> Sequence[Track]:
-        advice = "--skip-unreadable goes on without"
-        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice=advice)
+        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice="")
         notes.extend(found.notes)
         return found.tracks
 
@@ -116,8 +116,8 @@ def select(
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
         unheard = catalog.tracks(split=HOLDOUT, errors=lost)
     if wrong:
-        wrong += [error for _, error in unreadable((*forget, *kept, *unheard), CHECK_SECONDS)]
-        raise together(wrong)
+        bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unheard), CHECK_SECONDS)
+        raise _refusal([*wrong, *(error for _, error in bad)], of_forget)
     _refuse_shared(forget, unheard, "to be forgotten")
     _refuse_shared(kept, unheard, "to be kept")
     try:
@@ -127,7 +127,7 @@ def select(
         mine = {track.sha256 for track in forget}
         refused = [error for track, error in bad if track.sha256 in mine or not skip_unreadable]
         if refused or not bad:
-            raise (together(refused) if refused else error) from error
+            raise (_refusal(refused, sum(track.sha256 in mine for track, _ in bad)) if refused else error) from error
         lost += [error for _, error in bad]
         gone = {track.sha256 for track, _ in bad}
         kept, unheard = ([track for track in side if track.sha256 not in gone] for side in (kept, unheard))
@@ -143,6 +143,15 @@ def select(
         tuple(forget), tuple(kept), tuple(unheard), chosen.missing, tuple(error.message for error in lost),
         tuple(dict.fromkeys(notes)), source, len(forget),
     )  # fmt: skip
+
+
+def _refusal(wrong: Sequence[InputError], of_forget: int) -> InputError:
+    """One error for all of `wrong`, of which `of_forget` can't be skipped."""
+    error = together(wrong)
+    if len(wrong) > of_forget:
+        skip = "--skip-unreadable goes on without those to keep or to compare with"
+        error = InputError(error.message, f"{error.hint}\n{skip}" if error.hint else skip)
+    return error
 
 
 def unreadable(tracks: Sequence[Track], seconds: float = math.inf) -> list[tuple[Track, InputError]]:
