@@ -25,8 +25,10 @@ def spellings(raw: str) -> Iterator[str]:
     plain = raw.strip()
     for quote in ('"', "'"):
         plain = plain[1:-1] if len(plain) > 1 and plain[0] == plain[-1] == quote else plain
-    slashes = plain.replace("\\", "/")
-    ways = [raw, plain, unquote(plain), slashes, unquote(slashes), os.path.expanduser(plain)]
+    decoded = unquote(plain)
+    ways = [raw, plain, decoded, os.path.expanduser(plain)]
+    if not DRIVE.match(plain):
+        ways += [plain.replace("\\", "/"), decoded.replace("\\", "/")]
     for way in ways:
         for name in (way, _as_bytes(way)):
             if name not in seen:

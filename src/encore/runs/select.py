@@ -91,11 +91,11 @@ def select(
     lost: list[InputError] = [] if skip_unreadable else wrong  # what is wrong with tracks to keep and to compare with
     chosen = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing, errors=wrong)
     forget: Sequence[Track] = chosen.tracks
+    of_forget = len(wrong)
     notes = [*(catalog.notes if catalog is not None else ()), *chosen.notes]
 
     def listed(source: Path | str) -> Sequence[Track]:
-        advice = "--skip-unreadable goes on without"
-        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice=advice)
+        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice="")
         notes.extend(found.notes)
         return found.tracks
 
@@ -120,20 +120,26 @@ def select(
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
         unheard = catalog.tracks(split=HOLDOUT, errors=lost)
     if wrong:
-        wrong += [error for _, error in unreadable((*forget, *kept, *unheard), CHECK_SECONDS)]
-        raise together(wrong)
+        bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unheard), CHECK_SECONDS)
+        raise _refusal([*wrong, *(error for _, error in bad)], of_forget)
     never = {track.sha256 for track in forget}
     refused: list[InputError] = []
+    skipped: set[str] = set()
+    of_forget = 0
 
     def may_skip(track: Track, error: InputError) -> bool:
-        skipped = skip_unreadable and track.sha256 not in never
-        (lost if skipped else refused).append(track.refusal(error))
-        return skipped
+        nonlocal of_forget
+        may = skip_unreadable and track.sha256 not in never
+        of_forget += track.sha256 in never
+        skipped.update([track.sha256] if may else [])
+        (lost if may else refused).append(track.refusal(error))
+        return may
 
     try:
         pairs = find_duplicates(forget, kept, unheard, cache=TensorCache(), progress=progress, skip=may_skip)
     except InputError as error:
-        raise (together(refused) if refused else error) from error
+        raise (_refusal(refused, of_forget) if refused else error) from error
+    kept, unheard = ([track for track in side if track.sha256 not in skipped] for side in (kept, unheard))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
     for side, what, why in (
@@ -150,6 +156,15 @@ def select(
         tuple(forget), tuple(kept), tuple(unheard), chosen.missing, tuple(error.message for error in lost),
         tuple(dict.fromkeys(notes)), source, len(forget),
     )  # fmt: skip
+
+
+def _refusal(wrong: Sequence[InputError], of_forget: int) -> InputError:
+    """One error for all of `wrong`, of which `of_forget` can't be skipped."""
+    error = together(wrong)
+    if len(wrong) > of_forget:
+        skip = "--skip-unreadable goes on without those to keep or to compare with"
+        error = InputError(error.message, f"{error.hint}\n{skip}" if error.hint else skip)
+    return error
 
 
 def unreadable(tracks: Sequence[Track], seconds: float = math.inf) -> list[tuple[Track, InputError]]:
