@@ -154,6 +154,7 @@ def test_lines_through_embedders_are_called_by_their_names():
         ("FAD∞ to base, retain (clap)", "fad_inf_clap", "retain"),
         ("CLAP score, holdout (tiny)", "clap_score_tiny", "holdout"),
         ("KL of tags, to the track, retain (ast)", "tag_kl_track_ast", "retain"),
+        ("fads, retain", "fads", "retain"),  # of no metric of Encore's own
     ]
 
 

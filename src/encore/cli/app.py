@@ -15,6 +15,7 @@ import typer.main
 
 from encore import __version__, plugins
 from encore.cli import console
+from encore.cli.help import Command, Group, dressed
 from encore.errors import UsageError
 
 # name -> (where it is, how its help begins). One line adds a command; only the one that runs is imported.
@@ -62,9 +63,9 @@ def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
         module, _, attribute = target.partition(":")
         command = getattr(importlib.import_module(module), attribute) if name in wanted else _unloaded
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(command, name=name, cls=Group)
         else:
-            app.command(name, short_help=summary)(command)
+            app.command(name, short_help=summary, cls=Command)(dressed(command))
     _add_plugin_commands(app)
     return app
 
@@ -112,6 +113,7 @@ def _add_plugin_commands(app: typer.Typer) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; nothing that happens in it gets past this function."""
+    console.set_verbosity()
     try:
         plugins.manager().listen(lambda problem: _warn_of_plugin(problem, arguments))
         wanted = COMMANDS if COMPLETING in os.environ else [word for word in arguments if word[:1] != "-"][:1]

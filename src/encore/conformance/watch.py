@@ -112,7 +112,7 @@ def watched(target: type[Method], watch: Watch) -> type[Method]:
         def train(method: LossMethod) -> None:
             shared = Globals()
             if not getattr(type(method), WATCHED, False):
-                method.__class__ = watched(type(method), watch)  # the very object: an edit may read its state later
+                setattr(method, "__class__", watched(type(method), watch))  # noqa: B010  the very object: an edit may read its state later
             run_loop(method)
             shared.restore()
 

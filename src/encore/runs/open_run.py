@@ -25,7 +25,7 @@ from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
-from encore.runs.select import Tracks, open_catalog, reported, select
+from encore.runs.select import Tracks, open_catalog, reported, retain_sets, select
 from encore.runs.store import read_json
 
 RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
@@ -77,8 +77,8 @@ def from_run(
         raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
     subject, golds = Subject({}, {}), golds or {}
     kept = reported(tracks["retain"], RETAIN_TRACKS, seed)
-    if len(kept) < len(tracks["retain"]):
-        subject.notes.append(f"retain is measured on {len(kept)} of {len(tracks['retain'])} tracks")
+    if kept:
+        subject.notes.append(retain_sets(tracks["retain"], kept, done.get("tracks", {}).get("retain_watched")))
     present: dict[ClipSet, list[Track]] = {
         "forget": [here.find(track) for track in tracks["forget"]],
         "retain": [here.find(track) for track in kept],
@@ -236,14 +236,12 @@ def subject_of(
         )
         for role, name in names.items()
     }
-    tracks: dict[ClipSet, Sequence[Track]] = {
-        "forget": chosen.forget,
-        "retain": reported(chosen.retain, RETAIN_TRACKS, seed),
-        "holdout": chosen.holdout,
-    }
+    kept = reported(chosen.retain, RETAIN_TRACKS, seed)
+    notes = [*chosen.notes, *([retain_sets(chosen.retain, kept, None)] if kept else [])]
+    tracks: dict[ClipSet, Sequence[Track]] = {"forget": chosen.forget, "retain": kept, "holdout": chosen.holdout}
     about = _about(track for chosen in tracks.values() for track in chosen)
     heard = models["unlearned"]
-    return Subject(models, _hear(heard, tracks, reporter), list(chosen.notes), about, _recordings(heard, tracks))
+    return Subject(models, _hear(heard, tracks, reporter), notes, about, _recordings(heard, tracks))
 
 
 def _hear(
