@@ -101,8 +101,8 @@ def _explained(board: Leaderboard) -> str:
     said = (
         f"Medians over {many} seed{'' if many == '1' else 's'} a method (low and high are in leaderboard.json). Order: "
         "first the methods that forget, with every seed: no more forget tracks replay than gold's, and the KL to gold "
-        "is at most half of base's. Among them, share of targets reached, then the distance to gold; below them, share of "
-        "forget targets, then the distance to gold. base and gold are judged as if a method had left them."
+        "is at most half of base's. Among them, share of targets reached, then the distance to gold; below them, share "
+        "of forget targets, then the distance to gold. base and gold are judged as if a method had left them."
     )
     if board.tested:
         least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())

@@ -28,6 +28,9 @@ COMMANDS = {
     "verify": ("encore.cli.bundle:verify", "Check an evidence bundle."),
     "generate": ("encore.cli.generate:generate", "Play captions with a model and write WAV files."),
     "attribute": ("encore.cli.attribute:attribute", "Name the tracks of a catalogue that a clip owes most to."),
+    "runs": ("encore.cli.overview:runs", "List the runs in a folder, and how each stands."),
+    "compare": ("encore.cli.overview:compare", "Show figures of several runs side by side."),
+    "open": ("encore.cli.overview:open_report", "Open a run's report in the browser."),
     "methods": ("encore.cli.listing:methods", "List the unlearning methods; with NAME, its options."),
     "backends": ("encore.cli.listing:backends", "List the model families that can be loaded."),
     "metrics": ("encore.cli.listing:metrics", "List the metrics of `encore eval`."),
@@ -36,7 +39,9 @@ COMMANDS = {
         "encore.cli.plugin_commands:app",
         "Show the plugins; `new` writes one, `check` tries one.",
     ),
-    "doctor": ("encore.cli.doctor:doctor", "Show versions, devices and the native extension."),
+    "cache": ("encore.cli.cache:cache", "Show what the cache holds; make it smaller."),
+    "config": ("encore.cli.example:config", "Print a config file with every setting in it."),
+    "doctor": ("encore.cli.doctor:doctor", "Show what this installation can do, and what is amiss."),
 }
 COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options
 

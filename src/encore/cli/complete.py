@@ -39,6 +39,13 @@ def devices(incomplete: str) -> Offer:
     return [(name, text) for name, text in known.items() if name.startswith(incomplete)]
 
 
+def cache_kinds(incomplete: str) -> Offer:
+    """What `encore cache --clear` takes."""
+    from encore.runs.cache_files import KINDS
+
+    return [(name, text) for name, text in {**KINDS, "all": "everything"}.items() if name.startswith(incomplete)]
+
+
 def listed(complete: Callable[[str], Offer]) -> Callable[[str], Offer]:
     """Completes the last of several names with commas between; those that stand there already are not offered."""
 

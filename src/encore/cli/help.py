@@ -43,7 +43,7 @@ CHOICES: dict[str, Callable[[str], list[tuple[str, str]]]] = {
 COMPLETED = {  # parameter, or listing command, -> what its value is completed with
     **CHOICES, "device": complete.devices, "metrics": complete.listed(complete.metrics),
     "methods": complete.listed(complete.methods), "backends": complete.backends,
-    "embedders": complete.embedders, "embedder": complete.listed(complete.embedders),
+    "embedders": complete.embedders, "clear": complete.cache_kinds, "embedder": complete.listed(complete.embedders),
 }  # fmt: skip
 EXAMPLES = {
     "forget": (
@@ -156,6 +156,7 @@ def dressed(function: Callable[..., None]) -> Callable[..., None]:
     parameters = [_completed(function.__name__, parameter) for parameter in (*own.parameters.values(), *flags)]
     setattr(command, "__signature__", own.replace(parameters=parameters))  # noqa: B010  (mypy knows no such attribute)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del command.__wrapped__  # type: ignore[attr-defined]  # to whoever looks, this is the command, with all its flags
     return command
 
 
