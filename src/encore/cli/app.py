@@ -63,7 +63,7 @@ def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
         wanted: the commands that may run; the others are there in name only, which is all that `--help` shows.
     """
     app = new_app()
-    app.callback(no_args_is_help=True)(root)
+    app.callback(no_args_is_help=True, cls=Group)(root)
     for name, (target, summary) in COMMANDS.items():
         module, _, attribute = target.partition(":")
         command = getattr(importlib.import_module(module), attribute) if name in wanted else _unloaded

@@ -12,6 +12,7 @@ import typer
 from encore.cli import console
 from encore.errors import EncoreError
 
+_OURS = ("assets", "bench", "dev")  # extras that only developing Encore takes
 _ADVICE = "each line that begins with problem: says what; pip install --upgrade encore-music mends packages"
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "soundfile", "soxr", "pydantic", "typer")
 
@@ -98,7 +99,7 @@ def _verdict(found: dict[str, Any]) -> str:
     if not found["ok"]:
         return "not in order"
     better = [] if found["extension"]["loaded"] else ["slower without the native extension"]
-    better += [f"without the extra {name}" for name in found["missing_extras"] if name not in ("dev", "docs", "test")]
+    better += [f"without the extra {name}" for name in found["missing_extras"] if name not in _OURS]
     return "ok" + (f" ({', '.join(better)})" if better else "")
 
 
@@ -152,7 +153,7 @@ def _cache() -> dict[str, Any]:
 
     folder = cache_folder()
     near = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return {"folder": str(folder), "writable": os.access(near, os.W_OK)}
+    return {"folder": str(folder), "writable": near.is_dir() and os.access(near, os.W_OK)}
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:

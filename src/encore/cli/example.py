@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -34,12 +35,12 @@ def config(
 def _environment(json: bool) -> None:
     from encore.settings import ENVIRONMENT
 
-    set_ = {
-        name: [key for key in os.environ if key == name or (name[-1] == "_" and key.startswith(name))]
-        for name in ENVIRONMENT
-    }
-    rows = [
-        {"name": name, "set": {key: os.environ[key] for key in set_[name]}, "what": what}
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "set": {key: text for key, text in os.environ.items() if re.fullmatch(_pattern(name), key)},
+            "what": what,
+        }
         for name, what in ENVIRONMENT.items()
     ]
     if json:
@@ -49,6 +50,11 @@ def _environment(json: bool) -> None:
         ["variable", "now", "what it does"],
         [(row["name"], ", ".join(map(str, row["set"].values())), row["what"]) for row in rows],
     )
+
+
+def _pattern(name: str) -> str:
+    """Of a name that ends in _, every variable that begins with it."""
+    return f"{name}.+" if name.endswith("_") else name
 
 
 def _flags(method: str) -> Iterator[str]:

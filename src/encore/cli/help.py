@@ -46,6 +46,7 @@ COMPLETED = {  # parameter, or listing command, -> what its value is completed w
     "embedders": complete.embedders, "clear": complete.cache_kinds, "embedder": complete.listed(complete.embedders),
 }  # fmt: skip
 EXAMPLES = {
+    "encore": ("encore forget --tracks forget.txt --out runs/a", "encore eval runs/a", "encore open runs/a"),
     "forget": (
         "encore forget --tracks forget.txt --out runs/a",
         "encore forget --tracks forget.txt --out runs/b --method npo -o beta=0.5",
@@ -110,16 +111,23 @@ class Command(typer.core.TyperCommand):
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The examples, as they are typed."""
         super().format_epilog(ctx, formatter)
-        examples = EXAMPLES.get(str(self.name), ())
-        if examples:
-            formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
-            formatter.write("".join(f"  {line}\n" for line in examples))
+        _write_examples(str(self.name), formatter)
 
 
 class Group(typer.core.TyperGroup):
     """A group of commands, with examples."""
 
-    format_epilog = Command.format_epilog
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, as they are typed."""
+        super().format_epilog(ctx, formatter)
+        _write_examples(str(self.name), formatter)
+
+
+def _write_examples(command: str, formatter: Any) -> None:
+    examples = EXAMPLES.get(command, ())
+    if examples:
+        formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
+        formatter.write("".join(f"  {line}\n" for line in examples))
 
 
 def _record(param: Any, ctx: Any) -> tuple[str, str]:
