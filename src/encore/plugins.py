@@ -21,6 +21,7 @@ import pluggy
 from encore import api, hookspecs
 from encore.entrypoints import EntryPoint, entry_points
 from encore.errors import Interrupted, MissingExtraError, PluginError, UnknownNameError
+from encore.settings import near_hint
 
 GROUP = "encore"
 OWN = "encore-music"
@@ -236,10 +237,9 @@ class Registry(Generic[SpecT, ObjectT]):
         """
         entries = self._by_name.get(name)
         if not entries:
-            near = difflib.get_close_matches(name, self.names, n=3)
-            known = ", ".join(sorted(self.names)) or "none"
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise UnknownNameError(f"there is no {self.kind} {name!r}", f"{hint}the {self.kind}s are: {known}")
+            every = f"`encore {self.kind}s` lists all {len(self.names)}"
+            hint = near_hint(name, self.names, f"the {self.kind}s are", every)
+            raise UnknownNameError(f"there is no {self.kind} {name!r}", hint)
         if len(entries) > 1:
             raise PluginError(self._clash(name), "uninstall one of them")
         return entries[0]

@@ -22,6 +22,16 @@ Origin = Literal["default", "config", "env", "cli"]
 
 ENV_PREFIX = "ENCORE_OPTION_"
 MAX_CONFIG_BYTES = 1 << 20
+ENVIRONMENT = {  # every variable that Encore reads of its own; `encore config --env` shows them
+    "ENCORE_CACHE": "folder of what can be computed again; default: encore in XDG_CACHE_HOME or ~/.cache",
+    "ENCORE_DEBUG": "1 shows the traceback of every error",
+    "ENCORE_OPTION_": "with the name of a method's option after it, sets that option: ENCORE_OPTION_LR=1e-4",
+    "ENCORE_NATIVE": "0 does without the native extension: pure torch then computes everything",
+    "ENCORE_CPU_ISA": "amx, avx512, avx2 or portable: instructions that the extension uses, instead of the best",
+    "ENCORE_CUDA_KERNEL": "simt, sm80, sm90 or sm90-single: the CUDA kernel, for a comparison",
+    "_ENCORE_COMPLETE": "set by the shell while it completes a command; not for you",
+}
+FEW = 12  # names that a hint lists in full
 
 
 class Config(NamedTuple):
@@ -88,7 +98,7 @@ def read_config(path: Path, flags: Collection[str]) -> Config:
         if name not in flags:
             raise UsageError(
                 f"the config file {str(path)!r} has the unknown key {name!r}",
-                _near(name, flags, "the keys are") + "; a method's own options go under [options]",
+                near_hint(name, flags, "the keys are") + " A method's own options go under [options]",
             )
     return Config(given, {_key(name): value for name, value in options.items()})
 
@@ -120,7 +130,7 @@ def resolve_options(
 
     def put(key: str, value: Any, source: Origin, written: str) -> None:
         if key not in options.model_fields:
-            hint = _near(key, options.model_fields, "the options are")
+            hint = near_hint(key, options.model_fields, "the options are")
             raise UsageError(f"there is no option {key!r} ({written})", hint)
         values[key], origin[key], spelling[key] = value, source, written
 
@@ -202,10 +212,27 @@ def _sentence(fault: Mapping[str, Any], spelling: Mapping[str, str]) -> str:
     return f"the option {key!r} can't be {fault['input']!r}{written}: {reason}"
 
 
-def _near(name: str, known: Collection[str], listing: str) -> str:
-    near = difflib.get_close_matches(name, known, n=2)
-    names = f"{listing}: {', '.join(sorted(known)) or 'none'}"
-    return f"did you mean {' or '.join(near)}? {names}" if near else names
+def near_names(name: str, known: Collection[str], most: int = 4) -> list[str]:
+    """Of the names there are, those that may have been meant: written alike, or with the name as a part of theirs."""
+    parts = [other for other in known if name and (name in other or (other in name and len(other) > 2))]
+    parts.sort(key=lambda other: (not other.startswith(name), len(other)))
+    return list(dict.fromkeys([*difflib.get_close_matches(name, known, n=2), *parts]))[:most]
+
+
+def near_hint(name: str, known: Collection[str], listing: str, elsewhere: str = "") -> str:
+    """What to do about a name that there is none of: near names, else all of them where they are few.
+
+    Args:
+        name: as it was written.
+        known: the names there are.
+        listing: what comes before all of them: "the keys are".
+        elsewhere: where they are all listed; without it they always are, in the hint.
+    """
+    near = near_names(name, known)
+    if near:
+        return f"did you mean {' or '.join(near)}?" + (f" {elsewhere}" if elsewhere else "")
+    few = len(known) <= FEW or not elsewhere
+    return f"{listing}: {', '.join(sorted(known)) or 'none'}" if few else elsewhere
 
 
 def _type(schema: Mapping[str, Any]) -> str:

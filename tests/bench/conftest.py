@@ -39,10 +39,11 @@ def rows(figures: Figures) -> list[Result]:
     return [
         row("nll", "base", "forget", 0.02), row("nll", "gold", "forget", 4.0), row("nll", "base", "retain", 0.02, 24),
         row("nll", "unlearned", "forget", figures["nll"]), row("nll", "unlearned", "retain", figures["retain"], 24),
-        row("kl_gold", "gold2", "forget", 1.0), row("kl_gold", "unlearned", "forget", figures["kl"]),
+        row("kl_gold", "base", "forget", 5.63), row("kl_gold", "gold2", "forget", 1.0),
+        row("kl_gold", "unlearned", "forget", figures["kl"]),
         row("relearn", "gold", "forget", 3.5), row("relearn", "unlearned", "forget", figures["relearned"]),
         row("verbatim", "unlearned", "forget", figures["replays"] / 8, unit="share"),
-        row("verbatim", "gold", "forget", 0.0, unit="share"),
+        row("verbatim", "gold", "forget", 0.0, unit="share"), row("verbatim", "base", "forget", 1.0, unit="share"),
     ]  # fmt: skip
 
 

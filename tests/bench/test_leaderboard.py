@@ -30,15 +30,70 @@ def test_the_one_that_reaches_more_targets_comes_first_with_medians_over_its_see
     assert good.median("peak GB") == 1.5
     assert bad.median("replays, forget") == 5
     assert bad.median("lowest track") == pytest.approx(1.0 - 0.035)
-    # KL, NLL, relearning, retain, replays are judged; KL 1.3 is beyond 1.25 x gold2's
-    assert good.judged == bad.judged == 5
-    assert good.figures["targets"] == (5, 4)
-    assert bad.figures["targets"] == (0, 0)
+    # KL, NLL, relearning, replays are judged, and retain; KL 1.3 is beyond 1.25 x gold2's
+    assert good.judged == bad.judged == {"forget targets": 4, "keep targets": 1}
+    assert good.figures["forget targets"] == (4, 3)
+    assert good.figures["keep targets"] == (1, 1)
+    assert bad.figures["forget targets"] == bad.figures["keep targets"] == (0, 0)
+    assert (good.forgets, bad.forgets) == (True, False)
     assert {line.name: line.median("forget NLL") for line in board.references} == {
         "base": 0.02, "gold": 4.0, "gold2": None
     }  # fmt: skip
     assert board.tracks == {"forget": 8, "retain": 24}
     assert not board.failed
+
+
+def test_case_E1_a_method_that_forgets_nothing_comes_last_though_it_keeps_everything(tmp_path, cell_of):
+    plan = Plan(methods={"nothing": (), "half": (), "forgets": ()}, seeds=(0,))
+    base = {"nll": 0.02, "kl": 5.63, "retain": 0.02, "relearned": 0.01, "replays": 8, "seconds": 1}
+    cell_of("nothing", 0, **base)
+    cell_of("half", 0, **base | {"nll": 1.0, "kl": 3.0, "replays": 0})
+    cell_of("forgets", 0, **base | {"nll": 2.0, "kl": 1.4, "retain": 0.9, "replays": 0})
+    board = leaderboard(plan, tmp_path)
+    told = [
+        (line.name, line.forgets, line.median("forget targets"), line.median("keep targets")) for line in board.lines
+    ]
+    assert told == [("forgets", True, 1, 0), ("half", False, 1, 1), ("nothing", False, 0, 1)]
+    references = {line.name: line for line in board.references}
+    assert references["base"].forgets is False
+    assert (references["base"].median("forget targets"), references["base"].judged["forget targets"]) == (0, 3)
+    assert (references["base"].median("keep targets"), references["base"].judged["keep targets"]) == (1, 1)
+    assert references["base"].median("replays, forget") == 8
+    assert board.lines[1].p.keys() == {"KL gold, forget", "retain NLL"}  # against who is first, who forgets
+
+
+def test_case_E1_one_seed_that_leaves_a_replay_is_below_the_floor(tmp_path, plan, cell_of):
+    cell_of("good", 0, **GOOD)
+    cell_of("good", 1, **GOOD | {"replays": 1})
+    cell_of("bad", 0, **GOOD | {"retain": 2.0, "relearned": 0.1})
+    assert [(line.name, line.forgets) for line in leaderboard(plan, tmp_path).lines] == [("bad", True), ("good", False)]
+
+
+def test_where_nothing_measures_the_floor_nobody_is_said_to_forget(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    file = tmp_path / "good/seed-0/metrics.json"
+    write_metrics(file, [row for row in read_metrics(file) if row.metric == "nll"])
+    (line,) = leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path).lines
+    assert line.forgets is None
+
+
+def test_case_E2_metrics_of_plugins_and_those_that_are_named_have_columns(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    file = tmp_path / "good/seed-0/metrics.json"
+    more = [
+        Result("loudness", "unlearned", "retain", -14.0),
+        Result("loudness_range", "unlearned", "forget", 6.0),
+        Result("loudness", "base", "retain", -12.0),
+        Result("epsilon", "unlearned", "forget", 0.7),
+        Result("privleak", "unlearned", "forget", 0.1),
+    ]
+    write_metrics(file, [*read_metrics(file), *more])
+    board = leaderboard(Plan(methods={"good": ()}, seeds=(0,), metrics=("nll", "epsilon", "loudness")), tmp_path)
+    (line,) = board.lines
+    assert {"loudness, retain", "loudness_range, forget", "ε to gold, forget"} < set(board.titles)
+    assert "PrivLeak" not in board.titles  # Encore's own, and not named
+    assert (line.median("loudness, retain"), line.median("ε to gold, forget")) == (-14, 0.7)
+    assert board.references[0].median("loudness, retain") == -12
 
 
 def test_what_was_not_measured_is_told_and_not_made_up(tmp_path, plan, cell_of):
@@ -104,7 +159,7 @@ def test_methods_that_are_alike_are_seldom_told_apart_though_the_first_was_chose
 
 def measured(figures):
     row = Result("kl_gold", "unlearned", "forget", 1.0, per_track={f"t{i}": v for i, v in enumerate(figures)})
-    return Measured(Cell("m", 0), {("kl_gold", "forget"): row}, {}, 0, 0, {})
+    return Measured(Cell("m", 0), {("kl_gold", "forget"): row})
 
 
 @pytest.mark.parametrize("n", [3, 6])

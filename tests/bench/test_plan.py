@@ -169,3 +169,16 @@ def test_a_method_that_is_not_there_or_has_no_such_option():
         Plan(methods={"npo": ("bta=1",)}, seeds=(0,)).method("npo")
     assert Plan(methods={"npo": ("beta=3",)}, seeds=(0,)).method("npo").options.beta == 3
     assert Cell("npo", 3).name == "npo/seed-3"
+
+
+def test_case_E3_two_variants_of_a_method_in_one_bench(tmp_path):
+    plan = Plan(methods={"ga": ("steps=3",), "ga@long": ("steps=30",)}, seeds=(0,))
+    checked(plan, tmp_path / "b")
+    assert [cell.name for cell in plan.cells] == ["ga/seed-0", "ga@long/seed-0"]
+    assert [plan.method(name).options.steps for name in plan.methods] == [3, 30]
+    assert plan.method("ga@long").spec.name == "ga"
+    for name in ("ga@", "ga@../x", "ga@a.b"):
+        with pytest.raises(UsageError, match="can't name a variant"):
+            checked(Plan(methods={name: ()}, seeds=(0,)), tmp_path / "b")
+    with pytest.raises(UnknownNameError, match="gaa"):
+        checked(Plan(methods={"gaa@x": ()}, seeds=(0,)), tmp_path / "b")

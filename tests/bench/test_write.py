@@ -12,6 +12,7 @@ import pytest
 from tests.bench.conftest import rows
 from tests.bench.test_leaderboard import BAD, GOOD
 
+from encore.api import Result
 from encore.bench.leaderboard import leaderboard
 from encore.bench.pareto import frontier
 from encore.bench.plan import Cell, Plan
@@ -51,7 +52,8 @@ def test_the_page_is_a_table_that_no_text_of_others_breaks(board):
     page = markdown(board)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
-    assert "| good | 5/5 | 1.10 |" in page
+    assert "| good | yes | 4/4 | 1/1 | 1.10 |" in page
+    assert "| base | NO | 0/3 | 1/1 | 5.63 |" in page
     assert "- `bad/seed-1`: it broke \\| badly \\# really" in page  # on one line, and no heading
     assert "The least it can be: KL gold, forget 0.0078 (8 tracks)" in page
 
@@ -79,8 +81,9 @@ def test_a_bench_without_retain_has_no_figure_of_what_it_costs(tmp_path, plan, c
 
 def test_half_a_count_is_shown_as_one(tmp_path, plan, cell_of):
     cell_of("good", 0, **GOOD)
-    cell_of("good", 1, **GOOD | {"replays": 1, "kl": 9.0})
-    assert "| good | 4/5 |" in (page := markdown(leaderboard(plan, tmp_path))) or "| good | 4.0/5 |" in page
+    cell_of("good", 1, **GOOD | {"replays": 1})
+    page = markdown(leaderboard(plan, tmp_path))
+    assert "| good | NO | 3.5/4 |" in page
     assert "| 0.5 |" in page
 
 
@@ -116,3 +119,29 @@ def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
     page = markdown(board, [first, second])
     assert "| good, 2 requests |" in page
     assert "| good | 2 | 1 | 3 | 4.98 | 2.98 | 0 | 3 |" in page
+
+
+def test_case_E3_options_that_were_given_are_in_the_name_in_every_file(tmp_path, cell_of):
+    plan = Plan(methods={"good": ("steps=3", "steps=30"), "good@slow": ("lr=1e-5",)}, seeds=(0,))
+    for method in plan.methods:
+        cell_of(method, 0, **GOOD)
+    board = leaderboard(plan, tmp_path)
+    write_leaderboard(tmp_path, board, [])
+    names = ["good (steps=30)", "good@slow (lr=1e-5)"]
+    told = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert [line["label"] for line in told["methods"]] == names
+    assert [line["method"] for line in told["methods"]] == ["good", "good@slow"]
+    assert [line["options"] for line in told["methods"]] == [["steps=3", "steps=30"], ["lr=1e-5"]]
+    sheet = list(csv.DictReader(io.StringIO((tmp_path / "leaderboard.csv").read_text())))
+    assert [row["method"] for row in sheet][-2:] == names
+    assert all(f"| {name} |" in (tmp_path / "leaderboard.md").read_text() for name in names)
+
+
+def test_case_C9_no_name_is_a_formula_or_markup(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    file = tmp_path / "good/seed-0/metrics.json"
+    write_metrics(file, [*read_metrics(file), Result("=cmd()", "unlearned", "forget", 1.0)])
+    plan = Plan(methods={"good": ("name=<script>[x](y)",)}, seeds=(0,))
+    board = leaderboard(plan, tmp_path)
+    assert "'=cmd(), forget: median" in spreadsheet(board).splitlines()[0]
+    assert "| good (name=&lt;script&gt;\\[x](y)) |" in markdown(board)

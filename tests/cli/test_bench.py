@@ -63,14 +63,22 @@ def test_by_default_all_methods_that_can_be_had(installed, capsys):
 def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(studio, tmp_path, site):
     site.add("encore-snag", SNAG)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.folder), *sys.path])}
-    command = [sys.executable, "-m", "encore", *flags(studio, tmp_path / "b", "--methods", "graddiff,snag")]
-    command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "encore",
+        *flags(studio, tmp_path / "b", "--methods", "graddiff,graddiff@one,snag"),
+    ]
+    command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "-o", "graddiff@one.steps=1", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "1 of 2 cells failed, first of all snag/seed-0" in done.stderr
+    assert "1 of 3 cells failed, first of all snag/seed-0" in done.stderr
     assert "stumbled" in done.stderr
     told = json.loads(done.stdout)
-    assert [line["method"] for line in told["methods"]] == ["graddiff"]
+    assert {line["label"] for line in told["methods"]} == {"graddiff (steps=2)", "graddiff@one (steps=1)"}
+    for name, steps in (("graddiff", 2), ("graddiff@one", 1)):
+        run = json.loads((tmp_path / "b" / name / "seed-0/run.json").read_text())
+        assert (run["method"], run["options"]["steps"]["value"]) == ("graddiff", steps)
     assert list(told["failed"]) == ["snag/seed-0"]
     assert {path.name for path in (tmp_path / "b").glob("leaderboard.*")} == {
         "leaderboard.md", "leaderboard.csv", "leaderboard.json"

@@ -281,3 +281,33 @@ def test_samples_of_other_models_than_the_figures_do_not_stay(project: Path, stu
     assert files("--metrics", "nll") == {"before", "after"}  # of the same models
     assert files("--metrics", "nll", "--gold", project / "model") == set()
     assert not Path("x/samples").exists()
+
+
+LOUDNESS = """
+from encore.api import Metric, MetricSpec, Result, hookimpl
+
+
+class Loudness(Metric):
+    def measure(self, evaluation):
+        for role in evaluation.models:
+            yield Result("loudness", role, "forget", -14.0, unit="LUFS")
+
+
+@hookimpl
+def encore_register_metrics():
+    return [MetricSpec("loudness", "how loud it is", "encore_loudness:Loudness")]
+"""
+
+
+def test_case_E2_a_plugins_metric_is_in_the_table_and_in_the_json(
+    project: Path, studio: Path, call: Call, installed: Any
+) -> None:
+    installed.add("encore-loudness", LOUDNESS)
+    done = call("eval", project / "runs/a", "--metrics", "nll,loudness", "--out", "x")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("loudness, forget")]
+    assert line.split()[2:] == ["-14", "-14"]
+    assert "`encore eval` measures retain on all 3 tracks kept" in done.err  # E7
+    assert rows(call("eval", project / "runs/a", "--metrics", "loudness", "--out", "x", "--json")).keys() == {
+        ("loudness", "base", "forget"), ("loudness", "unlearned", "forget")
+    }  # fmt: skip

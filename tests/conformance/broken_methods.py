@@ -230,6 +230,15 @@ class DrawsFromTorch(Broken, GradDiff):
         return super().forget_loss(step, batch) * torch.rand(len(batch))
 
 
+class TrainsWithOneThatDrawsFromTorch(Broken, EditMethod):
+    fault = ("random numbers", "forget_loss", "torch's shared")
+    also = ("resume",)
+    Options = GradDiff.Options
+
+    def edit(self, session):
+        session.train(DrawsFromTorch(self.options))
+
+
 class DrawsFromNumpy(Broken, Ssd):
     fault = ("random numbers", "edit", "numpy's shared")
     needs = frozenset({"retain", "fisher"})

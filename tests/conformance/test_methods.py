@@ -6,8 +6,10 @@ import pytest
 from tests.conformance import broken_methods
 
 from encore import plugins
+from encore.api import EditMethod, LossMethod, MethodSpec
 from encore.conformance import methods
 from encore.conformance.fixture import Fixture
+from encore.methods.graddiff import GradDiff
 
 
 def failed(target: type, fixture: Fixture, only: set[str] | None = None) -> dict[str, str]:
@@ -33,3 +35,35 @@ def test_a_broken_method_fails_no_check_that_its_fault_does_not_reach(broken: ty
     found = failed(broken, small)
     assert broken.fault[0] in found
     assert set(found) <= {broken.fault[0], *broken.also}, found
+
+
+class NearBase(LossMethod):
+    """A loss that reads the base model; its own spec declares nothing."""
+
+    spec = MethodSpec("near-base", "", "", needs=frozenset({"retain"}))
+
+    def forget_loss(self, step, batch):
+        return -step.backend.losses(batch)
+
+    def retain_loss(self, step, batch):
+        return (step.backend.losses(batch) - step.reference.nll(batch)) ** 2
+
+
+class TrainsNearBase(EditMethod):
+    Options = GradDiff.Options
+    spec = MethodSpec("trains-near-base", "", "", needs=frozenset({"retain", "reference"}))
+
+    def edit(self, session):
+        inner = NearBase(self.options)
+        session.train(inner)
+        assert isinstance(inner, NearBase)
+
+
+class TrainsNearBaseUndeclared(TrainsNearBase):
+    spec = MethodSpec("trains-undeclared", "", "", needs=frozenset({"retain"}))
+
+
+def test_case_E4_what_an_inner_loss_reads_the_edit_reads(small: Fixture) -> None:
+    assert failed(TrainsNearBase, small) == {}
+    said = failed(TrainsNearBaseUndeclared, small, {"needs"})
+    assert "it reads step.reference, but its spec's needs lack 'reference'" in said["needs"]

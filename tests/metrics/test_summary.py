@@ -154,6 +154,7 @@ def test_lines_through_embedders_are_called_by_their_names():
         ("FAD∞ to base, retain (clap)", "fad_inf_clap", "retain"),
         ("CLAP score, holdout (tiny)", "clap_score_tiny", "holdout"),
         ("KL of tags, to the track, retain (ast)", "tag_kl_track_ast", "retain"),
+        ("fads, retain", "fads", "retain"),  # of no metric of Encore's own
     ]
 
 
@@ -239,3 +240,21 @@ def test_worst_of_the_tag_distances_to_the_track_is_the_nearest():
     tracks = {"near": 0.1, "far": 3.0}
     found = [Result("tag_kl_track_ast", "unlearned", "forget", 1.5, per_track=tracks)]
     assert line(found, "tag_kl_track_ast").worst == ("near", 0.1)
+
+
+SPREAD = """
+from encore.api import MetricSpec, hookimpl
+
+@hookimpl
+def encore_register_metrics():
+    return [MetricSpec("nll_spread", "how far clips lie apart", "encore_spread:Spread")]
+"""
+
+
+def test_case_E2_a_plugins_rows_are_lines_also_where_their_name_begins_like_one_of_encores(installed):
+    installed.add("encore-spread", SPREAD)
+    names = ["nll_spread", "nll_spread_most", "nll_codebook_0", "kl_gold"]
+    lines = summary([Result(name, "unlearned", "forget", 0.5) for name in names])
+    assert [(line.label, line.own) for line in lines] == [
+        ("KL to gold, forget", True), ("nll_spread, forget", False), ("nll_spread_most, forget", False)
+    ]  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from encore import assets
 from encore.audio.tracks import Track
 from encore.errors import InputError, UsageError
-from encore.runs.select import open_catalog, reported, select
+from encore.runs.select import open_catalog, reported, retain_sets, select
 
 
 @pytest.fixture
@@ -85,3 +85,16 @@ def test_what_an_evaluation_reports_on() -> None:
     assert len(reported(plain[:5], 32, seed=0)) == 5
     split = [Track("r", Path("x"), "c", "0", meta={"split": "retain"}), *plain]
     assert ids(reported(split, 32, seed=0)) == ["r"]
+
+
+def test_case_E7_the_retain_sets_of_forget_and_eval_are_named() -> None:
+    plain = [Track(f"t{i}", Path("x"), "c", "0") for i in range(40)]
+    split = [Track("r", Path("x"), "c", "0", meta={"split": "retain"}), *plain]
+    said = retain_sets(split, reported(split, 32, 0), 16)
+    assert said == (
+        '`encore eval` measures retain on 1 of 41 tracks kept, the catalogue\'s split "retain"; '
+        "`encore forget` shows the mean of 16 of the 41, chosen at random"
+    )
+    assert "32 of 40 tracks kept, chosen by --seed" in retain_sets(plain, reported(plain, 32, 0), 16)
+    assert retain_sets(plain[:5], plain[:5], 5) == "`encore eval` measures retain on all 5 tracks kept"
+    assert "forget" not in retain_sets(plain, plain[:3], None)

@@ -13,8 +13,8 @@ import numpy as np
 
 from encore import stats
 from encore.api import Result
-from encore.bench.plan import Cell, Plan
-from encore.metrics.summary import summary
+from encore.bench.plan import Cell, Plan, label_of
+from encore.metrics.summary import SummaryRow, summary
 from encore.runs import shapes
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
@@ -24,67 +24,83 @@ Rows = Mapping[tuple[str, str], Result]  # (metric, set) -> one model's row with
 REFERENCES = ("base", "gold", "gold2")
 
 
+def _value(row: Result) -> float:
+    assert row.value is not None  # rows without a figure are not among them
+    return row.value
+
+
+def _count(row: Result) -> float:
+    return round(_value(row) * row.n)
+
+
+def _lowest(row: Result) -> float:
+    return min(value for value in row.per_track.values() if value is not None)
+
+
 @dataclass(frozen=True)
 class Column:
-    """One figure of a line. `of` reads it from a model's rows; a KeyError says that there is none."""
+    """One figure of a line: `of` reads it from the row of a metric on a set of tracks."""
 
     title: str
-    of: Callable[[Rows], float]
-
-
-def _value(metric: str, clips: str) -> Callable[[Rows], float]:
-    def of(rows: Rows) -> float:
-        value = rows[metric, clips].value
-        assert value is not None  # rows without a figure are not among them
-        return value
-
-    return of
-
-
-def _count(metric: str, clips: str) -> Callable[[Rows], float]:
-    return lambda rows: round(_value(metric, clips)(rows) * rows[metric, clips].n)
-
-
-def _lowest(rows: Rows) -> float:
-    return min(value for value in rows["nll", "forget"].per_track.values() if value is not None)
+    metric: str
+    set: str
+    of: Callable[[Result], float] = _value
 
 
 COLUMNS = (
-    Column("KL gold, forget", _value("kl_gold", "forget")),
-    Column("forget NLL", _value("nll", "forget")),
-    Column("lowest track", _lowest),
-    Column("relearned", _value("relearn", "forget")),
-    Column("retain NLL", _value("nll", "retain")),
-    Column("holdout NLL", _value("nll", "holdout")),
-    Column("replays, forget", _count("verbatim", "forget")),
-    Column("replays, retain", _count("verbatim", "retain")),
-    Column("AUC", _value("membership_auc", "forget")),
+    Column("KL gold, forget", "kl_gold", "forget"),
+    Column("forget NLL", "nll", "forget"),
+    Column("lowest track", "nll", "forget", _lowest),
+    Column("relearned", "relearn", "forget"),
+    Column("retain NLL", "nll", "retain"),
+    Column("holdout NLL", "nll", "holdout"),
+    Column("replays, forget", "verbatim", "forget", _count),
+    Column("replays, retain", "verbatim", "retain", _count),
+    Column("AUC", "membership_auc", "forget"),
 )
 HEARD = ("fad", "tag_kl", "clap_score")  # how the names of rows begin that are through an embedder
 COSTS = ("seconds", "peak GB")
-ORDERED_BY = ("targets", "KL gold, forget", "relearned")  # the most targets, then the nearest to gold
+FORGET, KEEP = "forget targets", "keep targets"
+FLOOR_KL = 0.5  # of base's KL to gold: a model that is not even half the way to gold has not forgotten
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets that one model reaches.
+
+    Args:
+        met: title (`FORGET`, `KEEP`) -> how many it reaches.
+        judged: title -> how many could be judged.
+        forgets: whether it is above the floor of forgetting; None where nothing measured it.
+    """
+
+    met: Mapping[str, int] = field(default_factory=dict)
+    judged: Mapping[str, int] = field(default_factory=dict)
+    forgets: bool | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell that was measured.
+    """One model of a cell that was measured: the unlearned one, or one that it is compared with.
 
     Args:
-        rows: of the unlearned model. references: the same of base and the golds, by role.
-        met, judged: targets that were reached, and how many could be judged.
+        cell: where it was measured.
+        rows: the model's rows with a figure.
+        shown: title -> figure of what only this bench shows: metrics of plugins, and those that it names.
+        targets: what it reaches.
         cost: `COSTS` -> figure, as far as the run tells.
     """
 
     cell: Cell
     rows: Rows
-    references: Mapping[str, Rows]
-    met: int
-    judged: int
-    cost: Mapping[str, float]
+    shown: Mapping[str, float] = field(default_factory=dict)
+    targets: Targets = field(default_factory=Targets)
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
         """Title -> figure."""
-        return _figures(self.rows) | {"targets": float(self.met)} | dict(self.cost)
+        met = {title: float(count) for title, count in self.targets.met.items()}
+        return _figures(self.rows) | dict(self.shown) | met | dict(self.cost)
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,13 @@ class Line:
     """A method over its seeds, or a reference.
 
     Args:
+        name: of the method, with the variant's after an @; or the reference's role.
+        requests: how many the tracks came in.
+        seeds: of its runs.
         figures: title -> its figure of every seed, in the order of `seeds`.
+        options: those that were given in place of the method's defaults, as "key=value".
+        judged: `FORGET`, `KEEP` -> how many targets could be judged.
+        forgets: whether it is above the floor of forgetting with every seed; None where nothing measured it.
         p: what was tested -> the p of this method's tracks being like those of the first line.
     """
 
@@ -100,8 +122,19 @@ class Line:
     requests: int
     seeds: tuple[int, ...]
     figures: Mapping[str, tuple[float, ...]]
-    judged: int = 0
+    options: tuple[str, ...] = ()
+    judged: Mapping[str, int] = field(default_factory=dict)
+    forgets: bool | None = None
     p: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.requests
+
+    @property
+    def label(self) -> str:
+        """The name with what was given in place of the method's defaults."""
+        return label_of(self.name, self.options)
 
     def median(self, title: str) -> float | None:
         values = self.figures.get(title)
@@ -110,7 +143,8 @@ class Line:
     def as_dict(self) -> dict[str, Any]:
         """As `leaderboard.json` keeps it."""
         return {
-            "method": self.name, "requests": self.requests, "seeds": list(self.seeds), "targets_judged": self.judged,
+            "method": self.name, "label": self.label, "options": list(self.options), "requests": self.requests,
+            "seeds": list(self.seeds), "forgets": self.forgets, "targets_judged": dict(self.judged),
             "figures": {
                 title: {"median": statistics.median(v), "low": min(v), "high": max(v), "of_seeds": list(v)}
                 for title, v in self.figures.items()
@@ -124,9 +158,12 @@ class Leaderboard:
     """All of it.
 
     Args:
-        references: base and golds. lines: methods from the first to the last.
-        failed: cells that came to nothing -> the reason. titles: of the figures.
-        tracks: how many the sets have. tested: title -> how many tracks its p rests on.
+        references: base and golds, judged as if each were what a method had left.
+        lines: methods from the first to the last.
+        failed: cells that came to nothing -> the reason.
+        titles: of the figures.
+        tracks: how many the sets have.
+        tested: title -> how many tracks its p rests on.
     """
 
     references: list[Line]
@@ -137,33 +174,93 @@ class Leaderboard:
     tested: Mapping[str, int]
 
 
-def read_cell(out: Path, cell: Cell) -> Measured | None:
-    """A cell's figures; None where it was not measured."""
+def read_cell(out: Path, cell: Cell, named: Sequence[str] = ()) -> dict[str, Measured]:
+    """Every model that a cell measured, by role; empty where it was not measured.
+
+    Args:
+        named: the metrics that the bench names: each has a column.
+    """
     folder = out / cell.name
     if not (folder / METRICS).exists():
-        return None
+        return {}
     results = read_metrics(folder / METRICS)
-    met = [line.met for line in summary(results) if line.target and line.met is not None]
-    return Measured(
-        cell, _of_role(results, "unlearned"), {role: _of_role(results, role) for role in REFERENCES}, sum(met),
-        len(met), _cost(folder, cell),
-    )  # fmt: skip
+    found = {}
+    for role in ("unlearned", *REFERENCES):
+        rows = _of_role(results, role)
+        if role == "unlearned" or rows:
+            table = summary(_in_place_of_unlearned(results, role))
+            cost = _cost(folder, cell) if role == "unlearned" else {}
+            found[role] = Measured(cell, rows, _shown(table, rows, named), _targets(table), cost)
+    return found
+
+
+def _in_place_of_unlearned(results: Sequence[Result], role: str) -> Sequence[Result]:
+    """The rows, with those of a model also as the unlearned one's, so that it is judged as that is."""
+    if role == "unlearned":
+        return results
+    others = [row for row in results if row.model != "unlearned"]
+    return [*others, *(replace(row, model="unlearned") for row in others if row.model == role)]
 
 
 def _of_role(results: Sequence[Result], role: str) -> Rows:
     return {(row.metric, row.set): row for row in results if row.model == role and row.value is not None}
 
 
+def _targets(table: Sequence[SummaryRow]) -> Targets:
+    judged: dict[str, list[bool]] = {FORGET: [], KEEP: []}
+    for line in table:
+        if line.target and line.met is not None:
+            judged[KEEP if line.set == "retain" else FORGET].append(line.met)
+    met = {title: sum(found) for title, found in judged.items()}
+    return Targets(met, {title: len(found) for title, found in judged.items()}, _forgets(table))
+
+
+def _forgets(table: Sequence[SummaryRow]) -> bool | None:
+    """The floor: no more forget tracks replay than gold's, and the model is at least half the way from base to gold.
+
+    A test that base passes too shows nothing.
+    """
+    lines = {(line.metric, line.set): line for line in table}
+    found = []
+    replays, kl = lines.get(("verbatim", "forget")), lines.get(("kl_gold", "forget"))
+    if replays is not None:
+        counts = {
+            role: round((row.value or 0) * row.n) for role, row in replays.figures.items() if row.value is not None
+        }
+        fewest = counts.get("gold", 0)
+        if "unlearned" in counts and counts.get("base", fewest + 1) > fewest:
+            found.append(counts["unlearned"] <= fewest)
+    if kl is not None:
+        values = {role: row.value for role, row in kl.figures.items() if row.value is not None}
+        if "unlearned" in values and "base" in values:
+            found.append(values["unlearned"] <= FLOOR_KL * values["base"])
+    return all(found) if found else None
+
+
+def _shown(table: Sequence[SummaryRow], rows: Rows, named: Sequence[str]) -> dict[str, float]:
+    """What only this bench shows: rows of plugins' metrics, and of those it names that have no column."""
+    fixed = {column.metric for column in COLUMNS}
+    wanted = [name for name in named if name not in fixed and not name.startswith(HEARD)]
+    found = {}
+    for line in table:
+        row = rows.get((line.metric, line.set))
+        if row is None or line.metric in fixed or line.metric.startswith(HEARD):
+            continue
+        if not line.own or any(f"{line.metric}_".startswith(f"{name}_") for name in wanted):
+            found[line.label] = _value(row)
+    return found
+
+
 def _figures(rows: Rows) -> dict[str, float]:
     found = {}
     for column in COLUMNS:
         try:
-            found[column.title] = float(column.of(rows))
+            found[column.title] = float(column.of(rows[column.metric, column.set]))
         except (KeyError, ValueError):  # not measured, or of no track
             continue
-    for metric, clips in rows:
+    for (metric, clips), row in rows.items():
         if metric.startswith(HEARD) and clips != "holdout":
-            found[metric if clips == "retain" else f"{metric}, {clips}"] = _value(metric, clips)(rows)
+            found[metric if clips == "retain" else f"{metric}, {clips}"] = _value(row)
     return found
 
 
@@ -177,49 +274,56 @@ def _cost(folder: Path, cell: Cell) -> dict[str, float]:
 
 
 def leaderboard(plan: Plan, out: Path, failed: Mapping[Cell, str] | None = None) -> Leaderboard:
-    """Read what was measured and put the methods in order: by targets reached, then by the distance to gold."""
+    """Read what was measured and put the methods in order.
+
+    First come those above the floor of forgetting, then, among equals, those that reach the greater share of targets
+    (of forgetting alone, below the floor), that are nearer to gold, and that are harder to bring back.
+    """
     why = {cell.name: reason for cell, reason in (failed or {}).items()}
-    groups: dict[tuple[str, int], list[Measured]] = {}
+    cells: dict[tuple[str, int], list[dict[str, Measured]]] = {}
     for cell in plan.cells:
-        found = None if cell.name in why else read_cell(out, cell)
-        if found is not None:
-            groups.setdefault((cell.method, cell.requests), []).append(found)
+        found = {} if cell.name in why else read_cell(out, cell, plan.metrics or ())
+        if found:
+            cells.setdefault((cell.method, cell.requests), []).append(found)
         else:
             why.setdefault(cell.name, "not run yet")
-    lines = sorted((_line(name, n, runs) for (name, n), runs in groups.items()), key=_rank)
-    first = next(iter(next(iter(groups.values()), [])), None)
-    references = [
-        Line(role, 1, (), {title: (value,) for title, value in _figures(rows).items()})
-        for role, rows in (first.references.items() if first else ())
-        if rows
-    ]
-    known = dict.fromkeys(title for line in lines for title in line.figures)
-    fixed = ("targets", *(column.title for column in COLUMNS))
-    heard = sorted(title for title in known if title.startswith(HEARD))
-    titles = tuple(title for title in (*fixed, *heard, *COSTS) if title in known)
-    sizes = (
-        {name: first.rows["nll", name].n for name in ("forget", "retain") if ("nll", name) in first.rows}
-        if first
-        else {}
+    groups = {key: [found["unlearned"] for found in runs] for key, runs in cells.items()}
+    lines = sorted(
+        (_line(name, runs, plan.methods[name], requests) for (name, requests), runs in groups.items()), key=_rank
     )
+    first = next(iter(next(iter(cells.values()), [])), {})
+    references = [replace(_line(role, [first[role]]), seeds=()) for role in REFERENCES if role in first]
+    known = dict.fromkeys(title for line in lines for title in line.figures)
+    fixed = (FORGET, KEEP, *(column.title for column in COLUMNS))
+    others = sorted(title for title in known if title not in (*fixed, *COSTS))
+    titles = tuple(title for title in (*fixed, *others, *COSTS) if title in known)
+    rows = first["unlearned"].rows if first else {}
+    sizes = {name: rows["nll", name].n for name in ("forget", "retain") if ("nll", name) in rows}
     lines, tested = _tested(lines, groups)
     return Leaderboard(references, lines, why, titles, sizes, tested)
 
 
-def _line(name: str, requests: int, runs: Sequence[Measured]) -> Line:
+def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requests: int = 1) -> Line:
     found = [run.figures() for run in runs]
     titles = dict.fromkeys(title for figures in found for title in figures)
+    above = [run.targets.forgets for run in runs]
     return Line(
         name, requests, tuple(run.cell.seed for run in runs),
         {title: tuple(figures[title] for figures in found if title in figures) for title in titles},
-        max(run.judged for run in runs),
+        tuple(options),
+        {title: max(run.targets.judged.get(title, 0) for run in runs) for title in (FORGET, KEEP)},
+        None if None in above else all(above),
     )  # fmt: skip
 
 
 def _rank(line: Line) -> tuple[float, ...]:
-    targets, kl, relearned = (line.median(title) for title in ORDERED_BY)
+    """Lower comes first."""
+    counted = (FORGET, KEEP) if line.forgets else (FORGET,)
+    met = sum(line.median(title) or 0.0 for title in counted)
+    kl, relearned = line.median("KL gold, forget"), line.median("relearned")
     return (
-        -(targets or 0.0) / max(line.judged, 1),
+        {True: 0, None: 1, False: 2}[line.forgets],
+        -met / max(sum(line.judged.get(title, 0) for title in counted), 1),
         kl if kl is not None else float("inf"),
         -(relearned or 0.0),
         line.requests,
@@ -240,8 +344,8 @@ def _tested(
     tested = {}
     for title, metric, clips in TESTED:
         tracks = {key: _per_track(runs, metric, clips) for key, runs in groups.items()}
-        keys = [(line.name, line.requests) for line in lines if tracks[line.name, line.requests]]
-        if len(keys) < 2 or (lines[0].name, lines[0].requests) != keys[0]:
+        keys = [line.key for line in lines if tracks[line.key]]
+        if len(keys) < 2 or lines[0].key != keys[0]:
             continue
         common = sorted(set.intersection(*(set(tracks[key]) for key in keys)))
         if len(common) < 2:
@@ -251,7 +355,7 @@ def _tested(
         tested[title] = len(common)
         for key, value in zip(keys[1:], found, strict=False):  # the pairs with the first come first
             p[key][title] = float(value)
-    return [replace(line, p=p[line.name, line.requests]) for line in lines], tested
+    return [replace(line, p=p[line.key]) for line in lines], tested
 
 
 def _per_track(runs: Sequence[Measured], metric: str, clips: str) -> dict[str, float]:

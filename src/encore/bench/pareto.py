@@ -87,7 +87,7 @@ def _colours(board: Leaderboard) -> dict[str, str]:
 
 
 def _label(line: Line) -> str:
-    return line.name if line.requests == 1 else f"{line.name} ×{line.requests}"
+    return line.label if line.requests == 1 else f"{line.label} ×{line.requests}"
 
 
 def _points(lines: Sequence[Line], title: str) -> dict[str, tuple[float, float]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +38,8 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A bench, as `bench.json` keeps it; folders and files are absolute paths.
 
     Args:
-        methods: name -> its options that were given, as "key=value".
+        methods: name -> its options that were given, as "key=value". A name may stand for a variant of a method, which
+            is named after an @: "npo@long".
         seeds: of the runs. requests: in how many requests, one after another, the tracks are sent.
         tracks: the list; None for the embedded catalogue's own.
         model, …, precision: as in `encore.runs.forget.Request`.
@@ -90,7 +92,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         Raises:
             UnknownNameError, MissingExtraError: there is no such method here. UsageError: it has no such option.
         """
-        chosen = plugins.methods().resolve(name)
+        chosen = plugins.methods().resolve(method_of(name))
         return chosen(resolve_options(chosen.Options, assignments=self.methods[name]).options)
 
     def asked(self, forget: tuple[Track, ...]) -> Asked:
@@ -101,6 +103,24 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         return Asked(
             self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds, draws=self.draws
         )  # fmt: skip
+
+
+def method_of(name: str) -> str:
+    """The method that a name of a bench stands for: "npo" of "npo@long".
+
+    Raises:
+        UsageError: the variant's name is not one that a folder may have.
+    """
+    method, at, variant = name.partition("@")
+    if at and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", variant):
+        raise UsageError(f"{name!r} can't name a variant of {method!r}", "use letters, digits, dashes: METHOD@VARIANT")
+    return method
+
+
+def label_of(method: str, options: Iterable[str]) -> str:
+    """What a method with some options is called: "npo (steps=30)"."""
+    given = dict(item.partition("=")[::2] for item in options)  # the last of a key counts
+    return f"{method} ({', '.join(f'{key}={value}' for key, value in given.items())})" if given else method
 
 
 @dataclass(frozen=True)
@@ -262,7 +282,8 @@ def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks, base: s
     precision = pick_precision(plan.precision, pick_device(plan.device))
     options = method.options.model_dump(mode="json")
     refuse_other_run(
-        run / "request.json", {"method": cell.method, "seed": cell.seed, "options": options, "precision": precision}
+        run / "request.json",
+        {"method": method_of(cell.method), "seed": cell.seed, "options": options, "precision": precision},
     )
     asked = read_json(run / "request.json", shapes.Request)
     if base is not None and asked["model"]["sha256"] != base:

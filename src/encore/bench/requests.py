@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from encore.bench.plan import Cell, Plan
+from encore.bench.plan import Cell, Plan, label_of
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 
@@ -40,12 +40,12 @@ def request_lines(plan: Plan, out: Path, failed: Collection[Cell] = ()) -> list[
     seen: dict[tuple[str, int, int], list[RequestLine]] = {}
     for cell in plan.cells:
         if cell.requests > 1 and cell not in failed and (out / cell.name / METRICS).exists():
-            for line in _of_cell(out / cell.name, cell):
+            for line in _of_cell(out / cell.name, cell, label_of(cell.method, plan.methods[cell.method])):
                 seen.setdefault((line.method, line.requests, line.number), []).append(line)
     return [_median(lines) for _, lines in sorted(seen.items())]
 
 
-def _of_cell(folder: Path, cell: Cell) -> list[RequestLine]:
+def _of_cell(folder: Path, cell: Cell, label: str) -> list[RequestLine]:
     end = {metric: _forgotten(folder, metric) for metric in ("nll", "verbatim")}
     lines = []
     for number in range(1, cell.requests + 1):
@@ -54,7 +54,7 @@ def _of_cell(folder: Path, cell: Cell) -> list[RequestLine]:
         if own:
             lines.append(
                 RequestLine(
-                    cell.method, cell.requests, number, len(own),
+                    label, cell.requests, number, len(own),
                     statistics.fmean(after["nll"][track] for track in own),
                     statistics.fmean(end["nll"][track] for track in own),
                     sum(after["verbatim"].get(track, 0.0) for track in own),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from encore import __version__, stats
 from encore.audio.text import csv_cell
-from encore.bench.leaderboard import Leaderboard, Line
+from encore.bench.leaderboard import FORGET, KEEP, Leaderboard, Line
 from encore.bench.pareto import pareto_svg
 from encore.bench.plan import BOARD
 from encore.bench.requests import RequestLine
@@ -19,8 +20,9 @@ from encore.report.card import text
 from encore.report.draw import can_draw
 from encore.runs.store import write_bytes, write_json
 
-SCHEMA = 1
-COUNTS = ("targets", "replays, forget", "replays, retain", "seconds")
+SCHEMA = 2
+MARKS = re.compile(r"([\\|`\[])")  # what would break a cell, or make a link of it
+COUNTS = (FORGET, KEEP, "replays, forget", "replays, retain", "seconds")
 
 
 def write_leaderboard(out: Path, board: Leaderboard, requests: Sequence[RequestLine]) -> list[Path]:
@@ -44,19 +46,20 @@ def write_leaderboard(out: Path, board: Leaderboard, requests: Sequence[RequestL
 
 def label(line: Line) -> str:
     """What a line is called in a table."""
-    return line.name if line.requests == 1 else f"{line.name}, {line.requests} requests"
+    return line.label if line.requests == 1 else f"{line.label}, {line.requests} requests"
 
 
 def header(board: Leaderboard) -> list[str]:
-    """The titles of the table: method, figures, then what was tested."""
+    """The titles of the table: method, whether it forgets, figures, then what was tested."""
     of = {"replays, forget": board.tracks.get("forget"), "replays, retain": board.tracks.get("retain")}
     titles = [f"{title} /{of[title]}" if of.get(title) else title for title in board.titles]
-    return ["method", *titles, *(f"p, {title}" for title in board.tested)]
+    return ["method", "forgets", *titles, *(f"p, {title}" for title in board.tested)]
 
 
 def cells(board: Leaderboard, line: Line) -> list[str]:
     """One line of the table: medians over seeds."""
-    return [label(line), *(_shown(line, title) for title in board.titles), *_ps(board, line)]
+    forgets = {True: "yes", False: "NO", None: "–"}[line.forgets]
+    return [label(line), forgets, *(_shown(line, title) for title in board.titles), *_ps(board, line)]
 
 
 def _shown(line: Line, title: str) -> str:
@@ -65,7 +68,7 @@ def _shown(line: Line, title: str) -> str:
         return "–"
     if title in COUNTS:
         count = f"{value:.0f}" if value == round(value) or title == "seconds" else f"{value:.1f}"
-        return f"{count}/{line.judged}" if title == "targets" else count
+        return f"{count}/{line.judged.get(title, 0)}" if title in (FORGET, KEEP) else count
     return f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
@@ -97,7 +100,9 @@ def _explained(board: Leaderboard) -> str:
     many = " to ".join(dict.fromkeys(str(n) for n in (seeds[0], seeds[-1]))) if seeds else "no"
     said = (
         f"Medians over {many} seed{'' if many == '1' else 's'} a method (low and high are in leaderboard.json). Order: "
-        "share of targets reached, then the distance to gold."
+        "first the methods that forget, with every seed: no more forget tracks replay than gold's, and the KL to gold "
+        "is at most half of base's. Among them, share of targets reached, then the distance to gold; below them, share "
+        "of forget targets, then the distance to gold. base and gold are judged as if a method had left them."
     )
     if board.tested:
         least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())
@@ -110,7 +115,7 @@ def _explained(board: Leaderboard) -> str:
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(html.escape(cell, quote=False).replace("|", "\\|") for cell in row) + " |"
+        return "| " + " | ".join(MARKS.sub(r"\\\1", html.escape(cell, quote=False)) for cell in row) + " |"
 
     return [line(titles), "|" + " --- |" * len(titles), *(line(row) for row in rows)]
 
@@ -120,10 +125,13 @@ def spreadsheet(board: Leaderboard) -> str:
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     spread = [f"{title}: {part}" for title in board.titles for part in ("median", "low", "high")]
-    titles = ["method", "requests", "seeds", "targets judged", *spread, *(f"p, {t}" for t in board.tested)]
-    table.writerow(map(csv_cell, titles))
+    judged = [f"{title} judged" for title in (FORGET, KEEP)]
+    titles = ["method", "requests", "seeds", "forgets", *judged, *spread, *(f"p, {title}" for title in board.tested)]
+    table.writerow([csv_cell(title) for title in titles])
     for line in (*board.references, *board.lines):
-        row: list[object] = [csv_cell(line.name), line.requests, len(line.seeds), line.judged]
+        forgets = {True: "yes", False: "no", None: None}[line.forgets]
+        row: list[object] = [csv_cell(line.label), line.requests, len(line.seeds), forgets]
+        row += [line.judged.get(title, 0) for title in (FORGET, KEEP)]
         for title in board.titles:
             values = line.figures.get(title)
             row += [line.median(title), min(values), max(values)] if values else [None, None, None]

@@ -17,6 +17,7 @@ import typer.main
 from encore import __version__, plugins
 from encore.api.specs import faulty_name
 from encore.cli import console
+from encore.cli.help import Command, Group, dressed
 from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 
 # name -> (where it is, how its help begins). One line adds a command; only the one that runs is imported.
@@ -29,6 +30,9 @@ COMMANDS = {
     "verify": ("encore.cli.bundle:verify", "Check an evidence bundle."),
     "generate": ("encore.cli.generate:generate", "Play captions with a model and write WAV files."),
     "attribute": ("encore.cli.attribute:attribute", "Name the tracks of a catalogue that a clip owes most to."),
+    "runs": ("encore.cli.overview:runs", "List the runs in a folder, and how each stands."),
+    "compare": ("encore.cli.overview:compare", "Show figures of several runs side by side."),
+    "open": ("encore.cli.overview:open_report", "Open a run's report in the browser."),
     "methods": ("encore.cli.listing:methods", "List the unlearning methods; with NAME, its options."),
     "backends": ("encore.cli.listing:backends", "List the model families that can be loaded."),
     "metrics": ("encore.cli.listing:metrics", "List the metrics of `encore eval`."),
@@ -37,7 +41,9 @@ COMMANDS = {
         "encore.cli.plugin_commands:app",
         "Show the plugins; `new` writes one, `check` tries one.",
     ),
-    "doctor": ("encore.cli.doctor:doctor", "Show versions, devices and the native extension."),
+    "cache": ("encore.cli.cache:cache", "Show what the cache holds; make it smaller."),
+    "config": ("encore.cli.example:config", "Print a config file with every setting in it."),
+    "doctor": ("encore.cli.doctor:doctor", "Show what this installation can do, and what is amiss."),
 }
 COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options
 
@@ -59,14 +65,14 @@ def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
         wanted: the commands that may run; the others are there in name only, which is all that `--help` shows.
     """
     app = new_app()
-    app.callback(no_args_is_help=True)(root)
+    app.callback(no_args_is_help=True, cls=Group)(root)
     for name, (target, summary) in COMMANDS.items():
         module, _, attribute = target.partition(":")
         command = guarded(getattr(importlib.import_module(module), attribute)) if name in wanted else _unloaded
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(command, name=name, cls=Group)
         else:
-            app.command(name, short_help=summary)(command)
+            app.command(name, short_help=summary, cls=Command)(dressed(command))
     _add_plugin_commands(app)
     return app
 
@@ -149,6 +155,7 @@ def _add_plugin_commands(app: typer.Typer) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; nothing that happens in it gets past this function."""
+    console.set_verbosity()
     try:
         plugins.manager().listen(lambda problem: _warn_of_plugin(problem, arguments))
         wanted = COMMANDS if COMPLETING in os.environ else [word for word in arguments if word[:1] != "-"][:1]

@@ -23,7 +23,10 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder of the bench; the same command goes on with it.")] = Path(
         "runs/bench"
     ),
-    methods: Annotated[str | None, typer.Option(help="Names, with commas between; default: all installed.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Names, with commas between; NAME@VARIANT is the same with other options. Default: all."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs a method, with seeds 0, 1, …")] = 3,
     preset: Annotated[
         str | None, typer.Option(help="`no-encore`: the experiment of arXiv 2509.06277. Other flags win over it.")
@@ -187,7 +190,7 @@ def _show(board: Leaderboard, requests: Sequence[RequestLine], written: Sequence
         console.data_json(read_json(next(path for path in written if path.suffix == ".json")))
         return
     titles = header(board)
-    console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[1:])
+    console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[2:])
     if requests:
         rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
         console.table(list(rows[0]), [[_rounded(value) for value in row.values()] for row in rows])

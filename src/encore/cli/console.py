@@ -15,6 +15,7 @@ from typing import Any
 
 from encore.errors import EncoreError
 
+_verbosity = {"quiet": False, "verbose": False}
 ZERO_WIDTH_JOINER = "\N{ZERO WIDTH JOINER}"  # not printable by itself, but emoji are made with it
 
 
@@ -65,9 +66,25 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     console.print(shown)
 
 
+def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
+    """What -q and -v ask of the command that runs; -q wins."""
+    _verbosity.update(quiet=quiet, verbose=verbose and not quiet)
+
+
+def quiet() -> bool:
+    """Whether progress and notes are left out."""
+    return _verbosity["quiet"]
+
+
+def verbose() -> bool:
+    """Whether every step is shown, and tracebacks are."""
+    return _verbosity["verbose"]
+
+
 def note(message: str) -> None:
-    """Progress, on stderr."""
-    _stderr(escape(message))
+    """Progress, on stderr; nothing with -q."""
+    if not quiet():
+        _stderr(escape(message))
 
 
 def warn(message: str, hint: str = "") -> None:
@@ -109,8 +126,8 @@ def trace(error: BaseException) -> None:
 
 
 def debugging() -> bool:
-    """Whether `ENCORE_DEBUG` asks for tracebacks."""
-    return os.environ.get("ENCORE_DEBUG", "") not in ("", "0")
+    """Whether `ENCORE_DEBUG` or -v asks for tracebacks."""
+    return verbose() or os.environ.get("ENCORE_DEBUG", "") not in ("", "0")
 
 
 def _hint(hint: str) -> None:

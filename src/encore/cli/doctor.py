@@ -1,4 +1,4 @@
-"""`encore doctor`: what this installation can do, and why not more."""
+"""`encore doctor`: what this installation can do, and what is amiss with it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,35 @@ from typing import Annotated, Any
 import typer
 
 from encore.cli import console
+from encore.errors import EncoreError
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "av",
-    "soundfile",
-    "soxr",
-    "pydantic",
-    "typer",
-)
+_OURS = ("assets", "bench", "dev")  # extras that only developing Encore takes
+_ADVICE = "each line that begins with problem: says what; pip install --upgrade encore-music mends packages"
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "av", "soxr", "pydantic", "typer")
 
 
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Compile the native extension now if it is missing.")] = False,
 ) -> None:
-    """Show versions, devices and the native extension."""
+    """Show what this installation can do, and what is amiss; exit code 1 where something is."""
     found = examine(build=build)
     if json:
         console.data_json({"schema": 1, **found})
-        return
-    console.table(["what", "found"], _rows(found))
+    else:
+        console.table(["what", "found"], _rows(found))
+        for problem in found["problems"]:
+            console.data(f"problem: {problem}")
+        console.data(f"verdict: {_verdict(found)}")
+    if not found["ok"]:
+        raise EncoreError(f"this installation is not in order: {len(found['problems'])} things are amiss", _ADVICE)
 
 
 def examine(*, build: bool = False) -> dict[str, Any]:
     """Everything the command shows. Nothing that is missing or broken raises."""
     from encore import __version__, plugins
 
-    return {
+    found: dict[str, Any] = {
         "encore": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -51,6 +48,59 @@ def examine(*, build: bool = False) -> dict[str, Any]:
         "cache": _cache(),
         "plugins": [{"plugin": str(problem.source), "problem": str(problem)} for problem in plugins.plugin_errors()],
     }
+    needed, found["missing_extras"] = _requirements()
+    found["problems"] = [*needed, *_problems(found)]
+    found["ok"] = not found["problems"]
+    return found
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """What is wrong with packages that Encore needs, and those of each extra that are not there."""
+    import importlib.metadata
+
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    from encore.plugins import OWN
+
+    wrong: list[str] = []
+    missing: dict[str, list[str]] = {}
+    try:
+        listed = importlib.metadata.requires(OWN) or []
+    except importlib.metadata.PackageNotFoundError:
+        return ["encore-music itself is not installed: its metadata can't be found"], {}
+    extras = importlib.metadata.metadata(OWN).get_all("Provides-Extra") or []
+    for text in listed:
+        try:
+            needed = Requirement(text)
+        except InvalidRequirement:
+            continue
+        version = _version(needed.name)
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            if version is None:
+                wrong.append(f"{needed.name} is not installed")
+            elif not needed.specifier.contains(version, prereleases=True):
+                wrong.append(f"{needed.name} {version} is installed, and {needed.specifier} is needed")
+        elif version is None:
+            for extra in (extra for extra in extras if needed.marker.evaluate({"extra": extra})):
+                missing.setdefault(extra, []).append(needed.name)
+    return wrong, missing
+
+
+def _problems(found: dict[str, Any]) -> list[str]:
+    extension, cache = found["extension"], found["cache"]
+    broken = [device["name"] for device in found["devices"] if device["device"] == "none"]
+    wrong = [extension["cpu"]] if str(extension["cpu"] or "").startswith("ENCORE_") else []
+    closed = [] if cache["writable"] else [f"the cache {cache['folder']} can't be written: set ENCORE_CACHE"]
+    return [*broken, *wrong, *closed, *(row["problem"] for row in found["plugins"])]
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """One line: whether all is well, and what could be better."""
+    if not found["ok"]:
+        return "not in order"
+    better = [] if found["extension"]["loaded"] else ["slower without the native extension"]
+    better += [f"without the extra {name}" for name in found["missing_extras"] if name not in _OURS]
+    return "ok" + (f" ({', '.join(better)})" if better else "")
 
 
 def _version(distribution: str) -> str | None:
@@ -103,7 +153,7 @@ def _cache() -> dict[str, Any]:
 
     folder = cache_folder()
     near = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return {"folder": str(folder), "writable": os.access(near, os.W_OK)}
+    return {"folder": str(folder), "writable": near.is_dir() and os.access(near, os.W_OK)}
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -122,7 +172,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("native extension", native),
         *((device["device"], _device(device)) for device in found["devices"]),
         ("cache", found["cache"]["folder"] + ("" if found["cache"]["writable"] else " (not writable)")),
-        *(("plugin problem", row["problem"]) for row in found["plugins"]),
+        *((f"extra {name}", f"lacks {', '.join(lacks)}") for name, lacks in found["missing_extras"].items()),
     ]
 
 

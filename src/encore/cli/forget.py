@@ -180,7 +180,12 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
         right=figures,
     )
     if after["retain"] is not None:
-        console.note(f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}, on a sample of the tracks kept")
+        watched, kept = run["tracks"]["retain_watched"], run["tracks"]["retain"]
+        which = f"{watched} of the {kept} tracks kept, chosen at random" if kept else f"{watched} generations"
+        console.note(
+            f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}: mean of {which}, to stop by; "
+            "`encore eval` says which ones it measures"
+        )
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")
     console.note(f"next: encore eval {out}")
 

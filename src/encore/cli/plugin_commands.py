@@ -10,13 +10,14 @@ import typer
 
 from encore.cli import console
 from encore.cli.check import check
+from encore.cli.help import Command, dressed
 
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
 
-app.command("check")(check)
+app.command("check", cls=Command)(dressed(check))
 
 
 @app.callback(invoke_without_command=True)
@@ -67,7 +68,6 @@ def _offers(row: dict[str, Any]) -> str:
     return ", ".join(offered) or "nothing"
 
 
-@app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="Lower case, with dashes; the package becomes encore-NAME.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write [default: encore-NAME].")] = None,
@@ -78,3 +78,6 @@ def new(
     folder = write_plugin(name, out)
     console.data(folder)
     print(f"next: pip install -e {console.escape(folder)}, then encore plugins", file=sys.stderr)
+
+
+app.command("new", cls=Command)(dressed(new))

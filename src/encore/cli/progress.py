@@ -30,7 +30,7 @@ class LineReporter(Reporter):
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started, self._last, self._first = stage, now, now, done
-        if done < of and now - self._last < EVERY:
+        if done < of and now - self._last < EVERY and not console.verbose():
             return
         self._last = now
         rate = (done - self._first) / (now - self._started) if now > self._started else 0.0
@@ -74,14 +74,15 @@ class BarReporter(Reporter):
 @contextmanager
 def reporting() -> Iterator[Reporter]:
     """The reporter that fits stderr; what libraries warn of while the block runs goes through it too."""
-    bar = BarReporter() if sys.stderr.isatty() else None
-    reporter = bar or LineReporter()
+    bar = BarReporter() if sys.stderr.isatty() and not console.quiet() and not console.verbose() else None
+    reporter = Reporter() if console.quiet() else bar or LineReporter()
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
         line: str | None = None,
     ) -> None:  # fmt: skip
-        reporter.note(f"warning: {' '.join(str(message).split())}")
+        text = f"warning: {' '.join(str(message).split())}"
+        reporter.note(text) if not console.quiet() else console.warn(text.removeprefix("warning: "))
 
     with warnings.catch_warnings():
         warnings.showwarning = show

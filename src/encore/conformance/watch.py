@@ -13,6 +13,7 @@ from encore.conformance.state import Globals, disturb
 
 GIVEN = frozenset({"retain", "reference", "holdout", "level"})  # what a step or session holds that a spec may name
 TOKENS = ("logits", "token_mask", "token_logprobs")
+WATCHED = "_is_watched"
 
 
 @dataclass
@@ -88,7 +89,7 @@ class _WatchedReference(Reference):
 
 def _seen(given: Any, kind: type[Any], watch: Watch) -> Any:
     """A step or session as a watched one."""
-    values = {one.name: getattr(given, one.name) for one in fields(given)}
+    values = {one.name: vars(given)[one.name] for one in fields(given)}  # what is watched already reads nothing here
     if values["reference"] is not None:
         values["reference"] = _WatchedReference(values["reference"], watch)
     made = kind(**values)
@@ -99,9 +100,10 @@ def _seen(given: Any, kind: type[Any], watch: Watch) -> Any:
 def watched(target: type[Method], watch: Watch) -> type[Method]:
     """A subclass of a method that notes what it reads; it does what the method does.
 
-    `session.train` runs as ever: the loop seeds the shared generators on purpose, which is not the method's doing.
+    A method that is passed to `session.train` is watched in its turn: what an edit's inner losses read, the edit reads.
+    The loop itself runs unwatched: it seeds the shared generators on purpose, which is not the method's doing.
     """
-    made: dict[str, Any] = {"spec": target.spec}
+    made: dict[str, Any] = {"spec": target.spec, WATCHED: True}
 
     def enter(session: Session) -> Any:
         seen = _seen(session, _WatchedSession, watch)
@@ -109,6 +111,8 @@ def watched(target: type[Method], watch: Watch) -> type[Method]:
 
         def train(method: LossMethod) -> None:
             shared = Globals()
+            if not getattr(type(method), WATCHED, False):
+                setattr(method, "__class__", watched(type(method), watch))  # noqa: B010  the very object: an edit may read its state later
             run_loop(method)
             shared.restore()
 

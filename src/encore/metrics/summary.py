@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from encore import plugins
 from encore.api import Result
 from encore.metrics.findings import LEAST_P, NLL_SLACK, Finding, from_rows
 
@@ -33,6 +34,7 @@ class SummaryRow:
             fail: it finds nothing in base either, or the tracks are too few.
         worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
         lacks: where it has a target and is not judged: the role whose figure is missing, or shows nothing.
+        own: whether it is of one of Encore's own metrics; of a plugin's nobody knows which way is better.
     """
 
     label: str
@@ -43,6 +45,7 @@ class SummaryRow:
     met: bool | None = None
     worst: tuple[str, float] | None = None
     lacks: str = ""
+    own: bool = True
 
 
 # --------------------------------------------------------------------------------------------------------- the table
@@ -62,7 +65,21 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
         except KeyError as error:  # a role it compares with has no figure, or none that says anything
             met, lacks = None, str(error.args[0])
         rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known), lacks))
-    return rows
+    return [*rows, *_of_plugins(results)]
+
+
+def _of_plugins(results: Sequence[Result]) -> list[SummaryRow]:
+    """A line a row of each metric that is not Encore's own, as the plugin named it."""
+    theirs = tuple(f"{entry.spec.name}_" for entry in plugins.metrics() if entry.source.distribution != plugins.OWN)
+    words = {entry.spec.name.partition("_")[0] for entry in plugins.metrics() if f"{entry.spec.name}_" not in theirs}
+    found: dict[tuple[str, str], dict[str, Result]] = {}
+    for row in results:  # a row's name begins with the first word of its metric's
+        if row.metric.partition("_")[0] not in words or f"{row.metric}_".startswith(theirs):
+            found.setdefault((row.metric, row.set), {})[row.model] = row
+    return [
+        SummaryRow(f"{metric}, {clips}" if clips else metric, metric, clips, figures, own=False)
+        for (metric, clips), figures in found.items()
+    ]
 
 
 def _value(figures: Figures, role: str) -> float:

@@ -270,6 +270,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes
         )
         run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
+        run["tracks"]["retain_watched"] = engine.judge.retain_tracks
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         with folder.staged("model") as staging:

@@ -71,6 +71,7 @@ class Judge:
         self._forget, self._holdout = forget, holdout
         order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(seed)).tolist()
         self._retain = [retain[i] for i in order[:RETAIN_SAMPLE]]
+        self.retain_tracks = len({clip.track for clip in self._retain})  # that a look's retain is the mean of
         self.level: float | None = None
         self._base_retain = self._near = 0.0
         first = self.look()

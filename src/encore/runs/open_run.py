@@ -26,7 +26,7 @@ from encore.runs.environment import pick_device
 from encore.runs.forget import load_self_retain
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
-from encore.runs.select import Expendable, Tracks, left_out, open_catalog, reported, select
+from encore.runs.select import Expendable, Tracks, left_out, open_catalog, reported, retain_sets, select
 from encore.runs.store import read_json
 
 RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
@@ -90,8 +90,8 @@ def from_run(
         raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
     subject, golds = Subject({}, {}), golds or {}
     kept = reported(tracks["retain"], RETAIN_TRACKS, seed)
-    if len(kept) < len(tracks["retain"]):
-        subject.notes.append(f"retain is measured on {len(kept)} of {len(tracks['retain'])} tracks")
+    if kept:
+        subject.notes.append(retain_sets(tracks["retain"], kept, done.get("tracks", {}).get("retain_watched")))
     present = here.find_all({"forget": tracks["forget"], "retain": kept, "holdout": tracks["holdout"]})
 
     family = backends().resolve(kind)
@@ -269,14 +269,12 @@ def subject_of(
         )
         for role, name in names.items()
     }
-    tracks: dict[ClipSet, Sequence[Track]] = {
-        "forget": chosen.forget,
-        "retain": reported(chosen.retain, RETAIN_TRACKS, seed),
-        "holdout": chosen.holdout,
-    }
+    kept = reported(chosen.retain, RETAIN_TRACKS, seed)
+    notes = [*chosen.notes, *([retain_sets(chosen.retain, kept, None)] if kept else [])]
+    tracks: dict[ClipSet, Sequence[Track]] = {"forget": chosen.forget, "retain": kept, "holdout": chosen.holdout}
     about = _about(track for chosen in tracks.values() for track in chosen)
     optional = Expendable((*tracks["retain"], *tracks["holdout"]) if skip_unreadable else ())
-    subject = Subject(models, {}, list(chosen.notes), about)
+    subject = Subject(models, {}, notes, about)
     subject.take(models["unlearned"], _hear(models["unlearned"], tracks, reporter, optional))
     subject.notes += left_out(optional.lost)
     return subject

@@ -224,3 +224,23 @@ def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
     if split:
         return split
     return sorted(random.Random(seed).sample(list(tracks), min(most, len(tracks))), key=lambda track: track.id)
+
+
+def retain_sets(kept: Sequence[Track], measured: Sequence[Track], watched: int | None) -> str:
+    """Which retain tracks `encore eval` measures and which ones `encore forget` shows the mean of, in words.
+
+    Args:
+        kept: all retain tracks of the run.
+        measured: of them, those that `reported` returns.
+        watched: how many of them the run was stopped by; None where that is not known, and nothing is said of it.
+    """
+    if len(measured) == len(kept):
+        which = f"all {len(kept)} tracks kept"
+    elif all(track.meta.get("split") == RETAIN for track in measured):
+        which = f'{len(measured)} of {len(kept)} tracks kept, the catalogue\'s split "{RETAIN}"'
+    else:
+        which = f"{len(measured)} of {len(kept)} tracks kept, chosen by --seed"
+    text = f"`encore eval` measures retain on {which}"
+    if watched is None or watched == len(kept) == len(measured):
+        return text
+    return f"{text}; `encore forget` shows the mean of {watched} of the {len(kept)}, chosen at random"

@@ -126,6 +126,17 @@ def refuse_occupied(path: Path, *, resume: bool = False) -> None:
         lock.release()
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process holds a folder now. Writes nothing."""
+    if not (path / LOCK).exists():
+        return False
+    try:
+        _locked(path).release()
+    except (EncoreError, OSError):
+        return True
+    return False
+
+
 def _locked(path: Path) -> BaseFileLock:
     lock = FileLock(path / LOCK)
     try:

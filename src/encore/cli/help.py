@@ -1,0 +1,187 @@
+"""How every command's help looks: flags in panels, plain names for values, the choices there are, and examples.
+
+One table for all commands, since a flag of one name means the same in each. The text itself stands with each command.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+import typer.core
+
+from encore.cli import complete, console
+
+PANELS = {  # title -> parameters, in this order
+    "Tracks": (
+        "tracks", "catalog", "retain", "holdout", "root", "allow_missing", "skip_unreadable", "drop_duplicates",
+    ),
+    "Model": ("model", "backend", "revision", "base", "gold", "gold2", "offline"),
+    "Method": ("method", "methods", "preset", "option", "config", "steps", "lr", "batch_size", "per_track_clip"),
+    "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
+    "Run": (
+        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "dry_run",
+    ),
+    "Output": ("json", "quiet", "verbose", "help"),
+}  # fmt: skip
+FEW = 8  # options that need no panels
+VALUES = {  # parameter -> what its value is called; of others the type says it
+    **dict.fromkeys(("tracks", "retain", "holdout"), "LIST"),
+    **dict.fromkeys(("model", "base", "gold", "gold2"), "MODEL"),
+    **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
+    "root": "FOLDER", "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
+}  # fmt: skip
+TYPES = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
+CHOICES: dict[str, Callable[[str], list[tuple[str, str]]]] = {
+    "method": complete.methods, "backend": complete.backends, "embedder": complete.embedders,
+}  # fmt: skip
+COMPLETED = {  # parameter, or listing command, -> what its value is completed with
+    **CHOICES, "device": complete.devices, "metrics": complete.listed(complete.metrics),
+    "methods": complete.listed(complete.methods), "backends": complete.backends,
+    "embedders": complete.embedders, "clear": complete.cache_kinds, "embedder": complete.listed(complete.embedders),
+}  # fmt: skip
+EXAMPLES = {
+    "encore": ("encore forget --tracks forget.txt --out runs/a", "encore eval runs/a", "encore open runs/a"),
+    "forget": (
+        "encore forget --tracks forget.txt --out runs/a",
+        "encore forget --tracks forget.txt --out runs/b --method npo -o beta=0.5",
+        "encore forget --tracks mine.txt --catalog music/metadata.jsonl --model ./my-musicgen --dry-run",
+    ),
+    "eval": (
+        "encore eval runs/a",
+        "encore eval runs/a --metrics nll,verbatim --json",
+        "encore eval --model ./unlearned --tracks forget.txt --base ./my-musicgen",
+    ),
+    "bench": (
+        "encore bench --methods encore,npo --seeds 3 --out runs/bench",
+        "encore bench --methods npo,npo@long -o npo@long.steps=120",
+    ),
+    "report": ("encore report runs/a", "encore report runs/a --embed-audio --out for-me.html"),
+    "bundle": ("encore bundle runs/a", "encore bundle runs/a --sign key.pem"),
+    "verify": ("encore verify runs/a.evidence.zip", "encore verify runs/a.evidence.zip --json"),
+    "generate": (
+        'encore generate "slow church organ"',
+        "encore generate --model runs/a --captions captions.txt --out generated",
+    ),
+    "attribute": (
+        "encore attribute generated/000.wav",
+        "encore attribute clip.wav --catalog music/metadata.jsonl --top 3",
+    ),
+    "methods": ("encore methods", "encore methods npo"),
+    "backends": ("encore backends", "encore backends musicgen"),
+    "metrics": ("encore metrics", "encore metrics kl_gold"),
+    "embedders": ("encore embedders", "encore embedders latents --json"),
+    "runs": ("encore runs", "encore runs runs/bench --json"),
+    "compare": ("encore compare runs/a runs/b", "encore compare runs/a runs/b --json"),
+    "open": ("encore open runs/a", "encore open runs/a --print"),
+    "cache": ("encore cache", "encore cache --max-size 5GB", "encore cache --clear evaluations --older 30"),
+    "config": ("encore config > encore.toml", "encore config --method npo", "encore config --env"),
+    "plugins": ("encore plugins", "encore plugins new mine", "encore plugins check mine"),
+    "doctor": ("encore doctor", "encore doctor --json"),
+    "check": ("encore plugins check npo", "encore plugins check --distribution encore-mine"),
+    "new": ("encore plugins new mine",),
+}  # fmt: skip
+
+
+class Command(typer.core.TyperCommand):
+    """A command with help of this kind."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, then options by panel; what is in no panel comes first."""
+        shown = {str(param.name): param for param in self.get_params(ctx) if not getattr(param, "hidden", False)}
+        arguments = [param for param in shown.values() if param.param_type_name == "argument"]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl([_record(param, ctx) for param in arguments])
+        options = {name: param for name, param in shown.items() if param.param_type_name == "option"}
+        panels = PANELS if len(options) > FEW else {}
+        placed = {name for names in panels.values() for name in names}
+        sections = {"Options": [name for name in options if name not in placed], **panels}
+        for title, names in sections.items():
+            records = [_record(options[name], ctx) for name in names if name in options]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, as they are typed."""
+        super().format_epilog(ctx, formatter)
+        _write_examples(str(self.name), formatter)
+
+
+class Group(typer.core.TyperGroup):
+    """A group of commands, with examples."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, as they are typed."""
+        super().format_epilog(ctx, formatter)
+        _write_examples(str(self.name), formatter)
+
+
+def _write_examples(command: str, formatter: Any) -> None:
+    examples = EXAMPLES.get(command, ())
+    if examples:
+        formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
+        formatter.write("".join(f"  {line}\n" for line in examples))
+
+
+def _record(param: Any, ctx: Any) -> tuple[str, str]:
+    """Names and value of a parameter, and its help, with the choices there are."""
+    name = str(param.name)
+    _, text = param.get_help_record(ctx) or ("", "")
+    text = text.replace("x>=", "at least ").replace("<=x<=", " to ")
+    names = sorted(param.opts, key=len) if param.param_type_name == "option" else [param.metavar or name]
+    value = param.metavar or VALUES.get(name) or _type(param)
+    if getattr(param, "is_flag", False) or getattr(param, "count", False) or param.param_type_name == "argument":
+        value = ""
+    if name in CHOICES:
+        text += f"  One of: {', '.join(choice for choice, _ in CHOICES[name](''))}."
+    return " ".join(filter(None, (", ".join(names), value))), text
+
+
+def _type(param: Any) -> str:
+    kind = param.type_descriptor.annotation
+    if get_origin(kind) is list:
+        (kind,) = get_args(kind)
+    return TYPES.get(kind, "VALUE")
+
+
+def dressed(function: Callable[..., None]) -> Callable[..., None]:
+    """A command with -q and -v beside its own flags, and with completion of the names it takes."""
+
+    @functools.wraps(function)
+    def command(*, quiet: bool, verbose: bool, **given: Any) -> None:
+        console.set_verbosity(quiet=quiet, verbose=verbose)
+        function(**given)
+
+    own = inspect.signature(function, eval_str=True)
+    flags = inspect.signature(_flags, eval_str=True).parameters.values()
+    parameters = [_completed(function.__name__, parameter) for parameter in (*own.parameters.values(), *flags)]
+    setattr(command, "__signature__", own.replace(parameters=parameters))  # noqa: B010  (mypy knows no such attribute)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del command.__wrapped__  # type: ignore[attr-defined]  # to whoever looks, this is the command, with all its flags
+    return command
+
+
+def _completed(command: str, parameter: inspect.Parameter) -> inspect.Parameter:
+    found = COMPLETED.get(command if parameter.name == "name" else parameter.name)
+    if found is None or get_origin(parameter.annotation) is not Annotated:
+        return parameter
+    kind, info = get_args(parameter.annotation)
+    info = copy.copy(info)
+    info.autocompletion = found
+    return parameter.replace(annotation=Annotated[kind, info])
+
+
+def _flags(
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print results, warnings and errors only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print every step, and tracebacks of errors.")
+    ] = False,
+) -> None:
+    """The flags that every command has."""

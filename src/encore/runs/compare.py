@@ -1,0 +1,163 @@
+"""Runs side by side: how far each figure of one is from the first's, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from encore import stats
+from encore.api import Result
+from encore.errors import InputError
+from encore.metrics.summary import SummaryRow, summary
+from encore.runs.metrics_json import NAME as METRICS
+from encore.runs.metrics_json import read_metrics
+from encore.runs.store import read_json
+
+SAME, NOISE, DIFFERS, UNKNOWN = "same", "within noise", "differs", ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of another run less the first's.
+
+    Args:
+        value: None where one of the two has no figure.
+        low: of the 95 % interval of the mean difference over the tracks that both measured.
+        high: of the same.
+        said: `SAME`, `NOISE`, `DIFFERS`, or `UNKNOWN` where nothing tells how much is chance.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    said: str = UNKNOWN
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One figure of the unlearned models of several runs.
+
+    Args:
+        label: what a person calls it.
+        metric: of `metrics.json`.
+        set: of tracks.
+        figures: of each run, in their order; None where it has none.
+        differences: of each run but the first from the first.
+    """
+
+    label: str
+    metric: str
+    set: str
+    figures: Sequence[Result | None]
+    differences: Sequence[Difference]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `encore compare --json` prints it."""
+        return {
+            "label": self.label, "metric": self.metric, "set": self.set,
+            "values": [row.value if row else None for row in self.figures],
+            "differences": [vars(one) for one in self.differences],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs.
+
+    Args:
+        runs: their folders.
+        rows: in the order of `encore eval`.
+        doubts: why figures of these runs can't be compared as they stand, a sentence each.
+    """
+
+    runs: Sequence[Path]
+    rows: Sequence[ComparedRow]
+    doubts: Sequence[str]
+
+
+def compare(runs: Sequence[Path]) -> Comparison:
+    """Every figure that a decision rests on, of two runs or more.
+
+    Raises:
+        InputError: one was not measured, or can't be read.
+    """
+    tables = [_table(run) for run in runs]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = []
+    for key in keys:
+        figures = [_figure(table.get(key)) for table in tables]
+        label = next(table[key].label for table in tables if key in table)
+        rows.append(ComparedRow(label, *key, figures, [_difference(figures[0], other) for other in figures[1:]]))
+    return Comparison(runs, [row for row in rows if any(row.figures)], _doubts(runs))
+
+
+def _table(run: Path) -> dict[tuple[str, str], SummaryRow]:
+    if not (run / METRICS).exists():
+        raise InputError(f"{run} has no figures to compare", f"measure it: encore eval {run}")
+    return {(line.metric, line.set): line for line in summary(read_metrics(run / METRICS))}
+
+
+def _figure(line: SummaryRow | None) -> Result | None:
+    row = line.figures.get("unlearned") if line else None
+    return row if row is not None and row.value is not None else None
+
+
+def _difference(first: Result | None, other: Result | None) -> Difference:
+    if first is None or other is None or first.value is None or other.value is None:
+        return Difference(None)
+    value = other.value - first.value
+    pairs = [
+        (before, after)
+        for track, before in first.per_track.items()
+        if before is not None and (after := other.per_track.get(track)) is not None
+    ]
+    if value == 0 and all(before == after for before, after in pairs):
+        return Difference(0.0, 0.0, 0.0, SAME)
+    interval = stats.bootstrap_interval([after - before for before, after in pairs], seed=0) if pairs else None
+    if interval is not None:
+        low, high = interval
+        return Difference(value, low, high, NOISE if low <= 0 <= high else DIFFERS)
+    ends = (first.low, first.high, other.low, other.high)
+    if None in ends:
+        return Difference(value)
+    apart = other.low > first.high or first.low > other.high  # type: ignore[operator]
+    return Difference(value, said=DIFFERS if apart else NOISE)
+
+
+def _doubts(runs: Sequence[Path]) -> list[str]:
+    """What the requests of the runs differ in, of what figures depend on beside the method."""
+    found = []
+    asked = [read_json(run / "request.json") if (run / "request.json").exists() else None for run in runs]
+    for run, other in zip(runs[1:], asked[1:], strict=True):
+        first = asked[0]
+        if not isinstance(first, Mapping) or not isinstance(other, Mapping):
+            found.append(
+                f"{run if other is None else runs[0]} has no request.json: nothing says what its figures are of"
+            )
+            continue
+        for what, own, theirs in (
+            ("base model", _model(first), _model(other)),
+            *(
+                (f"{name} tracks", _tracks(first, name), _tracks(other, name))
+                for name in ("forget", "retain", "holdout")
+            ),
+        ):
+            if own != theirs:
+                found.append(
+                    f"{runs[0]} and {run} have different {what}: figures that depend on them can't be compared"
+                )
+    return list(dict.fromkeys(found))
+
+
+def _model(asked: Mapping[str, Any]) -> Any:
+    model = asked.get("model")
+    return model.get("sha256") if isinstance(model, Mapping) else None
+
+
+def _tracks(asked: Mapping[str, Any], name: str) -> set[Any]:
+    entries = asked.get(name)
+    return (
+        {entry.get("sha256") for entry in entries if isinstance(entry, Mapping)} if isinstance(entries, list) else set()
+    )

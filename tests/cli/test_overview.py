@@ -1,0 +1,129 @@
+"""`encore runs`, `encore compare`, `encore open`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from encore.api import Result
+from encore.runs.metrics_json import write_metrics
+from encore.runs.store import held, write_json
+
+TRACKS = tuple(f"t{n}" for n in range(8))
+
+
+def made(folder, *, nll=None, done=True, method="npo", started=None, model="m" * 64, collapsed=False):
+    """A run by hand; measured where there is an NLL (a track)."""
+    folder.mkdir(parents=True)
+    tracks = [{"id": track, "sha256": track} for track in TRACKS]
+    asked = {"model": {"name": "/models/small", "sha256": model}, "method": method, "forget": tracks}
+    write_json(folder / "request.json", {**asked, "retain": [], "holdout": []})
+    if done:
+        dates = {"started": started} if started else {}
+        write_json(folder / "run.json", {"outcome": {"collapsed": collapsed}, **dates})
+    if nll is not None:
+        base = Result("nll", "base", "retain", 0.1, n=8)
+        retain = Result("nll", "unlearned", "retain", 0.12, n=8, low=0.11, high=0.13)
+        values = dict(zip(TRACKS, nll, strict=True))
+        forget = Result("nll", "unlearned", "forget", sum(nll) / 8, n=8, per_track=values)
+        write_metrics(folder / "metrics.json", [base, retain, forget])
+    return folder
+
+
+def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
+    made(tmp_path / "a", nll=[4.0] * 8, started="2026-05-04T03:02:01Z")
+    made(tmp_path / "deep/b/seed-0", started="2026-06-04T03:02:01Z", method="=cmd()")
+    made(tmp_path / "c", done=False)
+    made(tmp_path / "d", done=False)
+    made(tmp_path / "e", collapsed=True, nll=[4.0] * 8)
+    made(tmp_path / "a/inner", nll=[4.0] * 8)  # what is in a run is the run's own
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f/request.json").write_text("[" * 100_000)
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g/request.json").write_text('{"forget": 3, "model": []}')
+    (tmp_path / "none").mkdir()
+    os.utime(tmp_path / "c/request.json", (0, 0))
+    with held(tmp_path / "d"):
+        done = call("runs", tmp_path, "--json")
+        shown = call("runs", tmp_path)
+    assert done.code == shown.code == 0, done.err
+    rows = {row["name"]: row for row in json.loads(done.out)["runs"]}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "a": "measured", "deep/b/seed-0": "not measured", "c": "unfinished", "d": "running", "e": "collapsed",
+        "f": "unreadable", "g": "unreadable",
+    }  # fmt: skip
+    assert (rows["a"]["keep"], rows["a"]["forget"], rows["a"]["tracks"]) == ("1/1", "", 8)
+    assert (rows["a"]["date"], rows["c"]["date"]) == ("2026-05-04T03:02:01Z", "1970-01-01T00:00:00Z")
+    assert rows["a"]["size"] == sum(path.stat().st_size for path in (tmp_path / "a").rglob("*") if path.is_file())
+    dated = [row["date"] for row in json.loads(done.out)["runs"]]
+    assert dated == sorted(dated, reverse=True)
+    assert "warning: f: " in shown.err
+    assert "small" in shown.out
+    assert "/models/small" not in shown.out
+
+
+def test_a_folder_without_runs_and_one_that_is_not_there(call, tmp_path):
+    assert (done := call("runs", tmp_path)).code == 0
+    assert "there is no run in" in done.err
+    assert json.loads(call("runs", tmp_path, "--json").out)["runs"] == []
+    assert call("runs", tmp_path / "no").code == 3
+
+
+def test_case_E12_compare_shows_differences_and_which_are_noise(call, tmp_path):
+    low = [3.0, 3.1, 3.2, 2.9, 3.0, 3.1, 3.2, 2.9]
+    made(tmp_path / "a", nll=low)
+    made(tmp_path / "same", nll=low)
+    made(tmp_path / "noise", nll=[value + step for value, step in zip(low, (0.3, -0.3) * 4, strict=True)])
+    made(tmp_path / "other", nll=[value + 1 + 0.01 * i for i, value in enumerate(low)])
+    names = ["a", "same", "noise", "other"]
+    done = call("compare", *(tmp_path / name for name in names), "--json")
+    assert done.code == 0, done.err
+    rows = {(row["metric"], row["set"]): row for row in json.loads(done.out)["rows"]}
+    forget = rows["nll", "forget"]
+    assert [one["said"] for one in forget["differences"]] == ["same", "within noise", "differs"]
+    assert forget["differences"][2]["value"] == pytest.approx(1.035)
+    assert forget["differences"][2]["low"] <= 1.035 <= forget["differences"][2]["high"]
+    assert [one["said"] for one in rows["nll", "retain"]["differences"]] == ["same"] * 3
+    shown = call("compare", *(tmp_path / name for name in names))
+    assert "differs" in shown.out
+    assert "warning" not in shown.err
+
+
+def test_compare_says_what_can_not_be_compared(call, tmp_path):
+    made(tmp_path / "a", nll=[3.0] * 8)
+    made(tmp_path / "b", nll=[3.0] * 8, model="x" * 64)
+    done = call("compare", tmp_path / "a", tmp_path / "b")
+    assert done.code == 0
+    assert "have different base model" in done.err
+    made(tmp_path / "c")
+    assert (done := call("compare", tmp_path / "a", tmp_path / "c")).code == 3
+    assert f"measure it: encore eval {tmp_path / 'c'}" in done.err
+    assert call("compare", tmp_path / "a").code == 2
+    assert call("compare").code == 2
+    (tmp_path / "b/metrics.json").write_text("{")
+    assert call("compare", tmp_path / "a", tmp_path / "b").code == 3
+
+
+def test_case_E12_open_prints_the_path_or_opens_the_browser(call, tmp_path, monkeypatch):
+    run = made(tmp_path / "a b")
+    assert (done := call("open", run)).code == 3
+    assert f"make it: encore eval {run}" in done.err
+    assert "lists the runs" in call("open", tmp_path).err
+    (run / "report.html").write_text("<p>")
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert call("open", run, "--print").out == f"{run / 'report.html'}\n"
+    assert not opened
+    assert call("open", run).out == ""
+    assert opened == [(run / "report.html").as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert call("open", run).out == f"{run / 'report.html'}\n"
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    opened.clear()
+    assert call("open", run).out == f"{run / 'report.html'}\n"
+    assert not opened
