@@ -47,7 +47,8 @@ def able(evaluation: Evaluation, skill: Skill) -> tuple[list[str], dict[str, str
 
 def none_of(evaluation: Evaluation) -> str:
     """The embedders that are open, as the subject of a sentence that says what none of them can."""
-    return f"none of the embedders ({', '.join(evaluation.embedders)})"
+    names = ", ".join(filter(None, evaluation.embedders))
+    return f"none of the embedders ({names})" if names else "none of the embedders"
 
 
 def asked(evaluation: Evaluation, clips: ClipSet) -> list[Clip]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
 LEAST_RATE = 5000  # Hz of a model's sound: the highest note that is listened for is C7
+PRINTED_RATE = 1000  # Hz, below which Chromaprint takes no sound
 CHANCE = 0.01  # that a track nobody heard is named, where there are holdout tracks enough
 
 Floats = NDArray[np.float64]
@@ -276,7 +277,10 @@ class LikenessFingerprint(Likeness):
     def missing(self, evaluation: Evaluation) -> str:
         import acoustid
 
-        return "" if acoustid.have_chromaprint else "the system has no libchromaprint"
+        if not acoustid.have_chromaprint:
+            return "the system has no libchromaprint"
+        rate = next(iter(evaluation.models.values())).sample_rate
+        return f"{rate} Hz are too few for a fingerprint" if rate < PRINTED_RATE else ""
 
     def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
         return (version("pyacoustid"),)
