@@ -93,6 +93,7 @@ def evaluate(
     from encore.cli.tracks import note_sets, show_tracks
     from encore.runs.environment import keep_freed_memory
     from encore.runs.evaluate_run import Asked, evaluate_subject
+    from encore.runs.measure import check_failures
     from encore.runs.metrics_json import metrics_json
     from encore.runs.models import backend_name
     from encore.runs.open_run import from_flags, from_run
@@ -128,6 +129,7 @@ def evaluate(
         _show(results, out)
         if run is not None:
             console.note(f"to read and to listen to: {(out or run) / 'report.html'}")
+    check_failures(results)
 
 
 def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
@@ -159,6 +161,7 @@ def _show(results: Sequence[Result], out: Path | None) -> None:
                 {True: "yes", False: "NO", None: ""}[line.met],
             )
             for line in lines
+            if any(row.value is not None for row in line.figures.values())
         ],
         right=roles,
     )
