@@ -17,7 +17,6 @@ from encore.runs import two
 from encore.runs.evaluation import SharedEvaluation
 
 FAILED = "failed"  # key of `Result.details`: what a metric raised
-SIGNALLED = 128  # exit codes above it are those of signals
 
 Progress = Callable[[str, int, int], None]
 
@@ -103,15 +102,18 @@ def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> list[Result]:
         clips: ClipSet = "retain" if "retain" in metric.spec.needs else "forget"
         return [unmeasured(name, "unlearned", clips, unmet)]
     rows: list[Result] = []
-    try:
+
+    def collect() -> None:
         for row in metric().measure(evaluation):
             rows.append(_finite(row))  # noqa: PERF401 (a list built at once would lose the rows before an error)
-    except EncoreError as error:  # its way to say that it can't measure
-        rows.append(unmeasured(name, "unlearned", "forget", error.message))
-    except plugins.BROKEN as error:
-        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > SIGNALLED:
-            raise  # not the metric's: a signal asked Encore to stop
-        rows.append(_failed(name, error))
+
+    try:
+        plugins.third_party(collect)
+    except plugins.Broken as broken:
+        if isinstance(broken.error, EncoreError):  # a metric's way to say that it can't measure
+            rows.append(unmeasured(name, "unlearned", "forget", broken.error.message))
+        else:
+            rows.append(_failed(name, broken.error))
     return rows
 
 
