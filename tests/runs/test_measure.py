@@ -14,6 +14,7 @@ from encore.api import Batch, Clip, Metric, MetricSpec, Result
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import EncoreError, InputError, PluginError, UnknownNameError
 from encore.metrics.summary import findings
+from encore.plugins import OWN
 from encore.runs.evaluation import SharedEvaluation
 from encore.runs.measure import check_failures, evaluate, measure
 from encore.runs.metrics_json import metrics_json
@@ -206,7 +207,8 @@ class Registered:
             metric.spec = MetricSpec(name, "", "")
 
     def __iter__(self):
-        return iter(SimpleNamespace(spec=metric.spec) for metric in self.metrics.values())
+        own = SimpleNamespace(distribution=OWN)
+        return iter(SimpleNamespace(spec=metric.spec, source=own) for metric in self.metrics.values())
 
     def resolve(self, name):
         return self.metrics[name]
@@ -248,7 +250,7 @@ def test_a_metric_of_the_full_set_is_measured_with_full_or_by_name(monkeypatch):
 
     class Registry:
         def __init__(self, specs):
-            self.entries = [SimpleNamespace(spec=spec) for spec in specs]
+            self.entries = [SimpleNamespace(spec=spec, source=SimpleNamespace(distribution=OWN)) for spec in specs]
 
         def __iter__(self):
             return iter(self.entries)
