@@ -67,8 +67,12 @@ def pictures(files: RunFiles) -> list[Picture]:
 
 
 def reproduces(row: Result) -> bool:
-    """Whether a row counts verbatim reproductions, by whatever prompt or attack: a share of tracks."""
-    return row.unit == "share" and "verbatim" in row.metric and not row.metric.endswith(("_codes", "_exact"))
+    """Whether a row counts verbatim reproductions, by whatever prompt or attack: a share of tracks.
+
+    `per_track` then has the share of each track's tokens, which counts from `MATCH` on.
+    """
+    verbatim = "verbatim" in row.metric or row.metric.endswith("_generation")
+    return row.unit == "share" and verbatim and not row.metric.endswith(("_codes", "_exact"))
 
 
 def reproduced(results: Sequence[Result]) -> dict[str, list[str]]:
@@ -133,8 +137,8 @@ def _reproduction(files: RunFiles) -> Picture | None:
     failed = reproduced(files.results)
     return Picture(
         "How much of each track the model reproduces",
-        f"Share of its tokens under the prompt or attack that recovers most. From {percent(MATCH)} on (dashed line) a "
-        "track counts as reproduced.",
+        f"Share of tokens that match the track, under the prompt or attack that recovers most. From {percent(MATCH)} "
+        "on (dashed line) the track counts as reproduced.",
         "nothing", "all of it", _legend(roles, level),
         tuple(_strips(files, roles, level, failed, largest=1.0, show=percent)), 100 * MATCH,
     )  # fmt: skip

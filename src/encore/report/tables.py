@@ -14,7 +14,7 @@ from encore.report import words
 from encore.report.figures import NAMES, Figure
 from encore.report.files import RunFiles
 from encore.report.numbers import number, percent, unit_text
-from encore.report.picture import nll_shares, worst_first
+from encore.report.picture import nll_shares, reproduces, worst_first
 
 KINDS = {  # of similarity, as a listener calls them
     **HEARD, "bleu": "phrases of codes", "edit": "order of codes",
@@ -281,7 +281,7 @@ def _figure(row: Result | None) -> Cell:
 
 def of_tracks(row: Result) -> bool:
     """Whether a figure is a share of tracks, which reads best as how many of how many."""
-    return row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith(("_named", "_generation")))
+    return reproduces(row) or (row.unit == "share" and row.metric.endswith("_named"))
 
 
 def _interval(row: Result) -> str:

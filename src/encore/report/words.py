@@ -25,14 +25,14 @@ PLAIN = {
     ("verbatim", "forget"): "Verbatim continuation from a track's first second",
     ("verbatim_caption", "forget"): "Verbatim generation from a track's description",
     ("extraction_strength_codebook_0", "forget"): "How much of a track it needs to generate the rest",
-    ("verbatim_elsewhere", "forget"): "Verbatim generation of a track from another one's description",
-    ("verbatim_offset", "forget"): "Verbatim continuation from one second in a track's middle",
+    ("verbatim_elsewhere", "forget"): "Verbatim passages in generations for something else",
+    ("verbatim_offset", "forget"): "Verbatim continuation from a second in the middle of a track",
     ("unconditional_nll", "forget"): "How well it predicts the tracks without a description",
     ("unconditional_verbatim", "forget"): "Verbatim continuation without a description",
-    ("unconditional_generation", "forget"): "Verbatim generation without description or prompt",
-    ("reworded_once_nll", "forget"): "How well it predicts the tracks under a slightly changed description",
-    ("reworded_once_verbatim", "forget"): "Verbatim continuation under a slightly changed description",
-    ("reworded_once_verbatim_caption", "forget"): "Verbatim generation from a slightly changed description",
+    ("unconditional_generation", "forget"): "Verbatim passages in generations without a description",
+    ("reworded_once_nll", "forget"): "How well it predicts the tracks under a description with a slip",
+    ("reworded_once_verbatim", "forget"): "Verbatim continuation under a description with a slip",
+    ("reworded_once_verbatim_caption", "forget"): "Verbatim generation from a description with a slip",
     ("reworded_nll", "forget"): "How well it predicts the tracks under a paraphrased description",
     ("quantised_8bit_nll", "forget"): "How well it predicts the tracks with its weights rounded to 8 bits",
     ("quantised_4bit_nll", "forget"): "How well it predicts the tracks with its weights rounded to 4 bits",
@@ -177,8 +177,8 @@ def glossary(files: RunFiles) -> list[tuple[str, str]]:
         ),
         (
             "verbatim",
-            f"The model generates a track again: at least {percent(MATCH)} of the tokens (short pieces of sound) are "
-            "the same.",
+            f"The model generates a track, or a passage of it, again: at least {percent(MATCH)} of the tokens (short "
+            "pieces of sound) are the same.",
         ),
         (
             "membership test",
