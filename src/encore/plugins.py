@@ -21,7 +21,6 @@ import pluggy
 from encore import api, hookspecs
 from encore.entrypoints import EntryPoint, entry_points
 from encore.errors import Interrupted, MissingExtraError, PluginError, UnknownNameError
-from encore.settings import near_hint
 
 GROUP = "encore"
 OWN = "encore-music"
@@ -237,6 +236,8 @@ class Registry(Generic[SpecT, ObjectT]):
         """
         entries = self._by_name.get(name)
         if not entries:
+            from encore.settings import near_hint
+
             every = f"`encore {self.kind}s` lists all {len(self.names)}"
             hint = near_hint(name, self.names, f"the {self.kind}s are", every)
             raise UnknownNameError(f"there is no {self.kind} {name!r}", hint)

@@ -68,11 +68,11 @@ def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
     app.callback(no_args_is_help=True, cls=Group)(root)
     for name, (target, summary) in COMMANDS.items():
         module, _, attribute = target.partition(":")
-        command = guarded(getattr(importlib.import_module(module), attribute)) if name in wanted else _unloaded
+        command = dressed(guarded(getattr(importlib.import_module(module), attribute))) if name in wanted else _unloaded
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, cls=Group)
         else:
-            app.command(name, short_help=summary, cls=Command)(dressed(command))
+            app.command(name, short_help=summary, cls=Command)(command)
     _add_plugin_commands(app)
     return app
 

@@ -34,6 +34,7 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     **dict.fromkeys(("tracks", "retain", "holdout"), "LIST"),
     **dict.fromkeys(("model", "base", "gold", "gold2"), "MODEL"),
     **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
+    "kind": "method|backend|metric|embedder",
     "root": "FOLDER", "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
 }  # fmt: skip
 TYPES = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
@@ -151,8 +152,13 @@ def _type(param: Any) -> str:
     return TYPES.get(kind, "VALUE")
 
 
-def dressed(function: Callable[..., None]) -> Callable[..., None]:
-    """A command with -q and -v beside its own flags, and with completion of the names it takes."""
+def dressed(function: Any) -> Any:
+    """A command with -q and -v beside its own flags, and with completion of the names it takes.
+
+    An application of several commands is returned as it is: it dresses its own.
+    """
+    if isinstance(function, typer.Typer):
+        return function
 
     @functools.wraps(function)
     def command(*, quiet: bool, verbose: bool, **given: Any) -> None:
