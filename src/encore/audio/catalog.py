@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from encore.audio.captions import distinct, settle
-from encore.audio.files import CATALOG_CAPS, file_sha256, locate, open_regular, read_lines, spot
+from encore.audio.files import CATALOG_CAPS, locate, open_regular, read_lines, spot
+from encore.audio.intake import FileCache
 from encore.audio.records import CATALOG_FORMATS, Record, other_format
 from encore.audio.spelling import why_missing
 from encore.audio.text import did_you_mean, near, printable
@@ -105,7 +106,7 @@ class Catalog:
             record = self._unhashed.pop()
             path = self._file(record)
             if path is not None:
-                actual = file_sha256(path)
+                actual = FileCache().sha256(path)
                 self._hashes[actual].append(record)
                 if actual == digest:
                     return (record,)
@@ -183,7 +184,7 @@ class Catalog:
             what = f"no file '{printable(record.path)}'" if record.path else "the record names no file"
             hint = why_missing(record.path, self.folder, self.roots)
             raise InputError(f"{where}: {what}", hint or "paths in a catalogue are relative to it, or to a --root")
-        digest = file_sha256(path)
+        digest = FileCache().sha256(path)
         same = self.of_file(path, digest)
         if any(one.sha256 and one.sha256.casefold() != digest for one in (record, *same)):
             raise InputError(

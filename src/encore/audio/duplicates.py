@@ -1,163 +1,277 @@
-"""The same music on both sides: a track to forget that is also to be kept makes the request contradict itself.
+"""The same music on two sides: a track to forget that is also kept, or a holdout track that is trained on.
 
-Three kinds are found, in this order: the same file, the same samples (a WAV and its FLAC), the same recording
-(re-encoded, resampled, louder, trimmed, padded, cut out of a longer one). Recordings are compared by the correlation of
-their log spectra, 24 bands between 100 and 3 200 Hz every 32 ms, with each band's and each frame's mean taken away: so
-neither loudness nor equalisation counts, only what the music does. Stretched, transposed or newly played versions are
-not found.
+Three kinds are found, in this order: the same file, the same samples (a WAV and its FLAC), the same recording:
+re-encoded, resampled, louder, equalised, trimmed, padded, cut out of a longer one, or up to 5 % faster, slower, higher
+or lower. An index of landmarks proposes where a recording may lie in another (`matching.Index`), and the correlation of
+their spectra there confirms it. Newly played versions are not found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from encore.audio.decode import load
+from encore.audio.cache import TensorCache
+from encore.audio.fingerprints import FRAMES_PER_SECOND, RATE, Fingerprint, Floats, fingerprint, landmarks
+from encore.audio.intake import Facts, FileCache, decoder_sha256
+from encore.audio.matching import Bands, Index, correlation
 from encore.audio.text import printable
 from encore.audio.tracks import Track
-from encore.errors import InputError
-
-RATE = 8_000
-WINDOW, HOP = 1_024, 256
-BANDS, LOW, HIGH = 24, 100.0, 3_200.0
-FLOOR = 1e-5
-"""Of the loudest band's power: what lies 50 dB below it is the codec's business, not the music's."""
+from encore.errors import InputError, together
 
 OVERLAP = 0.75
 """Part of the shorter track that must lie inside the longer one."""
+LEAST = 4
+"""Landmarks that must agree for an alignment to be looked at."""
+PATIENCE = 30
+"""Alignments of one track, from the best on, that in a row may fail before the rest are left out."""
+SHORT = 1_000
+"""Landmarks of a track of some 5 s; longer ones are looked for among one another with no more than these."""
 
-THRESHOLD = 0.6
-"""Between what was measured on Encore's own music: 11 781 pairs of different pieces of one synthesiser and often one
-instrument reach .43 at most; a piece against itself as 16 kbit/s MP3, lowest-quality Vorbis, at other rates, with 20 dB
-of noise, clipped, trimmed by 1 s or behind 2 s of silence stays above .90, as 6 kbit/s Opus above .65."""
 
-Features = NDArray[np.float32]
+def threshold(frames: float) -> float:
+    """The correlation from which on two recordings that overlap by so many frames are one.
 
+    It is .80 for 1 s, .59 for 5 s, .45 for 3 minutes: what different pieces reach falls with the length. Measured at
+    the alignments that the index proposes, on excerpts of 100 pieces from the soundtracks of six free games, and on
+    Encore's own music, whose 154 pieces are one synthesiser's:
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What two tracks are compared by.
+    ======  ==============  ================  =========================================================================
+    length  pairs           different pieces  the same (of the games): smallest of 60, share above the threshold
+    ======  ==============  ================  =========================================================================
+    1 s     5.4 million     .71 at most       speed .95 to 1.05: .71, .95 and more; low MP3: .97; low Vorbis: .92
+    5 s     .5 million      .46 at most       speed: .68, 1.00; low MP3 .92, Vorbis .84, noise at 20 dB .85: 1.00 each;
+                                              Opus of 6 kbit/s .53: .97; tempo alone .48: .90; pitch alone .44: .72
+    60 s    20 thousand     .28 at most       (90 s) speed .74; Opus of 6 kbit/s .80; tempo .74; pitch .69: 1.00 each
+    ======  ==============  ================  =========================================================================
 
-    Args:
-        sha256_pcm: hash of the decoded samples. features: float32 [BANDS, frames of 32 ms].
+    A second of music is the least that can be told: the index knows no copy of one that has fewer than some ten peaks.
     """
+    return 0.42 + 0.38 / float(np.sqrt(max(frames, 1.0) / FRAMES_PER_SECOND))
 
-    sha256_pcm: str
-    features: Features
+
+Side = Literal["forget", "retain", "holdout"]
+PURPOSES: Mapping[Side, str] = {"forget": "to be forgotten", "retain": "to be kept", "holdout": "in the holdout"}
+COMPARED: tuple[tuple[Side, Side], ...] = (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout"))
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how many of its units are done, and of how many."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A track to forget and one to keep that are the same; `similarity` is 1 where bytes or samples are."""
+    """Two tracks of different sides that are the same.
 
-    forget: Track
-    retain: Track
+    Args:
+        first, second: the tracks; the second is the one that `--drop-duplicates` drops.
+        sides: what either is for.
+        kind: what they share.
+        similarity: 1 where bytes or samples are shared, else the correlation.
+    """
+
+    first: Track
+    second: Track
+    sides: tuple[Side, Side]
     kind: Literal["file", "samples", "recording"]
     similarity: float
 
     def __str__(self) -> str:
         how = f"same {self.kind}" + (f", {self.similarity:.2f}" if self.kind == "recording" else "")
-        return f"{printable(self.forget.id)} = {printable(self.retain.id)} ({how})"
+        return f"{printable(self.first.id)} = {printable(self.second.id)} ({how})"
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Decode a file and take its fingerprint.
+def find_duplicates(
+    forget: Sequence[Track],
+    retain: Sequence[Track],
+    holdout: Sequence[Track] = (),
+    *,
+    cache: TensorCache | None = None,
+    progress: Progress = lambda stage, done, of: None,
+    skip: Callable[[Track, InputError], bool] = lambda track, error: False,
+) -> list[Pair]:
+    """Pairs of tracks of two sides that are the same file, samples or recording, in the lists' order.
 
-    Raises:
-        InputError: what `decode.load` raises.
-    """
-    audio = load(path, sample_rate=RATE)
-    return Fingerprint(audio.sha256_pcm, features_of(audio.samples[0]))
+    A file is decoded once where the cache has no fingerprint of it, and a comparison that was made is not made again.
+    Two tracks of one side may be the same: that makes no request contradict itself.
 
-
-def features_of(samples: NDArray[np.float32]) -> Features:
-    """Mono samples [S] at `RATE` -> [BANDS, frames], zero mean along both axes."""
-    padded = np.pad(samples, (0, max(0, WINDOW - len(samples))))
-    edges = np.geomspace(LOW, HIGH, BANDS + 1) * WINDOW / RATE
-    lows = np.floor(edges[:-1]).astype(int)
-    highs = np.maximum(np.ceil(edges[1:]).astype(int), lows + 1)
-    window = np.hanning(WINDOW).astype(np.float32)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]  # [frames, WINDOW], a view
-    bands = np.empty((BANDS, len(frames)), np.float32)
-    for begin in range(0, len(frames), 1024):  # by pieces: an hour's spectrum would take gigabytes
-        power = np.abs(np.fft.rfft(frames[begin : begin + 1024] * window)) ** 2
-        for row, low, high in zip(bands, lows, highs, strict=True):
-            row[begin : begin + 1024] = power[:, low:high].sum(1)
-    log = np.log(bands + bands.max() * FLOOR + np.finfo(np.float32).tiny)
-    log -= log.mean(0, keepdims=True)
-    log -= log.mean(1, keepdims=True)
-    return log
-
-
-def similarity(a: Features, b: Features) -> float:
-    """The highest normalised correlation of two tracks over all shifts at which they overlap by `OVERLAP`, -1 to 1."""
-    short, long = (a, b) if a.shape[1] <= b.shape[1] else (b, a)
-    n, m = short.shape[1], long.shape[1]
-    size = 1 << (n + m - 1).bit_length()
-    spectrum = (np.fft.rfft(short, size).conj() * np.fft.rfft(long, size)).sum(0)
-    slack = int(n * (1 - OVERLAP))
-    shifts = np.arange(-slack, m - n + slack + 1)  # short's first frame lies on long's frame `shift`
-    products = np.fft.irfft(spectrum, size)[shifts % size]
-    begin, end = np.maximum(shifts, 0), np.minimum(shifts + n, m)
-    energy = _energy(short, begin - shifts, end - shifts) * _energy(long, begin, end)
-    usable = energy > 0
-    return float((products[usable] / np.sqrt(energy[usable])).max(initial=-1.0))
-
-
-def _energy(features: Features, begin: NDArray[np.int_], end: NDArray[np.int_]) -> NDArray[np.float64]:
-    total = np.concatenate([[0.0], np.cumsum((features.astype(np.float64) ** 2).sum(0))])
-    energy: NDArray[np.float64] = total[end] - total[begin]
-    return energy
-
-
-def find_duplicates(forget: Sequence[Track], retain: Sequence[Track], *, threshold: float = THRESHOLD) -> list[Pair]:
-    """Pairs of a forget and a retain track that are the same file, samples or recording, in the lists' order.
-
-    Every file whose bytes don't settle it is decoded once; a comparison takes about .1 ms for clips of 5 s and a
-    millisecond for songs.
+    Args:
+        cache: where fingerprints and comparisons are kept; None is the default folder.
+        skip: is asked for each track that can't be decoded; where it answers yes, the track is in no pair.
 
     Raises:
-        InputError: a file that can't be decoded.
+        InputError: files that can't be decoded; it names all of them.
     """
-    hashes = {track.sha256 for track in forget}
-    by_hash: dict[str, Fingerprint] = {}
-
-    def taken(track: Track) -> Fingerprint:
-        if track.sha256 not in by_hash:
-            by_hash[track.sha256] = fingerprint(track.path)
-        return by_hash[track.sha256]
-
-    pairs: list[Pair] = []
-    for kept in retain:
-        if kept.sha256 in hashes:
-            pairs += [Pair(gone, kept, "file", 1.0) for gone in forget if gone.sha256 == kept.sha256]
-            continue
-        mine = fingerprint(kept.path)
-        for gone in forget:
-            other = taken(gone)
-            if other.sha256_pcm == mine.sha256_pcm:
-                pairs.append(Pair(gone, kept, "samples", 1.0))
-            elif (score := similarity(other.features, mine.features)) >= threshold:
-                pairs.append(Pair(gone, kept, "recording", score))
-    return pairs
+    sides: dict[Side, Sequence[Track]] = {"forget": forget, "retain": retain, "holdout": holdout}
+    compared = [(a, b) for a, b in COMPARED if sides[a] and sides[b]]
+    prints = Fingerprints(cache or TensorCache())
+    facts, errors = prints.decode([track for side in {*sum(compared, ())} for track in sides[side]], progress)
+    unread = [(track, errors[track.sha256]) for side in sides.values() for track in side if track.sha256 in errors]
+    refused = [track.refusal(error) for track, error in unread if not skip(track, error)]
+    if refused:
+        raise together(refused)
+    for side, tracks in sides.items():
+        sides[side] = [track for track in tracks if track.sha256 in facts]
+    return [pair for a, b in compared for pair in _pairs((a, b), sides[a], sides[b], facts, prints, progress)]
 
 
-def without_duplicates(retain: Iterable[Track], pairs: Iterable[Pair]) -> list[Track]:
-    """`retain` less the tracks that `pairs` name: what `--drop-duplicates` keeps."""
-    dropped = {pair.retain.id for pair in pairs}
-    return [track for track in retain if track.id not in dropped]
+def without_duplicates(tracks: Iterable[Track], pairs: Iterable[Pair]) -> list[Track]:
+    """`tracks` less those that are the second of a pair: what `--drop-duplicates` keeps."""
+    dropped = {(pair.second.id, pair.second.path) for pair in pairs}
+    return [track for track in tracks if (track.id, track.path) not in dropped]
 
 
 def refusal(pairs: Sequence[Pair]) -> InputError:
     """The error for pairs nobody asked to be dropped; it lists all of them."""
-    listed = "; ".join(map(str, pairs))
-    noun = "track is" if len(pairs) == 1 else "tracks are"
-    return InputError(
-        f"{len(pairs)} {noun} both to be forgotten and to be kept: {listed}",
-        "--drop-duplicates takes them out of the retain set",
-    )
+    told = []
+    for first, second in COMPARED:
+        mine = [pair for pair in pairs if pair.sides == (first, second)]
+        noun = "track is" if len(mine) == 1 else "tracks are"
+        if mine:
+            listed = "; ".join(map(str, mine))
+            told.append(f"{len(mine)} {noun} both {PURPOSES[first]} and {PURPOSES[second]}: {listed}")
+    sides = sorted({pair.sides[1] for pair in pairs}, reverse=True)
+    return InputError(". ".join(told), f"--drop-duplicates takes them out of the {' and '.join(sides)} set")
+
+
+def _pairs(
+    sides: tuple[Side, Side],
+    first: Sequence[Track],
+    second: Sequence[Track],
+    facts: Mapping[str, Facts],
+    prints: Fingerprints,
+    progress: Progress,
+) -> list[Pair]:
+    pcm = {digest: fact.sha256_pcm for digest, fact in facts.items()}
+    alike = prints.alike([pcm[track.sha256] for track in first], [pcm[track.sha256] for track in second], progress)
+    by_pcm: dict[str, list[Track]] = {}
+    for one in first:
+        by_pcm.setdefault(pcm[one.sha256], []).append(one)
+    pairs = []
+    for two in second:
+        mine = pcm[two.sha256]
+        pairs += [
+            Pair(one, two, sides, "file" if one.sha256 == two.sha256 else "samples", 1.0)
+            for one in by_pcm.get(mine, ())
+        ]
+        for other, score in alike.get(mine, ()):
+            pairs += [Pair(one, two, sides, "recording", score) for one in by_pcm[other]]
+    return pairs
+
+
+class Fingerprints:
+    """Fingerprints of recordings by the hash of their samples, and which of them are alike; both kept on disk.
+
+    Only peaks are held for all recordings at once (some 30 kB for 3 minutes); bands are read for those to be compared.
+    """
+
+    def __init__(self, cache: TensorCache) -> None:
+        self.cache = cache
+        self.files = FileCache(cache.folder)
+        self._tracks: dict[str, Track] = {}  # by the hash of their samples: where to make a fingerprint from
+        self._peaks: dict[str, Floats] = {}
+        self._unkept: dict[str, Bands] = {}  # where the cache can't keep them
+
+    def decode(self, tracks: Iterable[Track], progress: Progress) -> tuple[dict[str, Facts], dict[str, InputError]]:
+        """Facts of each file that can be decoded, and what is wrong with each other one, by the hash of the file."""
+        distinct = {track.sha256: track for track in tracks}
+        facts: dict[str, Facts] = {}
+        errors: dict[str, InputError] = {}
+        for done, (digest, track) in enumerate(distinct.items()):
+            progress("read tracks", done, len(distinct))
+            try:
+                facts[digest] = self.files.facts(digest) or self._make(track)[0]
+            except InputError as error:
+                errors[digest] = error
+                continue
+            self._tracks[facts[digest].sha256_pcm] = track
+        progress("read tracks", len(distinct), len(distinct))
+        return facts, errors
+
+    def alike(
+        self, first: Iterable[str], second: Iterable[str], progress: Progress
+    ) -> dict[str, list[tuple[str, float]]]:
+        """Different recordings that are one, by PCM hash: for each of `second`, those of `first` and how alike."""
+        mine, theirs = sorted(set(first)), sorted(set(second))
+        listed = hashlib.sha256(json.dumps([mine, theirs]).encode()).hexdigest()
+        key = ("alike", decoder_sha256(), listed)
+        kept = self.cache.get_or_make(key, lambda: self._compare(mine, theirs, progress))
+        alike: dict[str, list[tuple[str, float]]] = {}
+        for (i, j), score in zip(kept["pairs"].tolist(), kept["scores"].tolist(), strict=True):
+            alike.setdefault(theirs[j], []).append((mine[i], score))
+        return alike
+
+    def _compare(self, mine: Sequence[str], theirs: Sequence[str], progress: Progress) -> dict[str, torch.Tensor]:
+        if len(mine) > len(theirs):  # the index is of the larger side
+            kept = self._compare(theirs, mine, progress)
+            return {**kept, "pairs": kept["pairs"].flip(1)}
+        marks = [landmarks(self._peaks_of(one)) for one in theirs]
+        groups = []
+        for most, chosen in (
+            (None, [i for i, one in enumerate(marks) if one.shape[1] <= SHORT]),
+            (SHORT, [i for i, one in enumerate(marks) if one.shape[1] > SHORT]),
+        ):
+            groups.append(([theirs[i] for i in chosen], Index([marks[i] for i in chosen]), most))
+        del marks
+        column = {one: i for i, one in enumerate(theirs)}
+        pairs: list[tuple[int, int]] = []
+        scores: list[float] = []
+        for row, one in enumerate(mine):
+            progress("compare tracks", row, len(mine))
+            for others, index, most in groups:
+                for other, score in self._found(one, others, index, most):
+                    pairs.append((row, column[other]))
+                    scores.append(score)
+        progress("compare tracks", len(mine), len(mine))
+        table = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        return {"pairs": table, "scores": torch.tensor(scores, dtype=torch.float64)}
+
+    def _found(self, one: str, others: Sequence[str], index: Index, most: int | None) -> Iterator[tuple[str, float]]:
+        """Of `others`, which `index` is of, those that are the recording `one`, with their correlation."""
+        marks = landmarks(self._peaks_of(one))
+        some = marks if most is None else marks[:, :: -(-marks.shape[1] // most) or 1]
+        failed, mine = 0, None
+        for place, alignment in index.find(some, LEAST):
+            if others[place] == one:
+                continue
+            if failed == PATIENCE:
+                return
+            mine = self._bands(one) if mine is None else mine
+            theirs = self._bands(others[place])
+            alignment = index.fitted(alignment, marks, place)
+            score, frames = correlation(alignment, mine, theirs)
+            if frames >= OVERLAP * min(len(mine), len(theirs) / alignment.slope) and score >= threshold(frames):
+                yield others[place], score
+                failed = 0
+            else:
+                failed += 1
+
+    def _peaks_of(self, pcm: str) -> Floats:
+        if pcm not in self._peaks:
+            kept = self.cache.get(_key("peaks", pcm))
+            self._peaks[pcm] = kept["peaks"].numpy() if kept else self._make(self._tracks[pcm])[1].peaks
+        return self._peaks[pcm]
+
+    def _bands(self, pcm: str) -> Bands:
+        if pcm in self._unkept:
+            return self._unkept[pcm]
+        kept = self.cache.get(_key("bands", pcm))
+        if kept is None:
+            self._unkept[pcm] = self._make(self._tracks[pcm])[1].bands
+        return self._unkept[pcm] if kept is None else kept["bands"].numpy()
+
+    def _make(self, track: Track) -> tuple[Facts, Fingerprint]:
+        audio = self.files.load(track.path, track.sha256, sample_rate=RATE)
+        made = fingerprint(audio.samples[0])
+        self.cache.put(_key("peaks", audio.sha256_pcm), {"peaks": torch.from_numpy(made.peaks)})
+        self.cache.put(_key("bands", audio.sha256_pcm), {"bands": torch.from_numpy(made.bands)})
+        self._peaks[audio.sha256_pcm] = made.peaks
+        return Facts.of(audio), made
+
+
+def _key(what: str, pcm: str) -> tuple[str, ...]:
+    return what, decoder_sha256(), pcm

@@ -1,10 +1,9 @@
 """What is known of audio files: each is hashed once while it stays as it is, and decoded once as long as decoders do.
 
 Two kinds of records lie in one SQLite file of the cache folder: a file's identity (device, inode, size, times) with its
-SHA-256, and a SHA-256 with what decoding found. So a second run reads no audio, and a copied or renamed file is known by
-its content. A record never decides what is encoded: codes are found by the hash of the samples, a record is stored only
-after the file that was decoded was seen to be the one that was hashed, and each carries a checksum of its own. What does
-not fit is measured again; a cache that can't be used costs time alone.
+SHA-256, and a SHA-256 with what decoding found. So a second run reads no audio, and a copied or renamed file is known
+by its content. A record is stored only after the file that was decoded was seen to be the one that was hashed, and each
+carries a checksum of its own. What does not fit is measured again; a cache that can't be used costs time alone.
 """
 
 from __future__ import annotations

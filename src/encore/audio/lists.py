@@ -11,7 +11,8 @@ from typing import BinaryIO, Literal
 
 from encore.audio.captions import settle
 from encore.audio.catalog import Catalog
-from encore.audio.files import LIST_CAPS, file_sha256, locate, open_regular, read_lines, spot
+from encore.audio.files import LIST_CAPS, locate, open_regular, read_lines, spot
+from encore.audio.intake import FileCache
 from encore.audio.records import LIST_FORMATS, Record, other_format, text_records
 from encore.audio.spelling import why_missing
 from encore.audio.text import did_you_mean, near, printable
@@ -169,7 +170,7 @@ class _Resolver:
         path = locate(record.path, self.roots, self.roots, where)
         if path is None:
             return self._by_catalog_path(record)
-        digest = file_sha256(path)
+        digest = FileCache().sha256(path)
         if record.sha256 and record.sha256.casefold() != digest:
             raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
         if self.catalog is not None:

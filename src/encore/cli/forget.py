@@ -52,7 +52,7 @@ def forget(
         bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
     ] = False,
     drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Take tracks of the list out of retain.")
+        bool, typer.Option("--drop-duplicates", help="Take tracks out of retain and holdout that are on another side.")
     ] = False,
     skip_unreadable: Annotated[
         bool,
@@ -97,8 +97,8 @@ def forget(
         skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
     )  # fmt: skip
     runs.refuse_unusable(request)
-    selected = runs.choose(request)
     with reporting() as reporter:
+        selected = runs.choose(request, reporter)
         prepared = runs.prepare(request, chosen(settings.options), reporter, tracks=selected)
     if not json:
         _show_tracks(prepared)

@@ -33,7 +33,7 @@ from torch import Tensor
 from encore.api import Backend, Batch, Clip
 from encore.audio.cache import TensorCache
 from encore.audio.captions import read_tags, sidecar_captions
-from encore.audio.files import file_sha256
+from encore.audio.intake import FileCache
 from encore.audio.text import clean_caption
 from encore.audio.tracks import Track
 from encore.curvature import capture, clips_sha256, fisher
@@ -103,7 +103,7 @@ def attribute(
         raise UsageError("there are no tracks to compare the clip with", "give --catalog FILE")
     device = pick_device(device)
     said, source = find_caption(clip, caption)
-    heard_once = Track("the clip", clip, said, file_sha256(clip))
+    heard_once = Track("the clip", clip, said, FileCache().sha256(clip))
     tracks = [track for track in chosen.tracks() if track.meta.get("split") != HOLDOUT]
     if not tracks:
         raise InputError(f"{chosen.name} holds no track but those of the split {HOLDOUT!r}", "give another --catalog")

@@ -109,13 +109,13 @@ def refuse_unusable(request: Request) -> None:
     refuse_occupied(request.out, resume=request.resume)
 
 
-def choose(request: Request) -> Tracks:
+def choose(request: Request, reporter: Reporter | None = None) -> Tracks:
     """Read the list and find every track; see `select`."""
     catalog = open_catalog(request.catalog, request.model, request.roots)
     return select(
         request.tracks, catalog=catalog, retain=request.retain, holdout=request.holdout, roots=request.roots,
         allow_missing=request.allow_missing, drop_duplicates=request.drop_duplicates,
-        skip_unreadable=request.skip_unreadable,
+        skip_unreadable=request.skip_unreadable, progress=(reporter or Reporter()).progress,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def prepare(
     refuse_unusable(request)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
-    tracks = tracks or choose(request)
+    tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)

@@ -15,7 +15,7 @@ from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
 from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
-from encore.audio.files import file_sha256
+from encore.audio.intake import FileCache
 from encore.audio.text import printable
 from encore.audio.tracks import Track
 from encore.errors import InputError, together
@@ -183,7 +183,7 @@ class Whereabouts:
             path = next(iter(paths), path)
         if not path.exists():
             raise InputError(f"{printable(track.path)} is gone", "put the file back where the run found it")
-        if file_sha256(path) != track.sha256:
+        if FileCache().sha256(path) != track.sha256:
             raise InputError(
                 f"{printable(path)} is not the file that the run heard: its hash differs", "put the original file back"
             )
@@ -233,6 +233,7 @@ def from_flags(
     chosen = select(
         listing, catalog=open_catalog(catalog, others.get("base", model), roots), retain=retain, holdout=holdout,
         roots=roots, drop_duplicates=True, skip_unreadable=skip_unreadable,
+        progress=(reporter or Reporter()).progress,
     )  # fmt: skip
     return subject_of(
         model, chosen, others=others, backend=backend, skip_unreadable=skip_unreadable, device=device, offline=offline,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -10,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encore import assets
+from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
-from encore.audio.duplicates import RATE, find_duplicates, refusal, without_duplicates
+from encore.audio.duplicates import Progress, find_duplicates, refusal, without_duplicates
+from encore.audio.fingerprints import RATE
 from encore.audio.intake import FileCache
 from encore.audio.lists import read_list
 from encore.audio.text import printable
@@ -65,6 +66,7 @@ def select(
     allow_missing: bool = False,
     drop_duplicates: bool = False,
     skip_unreadable: bool = False,
+    progress: Progress = lambda stage, done, of: None,
 ) -> Tracks:
     """Read the list and settle what is kept and what is compared with.
 
@@ -74,8 +76,10 @@ def select(
         retain: a list of tracks to keep, "self" for the base model's own playing, None for the catalogue less the list.
         holdout: a list of unseen tracks of the same source; None for the catalogue's split "holdout".
         roots: folders, besides a list's own, that its paths may lead into.
-        drop_duplicates: take tracks out of retain that are also to be forgotten, instead of refusing.
+        drop_duplicates: take tracks out of retain that are also to be forgotten, and out of holdout that are on another
+            side, instead of refusing.
         skip_unreadable: leave tracks out of retain and holdout that can't be read; those to forget are never left out.
+        progress: is told how many tracks are read and compared.
 
     Raises:
         InputError: lines that match nothing, files that can't be read (all are named), or a track on two sides.
@@ -117,27 +121,35 @@ def select(
         unheard = catalog.tracks(split=HOLDOUT, errors=lost)
     if wrong:
         bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unheard), CHECK_SECONDS)
-        raise _refusal([*wrong, *(error for _, error in bad)], of_forget)
-    _refuse_shared(forget, unheard, "to be forgotten")
-    _refuse_shared(kept, unheard, "to be kept")
+        raise _refusal([*wrong, *bad], of_forget)
+    never = {track.sha256 for track in forget}
+    gone: set[str] = set()
+
+    def may_skip(track: Track, error: InputError) -> bool:
+        nonlocal of_forget
+        of_forget += track.sha256 in never
+        skipped = skip_unreadable and track.sha256 not in never
+        (lost if skipped else wrong).append(track.refusal(error))
+        gone.add(track.sha256)
+        return skipped
+
+    of_forget = 0
     try:
-        pairs = find_duplicates(forget, kept)
-    except InputError as error:  # of one file: all others are tried, so that one message names all
-        bad = unreadable((*forget, *kept, *unheard))
-        mine = {track.sha256 for track in forget}
-        refused = [error for track, error in bad if track.sha256 in mine or not skip_unreadable]
-        if refused or not bad:
-            raise (_refusal(refused, sum(track.sha256 in mine for track, _ in bad)) if refused else error) from error
-        lost += [error for _, error in bad]
-        gone = {track.sha256 for track, _ in bad}
-        kept, unheard = ([track for track in side if track.sha256 not in gone] for side in (kept, unheard))
-        pairs = find_duplicates(forget, kept)
+        pairs = find_duplicates(forget, kept, unheard, cache=TensorCache(), progress=progress, skip=may_skip)
+    except InputError as error:
+        raise (_refusal(wrong, of_forget) if wrong else error) from error
+    kept, unheard = ([track for track in side if track.sha256 not in gone] for side in (kept, unheard))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
-    if pairs:
-        before = len(kept)
-        kept = without_duplicates(kept, pairs)
-        notes.append(f"{before - len(kept)} of {before} tracks to keep were left out: they are also to be forgotten")
+    for side, what, why in (
+        ("retain", "to keep", "they are also to be forgotten"),
+        ("holdout", "to compare with", "they are also to be forgotten or kept"),
+    ):
+        before = kept if side == "retain" else unheard
+        after = without_duplicates(before, [pair for pair in pairs if pair.sides[1] == side])
+        kept, unheard = (after, unheard) if side == "retain" else (kept, after)
+        if len(after) < len(before):
+            notes.append(f"{len(before) - len(after)} of {len(before)} tracks {what} were left out: {why}")
     notes += [*_several_captions(forget), *left_out(lost)]
     return Tracks(
         tuple(forget), tuple(kept), tuple(unheard), chosen.missing, tuple(error.message for error in lost),
@@ -154,22 +166,22 @@ def _refusal(wrong: Sequence[InputError], of_forget: int) -> InputError:
     return error
 
 
-def unreadable(tracks: Sequence[Track], seconds: float = math.inf) -> list[tuple[Track, InputError]]:
-    """Tracks that can't be decoded, and why, with the lines that name them.
+def unreadable(tracks: Sequence[Track], seconds: float) -> list[InputError]:
+    """What is wrong with the tracks that can't be decoded, with the lines that name them.
 
     Args:
         tracks: those that were decoded in an earlier run take no time.
         seconds: after which the rest are not tried.
     """
     files = FileCache()
-    bad: list[tuple[Track, InputError]] = []
+    bad: list[InputError] = []
     until = time.monotonic() + seconds
     for track in tracks:
         try:
             if files.facts(track.sha256) is None and time.monotonic() < until:
                 files.load(track.path, track.sha256, sample_rate=RATE)
         except InputError as error:
-            bad.append((track, track.refusal(error)))
+            bad.append(track.refusal(error))
     return bad
 
 
@@ -203,14 +215,6 @@ def _several_captions(forget: Sequence[Track]) -> list[str]:
     more = f" and {len(several) - SHOWN:,} more" if len(several) > SHOWN else ""
     verb = "has" if len(several) == 1 else "have"
     return [f"all captions of a track are forgotten, and {named}{more} {verb} several"]
-
-
-def _refuse_shared(tracks: Sequence[Track], holdout: Sequence[Track], purpose: str) -> None:
-    """The holdout stands for music the model never heard: none of it may be on another side."""
-    unheard = {track.sha256 for track in holdout}
-    names = [printable(track.id) for track in tracks if track.sha256 in unheard]
-    if names:
-        raise InputError(f"both {purpose} and in the holdout: {', '.join(names)}", "take it off one of the two")
 
 
 def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
