@@ -135,6 +135,12 @@ def test_case_B2_one_file_in_two_splits_is_refused(tmp_path: Path) -> None:
     catalog = Catalog.open(rows(tmp_path / "c.jsonl", {**row, "split": "retain"}, {**row, "split": "holdout"}))
     with pytest.raises(InputError, match=r"in the splits 'retain' \(line 1\) and 'holdout' \(line 2\)"):
         catalog.tracks()
+    audio(tmp_path / "copy.wav")
+    catalog = Catalog.open(
+        rows(tmp_path / "c.jsonl", {**row, "split": "retain"}, {**row, "path": "copy.wav", "split": "holdout"})
+    )
+    with pytest.raises(InputError, match=r"c\.jsonl, line 2: the same file as .*c\.jsonl, line 1, in another split"):
+        catalog.tracks()
 
 
 def test_case_B2_each_caption_of_a_track_is_a_clip(studio: Path, call: Call) -> None:
@@ -190,6 +196,10 @@ def test_case_B3_a_text_is_read_in_its_encoding_and_that_is_said(tmp_path: Path,
         ("gb18030", "中文歌曲"),
         ("koi8-r", "вальс"),
         ("euc_kr", "한국어"),
+        ("mac_roman", "Malagueña"),
+        ("mac_roman", "corazón"),
+        ("cp850", "Björk"),
+        ("cp437", "Málaga"),
     ],
 )
 @pytest.mark.parametrize("kind", ["list.txt", "list.csv", "list.m3u", "side-car"])
@@ -210,6 +220,19 @@ def test_case_B3_an_encoding_that_would_be_a_guess_is_refused(
         read_list(listed)
     assert "line" in caught.value.message or "a.txt" in caught.value.message
     assert "iconv" in caught.value.hint
+
+
+def test_case_B3_an_old_macs_code_page_is_not_taken_for_windows(tmp_path: Path) -> None:
+    audio(tmp_path / "a.wav")
+    listed = write(tmp_path / "list.csv", "file,text\ra.wav,María de Buenos Aires\r".encode("mac_roman"))
+    with pytest.raises(InputError, match=r"list\.csv, line 2: .*neither UTF-8 nor Windows-1252"):
+        read_list(listed)
+
+
+def test_case_B3_a_caption_file_for_generate(tmp_path: Path, call: Call) -> None:
+    refused = call("generate", "--captions", write(tmp_path / "c.txt", "вальс".encode("cp1251")))
+    assert refused.code == 3
+    assert "c.txt, line 1" in refused.err
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig", "utf-8"])
@@ -292,6 +315,15 @@ def test_case_B4_a_caption_that_is_no_text_is_refused_with_its_line(tmp_path: Pa
     audio(tmp_path / "a.wav")
     with pytest.raises(InputError, match=r"c\.jsonl, line 1: column 'caption' holds neither text"):
         Catalog.open(rows(tmp_path / "c.jsonl", {"path": "a.wav", "caption": value}))
+
+
+def test_case_B4_a_side_car_is_a_files_own(tmp_path: Path) -> None:
+    audio(tmp_path / "a.wav")
+    write(tmp_path / "A.txt", "of another song")
+    if (tmp_path / "a.txt").exists():
+        pytest.skip("this file system takes upper and lower case as equal")
+    with pytest.raises(InputError, match="no caption"):
+        read_list(write(tmp_path / "list.csv", "file\na.wav\n"))
 
 
 def test_case_B4_lyrics_beside_a_song_are_no_caption(tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ from encore.audio.text import printable
 DRIVE = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
 
 
+def forms(raw: str) -> Iterator[str]:
+    """`raw` as it is, with accents composed, and with accents decomposed."""
+    yield from dict.fromkeys((raw, unicodedata.normalize("NFC", raw), unicodedata.normalize("NFD", raw)))
+
+
 def spellings(raw: str) -> Iterator[str]:
     """`raw`, and what it may have been before a player or another system wrote it down."""
     seen = {""}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from encore import assets
 from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
-from encore.audio.duplicates import RATE, Progress, find_duplicates, refusal, without_duplicates
+from encore.audio.duplicates import Progress, find_duplicates, refusal, without_duplicates
+from encore.audio.fingerprints import RATE
 from encore.audio.intake import FileCache
 from encore.audio.lists import read_list
 from encore.audio.text import printable
@@ -121,25 +121,24 @@ def select(
         unheard = catalog.tracks(split=HOLDOUT, errors=lost)
     if wrong:
         bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unheard), CHECK_SECONDS)
-        raise _refusal([*wrong, *(error for _, error in bad)], of_forget)
+        raise _refusal([*wrong, *bad], of_forget)
     never = {track.sha256 for track in forget}
-    refused: list[InputError] = []
-    skipped: set[str] = set()
-    of_forget = 0
+    gone: set[str] = set()
 
     def may_skip(track: Track, error: InputError) -> bool:
         nonlocal of_forget
-        may = skip_unreadable and track.sha256 not in never
         of_forget += track.sha256 in never
-        skipped.update([track.sha256] if may else [])
-        (lost if may else refused).append(track.refusal(error))
-        return may
+        skipped = skip_unreadable and track.sha256 not in never
+        (lost if skipped else wrong).append(track.refusal(error))
+        gone.add(track.sha256)
+        return skipped
 
+    of_forget = 0
     try:
         pairs = find_duplicates(forget, kept, unheard, cache=TensorCache(), progress=progress, skip=may_skip)
     except InputError as error:
-        raise (_refusal(refused, of_forget) if refused else error) from error
-    kept, unheard = ([track for track in side if track.sha256 not in skipped] for side in (kept, unheard))
+        raise (_refusal(wrong, of_forget) if wrong else error) from error
+    kept, unheard = ([track for track in side if track.sha256 not in gone] for side in (kept, unheard))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
     for side, what, why in (
@@ -167,22 +166,22 @@ def _refusal(wrong: Sequence[InputError], of_forget: int) -> InputError:
     return error
 
 
-def unreadable(tracks: Sequence[Track], seconds: float = math.inf) -> list[tuple[Track, InputError]]:
-    """Tracks that can't be decoded, and why, with the lines that name them.
+def unreadable(tracks: Sequence[Track], seconds: float) -> list[InputError]:
+    """What is wrong with the tracks that can't be decoded, with the lines that name them.
 
     Args:
         tracks: those that were decoded in an earlier run take no time.
         seconds: after which the rest are not tried.
     """
     files = FileCache()
-    bad: list[tuple[Track, InputError]] = []
+    bad: list[InputError] = []
     until = time.monotonic() + seconds
     for track in tracks:
         try:
             if files.facts(track.sha256) is None and time.monotonic() < until:
                 files.load(track.path, track.sha256, sample_rate=RATE)
         except InputError as error:
-            bad.append((track, track.refusal(error)))
+            bad.append(track.refusal(error))
     return bad
 
 
