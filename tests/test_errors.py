@@ -13,6 +13,8 @@ from encore import errors
         (errors.UnknownNameError, 2),
         (errors.InputError, 3),
         (errors.GateError, 4),
+        (errors.ToleranceError, 5),
+        (errors.NotCheckedError, 6),
         (errors.PluginError, 1),
         (errors.MissingExtraError, 1),
     ],

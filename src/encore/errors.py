@@ -62,6 +62,18 @@ class GateError(EncoreError):
     exit_code = 4
 
 
+class ToleranceError(GateError):
+    """Figures agree, but less closely than the verifier asked for."""
+
+    exit_code = 5
+
+
+class NotCheckedError(EncoreError):
+    """Part of what was to be checked could not be: nothing contradicts it, and nothing confirms it."""
+
+    exit_code = 6
+
+
 class PluginError(EncoreError):
     """A plugin failed to load, to register, or to keep its contract."""
 

@@ -372,6 +372,18 @@ def hook_names() -> list[str]:
     return [name for name in vars(hookspecs) if name.startswith("encore_")]
 
 
+def distributions(**used: Iterable[str]) -> list[str]:
+    """The distributions that provide what is named, sorted; a name that none provides is left out.
+
+    Args:
+        used: names by the plural of their kind: `methods=["npo"], backends=["musicgen"]`.
+    """
+    known, wanted = registries(), {kind: set(names) for kind, names in used.items()}
+    return sorted(
+        {e.source.distribution for kind, names in wanted.items() for e in known[kind] if e.spec.name in names}
+    )
+
+
 def installed() -> list[dict[str, str | None]]:
     """Every plugin with the hash of its code, as `run.json` records it.
 

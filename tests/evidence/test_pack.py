@@ -1,4 +1,4 @@
-"""What is in a bundle."""
+"""What is in a bundle, and what is not."""
 
 from __future__ import annotations
 
@@ -9,40 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.made_run import row, rows, write_run
+from tests.report.made_run import change, row, rows, tie_again, write_run
 
 from encore.errors import InputError
 from encore.evidence.pack import pack
+from encore.evidence.verify import verify
 
-MEMBERS = {
-    "bom.cdx.json", "evaluation.json", "log.jsonl", "manifest.json", "metrics.json", "model-card.md", "report.html",
-    "request.json", "run.json", "versions.json",
-}  # fmt: skip
+RECORDS = {"evaluation.json", "metrics.json", "request.json", "run.json"}
+AFTER = {f"samples/forget/{number:03d}-{track}.after.wav" for number, track in enumerate(("one", "two", "three"))}
+MEMBERS = RECORDS | AFTER | {"bom.cdx.json", "manifest.json", "model-card.md", "report.html", "samples/index.json"}
+
+
+def contents(bundle: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(bundle) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_everything_is_there_and_in_the_manifest(made: Path, bundle: Path) -> None:
     assert bundle == made.parent / "made.evidence.zip"
-    with zipfile.ZipFile(bundle) as archive:
-        assert set(archive.namelist()) == MEMBERS
-        manifest = json.loads(archive.read("manifest.json"))
-        assert set(manifest["members"]) == MEMBERS - {"manifest.json"}
-        for name, entry in manifest["members"].items():
-            content = archive.read(name)
-            assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        assert archive.read("metrics.json") == (made / "metrics.json").read_bytes()
-        assert b"No evidence of retention" in archive.read("report.html")
-        assert b"model-index" in archive.read("model-card.md")
-        assert json.loads(archive.read("versions.json"))["plugins"][0]["sha256"] == "d" * 64
+    members = contents(bundle)
+    assert set(members) == MEMBERS
+    manifest = json.loads(members["manifest.json"])
+    assert set(manifest["members"]) == MEMBERS - {"manifest.json"}
+    for name, entry in manifest["members"].items():
+        content = members[name]
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    assert b"No evidence of retention" in members["report.html"]
+    assert b"model-index" in members["model-card.md"]
     assert manifest["model"] == {"model.safetensors": {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}}
     assert manifest["weights_sha256"] == "e" * 64
+    assert manifest["includes"] == {"catalog": False, "before": False, "model": False}
 
 
 def test_two_bundles_are_equal_and_the_model_comes_on_demand(made: Path, bundle: Path, tmp_path: Path) -> None:
     assert pack(made, tmp_path / "again.zip").read_bytes() == bundle.read_bytes()
     (made / "retain-self").mkdir()
     (made / "retain-self" / "captions.json").write_text("{}")
-    with zipfile.ZipFile(pack(made, tmp_path / "with.zip", with_model=True)) as archive:
-        assert set(archive.namelist()) == MEMBERS | {"model/model.safetensors", "retain-self/captions.json"}
+    members = contents(pack(made, tmp_path / "with.zip", with_model=True))
+    assert set(members) == MEMBERS | {"model/model.safetensors", "retain-self/captions.json"}
 
 
 def test_a_run_that_is_not_whole(made: Path) -> None:
@@ -55,9 +59,106 @@ def test_a_run_that_is_not_whole(made: Path) -> None:
     assert not list(made.parent.glob("*.zip"))
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "run.json", "request.json"])
+def test_case_C6_figures_of_another_evaluation_are_not_packed(made: Path, name: str) -> None:
+    """What a kill between two writes leaves: a file that `evaluation.json` was not written for."""
+    record = json.loads((made / name).read_text())
+    (made / name).write_text(json.dumps(record, indent=1))
+    with pytest.raises(InputError, match=f"{name} is not the file that evaluation.json was written for") as caught:
+        pack(made)
+    assert caught.value.hint == f"evaluate again: encore eval {made}"
+
+
+def test_case_C1_a_model_with_code_is_not_packed(made: Path) -> None:
+    (made / "model/modeling.py").write_text("raise SystemExit")
+    with pytest.raises(InputError, match=r"modeling\.py is code"):
+        pack(made)
+    (made / "model/modeling.py").unlink()
+    (made / "model/config.json").write_text(json.dumps({"sub": [{"auto_map": {"AutoModel": "m.M"}}]}))
+    with pytest.raises(InputError, match=r"config\.json is a configuration with auto_map"):
+        pack(made)
+
+
+HOME = "/home/anna k/music"
+
+
+@pytest.fixture
+def private(made: Path) -> Path:
+    """A run whose records name folders and a catalogue, in every place where a record can."""
+    request = json.loads((made / "request.json").read_text())
+    for name in ("forget", "retain", "holdout"):
+        for track in request[name]:
+            track |= {"file": f"{HOME}/{track['id']}.wav", "artist": f"Artist of {track['id']}"}
+            track["text"] = track["file"]
+    request["retain"][0] |= {"id": "Secret Song", "title": "A Secret Title", "caption": "a secret caption"}
+    request["retain_source"] = f"the list {HOME}/retain.txt"
+    request["missing"] = [{"line": 9, "text": f"{HOME}/lost.wav", "why": f"no file '{HOME}/lost.wav'"}]
+    request["model"]["name"] = f"{HOME}/models/tiny"
+    (made / "request.json").write_text(json.dumps(request))
+    run = json.loads((made / "run.json").read_text())
+    run["flags"]["tracks"]["value"] = f"{HOME}/list.txt"
+    run["flags"]["roots"] = {"value": [HOME, "/srv/other"], "from": "cli"}
+    run["model"]["name"] = f"{HOME}/models/tiny"
+    run["notes"] = [f"left out {HOME}/Secret Song.wav", "Secret Song is “A Secret Title”", "see ~/x/y.txt, /srv/a/b.c"]
+    run["outcome"]["after"]["retain"] = {"Secret Song": 0.1}
+    (made / "run.json").write_text(json.dumps(run))
+    metrics = json.loads((made / "metrics.json").read_text())
+    for line in metrics["results"]:
+        if line["set"] == "retain":
+            line |= {"per_track": {"kept too": 0.1, "Secret Song": 0.2}, "note": "worst: Secret Song"}
+            line["details"] = {"best": {"Secret Song": "greedy"}, "worst": ["Secret Song", f"{HOME}/a.wav"]}
+    (made / "metrics.json").write_text(json.dumps(metrics))
+    change(
+        made / "evaluation.json", golds={"gold": f"{HOME}/gold"}, embedder=f"clap={HOME}/clap,latents",
+        notes=[f"gold is {HOME}/gold"], embedders={"clap": {"weights": f"{HOME}/clap"}},
+    )  # fmt: skip
+    tie_again(made)
+    return made
+
+
+def test_case_C14_a_bundle_names_no_folder_and_of_the_catalogue_only_hashes(private: Path) -> None:
+    bundle = pack(private)
+    members = contents(bundle)
+    text = b"\n".join(members.values()).decode("utf-8", "replace")
+    for word in ("anna", "/home", "/srv", "/x/", str(private.parent), "ecret", '"kept too"', "slow four", '"four"'):
+        assert word not in text, (word, [name for name, content in members.items() if word.encode() in content])
+    request, metrics = (json.loads(members[name]) for name in ("request.json", "metrics.json"))
+    assert [track["id"] for track in request["retain"]] == ["retain-0001", "retain-0002"]  # sorted as the ids are
+    assert request["retain"][0]["sha256"] == "a" * 64
+    assert request["retain"][0].keys() == {"id", "sha256", "pcm_sha256", "described_sha256", "split"}
+    assert request["forget"][0]["title"] == "One"
+    assert request["forget"][0]["file"] == "one.wav"
+    retain = next(line for line in metrics["results"] if line["set"] == "retain")
+    assert retain["per_track"] == {"retain-0002": 0.1, "retain-0001": 0.2}
+    assert retain["note"] == "worst: retain-0001"
+    assert retain["details"] == {"best": {"retain-0001": "greedy"}, "worst": ["retain-0001", "a.wav"]}
+    run = json.loads(members["run.json"])
+    assert run["notes"] == ["left out retain-0001.wav", "retain-0001 is “retain-0001”", "see y.txt, a/b.c"]
+    assert run["flags"]["roots"]["value"] == ["music", "other"]
+    assert json.loads(members["evaluation.json"])["embedder"] == "clap=clap,latents"
+    assert verify(bundle, run=private).members["request.json"].checked.startswith("made again")
+
+
+def test_case_C14_the_catalogue_is_named_on_demand(private: Path) -> None:
+    bundle = pack(private, with_catalog=True)
+    members = contents(bundle)
+    assert json.loads(members["request.json"])["retain"][0]["title"] == "A Secret Title"
+    assert b"/home" not in b"".join(members.values())
+    assert verify(bundle, run=private)
+
+
+def test_case_C15_generations_of_the_model_before_come_on_demand(made: Path, tmp_path: Path) -> None:
+    plain = contents(pack(made))
+    assert not [name for name in plain if ".before." in name]
+    assert b"before.wav" not in plain["samples/index.json"]
+    assert b"data:audio" not in plain["report.html"]
+    members = contents(pack(made, tmp_path / "with.zip", with_before=True))
+    assert "samples/forget/000-one.before.wav" in members
+    assert len(json.loads(members["samples/index.json"])) == 6
+
+
 def bom_of(bundle: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(bundle) as archive:
-        return json.loads(archive.read("bom.cdx.json"))
+    return json.loads(contents(bundle)["bom.cdx.json"])
 
 
 def test_the_bill_of_materials(bundle: Path) -> None:
@@ -91,4 +192,5 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
     request = json.loads((made / "request.json").read_text())
     request["forget"][0]["title"] = "byte \udcff"
     (made / "request.json").write_text(json.dumps(request))
+    tie_again(made)
     assert bom_of(pack(made))["components"]

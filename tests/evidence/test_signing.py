@@ -33,8 +33,11 @@ def test_a_signed_bundle(made: Path, tmp_path: Path) -> None:
     private, public = keys(tmp_path, "mine")
     bundle = pack(made, key=private)
     found = verify(bundle, key=public)
-    assert (found.signed, found.checked) == (True, True)
-    assert verify(bundle).checked is False
+    assert found.signature == "checked"
+    assert found.members["manifest.json"].checked == "its signature is by this key"
+    unchecked = verify(bundle)
+    assert unchecked.signature == "not checked"
+    assert unchecked.members["manifest.json.sig"].checked == "NOT CHECKED: no --key"
     _, others = keys(tmp_path, "other")
     with pytest.raises(InputError, match="signature does not hold"):
         verify(bundle, key=others)

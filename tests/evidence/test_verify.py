@@ -14,11 +14,12 @@ import pytest
 from tests.report.made_run import row
 
 from encore.api import Result
-from encore.errors import GateError, InputError, UsageError
+from encore.errors import GateError, InputError, NotCheckedError, ToleranceError, UsageError
 from encore.evidence.archive import write_archive
+from encore.evidence.derived import derived
 from encore.evidence.pack import pack
-from encore.evidence.rerun import compare
-from encore.evidence.verify import refuse_mismatch, verify
+from encore.evidence.rerun import Rerun, check_rerun, compare, tally
+from encore.evidence.verify import RECORDS, verify
 
 Change = Callable[[dict[str, bytes]], Any]
 
@@ -33,18 +34,23 @@ def changed(bundle: Path, change: Change) -> Path:
 
 def test_a_bundle_as_it_was_made(made: Path, bundle: Path) -> None:
     found = verify(bundle, run=made)
-    assert (found.signed, found.checked, len(found.members)) == (False, False, 10)
+    assert (found.signature, found.time, len(found.members)) == ("none", None, 12)
+    checked = {name: member.checked for name, member in found.members.items()}
+    assert checked["report.html"] == checked["bom.cdx.json"] == checked["model-card.md"] == "made again, byte for byte"
+    assert checked["request.json"] == checked["run.json"] == "made again from the run's folder, byte for byte"
+    assert checked["metrics.json"] == checked["samples/index.json"] == "hash only"
+    assert checked["manifest.json"] == "NOT CHECKED: no signature"
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (lambda m: m.update({"metrics.json": m["metrics.json"].replace(b"4.5", b"4.6")}), ["metrics.json was changed"]),
-        (lambda m: m.pop("log.jsonl"), ["log.jsonl is missing"]),
+        (lambda m: m.pop("model-card.md"), ["model-card.md is missing"]),
         (lambda m: m.update({"extra.txt": b"x"}), ["extra.txt was added"]),
         (
-            lambda m: (m.pop("run.json"), m.update({"a": b"x", "log.jsonl": b""})),
-            ["a was added", "log.jsonl was changed", "run.json is missing"],
+            lambda m: (m.pop("run.json"), m.update({"a": b"x", "model-card.md": b""})),
+            ["a was added", "model-card.md was changed", "run.json is missing"],
         ),
     ],
 )
@@ -59,7 +65,8 @@ def test_every_difference_is_named(bundle: Path, change: Change, named: list[str
     [
         (None, "has no manifest.json"), (b"{", "can't be read"), (b"[]", "can't be read"),
         (b'{"schema": 9}', "schema 9"),
-        (b'{"schema": 1, "members": {"a": 1}, "model": {}}', "can't be read"),
+        (b'{"schema": 2, "members": {"a": 1}, "model": {}}', "can't be read"),
+        (b"[" * 100_000, "can't be read"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_none(bundle: Path, manifest: bytes | None, words: str) -> None:
@@ -77,7 +84,7 @@ def test_records_that_were_left_out_of_manifest_and_archive(bundle: Path) -> Non
         del members["request.json"]
         manifest = json.loads(members["manifest.json"])
         del manifest["members"]["request.json"]
-        members["manifest.json"] = json.dumps(manifest).encode()
+        members["manifest.json"] = spelt(manifest)
 
     with pytest.raises(InputError, match=r"has no request\.json"):
         verify(changed(bundle, change))
@@ -98,7 +105,11 @@ def test_a_manifest_that_leads_out_of_the_run(made: Path, bundle: Path) -> None:
     def change(members: dict[str, bytes]) -> None:
         manifest = json.loads(members["manifest.json"])
         manifest["model"]["../../secret"] = {"sha256": hashlib.sha256(b"secret").hexdigest(), "bytes": 6}
-        members["manifest.json"] = json.dumps(manifest).encode()
+        members["manifest.json"] = spelt(manifest)
+        (made / "model-card.md").write_bytes(b"")
+        hashes = {name: entry["sha256"] for name, entry in manifest["model"].items()}
+        for name, content in derived({name: members[name] for name in RECORDS}, hashes).items():
+            resealed(members, name, content)
 
     with pytest.raises(InputError) as caught:
         verify(changed(bundle, change), run=made)
@@ -171,25 +182,64 @@ def test_figures_against_figures() -> None:
     }  # fmt: skip
     found = compare(bundled, [row(name, "base", "forget", **told) for name, told in again.items()], alike=False)
     assert {one.metric: one.state for one in found} == {
-        "a": "same", "b": "within", "c": "differs", "d": "rounding", "e": "differs", "f": "same", "g": "differs",
+        "a": "same", "b": "chance", "c": "differs", "d": "rounding", "e": "differs", "f": "same", "g": "differs",
         "h": "missing", "i": "new",
     }  # fmt: skip
-    refuse_mismatch([one for one in found if one.metric in "abdf"])
     with pytest.raises(GateError, match=r"5 of 9 figures do not come out again: c \(base, forget\)"):
-        refuse_mismatch(found)
+        check_rerun(Rerun(found, {}, False), "chance")
+
+
+def test_case_C4_the_verifier_chooses_how_close_figures_must_come(made: Path) -> None:
+    """2 to the digit, 1 but for rounding, 1 within chance: each tolerance accepts what it says, and no more."""
+    close = {"low": 0.5, "high": 1.5}
+    bundled = [row(name, "base", "forget", 1.0, **close) for name in "abcd"]
+    again = [
+        row(name, "base", "forget", value, **close) for name, value in zip("abcd", (1, 1, 1 + 1e-6, 1.2), strict=True)
+    ]
+    found = Rerun(compare(bundled, again, alike=False), {}, False, "A Xeon")
+    assert tally(found) == "2 to the digit, 1 but for rounding, 1 only within chance"
+    check_rerun(found, "chance")
+    with pytest.raises(
+        ToleranceError, match=r"2 to the digit, 1 but .* 1 only within chance: d \(base, forget\)"
+    ) as no:
+        check_rerun(found, "machine")
+    assert no.value.exit_code == 5
+    assert "'A Xeon'" in no.value.hint
+    with pytest.raises(ToleranceError, match=r"c \(base, forget\), d"):
+        check_rerun(found, "exact")
+    check_rerun(Rerun(found.rows[:3], {}, False))
+    forged = compare(bundled, again, alike=True)  # "it was this machine": chance is then no excuse
+    assert [one.state for one in forged] == ["same", "same", "rounding", "differs"]
+
+
+def test_case_C8_what_could_not_be_measured_is_no_mismatch() -> None:
+    bundled = [row("a", "base", "forget", 1.0), row("b", "base", "retain", 1.0), row("c", "base", "forget", 1.0)]
+    again = [row("a", "base", "forget", 1.0), row("b", "unlearned", "retain", None, why="there are no retain tracks")]
+    again += [row("c", "base", "forget", None, why="no gold model was given")]
+    found = compare(bundled, again, alike=False, absent=True)
+    assert [one.state for one in found] == ["same", "unmeasured", "unmeasured"]
+    rerun = Rerun(found, {"retain": "retain tracks not at hand: x"}, False)
+    with pytest.raises(
+        NotCheckedError, match=r"2 of 3 figures could not be measured \(retain tracks not at hand"
+    ) as no:
+        check_rerun(rerun)
+    assert no.value.exit_code == 6
+    lie = compare([row("a", "base", "forget", 2.0)], again, alike=False, absent=True)
+    with pytest.raises(GateError, match="do not come out again"):  # what is at hand is still compared
+        check_rerun(Rerun(lie, rerun.absent, False))
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        (b"[]", "evaluation.json is not an object"), (b"{", "can't be read as JSON"),
-        (b"\xff", "can't be read as JSON"), (b"{}", "golds and seed and embedder"), (None, "has no evaluation.json"),
+        (b"[]", "evaluation.json of .* can't be read"), (b"{", "evaluation.json of .* can't be read"),
+        (b"\xff", "evaluation.json of .* can't be read"), (b"{}\n", "golds and seed and embedder"),
+        (None, "has no evaluation.json"), (b'{"seed": -5}\n', "can't be read"),
     ],
 )  # fmt: skip
 def test_settings_that_can_not_be_read(made: Path, how: bytes | None, words: str) -> None:
     if how is None:
-        (made / "evaluation.json").unlink()
-        bundle = pack(made, with_model=True)
+        bundle = changed(pack(made, with_model=True), lambda members: dropped(members, "evaluation.json"))
     else:
         bundle = changed(pack(made, with_model=True), lambda members: resealed(members, "evaluation.json", how))
     with pytest.raises(InputError, match=words):
@@ -198,15 +248,24 @@ def test_settings_that_can_not_be_read(made: Path, how: bytes | None, words: str
 
 def test_no_gold_takes_the_place_of_the_runs_own_model(made: Path) -> None:
     how = json.loads((made / "evaluation.json").read_text()) | {"golds": {"unlearned": "tiny-gold"}}
-    bundle = changed(
-        pack(made, with_model=True), lambda members: resealed(members, "evaluation.json", json.dumps(how).encode())
-    )
+    bundle = changed(pack(made, with_model=True), lambda members: resealed(members, "evaluation.json", spelt(how)))
     with pytest.raises(InputError, match="names a gold for unlearned"):
         verify(bundle, again=True)
+
+
+def dropped(members: dict[str, bytes], name: str) -> None:
+    """Take a member out, and out of the manifest."""
+    manifest = json.loads(members["manifest.json"])
+    del manifest["members"][name], members[name]
+    members["manifest.json"] = spelt(manifest)
 
 
 def resealed(members: dict[str, bytes], name: str, content: bytes) -> None:
     """Change a member, and the manifest with it."""
     manifest = json.loads(members["manifest.json"])
     manifest["members"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    members |= {name: content, "manifest.json": json.dumps(manifest).encode()}
+    members |= {name: content, "manifest.json": spelt(manifest)}
+
+
+def spelt(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -10,10 +10,12 @@ import numpy as np
 import soundfile
 
 from encore.api import Result
+from encore.runs.evaluation_json import tie
 from encore.runs.metrics_json import write_metrics
 
 TRACKS = ("one", "two", "three")
 UNSEEN = ("four", "five", "six", "seven")
+MODELS = {"base": "c" * 64, "unlearned": "e" * 64, "gold": "f" * 64}
 NLL = {"base": 0.1, "unlearned": 4.4, "gold": 4.2, "gold2": 4.3}
 
 
@@ -97,11 +99,14 @@ def write_run(folder: Path, *, results: list[Result] | None = None, **record: An
     (folder / "model").mkdir()
     (folder / "model" / "model.safetensors").write_bytes(b"weights")
     (folder / "model" / "README.md").write_text("---\n---\n")
-    listed = {"forget": [entry(track, i + 1) for i, track in enumerate(TRACKS)], "retain": [entry("kept")]}
+    listed = {"forget": [entry(track, i + 1) for i, track in enumerate(TRACKS)]}
+    listed["retain"] = [entry("kept"), entry("kept too")]
     listed["holdout"] = [entry(track) for track in UNSEEN]
-    request = {"schema": 1, "folder": str(folder), "model": run_record()["model"], "seed": 3, **listed}
+    done = {**run_record(), **record}
+    asked = {name: done[name] for name in ("model", "method", "seed", "precision")}
+    request = {"schema": 1, "folder": str(folder), **asked, "options": {"steps": 4, "lr": 0.001}, **listed}
     write(folder / "request.json", request)
-    write(folder / "run.json", {**run_record(), **record})
+    write(folder / "run.json", done)
     how = {
         "schema": 1,
         "golds": {},
@@ -112,7 +117,7 @@ def write_run(folder: Path, *, results: list[Result] | None = None, **record: An
         "force": False,
         "seconds": 9.0,
     }
-    write(folder / "evaluation.json", how | {"models": {"gold": "f" * 64}, "notes": ["a note of eval"]})
+    write(folder / "evaluation.json", how | {"models": MODELS, "notes": ["a note of eval"]})
     write_metrics(folder / "metrics.json", rows() if results is None else results)
     lines = [look(2, 2.0), {"event": "checkpoint"}, look(2, 2.5), look(4, 4.4)]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -124,7 +129,13 @@ def write_run(folder: Path, *, results: list[Result] | None = None, **record: An
             soundfile.write(folder / "samples" / name, tone, 16000)
             index.append({"file": name, "track": track, "caption": f"slow {track}"})
     write(folder / "samples" / "index.json", index)
+    tie_again(folder)
     return folder
+
+
+def tie_again(folder: Path) -> None:
+    """Have `evaluation.json` belong to what is in the folder now."""
+    change(folder / "evaluation.json", **tie(folder, folder))
 
 
 def write(path: Path, value: Any) -> None:

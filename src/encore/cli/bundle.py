@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from encore.cli import console
 
 if TYPE_CHECKING:
     from encore.errors import EncoreError
-    from encore.evidence.rerun import Compared
+    from encore.evidence.rerun import Compared, Rerun
     from encore.evidence.verify import Verified
 
 
@@ -21,14 +21,35 @@ def bundle(
     sign: Annotated[
         Path | None, typer.Option(help="PEM file of an elliptic-curve private key to sign the manifest with.")
     ] = None,
+    timestamp: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Time-stamping authority (RFC 3161) to ask; it gets the manifest's hash."),
+    ] = None,
     with_model: Annotated[bool, typer.Option("--with-model", help="Put the model's weights in, too.")] = False,
+    with_catalog: Annotated[
+        bool, typer.Option("--with-catalog", help="Name the retain and held-out tracks: ids, titles, captions.")
+    ] = False,
+    with_before: Annotated[
+        bool, typer.Option("--with-before", help="Put in generations of the model before; they may reproduce tracks.")
+    ] = False,
 ) -> None:
     """Pack a run's evidence into one archive: request, records, figures, report, bill of materials, and hashes."""
-    from encore.evidence.pack import pack
+    from encore.evidence.pack import LEFT_OUT, pack
 
-    target = pack(run, out, key=sign, with_model=with_model)
+    included = {"catalog": with_catalog, "before": with_before, "model": with_model}
+    target = pack(
+        run, out, key=sign, timestamp_url=timestamp, with_model=with_model, with_catalog=with_catalog,
+        with_before=with_before,
+    )  # fmt: skip
+    console.note(
+        "in it: request, records, figures, generations, and a report, model card and bill of materials of these"
+    )
+    left_out = [sentence for name, sentence in LEFT_OUT.items() if not included[name]]
+    console.note(f"left out: {'; '.join(['names of folders', 'the training log', *left_out])}")
     if sign is None:
         console.note("not signed: the manifest shows damage, and not who made it; --sign KEY signs it")
+    if timestamp is None:
+        console.note("no timestamp: the time is the maker's own word; --timestamp URL asks an authority")
     console.note(f"check it: encore verify {target}")
     console.data(target)
 
@@ -36,15 +57,34 @@ def bundle(
 def verify(
     archive: Annotated[Path, typer.Argument(metavar="BUNDLE", help="File that `encore bundle` wrote.")],
     key: Annotated[Path | None, typer.Option(help="PEM file of the maker's public key.")] = None,
+    tsa_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of the time-stamping authority's root certificate.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder, to be checked against the bundle.")] = None,
     rerun: Annotated[bool, typer.Option("--rerun", help="Measure the figures again, and compare.")] = False,
+    tolerance: Annotated[
+        Literal["exact", "machine", "chance"],
+        typer.Option(help="With --rerun: accept equal digits alone, rounding too, or all within the intervals."),
+    ] = "machine",
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --rerun: folder in which tracks and models are found by hash; repeat for more."),
+    ] = None,
+    catalog: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --rerun: catalogue or list with captions of retain and held-out tracks; repeat."),
+    ] = None,
     device: Annotated[str, typer.Option(help="With --rerun: auto, cpu, cuda, …")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check an evidence bundle: every member, its signature, and on demand its figures."""
-    from encore.errors import GateError, InputError
-    from encore.evidence.verify import refuse_mismatch
+    """Check an evidence bundle: every member, its signature, and on demand its figures.
+
+    Exit codes: 0 all that was asked for holds; 3 the bundle contradicts itself, its signature or the run; 4 figures do
+    not come out again; 5 they agree less closely than --tolerance; 6 part of it could not be checked here.
+    """
+    from encore.errors import GateError, InputError, NotCheckedError
+    from encore.evidence.verify import check_complete, check_rerun
     from encore.evidence.verify import verify as check
 
     found, wrong = None, None
@@ -55,11 +95,16 @@ def verify(
 
             keep_freed_memory()
             with reporting() as reporter:
-                found = check(archive, key=key, run=run, again=True, device=device, offline=offline, reporter=reporter)
+                found = check(
+                    archive, key=key, tsa_certificate=tsa_certificate, run=run, again=True, roots=root or (),
+                    catalogs=catalog or (), device=device, offline=offline, reporter=reporter,
+                )  # fmt: skip
         else:
-            found = check(archive, key=key, run=run)
-        refuse_mismatch(found.compared)
-    except (InputError, GateError) as error:  # what it says is the verdict, for programs too
+            found = check(archive, key=key, tsa_certificate=tsa_certificate, run=run)
+        if found.rerun is not None:
+            check_rerun(found.rerun, tolerance)
+        check_complete(found, archive)
+    except (InputError, GateError, NotCheckedError) as error:  # what it says is the verdict, for programs too
         wrong = error
     if json:
         _show_json(found, wrong)
@@ -69,45 +114,74 @@ def verify(
         raise wrong
 
 
+VERDICTS = {0: "holds", 3: "contradicted", 4: "figures differ", 5: "only within chance", 6: "not all could be checked"}
+
+
 def _show_json(found: Verified | None, wrong: EncoreError | None) -> None:
     from dataclasses import asdict
 
+    rerun = found.rerun if found is not None else None
     console.data_json({
-        "schema": 1,
+        "schema": 2,
         "holds": wrong is None,
+        "verdict": VERDICTS.get(wrong.exit_code if wrong is not None else 0, "error"),
         "why": wrong.message if wrong is not None else None,
         "details": wrong.hint.split("\n") if wrong is not None else [],
-        "members": dict(found.members) if found is not None else {},
-        "signed": found.signed if found is not None else None,
-        "signature_checked": found is not None and found.checked,
-        "compared": [{**asdict(row), "holds": row.holds} for row in found.compared] if found is not None else [],
+        "members": {name: asdict(member) for name, member in found.members.items()} if found is not None else {},
+        "signature": found.signature if found is not None else None,
+        "time": found.time.isoformat() if found is not None and found.time is not None else None,
+        "time_checked": found is not None and found.time_checked,
+        "compared": [asdict(row) for row in rerun.rows] if rerun is not None else [],
+        "absent": dict(rerun.absent) if rerun is not None else {},
     })  # fmt: skip
 
 
 def _show(found: Verified, archive: Path, run: Path | None) -> None:
-    if found.compared:
-        console.table(
-            ["figure", "model", "on", "bundled", "again", "95 % interval", "holds"],
-            [
-                (row.metric, row.model, row.set, _number(row.bundled), _number(row.again), _interval(row), _state(row))
-                for row in found.compared
-            ],
-            right=["bundled", "again"],
-        )
+    rows = [(name, member.size, member.checked) for name, member in found.members.items()]
+    if found.rerun is not None:
+        _show_rerun(found.rerun)
+        for name, _, checked in rows:
+            console.note(f"{name}: {checked}")
     else:
-        console.table(["member", "bytes"], list(found.members.items()), right=["bytes"])
+        console.table(["member", "bytes", "checked"], rows, right=["bytes"])
+        console.note('"hash only": as its maker packed it; --rerun measures whether the figures are true')
     console.note(f"{archive}: {len(found.members)} members are as its manifest says")
     if run is not None:
         console.note(f"the files in {run} are those of the bundle")
-    if found.checked:
-        console.note("the signature is by this key")
-    elif found.signed:
-        console.note("it is signed; --key PUB checks by whom")
+    console.note(SIGNATURES[found.signature])
+    if found.time is None:
+        console.note("it carries no timestamp that can be read: the time is the maker's own word")
+    elif found.time_checked:
+        console.note(f"the manifest existed on {_utc(found)}, by the word of the authority of this certificate")
     else:
-        console.note("it is not signed: whoever changed a member could have changed the manifest too")
-    if found.compared and all(row.holds for row in found.compared):
-        same = sum(row.state == "same" for row in found.compared)
-        console.note(f"all {len(found.compared)} figures come out again, {same} of them to the last digit")
+        console.note(f"it carries a timestamp of {_utc(found)} that was not checked; --tsa-certificate PEM checks it")
+
+
+SIGNATURES = {
+    "checked": "the signature is by this key",
+    "not checked": "it carries a signature that was not checked; --key PUB checks it",
+    "none": "it is not signed: whoever changed a member could have changed the manifest too",
+}
+
+
+def _utc(found: Verified) -> str:
+    from encore.runs.dates import utc
+
+    return utc(found.time) if found.time is not None else ""
+
+
+def _show_rerun(rerun: Rerun) -> None:
+    from encore.evidence.rerun import tally
+
+    console.table(
+        ["figure", "model", "on", "bundled", "again", "95 % interval", "agrees"],
+        [
+            (row.metric, row.model, row.set, _number(row.bundled), _number(row.again), _interval(row), _state(row))
+            for row in rerun.rows
+        ],
+        right=["bundled", "again"],
+    )
+    console.note(f"{len(rerun.rows)} figures: {tally(rerun)}")
 
 
 def _number(value: float | None) -> str:
@@ -120,7 +194,6 @@ def _interval(row: Compared) -> str:
 
 def _state(row: Compared) -> str:
     """In capitals where it does not hold, with what differs."""
-    if row.holds:
-        return row.state
     more = f" and {len(row.what) - 3} more" if len(row.what) > 3 else ""
-    return row.state.upper() + (f": {', '.join(row.what[:3])}{more}" if row.what else "")
+    told = f": {', '.join(row.what[:3])}{more}" if row.what else ""
+    return (row.state.upper() if row.state in ("differs", "missing", "new") else row.state) + told

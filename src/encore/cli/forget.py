@@ -67,6 +67,12 @@ def forget(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    requester: Annotated[
+        str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
+    ] = None,
+    requested: Annotated[
+        str | None, typer.Option(help="When it was asked for, for the record: a date such as 2026-11-28.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
@@ -84,6 +90,7 @@ def forget(
 
     from encore.cli.progress import reporting
     from encore.runs import forget as runs
+    from encore.runs.dates import check_date
     from encore.runs.environment import keep_freed_memory
     from encore.runs.models import backend_name
 
@@ -94,6 +101,7 @@ def forget(
         backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
         roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
         skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
+        requester=requester, requested=check_date(requested) if requested is not None else None,
     )  # fmt: skip
     run = runs.finished(request, chosen(settings.options))
     if run is not None:

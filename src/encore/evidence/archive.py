@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import stat
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from encore.runs.store import writing
 MAX_MEMBERS = 10_000
 MAX_IN_MEMORY = 64 << 20  # bytes of a member that is read as a whole
 PIECE = 1 << 20
+ZIP64_EXTRA = 20  # bytes of a local header's extra field, of a member beyond 2 GiB
+END, ZIP64_END = 22, 76  # bytes of the record at a zip's end, and of what precedes it beyond 4 GiB
 FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
 HINT = "ask for the bundle again, from whoever made it"
 
@@ -129,7 +132,30 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         seen.add(info.filename)
     if sum(info.file_size for info in members) > path.stat().st_size:
         raise InputError(f"{path} is refused: its members overlap", HINT)
+    if not _is_whole(archive, members, path.stat().st_size):
+        raise InputError(f"{path} is refused: it holds bytes that belong to no member", HINT)
     return members
+
+
+def _is_whole(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], size: int) -> bool:
+    """Whether the archive is its members one after the other and their directory, with nothing before or between.
+
+    What stands between members is read by no zip reader, and by a reader of another format, which a bundle can be too.
+    """
+    file, place = archive.fp, 0
+    assert file is not None
+    for info in sorted(members, key=lambda info: info.header_offset):
+        if info.header_offset != place:
+            return False
+        file.seek(place + 26)  # of a local header: lengths of name and extra field, of 30 bytes in all
+        name, extra = struct.unpack("<HH", file.read(4))
+        if extra not in (0, ZIP64_EXTRA):
+            return False
+        place += 30 + name + extra + info.compress_size
+    directory = sum(46 + len(info.orig_filename.encode()) + len(info.extra) + len(info.comment) for info in members)
+    end = archive.start_dir + directory
+    plain = not archive.comment and not any(info.comment for info in members)
+    return plain and archive.start_dir == place and size - end in (END, END + ZIP64_END)
 
 
 def _wrong(info: zipfile.ZipInfo) -> str:

@@ -1,4 +1,4 @@
-"""The manifest: what is in a bundle, and what the model's files are, each by its SHA-256."""
+"""The manifest: what is in a bundle, what was left out, and what the model's files are, each by its SHA-256."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from encore import __version__
 from encore.audio.files import file_sha256
 from encore.errors import InputError
 from encore.evidence.archive import HINT, Archive
+from encore.evidence.public import REQUEST, RUN, public_records
 from encore.files import parsed_json
+from encore.plugins import installed
 
-SCHEMA = 1
-NAME, SIGNATURE = "manifest.json", "manifest.json.sig"
-UNSIGNED = (NAME, SIGNATURE)  # not in the manifest: one is it, the other is about it
+SCHEMA = 2
+NAME, SIGNATURE, TIMESTAMP = "manifest.json", "manifest.json.sig", "manifest.json.tsr"
+UNLISTED = (NAME, SIGNATURE, TIMESTAMP)  # not in the manifest: one is it, the others are about it
+INCLUDES = ("catalog", "before", "model")  # what a bundle holds only when asked for
 
 
 @dataclass(frozen=True)
@@ -31,21 +35,35 @@ class Difference:
         return f"{self.name} {self.how}"
 
 
-def manifest_of(members: Mapping[str, bytes | Path], model: Mapping[str, Path], weights_sha256: str) -> bytes:
+def manifest_of(
+    members: Mapping[str, bytes | Path],
+    model: Mapping[str, Path],
+    weights_sha256: str,
+    includes: Mapping[str, bool] = MappingProxyType({}),
+) -> bytes:
     """The manifest as a file.
 
     Args:
-        members: what goes into the archive. model: the model's files by name, in the archive or not.
+        members: what goes into the archive.
+        model: the model's files by name, in the archive or not.
         weights_sha256: hash over all weights, as `run.json` has it.
+        includes: what is in the bundle only when asked for -> whether it is.
     """
     told = {
         "schema": SCHEMA,
-        "made_with": f"encore {__version__}",
+        "made_with": made_with(),
+        "includes": dict(includes),
         "members": {name: _entry(members[name]) for name in sorted(members)},
         "model": {name: _entry(model[name]) for name in sorted(model)},
         "weights_sha256": weights_sha256,
     }
     return (json.dumps(told, indent=2) + "\n").encode()
+
+
+def made_with() -> dict[str, str | None]:
+    """This Encore: two of one version and one code write the same report."""
+    own = next((plugin["sha256"] for plugin in installed() if plugin["module"] == "encore.builtins"), None)
+    return {"encore": __version__, "code_sha256": own}
 
 
 def read_manifest(archive: Archive) -> dict[str, Any]:
@@ -54,24 +72,34 @@ def read_manifest(archive: Archive) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it can't be read.
     """
+    content = archive.read(NAME)
     try:
         found = parsed_json(archive.read(NAME), NAME)
         if found["schema"] != SCHEMA:
             raise InputError(
                 f"{archive.path} has a manifest of schema {found['schema']!r}", "check it with a newer Encore"
             )
+        keys = {"schema", "made_with", "includes", "members", "model", "weights_sha256"}
+        if found.keys() != keys or content != (json.dumps(found, indent=2) + "\n").encode():
+            raise ValueError("it is not written as Encore writes it")
+        if found["includes"].keys() != set(INCLUDES) or not all(type(v) is bool for v in found["includes"].values()):
+            raise TypeError("it does not say what was left out")
         for table in ("members", "model"):
             for entry in found[table].values():
+                if entry.keys() != {"sha256", "bytes"}:
+                    raise TypeError("a hash or a size is missing")
                 if not (isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)):
                     raise TypeError("a hash or a size is missing")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if found["made_with"].keys() != {"encore", "code_sha256"}:
+            raise TypeError("it does not say what made it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"the manifest of {archive.path} can't be read: {error!r}", HINT) from error
     return dict(found)
 
 
 def differences(archive: Archive, manifest: Mapping[str, Any]) -> list[Difference]:
     """What in the archive is not what the manifest says; all of it, in the order of names."""
-    listed, there = manifest["members"], set(archive.names) - set(UNSIGNED)
+    listed, there = manifest["members"], set(archive.names) - set(UNLISTED)
     found = []
     for name in sorted({*listed, *there}):
         if name not in there:
@@ -84,11 +112,18 @@ def differences(archive: Archive, manifest: Mapping[str, Any]) -> list[Differenc
 
 
 def run_differences(run: Path, manifest: Mapping[str, Any]) -> list[Difference]:
-    """What in a run's folder is not what the bundle of that run says: its records and the model's files."""
-    records = {name: entry for name, entry in manifest["members"].items() if name in ("request.json", "run.json")}
+    """What in a run's folder is not what the bundle of that run says: its records and the model's files.
+
+    Raises:
+        InputError: a record of the run can't be read.
+    """
+    found = [Difference(name, "is missing") for name in (REQUEST, RUN) if not (run / name).is_file()]
+    records = {} if found else public_records(run, catalog=manifest["includes"]["catalog"], measured=False)
+    for name, content in records.items():
+        if _entry(content) != manifest["members"].get(name):
+            found.append(Difference(name, "is not the one that was bundled"))
     model = {f"model/{name}": entry for name, entry in manifest["model"].items() if name != "README.md"}
-    found = []
-    for name, entry in {**records, **model}.items():
+    for name, entry in model.items():
         file = run / name
         if ".." in Path(name).parts or not file.is_file():
             found.append(Difference(name, "is missing"))

@@ -1,63 +1,80 @@
-"""`encore bundle`: everything a run claims, in one archive."""
+"""`encore bundle`: everything a run claims, in one archive, and nothing of other people's."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from encore.audio.files import file_sha256
 from encore.errors import InputError
-from encore.evidence import signing
+from encore.evidence import signing, timestamp
 from encore.evidence.archive import write_archive
-from encore.evidence.bom import bom
-from encore.evidence.manifest import NAME, SIGNATURE, manifest_of
-from encore.report.card import model_card
-from encore.report.files import REPORT, read_run
-from encore.report.page import render
-from encore.runs.evaluation_json import NAME as EVALUATION
-from encore.runs.metrics_json import NAME as METRICS
-from encore.runs.store import LOG
+from encore.evidence.code import refuse_code
+from encore.evidence.derived import derived
+from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, manifest_of
+from encore.evidence.public import canonical, public_records
+from encore.report.files import read_run
+from encore.runs.evaluation_json import check_tie
+from encore.runs.store import read_json
 
-RECORDS = ("request.json", "run.json", METRICS, EVALUATION, LOG)
-BOM, CARD, VERSIONS = "bom.cdx.json", "model-card.md", "versions.json"
-SELF = "retain-self"
+SELF, SAMPLES = "retain-self", "samples"
+LEFT_OUT = {  # what is in the bundle only when asked for -> what is not in it, and which flag puts it in
+    "catalog": "ids, titles and captions of the tracks to retain and the held-out tracks: of these it has only hashes "
+    "(--with-catalog)",
+    "before": "generations of the model before, which may reproduce the tracks (--with-before)",
+    "model": "the model's weights (--with-model)",
+}
 
 
-def pack(run: Path, out: Path | None = None, *, key: Path | None = None, with_model: bool = False) -> Path:
+def pack(
+    run: Path,
+    out: Path | None = None,
+    *,
+    key: Path | None = None,
+    timestamp_url: str | None = None,
+    with_model: bool = False,
+    with_catalog: bool = False,
+    with_before: bool = False,
+) -> Path:
     """Bundle a complete, measured run; returns where the bundle is.
 
-    Report and card are made anew, so that they say what the figures in the bundle say. Without a key it is the same
-    bytes every time.
+    Without a key and a timestamp it is the same bytes every time.
 
     Args:
         out: the file; default: `<run>.evidence.zip` beside the run's folder.
-        key: PEM file of a private key to sign with. with_model: put the weights in, too.
+        key: PEM file of a private key to sign with.
+        timestamp_url: time-stamping authority (RFC 3161) to ask for the time.
+        with_model: put the weights in, too.
+        with_catalog: name the tracks to retain and the held-out tracks.
+        with_before: put in what the model before generated for the tracks.
 
     Raises:
-        InputError: the run is not complete or not measured, or its model is gone.
+        InputError: the run is not complete or not measured, its figures and records don't belong together, or its
+            model is gone or holds code.
         MissingExtraError, UsageError: it can't be signed.
-        EncoreError: it can't be written.
+        EncoreError: it can't be written, or the authority gives no timestamp.
     """
     files = read_run(run)
+    check_tie(files.evaluation, run, run, f"evaluate again: encore eval {run}")
     model = model_files(run)
     if not any(name.endswith(".safetensors") for name in model):
         raise InputError(f"{run / 'model'} has no weights: there is nothing to give evidence of", "run it again")
-    members: dict[str, bytes | Path] = {name: run / name for name in RECORDS if (run / name).is_file()}
-    if (run / SELF).is_dir():
-        members |= {f"{SELF}/{file.name}": file for file in (run / SELF).iterdir() if file.is_file()}
-    members |= {
-        REPORT: render(files).encode("utf-8"),
-        CARD: model_card(files.run, files.results).encode("utf-8"),
-        VERSIONS: _json({"versions": files.run["versions"], "plugins": files.run["plugins"], "eval": _of_eval(files)}),
-    }
-    hashes = {name: entry["sha256"] for name, entry in json.loads(manifest_of({}, model, ""))["model"].items()}
-    members[BOM] = _json(bom(files, hashes))
+    refuse_code({name: file.read_bytes for name, file in model.items()}, run)
+    records = public_records(run, catalog=with_catalog)
+    hashes = {name: file_sha256(file) for name, file in model.items()}
+    members: dict[str, bytes | Path] = {**records, **derived(records, hashes)}
+    members |= dict(_samples(run, with_catalog, with_before))
     if with_model:
         members |= {f"model/{name}": file for name, file in model.items()}
-    manifest = manifest_of(members, model, str(files.run["unlearned_sha256"]))
-    signed = {SIGNATURE: signing.sign(manifest, key)} if key is not None else {}
+        if (run / SELF).is_dir():
+            members |= {f"{SELF}/{file.name}": file for file in (run / SELF).iterdir() if file.is_file()}
+    includes = {"catalog": with_catalog, "before": with_before, "model": with_model}
+    manifest = manifest_of(members, model, str(files.run["unlearned_sha256"]), includes)
+    about = {SIGNATURE: signing.sign(manifest, key)} if key is not None else {}
+    if timestamp_url is not None:
+        about[TIMESTAMP] = timestamp.request(manifest, timestamp_url)
     target = out or run.parent / f"{run.resolve().name}.evidence.zip"
-    write_archive(target, {**members, NAME: manifest, **signed})
+    write_archive(target, {**members, NAME: manifest, **about})
     return target
 
 
@@ -68,9 +85,14 @@ def model_files(run: Path) -> dict[str, Path]:
     return {file.relative_to(folder).as_posix(): file for file in found if file.name != "README.md"}
 
 
-def _of_eval(files: Any) -> dict[str, Any]:
-    return {name: files.evaluation[name] for name in ("versions", "plugins") if name in files.evaluation}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+def _samples(run: Path, catalog: bool, before: bool) -> Iterator[tuple[str, bytes | Path]]:
+    """Generations to listen to, with the index that names their tracks and captions."""
+    chosen = {
+        f"{sample.set}/{sample.path.name}": sample.path
+        for sample in read_run(run).samples
+        if (catalog or sample.set != "retain") and (before or sample.role != "base")
+    }
+    if chosen:
+        index = [entry for entry in read_json(run / SAMPLES / "index.json") if entry.get("file") in chosen]
+        yield f"{SAMPLES}/index.json", canonical(index)
+        yield from ((f"{SAMPLES}/{name}", path) for name, path in chosen.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,22 @@ def check(manifest: bytes, signature: bytes, key: Path) -> None:
                 f"the signature does not hold for this manifest and {key}: {_said(error)}",
                 "the bundle was changed after it was signed, or the key is not its maker's",
             ) from error
+
+
+def check_readable(signature: bytes) -> None:
+    """Make sure that a signature at least looks like one; whose it is, only `check` says.
+
+    Raises:
+        InputError: it is no Sigstore bundle.
+    """
+    parts: tuple[Any, ...] = ()
+    try:
+        found = json.loads(signature)
+        parts = found["mediaType"], found["verificationMaterial"], found["dsseEnvelope"]["signatures"][0]["sig"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        pass
+    if not parts or not all(parts):
+        raise InputError("the bundle carries a signature that can't be read", "ask for the bundle again")
 
 
 @contextmanager

@@ -1,100 +1,145 @@
-"""`encore verify`: is the bundle what its maker made, and do its figures come out again?"""
+"""`encore verify`: what a stranger can conclude from a bundle, member by member."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from encore.errors import GateError, InputError, UsageError
-from encore.evidence import signing
+from encore.errors import InputError, MissingExtraError, NotCheckedError, UsageError
+from encore.evidence import signing, timestamp
 from encore.evidence.archive import HINT, Archive, opened
-from encore.evidence.manifest import NAME, SIGNATURE, differences, read_manifest, run_differences
-from encore.evidence.pack import SELF
-from encore.evidence.rerun import Compared, rerun
+from encore.evidence.code import refuse_code
+from encore.evidence.derived import DERIVED, derived
+from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, differences, made_with, read_manifest, run_differences
+from encore.evidence.pack import SAMPLES, SELF
+from encore.evidence.public import REQUEST, RUN, canonical, sha256, tie_name
+from encore.evidence.rerun import Rerun, check_rerun, check_settings, rerun
 from encore.runs.evaluation_json import NAME as EVALUATION
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
-from encore.runs.store import read_json
 
-NEEDED = ("request.json", "run.json", METRICS)
+RECORDS = (REQUEST, RUN, METRICS, EVALUATION)
+ALONE = (*RECORDS, *DERIVED, NAME, SIGNATURE, TIMESTAMP)
+IN_SELF = ("captions.json", "codes.safetensors")
+SAME = ("model", "method", "seed", "precision")  # what `run.json` repeats of `request.json`
+
+HASH = "hash only"
+UNCHECKED = "NOT CHECKED"
+AGAIN = "made again, byte for byte"
+AS_RUN = "made again from the run's folder, byte for byte"
+MEASURED = "measured again"
+
+Signature = Literal["none", "not checked", "checked"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a bundle, and how it was checked.
+
+    Args:
+        size: bytes.
+        checked: "hash only": it is as its maker packed it; "made again …" from other members or the run's folder;
+            "measured again"; or "NOT CHECKED" and why.
+    """
+
+    size: int
+    checked: str
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle that holds.
+    """A bundle in which nothing contradicts another.
 
     Args:
-        members: size in bytes, by name. signed: it has a signature. checked: the signature was checked with a key.
-        compared: figures measured again, where that was asked for.
+        members: by name.
+        signature: whether there is one, and whether it was checked with a key.
+        time: that a time-stamping authority states; None where there is no timestamp.
+        time_checked: whether the timestamp was checked with the authority's certificate.
+        rerun: figures measured again, where that was asked for.
     """
 
-    members: Mapping[str, int]
-    signed: bool
-    checked: bool
-    compared: Sequence[Compared] = ()
+    members: Mapping[str, Member]
+    signature: Signature
+    time: datetime | None = None
+    time_checked: bool = False
+    rerun: Rerun | None = None
 
 
 def verify(
     bundle: Path,
     *,
     key: Path | None = None,
+    tsa_certificate: Path | None = None,
     run: Path | None = None,
     again: bool = False,
+    roots: Sequence[Path] = (),
+    catalogs: Sequence[Path] = (),
     device: str = "auto",
     offline: bool = False,
     reporter: Any = None,
 ) -> Verified:
-    """Check every member against the manifest, and the manifest against its signature.
+    """Check what can be checked: hashes, signature, timestamp, what one member says of another, and figures.
 
     Args:
-        key: PEM file of the maker's public key. run: the run's folder, to be checked as well.
-        again: measure the figures again, from that folder or from the model in the bundle.
+        key: PEM file of the maker's public key.
+        tsa_certificate: PEM file of the time-stamping authority's root certificate.
+        run: the run's folder: request, record and model are held against it.
+        again: measure the figures again, with the model in the bundle or in that folder.
+        roots: folders in which tracks and models are found by hash.
+        catalogs: catalogues or lists that describe tracks of which the bundle has only hashes.
 
     Raises:
-        InputError: the bundle, or the run's folder, is not what the manifest says: every difference is named.
-        UsageError: there is nothing to measure again from.
+        InputError: the bundle, or the run's folder, is not what the bundle says: every difference is named.
+        UsageError: there is nothing to measure again from, or a key or certificate can't be read.
+        NotCheckedError: nothing could be measured again.
+        MissingExtraError: signature or timestamp can't be checked without the extra `signing`.
     """
     with opened(bundle) as archive:
-        signed = SIGNATURE in archive.names
-        if key is not None and not signed:
-            raise InputError(f"{bundle} is not signed, so {key} says nothing of it", HINT)
-        if key is not None:
-            signing.check(archive.read(NAME), archive.read(SIGNATURE), key)
+        signature = _check_signature(archive, key)
         manifest = read_manifest(archive)
         _refuse(f"{bundle} is not as it was made", differences(archive, manifest))
-        absent = [name for name in NEEDED if name not in archive.names]
-        if absent:
-            raise InputError(f"{bundle} has no {' and no '.join(absent)}: it is not an evidence bundle", HINT)
+        _check_names(archive, manifest)
+        time = _check_time(archive, tsa_certificate)
+        records = _records(archive)
+        _check_records(records, manifest)
+        checked = dict.fromkeys(archive.names, HASH)
+        checked |= {k: v for k, v in _about(signature, tsa_certificate is not None).items() if k in checked}
+        checked |= _check_derived(archive, records, manifest)
         if run is not None:
             _refuse(f"{run} is not the run of this bundle", run_differences(run, manifest))
-        compared: Sequence[Compared] = ()
+            checked |= dict.fromkeys((REQUEST, RUN), AS_RUN)
+        found: Rerun | None = None
         if again:
-            if EVALUATION not in archive.names:
-                raise InputError(f"{bundle} has no {EVALUATION}: it does not say how its figures were measured")
-            with _folder(archive, run) as folder:
-                how, bundled = read_json(folder / EVALUATION), read_metrics(folder / METRICS)
-                compared = rerun(run or folder, how, bundled, device=device, offline=offline, reporter=reporter)
-        sizes = {name: archive.size(name) for name in archive.names}
-    return Verified(sizes, signed, key is not None, compared)
+            with _folder(archive, records, run) as folder:
+                how, bundled = json.loads(records[EVALUATION]), read_metrics(folder / METRICS)
+                found = rerun(
+                    folder, how, bundled, run=run, catalog_is_in=manifest["includes"]["catalog"], roots=roots,
+                    catalogs=catalogs, device=device, offline=offline, reporter=reporter,
+                )  # fmt: skip
+            checked |= _measured(found, archive.names, run)
+        members = {name: Member(archive.size(name), checked[name]) for name in archive.names}
+    return Verified(members, signature, time, tsa_certificate is not None, found)
 
 
-def refuse_mismatch(compared: Sequence[Compared]) -> None:
-    """The gate on figures that were measured again.
+def check_complete(found: Verified, bundle: Path) -> None:
+    """Refuse a bundle of which a part that a person reads could not be checked.
 
     Raises:
-        GateError: one of them does not come out again.
+        NotCheckedError: names the members.
     """
-    wrong = [row for row in compared if not row.holds]
-    if wrong:
-        named = ", ".join(f"{row.metric} ({row.model}, {row.set})" for row in wrong[:5])
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise GateError(
-            f"{len(wrong)} of {len(compared)} figures do not come out again: {named}{more}",
-            "compare the versions in versions.json with `encore doctor`; other versions may give other figures",
+    names = [name for name in DERIVED if name in found.members and found.members[name].checked.startswith(UNCHECKED)]
+    if names:
+        why = found.members[names[0]].checked.removeprefix(UNCHECKED).lstrip(": ")
+        raise NotCheckedError(
+            f"{' and '.join(names)} of {bundle} could not be checked: {why}",
+            "check it with the Encore that made it; until then trust the other members alone",
         )
 
 
@@ -104,8 +149,145 @@ def _refuse(what: str, found: Sequence[object]) -> None:
         raise InputError(f"{what}: {count}", "\n".join(map(str, found)))
 
 
+# ---------------------------------------------------------------------------------------------- signature and time
+
+
+def _check_signature(archive: Archive, key: Path | None) -> Signature:
+    if SIGNATURE not in archive.names:
+        if key is not None:
+            raise InputError(f"{archive.path} is not signed, so {key} says nothing of it", HINT)
+        return "none"
+    content = archive.read(SIGNATURE)
+    if key is None:
+        signing.check_readable(content)
+        return "not checked"
+    signing.check(archive.read(NAME), content, key)
+    return "checked"
+
+
+def _check_time(archive: Archive, certificate: Path | None) -> datetime | None:
+    if TIMESTAMP not in archive.names:
+        if certificate is not None:
+            raise InputError(f"{archive.path} carries no timestamp, so {certificate} says nothing of it", HINT)
+        return None
+    token = archive.read(TIMESTAMP)
+    if certificate is not None:
+        return timestamp.check(archive.read(NAME), token, certificate)
+    try:
+        return timestamp.claimed(token)
+    except MissingExtraError:
+        return None
+
+
+def _about(signature: Signature, time_checked: bool) -> dict[str, str]:
+    """How manifest, signature and timestamp were checked."""
+    signed = {"none": f"{UNCHECKED}: no signature", "not checked": f"{UNCHECKED}: its signature was not checked"}
+    return {
+        NAME: signed.get(signature, "its signature is by this key"),
+        SIGNATURE: "by this key" if signature == "checked" else f"{UNCHECKED}: no --key",
+        TIMESTAMP: "by this authority" if time_checked else f"{UNCHECKED}: no --tsa-certificate",
+    }
+
+
+# --------------------------------------------------------------------------------------------------- what is in it
+
+
+def _check_names(archive: Archive, manifest: Mapping[str, Any]) -> None:
+    """Nothing is in a bundle but what `encore bundle` puts in, and its model is the one in the manifest."""
+    names = archive.names
+    if absent := [name for name in (*RECORDS, *DERIVED) if name not in names]:
+        raise InputError(f"{archive.path} has no {' and no '.join(absent)}: it is not an evidence bundle", HINT)
+    if foreign := [name for name in names if not _known(name)]:
+        raise InputError(f"{archive.path} is refused: no bundle has a member {foreign[0]}", HINT)
+    model = {name.removeprefix("model/"): manifest["members"][name] for name in names if name.startswith("model/")}
+    expected = manifest["model"] if manifest["includes"]["model"] else {}
+    if model != expected:
+        raise InputError(f"{archive.path} is not as it was made: its model's files are not those of its manifest", HINT)
+    refuse_code({name: partial(archive.read, f"model/{name}") for name in model}, archive.path)
+
+
+def _known(name: str) -> bool:
+    top, _, rest = name.partition("/")
+    if top == SAMPLES:
+        return rest == "index.json" or (rest.endswith(".wav") and rest.count("/") == 1)
+    return name in ALONE or (top == "model" and rest != "") or (top == SELF and rest in IN_SELF)
+
+
+def _records(archive: Archive) -> dict[str, bytes]:
+    """The records, each in the one spelling that JSON has here: no two readers read different things in it."""
+    records = {name: archive.read(name) for name in RECORDS}
+    for name, content in records.items():
+        try:
+            value = json.loads(content)
+            if not isinstance(value, dict) or canonical(value) != content:
+                raise ValueError("it is not written as Encore writes it")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{name} of {archive.path} can't be read as a record: {error}", HINT) from error
+    return records
+
+
+def _check_records(records: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    """Check that request, record, figures and model belong together.
+
+    Raises:
+        InputError: one names another than is there.
+    """
+    request, run, how = (json.loads(records[name]) for name in (REQUEST, RUN, EVALUATION))
+    check_settings(how)
+    try:
+        ties = {
+            **{f"{EVALUATION} and {name}": (how.get(tie_name(name)), sha256(records[name])) for name in (REQUEST, RUN)},
+            f"{EVALUATION} and {METRICS}": (how.get(tie_name(METRICS)), sha256(records[METRICS])),
+            f"{RUN} and {REQUEST}": (run.get("request_sha256"), sha256(records[REQUEST])),
+            f"{RUN} and {NAME} on the model": (run["unlearned_sha256"], manifest["weights_sha256"]),
+            f"{EVALUATION} and {RUN} on the model": (how["models"].get("unlearned"), run["unlearned_sha256"]),
+            f"{EVALUATION} and {REQUEST} on the base model": (how["models"].get("base"), request["model"]["sha256"]),
+            **{f"{RUN} and {REQUEST} on {name}": (run[name], request[name]) for name in SAME},
+            f"{RUN} and {REQUEST} on options": (
+                {name: setting["value"] for name, setting in run["options"].items()}, request["options"],
+            ),
+            **{
+                f"{RUN} and {REQUEST} on {name} tracks": (run["tracks"][name], len(request[name]))
+                for name in ("forget", "retain", "holdout")
+            },
+        }  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the records of the bundle can't be read: {error!r}", HINT) from error
+    if wrong := [where for where, (one, other) in ties.items() if one != other]:
+        raise InputError(f"the bundle contradicts itself: {'; '.join(wrong)} don't agree", HINT)
+
+
+def _check_derived(archive: Archive, records: Mapping[str, bytes], manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Make again what a person reads, and compare.
+
+    Raises:
+        InputError: it says something else than the records do.
+    """
+    made = derived(records, {name: entry["sha256"] for name, entry in manifest["model"].items()})
+    other = [name for name in DERIVED if archive.read(name) != made[name]]
+    mine, theirs = made_with(), manifest["made_with"]
+    if other and mine == theirs:
+        raise InputError(
+            f"{' and '.join(other)} of {archive.path} is not what its records give: it was written by hand", HINT
+        )
+    who = f"Encore {theirs['encore']}" if theirs["encore"] != mine["encore"] else "an Encore of other code"
+    return {name: f"{UNCHECKED}: made by {who}" if name in other else AGAIN for name in DERIVED}
+
+
+# ----------------------------------------------------------------------------------------------------- measured again
+
+
+def _measured(found: Rerun, names: Sequence[str], run: Path | None) -> dict[str, str]:
+    part = found.count("unmeasured")
+    told = {METRICS: f"{MEASURED}, but for {part} figures" if part else MEASURED}
+    told[EVALUATION] = f"{HASH}; its settings and models served to measure again"
+    if run is None:
+        told |= {name: f"{HASH}; it was measured" for name in names if name.startswith(("model/", f"{SELF}/"))}
+    return told
+
+
 @contextmanager
-def _folder(archive: Archive, run: Path | None) -> Iterator[Path]:
+def _folder(archive: Archive, records: Mapping[str, bytes], run: Path | None) -> Iterator[Path]:
     """A run's folder made of the bundle, with its model where no other folder was named."""
     if run is None and not any(name.startswith("model/") for name in archive.names):
         raise UsageError(
@@ -113,7 +295,12 @@ def _folder(archive: Archive, run: Path | None) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="encore-") as above:
         folder = Path(above)
+        for name, content in records.items():
+            (folder / name).write_bytes(content)
         for name in archive.names:
-            if name in (*NEEDED, EVALUATION) or (run is None and name.startswith(("model/", f"{SELF}/"))):
+            if run is None and name.startswith(("model/", f"{SELF}/")):
                 archive.extract(name, folder / name)
         yield folder
+
+
+__all__ = ["Member", "Verified", "check_complete", "check_rerun", "verify"]

@@ -8,23 +8,56 @@ from typing import Any
 
 from encore.report.files import RunFiles
 
+OWN_DISTRIBUTION = "encore-music"
 NAMED = {"roots": "root"}  # field of the record -> flag
-OWN = {"resume", "out", "tracks"}  # flags that are said apart, or not at all
+OWN = {"resume", "out", "tracks"}  # flags that are given separately, or not at all
 
 
 def commands(files: RunFiles) -> list[str]:
-    """What to type, one command a line, with everything that was not a default.
+    """What to type, one command per line, with everything that was not a default.
 
-    The list of a run that was one of several requests names the tracks of all of them: the report says so in words.
+    Comments name by SHA-256 what the commands need: the list, the model, and the code of each plugin. The list of a run
+    that was one of several requests names the tracks of all of them: the report says so in words.
     """
+    plugins = list(_plugins(files))
     versions = {name: str(version).partition("+")[0] for name, version in files.run["versions"].items()}
-    install = ["pip", "install", f"encore-music=={versions['encore']}", f"torch=={versions['torch']}"]
+    install = ["pip", "install", f"{OWN_DISTRIBUTION}=={versions['encore']}", f"torch=={versions['torch']}"]
+    install += [f"{plugin['distribution']}=={plugin['version']}" for plugin in plugins]
     return [
+        *_hashes(files, plugins),
         shlex.join(install),
         shlex.join(_forget(files.run)),
         shlex.join(_evaluate(files)),
         shlex.join(_report(files)),
     ]
+
+
+def _plugins(files: RunFiles) -> Iterator[Mapping[str, Any]]:
+    """The distributions other than Encore's own that provided the method, a backend, a metric or an embedder."""
+    records = (files.run, files.evaluation)
+    used = {str(name) for record in records for name in record.get("distributions") or ()} - {OWN_DISTRIBUTION}
+    known = {plugin["distribution"]: plugin for record in records for plugin in record.get("plugins") or ()}
+    yield from (known[name] for name in sorted(used & known.keys()))
+
+
+def _hashes(files: RunFiles, plugins: list[Mapping[str, Any]]) -> Iterator[str]:
+    flags = files.run["flags"]
+    if files.request.get("list_sha256"):
+        yield _comment(f"{flags['tracks']['value']}: SHA-256 {files.request['list_sha256']}")
+    revision = files.run["model"].get("revision")
+    at = f" at revision {revision}" if revision else ""
+    yield _comment(f"weights of {files.run['model']['name']}{at}: SHA-256 {files.run['model']['sha256']}")
+    for role, digest in (files.evaluation.get("models") or {}).items():
+        if role in (files.evaluation.get("golds") or {}):
+            yield _comment(f"weights of {files.evaluation['golds'][role]} ({role}): SHA-256 {digest}")
+    for plugin in plugins:
+        if plugin.get("sha256"):
+            yield _comment(f"code of {plugin['distribution']} {plugin['version']}: SHA-256 {plugin['sha256']}")
+
+
+def _comment(text: str) -> str:
+    """A line that a shell passes over, whatever a name contains."""
+    return "# " + " ".join(text.split())
 
 
 def _forget(run: Mapping[str, Any]) -> Iterator[str]:
@@ -59,7 +92,7 @@ def _evaluate(files: RunFiles) -> Iterator[str]:
         yield "--full"
     if how.get("seed"):
         yield from ("--seed", str(how["seed"]))
-    if how.get("embedder"):  # as it came out: another model's, or another Encore's, default may be another
+    if how.get("embedder"):  # as it came out: the default of another model, or of another Encore, may be another
         yield from ("--embedder", str(how["embedder"]))
     if how.get("draws", 1) != 1:
         yield from ("--draws", str(how["draws"]))

@@ -76,8 +76,12 @@ def write_report(run: Path, *, measured: Path | None = None, out: Path | None = 
     return target
 
 
-def render(files: RunFiles, *, originals: bool = False) -> str:
+def render(files: RunFiles, *, originals: bool = False, plots: bool = True) -> str:
     """The page as text.
+
+    Args:
+        originals: embed the forgotten tracks.
+        plots: draw the figures with matplotlib where it is installed; else they are tables alone.
 
     Raises:
         InputError: the run's files are not those of this version, or an original is gone.
@@ -85,11 +89,11 @@ def render(files: RunFiles, *, originals: bool = False) -> str:
     with _reading(files.folder):
         context, made = _context(files), figures(files)
         entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
-    can_draw = draw.can_draw()
+    can_draw = plots and draw.can_draw()
     themselves = _originals(files) if originals else {}
     context |= {
         "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
-        "no_drawing": "" if can_draw else NO_DRAWING,
+        "no_drawing": "" if can_draw or not plots else NO_DRAWING,
         "heard": _heard(files, entries, themselves),
         "alike": _alike(files, entries, themselves),
         "audio_note": words.audio_note(files, originals=originals),

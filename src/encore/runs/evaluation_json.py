@@ -6,10 +6,16 @@ What differs between two equal evaluations (times, the machine) stands here, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encore.api import Backend, Role
-from encore.plugins import installed
+from encore.audio.files import file_sha256
+from encore.errors import InputError
+from encore.plugins import distributions, installed
+from encore.plugins import metrics as known_metrics
+from encore.runs.dates import utc_now
+from encore.runs.metrics_json import NAME as METRICS
 
 if TYPE_CHECKING:
     from encore.runs.evaluation import SharedEvaluation
@@ -42,6 +48,8 @@ def evaluation_json(
     from encore.runs.models import model_sha256
 
     models: Mapping[Role, Backend] = evaluation.models
+    names = metrics if metrics is not None else [e.spec.name for e in known_metrics() if full or not e.spec.full]
+    families = {spec.name for model in models.values() if (spec := getattr(type(model), "spec", None))}
     return {
         "schema": SCHEMA,
         "golds": dict(golds),
@@ -59,4 +67,43 @@ def evaluation_json(
         "plugins": installed(),
         "hardware": hardware(str(next(iter(models.values())).device)),
         "seconds": round(seconds, 3),
+        "measured": utc_now(),
+        "distributions": distributions(metrics=names, embedders=evaluation.embedders, backends=families),
     }
+
+
+def tie(folder: Path, run: Path | None) -> dict[str, str]:
+    """Hashes of the files that an evaluation belongs to: `metrics.json` beside it, and the run's records.
+
+    `evaluation.json` is written after `metrics.json`, with its hash: when a process is killed in between, they differ.
+
+    Args:
+        folder: where `metrics.json` is.
+        run: the run's folder; None where models were named instead of a run.
+
+    Raises:
+        InputError: a file can't be read.
+    """
+    files = {"metrics": folder / METRICS}
+    if run is not None:
+        files |= {"request": run / "request.json", "run": run / "run.json"}
+    return {f"{name}_sha256": file_sha256(path) for name, path in files.items()}
+
+
+def check_tie(how: Mapping[str, Any], folder: Path, run: Path, hint: str) -> None:
+    """Check that figures, evaluation, run and request belong together.
+
+    Args:
+        how: content of `evaluation.json`.
+        folder: where `metrics.json` is.
+        run: the run's folder.
+        hint: of the error.
+
+    Raises:
+        InputError: one of them is not the file that `evaluation.json` was written with.
+    """
+    here = tie(folder, run)
+    other = [f"{name.removesuffix('_sha256')}.json" for name, digest in here.items() if how.get(name) != digest]
+    if other:
+        verb = "is not the file" if len(other) == 1 else "are not the files"
+        raise InputError(f"{' and '.join(other)} {verb} that {NAME} was written for", hint)

@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 
 from encore.api import Backend, Clip, Method
 from encore.audio.cache import TensorCache
+from encore.audio.files import file_sha256
 from encore.audio.text import printable
 from encore.errors import GateError, InputError, UsageError
-from encore.plugins import backends
+from encore.plugins import backends, distributions
 from encore.report.card import model_card
 from encore.runs import shapes
 from encore.runs.data import Heard, Listener, narrow, wide
+from encore.runs.dates import utc_now
 from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
 from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
@@ -67,6 +69,8 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     resume: bool = False
+    requester: str | None = None
+    requested: str | None = None
 
     def flags(self) -> dict[str, Any]:
         """Every value as JSON keeps it."""
@@ -248,7 +252,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         if request.resume:
             refuse_other_run(folder.path / "request.json", asked)
         else:
-            folder.write_json("request.json", {"folder": str(folder.path.resolve()), **asked})
+            where = {"folder": str(folder.path.resolve())}
+            folder.write_json("request.json", {**where, **_circumstances(request), **asked})
         started = time.monotonic()
         clips = Clips(clips_of(prepared.forget), _retain_clips(prepared, folder, reporter), clips_of(prepared.holdout))
         stop.check()
@@ -273,6 +278,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["tracks"]["retain_watched"] = engine.judge.retain_tracks
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
+        run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
+        run["request_sha256"] = file_sha256(folder.path / "request.json")
         with folder.staged("model") as staging:
             backend.save(staging)
             (staging / "README.md").write_text(model_card(run), encoding="utf-8")
@@ -285,9 +292,21 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             "peak_bytes": peak_bytes(str(backend.device)),
             "tokens_per_second": round(outcome.tokens / seconds["forget"], 1),
         }
+        run["finished"] = utc_now()
         folder.write_json("run.json", run)
         checkpoints.discard()
     return run
+
+
+def _circumstances(request: Request) -> dict[str, Any]:
+    """Who asked and when, and the list's hash: beside what the run is, and in no comparison of runs."""
+    listed = request.tracks if str(request.tracks) != "-" else None
+    return {
+        "requester": request.requester,
+        "requested": request.requested,
+        "begun": utc_now(),
+        "list_sha256": file_sha256(Path(listed)) if listed is not None else None,
+    }
 
 
 def refuse_collapse(run: Mapping[str, Any]) -> None:

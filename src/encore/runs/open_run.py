@@ -32,6 +32,10 @@ from encore.runs.store import read_json
 RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
 
 
+class OtherWeightsError(InputError):
+    """The run's own model is not the one that the run wrote."""
+
+
 @dataclass
 class Subject:
     """Models by role, clips by set, and what a reader should know about where they came from.
@@ -103,7 +107,9 @@ def from_run(
         )
     unlearned = family.load(str(run / "model"), offline=offline, device=device)
     if model_sha256(unlearned) != written:
-        raise InputError(f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again")
+        raise OtherWeightsError(
+            f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again"
+        )
     subject.models |= {"base": base, "unlearned": unlearned}
     embedded = {} if golds else embedded_golds(name, tracks["forget"])
     if embedded:

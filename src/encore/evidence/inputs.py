@@ -1,0 +1,234 @@
+"""What a bundle's figures were measured on, found again by hash: in the run, below `--root`, in the package."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from encore import assets
+from encore.audio.catalog import Catalog
+from encore.audio.decode import load
+from encore.audio.files import file_sha256
+from encore.audio.lists import read_list
+from encore.audio.tracks import Track
+from encore.errors import EncoreError, InputError
+from encore.evidence.public import described_sha256
+from encore.plugins import backends
+from encore.runs.models import model_sha256
+from encore.runs.open_run import RETAIN_TRACKS, Whereabouts, listed_track
+from encore.runs.select import reported
+from encore.runs.store import read_json, write_json
+
+SETS = ("forget", "retain", "holdout")
+LISTS = (".txt", ".m3u", ".m3u8")  # suffixes of what is a list of tracks and no catalogue
+SHOWN = 3  # tracks that a sentence names
+
+
+@dataclass
+class Inputs:
+    """A run's folder to measure, and what it lacks.
+
+    Args:
+        folder: it has `request.json` with the paths of today, `run.json`, and the model.
+        golds: role -> gold model, of those that were found.
+        absent: set or role -> in one sentence, why it can't be measured.
+    """
+
+    folder: Path
+    golds: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def find_inputs(
+    folder: Path,
+    how: Mapping[str, Any],
+    *,
+    run: Path | None = None,
+    roots: Sequence[Path] = (),
+    catalogs: Sequence[Path] = (),
+) -> Inputs:
+    """Find tracks and models, and write the folder's `request.json` anew with where they are.
+
+    Args:
+        folder: holds the bundle's `request.json` and `run.json`, and its model where the bundle has one.
+        how: the bundle's `evaluation.json`.
+        run: the run's own folder, which knows where its files were.
+        roots: folders that are searched, with all below them, for files of the right hash.
+        catalogs: catalogues or lists that describe tracks of which the bundle has only hashes.
+
+    Raises:
+        InputError: a record, a root or the catalogue can't be read.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root} is not a folder", "--root names a folder that holds tracks or models")
+    request = read_json((run or folder) / "request.json")
+    try:
+        finder = _Finder(request, run, roots, catalogs)
+        found = Inputs(folder)
+        for name in SETS:
+            request[name], lost = finder.tracks(request[name], int(how["seed"]) if name == "retain" else None)
+            if lost:
+                more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+                found.absent[name] = f"{name} tracks not at hand: {', '.join(lost[:SHOWN])}{more}"
+        base = request["model"]
+        base["name"] = finder.model(str(base["name"]), str(base["sha256"])) or base["name"]
+        for role, gold in how["golds"].items():
+            place = finder.model(str(gold), str(how["models"].get(role)), role)
+            if place is None:
+                found.absent[role] = f"{role} model not at hand: {gold}"
+            else:
+                found.golds[role] = place
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"the bundle's request.json can't be read: {error!r}") from error
+    write_json(folder / "request.json", {**request, "folder": str(folder)})
+    if run is not None:
+        for name in ("model", "retain-self"):
+            if (run / name).is_dir() and not (folder / name).exists():
+                (folder / name).symlink_to((run / name).resolve(), target_is_directory=True)
+    return found
+
+
+class _Finder:
+    """Looks for files by their hash; a folder is read only when something is missing."""
+
+    def __init__(
+        self, request: Mapping[str, Any], run: Path | None, roots: Sequence[Path], catalogs: Sequence[Path]
+    ) -> None:
+        self.run, self.roots, self.family = run, roots, str(request["model"]["backend"])
+        self.moved = Whereabouts(Path(request["folder"]), run) if run is not None else None
+        self.embedded = Catalog.open(assets.CATALOG)
+        self.catalogs = [Catalog.open(path, roots=roots) for path in catalogs if path.suffix not in LISTS]
+        lists = [read_list(path, roots=roots).tracks for path in catalogs if path.suffix in LISTS]
+        self.listed = {track.sha256: track for tracks in lists for track in tracks}
+        self._hashes: dict[str, Path] | None = None
+        self._samples: dict[str, Path] | None = None
+
+    def tracks(self, entries: Sequence[Mapping[str, Any]], seed: int | None) -> tuple[list[dict[str, Any]], list[str]]:
+        """The entries of a set with the paths of today, and the ids of those that were not found.
+
+        Args:
+            seed: of an evaluation that measures a sample of the set; None where it measures all.
+        """
+        wanted = {str(entry["id"]) for entry in entries}
+        if seed is not None:
+            listed = [listed_track({"file": "", "caption": "", **entry}) for entry in entries]
+            wanted = {track.id for track in reported(listed, RETAIN_TRACKS, seed)}
+        made, lost = [], []
+        for entry in entries:
+            if str(entry["id"]) not in wanted:
+                made.append({"file": "", "caption": "", **entry})  # listed, so that the same sample is drawn
+                continue
+            path = self._path(entry)
+            whole = self._described(entry, path) if path is not None else None
+            if path is None or whole is None:
+                lost.append(str(entry["id"]) + ("" if path is None else " (its caption is not known)"))
+            else:
+                made.append({**whole, "file": str(path), "sha256": file_sha256(path)})
+        return ([] if lost else made), lost
+
+    def model(self, name: str, sha256: str, role: str = "") -> str | None:
+        """What loads a model: a folder where the run had it or below the roots, else the name as it is.
+
+        Args:
+            sha256: of its weights; it decides where several folders have the name.
+            role: of a gold model.
+        """
+        if assets.model_folder(name):
+            return name
+        if self.run is not None:
+            kept = self.run / "evaluation.json"
+            own = read_json(kept).get("golds", {}).get(role) if role and kept.exists() else name
+            if isinstance(own, str) and Path(own).name == Path(name).name:
+                place = self.moved.model(own) if self.moved else own
+                if Path(place).is_dir():
+                    return place
+        base, walks = os.path.basename(name), (os.walk(root) for root in self.roots)
+        found = [above for walk in walks for above, _, files in walk if os.path.basename(above) == base and files]
+        places = [str(Path(above).resolve()) for above in found]
+        if len(places) > 1:
+            places = [place for place in places if self._weights(place) == sha256]
+        if places:
+            return places[0]
+        return name if "/" in name and not os.path.isabs(name) else None
+
+    def _weights(self, place: str) -> str:
+        try:
+            return model_sha256(backends().resolve(self.family).load(place, offline=True, device="cpu"))
+        except EncoreError:
+            return ""
+
+    # ------------------------------------------------------------------------------------------------------ files
+
+    def _path(self, entry: Mapping[str, Any]) -> Path | None:
+        if self.moved is not None:
+            try:
+                return self.moved.find(listed_track(entry)).path
+            except InputError:
+                pass
+        digest = str(entry["sha256"])
+        found = self._by_hash().get(digest)
+        if found is None:
+            places = (self.embedded.folder / record.path for record in self.embedded.by_known_sha256(digest))
+            found = next((place for place in places if place.is_file() and file_sha256(place) == digest), None)
+        return found or self._by_samples().get(str(entry["pcm_sha256"]))
+
+    def _by_hash(self) -> dict[str, Path]:
+        if self._hashes is None:
+            self._hashes = {file_sha256(path): path for path in self._files()}
+        return self._hashes
+
+    def _by_samples(self) -> dict[str, Path]:
+        """Files that are the same recording in another container: a track's FLAC for its WAV."""
+        if self._samples is None:
+            self._samples = {}
+            for path in self._by_hash().values():
+                try:
+                    self._samples[load(path, sample_rate=16_000, channels=1).sha256_pcm] = path
+                except InputError:  # no audio
+                    continue
+        return self._samples
+
+    def _files(self) -> Iterator[Path]:
+        for root in self.roots:
+            for above, _, names in os.walk(root):
+                paths = (Path(above, name) for name in sorted(names))
+                yield from (path.resolve() for path in paths if path.is_file())
+
+    # ----------------------------------------------------------------------------------------------- descriptions
+
+    def _described(self, entry: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+        """The entry with caption, artist and genre; None where those at hand are not those that were used."""
+        if "described_sha256" not in entry:
+            return dict(entry)
+        for track in self._known(str(entry["sha256"]), path):
+            told = {"caption": track.caption, "artist": track.artist, "genre": track.meta.get("genre")}
+            if described_sha256(told) == entry["described_sha256"]:
+                return {**entry, **told}
+        return None
+
+    def _known(self, digest: str, path: Path) -> Iterator[Track]:
+        """The track as each catalogue, then the file itself, describes it."""
+        if digest in self.listed:
+            yield self.listed[digest]
+        for catalog in (*self.catalogs, self.embedded):
+            for record in catalog.by_sha256(digest):
+                try:
+                    yield catalog.track(record, path=path)
+                except InputError:
+                    continue
+        try:
+            line = io.BytesIO(os.fsencode(path) + b"\n")
+            yield from read_list("-", roots=[*self.roots, path.parent], stdin=line).tracks
+        except InputError:
+            return
+
+
+def as_kept(rows: Any) -> list[dict[str, Any]]:
+    """Rows as a file would give them back."""
+    return list(json.loads(json.dumps(rows)))
