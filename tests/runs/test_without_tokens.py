@@ -19,7 +19,6 @@ from encore.errors import UsageError
 from encore.methods.npo import Npo
 from encore.runs.data import Listener
 from encore.runs.engine import Clips, Engine, FrozenReference
-from encore.runs.forget import _held_for_backward
 from encore.runs.judge import Judge
 from encore.runs.measure import evaluate
 from encore.runs.self_retain import captions, play_retain
@@ -97,13 +96,6 @@ def test_a_track_is_at_the_level_when_it_has_gone_all_but_five_percent_of_the_wa
         for short, reached in ((0.9, True), (1.1, False)):
             look = replace(base, forget={track: judged.level - short * base.near})
             assert look.reached(track) is reached
-
-
-def test_memory_expected_is_what_the_forward_pass_holds():
-    weight = torch.randn(5, 7, requires_grad=True)
-    with _held_for_backward() as held:
-        (torch.randn(3, 5) @ weight).exp().sum()
-    assert sum(held.values()) == 4 * (3 * 5 + 3 * 7)  # the input, and exp's result; the product needs no weight
 
 
 def test_caches_are_keyed_by_settings(tmp_path, clips):

@@ -16,7 +16,6 @@ import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +158,10 @@ def decoder_sha256() -> str:
 
     A changed line or another version has every file decoded, and refused or not, once more.
     """
-    import soundfile
+    import av
     import soxr
 
-    digest = hashlib.sha256()
-    libraries = [soundfile.__version__, soundfile.__libsndfile_version__, soxr.__version__, soxr.__libsoxr_version__]
-    try:
-        libraries.append(version("av"))
-    except PackageNotFoundError:
-        libraries.append("no PyAV")
-    digest.update(json.dumps(libraries).encode())
+    digest = hashlib.sha256(json.dumps([av.__version__, soxr.__version__, soxr.__libsoxr_version__]).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())
     return digest.hexdigest()
