@@ -260,7 +260,10 @@ def _figures(rows: Rows) -> dict[str, float]:
             continue
     for (metric, clips), row in rows.items():
         if metric.startswith(HEARD) and clips != "holdout":
-            found[metric if clips == "retain" else f"{metric}, {clips}"] = _value(row)
+            title = metric if clips == "retain" else f"{metric}, {clips}"
+            found[title] = _value(row)
+            if isinstance(bias := row.details.get("bias"), float):
+                found[f"{title}, bias"] = bias
     return found
 
 

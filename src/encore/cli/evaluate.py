@@ -178,4 +178,6 @@ def _figure(row: Result | None) -> str:
         return ""
     if of_tracks(row):
         return f"{round(row.value * row.n)}/{row.n}"
-    return f"{row.value:.3g}" if row.value < 10 else f"{row.value:.1f}"
+    figure = f"{row.value:.3g}" if row.value < 10 else f"{row.value:.1f}"
+    bias = row.details.get("bias")
+    return f"{figure} (bias {bias:.2g})" if isinstance(bias, float) else figure

@@ -276,7 +276,9 @@ def _figure(row: Result | None) -> Cell:
         return Cell("–", "not measured")
     if of_tracks(row):
         return Cell(f"{words.count(row)} of {row.n}")
-    return Cell(number(row.value), _interval(row))
+    bias = row.details.get("bias")
+    aside = f"bias about {number(bias)}" if isinstance(bias, float) else ""
+    return Cell(number(row.value), "; ".join(filter(None, [_interval(row), aside])))
 
 
 def of_tracks(row: Result) -> bool:
