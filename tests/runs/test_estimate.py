@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
+from tests.conftest import ROOT
 
 from encore.plugins import methods
-from encore.runs.estimate import Estimate
+from encore.runs import estimate as estimates
+from encore.runs.engine import Engine
+from encore.runs.estimate import TRIAL_STEPS, Estimate, estimate
 from encore.runs.forget import Request, prepare
-
-EncoreCommand = Callable[..., object]
+from encore.runs.judge import Judge
 
 
 def asked(studio: Path, name: str, **options: object):
     chosen = methods().resolve(name)
-    request = Request(studio / "music" / "list.txt", Path("run"), model=str(studio / "model"), device="cpu")
+    music = studio / "music"
+    request = Request(
+        music / "forget.txt", Path("run"), model=str(studio / "model"), retain=str(music / "retain.txt"),
+        holdout=music / "holdout.txt", device="cpu",
+    )  # fmt: skip
     return prepare(request, chosen(chosen.Options(**options)))
 
 
@@ -30,3 +36,33 @@ def asked(studio: Path, name: str, **options: object):
 )
 def test_case_E9_an_estimate_reads_as_a_person_would_say_it(seconds, peak, disk, words):
     assert str(Estimate(seconds, peak, disk)) == words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "ssd"])
+def test_case_D16_the_memory_a_dry_run_expects_is_what_the_run_takes(method, encore, tmp_path):
+    flags = ["--tracks", ROOT / "examples/opt-out.txt", "--method", method, "--json", "--out", "run"]
+    flags += ["--steps", "12"] if method == "npo" else []
+    plan = json.loads(encore("forget", *flags, "--dry-run", timeout=500).stdout)
+    assert not (tmp_path / "run").exists()
+    run = json.loads(encore("forget", *flags, timeout=500).stdout)
+    assert plan["expected_bytes"] == pytest.approx(run["cost"]["peak_bytes"], rel=0.15)
+    assert plan["expected_disk_bytes"] >= sum(path.stat().st_size for path in (tmp_path / "run").rglob("*"))
+
+
+def test_case_D16_seconds_follow_from_the_steps_that_were_measured(studio, monkeypatch):
+    """On a clock that ticks a second a step: 2 of preparation, 40 steps, and looks of half a second."""
+    prepared = asked(studio, "graddiff", steps=40, eval_every=10, stop="never")
+    clock = [0.0]
+
+    def tick(seconds: float):
+        clock[0] += seconds
+
+    monkeypatch.setattr(estimates.time, "monotonic", lambda: clock[0])
+    method = type(prepared.method)
+    look, backward, begin = Judge.look, Engine._backward, method.prepare
+    monkeypatch.setattr(Judge, "look", lambda judge: (tick(0.5), look(judge))[1])
+    monkeypatch.setattr(Engine, "_backward", lambda engine, *rest: (tick(1.0), backward(engine, *rest))[1])
+    monkeypatch.setattr(method, "prepare", lambda self, session: (tick(2.0), begin(self, session)))
+    assert estimate(prepared).seconds == pytest.approx(2 + 40 + (40 / 10 + 2) * 0.5)
+    assert clock[0] == pytest.approx(2 + TRIAL_STEPS + 2 * 0.5)  # the trial itself is short
