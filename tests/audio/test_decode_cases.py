@@ -1,8 +1,8 @@
 """What testing found in files made by real encoders: each read whole, or refused. Frames are those of `ffmpeg -i`.
 
 The files in `files/` are `tools.audio_cases.sound(22050, 1, 4)`, or `(44100, 2, 2)` for Matroska, through
-`lame -t -V7`, `lame -t -b 48`, `ffmpeg -c:a libopus`, `ffmpeg -c:a libvorbis`, and into pipes `ffmpeg -f flac -`, `sox -t wav -` and
-`sox -t aiff -`.
+`lame -t -V7`, `lame -t -b 48`, `ffmpeg -c:a libopus`, `ffmpeg -c:a libvorbis`, and into pipes `ffmpeg -f flac -`,
+`sox -t wav -` and `sox -t aiff -`.
 """
 
 from __future__ import annotations

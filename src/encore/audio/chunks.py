@@ -241,11 +241,16 @@ def _asf_object(stream: BinaryIO, position: int, size: int) -> Chunk | None:
 
 
 ASF_DATA = b"\x36\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"
+ASF_PROPERTIES = b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65"
 
 
 def asf(stream: BinaryIO, size: int, start: int) -> Container:
-    """Advanced Systems Format: WMA, WMV."""
-    names = {name for name, _, _ in _tiled(stream, start, size, _asf_object)}
-    if ASF_DATA not in names:
+    """Advanced Systems Format: WMA, WMV. A writer into a pipe leaves the play duration at 0."""
+    chunks = list(_tiled(stream, start, size, _asf_object))
+    if ASF_DATA not in {name for name, _, _ in chunks}:
         raise Damage("has no audio in it: its data object is missing")
-    return Container("asf", "asf", start=start)
+    header = read_at(stream, start, min(chunks[0][2] - start, 1 << 20))
+    at = header.find(ASF_PROPERTIES)
+    duration, flags = header[at + 64 : at + 72], header[at + 88 : at + 89]
+    known = at >= 0 and any(duration) and not flags[0] & 1
+    return Container("asf", "asf", least=None if known else 0, start=start)

@@ -11,7 +11,18 @@ import typer
 
 from encore.cli import console
 
-PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "av", "soundfile", "soxr", "pydantic", "typer")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "av",
+    "soundfile",
+    "soxr",
+    "pydantic",
+    "typer",
+)
 
 
 def doctor(
