@@ -251,6 +251,13 @@ def asf(stream: BinaryIO, size: int, start: int) -> Container:
         raise Damage("has no audio in it: its data object is missing")
     header = read_at(stream, start, min(chunks[0][2] - start, 1 << 20))
     at = header.find(ASF_PROPERTIES)
-    duration, flags = header[at + 64 : at + 72], header[at + 88 : at + 89]
-    known = at >= 0 and any(duration) and not flags[0] & 1
+    if at < 0 or len(header) < at + 100:
+        raise Damage("has no file properties")
+    packet, most = struct.unpack("<II", header[at + 92 : at + 100])
+    body, end = next((begin, end) for name, begin, end in chunks if name == ASF_DATA)
+    if packet == most > 0:  # all are as long: each begins with the same mark
+        mark = read_at(stream, body + 26, 1)
+        if any(read_at(stream, place, 1) != mark for place in range(body + 26, end - packet + 1, packet)):
+            raise Damage("has a packet that begins with something else")
+    known = any(header[at + 64 : at + 72]) and not header[at + 88] & 1  # the play duration, and the flag of a broadcast
     return Container("asf", "asf", least=None if known else 0, start=start)

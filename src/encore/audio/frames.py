@@ -165,6 +165,8 @@ class _Walk:
                 self._part(self.end)  # one file was appended to another
                 self.begin, self.declared, self.count, parts = position, declared, 0, parts + 1
             if position + header.length > self.size:
+                if self.declared is not None and 0 < self.declared[0] < self.count:
+                    break  # all that is declared is there
                 raise Damage("ends in the middle of a frame")
             position += header.length
             self.count += 1
@@ -180,8 +182,8 @@ class _Walk:
         if self.declared is None or parts > 1 or not seen:
             return Container(kind, kind, None, self.first.rate, (self.total - 2) * per, 0, self.end)
         frames, _, delay, padding = self.declared
-        whole = (frames or self.count - 1) * per - delay - padding
-        known = whole if frames and delay + padding else None
+        whole = (self.count - 1) * per - delay - padding
+        known = whole if frames == self.count - 1 and delay + padding else None
         return Container(kind, kind, known, self.first.rate, whole - per, 0, self.end)
 
     def _declared(self, position: int, header: Header) -> tuple[int, int, int, int] | None:
@@ -194,8 +196,8 @@ class _Walk:
         if self.declared is None:
             return
         frames, length, _, _ = self.declared
-        # Encoders differ in whether they count the header's own frame, and its bytes.
-        if frames and not self.count - 1 <= frames <= self.count:
+        # Encoders differ in whether they count the header's own frame, its bytes, and the last frames they flush.
+        if frames and not frames <= self.count <= frames + 3:
             raise Damage(f"declares {frames:,} MP3 frames and has {self.count - 1:,}")
         if length and end - self.begin < length - self.first.length:
             raise Damage(f"declares {length:,} bytes of MP3 frames and has {end - self.begin:,}")
