@@ -2,7 +2,7 @@
 
 ISO 11172-3 and 13818-3 (MPEG audio), ISO 13818-7 (ADTS). Neither has a container: a decoder searches the next header
 wherever it lost one, so bytes that were cut out or overwritten are passed over. Here each frame must begin where the
-one before it ends; only tags, which declare their length, may stand between frames.
+one before it ends; tags may stand before and behind them.
 """
 
 from __future__ import annotations
@@ -161,6 +161,8 @@ class _Walk:
                     break
                 position += tag
                 continue
+            if position > self.end:
+                raise Damage("has a tag between its frames, where FFmpeg loses one")
             if self.count and (declared := self._declared(position, header)) is not None:
                 self._part(self.end)  # one file was appended to another
                 self.begin, self.declared, self.count, parts = position, declared, 0, parts + 1
