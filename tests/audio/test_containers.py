@@ -91,6 +91,8 @@ def test_one_mp3_behind_another_is_two_whole_ones(write: Write) -> None:
     assert inspect(io.BytesIO(data + data)).frames is None
     with pytest.raises(Damage, match="MP3 frames and has"):
         inspect(io.BytesIO(data[: len(data) // 2] + data))
+    with pytest.raises(Damage, match="has a tag between its frames"):
+        inspect(io.BytesIO(data + b"TAG" + b"\0" * 125 + data))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from encore.audio.av import Window
 from encore.audio.decode import MAX_PEAK, load
 from encore.errors import InputError
 
@@ -71,6 +73,19 @@ def test_08_random_bytes_under_every_magic(tmp_path: Path) -> None:
     for magic in (b"RIFF\0\0\0\0WAVE", b"fLaC", b"OggS", b"FORM\0\0\0\0AIFF", b"\xff\xfb\x90\0", b"ID3\4\0\0\0\0\0\0"):
         with pytest.raises(InputError):
             load(put(tmp_path, "a.bin", magic + noise), sample_rate=RATE)
+
+
+def test_08_a_disk_that_fails_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(3), RATE)
+    read = Window.read
+
+    def fails(self: Window, size: int = -1) -> bytes:
+        if self.position > 50_000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self, size)
+
+    monkeypatch.setattr(Window, "read", fails)
+    refused(tmp_path / "a.wav", "can't be read: Input/output error")
 
 
 # -------------------------------------------------------------------------------------------------------------- 9

@@ -83,6 +83,9 @@ def open_av(stream: BinaryIO, container: Container, name: str) -> Stream:
     if track is None:
         source.close()
         raise InputError(f"{name} has no audio in it")
+    if track.codec_context is None:
+        source.close()
+        raise InputError(f"{name} can't be decoded: FFmpeg has no decoder for it", "the header may be damaged")
     track.codec_context.options = {"err_detect": "crccheck+explode"}
     track.codec_context.thread_count = 1
     rate, channels = int(track.rate or 0), int(track.channels or 0)

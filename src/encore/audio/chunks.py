@@ -241,11 +241,23 @@ def _asf_object(stream: BinaryIO, position: int, size: int) -> Chunk | None:
 
 
 ASF_DATA = b"\x36\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"
+ASF_PROPERTIES = b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65"
 
 
 def asf(stream: BinaryIO, size: int, start: int) -> Container:
-    """Advanced Systems Format: WMA, WMV."""
-    names = {name for name, _, _ in _tiled(stream, start, size, _asf_object)}
-    if ASF_DATA not in names:
+    """Advanced Systems Format: WMA, WMV. A writer into a pipe leaves the play duration at 0."""
+    chunks = list(_tiled(stream, start, size, _asf_object))
+    if ASF_DATA not in {name for name, _, _ in chunks}:
         raise Damage("has no audio in it: its data object is missing")
-    return Container("asf", "asf", start=start)
+    header = read_at(stream, start, min(chunks[0][2] - start, 1 << 20))
+    at = header.find(ASF_PROPERTIES)
+    if at < 0 or len(header) < at + 100:
+        raise Damage("has no file properties")
+    packet, most = struct.unpack("<II", header[at + 92 : at + 100])
+    body, end = next((begin, end) for name, begin, end in chunks if name == ASF_DATA)
+    if packet == most > 0:  # all are as long: each begins with the same mark
+        mark = read_at(stream, body + 26, 1)
+        if any(read_at(stream, place, 1) != mark for place in range(body + 26, end - packet + 1, packet)):
+            raise Damage("has a packet that begins with something else")
+    known = any(header[at + 64 : at + 72]) and not header[at + 88] & 1  # the play duration, and the flag of a broadcast
+    return Container("asf", "asf", least=None if known else 0, start=start)

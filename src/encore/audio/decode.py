@@ -170,7 +170,7 @@ def _decode(
             yield mix(block, channels, name)
 
     try:
-        expected = max(decoder.frames or 0, decoder.least)
+        expected = decoder.frames or (decoder.least and decoder.least + decoder.rate // 5)
         samples = resample(checked(), decoder.rate, sample_rate, channels, expected)
     except MemoryError as error:
         raise InputError(f"{name} does not fit into memory", "cut it into pieces") from error

@@ -2,7 +2,7 @@
 
 ISO 11172-3 and 13818-3 (MPEG audio), ISO 13818-7 (ADTS). Neither has a container: a decoder searches the next header
 wherever it lost one, so bytes that were cut out or overwritten are passed over. Here each frame must begin where the
-one before it ends; only tags, which declare their length, may stand between frames.
+one before it ends; tags may stand before and behind them.
 """
 
 from __future__ import annotations
@@ -104,9 +104,27 @@ def mpeg_audio(stream: BinaryIO, size: int, start: int, junk: int = 0) -> Contai
         at = block.find(b"\xff")
         while at >= 0:
             if _chain(stream, start + at, size, parse):
+                _check_front(block[:at], block[at:], parse)
                 return _Walk(stream, size, parse, start + at).container(kind, junk=at > 0)
             at = block.find(b"\xff", at + 1)
     return None
+
+
+def _check_front(junk: bytes, frames: bytes, parse: Parse) -> None:
+    """Whether what stands before the first frame is junk, not a damaged beginning.
+
+    Raises:
+        Damage: it is the rest of a frame, or the first frame needs bytes of one before it (layer III's reservoir).
+    """
+    first, lost = parse(frames[:8]), parse(junk[:8])
+    if first is None or not junk:
+        return
+    begins = lost is not None and lost.follows(first)
+    protected = 2 * (1 - (frames[1] & 1))
+    reservoir = first.layer == 3 and int.from_bytes(frames[4 + protected : 6 + protected], "big")
+    reservoir = reservoir >> 7 if first.samples == 1152 else reservoir >> 8
+    if begins or reservoir or any(mark in junk for mark in _MARKS):
+        raise Damage("has a damaged beginning: its first frames are not whole")
 
 
 def _chain(stream: BinaryIO, position: int, size: int, parse: Parse) -> bool:
@@ -143,10 +161,14 @@ class _Walk:
                     break
                 position += tag
                 continue
+            if position > self.end:
+                raise Damage("has a tag between its frames, where FFmpeg loses one")
             if self.count and (declared := self._declared(position, header)) is not None:
                 self._part(self.end)  # one file was appended to another
                 self.begin, self.declared, self.count, parts = position, declared, 0, parts + 1
             if position + header.length > self.size:
+                if self.declared is not None and 0 < self.declared[0] < self.count:
+                    break  # all that is declared is there
                 raise Damage("ends in the middle of a frame")
             position += header.length
             self.count += 1
@@ -162,8 +184,8 @@ class _Walk:
         if self.declared is None or parts > 1 or not seen:
             return Container(kind, kind, None, self.first.rate, (self.total - 2) * per, 0, self.end)
         frames, _, delay, padding = self.declared
-        whole = (frames or self.count - 1) * per - delay - padding
-        known = whole if frames and delay + padding else None
+        whole = (self.count - 1) * per - delay - padding
+        known = whole if frames == self.count - 1 and delay + padding else None
         return Container(kind, kind, known, self.first.rate, whole - per, 0, self.end)
 
     def _declared(self, position: int, header: Header) -> tuple[int, int, int, int] | None:
@@ -176,8 +198,8 @@ class _Walk:
         if self.declared is None:
             return
         frames, length, _, _ = self.declared
-        # Encoders differ in whether they count the header's own frame, and its bytes.
-        if frames and not self.count - 1 <= frames <= self.count:
+        # Encoders differ in whether they count the header's own frame, its bytes, and the last frames they flush.
+        if frames and not frames <= self.count <= frames + 3:
             raise Damage(f"declares {frames:,} MP3 frames and has {self.count - 1:,}")
         if length and end - self.begin < length - self.first.length:
             raise Damage(f"declares {length:,} bytes of MP3 frames and has {end - self.begin:,}")
@@ -195,7 +217,11 @@ class _Walk:
 
 def declared(frame: bytes, header: Header) -> tuple[int, int, int, int] | None:
     """A Xing, Info or VBRI header's frames and bytes, and a LAME tag's delay and padding (0: not said); None where
-    the frame is plain audio."""
+    the frame is plain audio.
+
+    Raises:
+        Damage: the LAME tag's checksum is of other bytes.
+    """
     at = 4 + header.side
     if frame[at : at + 4] in {b"Xing", b"Info"}:
         flags, at = frame[at + 4 : at + 8].ljust(4, b"\0")[3], at + 8
@@ -203,12 +229,28 @@ def declared(frame: bytes, header: Header) -> tuple[int, int, int, int] | None:
         at += 4 * (flags & 1)
         length = int.from_bytes(frame[at : at + 4], "big") if flags & 2 else 0
         at += 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
-        trims = int.from_bytes(frame[at + 21 : at + 24], "big") if frame[at : at + 4] in _TRIMMERS else 0
+        trims = 0
+        if frame[at : at + 4] in _TRIMMERS:
+            trims = int.from_bytes(frame[at + 21 : at + 24], "big")
+            checksum = int.from_bytes(frame[at + 34 : at + 36], "big")
+            if checksum and checksum != _crc16(frame[: at + 34]):
+                raise Damage("has a LAME tag whose checksum is another")
         return frames, length, trims >> 12, trims & 4095
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54], "big"), int.from_bytes(frame[46:50], "big"), 0, 0
     return None
 
 
+def _crc16(data: bytes) -> int:
+    """CRC-16/ARC."""
+    value = 0
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0xA001 if value & 1 else 0)
+    return value
+
+
+_MARKS = (b"Xing", b"Info", b"VBRI", b"LAME", b"Lavf", b"Lavc")
 _TRIMMERS = {b"LAME", b"Lavf", b"Lavc"}
 """Encoders whose delay and padding FFmpeg trims."""

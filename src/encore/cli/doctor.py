@@ -14,7 +14,18 @@ from encore.errors import EncoreError
 
 _OURS = ("assets", "bench", "dev")  # extras that only developing Encore takes
 _ADVICE = "each line that begins with problem: says what; pip install --upgrade encore-music mends packages"
-PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "av", "soxr", "pydantic", "typer")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "av",
+    "soundfile",
+    "soxr",
+    "pydantic",
+    "typer",
+)
 
 
 def doctor(
