@@ -12,7 +12,8 @@ from pathlib import Path
 from encore import assets
 from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
-from encore.audio.duplicates import RATE, Progress, find_duplicates, refusal, without_duplicates
+from encore.audio.duplicates import Progress, find_duplicates, refusal, without_duplicates
+from encore.audio.fingerprints import RATE
 from encore.audio.intake import FileCache
 from encore.audio.lists import read_list
 from encore.audio.text import printable
