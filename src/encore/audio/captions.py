@@ -166,7 +166,7 @@ def sidecar_captions(audio: Path, roots: Sequence[Path]) -> Captions:
     passed = ""
     for suffix in (".txt", ".json"):
         name = os.path.splitext(audio.name)[0] + suffix
-        found = locate(name, [audio.parent], roots, printable(audio))
+        found = locate(name, [audio.parent], roots, printable(audio), exactly=True)
         if found is None:
             continue
         with open_regular(found) as stream:

@@ -22,6 +22,9 @@ FOLDER_NAMES = ("metadata.jsonl", "metadata.csv", "data.jsonl", "data.jsonl.gz",
 """What a folder given as a catalogue is searched for, in this order."""
 
 
+ONE_SPLIT = "a file is in one split: take it out of the other"
+
+
 def normal_isrc(isrc: str) -> str:
     """An ISRC without its dashes and spaces, in upper case: `gb-ayE-67-00123` and `GBAYE6700123` are one."""
     return "".join(char for char in isrc if char.isalnum()).upper()
@@ -194,7 +197,7 @@ class Catalog:
         splits = {one.split: one.line for one in same if one.split}
         if len(splits) > 1:
             named = " and ".join(f"'{printable(split)}' (line {at})" for split, at in splits.items())
-            raise InputError(f"{where}: '{printable(path.name)}' is in the splits {named}", "a file is in one split")
+            raise InputError(f"{where}: '{printable(path.name)}' is in the splits {named}", ONE_SPLIT)
         given = distinct(captions)
         own = distinct(caption for one in (record, *same) for caption in one.captions)
         origin = "list and catalogue" if given and own else "list" if given else "catalogue"
@@ -210,7 +213,7 @@ class Catalog:
             title=record.title or found.tags.title or None,
             artist=record.artist or found.tags.artist or None,
             isrc=normal_isrc(record.isrc or found.tags.isrc) or None,
-            meta=record.meta,
+            meta={**record.meta, **({"split": next(iter(splits))} if splits else {})},
             more_captions=found.texts[1:],
             caption_source=found.source,
             place=where,
@@ -240,6 +243,8 @@ class Catalog:
                 track = self.track(record)
                 done |= {one.line for one in self.of_file(track.path, track.sha256)}
                 copy = tracks.get(track.sha256)
+                if copy is not None and len({copy.meta.get("split"), track.meta.get("split")} - {None}) > 1:
+                    raise InputError(f"{track.place}: the same file as {copy.place}, in another split", ONE_SPLIT)
                 if copy is None and lines.setdefault(self.id_of(record), record.line) != record.line:
                     raise InputError(
                         f"{spot(self.name, record.line)}: the id '{printable(self.id_of(record))}' is line "
@@ -269,7 +274,8 @@ def _identity(path: str) -> Hashable:
         found = os.stat(path)
     except (OSError, ValueError):
         return path
-    return (found.st_dev, found.st_ino)
+    # Some network and user-space file systems number no files.
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
 
 
 def _find(path: Path) -> Path:

@@ -22,11 +22,12 @@ CHUNK = 1 << 16
 LEGACY = "Windows-1252"
 
 _MARK = b"\xef\xbb\xbf"  # the byte order mark, in UTF-8
-_LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþŒœŠšŽžŸ"
-_SIGNS = "‘’“”–—…•€™«»¡¿°ºª§©®£´\N{NO-BREAK SPACE}"
-_WESTERN = re.compile(rf"[\0-\x7f{_LETTERS}{_SIGNS}]*")
-# Letters outside of ASCII come alone or in pairs there ("créée"); three in a row are another alphabet's.
-_ANOTHER = re.compile(rf"[{_LETTERS}]{{3}}")
+_LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþ"
+_SIGNS = "“”–—…•€™«»¡¿°ºª§©®£\N{NO-BREAK SPACE}"
+_WESTERN = re.compile(rf"(?:[\0-\x7f{_LETTERS}{_SIGNS}‘’´]|[Œœ](?=[uU]))*")
+# Letters outside of ASCII come alone or in pairs there ("créée"); three in a row are another alphabet's. A sign inside
+# a word is a letter of another code page (Mac OS, DOS).
+_ANOTHER = re.compile(rf"[{_LETTERS}]{{3}}|[A-Za-z{_LETTERS}][{_SIGNS}][A-Za-z{_LETTERS}]")
 
 
 def western(data: bytes) -> str | None:

@@ -8,14 +8,14 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from encore.audio.encodings import LEGACY, utf8_chunks, western
-from encore.audio.spelling import alike, spellings
+from encore.audio.spelling import alike, forms, spellings
 from encore.audio.text import printable
 from encore.errors import InputError
 
@@ -46,10 +46,13 @@ def spot(name: str, line: int | None = None) -> str:
     return printable(name) if line is None else f"{printable(name)}, line {line}"
 
 
-def locate(raw: str, folders: Sequence[Path], roots: Sequence[Path], where: str) -> Path | None:
+def locate(
+    raw: str, folders: Sequence[Path], roots: Sequence[Path], where: str, *, exactly: bool = False
+) -> Path | None:
     """The real path of the regular file that `raw` names, looked for in `folders` in turn; None where there is none.
 
-    A path that leads nowhere as it is written is tried in its other spellings (`encore.audio.spelling`).
+    A path that leads nowhere as it is written is tried in its other spellings (`encore.audio.spelling`);
+    with `exactly`, in its Unicode forms alone.
     The real path (all symbolic links followed) must lie inside one of `roots`: that one rule covers `..`, absolute
     paths and links that lead out, whether or not something is there.
 
@@ -62,8 +65,11 @@ def locate(raw: str, folders: Sequence[Path], roots: Sequence[Path], where: str)
     def may_look(real: str) -> bool:
         return any(_inside(real, root) for root in allowed)
 
-    for find in (os.path.join, lambda folder, name: alike(folder, name, may_look)):  # as written, before as meant
-        for name in spellings(raw):
+    ways: list[Callable[[str, str], str | None]] = [os.path.join]
+    if not exactly:
+        ways.append(lambda folder, name: alike(folder, name, may_look))
+    for find in ways:
+        for name in forms(raw) if exactly else spellings(raw):
             for folder in folders:
                 try:
                     path = find(os.fspath(folder), name)
@@ -152,8 +158,15 @@ def read_lines(
     source = cast(BinaryIO, gzip.GzipFile(fileobj=stream, mode="rb")) if compressed else stream
     notes = [] if notes is None else notes
     legacy: list[tuple[int, str]] = []
-    number = 0
-    for number, line in enumerate(_byte_lines(utf8_chunks(source, name, notes), name, caps), 1):
+    macintosh = False  # lines that end in \\r alone: older Macs had a code page of their own
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal macintosh
+        for chunk in utf8_chunks(source, name, notes):
+            macintosh = macintosh or re.search(rb"\r[^\r\n]", chunk) is not None
+            yield chunk
+
+    for number, line in enumerate(_byte_lines(chunks(), name, caps), 1):
         if len(line) > caps.line:
             raise InputError(f"{spot(name, number)}: the line is longer than {caps.line:,} bytes")
         if number > caps.lines:
@@ -163,7 +176,7 @@ def read_lines(
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError:
-            old = western(line)
+            old = None if macintosh else western(line)
             text = line.decode("utf-8", "surrogateescape") if old is None else old
             if old is not None:
                 legacy.append((number, old))

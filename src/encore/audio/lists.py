@@ -101,7 +101,7 @@ class _Resolver:
             except _Unmatched as unmatched:
                 missing.append(Missing(record.line, record.source, unmatched.reason))
                 if not allow_missing:
-                    hint = f"{unmatched.hint}; {advice}" if unmatched.hint else advice
+                    hint = "; ".join(part for part in (unmatched.hint, advice) if part)
                     wrong.append(InputError(f"{spot(self.name, record.line)}: {unmatched.reason}", hint))
                 continue
             except InputError as error:
@@ -156,8 +156,14 @@ class _Resolver:
 
     def _known(self, entry: Record, record: Record, path: Path | None = None) -> Track:
         assert self.catalog is not None
-        track = self.catalog.track(entry, path=path, captions=record.captions, line=record.line, source=record.source)
-        return dataclasses.replace(track, place=spot(self.name, record.line))
+        place = spot(self.name, record.line)
+        try:
+            track = self.catalog.track(
+                entry, path=path, captions=record.captions, line=record.line, source=record.source
+            )
+        except InputError as error:
+            raise InputError(f"{place}: {error.message}", error.hint) from error
+        return dataclasses.replace(track, place=place)
 
     def _by_path(self, record: Record) -> Track:
         where = spot(self.name, record.line)

@@ -19,14 +19,21 @@ from encore.audio.text import printable
 DRIVE = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
 
 
+def forms(raw: str) -> Iterator[str]:
+    """`raw` as it is, with accents composed, and with accents decomposed."""
+    yield from dict.fromkeys((raw, unicodedata.normalize("NFC", raw), unicodedata.normalize("NFD", raw)))
+
+
 def spellings(raw: str) -> Iterator[str]:
     """`raw`, and what it may have been before a player or another system wrote it down."""
     seen = {""}
     plain = raw.strip()
     for quote in ('"', "'"):
         plain = plain[1:-1] if len(plain) > 1 and plain[0] == plain[-1] == quote else plain
-    slashes = plain.replace("\\", "/")
-    ways = [raw, plain, unquote(plain), slashes, unquote(slashes), os.path.expanduser(plain)]
+    decoded = unquote(plain)
+    ways = [raw, plain, decoded, os.path.expanduser(plain)]
+    if not DRIVE.match(plain):
+        ways += [plain.replace("\\", "/"), decoded.replace("\\", "/")]
     for way in ways:
         for name in (way, _as_bytes(way)):
             if name not in seen:

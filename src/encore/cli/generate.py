@@ -85,10 +85,17 @@ def generate(
 
 def _read(file: Path) -> list[str]:
     """Captions of a file: one a line, `#` begins a comment."""
-    from encore.audio.files import LIST_CAPS, open_regular, read_lines
+    from encore.audio.encodings import refuse_undecoded
+    from encore.audio.files import LIST_CAPS, open_regular, read_lines, spot
 
+    notes: list[str] = []
+    lines = []
     with open_regular(file) as stream:
-        lines = [line.strip() for _, line in read_lines(stream, str(file), LIST_CAPS)]
+        for number, line in read_lines(stream, str(file), LIST_CAPS, notes=notes):
+            refuse_undecoded([line], spot(str(file), number))
+            lines.append(line.strip())
+    for note in notes:
+        console.note(note)
     captions = [line for line in lines if line and not line.startswith("#")]
     if len(captions) > MAX_CAPTIONS:
         raise InputError(f"{file} holds {len(captions)} captions, and {MAX_CAPTIONS} are played at most")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -92,11 +91,11 @@ def select(
     lost: list[InputError] = [] if skip_unreadable else wrong  # what is wrong with tracks to keep and to compare with
     chosen = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing, errors=wrong)
     forget: Sequence[Track] = chosen.tracks
+    of_forget = len(wrong)
     notes = [*(catalog.notes if catalog is not None else ()), *chosen.notes]
 
     def listed(source: Path | str) -> Sequence[Track]:
-        advice = "--skip-unreadable goes on without"
-        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice=advice)
+        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice="")
         notes.extend(found.notes)
         return found.tracks
 
@@ -121,20 +120,25 @@ def select(
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
         unheard = catalog.tracks(split=HOLDOUT, errors=lost)
     if wrong:
-        wrong += [error for _, error in unreadable((*forget, *kept, *unheard), CHECK_SECONDS)]
-        raise together(wrong)
+        bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unheard), CHECK_SECONDS)
+        raise _refusal([*wrong, *bad], of_forget)
     never = {track.sha256 for track in forget}
-    refused: list[InputError] = []
+    gone: set[str] = set()
 
     def may_skip(track: Track, error: InputError) -> bool:
+        nonlocal of_forget
+        of_forget += track.sha256 in never
         skipped = skip_unreadable and track.sha256 not in never
-        (lost if skipped else refused).append(track.refusal(error))
+        (lost if skipped else wrong).append(track.refusal(error))
+        gone.add(track.sha256)
         return skipped
 
+    of_forget = 0
     try:
         pairs = find_duplicates(forget, kept, unheard, cache=TensorCache(), progress=progress, skip=may_skip)
     except InputError as error:
-        raise (together(refused) if refused else error) from error
+        raise (_refusal(wrong, of_forget) if wrong else error) from error
+    kept, unheard = ([track for track in side if track.sha256 not in gone] for side in (kept, unheard))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
     for side, what, why in (
@@ -153,22 +157,31 @@ def select(
     )  # fmt: skip
 
 
-def unreadable(tracks: Sequence[Track], seconds: float = math.inf) -> list[tuple[Track, InputError]]:
-    """Tracks that can't be decoded, and why, with the lines that name them.
+def _refusal(wrong: Sequence[InputError], of_forget: int) -> InputError:
+    """One error for all of `wrong`, of which `of_forget` can't be skipped."""
+    error = together(wrong)
+    if len(wrong) > of_forget:
+        skip = "--skip-unreadable goes on without those to keep or to compare with"
+        error = InputError(error.message, f"{error.hint}\n{skip}" if error.hint else skip)
+    return error
+
+
+def unreadable(tracks: Sequence[Track], seconds: float) -> list[InputError]:
+    """What is wrong with the tracks that can't be decoded, with the lines that name them.
 
     Args:
         tracks: those that were decoded in an earlier run take no time.
         seconds: after which the rest are not tried.
     """
     files = FileCache()
-    bad: list[tuple[Track, InputError]] = []
+    bad: list[InputError] = []
     until = time.monotonic() + seconds
     for track in tracks:
         try:
             if files.facts(track.sha256) is None and time.monotonic() < until:
                 files.load(track.path, track.sha256, sample_rate=RATE)
         except InputError as error:
-            bad.append((track, track.refusal(error)))
+            bad.append(track.refusal(error))
     return bad
 
 
