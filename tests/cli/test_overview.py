@@ -91,6 +91,42 @@ def test_case_E12_compare_shows_differences_and_which_are_noise(call, tmp_path):
     assert "warning" not in shown.err
 
 
+def test_counts_of_tracks_are_compared_as_counts(call, tmp_path):
+    """What each track came to is a share of its codes, and not what is counted."""
+
+    def replays(hits, share, low, high):
+        per_track = dict.fromkeys(TRACKS, share)
+        return Result(
+            "verbatim", "unlearned", "forget", hits / 8, n=8, unit="share", low=low, high=high, per_track=per_track
+        )
+
+    for name, row in (
+        ("a", replays(0, 0.1, 0, 0.32)), ("b", replays(0, 0.3, 0, 0.32)), ("c", replays(2, 0.3, 0.07, 0.6)),
+        ("d", replays(8, 1.0, 0.68, 1)),
+    ):  # fmt: skip
+        made(tmp_path / name)
+        write_metrics(tmp_path / name / "metrics.json", [row])
+    done = call("compare", *(tmp_path / name for name in "abcd"), "--json")
+    (row,) = json.loads(done.out)["rows"]
+    assert [(one["value"], one["said"]) for one in row["differences"]] == [
+        (0.0, "same"), (0.25, "within noise"), (1.0, "differs")
+    ]  # fmt: skip
+
+
+def test_a_figure_that_is_not_the_mean_of_its_tracks_is_compared_by_its_interval(call, tmp_path):
+    scores = dict(zip(TRACKS, range(8), strict=True))
+    for name, value, shift in (("a", 0.5, 0), ("b", 0.6, 100), ("c", 0.9, 100)):
+        made(tmp_path / name)
+        per_track = {track: score + shift + score % 3 for track, score in scores.items()}
+        low, high = value - 0.1, value + 0.09
+        row = Result("membership_auc", "unlearned", "forget", value, n=8, low=low, high=high, per_track=per_track)
+        write_metrics(tmp_path / name / "metrics.json", [row])
+    done = call("compare", *(tmp_path / name for name in "abc"), "--json")
+    (row,) = json.loads(done.out)["rows"]
+    assert [one["said"] for one in row["differences"]] == ["within noise", "differs"]
+    assert [one["low"] for one in row["differences"]] == [None, None]
+
+
 def test_compare_says_what_can_not_be_compared(call, tmp_path):
     made(tmp_path / "a", nll=[3.0] * 8)
     made(tmp_path / "b", nll=[3.0] * 8, model="x" * 64)

@@ -12,20 +12,7 @@ import typer
 from encore.cli import console
 from encore.errors import EncoreError
 
-_OURS = ("assets", "bench", "dev")  # extras that only developing Encore takes
-_ADVICE = "each line that begins with problem: says what; pip install --upgrade encore-music mends packages"
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "av",
-    "soundfile",
-    "soxr",
-    "pydantic",
-    "typer",
-)
+PACKAGES = "torch transformers accelerate safetensors numpy av soundfile soxr pydantic typer".split()
 
 
 def doctor(
@@ -103,6 +90,10 @@ def _problems(found: dict[str, Any]) -> list[str]:
     wrong = [extension["cpu"]] if str(extension["cpu"] or "").startswith("ENCORE_") else []
     closed = [] if cache["writable"] else [f"the cache {cache['folder']} can't be written: set ENCORE_CACHE"]
     return [*broken, *wrong, *closed, *(row["problem"] for row in found["plugins"])]
+
+
+_OURS = ("assets", "bench", "dev")  # extras that only developing Encore takes
+_ADVICE = "each line that begins with problem: says what; pip install --upgrade encore-music mends packages"
 
 
 def _verdict(found: dict[str, Any]) -> str:

@@ -70,8 +70,8 @@ def compare(
     others = [f"{name} - {names[0]}" for name in names[1:]]
     console.table(["figure", *names, *others], [_cells(row) for row in found.rows], right=names)
     console.note(
-        "differences are of the unlearned models, with the 95 % interval over the tracks that both measured; of twenty "
-        "figures that are alike, one is said to differ by chance"
+        "differences of the unlearned models, with their 95 % interval over the tracks that both measured; of twenty "
+        "figures that differ by chance alone, one is said to differ"
     )
 
 
@@ -88,10 +88,14 @@ def _figure(row: Result | None) -> str:
 
 
 def _difference(one: Difference) -> str:
+    from encore.runs.compare import SAME
+
     if one.value is None:
         return ""
-    interval = f" ({one.low:+.2g} to {one.high:+.2g})" if one.low is not None and one.value else ""
-    return f"{one.value:+.3g}{interval} {one.said}".rstrip() if one.value else one.said or "0"
+    if one.said == SAME:
+        return SAME
+    interval = f" ({one.low:+.2g} to {one.high:+.2g})" if one.low is not None else ""
+    return f"{one.value:+.3g}{interval} {one.said}".rstrip()
 
 
 def open_report(

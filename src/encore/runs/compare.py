@@ -11,6 +11,7 @@ from encore import stats
 from encore.api import Result
 from encore.errors import InputError
 from encore.metrics.summary import SummaryRow, summary
+from encore.report.tables import of_tracks
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 from encore.runs.store import read_json
@@ -108,6 +109,8 @@ def _difference(first: Result | None, other: Result | None) -> Difference:
     if first is None or other is None or first.value is None or other.value is None:
         return Difference(None)
     value = other.value - first.value
+    if of_tracks(first):  # how many tracks passed a bar: what each came to, is not what is counted
+        return Difference(value, said=SAME if value == 0 else _apart(first, other))
     pairs = [
         (before, after)
         for track, before in first.per_track.items()
@@ -116,14 +119,18 @@ def _difference(first: Result | None, other: Result | None) -> Difference:
     if value == 0 and all(before == after for before, after in pairs):
         return Difference(0.0, 0.0, 0.0, SAME)
     interval = stats.bootstrap_interval([after - before for before, after in pairs], seed=0) if pairs else None
-    if interval is not None:
-        low, high = interval
+    low, high = interval or (1.0, -1.0)
+    slack = 0.01 * abs(value)
+    if low - slack <= value <= high + slack:  # else a track's figure is not what the figure is the mean of
         return Difference(value, low, high, NOISE if low <= 0 <= high else DIFFERS)
-    ends = (first.low, first.high, other.low, other.high)
-    if None in ends:
-        return Difference(value)
-    apart = other.low > first.high or first.low > other.high  # type: ignore[operator]
-    return Difference(value, said=DIFFERS if apart else NOISE)
+    return Difference(value, said=_apart(first, other))
+
+
+def _apart(first: Result, other: Result) -> str:
+    """By the intervals of the two figures; where they overlap, the difference may be chance."""
+    if first.low is None or first.high is None or other.low is None or other.high is None:
+        return UNKNOWN
+    return DIFFERS if other.low > first.high or first.low > other.high else NOISE
 
 
 def _doubts(runs: Sequence[Path]) -> list[str]:
