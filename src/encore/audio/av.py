@@ -113,14 +113,16 @@ def _reason(error: Exception) -> str:
 
 
 def _least(source: Any, track: Any, rate: int) -> int:
-    """Frames that the container's duration promises, less 0.1 s: it may count an encoder's delay and padding."""
+    """Frames that the container's duration promises, less what it may count of an encoder's delay and padding."""
     seconds = None
-    if source.format.name not in _TIMELESS.split(","):
+    several = len(source.streams) > 1
+    if source.format.name not in _TIMELESS.split(",") and not (several and source.format.name == "asf"):
         if track.duration and track.time_base:
             seconds = float(track.duration * track.time_base)
-        elif source.duration and len(source.streams) == 1:
+        elif source.duration and not several:
             seconds = source.duration / 1e6
-    return max(0, int((seconds - 0.1) * rate)) if seconds else 0
+    slack = 0.5 if source.format.name == "asf" else 0.1  # WMA Pro's blocks are up to 0.2 s long
+    return max(0, int((seconds - slack) * rate)) if seconds else 0
 
 
 class _Decoder:
@@ -166,8 +168,8 @@ class _Decoder:
             raise Damage("has a packet that can't be decoded whole")
         if (frame.sample_rate, frame.layout.nb_channels) != (self.rate, self.channels):
             raise Damage("changes its sample rate or channels in the middle")
-        # Where the structure was walked down to the packets, none is lost; timestamps are only FFmpeg's reconstruction.
-        if self.container.kind not in {"asf", "other"} or frame.pts is None or not frame.time_base:
+        # In other kinds the timestamps are FFmpeg's reconstruction, and the structure itself loses no packet unseen.
+        if self.container.kind not in {"asf", "matroska", "other"} or frame.pts is None or not frame.time_base:
             return
         begin, seconds = float(frame.pts * frame.time_base), frame.samples / self.rate
         slack = max(0.5 * seconds, 2 * float(frame.time_base), 0.005)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from encore.audio.asf import check_asf_packet
 from encore.audio.declared import Container, Damage, read_at, short
 
 _PLACEHOLDERS = (0x7F00_0000, 0x7FFF_FFFF, 0xFFFF_FFFF)
@@ -129,6 +130,8 @@ def au(stream: BinaryIO, size: int, start: int) -> Container:
     if start + offset + length > size:
         raise short(start + offset + length, size)
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(code, 0) * channels
+    if width and length % width:
+        raise Damage(f"says {length:,} bytes, no whole number of frames of {width}")
     return Container("au", "au", length // width if width else None, None, 0 if width else None, start)
 
 
@@ -196,16 +199,14 @@ def wave64(stream: BinaryIO, size: int, start: int) -> Container:
     """Sony Wave64: RIFF with GUIDs and 64-bit lengths."""
     block, rate, frames = 0, None, None
     whole = struct.unpack("<Q", read_at(stream, start + 16, 8).ljust(8, b"\0"))[0]
-    for name, begin, end in _tiled(stream, start + 40, size, _w64_chunk):
+    limit = start + whole if 40 < whole <= size - start else size
+    for name, begin, _ in _tiled(stream, start + 40, limit, _w64_chunk):
         if name.startswith(b"fmt "):
             block, rate = _wave_format(read_at(stream, begin, 40), "<")
         elif name.startswith(b"data"):
             length = struct.unpack("<Q", read_at(stream, begin - 8, 8))[0] - 24
             frames = length // block if block else None
-            if end > start + whole and whole:
-                raise Damage("has sizes that contradict each other")
-            break
-    else:
+    if frames is None and block:
         raise Damage("has no audio in it: its data chunk is missing")
     return Container("wav", "w64", frames, rate, 0 if block else None, start)
 
@@ -255,9 +256,8 @@ def asf(stream: BinaryIO, size: int, start: int) -> Container:
         raise Damage("has no file properties")
     packet, most = struct.unpack("<II", header[at + 92 : at + 100])
     body, end = next((begin, end) for name, begin, end in chunks if name == ASF_DATA)
-    if packet == most > 0:  # all are as long: each begins with the same mark
-        mark = read_at(stream, body + 26, 1)
-        if any(read_at(stream, place, 1) != mark for place in range(body + 26, end - packet + 1, packet)):
-            raise Damage("has a packet that begins with something else")
+    if packet == most > 0:  # all are as long
+        for place in range(body + 26, end - packet + 1, packet):
+            check_asf_packet(read_at(stream, place, packet))
     known = any(header[at + 64 : at + 72]) and not header[at + 88] & 1  # the play duration, and the flag of a broadcast
     return Container("asf", "asf", least=None if known else 0, start=start)
