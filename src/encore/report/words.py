@@ -43,8 +43,8 @@ PLAIN = {
     ("prompt_reencoded_verbatim", "forget"): "Verbatim continuation from a compressed first second",
     ("prompt_stretched_verbatim", "forget"): "Verbatim continuation from a faster or slower first second",
     ("prompt_shifted_verbatim", "forget"): "Verbatim continuation from a first second in another key",
-    ("membership_auc", "forget"): "Membership test: can an outsider tell that the tracks were trained on?",
-    ("membership_p", "forget"): "Several membership attacks: can any of them tell?",
+    ("membership_auc", "forget"): "Membership test",
+    ("membership_p", "forget"): "Several membership tests together",
     ("nll", "retain"): "How well it predicts the music to keep",
     ("neighbours_nll", "retain"): "How well it predicts the music closest to the tracks",
     ("verbatim", "retain"): "Verbatim continuation of the memorised music to keep",
@@ -182,7 +182,7 @@ def glossary(files: RunFiles) -> list[tuple[str, str]]:
         ),
         (
             "membership test",
-            "An attempt to tell trained tracks from held-out ones by the model's predictions. 0.5 is guessing, 1 is "
+            "Can an outsider tell trained tracks from held-out ones by the model's predictions? 0.5 is guessing, 1 is "
             "always right.",
         ),
         (
