@@ -149,22 +149,19 @@ def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
 def _show(results: Sequence[Result], out: Path | None) -> None:
     from encore.metrics.summary import findings, summary
 
-    lines = summary(results)
+    lines = [line for line in summary(results) if any(row.value is not None for row in line.figures.values())]
     roles = [role for role in ROLES if any(role in line.figures for line in lines)]
-    console.table(
-        ["figure", *roles, "target", "met"],
-        [
-            (
-                line.label,
-                *(_figure(line.figures.get(role)) for role in roles),
-                line.target,
-                {True: "yes", False: "NO", None: ""}[line.met],
-            )
-            for line in lines
-            if any(row.value is not None for row in line.figures.values())
-        ],
-        right=roles,
-    )
+    rows = [
+        (
+            line.label,
+            *(_figure(line.figures.get(role)) for role in roles),
+            line.target,
+            {True: "yes", False: "NO", None: ""}[line.met],
+        )
+        for line in lines
+    ]
+    if rows:
+        console.table(["figure", *roles, "target", "met"], rows, right=roles)
     for finding in findings(results):
         console.data(f"{finding.level}: {finding.text}")
     if out is not None:
