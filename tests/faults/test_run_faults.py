@@ -49,16 +49,14 @@ def arm(kill_at):
     return lambda: counted
 
 def fail(fail_at):
-    """The n-th call below the run's folder that reads or writes fails, as a disk that breaks lets it."""
-    counted, told = 0, []
+    # The n-th call below the run's folder that reads or writes fails, as a disk that breaks lets it.
+    counted = 0
     own = os.path.join(os.getcwd(), "run")
     def due(name, path):
         nonlocal counted
         if not os.path.abspath(os.fsdecode(path)).startswith(own):
             return False
         counted += 1
-        if counted == fail_at:
-            told.append(f"{name} {path}")
         return counted == fail_at
     def path_of(handle):
         return os.readlink(f"/proc/self/fd/{handle}")
@@ -266,7 +264,7 @@ def test_case_C11_eval_cleans_up_too(zygote: Zygote, straight: tuple[bytes, int]
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-# ------------------------------------------------------------------------------------------------ C13: a disk that fails
+# ----------------------------------------------------------------------------------------------- C13: a disk that fails
 
 
 def broken_at(zygote: Zygote, folder: Path, number: int, straight: tuple[bytes, int]) -> bool:
