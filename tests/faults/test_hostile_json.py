@@ -19,6 +19,7 @@ from encore.errors import InputError
 from encore.evidence.archive import Archive
 from encore.evidence.manifest import read_manifest
 from encore.files import parsed_json, read_json
+from encore.runs.shapes import Evaluation
 
 Call = Callable[..., Done]
 DEEP = "[" * 100_000
@@ -36,14 +37,12 @@ def told(done: Done, *codes: int) -> None:
 def test_case_C10_what_is_no_json_names_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match="file.json can't be read as JSON"):
+    with pytest.raises(InputError, match=r"file\.json can't be read as JSON"):
         read_json(path)
 
 
 def test_case_C10_a_shape_names_the_first_key_at_fault() -> None:
     with pytest.raises(InputError, match=r"x was changed.*: metrics\.0: input should be a valid string"):
-        from encore.runs.shapes import Evaluation
-
         parsed_json('{"metrics": [5, null]}', "x", Evaluation)
 
 
