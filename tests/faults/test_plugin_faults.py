@@ -1,6 +1,7 @@
 """Rows 16 and 23 of the fault list, with real processes: broken plugins, and an extension that does not fit."""
 
 import importlib.machinery
+import importlib.util
 import json
 import os
 import shutil
@@ -256,3 +257,38 @@ def test_extension_that_does_not_load(package):
 
 def test_extension_switched_off(package):
     assert doctor(package, ENCORE_NATIVE="0")["why"] == "ENCORE_NATIVE=0 switches it off"
+
+
+@pytest.mark.parametrize("how", ["half", "last byte", "header", "zeros at the end"])
+def test_case_C12_a_damaged_extension_is_told_and_pure_torch_serves(package, how):
+    """Without the check, a process that loads the half of a library is ended by SIGBUS."""
+    spec = importlib.util.find_spec("encore._native")
+    if spec is None:
+        pytest.skip("the extension was not built at installation")
+    whole = Path(spec.origin).read_bytes()
+    cut = {
+        "half": whole[: len(whole) // 2], "last byte": whole[:-1], "header": whole[:50],
+        "zeros at the end": whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2),
+    }[how]  # fmt: skip
+    (package / "encore" / Path(spec.origin).name).write_bytes(cut)
+    extension = doctor(package)
+    assert not extension["loaded"]
+    assert "is damaged" in extension["why"]
+    code = (
+        "import torch\nfrom encore.ops import linear_grad\n"
+        "for _ in range(2): print(linear_grad.linear_sq_norm(torch.ones(1, 2, 3), torch.ones(1, 2, 4)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=package,
+        env={**os.environ, "PYTHONPATH": str(package), "CXX": "no-such-compiler", "ENCORE_CACHE": str(package / "c")},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (0, "tensor([48.])\n" * 2), ran.stderr
+    assert ran.stderr.count("is damaged and not used") == 1
+
+
+def test_case_C12_a_whole_extension_is_loaded(package):
+    spec = importlib.util.find_spec("encore._native")
+    if spec is None:
+        pytest.skip("the extension was not built at installation")
+    shutil.copy(spec.origin, package / "encore")
+    assert doctor(package)["loaded"]

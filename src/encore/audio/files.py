@@ -18,6 +18,7 @@ from encore.audio.encodings import LEGACY, utf8_chunks, western
 from encore.audio.spelling import alike, forms, spellings
 from encore.audio.text import printable
 from encore.errors import InputError
+from encore.files import naming
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def open_regular(path: Path | str) -> BufferedReader:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
-    with open_regular(path) as stream:
+    with naming(path), open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

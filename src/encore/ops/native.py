@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,9 @@ def _installed() -> Native:
     try:
         import torch  # noqa: F401 - what the library is linked with has to be loaded before it
 
+        spec = importlib.util.find_spec("encore._native")
+        if spec is not None and spec.origin is not None:
+            _refuse_damaged(Path(spec.origin))
         return Native(importlib.import_module("encore._native"), "", "ahead of time")
     except Exception as error:  # a library of another machine or a torch too old can fail in any way
         if isinstance(error, ModuleNotFoundError) and error.name == "encore._native":
@@ -87,6 +91,7 @@ def _kept() -> Native:
     """What an earlier process compiled on first use."""
     try:
         path = build_folder() / LIBRARY
+        _refuse_damaged(path)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
@@ -95,6 +100,40 @@ def _kept() -> Native:
     except Exception as error:  # not there, or any of what can be wrong with a library
         return Native(None, f"none was kept ({type(error).__name__})")
     return Native(module, "", "on first use")
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raise before a cut or zeroed library is mapped into memory, where touching what is missing ends the process.
+
+    An ELF file ends with the table of its sections, or what that tells of; both must be there (`man 5 elf`).
+
+    Raises:
+        ImportError: says what is wrong; also told on stderr, once.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+        if head[:4] != b"\x7fELF":
+            return  # of another system, whose loader checks for itself
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if head[4] != 2 or len(head) < 64:
+                raise struct.error("its header is not whole")
+            order = "<" if head[5] == 1 else ">"
+            (table,) = struct.unpack(f"{order}Q", head[40:48])
+            width, count, names = struct.unpack(f"{order}3H", head[58:64])
+            file.seek(table)
+            sections = [struct.unpack(f"{order}2I4Q2I2Q", file.read(width)[:64]) for _ in range(count)]
+            ends = [offset + length for _, kind, _, _, offset, length, *_ in sections if kind != 8]  # 8: takes no space
+            if not sections or sections[names][1] != 3 or max(ends) > size:  # 3: a table of strings
+                raise struct.error(f"it is not whole, with {size:,} bytes")
+        except (struct.error, LookupError) as error:
+            _tell(f"encore: {path} is damaged and not used; install Encore again (pure torch serves as well, slower)")
+            raise ImportError(f"{path.name} is damaged: {error}") from error
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _compile() -> Native:
@@ -124,6 +163,11 @@ def _load(folder: Path) -> ModuleType:
     with FileLock(target / "encore.lock"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (target / "lock").unlink(missing_ok=True)  # torch's own lock waits for ever for a process that was killed
+        if (target / LIBRARY).exists():
+            try:
+                _refuse_damaged(target / LIBRARY)
+            except ImportError:
+                (target / LIBRARY).unlink()  # it is compiled anew
         if not (target / LIBRARY).exists():
             print("encore: compiling the native extension, once (about 20 s) ...", file=sys.stderr, flush=True)
         kernels = nvcc.compile_kernels(folder, target, torch)
