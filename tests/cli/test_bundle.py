@@ -13,31 +13,16 @@ from typing import Any
 
 import pytest
 from tests.conftest import Done, no_evaluation_is_read
+from tests.evidence.measured import write_measured
 from tests.report.made_run import tie_again, write_run
 
 Call = Callable[..., Done]
-METRICS = "nll,membership_auc"
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, _studio: Path) -> Path:
     """A run of the tiny model with a few figures; don't write into it."""
-    from encore.cli import app
-
-    folder = tmp_path_factory.mktemp("measured")
-    shutil.copytree(_studio, folder, dirs_exist_ok=True)
-    music, run = folder / "music", str(folder / "run")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("ENCORE_CACHE", str(_studio / "cache"))
-    forget = [
-        "forget", "--tracks", f"{music}/forget.txt", "--retain", f"{music}/retain.txt", "--holdout",
-        f"{music}/holdout.txt", "--model", str(folder / "model"), "--method", "graddiff", "--steps", "2", "--out", run,
-        "--requester", "A. Label", "--requested", "2026-11-20",
-    ]  # fmt: skip
-    assert app.run(forget) == 0
-    assert app.run(["eval", run, "--metrics", METRICS, "--seed", "3"]) == 0
-    monkeypatch.undo()
-    return folder / "run"
+    return write_measured(tmp_path_factory.mktemp("measured"), _studio)
 
 
 def test_packed_checked_and_measured_again(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evidence.test_verify import changed, resealed
 
 from encore.errors import InputError, MissingExtraError, UsageError
 from encore.evidence import signing
@@ -43,6 +44,20 @@ def test_a_signed_bundle(made: Path, tmp_path: Path) -> None:
         verify(bundle, key=others)
     with pytest.raises(InputError, match="is not signed"):
         verify(pack(made, tmp_path / "plain.zip"), key=public)
+
+
+def test_case_C7_a_signature_that_nobody_checked_is_called_that(made: Path, tmp_path: Path) -> None:
+    private, public = keys(tmp_path, "mine")
+    forged = changed(pack(made, key=private), lambda members: resealed(members, "samples/index.json", b"[]\n"))
+    assert verify(forged).signature == "not checked"  # signed, then changed: only the key tells
+    with pytest.raises(InputError, match="signature does not hold"):
+        verify(forged, key=public)
+    for broken in (b"{}", b"", b"[]", b"\xff", b'{"dsseEnvelope": 1}', b"[" * 100_000):
+        bundle = changed(forged, lambda members, content=broken: members.update({"manifest.json.sig": content}))
+        with pytest.raises(InputError, match="a signature that can't be read"):
+            verify(bundle)
+        with pytest.raises(InputError, match="signature does not hold"):
+            verify(bundle, key=public)
 
 
 def test_a_signature_of_another_manifest(tmp_path: Path) -> None:

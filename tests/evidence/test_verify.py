@@ -19,7 +19,7 @@ from encore.evidence.archive import write_archive
 from encore.evidence.derived import derived
 from encore.evidence.pack import pack
 from encore.evidence.rerun import Rerun, check_rerun, compare, tally
-from encore.evidence.verify import RECORDS, verify
+from encore.evidence.verify import RECORDS, check_complete, verify
 
 Change = Callable[[dict[str, bytes]], Any]
 
@@ -88,6 +88,64 @@ def test_records_that_were_left_out_of_manifest_and_archive(bundle: Path) -> Non
 
     with pytest.raises(InputError, match=r"has no request\.json"):
         verify(changed(bundle, change))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("report.html", b"</h1>", b"</h1><p>Certified: all deleted.</p>"),
+        ("model-card.md", b"## Figures", b"## Certified"),
+        ("bom.cdx.json", b"Encore", b"A court"),
+    ],
+)
+def test_case_C3_what_a_person_reads_is_made_again_from_the_records(
+    bundle: Path, name: str, old: bytes, new: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forge(members: dict[str, bytes]) -> None:
+        assert old in members[name]
+        resealed(members, name, members[name].replace(old, new))
+
+    with pytest.raises(InputError, match=f"{name} of .* is not what its records give"):
+        verify(changed(bundle, forge))
+    monkeypatch.setattr("encore.evidence.verify.made_with", lambda: {"encore": "9.9", "code_sha256": None})
+    found = verify(bundle)  # another version may write another page: then it is not checked, and that is said
+    assert found.members[name].checked == "NOT CHECKED: made by Encore 0.1.0"
+    assert found.members["request.json"].checked == "hash only"
+    with pytest.raises(NotCheckedError, match=f"{name} of .* could not be checked: made by Encore 0.1.0"):
+        check_complete(found, bundle)
+
+
+def test_case_C1_a_bundles_model_holds_no_code(made: Path) -> None:
+    def forge(members: dict[str, bytes]) -> None:
+        manifest = json.loads(members["manifest.json"])
+        entry = {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}
+        manifest["model"] = {"model.safetensors": manifest["model"]["model.safetensors"], "modeling.py": entry}
+        members["manifest.json"] = spelt(manifest)
+        resealed(members, "model/modeling.py", b"x")
+
+    with pytest.raises(InputError, match=r"modeling\.py is code"):
+        verify(changed(pack(made, with_model=True), forge))
+
+
+@pytest.mark.parametrize(
+    ("member", "change"),
+    [
+        ("run.json", {"unlearned_sha256": "0" * 64}), ("run.json", {"seed": 99}), ("run.json", {"method": "npo"}),
+        ("run.json", {"request_sha256": "0" * 64}), ("evaluation.json", {"metrics_sha256": "0" * 64}),
+        ("evaluation.json", {"models": {"base": "0" * 64, "unlearned": "e" * 64}}),
+    ],
+)  # fmt: skip
+def test_case_C6_records_that_do_not_belong_together(bundle: Path, member: str, change: dict[str, Any]) -> None:
+    def forge(members: dict[str, bytes]) -> None:
+        record = json.loads(members[member]) | change
+        resealed(members, member, spelt(record))
+        if member == "run.json" and "request_sha256" not in change:
+            how = json.loads(members["evaluation.json"])
+            how["run_sha256"] = hashlib.sha256(spelt(record)).hexdigest()
+            resealed(members, "evaluation.json", spelt(how))
+
+    with pytest.raises(InputError, match="the bundle contradicts itself"):
+        verify(changed(bundle, forge))
 
 
 def test_another_run(made: Path, bundle: Path) -> None:
