@@ -12,7 +12,9 @@ import typer
 from encore.cli import console
 from encore.errors import EncoreError
 
-PACKAGES = "torch transformers accelerate safetensors numpy av soundfile soxr pydantic typer".split()
+PACKAGES = (
+    "torch", "transformers", "accelerate", "safetensors", "numpy", "av", "soundfile", "soxr", "pydantic", "typer",
+)  # fmt: skip
 
 
 def doctor(
