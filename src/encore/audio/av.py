@@ -67,7 +67,7 @@ def open_av(stream: BinaryIO, container: Container, name: str) -> Stream:
 
     Raises:
         NotAudio: FFmpeg doesn't recognise it.
-        InputError: it has no audio in it.
+        InputError: it has no audio in it. Damage: it declares what can't be.
     """
     import av
 
@@ -121,6 +121,8 @@ def _least(source: Any, track: Any, rate: int) -> int:
             seconds = float(track.duration * track.time_base)
         elif source.duration and not several:
             seconds = source.duration / 1e6
+    if seconds is not None and seconds < 0:
+        raise Damage("declares a negative duration")
     slack = 0.5 if source.format.name == "asf" else 0.1  # WMA Pro's blocks are up to 0.2 s long
     return max(0, int((seconds - slack) * rate)) if seconds else 0
 

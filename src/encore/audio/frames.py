@@ -233,7 +233,8 @@ def declared(frame: bytes, header: Header) -> tuple[int, int, int, int] | None:
         if frame[at : at + 4] in _TRIMMERS:
             trims = int.from_bytes(frame[at + 21 : at + 24], "big")
             checksum = int.from_bytes(frame[at + 34 : at + 36], "big")
-            if checksum and checksum != _crc16(frame[: at + 34]):
+            covered = frame[: at + 34]  # FFmpeg counts 190 bytes of it always
+            if checksum not in {0, _crc16(covered), _crc16(covered.ljust(190, b"\0"))}:
                 raise Damage("has a LAME tag whose checksum is another")
         return frames, length, trims >> 12, trims & 4095
     if frame[36:40] == b"VBRI":
