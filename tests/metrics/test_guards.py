@@ -16,6 +16,7 @@ from encore import assets, plugins
 from encore.api import Clip
 from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
+from encore.audio.files import file_sha256
 from encore.audio.tracks import Track
 from encore.backends.musicgen import MusicgenBackend
 from encore.fingerprint import module_sha256
@@ -147,7 +148,8 @@ def test_what_is_reported_shares_no_track_with_what_was_tuned_on():
 # 9. Caches are keyed by weight hash. No silent fallback, no null.
 def test_another_codec_is_not_served_from_the_cache(tmp_path, studio):
     model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path / "model")))
-    cache, song = TensorCache(tmp_path / "cache"), Track("t", studio / "music/one.wav", CAPTIONS[0], "0" * 64)
+    file = studio / "music/one.wav"
+    cache, song = TensorCache(tmp_path / "cache"), Track("t", file, CAPTIONS[0], file_sha256(file))
     (first,) = Listener(model, cache).hear([song])
     with torch.no_grad():
         for layer in model.model.audio_encoder.quantizer.layers:

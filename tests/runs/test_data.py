@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,19 @@ def test_progress_and_a_track_too_short(
     monkeypatch.setattr(backend, "encode", lambda piece: torch.zeros(1, 2, 2))
     with pytest.raises(InputError, match="too short for the model"):
         Listener(backend, TensorCache(tmp_path / "other")).hear(tracks[:1])
+
+
+def test_case_B11_a_second_run_decodes_and_encodes_nothing(
+    backend: MusicgenBackend, tracks: tuple[Track, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Listener(backend, TensorCache(tmp_path)).hear(tracks)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a file was decoded")
+
+    monkeypatch.setattr("encore.audio.intake.load", never)
+    monkeypatch.setattr(backend, "encode", never)
+    moved = [replace(track, path=tmp_path / "gone") for track in tracks]  # known by content, wherever it lies
+    for one, other in zip(first, Listener(backend, TensorCache(tmp_path)).hear(moved), strict=True):
+        assert (one.pcm_sha256, one.seconds) == (other.pcm_sha256, other.seconds)
+        assert all(torch.equal(a.codes, b.codes) for a, b in zip(one.clips, other.clips, strict=True))

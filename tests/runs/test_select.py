@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from encore import assets
 from encore.audio.tracks import Track
@@ -53,6 +54,39 @@ def test_holdout_is_on_no_other_side(music: Path) -> None:
         select(music / "forget.txt", catalog=None, holdout=music / "forget.txt")
     with pytest.raises(InputError, match=r"both to be kept and in the holdout: four\.wav"):
         select(music / "forget.txt", catalog=None, retain=str(music / "retain.txt"), holdout=music / "retain.txt")
+
+
+def encoded(source: Path, target: Path) -> Path:
+    """A recording in another file, as its name says."""
+    sound, rate = soundfile.read(source, dtype="int16")
+    soundfile.write(target, sound, rate)
+    return target
+
+
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_case_B9_a_holdout_track_that_is_another_sides_in_other_bytes_is_refused_or_dropped(
+    music: Path, tmp_path: Path, side: str
+) -> None:
+    for name in ("forget", "retain", "holdout"):
+        rows = (music / f"{name}.txt").read_text()
+        (tmp_path / f"{name}.txt").write_text(rows)
+    for file in music.glob("*.wav"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    known = {"forget": "one.wav", "retain": "four.wav"}[side]
+    encoded(music / known, tmp_path / "same.flac")
+    with (tmp_path / "holdout.txt").open("a") as listing:
+        listing.write("same.flac\tunder another name\n")
+    told: list[tuple[str, int, int]] = []
+    how = {"catalog": None, "retain": str(tmp_path / "retain.txt"), "holdout": tmp_path / "holdout.txt"}
+    why = {"forget": "to be forgotten", "retain": "to be kept"}[side]
+    with pytest.raises(InputError, match=rf"both {why} and in the holdout: {known} = same\.flac \(same samples\)"):
+        select(tmp_path / "forget.txt", **how, progress=lambda *step: told.append(step))
+    assert {stage for stage, _, _ in told} == {"read tracks", "compare tracks"}
+    chosen = select(tmp_path / "forget.txt", **how, drop_duplicates=True)
+    assert ids(chosen.forget) == ["one.wav", "two.wav", "long.wav"]
+    assert ids(chosen.retain) == ["four.wav", "five.wav", "six.wav"]
+    assert ids(chosen.holdout) == ["seven.wav", "eight.wav"]
+    assert "1 of 3 tracks to compare with were left out: they are also to be forgotten or kept" in chosen.notes
 
 
 def test_a_root_lets_a_list_lead_elsewhere(music: Path, tmp_path: Path) -> None:

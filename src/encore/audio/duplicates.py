@@ -264,12 +264,16 @@ class Fingerprints:
             self._unkept[pcm] = self._make(self._tracks[pcm])[1].bands
         return self._unkept[pcm] if kept is None else kept["bands"].numpy()
 
+    def keep(self, pcm: str, made: Fingerprint) -> None:
+        """Keep the fingerprint of a recording."""
+        self.cache.put(_key("peaks", pcm), {"peaks": torch.from_numpy(made.peaks)})
+        self.cache.put(_key("bands", pcm), {"bands": torch.from_numpy(made.bands)})
+        self._peaks[pcm] = made.peaks
+
     def _make(self, track: Track) -> tuple[Facts, Fingerprint]:
         audio = self.files.load(track.path, track.sha256, sample_rate=RATE)
         made = fingerprint(audio.samples[0])
-        self.cache.put(_key("peaks", audio.sha256_pcm), {"peaks": torch.from_numpy(made.peaks)})
-        self.cache.put(_key("bands", audio.sha256_pcm), {"bands": torch.from_numpy(made.bands)})
-        self._peaks[audio.sha256_pcm] = made.peaks
+        self.keep(audio.sha256_pcm, made)
         return Facts.of(audio), made
 
 

@@ -31,6 +31,7 @@ SAMPLED = 2_048
 Bands = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 Hashes = NDArray[np.int32]
+Places = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Index:
         count = len(self._ends) - 1
         hits, offsets, changes = np.zeros(count, np.int64), np.zeros(count), np.zeros(count, np.int64)
         for change, (speed, pitch) in enumerate(CHANGES):
-            mine, theirs = _equal(hashed(marks, speed, pitch), self._sorted)
+            mine, ranks = _equal(hashed(marks, speed, pitch), self._sorted)
             if not len(mine):
                 continue
-            theirs = self._order[theirs]
+            theirs = self._order[ranks]
             apart = self._times[theirs] - marks[0][mine] / speed
             lowest = apart.min()
             bins = ((apart - lowest) / BIN).astype(np.int64)
@@ -89,8 +90,9 @@ class Index:
             hits[track], offsets[track], changes[track] = both[best], (places[best] % span + 1) * BIN + lowest, change
         ranked = np.argsort(-hits, kind="stable")
         return [
-            (int(i), Alignment(1 / CHANGES[changes[i]][0], float(offsets[i]), *CHANGES[changes[i]], int(hits[i])))
+            (int(i), Alignment(1 / speed, float(offsets[i]), speed, pitch, int(hits[i])))
             for i in ranked[hits[ranked] >= least]
+            for speed, pitch in [CHANGES[changes[i]]]
         ]
 
     def fitted(self, alignment: Alignment, marks: Floats, recording: int) -> Alignment:
@@ -132,14 +134,14 @@ def correlation(alignment: Alignment, first: Bands, second: Bands) -> tuple[floa
         -1 to 1; and how many frames these are. Bands are smoothed over their neighbours, so that a pitch between two of
         them counts as alike.
     """
-    places = np.arange(len(first)) * alignment.slope + alignment.offset
+    places: Places = np.arange(len(first), dtype=np.float64) * alignment.slope + alignment.offset
     (inside,) = np.nonzero((places >= 0) & (places <= len(second) - 1))
     if len(inside) < 2:
         return -1.0, len(inside)
     chosen = inside[:: -(-len(inside) // SAMPLED)]
     # Where pitch goes with speed, the slope knows it better than the step that found it.
     pitch = 1 / alignment.slope if alignment.pitch == alignment.speed else alignment.pitch
-    moved = np.arange(BANDS) + np.log2(pitch) * BANDS_PER_OCTAVE
+    moved: Places = np.arange(BANDS, dtype=np.float64) + np.log2(pitch) * BANDS_PER_OCTAVE
     kept = (moved >= 0) & (moved <= BANDS - 1)
     a = _centred(first[chosen][:, kept].astype(np.float32))
     b = _centred(_between(_between(second, places[chosen]).T, moved[kept]).T)
@@ -156,7 +158,7 @@ def _equal(hashes: Hashes, those: Hashes) -> tuple[Indices, Indices]:
     return mine, first[mine] + within
 
 
-def _between(values: Bands | Floats, places: NDArray[np.float64]) -> Floats:
+def _between(values: Bands | Floats, places: Places) -> Floats:
     """Rows at fractional places, by linear interpolation."""
     below = np.minimum(places.astype(int), len(values) - 2).clip(0)
     part = (places - below).astype(np.float32)[:, None]
@@ -167,6 +169,7 @@ def _between(values: Bands | Floats, places: NDArray[np.float64]) -> Floats:
 
 def _centred(values: Floats) -> Floats:
     wide = np.pad(values, ((0, 0), (1, 1)), mode="edge")
-    values = (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]) / 4
-    values = values - values.mean(1, keepdims=True)
-    return values - values.mean(0, keepdims=True)
+    smooth = 0.25 * wide[:, :-2] + 0.5 * wide[:, 1:-1] + 0.25 * wide[:, 2:]
+    smooth -= smooth.mean(1, keepdims=True)
+    smooth -= smooth.mean(0, keepdims=True)
+    return smooth
