@@ -13,6 +13,7 @@ from tests.latent_model import LatentBackend, latent_clips, noise
 from encore import plugins
 from encore.api import Batch, Session
 from encore.audio.cache import TensorCache
+from encore.audio.files import file_sha256
 from encore.audio.tracks import Track
 from encore.curvature.cached import cached_fisher
 from encore.errors import UsageError
@@ -101,7 +102,7 @@ def test_a_track_is_at_the_level_when_it_has_gone_all_but_five_percent_of_the_wa
 def test_caches_are_keyed_by_settings(tmp_path, clips):
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 6000).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, LatentBackend.sample_rate, subtype="FLOAT")
-    track = Track("a", tmp_path / "a.wav", "slow", "0" * 64)
+    track = Track("a", tmp_path / "a.wav", "slow", file_sha256(tmp_path / "a.wav"))
 
     class Scaled(LatentBackend):
         settings = "scale 2"
@@ -178,7 +179,7 @@ def test_a_fisher_is_taken_on_the_clips_own_target(clips):
 def test_latents_are_heard_and_kept_as_they_are(tmp_path):
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 6000).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, LatentBackend.sample_rate, subtype="FLOAT")
-    track = Track("a", tmp_path / "a.wav", "slow", "0" * 64)
+    track = Track("a", tmp_path / "a.wav", "slow", file_sha256(tmp_path / "a.wav"))
     for _ in range(2):  # the second time from the cache
         (heard,) = Listener(LatentBackend(), TensorCache(tmp_path / "cache")).hear([track])
         expected = LatentBackend().encode(torch.from_numpy(samples)[None, None])[0]

@@ -32,26 +32,30 @@ LEAST = 4
 PATIENCE = 30
 """Alignments of one track, from the best on, that in a row may fail before the rest are left out."""
 SHORT = 1_000
-"""Landmarks of a track of some 5 s; longer ones are looked for among one another with no more than these."""
+"""Landmarks of a track of some 5 s."""
+SOME = 400
+"""Landmarks with which a track is looked for in longer ones."""
 
 
 def threshold(frames: float) -> float:
     """The correlation from which on two recordings that overlap by so many frames are one.
 
     It is .80 for 1 s, .59 for 5 s, .45 for 3 minutes: what different pieces reach falls with the length. Measured at
-    the alignments that the index proposes, on excerpts of 100 pieces from the soundtracks of six free games, and on
+    the alignments that the index proposes, on excerpts of 86 pieces from the soundtracks of six free games, and on
     Encore's own music, whose 154 pieces are one synthesiser's:
 
-    ======  ==============  ================  =========================================================================
-    length  pairs           different pieces  the same (of the games): smallest of 60, share above the threshold
-    ======  ==============  ================  =========================================================================
-    1 s     5.4 million     .71 at most       speed .95 to 1.05: .71, .95 and more; low MP3: .97; low Vorbis: .92
-    5 s     .5 million      .46 at most       speed: .68, 1.00; low MP3 .92, Vorbis .84, noise at 20 dB .85: 1.00 each;
-                                              Opus of 6 kbit/s .53: .97; tempo alone .48: .90; pitch alone .44: .72
-    60 s    20 thousand     .28 at most       (90 s) speed .74; Opus of 6 kbit/s .80; tempo .74; pitch .69: 1.00 each
-    ======  ==============  ================  =========================================================================
+    ======  ================  ===================================================================================
+    length  different pieces  the same piece (of the games), changed: smallest correlation; share found
+    ======  ================  ===================================================================================
+    1 s     .71 at most, in   speed .95 to 1.05: .95 and more found; low MP3: .97; low Vorbis, noise at 20 dB: .92
+            5 million pairs
+    5 s     .46 at most, in   speed .68; low MP3 .92; Vorbis .84; noise at 20 dB .85: all found; Opus of 6 kbit/s
+            24 000 pairs      .53: .98; tempo alone .48: .93; pitch alone .44: .80
+    60 s    .28 at most, in   (90 s) speed .74; Opus of 6 kbit/s .80; tempo alone .74; pitch alone .69: all found
+            20 000 pairs
+    ======  ================  ===================================================================================
 
-    A second of music is the least that can be told: the index knows no copy of one that has fewer than some ten peaks.
+    A second is about the least: the index finds no copy of what has fewer than some ten peaks.
     """
     return 0.42 + 0.38 / float(np.sqrt(max(frames, 1.0) / FRAMES_PER_SECOND))
 
@@ -213,7 +217,7 @@ class Fingerprints:
         groups = []
         for most, chosen in (
             (None, [i for i, one in enumerate(marks) if one.shape[1] <= SHORT]),
-            (SHORT, [i for i, one in enumerate(marks) if one.shape[1] > SHORT]),
+            (SOME, [i for i, one in enumerate(marks) if one.shape[1] > SHORT]),
         ):
             groups.append(([theirs[i] for i in chosen], Index([marks[i] for i in chosen]), most))
         del marks

@@ -20,8 +20,8 @@ CHANGES = ((1.0, 1.0), *((s, s) for s in STEPS), *((s, 1.0) for s in STEPS), *((
 """(speed, pitch) of a copy: up to 5 % either way, within .9 % of one of these."""
 CELLS_PER_OCTAVE = 24
 FRAMES_PER_CELL = 2
-BIN = 8
-"""Frames of offset (a quarter of a second) in which landmarks count as agreeing."""
+BIN = 16
+"""Frames of offset (half a second) in which landmarks count as agreeing, with those of the next bin."""
 TOLERANCES = (48, 16, 6, 3)
 """Frames that a landmark may lie beside the alignment, in rounds of fitting it."""
 
@@ -63,6 +63,7 @@ class Index:
         self._ends = np.cumsum([0, *(one.shape[1] for one in marks)])
         everything = np.concatenate([np.zeros((4, 0), np.float32), *marks], 1)
         self._hashes, self._times = hashed(everything), everything[0]
+        self._tracks = np.repeat(np.arange(len(marks), dtype=np.int32), np.diff(self._ends))
         self._order = np.argsort(self._hashes, kind="stable").astype(np.int32)
         self._sorted = self._hashes[self._order]
 
@@ -79,15 +80,14 @@ class Index:
             lowest = apart.min()
             bins = ((apart - lowest) / BIN).astype(np.int64)
             span = int(bins.max()) + 2
-            tracks = np.searchsorted(self._ends, theirs, "right") - 1
-            places, agree = np.unique(tracks * span + bins, return_counts=True)
-            both = agree.copy()  # with the next bin's: the true offset may lie on the border
-            both[:-1] += np.where(places[1:] == places[:-1] + 1, agree[1:], 0)
-            order = np.lexsort((-both, places // span))
-            best = order[np.unique(places[order] // span, return_index=True)[1]]  # of each track the place of most hits
-            best = best[both[best] > hits[places[best] // span]]
-            track = places[best] // span
-            hits[track], offsets[track], changes[track] = both[best], (places[best] % span + 1) * BIN + lowest, change
+            places = self._tracks[theirs] * span + bins
+            agree = np.bincount(places, minlength=count * span).reshape(count, span)
+            both = agree[:, :-1] + agree[:, 1:]  # the true offset may lie between two bins
+            best = both.argmax(1)
+            most = both[np.arange(count), best]
+            better = most > hits
+            hits[better], changes[better] = most[better], change
+            offsets[better] = (best[better] + 1) * BIN + lowest
         ranked = np.argsort(-hits, kind="stable")
         return [
             (int(i), Alignment(1 / speed, float(offsets[i]), speed, pitch, int(hits[i])))
