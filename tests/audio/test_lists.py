@@ -127,6 +127,7 @@ def test_jsonl_list_of_paths_and_ids(tmp_path: Path, write: Write, catalog: Cata
         ("l.txt", "\tno track", "l.txt, line 1: a caption without a track"),
         ("l.txt", "# ok\nid:\n", "line 2: nothing stands after 'id:'"),
         ("l.txt", "https://example.org/a.mp3\n", "line 1: .* is an address"),
+        ("l.txt", "file:\n", "line 1: 'file:' names no file"),
         ("l.txt", "# nothing\n\n", "names no track"),
         ("l.txt", "id:x\n", "line 1: 'id:x' needs a catalogue"),
         ("l.csv", "name,mood\nx,y\n", "line 1: the header names no column"),

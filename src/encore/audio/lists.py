@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -18,6 +18,9 @@ from encore.audio.spelling import why_missing
 from encore.audio.text import did_you_mean, near, printable
 from encore.audio.tracks import Missing, Selection, Track
 from encore.errors import InputError, together
+
+SUGGESTIONS = 5
+"""Lines of a list for which near names are looked for."""
 
 
 class _Unmatched(Exception):
@@ -88,6 +91,7 @@ class _Resolver:
         self.catalog = catalog
         self.roots = (self.folder, *roots, *(catalog.roots if catalog else ()))
         self.notes = list(notes)
+        self.suggested = 0
 
     def resolve(
         self, records: Sequence[Record], allow_missing: bool, errors: list[InputError] | None, advice: str
@@ -140,9 +144,10 @@ class _Resolver:
             )
         found = getattr(self.catalog, f"by_{kind}")(value)
         if not found:
-            names = self.catalog.near_ids(value) if kind == "id" else []
+            near_ids = self.catalog.near_ids
             raise _Unmatched(
-                f"no track of {printable(self.catalog.name)} has {kind} '{printable(value)}'", did_you_mean(names)
+                f"no track of {printable(self.catalog.name)} has {kind} '{printable(value)}'",
+                self._suggestion(lambda: near_ids(value) if kind == "id" else []),
             )
         if kind == "id" and not self.catalog.are_one(found):
             lines = " and ".join(str(entry.line) for entry in found[:2])
@@ -198,11 +203,19 @@ class _Resolver:
         known = self.catalog.by_path(record.path) if self.catalog else ()
         if known:
             return self._known(known[0], record)
-        names = near(os.path.basename(record.path), self._siblings(record.path))
-        if self.catalog is not None:
-            names += [f"id:{name}" for name in self.catalog.near_ids(record.path)]
-        hint = why_missing(record.path, self.folder, self.roots) or did_you_mean(names[:3])
+
+        def names() -> list[str]:
+            beside = near(os.path.basename(record.path), self._siblings(record.path))
+            ids = self.catalog.near_ids(record.path) if self.catalog else []
+            return [*beside, *(f"id:{name}" for name in ids)][:3]
+
+        hint = why_missing(record.path, self.folder, self.roots) or self._suggestion(names)
         raise _Unmatched(f"no file '{printable(record.path)}'", hint)
+
+    def _suggestion(self, names: Callable[[], list[str]]) -> str:
+        """`did you mean …?`, for the first few lines alone: near names take long to find among many."""
+        self.suggested += 1
+        return did_you_mean(names()) if self.suggested <= SUGGESTIONS else ""
 
     def _siblings(self, raw: str) -> list[str]:
         """Names in the folder a missing file should be in, if the list may look there."""

@@ -96,7 +96,10 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
             raise InputError(f"{spot(name, number)}: nothing stands after '{printable(item)}'")
         named: dict[str, Any] = {kind.casefold(): value.strip()}
         return Record(number, line, captions=captions, hint=hint, **named)
-    return Record(number, line, path=local_path(item, spot(name, number)), captions=captions, hint=hint)
+    path = local_path(item, spot(name, number))
+    if not path:
+        raise InputError(f"{spot(name, number)}: '{printable(item)}' names no file")
+    return Record(number, line, path=path, captions=captions, hint=hint)
 
 
 def local_path(item: str, where: str) -> str:
