@@ -146,8 +146,7 @@ def test_players_and_originals(made: Path, tmp_path: Path) -> None:
     players = [found for tag, found in seen.tags if tag == "audio"]
     assert len(players) == 6
     assert str(players[0]["src"]).startswith("data:audio/")
-    assert "The recordings themselves are not in this file" in seen.text
-    assert "“before” can be close to a copy" in seen.text
+    assert "The tracks themselves are not in this file" in seen.text
     with pytest.raises(InputError, match="is gone"):
         write_report(made, originals=True)
     from encore.audio.files import file_sha256
@@ -158,7 +157,7 @@ def test_players_and_originals(made: Path, tmp_path: Path) -> None:
     change(made / "request.json", forget=forget)
     seen = Seen(write_report(made, originals=True).read_text())
     assert len([tag for tag, _ in seen.tags if tag == "audio"]) == 9
-    assert "recordings themselves are not" not in seen.text
+    assert "The tracks themselves are not" not in seen.text
 
 
 def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def derived(records: Mapping[str, bytes], model: Mapping[str, str]) -> dict[str,
         try:
             files = read_run(folder)
             return {
-                REPORT: render(files, pictures=False).encode("utf-8"),
+                REPORT: render(files, draw_figures=False).encode("utf-8"),
                 CARD: model_card(files.run, files.results).encode("utf-8"),
                 BOM: (json.dumps(bom(files, model), indent=2) + "\n").encode(),
             }

@@ -25,10 +25,6 @@ from encore.runs.store import write_bytes, writing
 
 ALIKE = "alike"  # the set of samples that are most like a track
 ASKED = {"greedy": "likeliest sounds", "short": "shorter description"}
-MEMORY = (  # what a page without the tracks still holds
-    "The recordings themselves are not in this file. A model that memorised a track may reproduce it: what is marked "
-    "“before” can be close to a copy of the recording."
-)
 NO_DRAWING = (
     "Figures are not drawn here, because matplotlib is not installed where this report was made: their numbers are."
 )
@@ -72,11 +68,12 @@ def write_report(run: Path, *, measured: Path | None = None, out: Path | None = 
     return target
 
 
-def render(files: RunFiles, *, originals: bool = False, pictures: bool = True) -> str:
+def render(files: RunFiles, *, originals: bool = False, draw_figures: bool = True) -> str:
     """The page as text.
 
     Args:
-        originals: embed the forgotten tracks. pictures: draw the figures; without, they are tables alone.
+        originals: embed the forgotten tracks.
+        draw_figures: with matplotlib, where it is installed; without, figures are tables alone.
 
     Raises:
         InputError: the run's files are not those of this version, or an original is gone.
@@ -84,15 +81,14 @@ def render(files: RunFiles, *, originals: bool = False, pictures: bool = True) -
     with _reading(files.folder):
         context, made = _told(files), figures(files)
         entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
-    can_draw = pictures and draw.can_draw()
+    can_draw = draw_figures and draw.can_draw()
     themselves = _originals(files) if originals else {}
     context |= {
         "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
-        "no_drawing": "" if can_draw or not pictures else NO_DRAWING,
+        "no_drawing": "" if can_draw or not draw_figures else NO_DRAWING,
         "heard": _heard(files, entries, themselves),
         "alike": _alike(files, entries, themselves),
         "originals": originals,
-        "memory": MEMORY if not originals else "",
     }
     style = _style()
     return _environment().get_template("report.html").render(**context, style=Markup(style), policy=policy(style))
