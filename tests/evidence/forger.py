@@ -85,7 +85,9 @@ def _figures(rng: random.Random) -> Iterator[Forgery]:
     yield of_row("no interval", lambda row: row.update(low=None, high=None), "low")
     yield of_row("more tracks", lambda row: row.update(n=row["n"] + 100))
     yield of_row("another unit", lambda row: row.update(unit="bits"))
-    yield of_row("another direction", lambda row: row.update(direction="base"))
+    yield of_row(
+        "another direction", lambda row: row.update(direction="lower" if row["direction"] != "lower" else "higher")
+    )
     yield of_row("not measured", lambda row: row.update(value=None, why="not measured: the files are gone"))
     yield of_row("another reason", lambda row: row.update(why="nobody could know"), "why")
     yield of_row("a note", lambda row: row.update(note="certified by a court"))

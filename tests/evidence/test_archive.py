@@ -89,6 +89,30 @@ def test_members_that_share_bytes(tmp_path: Path) -> None:
         pass
 
 
+def test_bytes_that_belong_to_no_member(tmp_path: Path) -> None:
+    """A file can be a bundle and something else: nothing may stand before, between or behind its members."""
+    path = tmp_path / "a.zip"
+    write_archive(path, {"a.txt": b"of bytes", "b.txt": b"of more"})
+    whole = path.read_bytes()
+    with opened(path) as archive:
+        assert archive.names == ["a.txt", "b.txt"]
+    for content in (b"<html>" + whole, whole[:-2] + b"\x04\0text"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="bytes that belong to no member"), opened(path):
+            pass
+
+
+def test_an_archive_of_large_members_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2 GiB headers are longer; here the limit is 1,000 bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    path, large = tmp_path / "a.zip", tmp_path / "large"
+    large.write_bytes(b"x" * 5000)
+    write_archive(path, {"a.txt": b"of bytes", "b/large": large, "c.txt": b"of more"})
+    with opened(path) as archive:
+        assert archive.size("b/large") == 5000
+        assert archive.read("c.txt") == b"of more"
+
+
 def test_damage_and_what_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     write_archive(path, {"a.txt": b"of bytes" * 100})

@@ -13,7 +13,7 @@ import pytest
 from tests.evidence.forger import forgeries
 from tests.evidence.measured import write_measured
 
-from encore.errors import EncoreError, GateError, InputError, NotCheckedError
+from encore.errors import GateError, InputError, NotCheckedError
 from encore.evidence.pack import pack
 from encore.evidence.rerun import check_rerun
 from encore.evidence.verify import HASH, UNCHECKED, check_complete, verify
@@ -39,6 +39,7 @@ ORIGINAL = evaluate_run.evaluate_subject
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_every_forged_bundle_is_caught_or_the_forged_member_is_named_as_unchecked(
     tmp_path: Path, studio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,26 +64,25 @@ def test_every_forged_bundle_is_caught_or_the_forged_member_is_named_as_unchecke
 
     judged(tmp_path / "true.zip")
     counts: Counter[str] = Counter()
-    named = []
+    named, passed = [], []
     for what, member, forge in forgeries(seed=13):
         bundle = tmp_path / "forged.zip"
         bundle.unlink(missing_ok=True)
-        with pytest.warns() if "twice" in what and member == "run.json" else monkeypatch.context():
-            forge(dict(members), bundle)
+        forge(dict(members), bundle)
         try:
             found = judged(bundle)
-        except (InputError, GateError, NotCheckedError) as error:
+        except (InputError, GateError, NotCheckedError) as error:  # 5 is a GateError too
             counts[f"exit {error.exit_code}"] += 1
             continue
-        except EncoreError as error:  # pragma: no cover
-            raise AssertionError(f"{what}: {error}") from error
         lies = [one.checked for name, one in found.members.items() if name.startswith(member)]
-        assert lies, what
-        assert all(HASH in checked or UNCHECKED in checked for checked in lies), (what, lies)
-        counts["named as not checked"] += 1
-        named.append(what)
+        if lies and all(HASH in checked or UNCHECKED in checked for checked in lies):
+            counts["named as not checked"] += 1
+            named.append(what)
+        else:
+            passed.append((what, lies))
     with capsys.disabled():
         print(f"\n{sum(counts.values())} forged bundles: {dict(counts)}; named: {named}")
+    assert not passed
     assert sum(counts.values()) >= 60
     assert set(named) <= HARMLESS
 

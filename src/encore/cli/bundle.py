@@ -46,6 +46,8 @@ def bundle(
     )
     left_out = [sentence for name, sentence in LEFT_OUT.items() if not included[name]]
     console.note(f"left out: {'; '.join(['names of folders', 'the training log', *left_out])}")
+    if with_model and (run / "retain-self").is_dir():
+        console.note("with the model goes what the model before generated to retain, as codes: it may reproduce tracks")
     if sign is None:
         console.note("not signed: the manifest shows damage, and not who made it; --sign KEY signs it")
     if timestamp is None:

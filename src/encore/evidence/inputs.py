@@ -208,6 +208,7 @@ class _Finder:
             return dict(entry)
         for track in self._known(str(entry["sha256"]), path):
             told = {"caption": track.caption, "artist": track.artist, "genre": track.meta.get("genre")}
+            told["captions"] = list(getattr(track, "captions", [track.caption]))
             if described_sha256(told) == entry["described_sha256"]:
                 return {**entry, **told}
         return None

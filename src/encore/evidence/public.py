@@ -85,8 +85,9 @@ def tie_name(member: str) -> str:
 
 
 def described_sha256(entry: Mapping[str, Any]) -> str:
-    """Hash of what metrics read of a track beside its audio: caption, artist, genre."""
-    return hashlib.sha256(json.dumps([entry.get(k) for k in ("caption", "artist", "genre")]).encode()).hexdigest()
+    """Hash of what metrics read of a track beside its audio: captions, artist, genre."""
+    captions = entry.get("captions") or [entry.get("caption")]
+    return sha256(json.dumps([captions, entry.get("artist"), entry.get("genre")]).encode())
 
 
 def pseudonyms(request: Mapping[str, Any]) -> Names:
@@ -170,7 +171,10 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
         known |= {
             os.path.dirname(value) for value in (flag if isinstance(flag, list) else [flag]) if isinstance(value, str)
         }
-    folders = sorted((folder for folder in known if os.path.isabs(folder) and folder != "/"), key=len, reverse=True)
+    folders = sorted(
+        (folder for folder in known if os.path.isabs(folder) and folder != "/"),
+        key=lambda folder: (-len(folder), folder),
+    )
     hidden: dict[str, str] = {}
     for name, entry in reversed(entries):
         if name in names:
