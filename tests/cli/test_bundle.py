@@ -137,6 +137,15 @@ def test_case_E8_dates_are_utc_and_who_asked_is_recorded(measured: Path) -> None
     assert "Requested by A. Label on 2026-11-20" in (measured / "report.html").read_text()
 
 
+def test_case_E8_no_comparison_of_runs_reads_dates_or_who_asked(measured: Path, tmp_path: Path) -> None:
+    from encore.runs.documents import refuse_other_run
+
+    request = json.loads((measured / "request.json").read_text())
+    apart = {"folder", "requester", "requested", "begun", "list_sha256"}
+    (tmp_path / "request.json").write_text(json.dumps(request | dict.fromkeys(apart - {"folder"}, "another")))
+    refuse_other_run(tmp_path / "request.json", {key: value for key, value in request.items() if key not in apart})
+
+
 @pytest.mark.parametrize("date", ["20 Nov", "2026-13-01", "2026-11-28T16:00:00", ""])
 def test_case_E8_a_date_that_is_none(date: str, studio: Path, call: Call) -> None:
     done = call("forget", "--tracks", studio / "music/forget.txt", "--requested", date, "--dry-run")
