@@ -79,6 +79,7 @@ READ = (".json", ".safetensors", ".model", ".txt", ".jinja")  # how the names en
 SETTINGS = re.compile(r"(model_index|config|.*_config|special_tokens_map|added_tokens|tokenizer|.*\.index)\.json")
 MAX_SETTINGS = 128 << 20  # bytes of one file of settings
 COUNTS = re.compile(r".*(layers|codebooks|blocks)|depths")  # settings that say how many parts a network is built of
+FEW = 1000  # parts that take no time to build, be there weights for them or not
 NAMES_FILES = ("fast_tokenizer_files", "transformers_weights")  # settings that name other files of the folder
 
 
@@ -196,7 +197,7 @@ def _wrong_index(index: dict[str, Any], folder: Path) -> str:
 
 
 def _wrong(settings: Any, parts: int) -> str:
-    """The same for other settings. `parts`: how many tensors the folder has, 0 where none could be counted."""
+    """The same for other settings. `parts`: how many tensors the folder has."""
     if isinstance(settings, list):
         return next(filter(None, (_wrong(value, parts) for value in settings)), "")
     if not isinstance(settings, dict):
@@ -209,7 +210,7 @@ def _wrong(settings: Any, parts: int) -> str:
         if key.endswith("attn_implementation") and "/" in str(value):
             return f"asks for a kernel that would have to be fetched: {key} {str(value)[:80]!r}"
         for count in value if isinstance(value, list) else [value]:
-            if COUNTS.fullmatch(key) and parts and type(count) in (int, float) and count > parts:
+            if COUNTS.fullmatch(key) and type(count) in (int, float) and count > max(parts, FEW):
                 return f"has {key} {count:,}, more than the model has weights"
         found = _wrong(value, parts)
         if found:

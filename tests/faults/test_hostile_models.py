@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +228,87 @@ def test_case_C2_the_embedded_models_are_as_they_should_be() -> None:
     for folder in [assets.FOLDER / assets.CLAP, *(assets.model_folder(name) for name in assets.MODELS)]:
         assert folder is not None
         check_folder(folder, "can't load")
+
+
+# -------------------------------------------------------------------------------------- C10: settings that are nonsense
+
+NONSENSE: list[Any] = [0, -1, None, [], {}, "x", True, 1e308, 10**12, 2**63, 0.5, [0], [[]], {"a": 1}, "\0", [None] * 3]
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The place of every value in a JSON document, containers included."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, item in inner for place in [(*path, key), *leaves(item, (*path, key))]]
+
+
+def put(document: Any, place: tuple[Any, ...], value: Any) -> None:
+    for key in place[:-1]:
+        document = document[key]
+    document[place[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("decoder", "num_attention_heads"), 0),
+        (("decoder", "num_hidden_layers"), 10**9),
+        (("decoder", "num_codebooks"), 0),
+        (("decoder", "max_position_embeddings"), 1),
+        (("audio_encoder", "target_bandwidths"), []),
+        (("audio_encoder", "upsampling_ratios"), [0, 8]),
+        (("audio_encoder", "sampling_rate"), None),
+        (("audio_encoder", "num_residual_layers"), 10**9),
+        (("text_encoder", "num_heads"), -1),
+        (("text_encoder", "vocab_size"), 3),
+        (("audio_encoder",), 5),
+        (("model_type",), []),
+    ],
+    ids=str,
+)
+def test_case_C10_a_config_that_no_network_can_have(
+    studio: Path, call: Call, place: tuple[str, ...], value: Any
+) -> None:
+    folder = copy_of(studio / "model")
+    config = json.loads((folder / "config.json").read_text())
+    put(config, place, value)
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(generate(call, folder), str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"])
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "null", "[]", '{"a": ', "\x00\xff", '{"version": 5, "model": 7}'])
+def test_case_C10_settings_that_are_no_settings(studio: Path, call: Call, name: str, text: str) -> None:
+    folder = copy_of(studio / "model")
+    (folder / name).write_text(text, encoding="latin-1")
+    done = generate(call, folder)
+    if done.code:  # what the library can do without is no fault
+        refused(done, "can't load", str(folder))
+    assert done.code == 3 or name == "processor_config.json" or text.startswith('{"version'), done.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(9))
+def test_case_C10_mutated_model_folders_are_read_or_refused(
+    studio: Path, call: Call, seed: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Some 70 folders, two or three values of each changed."""
+    draw = random.Random(seed)
+    refusals = 0
+    for number in range(8):
+        folder = copy_of(studio / "model", f"model-{number}")
+        changed = []
+        for _ in range(draw.randint(1, 3)):
+            path = folder / draw.choice(["config.json"] * 5 + SETTINGS + ["generation_config.json", "tokenizer.json"])
+            document = json.loads(path.read_text())
+            place = draw.choice(leaves(document))
+            value = draw.choice(NONSENSE)
+            put(document, place, value)
+            path.write_text(json.dumps(document))
+            changed.append((path.name, place, value))
+        done = generate(call, folder)
+        assert done.code in (0, 3), (changed, done.err)
+        assert "not expected" not in done.err, changed
+        refusals += done.code == 3
+        shutil.rmtree(folder)
+    assert refusals

@@ -22,7 +22,7 @@ Call = Callable[..., Done]
 # A process that has torch and Encore loaded, and forks a child a job: a run costs a second less that way, and there
 # are many. A job is a line of JSON; the answer its exit code and how many calls that write it made.
 ZYGOTE = """
-import builtins, json, os, signal, sys
+import builtins, errno, io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from encore.cli import app
@@ -48,6 +48,56 @@ def arm(kill_at):
     builtins.open = opened
     return lambda: counted
 
+def fail(fail_at):
+    # The n-th call below the run's folder that reads or writes fails, as a disk that breaks lets it.
+    counted = 0
+    own = os.path.join(os.getcwd(), "run")
+    def due(name, path):
+        nonlocal counted
+        if not os.path.abspath(os.fsdecode(path)).startswith(own):
+            return False
+        counted += 1
+        return counted == fail_at
+    def path_of(handle):
+        return os.readlink(f"/proc/self/fd/{handle}")
+    def guarded(name, real):
+        def call(*arguments, **more):
+            # Of a file that is open the system knows no name: nothing but the number is told.
+            if isinstance(arguments[0], (str, bytes, os.PathLike)) and due(name, arguments[0]):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), arguments[0])
+            if isinstance(arguments[0], int) and due(name, path_of(arguments[0])):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments, **more)
+        return call
+    for name in ("replace", "mkdir", "unlink", "rmdir", "truncate", "fsync", "stat", "listdir", "scandir", "open"):
+        setattr(os, name, guarded(name, getattr(os, name)))
+    class Broken(io.FileIO):
+        def write(self, data):
+            if due("write", self.name):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().write(data)
+        def readinto(self, buffer):
+            if due("read", self.name):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer)
+        def readall(self):
+            if due("read", self.name):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readall()
+    real_open = builtins.open
+    def opened(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, **more):
+        if not isinstance(file, (str, os.PathLike)) or not os.path.abspath(file).startswith(own) or more:
+            return real_open(file, mode, buffering, encoding, errors, newline, **more)
+        if due("open", file):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(file))
+        raw = Broken(file, mode.replace("b", "").replace("t", ""))
+        if buffering == 0:
+            return raw
+        made = io.BufferedReader(raw) if "r" in mode and "+" not in mode else io.BufferedWriter(raw)
+        return made if "b" in mode else io.TextIOWrapper(made, encoding or "utf-8", errors, newline)
+    builtins.open = io.open = opened
+    return lambda: counted
+
 for line in sys.stdin:
     job = json.loads(line)
     told, telling = os.pipe()
@@ -62,8 +112,10 @@ for line in sys.stdin:
         for name, value in job.get("limits", {}).items():
             import resource
             resource.setrlimit(getattr(resource, name), (value, value))
-        count = arm(job.get("kill_at"))
-        code = app.run(job["arguments"])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, app._stop)
+        count = fail(job["fail_at"]) if "fail_at" in job else arm(job.get("kill_at"))
+        code = app.run(job.get("instead") or job["arguments"])
         os.write(telling, b"%d" % count())
         os._exit(code)
     os.close(telling)
@@ -177,6 +229,101 @@ def test_kill_9_at_every_write_point_and_resume(zygote: Zygote, straight: tuple[
         shutil.rmtree(tmp_path / "one")
 
 
+# ----------------------------------------------------------------------------------------- C11: killed at the very end
+
+
+def test_case_C11_a_run_killed_after_run_json_is_cleaned_up_and_resumed_as_complete(
+    zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path
+) -> None:
+    """At every write point from `run.json` on, found from the end: what is left there is the checkpoints."""
+    run, left = tmp_path / "run", 0
+    for number in range(straight[1], 0, -1):
+        assert zygote.run(tmp_path, kill_at=number)[0] == -signal.SIGKILL
+        if not (run / "run.json").exists():
+            break
+        left += (run / "checkpoints").exists()
+        written = (run / "run.json").read_bytes()
+        for _ in range(2):
+            code, _ = zygote.run(tmp_path, "--resume")
+            told = (tmp_path / "stderr").read_text()
+            assert (code, "nothing to do" in told) == (0, True), told
+            assert not (run / "checkpoints").exists()
+            assert not list(run.glob(".staging*"))
+            assert (run / "run.json").read_bytes() == written
+        code, _ = zygote.run(tmp_path, "--resume", "-o", "lr=0.1")
+        assert (code, "lr" in (tmp_path / "stderr").read_text()) == (2, True)
+        shutil.rmtree(run)
+    assert left > 3
+
+
+def test_case_C11_eval_cleans_up_too(zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path) -> None:
+    assert zygote.run(tmp_path, kill_at=straight[1] - 8)[0] == -signal.SIGKILL
+    assert (tmp_path / "run/run.json").exists()
+    assert (tmp_path / "run/checkpoints").exists()
+    assert zygote.run(tmp_path, instead=["eval", "run", "--metrics", "nll"])[0] == 0
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+# ----------------------------------------------------------------------------------------------- C13: a disk that fails
+
+
+def broken_at(zygote: Zygote, folder: Path, number: int, straight: tuple[bytes, int]) -> bool:
+    """The n-th call on the run's own files fails: exit 1, and a sentence with a path; or nobody needed the call."""
+    code, _ = zygote.run(folder, fail_at=number)
+    told = (folder / "stderr").read_text()
+    if code == 0:
+        assert weights(folder) == straight[0]
+        return False
+    assert code in (1, 3), (number, told)
+    assert told.count("error:") == 1, told
+    assert "not expected" not in told, (number, told)
+    assert "run" in told.partition("error:")[2].partition("hint:")[0], (number, told)
+    return True
+
+
+def test_case_C13_an_io_error_at_some_calls_is_a_sentence_with_the_path(
+    zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path
+) -> None:
+    calls = zygote.run(tmp_path / "counted", fail_at=0)[1]
+    assert calls > 150
+    failed = 0
+    for number in (3, 20, calls // 3, calls // 2, 2 * calls // 3):
+        failed += broken_at(zygote, tmp_path / str(number), number, straight)
+        finished(zygote, tmp_path / str(number))
+        assert weights(tmp_path / str(number)) == straight[0]
+    assert failed > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_case_C13_an_io_error_at_every_call_is_a_sentence_with_the_path(
+    zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path
+) -> None:
+    calls = zygote.run(tmp_path / "counted", fail_at=0)[1]
+    failed = 0
+    for number in range(1, calls + 1):
+        failed += broken_at(zygote, tmp_path / "one", number, straight)
+        shutil.rmtree(tmp_path / "one")
+    assert failed > calls // 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_case_C13_an_io_error_at_every_call_of_an_evaluation(
+    zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path
+) -> None:
+    measure = ["eval", "run", "--metrics", "nll"]
+    assert zygote.run(tmp_path)[0] == 0
+    assert zygote.run(tmp_path, instead=measure)[0] == 0
+    calls = zygote.run(tmp_path, instead=measure, fail_at=0)[1]
+    for number in range(1, calls + 1):
+        code, _ = zygote.run(tmp_path, instead=measure, fail_at=number)
+        told = (tmp_path / "stderr").read_text()
+        assert code in (0, 1, 3), (number, told)
+        assert "not expected" not in told, (number, told)
+        assert code == 0 or "run" in told.partition("error:")[2].partition("hint:")[0], (number, told)
+
+
 def until(happened: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not happened():
@@ -189,7 +336,7 @@ def lines(folder: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_a_checkpoint_and_a_resumed_run_is_the_same(
     zygote: Zygote, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -204,8 +351,8 @@ def test_a_signal_leaves_a_checkpoint_and_a_resumed_run_is_the_same(
     assert "Traceback" not in told
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
     assert not (tmp_path / "run/run.json").exists()
-    if number == signal.SIGINT:
-        return  # what follows is the same for both
+    if number != signal.SIGTERM:
+        return  # what follows is the same for all
     assert zygote.run(tmp_path, *steps, "--resume")[0] == 0
     assert zygote.run(tmp_path / "straight", *steps)[0] == 0
     assert weights(tmp_path) == weights(tmp_path / "straight")

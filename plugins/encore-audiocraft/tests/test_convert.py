@@ -213,7 +213,7 @@ def edited(folder: Path, source: Path, **changes: object) -> Path:
         ({"decoder__scale_embedding": True}, "scale_embedding = True"),
         ({"audio_encoder__normalize": True}, "normalises"),
         ({"audio_encoder__codebook_dim": 4}, "codebook_dim"),
-        ({"audio_encoder__num_filters": "many"}, "can't read"),
+        ({"audio_encoder__num_filters": "many"}, "can't load"),
     ],
     ids=str,
 )
@@ -314,7 +314,7 @@ def test_command_writes_and_refuses_with_the_right_exit_codes(
         (["tiny", str(tmp_path / "a"), "--to", "transformers"], 3, "in the format of transformers already"),
         (["tinny", str(tmp_path / "a"), "--to", "audiocraft"], 3, "there is no model 'tinny'"),
         (["tiny", str(tmp_path / "a"), "--to", "jax"], 2, "jax"),
-        ([str(tmp_path), str(tmp_path / "a"), "--to", "audiocraft"], 3, "can't read"),
+        ([str(tmp_path), str(tmp_path / "a"), "--to", "audiocraft"], 3, "can't load"),
         (["nobody/nothing", str(tmp_path / "a"), "--to", "audiocraft", "--offline"], 3, "can't fetch nobody/nothing"),
     ):
         assert run(["convert", *arguments]) == code, arguments
