@@ -26,14 +26,26 @@ def staging_name(path: Path) -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` once the block ends without an error."""
     staging = staging_name(path)
+    with naming(path):
+        try:
+            yield staging
+            staging.chmod(0o644)  # safetensors writes 0600
+            sync(staging)
+            os.replace(staging, path)
+        finally:
+            staging.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have the system's errors name a path: of a file that is open already it knows but a number."""
     try:
-        yield staging
-        staging.chmod(0o644)  # safetensors writes 0600
-        sync(staging)
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
-    sync(path.parent)
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 
 from encore.audio.text import printable
 from encore.errors import InputError
+from encore.files import naming
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def open_regular(path: Path | str) -> BufferedReader:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
-    with open_regular(path) as stream:
+    with naming(path), open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

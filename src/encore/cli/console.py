@@ -99,7 +99,9 @@ def fail(error: BaseException) -> int:
 
 
 def _where(error: OSError) -> str:
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    names = [
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))
+    ]
     return f"{' -> '.join(names)}: " if names else "a file, or the output, can't be read or written: "
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from encore.api import Result
 from encore.errors import InputError
-from encore.files import parsed_json
+from encore.files import naming, parsed_json
 from encore.runs import shapes
 from encore.runs.evaluation_json import NAME as EVALUATION
 from encore.runs.metrics_json import NAME as METRICS
@@ -96,7 +96,9 @@ def _looks(log: Path) -> Iterator[dict[str, Any]]:
     if not log.exists() or log.stat().st_size > MAX_LOG:
         return
     taken: dict[tuple[int, int], dict[str, Any]] = {}
-    for line in log.read_text("utf-8", "replace").splitlines():
+    with naming(log):
+        text = log.read_text("utf-8", "replace")
+    for line in text.splitlines():
         try:
             record = parsed_json(line, LOG)
             if not isinstance(record, dict) or "look" not in record:

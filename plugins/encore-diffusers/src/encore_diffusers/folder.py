@@ -7,6 +7,7 @@ brings along, and draws weights that a file lacks at random.
 from __future__ import annotations
 
 import importlib
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from encore.errors import InputError
-from encore.files import read_json
 from encore.hub import fetchable, pretrained
 
 INDEX = "model_index.json"
@@ -69,7 +69,10 @@ def _index(model: str, where: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{model} is no diffusers pipeline: it has no {INDEX}", _hint(model))
     else:
         path = Path(hf_hub_download(model, INDEX, **where))
-    return dict(read_json(path, dict[str, Any]))
+    index = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(index, dict):
+        raise ValueError(f"{INDEX} is not an object")
+    return index
 
 
 def _check(model: str, index: Mapping[str, Any], pipeline: str, library: str) -> None:
