@@ -252,6 +252,7 @@ def put(document: Any, place: tuple[Any, ...], value: Any) -> None:
     [
         (("decoder", "num_attention_heads"), 0),
         (("decoder", "num_hidden_layers"), 10**9),
+        (("decoder", "num_hidden_layers"), -1),
         (("decoder", "num_codebooks"), 0),
         (("decoder", "max_position_embeddings"), 1),
         (("audio_encoder", "target_bandwidths"), []),

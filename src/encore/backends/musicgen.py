@@ -226,12 +226,10 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
 def _refuse_unusable(model: str, config: Any, processor: Any) -> None:
     """Refuse settings that the network was built with, and that leave nothing to train or to play."""
     decoder, codec, text = config.decoder, config.audio_encoder, config.text_encoder
-    sizes = {
-        "decoder.audio_channels": decoder.audio_channels, "decoder.num_codebooks": decoder.num_codebooks,
-        "decoder.vocab_size": decoder.vocab_size, "audio_encoder.sampling_rate": codec.sampling_rate,
-        "decoder.max_position_embeddings": decoder.max_position_embeddings,
-        **{f"audio_encoder.upsampling_ratios.{i}": ratio for i, ratio in enumerate(codec.upsampling_ratios)},
-    }  # fmt: skip
+    needed = ("audio_channels", "num_codebooks", "vocab_size", "max_position_embeddings", "num_hidden_layers")
+    sizes = {f"decoder.{name}": getattr(decoder, name) for name in needed}
+    sizes |= {f"audio_encoder.upsampling_ratios.{i}": ratio for i, ratio in enumerate(codec.upsampling_ratios)}
+    sizes["audio_encoder.sampling_rate"] = codec.sampling_rate
     for name, value in sizes.items():
         if type(value) is not int or value < 1:
             raise InputError(f"config.json of {model} has {name} {value!r}, which must be a whole number above 0")
