@@ -179,8 +179,8 @@ def check_folder(folder: Path, failed: str, hint: str = "") -> None:
 
 
 def is_code(name: str) -> bool:
-    """Whether a file, by its name, holds code or may run some when it is read: no model that Encore packs has one."""
-    return name.lower().endswith((".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"))
+    """Whether a file, by its name, is code: no model has any that is read here."""
+    return name.lower().endswith((".py", ".pyc", ".pyd", ".so", ".dylib", ".dll"))
 
 
 def _wrong_index(index: dict[str, Any], folder: Path) -> str:

@@ -56,6 +56,17 @@ def test_case_C10_a_manifest_of_brackets_is_refused(tmp_path: Path, call: Call) 
     told(call("verify", path, "--json"), 3)
 
 
+@pytest.mark.parametrize("name", ["model/evil.py", "model/sub/EVIL.PY", "evil.so"])
+def test_case_C1_a_bundle_with_code_in_it_is_refused(tmp_path: Path, call: Call, name: str) -> None:
+    path = tmp_path / "code.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", "{}")
+        archive.writestr(name, "open('marker', 'w')")
+    done = call("verify", path)
+    told(done, 3)
+    assert f"{name} is code" in done.err
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

