@@ -31,9 +31,6 @@ JUNK = 64 << 10
 SURE = 4
 """Frames that must follow each other before bytes that look like a header behind junk are one."""
 
-DECODER_DELAY = 529
-"""Frames by which a layer III decoder lags; a LAME tag's delay and padding are without it."""
-
 
 @dataclass(frozen=True)
 class Header:
