@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import acoustid
 import numpy as np
 import pytest
@@ -157,6 +160,38 @@ def test_without_chromaprint_it_says_so(shared, monkeypatch):
     assert row.why == "not measured: the system has no libchromaprint"
 
 
+class Singing(MarkovBackend):
+    """Each code is a pitch."""
+
+    sample_rate = 8000
+
+    def decode(self, codes):
+        seconds = torch.arange(8000 // 4) / 8000
+        notes = torch.sin(2 * torch.pi * (200 + 40 * codes[:, :1, :, None]) * seconds)  # [N, 1, T, S]
+        return notes.flatten(2)
+
+
+@pytest.mark.skipif(not acoustid.have_chromaprint, reason="the system has no libchromaprint")
+def test_case_D18_clips_too_short_for_a_fingerprint_are_left_out_and_said(capfd):
+    def printed(sets):
+        shared = SharedEvaluation({"unlearned": Singing({1: 6.0})}, sets, embedder=None)
+        return {row.metric: row for row in measure(shared, ["likeness_fingerprint"])}
+
+    short, long = [Clip("short", "step 1", melody(1, 8))], [Clip("long", "step 1", melody(1, 16))]
+    holdout = [Clip("h", "step 7", melody(7, 16))]
+    for sets in ({"forget": short, "holdout": holdout}, {"forget": long, "holdout": short}):
+        row = printed(sets)["likeness_fingerprint"]
+        which = "forget" if sets["forget"] is short else "holdout"
+        assert row.why == f"not measured: every {which} track is too short to be compared"
+    found = printed({"forget": [*short, *long], "holdout": holdout})["likeness_fingerprint"]
+    assert found.per_track.keys() == {"long"}
+    assert found.value == 1.0
+    assert found.details["too_short"] == ["short"]
+    (row,) = measure(SharedEvaluation(models(), clips(), embedder=None), ["likeness_fingerprint"])
+    assert row.why == "not measured: 8 Hz are too few for a fingerprint"
+    assert capfd.readouterr().err == ""  # the library itself says nothing
+
+
 def test_fingerprints_are_those_of_the_sound(shared, monkeypatch):
     monkeypatch.setattr(acoustid, "have_chromaprint", True)
     monkeypatch.setattr(acoustid, "fingerprint", lambda rate, channels, blocks: b"".join(blocks))
@@ -168,6 +203,8 @@ def test_fingerprints_are_those_of_the_sound(shared, monkeypatch):
         return float((a == b).mean())
 
     monkeypatch.setattr(acoustid, "compare_fingerprints", compare)
+    monkeypatch.setitem(sys.modules, "chromaprint", SimpleNamespace(decode_fingerprint=lambda data: (data, 1)))
+    monkeypatch.setattr("encore.metrics.likeness.PRINTED_RATE", 0)
     row = rows(LikenessFingerprint, shared)["likeness_fingerprint", "base"]
     assert row.value == 1.0
     assert seen[0][0] == 40 / 4.0  # seconds

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
 LEAST_RATE = 5000  # Hz of a model's sound: the highest note that is listened for is C7
+PRINTED_RATE = 1000  # Hz, below which Chromaprint takes no sound
 CHANCE = 0.01  # that a track nobody heard is named, where there are holdout tracks enough
 
 Floats = NDArray[np.float64]
@@ -60,6 +61,10 @@ class Likeness(Metric):
         """Why nothing can be compared; empty where it can."""
         return ""
 
+    def too_short(self, evaluation: Evaluation, codes: Tensor) -> bool:
+        """Whether a clip [K, T] is too short to be compared; its track is then left out."""
+        return False
+
     def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
         """What the similarities depend on beside codes and the codec: libraries by version, the embedder."""
         return ()
@@ -76,11 +81,19 @@ class Likeness(Metric):
             yield from (unmeasured(f"likeness_{kind}", "unlearned", "forget", why) for kind in self.kinds)
 
     def _compared(self, evaluation: Evaluation, model: Role) -> Iterator[Result]:
-        asked = plays(evaluation, model, "forget")
-        everybody = [*asked, *plays(evaluation, model, "holdout")]
+        short = self._short(evaluation)
+        asked, unasked = ([play for play in plays(evaluation, model, s) if play.track not in short] for s in SETS)
+        for clips, left in zip(SETS, (asked, unasked), strict=True):
+            if not left:
+                why = f"every {clips} track is too short to be compared"
+                yield from (unmeasured(f"likeness_{kind}", model, "forget", why) for kind in self.kinds)
+                return
+        everybody = [*asked, *unasked]
         played = [play.codes for play in everybody]
         longest = max(codes.shape[-1] for codes in played)
-        known, unheard = (_pieces(evaluation.clips[clips], longest) for clips in SETS)
+        known, unheard = (
+            _pieces([clip for clip in evaluation.clips[clips] if clip.track not in short], longest) for clips in SETS
+        )
         references = [clip.codes for clip in [*known, *unheard]]
 
         def compared() -> dict[str, Tensor]:
@@ -107,9 +120,14 @@ class Likeness(Metric):
             details = {
                 "threshold": threshold, "holdout_tracks": len(unheard_pairs),
                 "holdout_pairs": sum(map(len, unheard_pairs.values())), "chance": chance, "rank": ranks,
-                "of": everything.shape[1],
+                "of": everything.shape[1], **({"too_short": sorted(short)} if short else {}),
             }  # fmt: skip
             yield from self._rows(evaluation, model, kind, pairs, details)
+
+    def _short(self, evaluation: Evaluation) -> set[str]:
+        """Tracks whose first window, which is as long as their generations, can't be compared."""
+        first = {clip.track: clip for name in SETS for clip in reversed(evaluation.clips[name])}
+        return {track for track, clip in first.items() if self.too_short(evaluation, clip.codes)}
 
     def _rows(
         self,
@@ -259,10 +277,16 @@ class LikenessFingerprint(Likeness):
     def missing(self, evaluation: Evaluation) -> str:
         import acoustid
 
-        return "" if acoustid.have_chromaprint else "the system has no libchromaprint"
+        if not acoustid.have_chromaprint:
+            return "the system has no libchromaprint"
+        rate = next(iter(evaluation.models.values())).sample_rate
+        return f"{rate} Hz are too few for a fingerprint" if rate < PRINTED_RATE else ""
 
     def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
         return (version("pyacoustid"),)
+
+    def too_short(self, evaluation: Evaluation, codes: Tensor) -> bool:
+        return self._print(evaluation, codes) is None
 
     def similarities(
         self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
@@ -270,16 +294,23 @@ class LikenessFingerprint(Likeness):
         import acoustid
 
         one, two = ([self._print(evaluation, codes) for codes in chosen] for chosen in (played, references))
-        matrix = [[acoustid.compare_fingerprints(a, b) if a[1] and b[1] else 0.0 for b in two] for a in one]
+        matrix = [[acoustid.compare_fingerprints(a, b) if a and b else 0.0 for b in two] for a in one]
         return {"fingerprint": np.array(matrix)}
 
-    def _print(self, evaluation: Evaluation, codes: Tensor) -> tuple[float, bytes]:
+    def _print(self, evaluation: Evaluation, codes: Tensor) -> tuple[float, bytes] | None:
+        """Seconds and fingerprint of codes [K, T]; None where they are too short for one (some 3 s)."""
         import acoustid
+        import chromaprint
 
         rate = next(iter(evaluation.models.values())).sample_rate
         audio = waveform(evaluation, codes)
         samples = (audio.clip(-1, 1) * 32767).astype("<i2").tobytes()
-        return len(audio) / rate, acoustid.fingerprint(rate, 1, iter([samples]))
+        try:
+            found = acoustid.fingerprint(rate, 1, iter([samples]))
+        except acoustid.FingerprintGenerationError:  # of a clip shorter than one frame
+            return None
+        # Of a clip without a whole frame the fingerprint is a header alone, which `compare_fingerprints` divides by.
+        return (len(audio) / rate, found) if chromaprint.decode_fingerprint(found)[0] else None
 
 
 def waveform(evaluation: Evaluation, codes: Tensor) -> NDArray[np.float32]:
