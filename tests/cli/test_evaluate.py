@@ -141,6 +141,40 @@ def test_the_table_and_where_the_files_are(project: Path, studio: Path, call: Ca
     assert str(Path("out/metrics.json")) in done.err
 
 
+def test_case_D17_metrics_that_lack_an_embedder_say_so_in_a_sentence_each(
+    project: Path, studio: Path, call: Call
+) -> None:
+    done = call("eval", project / "runs/a", "--metrics", "fad,clap_score,tag_kl", "--out", "out")
+    assert done.code == 0, done.err
+    said = done.out.splitlines()
+    assert len(said) == len(set(said)) == 3  # no table of blank rows
+    fad, clap, tags = said
+    assert fad.startswith("info: fad (retain) not measured: 3 generations")
+    assert "it takes" in fad
+    assert clap.endswith("none of the embedders (latents) reads text: give --embedder clap")
+    assert tags.endswith("none of the embedders (latents) has tags: give --embedder clap, ast or passt")
+    assert "no samples are written where --metrics names some of the metrics" in done.err
+
+
+def test_case_D19_a_metric_that_raises_leaves_the_others_written(
+    project: Path, studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, evaluation: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("encore.metrics.membership.Membership.measure", fails)
+    done = call("eval", project / "runs/a", "--metrics", "membership_auc,nll", "--json", "--out", "out")
+    assert done.code == 1
+    assert "the metric 'membership_auc' failed: ZeroDivisionError: oh" in done.err
+    assert "not expected" not in done.err
+    found = rows(done)
+    assert json.loads(done.out) == json.loads(Path("out/metrics.json").read_text())
+    assert found["nll", "unlearned", "forget"]["value"] > 0
+    assert "failed: ZeroDivisionError: oh" in found["membership_auc", "unlearned", "forget"]["why"]
+    assert Path("out/evaluation.json").exists()
+    assert Path("out/report.html").exists()
+
+
 def test_by_flags_it_says_the_same_as_by_run(project: Path, studio: Path, call: Call) -> None:
     by_run = call("eval", project / "runs/a", "--metrics", "nll", "--json", "--out", "x")
     done = call(*flags(project, "--base", project / "model", "--metrics", "nll", "--json"))

@@ -97,4 +97,4 @@ def test_gold_itself_is_at_nothing_and_a_broken_model_is_told_of():
     (alone,) = measure(SharedEvaluation({"gold": models()["gold"]}, clips(), embedder=None), ["epsilon"])
     assert alone.why == "not measured: there is no model to compare with gold"
     (none,) = measure(SharedEvaluation({"base": models()["base"]}, clips(), embedder=None), ["epsilon"])
-    assert none.why == "not measured: no gold model was given"
+    assert none.why == "not measured: no gold model was given (--gold)"

@@ -92,7 +92,7 @@ def test_privleak_needs_a_gold_that_does_not_tell_the_sets_apart():
 def test_without_gold_it_says_so(name):
     shared = SharedEvaluation({"unlearned": models()["unlearned"]}, clips(), embedder=None)
     (row,) = measure(shared, [name])
-    assert row.why == "not measured: no gold model was given"
+    assert row.why == "not measured: no gold model was given (--gold)"
 
 
 @pytest.mark.parametrize("metric", [GoldKs, PrivLeak])

@@ -70,7 +70,7 @@ def test_kl_of_certainties_stays_finite_and_of_equals_is_nothing():
 
 def test_without_a_tagger_it_says_so():
     (row,) = TagKl().measure(evaluation(embedder=Loudness()))
-    assert row.why == "not measured: none of the embedders has tags: add passt, ast or clap to --embedder"
+    assert row.why == "not measured: none of the embedders has tags: give --embedder clap, ast or passt"
 
 
 @pytest.mark.parametrize(("metric", "clips"), [(TagKlHoldout, "holdout"), (TagKlForget, "forget")])

@@ -13,8 +13,9 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 from encore.api import Batch, Clip, Metric, MetricSpec, Result
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import EncoreError, InputError, PluginError, UnknownNameError
+from encore.metrics.summary import findings
 from encore.runs.evaluation import SharedEvaluation
-from encore.runs.measure import evaluate, measure
+from encore.runs.measure import check_failures, evaluate, measure
 from encore.runs.metrics_json import metrics_json
 
 METRICS = [
@@ -126,9 +127,9 @@ def test_a_metric_under_inference_mode_leaves_the_models_fit_for_relearning(tmp_
 def test_what_can_not_be_measured_is_a_row_that_says_why():
     rows = all_rows({"unlearned": models()["unlearned"]}, {"forget": [track(1)]}, embedder=None)
     whys = {row.metric: row.why for row in rows if row.value is None}
-    assert whys["kl_gold"] == "not measured: no gold model was given"
+    assert whys["kl_gold"] == "not measured: no gold model was given (--gold)"
     assert whys["membership_auc"] == "not measured: there are no holdout tracks"
-    assert whys["fad"] == whys["mmd"] == "not measured: no base model was given"
+    assert whys["fad"] == whys["mmd"] == "not measured: no base model was given (--base)"
     assert [row.set for row in rows if row.metric in ("fad", "mmd")] == ["retain", "retain"]
     assert set(METRICS) <= {row.metric for row in rows}
     assert all((row.value is None) == (row.why is not None) for row in rows)
@@ -181,18 +182,63 @@ def test_an_unknown_metric_is_named():
         evaluate(models(), clips(), metrics=["nlll"], embedder=None)
 
 
-def test_a_metric_that_breaks_is_named():
-    class Broken(Metric):
-        spec = MetricSpec("broken", "", "")
+class Breaking(Metric):
+    """Gives a row, and then raises what it is made with."""
 
-        def measure(self, evaluation):
-            raise ZeroDivisionError("oh")
-            yield
+    error: BaseException = ZeroDivisionError("oh")
 
-    from encore.runs.measure import _rows
+    def measure(self, evaluation):
+        yield Result("breaking", "base", "forget", 1.0, n=1)
+        raise self.error
 
-    with pytest.raises(PluginError, match="'broken' failed: ZeroDivisionError: oh"):
-        _rows(Broken, SharedEvaluation(models(), clips(), embedder=None))
+
+class Fine(Metric):
+    def measure(self, evaluation):
+        yield Result("fine", "base", "forget", 2.0, n=1)
+
+
+class Registered:
+    """Metrics by name, as `plugins.metrics()` has them."""
+
+    def __init__(self, **metrics):
+        self.metrics = metrics
+        for name, metric in metrics.items():
+            metric.spec = MetricSpec(name, "", "")
+
+    def __iter__(self):
+        return iter(SimpleNamespace(spec=metric.spec) for metric in self.metrics.values())
+
+    def resolve(self, name):
+        return self.metrics[name]
+
+
+@pytest.mark.parametrize("two_processes", [False, True])
+@pytest.mark.parametrize("error", [ZeroDivisionError("oh"), SystemExit(0), SystemExit("gone"), MemoryError()])
+def test_case_D19_a_metric_that_raises_costs_its_own_rows_only(monkeypatch, error, two_processes):
+    monkeypatch.setattr(Breaking, "error", error)
+    monkeypatch.setattr("encore.plugins.metrics", lambda: Registered(breaking=Breaking, fine=Fine))
+    shared = SharedEvaluation(models(), clips(), embedder=None)
+    first, failed, fine = measure(shared, two_processes=two_processes)
+    assert (first.value, fine.value) == (1.0, 2.0)
+    text = f": {error}" if str(error) else ""
+    assert failed.value is None
+    assert failed.why.startswith(
+        f"not measured: the metric 'breaking' failed: {type(error).__name__}{text} (test_measure.py, line "
+    )
+    json.dumps(metrics_json([first, failed, fine]), allow_nan=False)
+    (told,) = [finding for finding in findings([first, failed, fine]) if "failed" in finding.text]
+    assert told.level == "warn"
+    with pytest.raises(PluginError, match=f"the metric 'breaking' failed: {type(error).__name__}"):
+        check_failures([first, failed, fine])
+    check_failures([first, fine])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_case_D19_an_interrupt_is_not_the_metrics_failure(monkeypatch, error):
+    monkeypatch.setattr(Breaking, "error", error)
+    monkeypatch.setattr("encore.plugins.metrics", lambda: Registered(breaking=Breaking, fine=Fine))
+    with pytest.raises(type(error)):
+        measure(SharedEvaluation(models(), clips(), embedder=None))
 
 
 def test_a_metric_of_the_full_set_is_measured_with_full_or_by_name(monkeypatch):

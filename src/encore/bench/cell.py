@@ -9,6 +9,7 @@ from encore.bench.plan import Cell, Plan, is_measured, read_plan, refuse_other_c
 from encore.errors import UsageError
 from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
 from encore.runs.forget import Request, forget, prepare
+from encore.runs.measure import check_failures
 from encore.runs.open_run import subject_of
 from encore.runs.reporter import Reporter
 from encore.runs.select import Tracks
@@ -38,19 +39,19 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
         _forget(plan, cell, replace(request, model=model, out=run), own, reporter)
         refuse_other_cell(plan, cell, run, own, base)
         if cell.requests > 1 and not is_measured(run, EACH, {}):
-            evaluate_run(run, EACH, device=plan.device, offline=plan.offline, reporter=reporter)
+            check_failures(evaluate_run(run, EACH, device=plan.device, offline=plan.offline, reporter=reporter))
         model, base = str(run), None
         request = replace(request, revision=None)
     if is_measured(request.out, asked, models):
         return cell
     if cell.requests == 1:
-        evaluate_run(request.out, asked, device=plan.device, offline=plan.offline, reporter=reporter)
+        check_failures(evaluate_run(request.out, asked, device=plan.device, offline=plan.offline, reporter=reporter))
         return cell
     subject = subject_of(
         model, tracks, others={"base": plan.model, **asked.golds}, backend=plan.backend, revision=plan.revision,
         device=plan.device, offline=plan.offline, seed=asked.seed, reporter=reporter,
     )  # fmt: skip
-    evaluate_subject(subject, asked, out=request.out, offline=plan.offline, reporter=reporter)
+    check_failures(evaluate_subject(subject, asked, out=request.out, offline=plan.offline, reporter=reporter))
     return cell
 
 

@@ -86,6 +86,7 @@ def evaluate(
     from encore.cli.progress import reporting
     from encore.runs.environment import keep_freed_memory
     from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
+    from encore.runs.measure import check_failures
     from encore.runs.metrics_json import metrics_json
     from encore.runs.models import backend_name
     from encore.runs.open_run import from_flags
@@ -117,6 +118,7 @@ def evaluate(
         _show(results, out)
         if run is not None:
             console.note(f"to read and to listen to: {(out or run) / 'report.html'}")
+    check_failures(results)
 
 
 def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
@@ -136,21 +138,19 @@ def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
 def _show(results: Sequence[Result], out: Path | None) -> None:
     from encore.metrics.summary import findings, summary
 
-    lines = summary(results)
+    lines = [line for line in summary(results) if any(row.value is not None for row in line.figures.values())]
     roles = [role for role in ROLES if any(role in line.figures for line in lines)]
-    console.table(
-        ["figure", *roles, "target", "met"],
-        [
-            (
-                line.label,
-                *(_figure(line.figures.get(role)) for role in roles),
-                line.target,
-                {True: "yes", False: "NO", None: ""}[line.met],
-            )
-            for line in lines
-        ],
-        right=roles,
-    )
+    rows = [
+        (
+            line.label,
+            *(_figure(line.figures.get(role)) for role in roles),
+            line.target,
+            {True: "yes", False: "NO", None: ""}[line.met],
+        )
+        for line in lines
+    ]
+    if rows:
+        console.table(["figure", *roles, "target", "met"], rows, right=roles)
     for finding in findings(results):
         console.data(f"{finding.level}: {finding.text}")
     if out is not None:

@@ -7,7 +7,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result
-from encore.metrics.heard import Direction, Floats, able, asked, first_windows, over_draws, row_name, toward
+from encore.metrics.heard import (
+    Direction,
+    Floats,
+    able,
+    asked,
+    first_windows,
+    none_of,
+    over_draws,
+    row_name,
+    toward,
+)
 from encore.metrics.rows import given, mean_row, no_clips, not_finite, unmeasured
 from encore.metrics.verbatim import MODELS
 
@@ -36,7 +46,7 @@ class ClapScore(Metric):
         for name, why in absent.items():
             yield unmeasured(row_name("clap_score", name), "unlearned", self.clips, why, direction=self._better)
         if not readers and not absent:
-            why = "none of the embedders reads text: add clap to --embedder"
+            why = f"{none_of(evaluation)} reads text: give --embedder clap"
             yield unmeasured("clap_score", "unlearned", self.clips, why, direction=self._better)
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:

@@ -45,6 +45,12 @@ def able(evaluation: Evaluation, skill: Skill) -> tuple[list[str], dict[str, str
     return opened, absent
 
 
+def none_of(evaluation: Evaluation) -> str:
+    """The embedders that are open, as the subject of a sentence that says what none of them can."""
+    names = ", ".join(filter(None, evaluation.embedders))
+    return f"none of the embedders ({names})" if names else "none of the embedders"
+
+
 def asked(evaluation: Evaluation, clips: ClipSet) -> list[Clip]:
     """Whose caption was played, a clip for each of `generations`: a track's first window, once a draw."""
     first = [evaluation.clips[clips][i] for i in first_windows(evaluation, clips)]

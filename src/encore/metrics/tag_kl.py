@@ -14,6 +14,7 @@ from encore.metrics.heard import (
     asked,
     first_windows,
     no_generations,
+    none_of,
     over_draws,
     row_name,
     toward,
@@ -50,7 +51,7 @@ class TagKl(Metric):
         for name, why in absent.items():
             yield unmeasured(row_name("tag_kl", name), "unlearned", self.clips, why, direction=self._better)
         if not taggers and not absent:
-            why = "none of the embedders has tags: add passt, ast or clap to --embedder"
+            why = f"{none_of(evaluation)} has tags: give --embedder clap, ast or passt"
             yield unmeasured("tag_kl", "unlearned", self.clips, why, direction=self._better)
 
     def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:

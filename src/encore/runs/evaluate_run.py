@@ -63,7 +63,8 @@ def evaluate_run(
 
     Raises:
         InputError: the run is not complete, or a file is not what it was.
-        UnknownNameError, MissingExtraError, PluginError: see `encore.runs.measure.measure`.
+        UnknownNameError, MissingExtraError: see `encore.runs.measure.measure`; `check_failures` there tells whether a
+            metric failed.
     """
     subject = from_run(run, golds=asked.golds, seed=asked.seed, device=device, offline=offline, reporter=reporter)
     return evaluate_subject(subject, asked, out=out or run, run=run, offline=offline, reporter=reporter)
@@ -118,6 +119,8 @@ def evaluate_subject(
             write_json(out / NAME, how)
             if asked.metrics is None:
                 write_samples(out, evaluation, results)
+            elif not (out / "samples").exists():
+                reporter.note("no samples are written where --metrics names some of the metrics")
             if run is not None:
                 write_report(run, measured=out)
                 if out.resolve() == run.resolve():

@@ -135,9 +135,11 @@ class SharedEvaluation(Evaluation):
 
     def unmet(self, spec: MetricSpec) -> str:
         """Which of a metric's needs is not there, or nothing."""
-        absent: dict[str, str] = {role: f"no {role} model was given" for role in ROLES if role not in self.models}
+        absent: dict[str, str] = {
+            role: f"no {role} model was given (--{role})" for role in ROLES if role not in self.models
+        }
         absent |= {name: f"there are no {name} tracks" for name in SETS if not self.clips.get(name)}
-        absent |= {} if self.embedders or self.unopened else {"embedder": "no embedder was chosen"}
+        absent |= {} if self.embedders or self.unopened else {"embedder": "no embedder was chosen (--embedder)"}
         absent |= {} if self._first.has_tokens else {"logits": "the model has no tokens"}
         return next((absent[need] for need in sorted(spec.needs) if need in absent), "")
 

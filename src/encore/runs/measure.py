@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from encore import plugins
@@ -13,6 +15,9 @@ from encore.errors import EncoreError, PluginError
 from encore.metrics.rows import unmeasured
 from encore.runs import two
 from encore.runs.evaluation import SharedEvaluation
+
+FAILED = "failed"  # key of `Result.details`: what a metric raised
+SIGNALLED = 128  # exit codes above it are those of signals
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,7 +38,7 @@ def evaluate(
 
     Raises:
         InputError: there is nothing to forget, or the models don't belong together.
-        UnknownNameError, MissingExtraError, PluginError: a metric or the embedder can't be had, or a metric broke.
+        UnknownNameError, MissingExtraError, PluginError: a metric or the embedder can't be had.
     """
     evaluation = SharedEvaluation(models, clips, seed=seed, embedder=embedder, draws=draws, force=force)
     return measure(evaluation, metrics, progress, full=full)
@@ -50,7 +55,7 @@ def measure(
     """Rows of the named metrics, in that order; where none are named, of all installed that are fast, or of all.
 
     A metric whose needs are not met gives one row that says which; a figure that is not finite becomes None, with the
-    reason.
+    reason. A metric that raises costs its own rows only: see `check_failures`.
 
     Args:
         full: also those whose spec says `full`. two_processes: see `encore.runs.two`.
@@ -58,7 +63,6 @@ def measure(
 
     Raises:
         UnknownNameError, MissingExtraError: a metric that was named can't be had (by default such are skipped rows).
-        PluginError: a metric raised what it should not.
     """
     registry = plugins.metrics()
     names = [entry.spec.name for entry in registry if full or not entry.spec.full] if metrics is None else list(metrics)
@@ -73,9 +77,11 @@ def measure(
     def rows(number: int) -> list[Result]:
         try:
             metric = registry.resolve(names[number])
+        except PluginError as error:
+            return [_failed(names[number], error)]
         except EncoreError as error:
             return [unmeasured(names[number], "unlearned", "forget", error.message)]
-        return [_finite(row) for row in _rows(metric, evaluation)]
+        return _rows(metric, evaluation)
 
     if two_processes and len(names) > 1:
         measured = two.by_two(rows, len(names), told)
@@ -89,20 +95,51 @@ def measure(
     return [row for own in measured for row in own]
 
 
-def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> Iterable[Result]:
+def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> list[Result]:
+    """A metric's rows; where it raises, those that it gave before, and one that says what failed."""
+    name = metric.spec.name
     unmet = evaluation.unmet(metric.spec)
     if unmet:
         clips: ClipSet = "retain" if "retain" in metric.spec.needs else "forget"
-        return [unmeasured(metric.spec.name, "unlearned", clips, unmet)]
+        return [unmeasured(name, "unlearned", clips, unmet)]
+    rows: list[Result] = []
     try:
-        return list(metric().measure(evaluation))
-    except EncoreError as error:
-        return [unmeasured(metric.spec.name, "unlearned", "forget", error.message)]
-    except Exception as error:
+        for row in metric().measure(evaluation):
+            rows.append(_finite(row))  # noqa: PERF401 (a list built at once would lose the rows before an error)
+    except EncoreError as error:  # its way to say that it can't measure
+        rows.append(unmeasured(name, "unlearned", "forget", error.message))
+    except plugins.BROKEN as error:
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > SIGNALLED:
+            raise  # not the metric's: a signal asked Encore to stop
+        rows.append(_failed(name, error))
+    return rows
+
+
+def _failed(name: str, error: BaseException) -> Result:
+    """The row of a metric that raised what it should not."""
+    text = " ".join(str(error).split())
+    what = type(error).__name__ + (f": {text}" if text else "")
+    if frames := traceback.extract_tb(error.__traceback__):
+        what += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return unmeasured(name, "unlearned", "forget", f"the metric {name!r} failed: {what}", details={FAILED: what})
+
+
+def check_failures(results: Sequence[Result]) -> None:
+    """Raise where a metric failed: to call once everything is written and shown.
+
+    Args:
+        results: rows of `measure`.
+
+    Raises:
+        PluginError: names the metrics that raised what they should not.
+    """
+    failed = {row.metric: row.details[FAILED] for row in results if FAILED in row.details}
+    if failed:
+        what = "; ".join(f"{name!r} failed: {error}" for name, error in failed.items())
         raise PluginError(
-            f"the metric {metric.spec.name!r} failed: {type(error).__name__}: {error}",
-            "name the other metrics with --metrics to measure without it; ENCORE_DEBUG=1 shows where it failed",
-        ) from error
+            f"the metric{'s' if len(failed) > 1 else ''} {what}",
+            "all other metrics were measured; a failed metric's row in metrics.json has the same reason",
+        )
 
 
 def _finite(row: Result) -> Result:
