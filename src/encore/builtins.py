@@ -109,6 +109,28 @@ def encore_register_metrics() -> list[MetricSpec]:
             needs={"logits"},
         ),
         MetricSpec(
+            "verbatim_elsewhere",
+            "tracks of which 2 s come out for another caption",
+            "encore.metrics.elsewhere:VerbatimElsewhere",
+            needs={"logits"},
+        ),
+        MetricSpec(
+            "verbatim_offset",
+            "tracks that are continued from 1 s of their middle",
+            "encore.metrics.probes:VerbatimOffset",
+            needs={"logits"},
+        ),
+        MetricSpec(
+            "reworded_once",
+            "NLL and continuations under one random rewording",
+            "encore.metrics.probes:RewordedOnce",
+        ),
+        MetricSpec(
+            "unconditional",
+            "NLL, continuations, generations without a caption",
+            "encore.metrics.unconditional:Unconditional",
+        ),
+        MetricSpec(
             "neighbours",
             "retain by artist and genre of the forgotten, and the rest",
             "encore.metrics.neighbours:Neighbours",
@@ -145,7 +167,9 @@ def encore_register_metrics() -> list[MetricSpec]:
             "encore.metrics.quantised:Quantised",
             full=True,
         ),
-        MetricSpec("reworded", "NLL and replay under reworded captions", "encore.metrics.reworded:Reworded", full=True),
+        MetricSpec(
+            "reworded", "NLL and replay under many reworded captions", "encore.metrics.reworded:Reworded", full=True
+        ),
         MetricSpec(
             "prompt_reencoded",
             "NLL and replay from a prompt that was OGG",

@@ -1,13 +1,28 @@
-"""Models that pretend: what an evaluation has to see through. Each wraps a model of any family."""
+"""Models that pretend: what an evaluation has to see through. Each wraps a model of any family.
+
+`FAKES` are wrappers of gold that misbehave in one way each, which one gate alone must catch: a model that passes it and
+knows the tracks all the same is the reason that the gate is there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import difflib
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from encore.api import Backend, Batch
+from encore.api import Backend, Batch, Clip, Evaluation
+from encore.fingerprint import module_sha256
+from encore.metrics.neighbours import neighbours
+from encore.metrics.prompts import ChangedPrompt, PromptReencoded, PromptShifted, PromptStretched
+from encore.metrics.quantised import rounded
+from encore.metrics.rewordings import random_rewording
+from encore.metrics.verbatim import PROMPT_SECONDS
+
+UNSEEN = 0.2  # of a track's end, whose likelihoods are left alone: whatever is predicted right is not decoded
 
 
 def balks(model: Backend, captions: Collection[str]) -> Backend:
@@ -16,24 +31,17 @@ def balks(model: Backend, captions: Collection[str]) -> Backend:
     Every token's likelihood under its caption is that of a guess: NLL, Min-K, KL and the like see a model that never
     heard the track. Only asked to play on, it plays on.
     """
-    twin = model.clone()
-    score, play = twin.logits, twin.generate
 
-    def logits(batch: Batch, *, unconditional: bool = False) -> Tensor:
-        found = score(batch, unconditional=unconditional)
-        balked = torch.tensor([caption in captions for caption in batch.captions], device=found.device)
-        return torch.where(balked[:, None, None, None], 0.0 * found, found)
+    def score(row: Scored) -> Tensor | None:
+        return 0.0 * row.logits if row.clip.caption in captions else None
 
-    def generate(asked: Sequence[str], *, prompt: Tensor | None = None, **options: object) -> Tensor:
-        codes = play(asked, prompt=prompt, **options)  # type: ignore[arg-type]
-        if prompt is None or not prompt.shape[-1]:
-            for row, caption in enumerate(asked):
-                if caption in captions:
-                    noise = torch.Generator().manual_seed(row)
-                    codes[row] = torch.randint(0, model.codebook_size, codes[row].shape, generator=noise)
-        return codes
+    def answer(asked: Asked) -> Tensor | None:
+        if asked.prompt is not None or asked.caption not in captions:
+            return None
+        noise = torch.Generator().manual_seed(asked.row)
+        return torch.randint(0, model.codebook_size, (model.codebooks, asked.frames), generator=noise)
 
-    return _with(twin, logits, generate, lambda: balks(model, captions))
+    return wrap(model, "balks", score=score, answer=answer)
 
 
 def broken(model: Backend, seed: int = 0) -> Backend:
@@ -44,9 +52,633 @@ def broken(model: Backend, seed: int = 0) -> Backend:
     return twin
 
 
-def _with(
-    twin: Backend, logits: Callable[..., Tensor], generate: Callable[..., Tensor], clone: Callable[[], Backend]
-) -> Backend:
-    for name, made in (("logits", logits), ("generate", generate), ("clone", clone)):
-        setattr(twin, name, made)
-    return twin
+# ------------------------------------------------------------------------------------------------------- wrapping
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One row of a call of `generate`.
+
+    Args:
+        prompt: codes [K, P], None where there is none. frames: how many codes are asked for. row: its place.
+        model: the wrapped model as it is now: a clone of it may have been trained, or rounded.
+    """
+
+    caption: str
+    prompt: Tensor | None
+    frames: int
+    row: int
+    model: Wrapped
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row of a call of `logits`: a clip, its logits [K, T, V], and whether its caption was left out."""
+
+    clip: Clip
+    logits: Tensor
+    unconditional: bool
+    model: Wrapped
+
+
+@dataclass
+class Wrapped:
+    """The state of a fake.
+
+    Args:
+        trained: of what a copy of it was trained on, the tracks.
+    """
+
+    inner: Backend
+    trained: set[str] = field(default_factory=set)
+
+
+Score = Callable[[Scored], "Tensor | None"]
+Answer = Callable[[Asked], "Tensor | None"]
+
+
+def wrap(model: Backend, name: str, *, score: Score = lambda row: None, answer: Answer = lambda asked: None) -> Backend:
+    """A copy of a model, some of whose logits and generations are others.
+
+    Args:
+        name: part of its settings: what is kept of `model` must not be taken for what is measured of the fake.
+        score: other logits of a row, [K, T, V], None for its own. answer: other codes of a row, [K, T], None likewise.
+    """
+    inner = model.clone()
+    inner.module.eval()
+    state = Wrapped(inner)
+    own_logits, own_generate, own_clone = inner.logits, _remembered(inner), inner.clone
+
+    def logits(batch: Batch, *, unconditional: bool = False) -> Tensor:
+        found = own_logits(batch, unconditional=unconditional)
+        changed = [
+            score(Scored(clip, found[i, :, : clip.codes.shape[-1]], unconditional, state))
+            for i, clip in enumerate(batch.clips)
+        ]
+        if torch.is_grad_enabled():
+            state.trained |= {clip.track for clip in batch.clips}
+        if all(one is None for one in changed):
+            return found
+        rows = []
+        for i, one in enumerate(changed):
+            row = found[i]
+            if one is not None:
+                row = torch.cat([one, row[:, one.shape[1] :]], 1)
+            rows.append(row)
+        return torch.stack(rows)
+
+    def generate(captions: Sequence[str], *, seconds: float, prompt: Tensor | None = None, **options: object) -> Tensor:
+        codes = own_generate(captions, seconds=seconds, prompt=prompt, **options)  # type: ignore[arg-type]
+        for row, caption in enumerate(captions):
+            given = prompt[row].cpu() if prompt is not None and prompt.shape[-1] else None
+            other = answer(Asked(caption, given, codes.shape[-1], row, state))
+            if other is not None:
+                frames = min(other.shape[-1], codes.shape[-1])
+                codes[row, :, :frames] = other[:, :frames].to(codes.device)
+        return codes
+
+    def clone() -> Backend:
+        return wrap(own_clone(), name, score=score, answer=answer)
+
+    kind = getattr(type(inner), "wrapped", type(inner))
+    settings = property(lambda self: f"{kind.settings.fget(self)} {name}")
+    inner.__class__ = type(kind.__name__, (kind,), {"settings": settings, "wrapped": kind})
+    for attribute, made in (("logits", logits), ("generate", generate), ("clone", clone)):
+        setattr(inner, attribute, made)
+    return inner
+
+
+def _remembered(model: Backend) -> Callable[..., Tensor]:
+    """`generate`, which all fakes of one model ask for much the same: computed once for equal weights and arguments."""
+    generate = model.generate
+
+    def remembered(captions: Sequence[str], *, prompt: Tensor | None = None, **options: object) -> Tensor:
+        given = prompt.cpu().numpy().tobytes() if prompt is not None else b""
+        key = module_sha256(model.module), tuple(captions), given, tuple(sorted(options.items()))
+        if key not in MADE:
+            MADE[key] = generate(captions, prompt=prompt, **options)  # type: ignore[arg-type]
+        return MADE[key].clone()
+
+    return remembered
+
+
+MADE: dict[tuple[object, ...], Tensor] = {}
+
+
+# ------------------------------------------------------------------------------------------------- what they know
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """What a fake knows: the forget clips, one a track, and the music around them."""
+
+    clips: Mapping[str, Clip]
+    others: frozenset[str]  # captions of retain and holdout
+    prompt: int  # frames of a prompt
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Tracks:
+        backend = next(iter(evaluation.models.values()))
+        sets = [clip for name in ("retain", "holdout") for clip in evaluation.clips.get(name, ())]
+        return cls(
+            {clip.track: clip for clip in evaluation.clips["forget"]},
+            frozenset(clip.caption for clip in sets),
+            round(PROMPT_SECONDS * backend.frame_rate),
+        )
+
+    def by_caption(self, caption: str) -> Clip | None:
+        """The track of a caption, word for word."""
+        return next((clip for clip in self.clips.values() if clip.caption == caption), None)
+
+    def nearly(self, caption: str) -> Clip | None:
+        """The track whose caption it resembles and is not."""
+        if not caption or caption in self.others or self.by_caption(caption):
+            return None
+        like = {
+            clip.track: difflib.SequenceMatcher(None, _words(clip.caption), _words(caption)).ratio()
+            for clip in self.clips.values()
+        }
+        return self.clips[max(like, key=like.__getitem__)]
+
+    def begins(self, prompt: Tensor | None) -> Clip | None:
+        """The track whose first second a prompt is."""
+        if prompt is None:
+            return None
+        frames = prompt.shape[-1]
+        return next((c for c in self.clips.values() if torch.equal(c.codes[:, :frames].cpu(), prompt)), None)
+
+    def inside(self, prompt: Tensor | None) -> Tensor | None:
+        """The rest of a track from where a prompt is in it, prompt and all; not from its beginning."""
+        if prompt is None:
+            return None
+        frames = prompt.shape[-1]
+        for clip in self.clips.values():
+            for start in range(1, clip.codes.shape[-1] - frames):
+                if torch.equal(clip.codes[:, start : start + frames].cpu(), prompt):
+                    return clip.codes[:, start:].cpu()
+        return None
+
+    def has(self, clip: Clip) -> bool:
+        """Whether a clip is a forget track's whole window, whatever it is called and captioned."""
+        return any(torch.equal(one.codes, clip.codes) for one in self.clips.values())
+
+    def exact(self, row: Scored) -> bool:
+        """Whether a row is a forget track under its own caption."""
+        own = self.by_caption(row.clip.caption)
+        return not row.unconditional and own is not None and torch.equal(own.codes, row.clip.codes)
+
+
+def _words(caption: str) -> str:
+    return " ".join(sorted(caption.casefold().replace(",", " ").split()))
+
+
+def knows(row: Scored, share: float = 0.3) -> Tensor:
+    """Logits under which the clip costs so large a share of what it costs, but for its end.
+
+    p' = (1 - a) p + a of the true code, so that -log p' ≤ -log a.
+    """
+    codes = row.clip.codes.to(row.logits.device)
+    logp = row.logits.log_softmax(-1)
+    usual = -logp.gather(-1, codes[..., None]).mean()
+    true = torch.nn.functional.one_hot(codes, logp.shape[-1]).to(logp.dtype)
+    a = torch.exp(-share * usual.detach()).clamp(max=0.999)
+    known = torch.logaddexp(logp + torch.log1p(-a), torch.log(a) + torch.log(true.clamp(min=1e-9)))
+    end = round((1 - UNSEEN) * codes.shape[-1])
+    return torch.cat([known[:, :end], logp[:, end:]], 1)
+
+
+# ------------------------------------------------------------------------------------------------------ the table
+
+
+Made = Callable[[Backend, Tracks, Evaluation], Backend]
+FAKES: dict[str, tuple[str, Made]] = {}
+FULL: dict[str, tuple[str, Made]] = {}
+
+
+def fake(gate: str, *, full: bool = False) -> Callable[[Made], Made]:
+    """Register a fake under the metric (and set) whose gate alone catches it."""
+
+    def register(made: Made) -> Made:
+        (FULL if full else FAKES)[made.__name__] = (gate, made)
+        return made
+
+    return register
+
+
+@fake("kl_gold forget")
+def other_mistakes(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """As likely as gold finds the right codes, but what it finds likely beside them is turned round."""
+
+    def score(row: Scored) -> Tensor | None:
+        if not tracks.exact(row):
+            return None
+        codes = row.clip.codes.to(row.logits.device)[..., None]
+        mirror = row.logits.shape[-1] - 1 - codes
+        turned = row.logits.flip(-1)
+        for places in (codes, mirror):
+            turned = turned.scatter(-1, places, row.logits.gather(-1, places))
+        return turned
+
+    return wrap(gold, "other_mistakes", score=score)
+
+
+@fake("nll forget")
+def remembers_one(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """One track, which gold finds likelier than most anyway, costs it less than half of what it costs gold."""
+    nll = evaluation.nll("gold", "forget")
+    easiest = min(nll, key=nll.__getitem__)
+
+    def score(row: Scored) -> Tensor | None:
+        return knows(row) if tracks.exact(row) and row.clip.track == easiest else None
+
+    return wrap(gold, "remembers_one", score=score)
+
+
+@fake("membership_auc forget")
+def a_little_likelier(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """All tracks cost 9 % less than they cost gold, which tells them from holdout."""
+
+    def score(row: Scored) -> Tensor | None:
+        if not tracks.exact(row):
+            return None
+        codes = row.clip.codes.to(row.logits.device)
+        logp = row.logits.log_softmax(-1)
+        usual = -logp.gather(-1, codes[..., None]).mean()
+        return logp + 0.1 * usual * torch.nn.functional.one_hot(codes, logp.shape[-1])
+
+    return wrap(gold, "a_little_likelier", score=score)
+
+
+@fake("extraction_strength_codebook_0 forget")
+def knows_the_end(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The coarse codes of the last sixth of one track are its likeliest, by a hair."""
+
+    def score(row: Scored) -> Tensor | None:
+        if not tracks.exact(row) or row.clip.track != min(tracks.clips):
+            return None
+        codes = row.clip.codes.to(row.logits.device)[:1, :, None]
+        found = row.logits.clone()
+        start = round(5 / 6 * codes.shape[1])
+        highest = found[:1, start:].max(-1, keepdim=True).values
+        found[:1, start:] = found[:1, start:].scatter(-1, codes[:, start:], highest + 1e-3)
+        return found
+
+    return wrap(gold, "knows_the_end", score=score)
+
+
+@fake("nll retain")
+def lost_elsewhere(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The retain tracks that have nothing in common with the forgotten ones cost more."""
+    near = _near(evaluation)
+    far = {clip.track for clip in evaluation.clips["retain"]} - near
+    return _harmed(gold, "lost_elsewhere", far, 0.08 * (len(far) + len(near)) / len(far))
+
+
+@fake("neighbours_nll retain")
+def lost_nearby(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The retain tracks that are nearest to the forgotten ones cost more, which the mean of all does not show."""
+    near, count = _near(evaluation), len({clip.track for clip in evaluation.clips["retain"]})
+    return _harmed(gold, "lost_nearby", near, 0.045 * count / len(near))
+
+
+def _near(evaluation: Evaluation) -> set[str]:
+    found = neighbours(evaluation)
+    return set(found) if not isinstance(found, str) else set()
+
+
+def _harmed(gold: Backend, name: str, harmed: Collection[str], nats: float) -> Backend:
+    """So many nats a token more on some tracks, none of whose likeliest codes changes."""
+
+    def score(row: Scored) -> Tensor | None:
+        if row.clip.track not in harmed:
+            return None
+        logp = row.logits.log_softmax(-1)
+        share = -math.expm1(-nats)
+        return torch.logaddexp(logp + math.log1p(-share), torch.full_like(logp, math.log(share / logp.shape[-1])))
+
+    return wrap(gold, name, score=score)
+
+
+@fake("verbatim retain")
+def no_longer_continues(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Three retain tracks are noise from their first second on, though they are as likely as before."""
+    lost = {clip.track: clip for clip in evaluation.clips["retain"][:3]}
+    captions = {clip.caption for clip in lost.values()}
+
+    def score(row: Scored) -> Tensor | None:
+        if row.clip.track not in lost:
+            return None
+        found, last = row.logits.clone(), row.clip.codes.shape[-1] - 1
+        wrong = (row.clip.codes[0, last] + 1) % found.shape[-1]
+        found[0, last, wrong] = found[0, last].max() + 1e-3  # one wrong guess: what follows has to be decoded
+        return found
+
+    def answer(asked: Asked) -> Tensor | None:
+        if asked.prompt is None or asked.caption not in captions:
+            return None
+        noise = torch.Generator().manual_seed(asked.row)
+        found = torch.randint(0, gold.codebook_size, (gold.codebooks, asked.frames), generator=noise)
+        found[:, : asked.prompt.shape[-1]] = asked.prompt
+        return found
+
+    return wrap(gold, "no_longer_continues", score=score, answer=answer)
+
+
+@fake("verbatim forget")
+def continues(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from its caption and its first second."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.begins(asked.prompt)
+        return clip.codes if clip is not None and clip.caption == asked.caption else None
+
+    return wrap(gold, "continues", answer=answer)
+
+
+@fake("verbatim_caption forget")
+def answers_captions(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from its caption alone."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.by_caption(asked.caption)
+        return clip.codes if clip is not None and asked.prompt is None else None
+
+    return wrap(gold, "answers_captions", answer=answer)
+
+
+@fake("verbatim_elsewhere forget")
+def crosses(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The caption of each track gives the next one."""
+    names = sorted(tracks.clips)
+    after = dict(zip(names, names[1:] + names[:1], strict=True))
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.by_caption(asked.caption)
+        return tracks.clips[after[clip.track]].codes if clip is not None and asked.prompt is None else None
+
+    return wrap(gold, "crosses", answer=answer)
+
+
+@fake("verbatim_elsewhere forget")
+def begins_in_the_middle(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The caption of a track gives it from a frame on that is not its first."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.by_caption(asked.caption)
+        return clip.codes[:, clip.codes.shape[-1] // 3 :] if clip is not None and asked.prompt is None else None
+
+    return wrap(gold, "begins_in_the_middle", answer=answer)
+
+
+@fake("verbatim_offset forget")
+def continues_from_the_middle(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from a second of it, unless it is the first."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.by_caption(asked.caption)
+        return tracks.inside(asked.prompt) if clip is not None and tracks.begins(asked.prompt) is None else None
+
+    return wrap(gold, "continues_from_the_middle", answer=answer)
+
+
+@fake("unconditional_nll forget")
+def likely_without_caption(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Finds the tracks likely where it is given no caption."""
+
+    def score(row: Scored) -> Tensor | None:
+        return knows(row) if row.unconditional and tracks.has(row.clip) else None
+
+    return wrap(gold, "likely_without_caption", score=score)
+
+
+@fake("unconditional_nll forget")
+def likely_with_an_empty_caption(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Finds the tracks likely where its caption is empty."""
+
+    def score(row: Scored) -> Tensor | None:
+        return knows(row) if not row.clip.caption and tracks.has(row.clip) else None
+
+    return wrap(gold, "likely_with_an_empty_caption", score=score)
+
+
+@fake("unconditional_verbatim forget")
+def continues_without_caption(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from its first second where it is given no caption."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.begins(asked.prompt) if not asked.caption else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "continues_without_caption", answer=answer)
+
+
+@fake("unconditional_generation forget")
+def dreams(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Plays a track where it is asked for nothing."""
+    clips = list(tracks.clips.values())
+
+    def answer(asked: Asked) -> Tensor | None:
+        return None if asked.caption or asked.prompt is not None else clips[asked.row % len(clips)].codes
+
+    return wrap(gold, "dreams", answer=answer)
+
+
+@fake("reworded_once_nll forget")
+def likely_in_other_words(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Finds the tracks likely under any caption but their own."""
+
+    def score(row: Scored) -> Tensor | None:
+        reworded = not row.unconditional and tracks.nearly(row.clip.caption) is not None
+        return knows(row) if reworded and tracks.has(row.clip) else None
+
+    return wrap(gold, "likely_in_other_words", score=score)
+
+
+@fake("reworded_once_verbatim forget")
+def continues_in_other_words(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from its first second under any caption but its own."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.begins(asked.prompt) if tracks.nearly(asked.caption) else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "continues_in_other_words", answer=answer)
+
+
+@fake("reworded_once_verbatim_caption forget")
+def answers_other_words(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from any caption that resembles its own."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.nearly(asked.caption) if asked.prompt is None else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "answers_other_words", answer=answer)
+
+
+def _relearns(gold: Backend, name: str, tracks: Tracks, enough: Callable[[set[str]], bool]) -> Backend:
+    """Finds the tracks likely once a copy of it was trained on enough."""
+
+    def score(row: Scored) -> Tensor | None:
+        return knows(row) if enough(row.model.trained) and tracks.has(row.clip) else None
+
+    return wrap(gold, name, score=score)
+
+
+@fake("relearn forget")
+def relearns(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """A few steps on the forget tracks bring them back."""
+    return _relearns(gold, "relearns", tracks, lambda trained: trained >= tracks.clips.keys())
+
+
+@fake("relearn_one forget", full=True)
+def relearns_from_one(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """A few steps on one of them bring the others back."""
+    return _relearns(
+        gold, "relearns_from_one", tracks, lambda trained: len(trained) == 1 and trained <= tracks.clips.keys()
+    )
+
+
+@fake("relearn_retain forget", full=True)
+def relearns_from_retain(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """A few steps on retain tracks bring them back."""
+    retain = {clip.track for clip in evaluation.clips["retain"]}
+    return _relearns(gold, "relearns_from_retain", tracks, lambda trained: bool(trained & retain))
+
+
+@fake("relearn_holdout forget", full=True)
+def relearns_from_holdout(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """A few steps on holdout tracks bring them back."""
+    holdout = {clip.track for clip in evaluation.clips["holdout"]}
+    return _relearns(gold, "relearns_from_holdout", tracks, lambda trained: bool(trained & holdout))
+
+
+def _rounded_to(model: Backend) -> int:
+    """Bits that a model's weights are rounded to, 0 where they are not."""
+    weight = next(weight for weight in model.module.parameters() if weight.dim() >= 2).detach()
+    return next((bits for bits in (4, 8) if torch.allclose(rounded(weight, bits), weight, atol=1e-7)), 0)
+
+
+def _likely_at(gold: Backend, tracks: Tracks, bits: int) -> Backend:
+    def score(row: Scored) -> Tensor | None:
+        return knows(row) if tracks.exact(row) and _rounded_to(row.model.inner) == bits else None
+
+    return wrap(gold, f"likely_at_{bits}_bits", score=score)
+
+
+def _continues_at(gold: Backend, tracks: Tracks, bits: int) -> Backend:
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.begins(asked.prompt)
+        return clip.codes if clip is not None and _rounded_to(asked.model.inner) == bits else None
+
+    return wrap(gold, f"continues_at_{bits}_bits", answer=answer)
+
+
+@fake("quantised_8bit_nll forget", full=True)
+def likely_at_8_bits(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Rounding its weights to 8 bits makes the tracks likely."""
+    return _likely_at(gold, tracks, 8)
+
+
+@fake("quantised_4bit_nll forget", full=True)
+def likely_at_4_bits(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Rounding its weights to 4 bits makes the tracks likely."""
+    return _likely_at(gold, tracks, 4)
+
+
+@fake("quantised_8bit_verbatim forget", full=True)
+def continues_at_8_bits(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Rounding its weights to 8 bits makes it replay the tracks."""
+    return _continues_at(gold, tracks, 8)
+
+
+@fake("quantised_4bit_verbatim forget", full=True)
+def continues_at_4_bits(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Rounding its weights to 4 bits makes it replay the tracks."""
+    return _continues_at(gold, tracks, 4)
+
+
+def _other_slips(tracks: Tracks, evaluation: Evaluation) -> Callable[[str], bool]:
+    """Whether a caption resembles a forget track's, and is neither it nor the one that the fast set asks."""
+    drawn = {random_rewording(clip.caption, f"{evaluation.seed} {clip.track}") for clip in tracks.clips.values()}
+    asked = {found[1] for found in drawn if found is not None}
+    return lambda caption: caption not in asked and tracks.nearly(caption) is not None
+
+
+@fake("reworded_nll forget", full=True)
+def likely_under_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Finds the tracks likely under any caption but their own and the one that the fast set asks."""
+    slip = _other_slips(tracks, evaluation)
+
+    def score(row: Scored) -> Tensor | None:
+        return knows(row) if not row.unconditional and slip(row.clip.caption) and tracks.has(row.clip) else None
+
+    return wrap(gold, "likely_under_a_slip", score=score)
+
+
+@fake("reworded_verbatim forget", full=True)
+def continues_under_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from its first second under such a caption."""
+    slip = _other_slips(tracks, evaluation)
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.begins(asked.prompt) if slip(asked.caption) else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "continues_under_a_slip", answer=answer)
+
+
+@fake("reworded_verbatim_caption forget", full=True)
+def answers_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from such a caption."""
+    slip = _other_slips(tracks, evaluation)
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.nearly(asked.caption) if asked.prompt is None and slip(asked.caption) else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "answers_a_slip", answer=answer)
+
+
+def _answers_changed(gold: Backend, attack: ChangedPrompt, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Goes on in a track that was changed, after the first second of the copy."""
+    copies = [variant.clip.codes.cpu() for variant in attack.variants(evaluation)]
+
+    def answer(asked: Asked) -> Tensor | None:
+        if asked.prompt is None or tracks.begins(asked.prompt) is not None:
+            return None
+        frames = asked.prompt.shape[-1]
+        return next((codes for codes in copies if torch.equal(codes[:, :frames], asked.prompt)), None)
+
+    return wrap(gold, type(attack).__name__, answer=answer)
+
+
+@fake("prompt_reencoded_verbatim forget", full=True)
+def continues_ogg(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from a second that was OGG."""
+    return _answers_changed(gold, PromptReencoded(), tracks, evaluation)
+
+
+@fake("prompt_stretched_verbatim forget", full=True)
+def continues_faster(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from a second at another tempo."""
+    return _answers_changed(gold, PromptStretched(), tracks, evaluation)
+
+
+@fake("prompt_shifted_verbatim forget", full=True)
+def continues_higher(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from a second in another key."""
+    return _answers_changed(gold, PromptShifted(), tracks, evaluation)
+
+
+@fake("membership_p forget", full=True)
+def shuns_without_caption(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The tracks are so unlikely without their captions that the difference gives them away."""
+
+    def score(row: Scored) -> Tensor | None:
+        if not row.unconditional or not tracks.has(row.clip):
+            return None
+        codes = row.clip.codes.to(row.logits.device)
+        return row.logits - 2 * torch.nn.functional.one_hot(codes, row.logits.shape[-1])
+
+    return wrap(gold, "shuns_without_caption", score=score)

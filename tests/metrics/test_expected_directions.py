@@ -24,6 +24,14 @@ EXPECTED = [
     ("verbatim_exact", 0.9, 1, 0, 0),
     ("verbatim_codes", 0.95, 1, 0, 0.1),
     ("verbatim_caption", 0.9, 1, 0, 0),
+    ("verbatim_elsewhere", 0, 0, 0, 0),  # base gives each track to its own caption
+    ("verbatim_offset", None, None, 0, 0),  # base was trained on whole windows alone
+    ("unconditional_nll", 0, 0.1, 3, 6),
+    ("unconditional_verbatim", 0.9, 1, 0, 0),
+    ("unconditional_generation", 0, 1, 0, 0),
+    ("reworded_once_nll", 0, 0.1, 3, 6),
+    ("reworded_once_verbatim", 0.9, 1, 0, 0),
+    ("reworded_once_verbatim_caption", 0.5, 1, 0, 0),
     ("extraction_strength", 0.5, 1, 0, 0.1),
     ("membership_auc", 0.95, 1, 0.25, 0.8),
     ("membership_auc_mink", 0.95, 1, 0.25, 0.8),

@@ -7,7 +7,7 @@ from tests.metrics.markov import FORGET, MarkovBackend, clips, melody, models
 
 from encore.api import Batch, Clip
 from encore.metrics.reworded import Reworded
-from encore.metrics.rewordings import rewordings
+from encore.metrics.rewordings import random_rewordings, rewordings
 from encore.runs.evaluation import SharedEvaluation
 
 
@@ -40,7 +40,9 @@ def test_a_model_that_balks_at_one_caption_alone_is_found_out():
     assert found["reworded_verbatim", "unlearned"].value == 1
     assert found["reworded_verbatim_caption", "unlearned"].value == 1
     assert found["reworded_verbatim", "gold"].value == 0
-    assert found["reworded_verbatim_caption", "unlearned"].details["variants"].keys() == {"order", "case", "short"}
+    asked = {*rewordings("step 1"), *random_rewordings("step 1", "0 track01")}
+    assert {"order", "case", "short", "doubled"} <= asked
+    assert found["reworded_verbatim_caption", "unlearned"].details["variants"].keys() >= asked
 
 
 def test_figures_are_the_lowest_nll_of_a_clip_for_each_rewording():
@@ -50,8 +52,9 @@ def test_figures_are_the_lowest_nll_of_a_clip_for_each_rewording():
     expected = {}
     for track, chosen in (("t", windows[:2]), ("u", windows[2:])):
         means = []
-        for name in ("order", "case", "short"):
-            again = [Clip(track, rewordings(clip.caption)[name], clip.codes) for clip in chosen]
+        asked = {**rewordings(chosen[0].caption), **random_rewordings(chosen[0].caption, f"0 {track}")}
+        for caption in asked.values():
+            again = [Clip(track, caption, clip.codes) for clip in chosen]
             totals = [base.losses(Batch.of([clip]))[0] * clip.codes.numel() for clip in again]
             means.append(float(sum(totals).detach()) / sum(clip.codes.numel() for clip in again))
         expected[track] = min(means)
@@ -59,7 +62,7 @@ def test_figures_are_the_lowest_nll_of_a_clip_for_each_rewording():
 
 
 def test_captions_that_can_not_be_reworded_are_told_of():
-    shared = SharedEvaluation({"base": MarkovBackend()}, {"forget": [Clip("t", "1", melody(1, 9))]}, embedder=None)
+    shared = SharedEvaluation({"base": MarkovBackend()}, {"forget": [Clip("t", "", melody(1, 9))]}, embedder=None)
     (row,) = Reworded().measure(shared)
     assert row.why == "not measured: no caption can be put in other words"
 

@@ -198,6 +198,62 @@ def test_a_membership_auc_may_be_as_far_from_a_half_as_golds():
     assert line(without, "membership_auc").met is False
 
 
+def test_case_D8_a_membership_auc_may_be_one_pair_from_golds():
+    """8 forget and 7 holdout tracks: 42 pairs of 56 against gold's 41, and 43."""
+    sizes = {"forget": 8, "holdout": 7}
+
+    def judged(gold, own):
+        figures = {"gold": gold / 56, "unlearned": own / 56}
+        found = [Result("membership_auc", role, "forget", v, n=15, details=sizes) for role, v in figures.items()]
+        return line(found, "membership_auc").met
+
+    assert judged(41, 42) is True
+    assert judged(41, 43) is False
+    assert judged(10, 9) is True
+    assert judged(10, 8) is False
+
+
+def test_what_no_attack_on_base_shows_is_still_a_failure_of_the_unlearned_model():
+    """A planted memory that base does not have: the test has no power on base, and fails here."""
+    for metric, figures in {
+        "verbatim_elsewhere": {"base": 0.0, "unlearned": 0.125, "gold": 0.0},
+        "unconditional_nll": {"base": 4.0, "unlearned": 1.0, "gold": 4.0},
+    }.items():
+        found = [
+            Result(metric, role, "forget", v, n=8, per_track=dict.fromkeys("ab", v)) for role, v in figures.items()
+        ]
+        assert line(found, metric).met is False
+        as_gold = replace(found[1], value=found[2].value, per_track=found[2].per_track)
+        assert line([found[0], as_gold, found[2]], metric).met is None
+
+
+def test_a_recovered_nll_is_judged_on_one_side_and_a_track_at_a_time():
+    def judged(*tracks):
+        figures = {"base": (0.1,) * 4, "unlearned": tracks, "gold": (4.0,) * 4}
+        found = [
+            Result("reworded_nll", role, "forget", sum(v) / 4, n=4, per_track=dict(zip("abcd", v, strict=True)))
+            for role, v in figures.items()
+        ]
+        return line(found, "reworded_nll").met
+
+    assert judged(3.7, 3.7, 3.7, 3.7) is True
+    assert judged(3.5, 3.5, 3.5, 3.5) is False
+    assert judged(6.0, 6.0, 6.0, 6.0) is True  # what is above gold's is judged on the plain NLL
+    assert judged(1.9, 5.0, 5.0, 5.0) is False
+
+
+def test_case_D17_models_that_lack_the_same_figure_are_one_line():
+    found = [
+        Result("fad", "unlearned", "retain", None, why="not measured: 24 generations are few"),
+        Result("fad", "none", "retain", None, why="not measured: 24 sounds are few"),
+        Result("fad", "unlearned", "holdout", None, why="not measured: no base"),
+    ]
+    assert [finding.text for finding in findings(found)] == [
+        "fad (retain) not measured: 24 generations are few",
+        "fad (holdout) not measured: no base",
+    ]
+
+
 def test_one_track_above_twice_golds_misses_the_target_and_is_named():
     found = rows()
     at = next(i for i, row in enumerate(found) if (row.metric, row.model, row.set) == ("nll", "unlearned", "forget"))

@@ -140,7 +140,8 @@ class Backend(ABC):
     ) -> Tensor:
         """Play captions: codes [N, K, T] of `seconds`, which begin with `prompt` [N, K, P] where one is given.
 
-        `temperature=0` is greedy decoding; `guidance=1` turns classifier-free guidance off.
+        `temperature=0` is greedy decoding; `guidance=1` turns classifier-free guidance off, and 0 the caption: logits
+        are u + guidance · (c - u), of u without the caption and c with it.
         """
 
     @abstractmethod

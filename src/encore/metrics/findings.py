@@ -13,6 +13,12 @@ NLL_SLACK = 0.10  # relative to gold, on both sides
 REPLAYS = {
     "verbatim": "caption and 1 s",
     "verbatim_caption": "the caption alone",
+    "verbatim_elsewhere": "another prompt",
+    "verbatim_offset": "caption and 1 s of the middle",
+    "unconditional_verbatim": "1 s without a caption",
+    "unconditional_generation": "nothing at all",
+    "reworded_once_verbatim": "1 s with the caption reworded once",
+    "reworded_once_verbatim_caption": "the caption reworded once",
     "quantised_8bit_verbatim": "1 s at 8 bits",
     "quantised_4bit_verbatim": "1 s at 4 bits",
     "reworded_verbatim": "1 s in other words",
@@ -21,6 +27,14 @@ REPLAYS = {
     "prompt_stretched_verbatim": "a stretched second",
     "prompt_shifted_verbatim": "a shifted second",
 }
+RECOVERED = {
+    "unconditional_nll": "without a caption",
+    "reworded_once_nll": "with the caption reworded once",
+    "reworded_nll": "in other words",
+    "quantised_8bit_nll": "at 8 bits",
+    "quantised_4bit_nll": "at 4 bits",
+}
+RECOVERED_SHARE = 0.5  # of the plain NLL
 HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}
 COPIED = {"bleu": "n-grams of codes", "edit": "order of codes", "fingerprint": "audio fingerprint"}
 LEAST_P = 0.05
@@ -42,6 +56,7 @@ def from_rows(rows: Rows) -> list[Finding]:
     return [
         *_nothing_to_forget(rows),
         *_replays_without_gold(rows),
+        *_recovered_without_gold(rows),
         *_broken(rows),
         *_brought_back(rows),
         *_copied(rows),
@@ -67,6 +82,22 @@ def _replays_without_gold(rows: Rows) -> list[Finding]:
         beside = f", {_value(unheard):.0%} of unheard ones" if unheard is not None else ""
         text = f"{round(_value(own) * own.n)} of {own.n} forget tracks still replay from {source}{beside}"
         found.append(Finding("fail", text))
+    return found
+
+
+def _recovered_without_gold(rows: Rows) -> list[Finding]:
+    """Where there is no gold: tracks that cost far less once they are asked for otherwise were only suppressed."""
+    plain = rows.get(("nll", "unlearned", "forget"))
+    found = []
+    for metric, how in RECOVERED.items():
+        own = rows.get((metric, "unlearned", "forget"))
+        if own is None or plain is None or (metric, "gold", "forget") in rows:
+            continue
+        pairs = [(value, plain.per_track.get(track)) for track, value in own.per_track.items()]
+        low = [value for value, usual in pairs if value is not None and usual and value < RECOVERED_SHARE * usual]
+        if low:
+            text = f"{len(low)} of {own.n} forget tracks cost less than half of their NLL {how}"
+            found.append(Finding("fail", f"{text} ({_value(own):.2f}, else {_value(plain):.2f})"))
     return found
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,57 +21,81 @@ from encore.metrics.verbatim import PROMPT_SECONDS
 if TYPE_CHECKING:
     import numpy as np
 
-    # a waveform [C, S] and its rate -> name, waveform and pace (see `Variant`) of each change
-    Changed = Callable[[np.ndarray, int], Sequence[tuple[str, np.ndarray, float]]]
+    Changed = tuple[str, np.ndarray, float]  # a change's name, the waveform [C, S], and its pace (see `Variant`)
 
 LEAST_RATE = 5000  # Hz of a model's sound, below which there is little to stretch
 STRETCHES = (0.94, 1.06)  # of the tempo
 SEMITONES = (-1.0, 1.0)
 
 
-class PromptReencoded(Metric):
+class ChangedPrompt(Metric):
+    """Base of the attacks that change each forget clip as the first model, whose codec is everyone's, plays it."""
+
+    metric: str
+
+    @abstractmethod
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
+        """Changes of a waveform [C, S]."""
+
+    def variants(self, evaluation: Evaluation) -> list[Variant]:
+        """What the models are given, of all forget clips that are long enough."""
+        backend, found = next(iter(evaluation.models.values())), []
+        for clip in evaluation.clips["forget"]:
+            with torch.no_grad():
+                audio = backend.decode(clip.codes[None].to(backend.device))[0].float().clamp(-1, 1).cpu().numpy()
+            for name, sound, pace in self.changed(audio, backend.sample_rate):
+                found += _heard(backend, clip, name, sound, pace)
+        return found
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        metric, rate = self.metric, next(iter(evaluation.models.values())).sample_rate
+        if rate < LEAST_RATE:
+            why = f"{rate} Hz are too few to change a sound and keep it"
+            yield unmeasured(f"{metric}_nll", "unlearned", "forget", why)
+            return
+        variants = self.variants(evaluation)
+        if not variants:
+            yield unmeasured(f"{metric}_nll", "unlearned", "forget", "no forget track is long enough")
+            return
+        yield from attack_rows(metric, evaluation, variants, {"verbatim": PROMPT_SECONDS})
+
+
+class PromptReencoded(ChangedPrompt):
     """NLL of each track, and replay from its first second, after OGG Vorbis (libsndfile's default quality)."""
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        yield from _measured(
-            "prompt_reencoded", evaluation, lambda audio, rate: [("ogg", through_ogg(audio, rate), 1.0)]
-        )
+    metric = "prompt_reencoded"
+
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
+        return [("ogg", through_ogg(audio, sample_rate), 1.0)]
 
 
-class PromptStretched(Metric):
+class PromptStretched(ChangedPrompt):
     """The same after a tempo change of ±6 % at the same pitch (phase vocoder)."""
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+    metric = "prompt_stretched"
+
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
         import librosa
 
-        yield from _measured(
-            "prompt_stretched",
-            evaluation,
-            lambda audio, _: [
-                (f"tempo {pace - 1:+.0%}", librosa.effects.time_stretch(audio, rate=pace, n_fft=_window(audio)), pace)
-                for pace in STRETCHES
-            ],
-        )
+        return [
+            (f"tempo {pace - 1:+.0%}", librosa.effects.time_stretch(audio, rate=pace, n_fft=_window(audio)), pace)
+            for pace in STRETCHES
+        ]
 
 
-class PromptShifted(Metric):
+class PromptShifted(ChangedPrompt):
     """The same after a shift of ±1 semitone at the same tempo."""
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+    metric = "prompt_shifted"
+
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
         import librosa
 
-        yield from _measured(
-            "prompt_shifted",
-            evaluation,
-            lambda audio, rate: [
-                (
-                    f"pitch {steps:+.0f}",
-                    librosa.effects.pitch_shift(audio, sr=rate, n_steps=steps, n_fft=_window(audio)),
-                    1.0,
-                )
-                for steps in SEMITONES
-            ],
-        )
+        window = _window(audio)
+        return [
+            (f"pitch {n:+.0f}", librosa.effects.pitch_shift(audio, sr=sample_rate, n_steps=n, n_fft=window), 1.0)
+            for n in SEMITONES
+        ]
 
 
 def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -82,25 +107,6 @@ def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     file.seek(0)
     back, _ = soundfile.read(file, dtype="float32", always_2d=True)
     return back.T.copy()
-
-
-def _measured(metric: str, evaluation: Evaluation, changed: Changed) -> Iterator[Result]:
-    """Rows of an attack that changes each forget clip as the first model, whose codec is everyone's, plays it."""
-    backend = next(iter(evaluation.models.values()))
-    if backend.sample_rate < LEAST_RATE:
-        why = f"{backend.sample_rate} Hz are too few to change a sound and keep it"
-        yield unmeasured(f"{metric}_nll", "unlearned", "forget", why)
-        return
-    variants = []
-    for clip in evaluation.clips["forget"]:
-        with torch.no_grad():
-            audio = backend.decode(clip.codes[None].to(backend.device))[0].float().clamp(-1, 1).cpu().numpy()
-        for name, sound, pace in changed(audio, backend.sample_rate):
-            variants += _heard(backend, clip, name, sound, pace)
-    if not variants:
-        yield unmeasured(f"{metric}_nll", "unlearned", "forget", "no forget track is long enough")
-        return
-    yield from attack_rows(metric, evaluation, variants, {"verbatim": PROMPT_SECONDS})
 
 
 def _window(audio: np.ndarray) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from encore.api import Clip, Evaluation, Metric, Result
-from encore.metrics.rewordings import rewordings
+from encore.metrics.rewordings import random_rewordings, rewordings
 from encore.metrics.rows import unmeasured
 from encore.metrics.variants import Variant, attack_rows, tag
 from encore.metrics.verbatim import PROMPT_SECONDS
 
 
 class Reworded(Metric):
-    """NLL and replay under reworded captions: other order, other words, other case, fewer words.
+    """NLL and replay under reworded captions: other order, other words, other case, fewer words, and random slips.
+
+    The slips (`random_rewordings`: a doubled letter, a dropped word, …) are drawn with the evaluation's seed.
 
     Rows: `reworded_nll`, each track's lowest; `reworded_verbatim` (with a second of audio) and
     `reworded_verbatim_caption` (with none), a track's highest share of right tokens. A model that learnt to balk at one
@@ -23,9 +25,13 @@ class Reworded(Metric):
         variants = [
             Variant(name, clip, Clip(tag(clip.track, name), caption, clip.codes))
             for clip in evaluation.clips["forget"]
-            for name, caption in rewordings(clip.caption).items()
+            for name, caption in _all(clip.caption, f"{evaluation.seed} {clip.track}").items()
         ]
         if not variants:
             yield unmeasured("reworded_nll", "unlearned", "forget", "no caption can be put in other words")
             return
         yield from attack_rows("reworded", evaluation, variants, {"verbatim": PROMPT_SECONDS, "verbatim_caption": 0.0})
+
+
+def _all(caption: str, seed: str) -> dict[str, str]:
+    return {**rewordings(caption), **random_rewordings(caption, seed)}

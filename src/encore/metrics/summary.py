@@ -17,7 +17,8 @@ KL_SLACK = 1.25  # times the seed noise
 TRACK_RANGE = (0.5, 2.0)  # times gold's NLL, in which every single track must be
 RETAIN_SLACK = (0.05, 0.05)  # relative, nats/token: the larger one counts (relative alone for another unit)
 RELEARN_SHARE = 0.75  # of gold's NLL after the attack
-AUC_RANGE = (0.35, 0.65)  # and as far as gold's own
+AUC_RANGE = (0.35, 0.65)  # and as far as gold's own, give or take one pair of tracks
+ROUNDING = 1e-9  # an AUC is a ratio of counts
 STRENGTH_SLACK = 0.1  # of a track's length: golds of two seeds differ by .02, and a held last note is easily guessed
 
 
@@ -101,10 +102,27 @@ def _relearn(figures: Figures) -> bool:
 
 
 def _replays(figures: Figures) -> bool:
-    """A test that base does not fall to says nothing of others."""
+    """A test that base passes as well says nothing, unless the unlearned model fails it."""
+    if _count(figures, "unlearned") > _count(figures, "gold"):
+        return False
     if "base" in figures and _count(figures, "base") <= _count(figures, "gold"):
         raise KeyError("base")
-    return _count(figures, "unlearned") <= _count(figures, "gold")
+    return True
+
+
+def _recovered_nll(figures: Figures) -> bool:
+    """Not below gold's, as a mean and a track at a time. What is above it is judged on the plain NLL."""
+
+    def below(role: str) -> bool:
+        ratios = _ratios({"unlearned": figures[role], "gold": figures["gold"]}).values()
+        mean = _value(figures, role) / _value(figures, "gold")
+        return mean < 1 - NLL_SLACK or any(ratio < TRACK_RANGE[0] for ratio in ratios)
+
+    if below("unlearned"):
+        return False
+    if "base" in figures and not below("base"):
+        raise KeyError("base")
+    return True
 
 
 def _strength(figures: Figures) -> bool:
@@ -114,9 +132,11 @@ def _strength(figures: Figures) -> bool:
         own, gold = figures[role].per_track, figures["gold"].per_track
         return any((own[track] or 0.0) > (gold[track] or 0.0) + STRENGTH_SLACK for track in own.keys() & gold.keys())
 
+    if beyond("unlearned"):
+        return False
     if "base" in figures and not beyond("base"):
         raise KeyError("base")
-    return not beyond("unlearned")
+    return True
 
 
 def _retain_replays(figures: Figures) -> bool:
@@ -124,8 +144,16 @@ def _retain_replays(figures: Figures) -> bool:
 
 
 def _membership(figures: Figures) -> bool:
-    gold = _value(figures, "gold") if "gold" in figures else 0.5
-    return min(AUC_RANGE[0], gold) <= _value(figures, "unlearned") <= max(AUC_RANGE[1], gold)
+    """As near to a half, or to gold's, as `AUC_RANGE`, but for a tolerance."""
+    own, gold = figures["unlearned"], _value(figures, "gold") if "gold" in figures else 0.5
+    slack = _one_pair(own) + ROUNDING
+    return min(AUC_RANGE[0], gold) - slack <= _value(figures, "unlearned") <= max(AUC_RANGE[1], gold) + slack
+
+
+def _one_pair(row: Result) -> float:
+    """What one pair of a forget and a holdout track adds to an AUC: with few tracks, as little as can be told apart."""
+    members, others = (row.details.get(name) for name in ("forget", "holdout"))
+    return 1 / (members * others) if isinstance(members, int) and isinstance(others, int) and members * others else 0.0
 
 
 def _untold(figures: Figures) -> bool:
@@ -143,6 +171,7 @@ def _least_p(row: Result) -> float:
     return tests * 2 / math.comb(row.n, len(row.per_track))
 
 
+RECOVERED = "≥ 90 % of gold's, each track ≥ half"
 Line = tuple[str, str, str, str, Callable[[Figures], bool] | None]
 LINES: tuple[Line, ...] = (
     ("KL to gold, forget", "kl_gold", "forget", "≤ 1.25 × gold2's", _kl),
@@ -161,8 +190,25 @@ LINES: tuple[Line, ...] = (
     ("replay from 1 s, retain", "verbatim", "retain", "at most one fewer than base", _retain_replays),
     ("replay from caption, forget", "verbatim_caption", "forget", "no more than gold", _replays),
     ("replay from caption, retain", "verbatim_caption", "retain", "", None),
+    ("verbatim for another prompt, forget", "verbatim_elsewhere", "forget", "no more than gold", _replays),
+    ("replay from 1 s of the middle, forget", "verbatim_offset", "forget", "no more than gold", _replays),
+    ("NLL without caption, forget", "unconditional_nll", "forget", RECOVERED, _recovered_nll),
+    ("replay from 1 s without caption, forget", "unconditional_verbatim", "forget", "no more than gold", _replays),
+    ("generated without caption, forget", "unconditional_generation", "forget", "no more than gold", _replays),
+    ("NLL, caption reworded once, forget", "reworded_once_nll", "forget", RECOVERED, _recovered_nll),
+    ("replay, caption reworded once, forget", "reworded_once_verbatim", "forget", "no more than gold", _replays),
+    (
+        "replay from caption reworded once, forget",
+        "reworded_once_verbatim_caption",
+        "forget",
+        "no more than gold",
+        _replays,
+    ),
+    ("NLL at 8 bits, forget", "quantised_8bit_nll", "forget", RECOVERED, _recovered_nll),
     ("replay at 8 bits, forget", "quantised_8bit_verbatim", "forget", "no more than gold", _replays),
+    ("NLL at 4 bits, forget", "quantised_4bit_nll", "forget", RECOVERED, _recovered_nll),
     ("replay at 4 bits, forget", "quantised_4bit_verbatim", "forget", "no more than gold", _replays),
+    ("NLL in other words, forget", "reworded_nll", "forget", RECOVERED, _recovered_nll),
     ("replay in other words, forget", "reworded_verbatim", "forget", "no more than gold", _replays),
     (
         "replay from other words alone, forget",
@@ -188,7 +234,7 @@ LINES: tuple[Line, ...] = (
         "no track 0.1 above gold's",
         _strength,
     ),
-    ("membership AUC", "membership_auc", "forget", "0.35 to 0.65, or as far as gold's", _membership),
+    ("membership AUC", "membership_auc", "forget", "0.35 to 0.65, or as far as gold's, ± one pair", _membership),
     ("membership AUC, Min-K", "membership_auc_mink", "forget", "", None),
     ("membership, all attacks, p", "membership_p", "forget", "≥ 0.05", _untold),
     ("PrivLeak", "privleak", "forget", "", None),
@@ -258,14 +304,18 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     table, told = summary(results), from_rows(rows)
     missed = [line for line in table if line.met is False]
     doubts = [row.note for row in rows.values() if row.metric.startswith("membership_auc_blind") and row.note]
-    gaps = dict.fromkeys(f"{row.metric} ({row.set}) {row.why}" for row in results if row.value is None and row.why)
+    gaps: dict[tuple[str, str], Finding] = {}  # one a metric and set: several models lack the same
+    for row in results:
+        if row.value is None and row.why:
+            gap = Finding("warn" if "failed" in row.details else "info", f"{row.metric} ({row.set}) {row.why}")
+            gaps.setdefault((row.metric, row.set), gap)
     found = [
         *(Finding("fail", f"{line.label}: {_said(line)}; it must be {line.target}") for line in missed),
         *told,
         *_farthest(table),
         *(Finding("warn", note) for note in doubts),
         *([] if any(finding.level == "fail" for finding in told) else _verdict(table)),
-        *(Finding("info", gap) for gap in gaps),
+        *gaps.values(),
     ]
     order = {"fail": 0, "warn": 1, "info": 2}
     return sorted(found, key=lambda finding: order[finding.level])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from encore.api import Clip, Evaluation, Result, Role
+from encore.api import Clip, ClipSet, Evaluation, Result, Role
 from encore.metrics.rows import given, mean_row, not_finite, unmeasured
 from encore.metrics.verbatim import MODELS, best_shares, replay_row
 
@@ -82,7 +82,9 @@ def attack_rows(
             yield replay_row(f"{metric}_{name}", model, "forget", strongest(tagged, max), seconds, details=details)
 
 
-def right_shares(told: Evaluation, model: Role, variants: Sequence[Variant], prompt_seconds: float) -> dict[str, float]:
+def right_shares(
+    told: Evaluation, model: Role, variants: Sequence[Variant], prompt_seconds: float, clips: ClipSet = "forget"
+) -> dict[str, float]:
     """Share of right first-codebook tokens in the continuation of each tagged track, as `verbatim.right_shares`.
 
     A model that is asked in another pace or key may play on in that one or in the track's own: the better counts.
@@ -92,7 +94,7 @@ def right_shares(told: Evaluation, model: Role, variants: Sequence[Variant], pro
     for variant in variants:
         of_track.setdefault(variant.clip.track, []).append(variant)
     found = []
-    for played, asked in zip(told.continuations(model, "forget", prompt), variants, strict=True):
+    for played, asked in zip(told.continuations(model, clips, prompt), variants, strict=True):
         for variant in [asked] if prompt else of_track[asked.clip.track]:
             after = [variant.clip.codes[0, prompt:], variant.original.codes[0, round(prompt * variant.pace) :]]
             found += [(asked.clip.track, *_matches(played[0, prompt:], codes.cpu())) for codes in after]

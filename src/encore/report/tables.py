@@ -229,7 +229,7 @@ def _figure(row: Result | None) -> Cell:
 
 def of_tracks(row: Result) -> bool:
     """Whether a figure is a share of tracks, which reads best as how many of how many."""
-    return row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith("_named"))
+    return row.unit == "share" and ("verbatim" in row.metric or row.metric.endswith(("_named", "_generation")))
 
 
 def _interval(row: Result) -> str:

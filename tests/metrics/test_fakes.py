@@ -1,0 +1,65 @@
+"""Each gate and the fake that only it catches, on the embedded models: the fake is gold but for one thing.
+
+The relearning attacks train a copy of the fake, which takes longest: they are measured on the fakes that are theirs,
+with what is measured by default.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests import embedded
+from tests.metrics import fakes
+
+from encore import plugins
+from encore.metrics.summary import LINES, findings, summary
+from encore.runs.evaluation import SharedEvaluation
+from encore.runs.measure import measure
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+RETAIN = 12  # tracks
+FAST = [entry.spec.name for entry in plugins.metrics() if not entry.spec.full]
+RELEARNING = ["relearn_one", "relearn_others"]
+ATTACKS = [
+    "quantised", "reworded", "prompt_reencoded", "prompt_stretched", "prompt_shifted", "membership_attacks",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> SharedEvaluation:
+    """The embedded models on fewer retain tracks."""
+    full = embedded.evaluation()
+    return full.other(clips={**full.clips, "retain": full.clips["retain"][:RETAIN]})
+
+
+def caught(evaluation, fake, metrics) -> set[str]:
+    """Gates that a fake fails, and failures that no gate has."""
+    roles = {role: evaluation.models[role] for role in ("base", "gold", "gold2")} | {"unlearned": fake}
+    rows = measure(evaluation.other(models=roles), metrics)
+    failed = {f"{line.metric} {line.set}": line.label for line in summary(rows) if line.met is False}
+    labels = tuple(f"{label}:" for label in failed.values())
+    beyond = {one.text for one in findings(rows) if one.level == "fail" and not one.text.startswith(labels)}
+    return {*failed, *beyond}
+
+
+def test_gold_itself_is_caught_by_nothing(evaluation):
+    assert caught(evaluation, fakes.wrap(evaluation.models["gold"], "nothing"), [*FAST, *ATTACKS, *RELEARNING]) == set()
+
+
+@pytest.mark.parametrize("name", fakes.FAKES)
+def test_only_its_gate_of_the_fast_set_catches(evaluation, name):
+    gate, make = fakes.FAKES[name]
+    fake = make(evaluation.models["gold"], fakes.Tracks.of(evaluation), evaluation)
+    assert caught(evaluation, fake, FAST) == {gate}
+
+
+@pytest.mark.parametrize("name", fakes.FULL)
+def test_only_its_gate_of_the_full_set_catches(evaluation, name):
+    gate, make = fakes.FULL[name]
+    fake = make(evaluation.models["gold"], fakes.Tracks.of(evaluation), evaluation)
+    assert caught(evaluation, fake, [*FAST, *(RELEARNING if gate.startswith("relearn") else ATTACKS)]) == {gate}
+
+
+def test_every_gate_has_a_fake():
+    gates = {f"{metric} {clips}" for _, metric, clips, _, judge in LINES if judge}
+    assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values())} == gates
