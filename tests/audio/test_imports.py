@@ -8,7 +8,7 @@ from pathlib import Path
 
 def test_reading_lists_and_audio_imports_no_torch() -> None:
     code = (
-        "import sys, encore.audio.lists, encore.audio.catalog, encore.audio.decode, encore.audio.duplicates\n"
+        "import sys, encore.audio.lists, encore.audio.catalog, encore.audio.decode\n"
         "heavy = {'torch', 'transformers', 'librosa', 'scipy', 'av', 'soundfile', 'tinytag'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

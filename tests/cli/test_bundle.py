@@ -134,7 +134,9 @@ def test_case_E8_dates_are_utc_and_who_asked_is_recorded(measured: Path) -> None
     times = [request["begun"], run["finished"], how["measured"]]
     assert times == sorted(times)
     assert all(len(time) == 20 and time.endswith("Z") for time in times)
-    assert "Requested by A. Label on 2026-11-20" in (measured / "report.html").read_text()
+    page = (measured / "report.html").read_text()
+    assert "A. Label" in page
+    assert "20 November 2026" in page
 
 
 def test_case_E8_no_comparison_of_runs_reads_dates_or_who_asked(measured: Path, tmp_path: Path) -> None:
@@ -252,8 +254,7 @@ def test_case_C6_an_evaluation_that_was_killed_between_its_files_is_not_bundled(
 
     run = shutil.copytree(measured, tmp_path / "run")
     monkeypatch.setattr(evaluate_run, "write_json", killed)
-    with pytest.raises(Killed):
-        call("eval", run, "--metrics", "nll", "--seed", "4")
+    assert call("eval", run, "--metrics", "nll", "--seed", "4").code == 1
     monkeypatch.undo()
     monkeypatch.setenv("ENCORE_CACHE", str(studio / "cache"))
     monkeypatch.chdir(tmp_path)

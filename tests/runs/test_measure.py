@@ -12,7 +12,7 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Batch, Clip, Metric, MetricSpec, Result
 from encore.backends.musicgen import MusicgenBackend
-from encore.errors import EncoreError, InputError, PluginError, UnknownNameError
+from encore.errors import EncoreError, InputError, Interrupted, PluginError, UnknownNameError
 from encore.metrics.summary import findings
 from encore.plugins import OWN
 from encore.runs.evaluation import SharedEvaluation
@@ -235,7 +235,7 @@ def test_case_D19_a_metric_that_raises_costs_its_own_rows_only(monkeypatch, erro
     check_failures([first, fine])
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(15)])
 def test_case_D19_an_interrupt_is_not_the_metrics_failure(monkeypatch, error):
     monkeypatch.setattr(Breaking, "error", error)
     monkeypatch.setattr("encore.plugins.metrics", lambda: Registered(breaking=Breaking, fine=Fine))

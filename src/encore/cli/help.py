@@ -26,6 +26,7 @@ PANELS = {  # title -> parameters, in this order
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "dry_run",
+        "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
