@@ -109,7 +109,7 @@ def private(made: Path) -> Path:
     (made / "metrics.json").write_text(json.dumps(metrics))
     change(
         made / "evaluation.json", golds={"gold": f"{HOME}/gold"}, embedder=f"clap={HOME}/clap,latents",
-        notes=[f"gold is {HOME}/gold"], embedders={"clap": {"weights": f"{HOME}/clap"}},
+        notes=[f"gold is {HOME}/gold"], embedders={"clap": f"clap {HOME}/clap"},
     )  # fmt: skip
     tie_again(made)
     return made
