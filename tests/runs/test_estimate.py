@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from encore.plugins import methods
 from encore.runs import estimate as estimates
 from encore.runs.engine import Engine
-from encore.runs.estimate import TRIAL_STEPS, Estimate, estimate
+from encore.runs.estimate import TRIAL_SECONDS, Estimate, estimate
 from encore.runs.forget import Request, prepare
 from encore.runs.judge import Judge
 
@@ -51,7 +51,7 @@ def test_case_D16_the_memory_a_dry_run_expects_is_what_the_run_takes(method, enc
 
 
 def test_case_D16_seconds_follow_from_the_steps_that_were_measured(studio, monkeypatch):
-    """On a clock that ticks a second a step: 2 of preparation, 40 steps, and looks of half a second."""
+    """On a clock that ticks a second per step: 2 of preparation, 40 steps, and looks of half a second."""
     prepared = asked(studio, "graddiff", steps=40, eval_every=10, stop="never")
     clock = [0.0]
 
@@ -65,4 +65,4 @@ def test_case_D16_seconds_follow_from_the_steps_that_were_measured(studio, monke
     monkeypatch.setattr(Engine, "_backward", lambda engine, *rest: (tick(1.0), backward(engine, *rest))[1])
     monkeypatch.setattr(method, "prepare", lambda self, session: (tick(2.0), begin(self, session)))
     assert estimate(prepared).seconds == pytest.approx(2 + 40 + (40 / 10 + 2) * 0.5)
-    assert clock[0] == pytest.approx(2 + TRIAL_STEPS + 2 * 0.5)  # the trial itself is short
+    assert clock[0] <= TRIAL_SECONDS + 3  # the trial itself is short
