@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from encore.audio.files import file_sha256
 from encore.errors import InputError
@@ -93,6 +94,6 @@ def _samples(run: Path, catalog: bool, before: bool) -> Iterator[tuple[str, byte
         if (catalog or sample.set != "retain") and (before or sample.role != "base")
     }
     if chosen:
-        index = [entry for entry in read_json(run / SAMPLES / "index.json") if entry.get("file") in chosen]
-        yield f"{SAMPLES}/index.json", canonical(index)
+        index = read_json(run / SAMPLES / "index.json", list[dict[str, Any]])
+        yield f"{SAMPLES}/index.json", canonical([entry for entry in index if str(entry.get("file")) in chosen])
         yield from ((f"{SAMPLES}/{name}", path) for name, path in chosen.items())
