@@ -18,8 +18,8 @@ from encore.settings import cache_folder
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3
 TRIAL_SECONDS = 12.0
-"""As many steps as fit: one whose batch is drawn at random may take more memory than those before. With the default method
-on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all)."""
+"""As many steps as fit: one whose batch is drawn at random may take more memory than those before. With the default
+method on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all)."""
 
 
 @dataclass(frozen=True)
