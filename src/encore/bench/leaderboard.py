@@ -14,7 +14,7 @@ import numpy as np
 from encore import stats
 from encore.api import Result
 from encore.bench.plan import Cell, Plan, label_of
-from encore.metrics.summary import SummaryRow, summary
+from encore.metrics.summary import SummaryRow, summary, targets_met
 from encore.runs import shapes
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
@@ -207,12 +207,10 @@ def _of_role(results: Sequence[Result], role: str) -> Rows:
 
 
 def _targets(table: Sequence[SummaryRow]) -> Targets:
-    judged: dict[str, list[bool]] = {FORGET: [], KEEP: []}
-    for line in table:
-        if line.target and line.met is not None:
-            judged[KEEP if line.set == "retain" else FORGET].append(line.met)
-    met = {title: sum(found) for title, found in judged.items()}
-    return Targets(met, {title: len(found) for title, found in judged.items()}, _forgets(table))
+    counts = targets_met(table)
+    titles = {FORGET: counts["forget"], KEEP: counts["keep"]}
+    met, judged = ({title: count[i] for title, count in titles.items()} for i in (0, 1))
+    return Targets(met, judged, _forgets(table))
 
 
 def _forgets(table: Sequence[SummaryRow]) -> bool | None:

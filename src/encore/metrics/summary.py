@@ -69,6 +69,22 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
     return [*rows, *_of_plugins(results)]
 
 
+def targets_met(table: Sequence[SummaryRow]) -> dict[str, tuple[int, int]]:
+    """How many targets the unlearned model meets, and how many could be judged.
+
+    Args:
+        table: of `summary`.
+
+    Returns:
+        "keep" (targets on retain tracks) and "forget" (all others) -> (met, judged).
+    """
+    judged: dict[str, list[bool]] = {"forget": [], "keep": []}
+    for line in table:
+        if line.target and line.met is not None:
+            judged["keep" if line.set == "retain" else "forget"].append(line.met)
+    return {name: (sum(met), len(met)) for name, met in judged.items()}
+
+
 def _of_plugins(results: Sequence[Result]) -> list[SummaryRow]:
     """A line a row of each metric that is not Encore's own, as the plugin named it."""
     theirs = tuple(f"{entry.spec.name}_" for entry in plugins.metrics() if entry.source.distribution != plugins.OWN)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from encore.api import Result
 from encore.errors import EncoreError, InputError
-from encore.metrics.summary import summary
+from encore.metrics.summary import summary, targets_met
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 from encore.runs.store import in_use, read_json
@@ -78,7 +77,7 @@ def read_run_line(run: Path, above: Path | None = None) -> RunLine:
         asked = read_json(run / REQUEST)
         done = read_json(run / RUN) if (run / RUN).exists() else {}
         model, method, tracks = asked["model"]["name"], asked["method"], len(asked["forget"])
-        met = _targets(read_metrics(run / METRICS)) if (run / METRICS).exists() else {}
+        met = _targets(run / METRICS) if (run / METRICS).exists() else {}
         return RunLine(
             name, _date(run, done, asked), str(method), str(model), tracks, _state(run, done, bool(met)),
             met.get("forget", ""), met.get("keep", ""), size,
@@ -107,12 +106,9 @@ def _state(run: Path, done: Mapping[str, Any], measured: bool) -> str:
     return "measured" if measured else "not measured"
 
 
-def _targets(results: Sequence[Result]) -> dict[str, str]:
-    judged: dict[str, list[bool]] = {"forget": [], "keep": []}
-    for line in summary(results):
-        if line.target and line.met is not None:
-            judged["keep" if line.set == "retain" else "forget"].append(line.met)
-    return {name: f"{sum(met)}/{len(met)}" if met else "" for name, met in judged.items()}
+def _targets(metrics: Path) -> dict[str, str]:
+    counts = targets_met(summary(read_metrics(metrics)))
+    return {name: f"{met}/{judged}" if judged else "" for name, (met, judged) in counts.items()}
 
 
 def _date(run: Path, *records: Mapping[str, Any]) -> str:
