@@ -64,6 +64,8 @@ def test_case_E10_help_names_values_plainly_and_lists_choices_by_panel(call):
     assert all(f" {method}" in text.partition("One of: ga,")[2] for method in plugins.methods().names[1:])
     assert "--precision auto|fp32|bf16" in shown
     assert "--root FOLDER" in shown
+    assert "--tolerance exact|machine|chance" in call("verify", "--help").out
+    assert "One of: tracks, files, evaluations, fisher, native, all." in " ".join(call("cache", "--help").out.split())
     assert "[required]" in shown
 
 

@@ -66,7 +66,7 @@ def verify(
     rerun: Annotated[bool, typer.Option("--rerun", help="Measure the figures again, and compare.")] = False,
     tolerance: Annotated[
         Literal["exact", "machine", "chance"],
-        typer.Option(help="With --rerun: accept equal digits alone, rounding too, or all within the intervals."),
+        typer.Option(help="With --rerun, which differences pass: none, rounding, or all within the 95 % intervals."),
     ] = "machine",
     root: Annotated[
         list[Path] | None,
