@@ -9,7 +9,7 @@ import pytest
 
 from encore.api import Result
 from encore.runs.metrics_json import write_metrics
-from encore.runs.store import held, write_json
+from encore.runs.store import held, read_json, write_json
 
 TRACKS = tuple(f"t{n}" for n in range(8))
 
@@ -138,8 +138,54 @@ def test_compare_says_what_can_not_be_compared(call, tmp_path):
     assert f"measure it: encore eval {tmp_path / 'c'}" in done.err
     assert call("compare", tmp_path / "a").code == 2
     assert call("compare").code == 2
+    assert "there is no folder" in call("compare", tmp_path / "a", tmp_path / "nowhere").err
     (tmp_path / "b/metrics.json").write_text("{")
     assert call("compare", tmp_path / "a", tmp_path / "b").code == 3
+
+
+def test_compare_says_which_models_embedders_and_captions_differ(call, tmp_path):
+    for name, gold, embedder in (("a", "g" * 64, "clap/1"), ("b", "h" * 64, "clap/2"), ("c", "g" * 64, "clap/1")):
+        run = made(tmp_path / name, nll=[3.0] * 8)
+        models = {"base": "m" * 64, "unlearned": name * 64, "gold": gold}
+        write_json(run / "evaluation.json", {"models": models, "embedders": {"clap": embedder}, "draws": 1})
+    asked = read_json(tmp_path / "c/request.json")
+    asked["forget"][0]["captions"] = ["another"]
+    write_json(tmp_path / "c/request.json", asked)
+    done = call("compare", *(tmp_path / name for name in "abc"), "--json")
+    assert done.code == 0, done.err
+    told = [doubt.partition(" have different ")[2].partition(":")[0] for doubt in json.loads(done.out)["doubts"]]
+    assert told == ["gold models", "versions of the embedder clap", "forget tracks or captions"]
+    made(tmp_path / "d", nll=[3.0] * 8)
+    (tmp_path / "d/request.json").write_text('{"forget": [{"captions": [[]]}]}')
+    assert call("compare", tmp_path / "a", tmp_path / "d").code == 3
+
+
+def test_figures_of_different_definitions_are_not_compared(call, tmp_path):
+    for name, version in (("a", 1), ("b", 2)):
+        made(tmp_path / name)
+        rows = [
+            Result(metric, "unlearned", "forget", float(version), n=8, version=number)
+            for metric, number in (("nll", 1), ("privleak", version))
+        ]
+        write_metrics(tmp_path / name / "metrics.json", rows)
+    found = json.loads(call("compare", tmp_path / "a", tmp_path / "b", "--json").out)
+    assert {row["metric"]: row["differences"][0]["value"] for row in found["rows"]} == {"nll": 1.0, "privleak": None}
+    (doubt,) = found["doubts"]
+    assert doubt.endswith("not compared: PrivLeak")
+
+
+def test_an_interval_of_a_difference_of_aucs_is_one_that_it_can_have(call, tmp_path):
+    for name, scores in (("a", [0, 1, 0]), ("b", [1, 1, 0])):
+        made(tmp_path / name)
+        row = Result(
+            "membership_auc", "unlearned", "forget", sum(scores) / 3, n=6, unit="AUC",
+            per_track=dict(zip(TRACKS, map(float, scores), strict=False)),
+        )  # fmt: skip
+        write_metrics(tmp_path / name / "metrics.json", [row])
+    (row,) = json.loads(call("compare", tmp_path / "a", tmp_path / "b", "--json").out)["rows"]
+    (one,) = row["differences"]
+    assert -1 <= one["low"] <= 0 < one["value"] <= one["high"] <= 1
+    assert one["said"] == "within noise"
 
 
 def test_case_E12_open_prints_the_path_or_opens_the_browser(call, tmp_path, monkeypatch):
