@@ -15,11 +15,11 @@ from encore.files import STAGING
 DAY = 86_400  # seconds
 STALE = DAY  # an unfinished file this old was left behind by a process that was killed
 KINDS = {  # kind -> what it is
-    "tracks": "codes of tracks",
+    "tracks": "encoded tracks",
     "files": "hashes and fingerprints of files",
-    "evaluations": "what evaluations computed of models",
-    "fisher": "Fishers",
-    "native": "the extension, compiled on first use",
+    "evaluations": "results of `encore eval`, per model",
+    "fisher": "Fisher information, per model",
+    "native": "the native extension, compiled on first use",
 }
 _PIECE = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{64}(\.[a-z.]+)?")
