@@ -189,10 +189,11 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
     )
     if after["retain"] is not None:
         watched, kept = run["tracks"]["retain_watched"], run["tracks"]["retain"]
-        which = f"{watched} of the {kept} tracks kept, chosen at random" if watched < kept else f"all {kept} tracks kept"
+        which = f"all {kept} tracks kept"
+        if watched != kept:
+            which = f"{watched} of the {kept} tracks kept, chosen at random" if kept else f"{watched} generations"
         console.note(
-            f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}: the mean of "
-            f"{which if kept else f'{watched} generations'}, for early stopping; "
+            f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}: the mean of {which}, for early stopping; "
             "`encore eval` says which tracks it measures"
         )
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")

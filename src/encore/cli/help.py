@@ -36,7 +36,8 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     **dict.fromkeys(("model", "base", "gold", "gold2"), "MODEL"),
     **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
     "kind": "method|backend|metric|embedder",
-    "tolerance": "exact|machine|chance", "root": "FOLDER", "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
+    "tolerance": "exact|machine|chance", "root": "FOLDER",
+    "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
 }  # fmt: skip
 TYPES = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 CHOICES: dict[str, Callable[[str], list[tuple[str, str]]]] = {

@@ -70,8 +70,8 @@ def compare(
     others = [f"{name} - {names[0]}" for name in names[1:]]
     console.table(["figure", *names, *others], [_cells(row) for row in found.rows], right=names)
     console.note(
-        "differences between the unlearned models, with 95 % intervals over the tracks that both measured; expect about "
-        "one figure in twenty to be marked as different by chance alone"
+        "differences between the unlearned models, with 95 % intervals over the tracks that both measured; about one "
+        "figure in twenty is marked as different by chance alone"
     )
 
 

@@ -151,8 +151,11 @@ def _doubts(runs: Sequence[Path], rows: Sequence[ComparedRow]) -> list[str]:
             found.append(f"{run} has no request.json: nothing says what its figures are of")
     first = conditions[0] or {}
     for run, other in zip(runs[1:], conditions[1:], strict=True):
-        for what in [key for key in first if other and key in other and other[key] != first[key]]:
-            found.append(f"{runs[0]} and {run} have different {what}: figures that depend on them can't be compared")
+        found += [
+            f"{runs[0]} and {run} have different {what}: figures that depend on them can't be compared"
+            for what, own in first.items()
+            if other is not None and what in other and other[what] != own
+        ]
     changed = [row.label for row in rows if len({one.version for one in row.figures if one is not None}) > 1]
     if changed:
         found.append(
