@@ -116,7 +116,13 @@ def verify(
         raise wrong
 
 
-VERDICTS = {0: "holds", 3: "contradicted", 4: "figures differ", 5: "only within chance", 6: "not all could be checked"}
+VERDICTS = {
+    0: "holds",
+    3: "contradicted",
+    4: "figures differ",
+    5: "beyond the tolerance",
+    6: "not all could be checked",
+}
 
 
 def _show_json(found: Verified | None, wrong: EncoreError | None) -> None:
