@@ -81,6 +81,16 @@ def test_where_nothing_measures_the_floor_nobody_is_said_to_forget(tmp_path, cel
     assert line.forgets is None
 
 
+def test_where_no_target_could_be_judged_there_is_no_count_of_them(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    file = tmp_path / "good/seed-0/metrics.json"
+    write_metrics(file, [row for row in read_metrics(file) if row.metric == "nll" and row.model != "gold"])
+    board = leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path)
+    (line,) = board.lines
+    assert board.titles[:2] == ("forget targets", "keep targets")
+    assert cells(board, line)[1:4] == ["–", "–", "1/1"]
+
+
 def test_case_E2_metrics_of_plugins_and_those_that_are_named_have_columns(tmp_path, cell_of):
     cell_of("good", 0, **GOOD)
     file = tmp_path / "good/seed-0/metrics.json"
