@@ -43,6 +43,10 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
     (tmp_path / "f/request.json").write_text("[" * 100_000)
     (tmp_path / "g").mkdir()
     (tmp_path / "g/request.json").write_text('{"forget": 3, "model": []}')
+    made(tmp_path / "h")
+    (tmp_path / "h/run.json").write_text('{"outcome": 3}')
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i/request.json").write_text('{"method": "ga", "forget": []}')
     (tmp_path / "none").mkdir()
     os.utime(tmp_path / "c/request.json", (0, 0))
     with held(tmp_path / "d"):
@@ -52,7 +56,7 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
     rows = {row["name"]: row for row in json.loads(done.out)["runs"]}
     assert {name: row["state"] for name, row in rows.items()} == {
         "a": "measured", "deep/b/seed-0": "not measured", "c": "unfinished", "d": "running", "e": "collapsed",
-        "f": "unreadable", "g": "unreadable",
+        "f": "unreadable", "g": "unreadable", "h": "unreadable", "i": "unreadable",
     }  # fmt: skip
     assert (rows["a"]["keep"], rows["a"]["forget"], rows["a"]["tracks"]) == ("1/1", "", 8)
     assert (rows["a"]["date"], rows["c"]["date"]) == ("2026-05-04T03:02:01Z", "1970-01-01T00:00:00Z")
@@ -60,6 +64,10 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
     dated = [row["date"] for row in json.loads(done.out)["runs"]]
     assert dated == sorted(dated, reverse=True)
     assert "warning: f: " in shown.err
+    assert "Error" not in shown.err  # no class of Python's
+    assert f"{tmp_path / 'h/run.json'} was changed" in shown.err
+    assert "warning: i: " in shown.err
+    assert "request.json has no 'model'" in shown.err
     assert "small" in shown.out
     assert "/models/small" not in shown.out
 

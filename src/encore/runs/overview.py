@@ -11,6 +11,7 @@ from typing import Any
 
 from encore.errors import EncoreError, InputError
 from encore.metrics.summary import summary, targets_met
+from encore.runs import shapes
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 from encore.runs.store import in_use, read_json
@@ -65,17 +66,17 @@ def find_runs(folder: Path) -> list[RunLine]:
 
 
 def read_run_line(run: Path, above: Path | None = None) -> RunLine:
-    """How one run stands; what is wrong with its files is told in the line.
+    """How one run stands; what is wrong with its files stands in the line.
 
     Args:
         run: its folder.
-        above: the folder that its name is told from; without it, the name is the path as given.
+        above: the folder that its name is relative to; without it, the name is the path as given.
     """
     name = str(run if above is None or run == above else run.relative_to(above))
     size = _size(run)
     try:
-        asked = read_json(run / REQUEST)
-        done = read_json(run / RUN) if (run / RUN).exists() else {}
+        asked = read_json(run / REQUEST, shapes.Request)
+        done = read_json(run / RUN, shapes.Run) if (run / RUN).exists() else {}
         model, method, tracks = asked["model"]["name"], asked["method"], len(asked["forget"])
         met = _targets(run / METRICS) if (run / METRICS).exists() else {}
         return RunLine(
@@ -84,8 +85,8 @@ def read_run_line(run: Path, above: Path | None = None) -> RunLine:
         )  # fmt: skip
     except EncoreError as error:
         return RunLine(name, size=size, why=error.message)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        return RunLine(name, size=size, why=f"{run / REQUEST} is not of this version of Encore: {error!r}")
+    except KeyError as error:
+        return RunLine(name, size=size, why=f"{run / REQUEST} has no {error}: this version of Encore did not write it")
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
