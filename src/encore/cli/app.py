@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "cache": ("encore.cli.cache:cache", "Show what the cache holds; make it smaller."),
     "config": ("encore.cli.example:config", "Print a config file with every setting in it."),
-    "doctor": ("encore.cli.doctor:doctor", "Show what this installation can do, and what is amiss."),
+    "doctor": ("encore.cli.doctor:doctor", "Show what this installation can do, and its problems."),
 }
 COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options
 

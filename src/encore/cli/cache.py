@@ -52,7 +52,7 @@ def cache(
         return
     console.table(
         ["kind", "entries", "size", "what"],
-        [(kind, told["entries"], size_text(told["bytes"]), KINDS[kind]) for kind, told in kinds.items()],
+        [(kind, row["entries"], size_text(row["bytes"]), KINDS[kind]) for kind, row in kinds.items()],
         right=["entries", "size"],
     )
     if clear is not None or older is not None or max_size is not None:

@@ -35,7 +35,7 @@ class SummaryRow:
             fail: it finds nothing in base either, or the tracks are too few.
         worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
         lacks: where it has a target and is not judged: the role whose figure is missing, or shows nothing.
-        own: whether it is of one of Encore's own metrics; of a plugin's nobody knows which way is better.
+        own: whether it is of one of Encore's own metrics; whether a plugin's figure should be high or low is unknown.
     """
 
     label: str

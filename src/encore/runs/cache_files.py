@@ -61,7 +61,7 @@ def entries(folder: Path) -> list[Entry]:
 def chosen(
     found: Sequence[Entry], *, kind: str | None = None, older: float | None = None, max_size: int | None = None
 ) -> list[Entry]:
-    """The entries to remove.
+    """The entries to remove, the longest unused first.
 
     Args:
         found: the longest unused first.
@@ -163,9 +163,9 @@ def _entry(path: Path, kind: str) -> Entry | None:
         if path.is_symlink():
             return None
         parts = path.rglob("*") if path.is_dir() else filter(Path.exists, _parts(path))
-        told = [item.lstat() for item in parts if not item.is_dir()]
+        stats = [item.lstat() for item in parts if not item.is_dir()]
     except FileNotFoundError:  # another process removed it
         return None
-    if not told:
+    if not stats:
         return None
-    return Entry(path, kind, sum(one.st_size for one in told), max(max(one.st_atime, one.st_mtime) for one in told))
+    return Entry(path, kind, sum(one.st_size for one in stats), max(max(one.st_atime, one.st_mtime) for one in stats))
