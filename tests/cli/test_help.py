@@ -65,6 +65,8 @@ def test_case_E10_help_names_values_plainly_and_lists_choices_by_panel(call):
     assert "--precision auto|fp32|bf16" in shown
     assert "--root FOLDER" in shown
     assert "--tolerance exact|machine|chance" in call("verify", "--help").out
+    wrong = call("verify", "a.zip", "--tolerance", "near").err
+    assert "'--tolerance': 'near' is not one of 'exact', 'machine', 'chance'" in wrong
     assert "One of: tracks, files, evaluations, fisher, native, all." in " ".join(call("cache", "--help").out.split())
     assert "[required]" in shown
 

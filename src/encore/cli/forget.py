@@ -174,7 +174,7 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
     shown = [(name, value) for name, value in plan.items() if not name.startswith("expected")]
     rows = [*shown, ("expected", expected), *sizes.items(), *((f"  {name}", value) for name, value in options.items())]
     console.table(["what", "value"], rows)
-    console.note("nothing was written but the cache of encoded tracks")
+    console.note("nothing was written outside the cache")
 
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:
