@@ -165,7 +165,8 @@ def dressed(function: Any) -> Any:
 
     @functools.wraps(function)
     def command(*, quiet: bool, verbose: bool, **given: Any) -> None:
-        console.set_verbosity(quiet=quiet, verbose=verbose)
+        if quiet or verbose:  # else those of the group that it is in
+            console.set_verbosity(quiet=quiet, verbose=verbose)
         function(**given)
 
     own = inspect.signature(function, eval_str=True)
