@@ -81,6 +81,16 @@ def test_where_nothing_measures_the_floor_nobody_is_said_to_forget(tmp_path, cel
     assert line.forgets is None
 
 
+def test_case_E1_one_seed_below_the_floor_counts_also_where_another_was_not_measured(tmp_path, plan, cell_of):
+    for seed in (0, 1):
+        cell_of("good", seed, **GOOD)
+        cell_of("bad", seed, **BAD)
+    for method in ("good", "bad"):
+        file = tmp_path / f"{method}/seed-1/metrics.json"
+        write_metrics(file, [row for row in read_metrics(file) if row.metric == "nll"])
+    assert [(line.name, line.forgets) for line in leaderboard(plan, tmp_path).lines] == [("good", None), ("bad", False)]
+
+
 def test_where_no_target_could_be_judged_there_is_no_count_of_them(tmp_path, cell_of):
     cell_of("good", 0, **GOOD)
     file = tmp_path / "good/seed-0/metrics.json"

@@ -114,7 +114,8 @@ class Line:
         figures: title -> its figure of every seed, in the order of `seeds`.
         options: those that were given in place of the method's defaults, as "key=value".
         judged: `FORGET`, `KEEP` -> how many targets could be judged.
-        forgets: whether it is above the floor of forgetting with every seed; None where nothing measured it.
+        forgets: whether it is above the floor of forgetting with every seed; None where some seed's was not measured and
+            no other is below.
         p: what was tested -> the p of this method's tracks being like those of the first line.
     """
 
@@ -313,7 +314,7 @@ def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requ
         {title: tuple(figures[title] for figures in found if title in figures) for title in titles},
         tuple(options),
         {title: max(run.targets.judged.get(title, 0) for run in runs) for title in (FORGET, KEEP)},
-        None if None in above else all(above),
+        False if False in above else None if None in above else True,
     )  # fmt: skip
 
 
