@@ -114,7 +114,7 @@ class Line:
         figures: title -> its figure of every seed, in the order of `seeds`.
         options: those that were given in place of the method's defaults, as "key=value".
         judged: `FORGET`, `KEEP` -> how many targets could be judged.
-        forgets: whether it is above the floor of forgetting with every seed; None where some seed's was not measured and
+        forgets: whether it is above the floor of forgetting with every seed; None where a seed's was not measured and
             no other is below.
         p: what was tested -> the p of this method's tracks being like those of the first line.
     """
