@@ -23,13 +23,13 @@ Origin = Literal["default", "config", "env", "cli"]
 ENV_PREFIX = "ENCORE_OPTION_"
 MAX_CONFIG_BYTES = 1 << 20
 ENVIRONMENT = {  # every variable that Encore reads of its own; `encore config --env` shows them
-    "ENCORE_CACHE": "folder of what can be computed again; default: encore in XDG_CACHE_HOME or ~/.cache",
+    "ENCORE_CACHE": "the cache folder; default: encore in XDG_CACHE_HOME or ~/.cache",
     "ENCORE_DEBUG": "1 shows the traceback of every error",
     "ENCORE_OPTION_": "with the name of a method's option after it, sets that option: ENCORE_OPTION_LR=1e-4",
-    "ENCORE_NATIVE": "0 does without the native extension: pure torch then computes everything",
+    "ENCORE_NATIVE": "0 disables the native extension: pure torch then computes everything",
     "ENCORE_CPU_ISA": "amx, avx512, avx2 or portable: instructions that the extension uses, instead of the best",
     "ENCORE_CUDA_KERNEL": "simt, sm80, sm90 or sm90-single: the CUDA kernel, for a comparison",
-    "_ENCORE_COMPLETE": "set by the shell while it completes a command; not for you",
+    "_ENCORE_COMPLETE": "set by the shell while it completes a command; don't set it yourself",
 }
 FEW = 12  # names that a hint lists in full
 

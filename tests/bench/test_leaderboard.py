@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,9 @@ from encore import stats
 from encore.api import Result
 from encore.bench.leaderboard import Line, Measured, _tested, leaderboard
 from encore.bench.plan import Cell, Plan
+from encore.bench.write import cells, header, spreadsheet
+from encore.cli import evaluate
+from encore.report import tables
 from encore.runs.metrics_json import read_metrics, write_metrics
 
 GOOD = {"nll": 4.1, "kl": 1.1, "retain": 0.03, "relearned": 3.4, "replays": 0, "seconds": 10}
@@ -77,6 +81,26 @@ def test_where_nothing_measures_the_floor_nobody_is_said_to_forget(tmp_path, cel
     assert line.forgets is None
 
 
+def test_case_E1_one_seed_below_the_floor_counts_also_where_another_was_not_measured(tmp_path, plan, cell_of):
+    for seed in (0, 1):
+        cell_of("good", seed, **GOOD)
+        cell_of("bad", seed, **BAD)
+    for method in ("good", "bad"):
+        file = tmp_path / f"{method}/seed-1/metrics.json"
+        write_metrics(file, [row for row in read_metrics(file) if row.metric == "nll"])
+    assert [(line.name, line.forgets) for line in leaderboard(plan, tmp_path).lines] == [("good", None), ("bad", False)]
+
+
+def test_where_no_target_could_be_judged_there_is_no_count_of_them(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    file = tmp_path / "good/seed-0/metrics.json"
+    write_metrics(file, [row for row in read_metrics(file) if row.metric == "nll" and row.model != "gold"])
+    board = leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path)
+    (line,) = board.lines
+    assert board.titles[:2] == ("forget targets", "keep targets")
+    assert cells(board, line)[1:4] == ["–", "–", "1/1"]
+
+
 def test_case_E2_metrics_of_plugins_and_those_that_are_named_have_columns(tmp_path, cell_of):
     cell_of("good", 0, **GOOD)
     file = tmp_path / "good/seed-0/metrics.json"
@@ -94,6 +118,27 @@ def test_case_E2_metrics_of_plugins_and_those_that_are_named_have_columns(tmp_pa
     assert "PrivLeak" not in board.titles  # Encore's own, and not named
     assert (line.median("loudness, retain"), line.median("ε to gold, forget")) == (-14, 0.7)
     assert board.references[0].median("loudness, retain") == -12
+
+
+def test_case_D7_fad_has_its_bias_beside_it_in_the_leaderboard_as_elsewhere(tmp_path, cell_of):
+    cell_of("good", 0, **GOOD)
+    cell_of("good", 1, **GOOD)
+    plan, rows = Plan(methods={"good": ()}, seeds=(0, 1)), {}
+    for seed, (figure, bias) in enumerate(((0.5, 0.31), (0.7, 0.33))):
+        file = tmp_path / f"good/seed-{seed}/metrics.json"
+        rows[seed] = Result("fad", "unlearned", "retain", figure, n=24, details={"dim": 10, "bias": bias})
+        forced = Result("fad_clap", "unlearned", "retain", 9.0, n=4, details={"dim": 10, "bias": None})
+        write_metrics(file, [*read_metrics(file), rows[seed], replace(rows[seed], model="gold"), forced])
+    board = leaderboard(plan, tmp_path)
+    (line,) = board.lines
+    assert (line.figures["fad"], line.figures["fad, bias"]) == ((0.5, 0.7), (0.31, 0.33))
+    assert {reference.name: reference.median("fad, bias") for reference in board.references}["gold"] == 0.31
+    assert "fad_clap, bias" not in board.titles  # where it is not known
+    place = header(board).index("fad, bias")
+    assert (header(board)[place - 1], cells(board, line)[place - 1 : place + 1]) == ("fad", ["0.60", "0.32"])
+    assert "fad, bias: median" in spreadsheet(board)
+    assert evaluate._figure(rows[0]) == "0.5 (bias 0.31)"
+    assert tables._figure(rows[0]) == tables.Cell("0.500", "bias about 0.310")
 
 
 def test_what_was_not_measured_is_told_and_not_made_up(tmp_path, plan, cell_of):

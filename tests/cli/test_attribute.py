@@ -23,7 +23,7 @@ def test_a_table_of_ranks_and_scores(studio: Path, call: Call) -> None:
     assert rows[0][1] == "one"
     assert "no caption" in done.err
     assert "6 tracks were compared" in done.err
-    assert "scores compare with one another only" in done.err
+    assert "compare scores only with one another" in done.err
 
 
 def test_case_E5_help_and_readme_say_the_same_of_a_score(call: Call) -> None:

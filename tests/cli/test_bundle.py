@@ -217,7 +217,7 @@ def test_case_C4_a_false_machine_in_the_bundle_loosens_nothing(
     assert call("bundle", run, "--out", "b.zip").code == 0
     done = call("verify", "b.zip", "--run", run, "--rerun", "--json")
     told = json.loads(done.out)
-    assert (done.code, told["verdict"]) == (5, "only within chance"), done.err
+    assert (done.code, told["verdict"]) == (5, "beyond the tolerance"), done.err
     assert told["why"].endswith("1 only within chance: nll (unlearned, retain)")
     assert "'Another Machine'" in done.err
     assert call("verify", "b.zip", "--run", run, "--rerun", "--tolerance", "chance").code == 0

@@ -60,7 +60,7 @@ def test_a_run_folder_holds_what_the_design_says(studio: Path, call: Call) -> No
     assert "one.wav" in done.out
     assert request["forget"][0]["sha256"][:16] in done.out
     assert "next: encore eval run" in done.err
-    assert "mean of 3 of the 3 tracks kept" in done.err  # E7: the set of the figure is named
+    assert "the mean of all 3 tracks kept" in done.err  # E7: the set of the figure is named
 
 
 def test_the_model_is_loadable_by_transformers_and_differs_in_the_decoder_alone(studio: Path, call: Call) -> None:
@@ -93,6 +93,7 @@ def test_dry_run_writes_nothing_and_says_what_would_happen(studio: Path, call: C
     assert plan["expected_disk_bytes"] > (studio / "model" / "model.safetensors").stat().st_size
     table = call(*arguments(studio, dry_run=True))
     assert re.search(r"expected +about \d+ s, \d+ MiB of memory, \d+ MiB of disk", table.out)
+    assert "nothing was written outside the cache" in table.err  # in which a method's Fisher may be, beside the tracks
     assert not list(Path.cwd().iterdir())
 
 

@@ -49,6 +49,7 @@ def test_case_E10_every_command_has_examples_at_the_end_of_its_help(call):
         shown = call(*SUB.get(name, [name]), "--help")
         assert shown.code == 0
         assert shown.out.rstrip().endswith(f"  {EXAMPLES[name][-1]}")
+        assert name == "encore" or re.search(r"-q, --quiet .*\n  -v, --verbose ", shown.out), name
 
 
 def test_case_E10_help_names_values_plainly_and_lists_choices_by_panel(call):
@@ -64,6 +65,10 @@ def test_case_E10_help_names_values_plainly_and_lists_choices_by_panel(call):
     assert all(f" {method}" in text.partition("One of: ga,")[2] for method in plugins.methods().names[1:])
     assert "--precision auto|fp32|bf16" in shown
     assert "--root FOLDER" in shown
+    assert "--tolerance exact|machine|chance" in call("verify", "--help").out
+    wrong = call("verify", "a.zip", "--tolerance", "near").err
+    assert "'--tolerance': 'near' is not one of 'exact', 'machine', 'chance'" in wrong
+    assert "One of: tracks, files, evaluations, fisher, native, all." in " ".join(call("cache", "--help").out.split())
     assert "[required]" in shown
 
 
@@ -142,6 +147,14 @@ def test_case_E12_quiet_leaves_out_notes_and_verbose_shows_tracebacks(call, tmp_
     assert plain.err in long.err
     assert call("runs", tmp_path / "no", "-q").err == plain.err, "errors are always told"
     assert not console.verbose()
+    assert call("plugins", "-q").code == 0
+    for given in (
+        ["plugins", "-q", "new", "one"],
+        ["plugins", "new", "two", "--quiet"],
+    ):  # of the group, or the command
+        done = call(*given, "--out", tmp_path / given[-1])
+        assert (done.code, done.err) == (0, "")
+    assert "next: pip install" in call("plugins", "new", "three", "--out", tmp_path / "three").err
 
 
 def test_case_E12_progress_is_left_out_or_shown_step_by_step(capfd):

@@ -9,7 +9,7 @@ import pytest
 
 from encore.api import Result
 from encore.runs.metrics_json import write_metrics
-from encore.runs.store import held, write_json
+from encore.runs.store import held, read_json, write_json
 
 TRACKS = tuple(f"t{n}" for n in range(8))
 
@@ -43,6 +43,10 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
     (tmp_path / "f/request.json").write_text("[" * 100_000)
     (tmp_path / "g").mkdir()
     (tmp_path / "g/request.json").write_text('{"forget": 3, "model": []}')
+    made(tmp_path / "h")
+    (tmp_path / "h/run.json").write_text('{"outcome": 3}')
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i/request.json").write_text('{"method": "ga", "forget": []}')
     (tmp_path / "none").mkdir()
     os.utime(tmp_path / "c/request.json", (0, 0))
     with held(tmp_path / "d"):
@@ -52,7 +56,7 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
     rows = {row["name"]: row for row in json.loads(done.out)["runs"]}
     assert {name: row["state"] for name, row in rows.items()} == {
         "a": "measured", "deep/b/seed-0": "not measured", "c": "unfinished", "d": "running", "e": "collapsed",
-        "f": "unreadable", "g": "unreadable",
+        "f": "unreadable", "g": "unreadable", "h": "unreadable", "i": "unreadable",
     }  # fmt: skip
     assert (rows["a"]["keep"], rows["a"]["forget"], rows["a"]["tracks"]) == ("1/1", "", 8)
     assert (rows["a"]["date"], rows["c"]["date"]) == ("2026-05-04T03:02:01Z", "1970-01-01T00:00:00Z")
@@ -60,6 +64,10 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
     dated = [row["date"] for row in json.loads(done.out)["runs"]]
     assert dated == sorted(dated, reverse=True)
     assert "warning: f: " in shown.err
+    assert "Error" not in shown.err  # no class of Python's
+    assert f"{tmp_path / 'h/run.json'} was changed" in shown.err
+    assert "warning: i: " in shown.err
+    assert "request.json has no 'model'" in shown.err
     assert "small" in shown.out
     assert "/models/small" not in shown.out
 
@@ -138,8 +146,54 @@ def test_compare_says_what_can_not_be_compared(call, tmp_path):
     assert f"measure it: encore eval {tmp_path / 'c'}" in done.err
     assert call("compare", tmp_path / "a").code == 2
     assert call("compare").code == 2
+    assert "there is no folder" in call("compare", tmp_path / "a", tmp_path / "nowhere").err
     (tmp_path / "b/metrics.json").write_text("{")
     assert call("compare", tmp_path / "a", tmp_path / "b").code == 3
+
+
+def test_compare_says_which_models_embedders_and_captions_differ(call, tmp_path):
+    for name, gold, embedder in (("a", "g" * 64, "clap/1"), ("b", "h" * 64, "clap/2"), ("c", "g" * 64, "clap/1")):
+        run = made(tmp_path / name, nll=[3.0] * 8)
+        models = {"base": "m" * 64, "unlearned": name * 64, "gold": gold}
+        write_json(run / "evaluation.json", {"models": models, "embedders": {"clap": embedder}, "draws": 1})
+    asked = read_json(tmp_path / "c/request.json")
+    asked["forget"][0]["captions"] = ["another"]
+    write_json(tmp_path / "c/request.json", asked)
+    done = call("compare", *(tmp_path / name for name in "abc"), "--json")
+    assert done.code == 0, done.err
+    told = [doubt.partition(" have different ")[2].partition(":")[0] for doubt in json.loads(done.out)["doubts"]]
+    assert told == ["gold models", "versions of the embedder clap", "forget tracks or captions"]
+    made(tmp_path / "d", nll=[3.0] * 8)
+    (tmp_path / "d/request.json").write_text('{"forget": [{"captions": [[]]}]}')
+    assert call("compare", tmp_path / "a", tmp_path / "d").code == 3
+
+
+def test_figures_of_different_definitions_are_not_compared(call, tmp_path):
+    for name, version in (("a", 1), ("b", 2)):
+        made(tmp_path / name)
+        rows = [
+            Result(metric, "unlearned", "forget", float(version), n=8, version=number)
+            for metric, number in (("nll", 1), ("privleak", version))
+        ]
+        write_metrics(tmp_path / name / "metrics.json", rows)
+    found = json.loads(call("compare", tmp_path / "a", tmp_path / "b", "--json").out)
+    assert {row["metric"]: row["differences"][0]["value"] for row in found["rows"]} == {"nll": 1.0, "privleak": None}
+    (doubt,) = found["doubts"]
+    assert doubt.endswith("not compared: PrivLeak")
+
+
+def test_an_interval_of_a_difference_of_aucs_is_one_that_it_can_have(call, tmp_path):
+    for name, scores in (("a", [0, 1, 0]), ("b", [1, 1, 0])):
+        made(tmp_path / name)
+        row = Result(
+            "membership_auc", "unlearned", "forget", sum(scores) / 3, n=6, unit="AUC",
+            per_track=dict(zip(TRACKS, map(float, scores), strict=False)),
+        )  # fmt: skip
+        write_metrics(tmp_path / name / "metrics.json", [row])
+    (row,) = json.loads(call("compare", tmp_path / "a", tmp_path / "b", "--json").out)["rows"]
+    (one,) = row["differences"]
+    assert -1 <= one["low"] <= 0 < one["value"] <= one["high"] <= 1
+    assert one["said"] == "within noise"
 
 
 def test_case_E12_open_prints_the_path_or_opens_the_browser(call, tmp_path, monkeypatch):

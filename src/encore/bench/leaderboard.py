@@ -14,7 +14,7 @@ import numpy as np
 from encore import stats
 from encore.api import Result
 from encore.bench.plan import Cell, Plan, label_of
-from encore.metrics.summary import SummaryRow, summary
+from encore.metrics.summary import SummaryRow, summary, targets_met
 from encore.runs import shapes
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
@@ -114,7 +114,8 @@ class Line:
         figures: title -> its figure of every seed, in the order of `seeds`.
         options: those that were given in place of the method's defaults, as "key=value".
         judged: `FORGET`, `KEEP` -> how many targets could be judged.
-        forgets: whether it is above the floor of forgetting with every seed; None where nothing measured it.
+        forgets: whether it is above the floor of forgetting with every seed; None where a seed's was not measured and
+            no other is below.
         p: what was tested -> the p of this method's tracks being like those of the first line.
     """
 
@@ -207,12 +208,10 @@ def _of_role(results: Sequence[Result], role: str) -> Rows:
 
 
 def _targets(table: Sequence[SummaryRow]) -> Targets:
-    judged: dict[str, list[bool]] = {FORGET: [], KEEP: []}
-    for line in table:
-        if line.target and line.met is not None:
-            judged[KEEP if line.set == "retain" else FORGET].append(line.met)
-    met = {title: sum(found) for title, found in judged.items()}
-    return Targets(met, {title: len(found) for title, found in judged.items()}, _forgets(table))
+    counts = targets_met(table)
+    titles = {FORGET: counts["forget"], KEEP: counts["keep"]}
+    met, judged = ({title: count[i] for title, count in titles.items()} for i in (0, 1))
+    return Targets(met, judged, _forgets(table))
 
 
 def _forgets(table: Sequence[SummaryRow]) -> bool | None:
@@ -315,7 +314,7 @@ def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requ
         {title: tuple(figures[title] for figures in found if title in figures) for title in titles},
         tuple(options),
         {title: max(run.targets.judged.get(title, 0) for run in runs) for title in (FORGET, KEEP)},
-        None if None in above else all(above),
+        False if False in above else None if None in above else True,
     )  # fmt: skip
 
 

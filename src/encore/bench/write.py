@@ -66,6 +66,8 @@ def _shown(line: Line, title: str) -> str:
     value = line.median(title)
     if value is None:
         return "–"
+    if title in (FORGET, KEEP) and not line.judged.get(title):  # nothing could be judged
+        return "–"
     if title in COUNTS:
         count = f"{value:.0f}" if value == round(value) or title == "seconds" else f"{value:.1f}"
         return f"{count}/{line.judged.get(title, 0)}" if title in (FORGET, KEEP) else count
@@ -100,9 +102,9 @@ def _explained(board: Leaderboard) -> str:
     many = " to ".join(dict.fromkeys(str(n) for n in (seeds[0], seeds[-1]))) if seeds else "no"
     said = (
         f"Medians over {many} seed{'' if many == '1' else 's'} a method (low and high are in leaderboard.json). Order: "
-        "first the methods that forget, with every seed: no more forget tracks replay than gold's, and the KL to gold "
-        "is at most half of base's. Among them, share of targets reached, then the distance to gold; below them, share "
-        "of forget targets, then the distance to gold. base and gold are judged as if a method had left them."
+        "methods that forget come first (with every seed, they reproduce no more forget tracks than gold, and their KL "
+        "to gold is at most half of base's), by share of all targets met, then by KL to gold; the others follow by "
+        "share of forget targets met, then by KL to gold. base and gold are judged by the same targets."
     )
     if board.tested:
         least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())

@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "cache": ("encore.cli.cache:cache", "Show what the cache holds; make it smaller."),
     "config": ("encore.cli.example:config", "Print a config file with every setting in it."),
-    "doctor": ("encore.cli.doctor:doctor", "Show what this installation can do, and what is amiss."),
+    "doctor": ("encore.cli.doctor:doctor", "Show what this installation can do, and its problems."),
 }
 COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options
 
@@ -213,7 +213,7 @@ def _usage(error: BaseException) -> BaseException:
     if type(error).__name__.startswith("NoArgsIsHelp"):
         print(error.format_message(), file=sys.stderr)
         return UsageError("a command is missing")
-    message = error.format_message().strip().rstrip(".")
+    message = error.format_message().strip().rstrip(".").replace("Value error, ", "")  # pydantic's
     path = context.command_path if context is not None else "encore"
     told = UsageError(message[:1].lower() + message[1:], f"{path} --help lists what it takes")
     told.__cause__ = error

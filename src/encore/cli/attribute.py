@@ -62,4 +62,4 @@ def attribute(
         [(rank, track.id, track.title, f"{track.score:.4f}") for rank, track in enumerate(named, 1)],
         right=["rank", "score"],
     )
-    console.note(f"{len(found.tracks)} tracks were compared; scores compare with one another only, see --help")
+    console.note(f"{len(found.tracks)} tracks were compared; compare scores only with one another, see --help")

@@ -66,7 +66,7 @@ def verify(
     rerun: Annotated[bool, typer.Option("--rerun", help="Measure the figures again, and compare.")] = False,
     tolerance: Annotated[
         Literal["exact", "machine", "chance"],
-        typer.Option(help="With --rerun: accept equal digits alone, rounding too, or all within the intervals."),
+        typer.Option(help="With --rerun, which differences pass: none, rounding, or all within the 95 % intervals."),
     ] = "machine",
     root: Annotated[
         list[Path] | None,
@@ -116,7 +116,13 @@ def verify(
         raise wrong
 
 
-VERDICTS = {0: "holds", 3: "contradicted", 4: "figures differ", 5: "only within chance", 6: "not all could be checked"}
+VERDICTS = {
+    0: "holds",
+    3: "contradicted",
+    4: "figures differ",
+    5: "beyond the tolerance",
+    6: "not all could be checked",
+}
 
 
 def _show_json(found: Verified | None, wrong: EncoreError | None) -> None:

@@ -13,7 +13,7 @@ from encore.errors import UsageError
 def cache(
     clear: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="Remove what is kept: tracks, evaluations, fisher, native, or all."),
+        typer.Option(metavar="KIND", help="Remove all entries of this kind."),
     ] = None,
     older: Annotated[
         float | None, typer.Option(min=0, metavar="DAYS", help="Remove only what was not used for so many days.")
@@ -24,7 +24,7 @@ def cache(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what the cache holds; make it smaller. What is removed is computed again when it is wanted."""
+    """Show what the cache holds; make it smaller. What is removed is computed again when it is needed."""
     from encore.runs.cache_files import KINDS, chosen, entries, read_size, remove, size_text
     from encore.settings import cache_folder
 
@@ -52,7 +52,7 @@ def cache(
         return
     console.table(
         ["kind", "entries", "size", "what"],
-        [(kind, told["entries"], size_text(told["bytes"]), KINDS[kind]) for kind, told in kinds.items()],
+        [(kind, row["entries"], size_text(row["bytes"]), KINDS[kind]) for kind, row in kinds.items()],
         right=["entries", "size"],
     )
     if clear is not None or older is not None or max_size is not None:

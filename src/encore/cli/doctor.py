@@ -1,4 +1,4 @@
-"""`encore doctor`: what this installation can do, and what is amiss with it."""
+"""`encore doctor`: what this installation can do, and its problems."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Compile the native extension now if it is missing.")] = False,
 ) -> None:
-    """Show what this installation can do, and what is amiss; exit code 1 where something is."""
+    """Show what this installation can do, and its problems; exit code 1 where there are any."""
     found = examine(build=build)
     if json:
         console.data_json({"schema": 1, **found})
@@ -31,7 +31,7 @@ def doctor(
             console.data(f"problem: {problem}")
         console.data(f"verdict: {_verdict(found)}")
     if not found["ok"]:
-        raise EncoreError(f"this installation is not in order: {len(found['problems'])} things are amiss", _ADVICE)
+        raise EncoreError(f"this installation has {_count(found)}", _ADVICE)
 
 
 def examine(*, build: bool = False) -> dict[str, Any]:
@@ -95,13 +95,18 @@ def _problems(found: dict[str, Any]) -> list[str]:
 
 
 _OURS = ("assets", "bench", "dev")  # extras that only developing Encore takes
-_ADVICE = "each line that begins with problem: says what; pip install --upgrade encore-music mends packages"
+_ADVICE = "pip install --upgrade encore-music repairs packages"
+
+
+def _count(found: dict[str, Any]) -> str:
+    count = len(found["problems"])
+    return f"{count} problem{'' if count == 1 else 's'}"
 
 
 def _verdict(found: dict[str, Any]) -> str:
     """One line: whether all is well, and what could be better."""
     if not found["ok"]:
-        return "not in order"
+        return _count(found)
     better = [] if found["extension"]["loaded"] else ["slower without the native extension"]
     better += [f"without the extra {name}" for name in found["missing_extras"] if name not in _OURS]
     return "ok" + (f" ({', '.join(better)})" if better else "")

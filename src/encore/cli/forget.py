@@ -52,7 +52,7 @@ def forget(
         bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
     ] = False,
     drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Take tracks out of retain and holdout that are on another side.")
+        bool, typer.Option("--drop-duplicates", help="Drop retain and holdout tracks that are also in another set.")
     ] = False,
     skip_unreadable: Annotated[
         bool,
@@ -174,7 +174,7 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
     shown = [(name, value) for name, value in plan.items() if not name.startswith("expected")]
     rows = [*shown, ("expected", expected), *sizes.items(), *((f"  {name}", value) for name, value in options.items())]
     console.table(["what", "value"], rows)
-    console.note("nothing was written but the cache of encoded tracks")
+    console.note("nothing was written outside the cache")
 
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:
@@ -189,10 +189,12 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
     )
     if after["retain"] is not None:
         watched, kept = run["tracks"]["retain_watched"], run["tracks"]["retain"]
-        which = f"{watched} of the {kept} tracks kept, chosen at random" if kept else f"{watched} generations"
+        which = f"all {kept} tracks kept"
+        if watched != kept:
+            which = f"{watched} of the {kept} tracks kept, chosen at random" if kept else f"{watched} generations"
         console.note(
-            f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}: mean of {which}, to stop by; "
-            "`encore eval` says which ones it measures"
+            f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}: the mean of {which}, for early stopping; "
+            "`encore eval` says which tracks it measures"
         )
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")
     console.note(f"next: encore eval {out}")

@@ -36,16 +36,18 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     **dict.fromkeys(("model", "base", "gold", "gold2"), "MODEL"),
     **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
     "kind": "method|backend|metric|embedder",
-    "root": "FOLDER", "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
+    "tolerance": "exact|machine|chance", "root": "FOLDER",
+    "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
 }  # fmt: skip
 TYPES = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 CHOICES: dict[str, Callable[[str], list[tuple[str, str]]]] = {
     "method": complete.methods, "backend": complete.backends, "embedder": complete.embedders,
+    "clear": complete.cache_kinds,
 }  # fmt: skip
 COMPLETED = {  # parameter, or listing command, -> what its value is completed with
     **CHOICES, "device": complete.devices, "metrics": complete.listed(complete.metrics),
     "methods": complete.listed(complete.methods), "backends": complete.backends,
-    "embedders": complete.embedders, "clear": complete.cache_kinds, "embedder": complete.listed(complete.embedders),
+    "embedders": complete.embedders, "embedder": complete.listed(complete.embedders),
 }  # fmt: skip
 EXAMPLES = {
     "encore": ("encore forget --tracks forget.txt --out runs/a", "encore eval runs/a", "encore open runs/a"),
@@ -163,7 +165,8 @@ def dressed(function: Any) -> Any:
 
     @functools.wraps(function)
     def command(*, quiet: bool, verbose: bool, **given: Any) -> None:
-        console.set_verbosity(quiet=quiet, verbose=verbose)
+        if quiet or verbose:  # else those of the group that it is in
+            console.set_verbosity(quiet=quiet, verbose=verbose)
         function(**given)
 
     own = inspect.signature(function, eval_str=True)

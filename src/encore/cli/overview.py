@@ -70,8 +70,8 @@ def compare(
     others = [f"{name} - {names[0]}" for name in names[1:]]
     console.table(["figure", *names, *others], [_cells(row) for row in found.rows], right=names)
     console.note(
-        "differences of the unlearned models, with their 95 % interval over the tracks that both measured; of twenty "
-        "figures that differ by chance alone, one is said to differ"
+        "differences between the unlearned models, with 95 % intervals over the tracks that both measured; about one "
+        "figure in twenty is marked as different by chance alone"
     )
 
 
@@ -116,7 +116,7 @@ def open_report(
         console.note(f"opened {page}")
         return
     if not only_print:
-        console.note("there is no browser to open it with; the report is")
+        console.note("there is no browser to open it with; this is the report:")
     console.data(page)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,6 @@ app = typer.Typer(
 app.command("check", cls=Command)(dressed(check))
 
 
-@app.callback(invoke_without_command=True)
 def listing(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -77,7 +75,8 @@ def new(
 
     folder = write_plugin(name, out)
     console.data(folder)
-    print(f"next: pip install -e {console.escape(folder)}, then encore plugins", file=sys.stderr)
+    console.note(f"next: pip install -e {folder}, then encore plugins")
 
 
+app.callback(invoke_without_command=True)(dressed(listing))
 app.command("new", cls=Command)(dressed(new))

@@ -1,4 +1,4 @@
-"""Does a forget track come out where nobody asked for it: for another caption, or from its middle?"""
+"""Are forget tracks generated where they were not asked for: for another caption, or from their middle?"""
 
 from __future__ import annotations
 

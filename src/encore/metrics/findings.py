@@ -105,7 +105,7 @@ def _recovered_without_gold(rows: Rows) -> list[Finding]:
         pairs = [(value, plain.per_track.get(track)) for track, value in own.per_track.items()]
         low = [value for value, usual in pairs if value is not None and usual and value < RECOVERED_SHARE * usual]
         if low:
-            text = f"{len(low)} of {own.n} forget tracks cost less than half of their NLL {how}"
+            text = f"{len(low)} of {own.n} forget tracks have less than half of their usual NLL {how}"
             found.append(Finding("fail", f"{text} ({_value(own):.2f}, else {_value(plain):.2f})"))
     return found
 

@@ -1,7 +1,7 @@
-"""The fast probes: each forget track asked for in ways that differ a little from the one it was trained with.
+"""The fast probes: each forget track under prompts that differ a little from the one it was trained with.
 
-Prompts from the middle of a track, and its caption with a slip of the pen. What they ask of a model is generated in
-one batch. They are short: one window a track, two seconds of continuation.
+Prompts from the middle of a track, and its caption with a random slip. All are generated in one batch, and are short:
+one window per track, two seconds of continuation.
 """
 
 from __future__ import annotations

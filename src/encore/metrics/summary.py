@@ -35,7 +35,7 @@ class SummaryRow:
             fail: it finds nothing in base either, or the tracks are too few.
         worst: the track that is farthest from where it should be, and its figure, in the unlearned model.
         lacks: where it has a target and is not judged: the role whose figure is missing, or shows nothing.
-        own: whether it is of one of Encore's own metrics; of a plugin's nobody knows which way is better.
+        own: whether it is of one of Encore's own metrics; whether a plugin's figure should be high or low is unknown.
     """
 
     label: str
@@ -67,6 +67,22 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
             met, lacks = None, str(error.args[0])
         rows.append(SummaryRow(label, metric, clips, figures, target, met, _worst(metric, clips, known), lacks))
     return [*rows, *_of_plugins(results)]
+
+
+def targets_met(table: Sequence[SummaryRow]) -> dict[str, tuple[int, int]]:
+    """How many targets the unlearned model meets, and how many could be judged.
+
+    Args:
+        table: of `summary`.
+
+    Returns:
+        "keep" (targets on retain tracks) and "forget" (all others) -> (met, judged).
+    """
+    judged: dict[str, list[bool]] = {"forget": [], "keep": []}
+    for line in table:
+        if line.target and line.met is not None:
+            judged["keep" if line.set == "retain" else "forget"].append(line.met)
+    return {name: (sum(met), len(met)) for name, met in judged.items()}
 
 
 def _of_plugins(results: Sequence[Result]) -> list[SummaryRow]:

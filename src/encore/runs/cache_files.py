@@ -15,11 +15,11 @@ from encore.files import STAGING
 DAY = 86_400  # seconds
 STALE = DAY  # an unfinished file this old was left behind by a process that was killed
 KINDS = {  # kind -> what it is
-    "tracks": "codes of tracks",
+    "tracks": "encoded tracks",
     "files": "hashes and fingerprints of files",
-    "evaluations": "what evaluations computed of models",
-    "fisher": "Fishers",
-    "native": "the extension, compiled on first use",
+    "evaluations": "results of `encore eval`, per model",
+    "fisher": "Fisher information, per model",
+    "native": "the native extension, compiled on first use",
 }
 _PIECE = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{64}(\.[a-z.]+)?")
@@ -61,7 +61,7 @@ def entries(folder: Path) -> list[Entry]:
 def chosen(
     found: Sequence[Entry], *, kind: str | None = None, older: float | None = None, max_size: int | None = None
 ) -> list[Entry]:
-    """The entries to remove.
+    """The entries to remove, the longest unused first.
 
     Args:
         found: the longest unused first.
@@ -163,9 +163,9 @@ def _entry(path: Path, kind: str) -> Entry | None:
         if path.is_symlink():
             return None
         parts = path.rglob("*") if path.is_dir() else filter(Path.exists, _parts(path))
-        told = [item.lstat() for item in parts if not item.is_dir()]
+        stats = [item.lstat() for item in parts if not item.is_dir()]
     except FileNotFoundError:  # another process removed it
         return None
-    if not told:
+    if not stats:
         return None
-    return Entry(path, kind, sum(one.st_size for one in told), max(max(one.st_atime, one.st_mtime) for one in told))
+    return Entry(path, kind, sum(one.st_size for one in stats), max(max(one.st_atime, one.st_mtime) for one in stats))

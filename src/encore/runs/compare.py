@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from encore.api import Result
 from encore.errors import InputError
 from encore.metrics.summary import SummaryRow, summary
 from encore.report.tables import of_tracks
+from encore.runs import shapes
+from encore.runs.evaluation_json import NAME as EVALUATION
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 from encore.runs.store import read_json
@@ -24,7 +26,7 @@ class Difference:
     """A figure of another run less the first's.
 
     Args:
-        value: None where one of the two has no figure.
+        value: None where one of the two has no figure, or their definitions differ.
         low: of the 95 % interval of the mean difference over the tracks that both measured.
         high: of the same.
         said: `SAME`, `NOISE`, `DIFFERS`, or `UNKNOWN` where nothing tells how much is chance.
@@ -70,7 +72,7 @@ class Comparison:
     Args:
         runs: their folders.
         rows: in the order of `encore eval`.
-        doubts: why figures of these runs can't be compared as they stand, a sentence each.
+        doubts: what makes figures of these runs incomparable, a sentence each.
     """
 
     runs: Sequence[Path]
@@ -91,10 +93,13 @@ def compare(runs: Sequence[Path]) -> Comparison:
         figures = [_figure(table.get(key)) for table in tables]
         label = next(table[key].label for table in tables if key in table)
         rows.append(ComparedRow(label, *key, figures, [_difference(figures[0], other) for other in figures[1:]]))
-    return Comparison(runs, [row for row in rows if any(row.figures)], _doubts(runs))
+    rows = [row for row in rows if any(row.figures)]
+    return Comparison(runs, rows, _doubts(runs, rows))
 
 
 def _table(run: Path) -> dict[tuple[str, str], SummaryRow]:
+    if not run.is_dir():
+        raise InputError(f"there is no folder {run}", "`encore runs` lists the runs that there are")
     if not (run / METRICS).exists():
         raise InputError(f"{run} has no figures to compare", f"measure it: encore eval {run}")
     return {(line.metric, line.set): line for line in summary(read_metrics(run / METRICS))}
@@ -108,6 +113,8 @@ def _figure(line: SummaryRow | None) -> Result | None:
 def _difference(first: Result | None, other: Result | None) -> Difference:
     if first is None or other is None or first.value is None or other.value is None:
         return Difference(None)
+    if first.version != other.version:
+        return Difference(None)
     value = other.value - first.value
     if of_tracks(first):  # how many tracks passed a bar: what each came to, is not what is counted
         return Difference(value, said=SAME if value == 0 else _apart(first, other))
@@ -118,7 +125,9 @@ def _difference(first: Result | None, other: Result | None) -> Difference:
     ]
     if value == 0 and all(before == after for before, after in pairs):
         return Difference(0.0, 0.0, 0.0, SAME)
-    interval = stats.bootstrap_interval([after - before for before, after in pairs], seed=0) if pairs else None
+    bounds = (-1.0, 1.0) if first.unit in ("share", "AUC") else None
+    apart = [after - before for before, after in pairs]
+    interval = stats.bootstrap_interval(apart, seed=0, bounds=bounds) if pairs else None
     low, high = interval or (1.0, -1.0)
     slack = 0.01 * abs(value)
     if low - slack <= value <= high + slack:  # else a track's figure is not what the figure is the mean of
@@ -133,38 +142,42 @@ def _apart(first: Result, other: Result) -> str:
     return DIFFERS if other.low > first.high or first.low > other.high else NOISE
 
 
-def _doubts(runs: Sequence[Path]) -> list[str]:
-    """What the requests of the runs differ in, of what figures depend on beside the method."""
+def _doubts(runs: Sequence[Path], rows: Sequence[ComparedRow]) -> list[str]:
+    """What figures depend on beside the method, where it is not the same in all runs; a sentence each."""
     found = []
-    asked = [read_json(run / "request.json") if (run / "request.json").exists() else None for run in runs]
-    for run, other in zip(runs[1:], asked[1:], strict=True):
-        first = asked[0]
-        if not isinstance(first, Mapping) or not isinstance(other, Mapping):
-            found.append(
-                f"{run if other is None else runs[0]} has no request.json: nothing says what its figures are of"
-            )
-            continue
-        for what, own, theirs in (
-            ("base model", _model(first), _model(other)),
-            *(
-                (f"{name} tracks", _tracks(first, name), _tracks(other, name))
-                for name in ("forget", "retain", "holdout")
-            ),
-        ):
-            if own != theirs:
-                found.append(
-                    f"{runs[0]} and {run} have different {what}: figures that depend on them can't be compared"
-                )
-    return list(dict.fromkeys(found))
+    conditions = [_conditions(run) for run in runs]
+    for run, own in zip(runs, conditions, strict=True):
+        if own is None:
+            found.append(f"{run} has no request.json: nothing says what its figures are of")
+    first = conditions[0] or {}
+    for run, other in zip(runs[1:], conditions[1:], strict=True):
+        found += [
+            f"{runs[0]} and {run} have different {what}: figures that depend on them can't be compared"
+            for what, own in first.items()
+            if other is not None and what in other and other[what] != own
+        ]
+    changed = [row.label for row in rows if len({one.version for one in row.figures if one is not None}) > 1]
+    if changed:
+        found.append(
+            f"defined differently by the versions of Encore that measured them, so not compared: {'; '.join(changed)}"
+        )
+    return found
 
 
-def _model(asked: Mapping[str, Any]) -> Any:
-    model = asked.get("model")
-    return model.get("sha256") if isinstance(model, Mapping) else None
-
-
-def _tracks(asked: Mapping[str, Any], name: str) -> set[Any]:
-    entries = asked.get(name)
-    return (
-        {entry.get("sha256") for entry in entries if isinstance(entry, Mapping)} if isinstance(entries, list) else set()
-    )
+def _conditions(run: Path) -> dict[str, Any] | None:
+    """What a run's figures depend on beside its method; None where it has no request."""
+    if not (run / "request.json").exists():
+        return None
+    asked = read_json(run / "request.json", shapes.Request)
+    found: dict[str, Any] = {"base model": asked.get("model", {}).get("sha256")}
+    for name in ("forget", "retain", "holdout"):
+        found[f"{name} tracks or captions"] = {
+            (entry.get("sha256"), *(entry.get("captions") or [entry.get("caption")])) for entry in asked.get(name, ())
+        }
+    if (run / EVALUATION).exists():
+        how = read_json(run / EVALUATION, shapes.Evaluation)
+        models = how.get("models", {})
+        found |= {f"{role} models": models[role] for role in ("gold", "gold2") if role in models}
+        found |= {f"versions of the embedder {name}": identity for name, identity in how.get("embedders", {}).items()}
+        found |= {"numbers of generations per caption (--draws)": how["draws"]} if "draws" in how else {}
+    return found

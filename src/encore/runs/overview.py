@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from encore.api import Result
 from encore.errors import EncoreError, InputError
-from encore.metrics.summary import summary
+from encore.metrics.summary import summary, targets_met
+from encore.runs import shapes
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 from encore.runs.store import in_use, read_json
@@ -66,27 +66,27 @@ def find_runs(folder: Path) -> list[RunLine]:
 
 
 def read_run_line(run: Path, above: Path | None = None) -> RunLine:
-    """How one run stands; what is wrong with its files is told in the line.
+    """How one run stands; what is wrong with its files stands in the line.
 
     Args:
         run: its folder.
-        above: the folder that its name is told from; without it, the name is the path as given.
+        above: the folder that its name is relative to; without it, the name is the path as given.
     """
     name = str(run if above is None or run == above else run.relative_to(above))
     size = _size(run)
     try:
-        asked = read_json(run / REQUEST)
-        done = read_json(run / RUN) if (run / RUN).exists() else {}
+        asked = read_json(run / REQUEST, shapes.Request)
+        done = read_json(run / RUN, shapes.Run) if (run / RUN).exists() else {}
         model, method, tracks = asked["model"]["name"], asked["method"], len(asked["forget"])
-        met = _targets(read_metrics(run / METRICS)) if (run / METRICS).exists() else {}
+        met = _targets(run / METRICS) if (run / METRICS).exists() else {}
         return RunLine(
             name, _date(run, done, asked), str(method), str(model), tracks, _state(run, done, bool(met)),
             met.get("forget", ""), met.get("keep", ""), size,
         )  # fmt: skip
     except EncoreError as error:
         return RunLine(name, size=size, why=error.message)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        return RunLine(name, size=size, why=f"{run / REQUEST} is not of this version of Encore: {error!r}")
+    except KeyError as error:
+        return RunLine(name, size=size, why=f"{run / REQUEST} has no {error}: this version of Encore did not write it")
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -107,12 +107,9 @@ def _state(run: Path, done: Mapping[str, Any], measured: bool) -> str:
     return "measured" if measured else "not measured"
 
 
-def _targets(results: Sequence[Result]) -> dict[str, str]:
-    judged: dict[str, list[bool]] = {"forget": [], "keep": []}
-    for line in summary(results):
-        if line.target and line.met is not None:
-            judged["keep" if line.set == "retain" else "forget"].append(line.met)
-    return {name: f"{sum(met)}/{len(met)}" if met else "" for name, met in judged.items()}
+def _targets(metrics: Path) -> dict[str, str]:
+    counts = targets_met(summary(read_metrics(metrics)))
+    return {name: f"{met}/{judged}" if judged else "" for name, (met, judged) in counts.items()}
 
 
 def _date(run: Path, *records: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ class Track(TypedDict, total=False):
     file: str | None
     pcm_sha256: str | None
     caption: str | None
+    captions: list[str]
     title: str | None
     artist: str | None
     genre: str | None
@@ -159,6 +160,7 @@ class Row(TypedDict):
     why: NotRequired[str | None]
     note: NotRequired[str | None]
     details: NotRequired[dict[str, Any]]
+    version: NotRequired[Count]
 
 
 class Metrics(TypedDict):
