@@ -121,6 +121,10 @@ def _least(source: Any, track: Any, rate: int) -> int:
             seconds = float(track.duration * track.time_base)
         elif source.duration and not several:
             seconds = source.duration / 1e6
+    if seconds is not None and source.format.name == "ogg" and track.codec_context.name == "opus":
+        # FFmpeg counts from 0 on; an Opus stream may begin later, and skips its first samples (RFC 7845, 4.1 and 4.2).
+        skipped = int.from_bytes(bytes(track.codec_context.extradata or b"")[10:12], "little")
+        seconds = max(0.0, seconds - skipped / 48_000 - max(0.0, float((track.start_time or 0) * track.time_base)))
     if seconds is not None and seconds < 0:
         raise Damage("declares a negative duration")
     slack = 0.5 if source.format.name == "asf" else 0.1  # WMA Pro's blocks are up to 0.2 s long
@@ -228,6 +232,8 @@ class Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self.size - self.position)
+        if not left:  # no system seeks as far as a header may lead
+            return b""
         self.stream.seek(self.start + self.position)
         data = self.stream.read(left if size < 0 else min(size, left))
         self.position += len(data)

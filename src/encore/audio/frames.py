@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from encore.audio.declared import Container, Damage, read_at
-from encore.audio.tags import after_id3v2, tag_length, zeros
+from encore.audio.tags import after_id3v2, before_tags, tag_length, zeros
 
 _KBPS = {  # (MPEG-1?, layer); MPEG-2 and its half-rate extension 2.5 share a table
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -208,6 +208,8 @@ class _Walk:
         but another frame."""
         rest = self.size - position
         if rest <= self.first.length and zeros(self.stream, position, rest) == rest:
+            return True
+        if before_tags(self.stream, self.size, position - 1) == position:  # a tag that has no header, but a footer
             return True
         return self.declared is not None and self.declared[0] > 0
 
