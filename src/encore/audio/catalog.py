@@ -107,8 +107,10 @@ class Catalog:
             return found
         while self._unhashed:
             record = self._unhashed.pop()
-            path = self._file(record)
-            if path is not None:
+            with contextlib.suppress(InputError):  # it is not the one that is asked for
+                path = self._file(record)
+                if path is None:
+                    continue
                 actual = FileCache().sha256(path)
                 self._hashes[actual].append(record)
                 if actual == digest:
@@ -155,7 +157,7 @@ class Catalog:
 
     @property
     def splits(self) -> list[str]:
-        """The splits its records name, sorted."""
+        """The splits its records name, in lower case, sorted."""
         return sorted({record.split for record in self.records if record.split})
 
     # ---------------------------------------------------------------------------------------------------- tracks
@@ -223,12 +225,13 @@ class Catalog:
         """All tracks, or those of one split, in the catalogue's order; records of one file are one track.
 
         Args:
-            split: as the catalogue names it; None for all.
+            split: as the catalogue names it, in any case; None for all.
             errors: gets what is wrong with single records, and the others are returned; None to refuse the catalogue.
 
         Raises:
             InputError: no such split, two files of one id, or what `track` raises.
         """
+        split = None if split is None else split.casefold()
         if split is not None and split not in self.splits:
             known = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
             raise InputError(f"{printable(self.name)}: no track of split '{printable(split)}'", known)
