@@ -48,7 +48,8 @@ class Stream:
     """An open decoder: what it declares, and its blocks, float32 [frames, channels].
 
     Args:
-        frames: audio frames declared, exactly; None where the container doesn't say. least: fewest that must come.
+        frames: audio frames declared, exactly; None where the container doesn't say.
+        least: fewest that must come.
     """
 
     rate: int
@@ -63,7 +64,9 @@ def open_av(stream: BinaryIO, container: Container, name: str) -> Stream:
     """Open the audio stream that FFmpeg takes for the best.
 
     Args:
-        stream: the open file. container: what `containers.inspect` found. name: how messages call it.
+        stream: the open file.
+        container: what `containers.inspect` found.
+        name: how messages call it.
 
     Raises:
         NotAudio: FFmpeg doesn't recognise it.

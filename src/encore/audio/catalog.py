@@ -34,7 +34,8 @@ class Catalog:
     """Records of a catalogue file, indexed. Files are looked at only when a track is asked for.
 
     Attributes:
-        path: the catalogue file. name: how messages call it.
+        path: the catalogue file.
+        name: how messages call it.
         folder: its folder, to which the paths in it are relative.
         roots: folders its files may lie in; its own, and those the caller allows.
         notes: what a person may want to know, one sentence each: another encoding than UTF-8.
@@ -177,7 +178,8 @@ class Catalog:
             record: one of them; its id and columns are the track's.
             path: its file, checked already; None to find it.
             captions: what a list says; they go before the catalogue's own.
-            line: of the list. source: that line's text.
+            line: of the list.
+            source: that line's text.
 
         Raises:
             InputError: the file is missing, leads outside, differs from the catalogue's hash, has no caption, or is in

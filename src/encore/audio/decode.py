@@ -82,7 +82,8 @@ def load(
     the file declares them.
 
     Args:
-        path: a regular file. channels: 1 is the mean of all; 2 from mono is twice the same; see `shape.mix`.
+        path: a regular file.
+        channels: 1 is the mean of all; 2 from mono is twice the same; see `shape.mix`.
 
     Raises:
         InputError: no audio, not whole, out of the limits above, NaN or infinite samples, silence, unreadable.

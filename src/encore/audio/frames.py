@@ -37,8 +37,11 @@ class Header:
     """One frame's header.
 
     Args:
-        length: bytes of the frame, header included. rate: Hz. samples: audio frames in it.
-        side: bytes of layer III's side information. layer: 1 to 3; 0 is ADTS.
+        length: bytes of the frame, header included.
+        rate: Hz.
+        samples: audio frames in it.
+        side: bytes of layer III's side information.
+        layer: 1 to 3; 0 is ADTS.
     """
 
     length: int
@@ -87,7 +90,10 @@ def mpeg_audio(stream: BinaryIO, size: int, start: int, junk: int = 0) -> Contai
     """Check an MP3 (or MP2, MP1) or ADTS stream.
 
     Args:
-        stream: seekable. size: of the file, bytes. start: where the first frame begins. junk: bytes that may stand
+        stream: seekable.
+        size: of the file, bytes.
+        start: where the first frame begins.
+        junk: bytes that may stand
             before it. Junk at both ends is no stream but a file that holds one (an archive).
 
     Returns:

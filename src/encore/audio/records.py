@@ -40,7 +40,8 @@ class Record:
     """One item as written: nothing is looked up yet. Empty strings where a column says nothing.
 
     Args:
-        line: 1-based line it begins on. source: its text.
+        line: 1-based line it begins on.
+        source: its text.
         hint: a caption to fall back on (title and artist, M3U's `#EXTINF`), weaker than a side-car file's.
         split: in lower case.
         meta: the columns that have no field of their own; "split" and "genre" as one line of text.
