@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -14,7 +17,10 @@ from tests.audio.conftest import melody
 from tests.audio.test_decode_cases import BARE, FILES, frames, put, refused
 from tools import audio_cases
 
+from encore.audio.av import _Decoder
+from encore.audio.declared import Container, Damage
 from encore.audio.decode import load
+from encore.audio.frames import parse_header
 from encore.audio.pages import ogg_checksum
 
 LYRICS = b"LYRICSBEGININD0000210LYR00012Hello lyrics"
@@ -130,3 +136,33 @@ def test_a_wav_with_samples_in_wider_places_is_read_right_or_refused(tmp_path: P
         np.testing.assert_array_equal(load(path, sample_rate=16_000).samples[0], (sound / 32_768).astype(np.float32))
     else:
         refused(path, f"it keeps samples of {valid} bits in {bits}")
+
+
+def test_the_later_frames_of_one_packet_have_no_time_of_their_own() -> None:
+    """Monkey's Audio: 16 frames a packet, of which FFmpeg gives the first a timestamp."""
+
+    def frame(pts: int | None) -> Any:
+        layout = SimpleNamespace(nb_channels=2)
+        return SimpleNamespace(
+            pts=pts, time_base=Fraction(1, 44_100), samples=4_608, is_corrupt=False, sample_rate=44_100, layout=layout
+        )
+
+    def check(*times: int | None) -> None:
+        decoder = _Decoder(None, None, Container("other"), 44_100, 2)
+        for pts in times:
+            decoder._check(frame(pts))
+
+    check(0, None, None, None, 4 * 4_608, None)
+    with pytest.raises(Damage, match=r"a hole of 0.104 s after 0.3 s"):
+        check(0, None, None, 4 * 4_608)
+
+
+def test_an_mp3_shorter_than_what_is_to_be_trimmed_is_too_short_not_a_crash(tmp_path: Path) -> None:
+    mp3 = (FILES / "cbr-bare.mp3").read_bytes()
+    header = parse_header(mp3[:4])
+    assert header is not None
+    frame = mp3[: header.length]
+    for count in (0, 1, 9):
+        tag = b"Info" + struct.pack(">II", 1, count) + b"LAME3.97 " + bytes(12) + b"\xff\xff\xff"
+        head = (frame[:4] + bytes(header.side) + tag).ljust(header.length, b"\0")
+        refused(put(tmp_path, head + frame * count), "less than 0.1 s|can't be decoded|not audio that Encore knows")

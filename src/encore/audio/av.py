@@ -178,9 +178,13 @@ class _Decoder:
         if (frame.sample_rate, frame.layout.nb_channels) != (self.rate, self.channels):
             raise Damage("changes its sample rate or channels in the middle")
         # In other kinds the timestamps are FFmpeg's reconstruction, and the structure itself loses no packet unseen.
-        if self.container.kind not in {"asf", "matroska", "other"} or frame.pts is None or not frame.time_base:
+        if self.container.kind not in {"asf", "matroska", "other"}:
             return
-        begin, seconds = float(frame.pts * frame.time_base), frame.samples / self.rate
+        seconds = frame.samples / self.rate
+        if frame.pts is None or not frame.time_base:  # a later frame of one packet (Monkey's Audio)
+            self.next = None if self.next is None else self.next + seconds
+            return
+        begin = float(frame.pts * frame.time_base)
         slack = max(0.5 * seconds, 2 * float(frame.time_base), 0.005)
         if self.next is not None and begin > self.next + slack:
             raise Damage(f"has a hole of {begin - self.next:.3f} s after {self.next:.1f} s")

@@ -185,11 +185,11 @@ class _Walk:
         per = self.first.samples
         seen = self.start == after_id3v2(self.stream, self.size)  # FFmpeg looks for a Xing header there only
         if self.declared is None or parts > 1 or not seen:
-            return Container(kind, kind, None, self.first.rate, (self.total - 2) * per, 0, self.end)
+            return Container(kind, kind, None, self.first.rate, max(0, self.total - 2) * per, 0, self.end)
         frames, _, delay, padding = self.declared
         whole = (self.count - 1) * per - delay - padding
-        known = whole if frames == self.count - 1 and delay + padding else None
-        return Container(kind, kind, known, self.first.rate, whole - per, 0, self.end)
+        known = whole if frames == self.count - 1 and delay + padding and whole >= 0 else None
+        return Container(kind, kind, known, self.first.rate, max(0, whole - per), 0, self.end)
 
     def _declared(self, position: int, header: Header) -> tuple[int, int, int, int] | None:
         if header.layer != 3:
