@@ -131,3 +131,35 @@ def test_the_opt_out_list_names_the_forget_split_of_the_embedded_catalogue() -> 
     catalog = Catalog.open(Path(str(files("encore.assets"))))
     listed = read_list(Path(__file__).parents[2] / "examples" / "opt-out.txt", catalog=catalog)
     assert [track.id for track in listed.tracks] == [track.id for track in catalog.tracks("forget")]
+
+
+def test_a_split_is_one_in_any_case(tmp_path: Path, write: Write) -> None:
+    write("a.wav", 1)
+    write("b.wav", 2)
+    (tmp_path / "c.csv").write_text("file,caption,Split\na.wav,x,Holdout\nb.wav,y,train \n")
+    catalog = Catalog.open(tmp_path / "c.csv")
+    assert catalog.splits == ["holdout", "train"]
+    assert [track.meta["split"] for track in catalog.tracks()] == ["holdout", "train"]
+    assert [track.id for track in catalog.tracks("HOLDOUT")] == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("folk", "folk"), (["folk", "rock"], "folk, rock"), (3, "3"), ([None, "nan", "a\nb"], "a b"), ([], None)],
+)
+def test_a_genre_is_one_line_of_text_whatever_it_was_written_as(
+    tmp_path: Path, write: Write, given: object, kept: str | None
+) -> None:
+    write("a.wav")
+    row = {"path": "a.wav", "caption": "x", "Genre": given, "split": ["train"], "title": "T\ud83c"}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+    (track,) = Catalog.open(tmp_path / "c.jsonl").tracks()
+    assert (track.meta.get("genre"), track.meta.get("split"), track.title) == (kept, None, "T?")
+
+
+def test_a_hash_is_looked_up_past_records_that_lead_nowhere(tmp_path: Path, write: Write) -> None:
+    path = write("music/a.wav")
+    rows = [{"path": "a.wav", "caption": "x"}, {"path": "/etc/hosts", "caption": "y"}, {"path": ".", "caption": "z"}]
+    (tmp_path / "music/c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    catalog = Catalog.open(tmp_path / "music/c.jsonl")
+    assert [record.path for record in catalog.by_sha256(file_sha256(path))] == ["a.wav"]

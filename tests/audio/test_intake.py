@@ -171,3 +171,20 @@ while True:
     with sqlite3.connect(cache.path) as records:
         assert records.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     records.close()
+
+
+def test_a_damaged_cache_that_cannot_be_removed_costs_time_alone(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = write("a.wav"), FileCache(tmp_path / "cache")
+    cache.path.parent.mkdir()
+    cache.path.write_bytes(b"no database" * 1_000)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert cache.sha256(path) == digest
+    assert cache.load(path, digest, sample_rate=16_000).frames_decoded == 8_000
+    assert cache.facts(digest) is None

@@ -232,3 +232,20 @@ def test_any_bytes_are_a_list_or_an_error_of_ours(tmp_path: Path, data: bytes, n
     (tmp_path / name).write_bytes(data)
     with contextlib.suppress(InputError):
         assert read_list(tmp_path / name, allow_missing=allow).tracks == ()  # there is nothing there to be found
+
+
+def test_a_column_that_is_there_twice_in_json_is_refused(tmp_path: Path, write: Write) -> None:
+    write("a.wav", 1)
+    write("b.wav", 2)
+    row = '{"path": "a.wav", "caption": "x", "Path": "%s"}\n'
+    assert [track.path.name for track in read_list(put(tmp_path / "l.jsonl", row % "a.wav")).tracks] == ["a.wav"]
+    with pytest.raises(InputError, match="line 1: 'path' and 'Path' are one column"):
+        read_list(put(tmp_path / "l.jsonl", row % "b.wav"))
+
+
+def test_a_name_is_not_suggested_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "one.wav").symlink_to("two.wav")
+    (tmp_path / "two.wav").symlink_to("one.wav")
+    with pytest.raises(InputError, match=r"no file 'one.wav'") as refused:
+        read_list(put(tmp_path / "l.txt", "one.wav\tx\n"))
+    assert "'one.wav'" not in refused.value.hint

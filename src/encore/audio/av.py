@@ -48,7 +48,8 @@ class Stream:
     """An open decoder: what it declares, and its blocks, float32 [frames, channels].
 
     Args:
-        frames: audio frames declared, exactly; None where the container doesn't say. least: fewest that must come.
+        frames: audio frames declared, exactly; None where the container doesn't say.
+        least: fewest that must come.
     """
 
     rate: int
@@ -63,7 +64,9 @@ def open_av(stream: BinaryIO, container: Container, name: str) -> Stream:
     """Open the audio stream that FFmpeg takes for the best.
 
     Args:
-        stream: the open file. container: what `containers.inspect` found. name: how messages call it.
+        stream: the open file.
+        container: what `containers.inspect` found.
+        name: how messages call it.
 
     Raises:
         NotAudio: FFmpeg doesn't recognise it.
@@ -121,6 +124,10 @@ def _least(source: Any, track: Any, rate: int) -> int:
             seconds = float(track.duration * track.time_base)
         elif source.duration and not several:
             seconds = source.duration / 1e6
+    if seconds is not None and source.format.name == "ogg" and track.codec_context.name == "opus":
+        # FFmpeg counts from 0 on; an Opus stream may begin later, and skips its first samples (RFC 7845, 4.1 and 4.2).
+        skipped = int.from_bytes(bytes(track.codec_context.extradata or b"")[10:12], "little")
+        seconds = max(0.0, seconds - skipped / 48_000 - max(0.0, float((track.start_time or 0) * track.time_base)))
     if seconds is not None and seconds < 0:
         raise Damage("declares a negative duration")
     slack = 0.5 if source.format.name == "asf" else 0.1  # WMA Pro's blocks are up to 0.2 s long
@@ -171,9 +178,13 @@ class _Decoder:
         if (frame.sample_rate, frame.layout.nb_channels) != (self.rate, self.channels):
             raise Damage("changes its sample rate or channels in the middle")
         # In other kinds the timestamps are FFmpeg's reconstruction, and the structure itself loses no packet unseen.
-        if self.container.kind not in {"asf", "matroska", "other"} or frame.pts is None or not frame.time_base:
+        if self.container.kind not in {"asf", "matroska", "other"}:
             return
-        begin, seconds = float(frame.pts * frame.time_base), frame.samples / self.rate
+        seconds = frame.samples / self.rate
+        if frame.pts is None or not frame.time_base:  # a later frame of one packet (Monkey's Audio)
+            self.next = None if self.next is None else self.next + seconds
+            return
+        begin = float(frame.pts * frame.time_base)
         slack = max(0.5 * seconds, 2 * float(frame.time_base), 0.005)
         if self.next is not None and begin > self.next + slack:
             raise Damage(f"has a hole of {begin - self.next:.3f} s after {self.next:.1f} s")
@@ -228,6 +239,8 @@ class Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self.size - self.position)
+        if not left:  # no system seeks as far as a header may lead
+            return b""
         self.stream.seek(self.start + self.position)
         data = self.stream.read(left if size < 0 else min(size, left))
         self.position += len(data)

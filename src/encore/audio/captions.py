@@ -83,7 +83,8 @@ def captions_in(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
     item.
 
     Args:
-        record: columns by name. where: how messages call it.
+        record: columns by name.
+        where: how messages call it.
 
     Raises:
         InputError: what stands there is no text (an object, true or false).
@@ -131,8 +132,11 @@ def settle(path: Path, given: Sequence[str], source: str, hint: str, roots: Sequ
     """The captions to use: those given, else a side-car file's, else `hint`, else what the tags say.
 
     Args:
-        path: the audio file. given: captions from `source`. roots: folders that a side-car file may lie in.
-        hint: a caption made of title and artist. where: how messages call the place that names the track.
+        path: the audio file.
+        given: captions from `source`.
+        roots: folders that a side-car file may lie in.
+        hint: a caption made of title and artist.
+        where: how messages call the place that names the track.
 
     Raises:
         InputError: none of them has one, or a side-car file can't be read.

@@ -34,7 +34,8 @@ class Catalog:
     """Records of a catalogue file, indexed. Files are looked at only when a track is asked for.
 
     Attributes:
-        path: the catalogue file. name: how messages call it.
+        path: the catalogue file.
+        name: how messages call it.
         folder: its folder, to which the paths in it are relative.
         roots: folders its files may lie in; its own, and those the caller allows.
         notes: what a person may want to know, one sentence each: another encoding than UTF-8.
@@ -107,8 +108,10 @@ class Catalog:
             return found
         while self._unhashed:
             record = self._unhashed.pop()
-            path = self._file(record)
-            if path is not None:
+            with contextlib.suppress(InputError):  # it is not the one that is asked for
+                path = self._file(record)
+                if path is None:
+                    continue
                 actual = FileCache().sha256(path)
                 self._hashes[actual].append(record)
                 if actual == digest:
@@ -155,7 +158,7 @@ class Catalog:
 
     @property
     def splits(self) -> list[str]:
-        """The splits its records name, sorted."""
+        """The splits its records name, in lower case, sorted."""
         return sorted({record.split for record in self.records if record.split})
 
     # ---------------------------------------------------------------------------------------------------- tracks
@@ -175,7 +178,8 @@ class Catalog:
             record: one of them; its id and columns are the track's.
             path: its file, checked already; None to find it.
             captions: what a list says; they go before the catalogue's own.
-            line: of the list. source: that line's text.
+            line: of the list.
+            source: that line's text.
 
         Raises:
             InputError: the file is missing, leads outside, differs from the catalogue's hash, has no caption, or is in
@@ -223,12 +227,13 @@ class Catalog:
         """All tracks, or those of one split, in the catalogue's order; records of one file are one track.
 
         Args:
-            split: as the catalogue names it; None for all.
+            split: as the catalogue names it, in any case; None for all.
             errors: gets what is wrong with single records, and the others are returned; None to refuse the catalogue.
 
         Raises:
             InputError: no such split, two files of one id, or what `track` raises.
         """
+        split = None if split is None else split.casefold()
         if split is not None and split not in self.splits:
             known = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
             raise InputError(f"{printable(self.name)}: no track of split '{printable(split)}'", known)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from encore.audio.asf import check_asf_packet
-from encore.audio.declared import Container, Damage, read_at, short
+from encore.audio.declared import Container, Damage, Unsupported, read_at, short
+from encore.audio.tags import tag_length
 
 _PLACEHOLDERS = (0x7F00_0000, 0x7FFF_FFFF, 0xFFFF_FFFF)
 """Sizes of 32 bits written by who writes into a pipe, less or more a header: sox into AIFF; sox, arecord; FFmpeg."""
@@ -73,12 +74,15 @@ def _wave_format(raw: bytes, order: str) -> tuple[int, int | None]:
 
     Raises:
         Damage: channels, bits and bytes of a frame contradict each other.
+        Unsupported: samples narrower than their place by whole bytes.
     """
     if len(raw) < 16:
         raise Damage("has no format chunk")
     tag, channels, rate, _, block, bits = struct.unpack(f"{order}HHIIHH", raw[:16])
     if tag == EXTENSIBLE and len(raw) >= 26:
-        tag = struct.unpack(f"{order}H", raw[24:26])[0]
+        valid, tag = (struct.unpack(f"{order}H", raw[at : at + 2])[0] for at in (18, 24))
+        if tag in {PCM, FLOAT} and -(-(valid or bits) // 8) != -(-bits // 8):
+            raise Unsupported(f"keeps samples of {valid} bits in {bits}, which FFmpeg takes for another format")
     if tag not in {PCM, FLOAT}:
         return 0, rate
     if block != channels * -(-bits // 8):
@@ -93,26 +97,30 @@ def aiff(stream: BinaryIO, size: int, start: int) -> Container:
         return Container("other", least=None, start=start)
     frames: int | None = None
     width, held, unknown = 0, None, False
+    whole = struct.unpack(">I", read_at(stream, start + 4, 4))[0]
     position = start + 12
     while position + 8 <= size:
         name, length = struct.unpack(">4sI", read_at(stream, position, 8))
         body = position + 8
-        if held is not None and frames is not None and not all(32 <= byte < 127 for byte in name):
-            if size - position < 16:
-                break
-            raise Damage("has something behind its audio that is no chunk")
+        if held is not None and frames is not None:
+            if position >= start + 8 + whole or size - position < 16:
+                break  # what follows the declared whole is not ours, nor a writer's padding
+            if not all(32 <= byte < 127 for byte in name):
+                raise Damage("has something behind its audio that is no chunk")
         if name == b"COMM":
             channels, frames, bits = struct.unpack(">hIh", read_at(stream, body, 8).ljust(8, b"\0"))
             plain = kind == b"AIFF" or read_at(stream, body + 18, 4) in {b"NONE", b"sowt", b"twos"}
             width = channels * -(-bits // 8) if plain else 0
         elif name == b"SSND":
-            unknown = _is_unknown(length, struct.unpack(">I", read_at(stream, start + 4, 4))[0])
+            unknown = _is_unknown(length, whole)
             if unknown:
                 break
             held = length - 8 - struct.unpack(">I", read_at(stream, body, 4).ljust(4, b"\0"))[0]
         if body + length > size:
             raise short(body + length, size)
         position = body + length + length % 2
+        if length % 2 and read_at(stream, position - 1, 1) not in {b"", b"\0"}:
+            position -= 1  # a few writers leave the padding byte out
     if unknown or (frames in {0, 0xFFFFFFFF} and held):
         return Container("aiff", "aiff", start=start)
     if held is None or frames is None:
@@ -139,12 +147,12 @@ Parse = Callable[[BinaryIO, int, int], tuple[bytes, int, int] | None]
 
 
 def _tiled(stream: BinaryIO, position: int, size: int, parse: Parse) -> Iterator[Chunk]:
-    """Chunks that fill the file from here to its end.
+    """Chunks that fill the file from here to its end, or to padding or a tag there.
 
     Raises:
         Damage: one leads beyond the end, or what follows is none.
     """
-    while position < size:
+    while position < size and tag_length(stream, position) != size - position:
         chunk = parse(stream, position, size)
         if chunk is None:
             if not read_at(stream, position, 1 << 16).strip(b"\0"):
@@ -208,7 +216,7 @@ def wave64(stream: BinaryIO, size: int, start: int) -> Container:
             frames = length // block if block else None
     if frames is None and block:
         raise Damage("has no audio in it: its data chunk is missing")
-    return Container("wav", "w64", frames, rate, 0 if block else None, start)
+    return Container("wav", "w64", frames, rate, 0 if block else None, start, limit)
 
 
 def _atom(stream: BinaryIO, position: int, size: int) -> Chunk | None:

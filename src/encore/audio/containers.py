@@ -4,7 +4,7 @@ FFmpeg decodes what it finds: it passes over bytes that are no audio, and ends w
 So the structure is read here first, without decoding. One rule for all containers: what declares a length must lie
 inside the file, what follows must begin where it ends, and what is declared twice must be the same twice. Neither a
 placeholder of a writer that could not go back nor a decoder's estimate is a declaration. An MP3 without a Xing, Info
-or VBRI header that is cut exactly between two frames can't be told from a whole one.
+or VBRI header that is cut exactly between two frames looks like a whole one.
 """
 
 from __future__ import annotations

@@ -10,6 +10,10 @@ class Damage(Exception):
     """The file is not whole; the text completes `the file …`."""
 
 
+class Unsupported(Exception):
+    """The file may be whole, but FFmpeg decodes another sound from it, without an error; the text completes `it …`."""
+
+
 @dataclass(frozen=True)
 class Container:
     """What a file says about itself.

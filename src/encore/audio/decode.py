@@ -19,6 +19,7 @@ import numpy as np
 
 from encore.audio.av import NotAudio, Stream, open_av
 from encore.audio.containers import Damage, behind_junk, inspect
+from encore.audio.declared import Unsupported
 from encore.audio.files import open_regular
 from encore.audio.shape import Samples, mix, resample
 from encore.audio.text import printable
@@ -81,7 +82,8 @@ def load(
     the file declares them.
 
     Args:
-        path: a regular file. channels: 1 is the mean of all; 2 from mono is twice the same; see `shape.mix`.
+        path: a regular file.
+        channels: 1 is the mean of all; 2 from mono is twice the same; see `shape.mix`.
 
     Raises:
         InputError: no audio, not whole, out of the limits above, NaN or infinite samples, silence, unreadable.
@@ -99,6 +101,8 @@ def load(
             return _decode(decoder, name, sample_rate, channels, max_seconds, allow_silence)
         except Damage as damage:
             raise InputError(f"{name} is not whole: it {damage}", "copy it again from its source") from damage
+        except Unsupported as kind:
+            raise InputError(f"{name} can't be decoded: it {kind}", "convert it to FLAC or WAV") from kind
         except OSError as error:
             raise InputError(f"{name} can't be read: {error.strerror or printable(error)}") from error
 

@@ -131,15 +131,15 @@ def without_duplicates(tracks: Iterable[Track], pairs: Iterable[Pair]) -> list[T
 
 def refusal(pairs: Sequence[Pair]) -> InputError:
     """The error for pairs nobody asked to be dropped; it lists all of them."""
-    told = []
+    parts = []
     for first, second in COMPARED:
         mine = [pair for pair in pairs if pair.sides == (first, second)]
         noun = "track is" if len(mine) == 1 else "tracks are"
         if mine:
             listed = "; ".join(map(str, mine))
-            told.append(f"{len(mine)} {noun} both {PURPOSES[first]} and {PURPOSES[second]}: {listed}")
+            parts.append(f"{len(mine)} {noun} both {PURPOSES[first]} and {PURPOSES[second]}: {listed}")
     sides = sorted({pair.sides[1] for pair in pairs}, reverse=True)
-    return InputError(". ".join(told), f"--drop-duplicates takes them out of the {' and '.join(sides)} set")
+    return InputError(". ".join(parts), f"--drop-duplicates takes them out of the {' and '.join(sides)} set")
 
 
 def _pairs(

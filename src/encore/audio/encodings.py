@@ -2,7 +2,7 @@
 
 Playlists (`.m3u`), Excel's CSV and side-car files are written in the code page of the machine they come from. Which one
 that was is nowhere written, so only the commonest is taken, only where what comes out looks like a Western European
-language, and never without a word: whoever reads a text hears its encoding, and passes it on.
+language, and never silently: whoever reads a text gets its encoding with it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def utf8_chunks(stream: BinaryIO, name: str, notes: list[str]) -> Iterator[bytes
     """A file in pieces, those of UTF-16 and UTF-32 as UTF-8 without a mark; what is neither passes as it is.
 
     Args:
-        name: the file, for messages. notes: gets a sentence where the text is not UTF-8.
+        name: the file, for messages.
+        notes: gets a sentence where the text is not UTF-8.
 
     Raises:
         InputError: a text that is not what its first bytes announce.
@@ -94,7 +95,8 @@ def refuse_undecoded(texts: Iterable[object], where: str) -> None:
     """Refuse text that has bytes of an unknown encoding (surrogates, see `files.read_lines`).
 
     Args:
-        texts: what is no text passes. where: how messages call the place that has them.
+        texts: what is no text passes.
+        where: how messages call the place that has them.
 
     Raises:
         InputError: a text has such bytes.

@@ -26,7 +26,9 @@ class Caps:
     """How much text is read before a file is refused, counted after decompression.
 
     Args:
-        total: bytes. lines: lines, blank ones included. line: bytes in one line.
+        total: bytes.
+        lines: lines, blank ones included.
+        line: bytes in one line.
     """
 
     total: int

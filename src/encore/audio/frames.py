@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from encore.audio.declared import Container, Damage, read_at
-from encore.audio.tags import after_id3v2, tag_length, zeros
+from encore.audio.tags import after_id3v2, before_tags, tag_length, zeros
 
 _KBPS = {  # (MPEG-1?, layer); MPEG-2 and its half-rate extension 2.5 share a table
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -37,8 +37,11 @@ class Header:
     """One frame's header.
 
     Args:
-        length: bytes of the frame, header included. rate: Hz. samples: audio frames in it.
-        side: bytes of layer III's side information. layer: 1 to 3; 0 is ADTS.
+        length: bytes of the frame, header included.
+        rate: Hz.
+        samples: audio frames in it.
+        side: bytes of layer III's side information.
+        layer: 1 to 3; 0 is ADTS.
     """
 
     length: int
@@ -87,7 +90,10 @@ def mpeg_audio(stream: BinaryIO, size: int, start: int, junk: int = 0) -> Contai
     """Check an MP3 (or MP2, MP1) or ADTS stream.
 
     Args:
-        stream: seekable. size: of the file, bytes. start: where the first frame begins. junk: bytes that may stand
+        stream: seekable.
+        size: of the file, bytes.
+        start: where the first frame begins.
+        junk: bytes that may stand
             before it. Junk at both ends is no stream but a file that holds one (an archive).
 
     Returns:
@@ -179,11 +185,11 @@ class _Walk:
         per = self.first.samples
         seen = self.start == after_id3v2(self.stream, self.size)  # FFmpeg looks for a Xing header there only
         if self.declared is None or parts > 1 or not seen:
-            return Container(kind, kind, None, self.first.rate, (self.total - 2) * per, 0, self.end)
+            return Container(kind, kind, None, self.first.rate, max(0, self.total - 2) * per, 0, self.end)
         frames, _, delay, padding = self.declared
         whole = (self.count - 1) * per - delay - padding
-        known = whole if frames == self.count - 1 and delay + padding else None
-        return Container(kind, kind, known, self.first.rate, whole - per, 0, self.end)
+        known = whole if frames == self.count - 1 and delay + padding and whole >= 0 else None
+        return Container(kind, kind, known, self.first.rate, max(0, whole - per), 0, self.end)
 
     def _declared(self, position: int, header: Header) -> tuple[int, int, int, int] | None:
         if header.layer != 3:
@@ -208,6 +214,8 @@ class _Walk:
         but another frame."""
         rest = self.size - position
         if rest <= self.first.length and zeros(self.stream, position, rest) == rest:
+            return True
+        if before_tags(self.stream, self.size, position - 1) == position:  # a tag that has no header, but a footer
             return True
         return self.declared is not None and self.declared[0] > 0
 

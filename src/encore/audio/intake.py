@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,10 @@ class Facts:
     """What decoding a file found; that there are facts says that nothing about the file was refused.
 
     Args:
-        sha256_pcm: see `Audio.sha256_pcm`. rate: Hz. channels, frames: the file's own. format: see `Audio.format`.
+        sha256_pcm: see `Audio.sha256_pcm`.
+        rate: Hz.
+        channels, frames: the file's own.
+        format: see `Audio.format`.
         declared: frames by the container; None where it doesn't say.
     """
 
@@ -140,7 +143,8 @@ class FileCache:
     def _discard(self, error: Exception) -> None:
         """Remove a file that SQLite can't read, so that the next record begins another; leave one that is only busy."""
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that may only be read
+                self.path.unlink(missing_ok=True)
 
 
 def _identity(stat: os.stat_result) -> str:

@@ -221,7 +221,8 @@ class _Resolver:
         """Names in the folder a missing file should be in, if the list may look there."""
         folder = os.path.realpath(os.path.join(self.folder, os.path.dirname(raw)))
         try:
-            return sorted(os.listdir(folder)) if Path(folder).is_relative_to(self.folder) else []
+            names = os.listdir(folder) if Path(folder).is_relative_to(self.folder) else []
+            return sorted({*names} - {os.path.basename(raw)})  # a loop of links is there, and no file
         except (OSError, ValueError):
             return []
 

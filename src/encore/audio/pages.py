@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from typing import BinaryIO
 
-from encore.audio.declared import Container, Damage, read_at, short
+from encore.audio.declared import Container, Damage, Unsupported, read_at, short
 from encore.audio.tags import before_tags, tag_length
 
 
@@ -34,6 +35,7 @@ def ogg(stream: BinaryIO, size: int, start: int) -> Container:
     """Ogg (RFC 3533): pages that follow each other, numbered, each with a checksum, up to each stream's last."""
     position = start
     numbers: dict[int, int] = {}  # of streams that have not ended: the next page's number
+    headers = _Headers()
     while position < size:
         head = read_at(stream, position, 27)
         if head[:4] != b"OggS" or len(head) < 27:
@@ -49,6 +51,9 @@ def ogg(stream: BinaryIO, size: int, start: int) -> Container:
         if checksum != ogg_checksum(head[:22] + b"\0\0\0\0" + head[26:] + lengths + body):
             raise Damage("has an Ogg page whose checksum is another")
         begins, ends = head[5] & 2, head[5] & 4
+        if begins:
+            headers.begin(serial, chained=not numbers)
+        headers.add(serial, lengths, body)
         if not begins and numbers.get(serial, number) != number:
             raise Damage("lacks an Ogg page in the middle")
         if ends:
@@ -61,8 +66,44 @@ def ogg(stream: BinaryIO, size: int, start: int) -> Container:
     return Container("ogg", "ogg", least=None, start=start, end=position)
 
 
+class _Headers:
+    """The setups of the Vorbis streams of one file: FFmpeg goes on with the first of streams behind each other."""
+
+    def __init__(self) -> None:
+        self.open: dict[int, tuple[bytes, int]] = {}  # by serial number: bytes and packets so far
+        self.first: set[bytes] | None = None  # setups of the streams that the file begins with
+        self.latest: set[bytes] = set()
+
+    def begin(self, serial: int, *, chained: bool) -> None:
+        """A stream begins; with `chained`, behind the end of all others."""
+        if chained:
+            self.first, self.latest = self.first or self.latest or None, set()
+        self.open[serial] = b"", 0
+
+    def add(self, serial: int, lengths: bytes, body: bytes) -> None:
+        """The next page of a stream.
+
+        Raises:
+            Unsupported: its three header packets are of another setup than those that the file began with.
+        """
+        if serial not in self.open:
+            return
+        data, packets = self.open.pop(serial)
+        data, packets = data + body, packets + sum(length < 255 for length in lengths)
+        if not data.startswith(b"\1vorbis"):
+            return
+        if packets < 3:
+            self.open[serial] = data, packets
+            return
+        setup = data[:30] + data[data.find(b"\5vorbis") :]  # without the comments
+        self.latest.add(hashlib.sha256(setup).digest())
+        if self.first and not self.latest <= self.first:
+            raise Unsupported("is several Vorbis streams of different settings, of which FFmpeg decodes the first")
+
+
 _EBML, _SEGMENT, _CLUSTER, _GROUP = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xA0
 _ANYWHERE = {0xEC, 0xBF}  # Void, CRC-32
+_TOP = {_EBML.to_bytes(4, "big"), _SEGMENT.to_bytes(4, "big")}
 _CHILDREN = {
     # SeekHead, Info, Tracks, Cluster, Cues, Attachments, Chapters, Tags
     _SEGMENT: {0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367},
@@ -80,6 +121,8 @@ def matroska(stream: BinaryIO, size: int, start: int) -> Container:
         if name == _SEGMENT:
             segments += 1
             position = _walk(stream, name, body, end, size)
+            if end is not None and read_at(stream, position, 4) not in _TOP:
+                break  # what follows a whole segment is not ours
         elif name in _ANYWHERE | {_EBML} and end is not None:
             position = end
         elif segments:

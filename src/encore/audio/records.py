@@ -40,9 +40,11 @@ class Record:
     """One item as written: nothing is looked up yet. Empty strings where a column says nothing.
 
     Args:
-        line: 1-based line it begins on. source: its text.
+        line: 1-based line it begins on.
+        source: its text.
         hint: a caption to fall back on (title and artist, M3U's `#EXTINF`), weaker than a side-car file's.
-        meta: the columns that have no field of their own.
+        split: in lower case.
+        meta: the columns that have no field of their own; "split" and "genre" as one line of text.
     """
 
     line: int
@@ -198,8 +200,15 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
                 return str(value).strip(" \r\n") if key not in PATH_KEYS else str(value)
         return ""
 
+    for key, other in ((key, folded[column_key(key)]) for key in row):
+        if key != other and said(row[key]) and said(row[other]) and row[key] != row[other]:
+            raise InputError(
+                f"{where}: '{printable(key)}' and '{printable(other)}' are one column", "take one of them away"
+            )
     path, title, artist = take(*PATH_KEYS), take("title"), take("artist")
     refuse_undecoded((title, artist), where)
+    title, artist = clean_caption(title), clean_caption(artist)
+    known = {"split": take("split").casefold(), "genre": _words(row[folded["genre"]]) if "genre" in folded else ""}
     words = keywords_in(row, where)
     record = Record(
         line=number,
@@ -211,15 +220,16 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
         captions=captions_in(row, where),
         title=title,
         artist=artist,
-        split=take("split"),
+        split=known["split"],
         hint=Tags(title=title, artist=artist, genre=words).caption() if title or words else "",
         meta={
             key: value
             for folded_key, key in folded.items()
-            if folded_key not in {*PATH_KEYS, *ID_KEYS, "isrc", "sha256", "caption", "title", "artist"}
+            if folded_key not in {*PATH_KEYS, *ID_KEYS, "isrc", "sha256", "caption", "title", "artist", *known}
             and (value := row[key]) is not None
             and said(value)
-        },
+        }
+        | {name: value for name, value in known.items() if value},
     )
     if not (record.path or record.id or record.isrc or record.sha256):
         raise InputError(
@@ -227,6 +237,11 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
             f"fill one of {', '.join(PATH_KEYS[:3])}, id, isrc, sha256",
         )
     return record
+
+
+def _words(value: object) -> str:
+    """A text, a number, or a list of them as one line of text."""
+    return ", ".join(filter(None, map(said, value if isinstance(value, list) else [value])))
 
 
 Reader = Callable[[Lines, str], Iterator[Record]]

@@ -59,12 +59,14 @@ def after_id3v2(stream: BinaryIO, size: int) -> int:
 
 
 def before_tags(stream: BinaryIO, size: int, start: int) -> int:
-    """Where audio ends: before ID3v1 and APE tags."""
+    """Where audio ends: before ID3v1, Lyrics3 and APE tags."""
     end = size
     while end > start:
         footer = read_at(stream, max(start, end - 32), 32)
         if end - start > ID3V1 and read_at(stream, end - ID3V1, 3) == b"TAG":
             end -= ID3V1
+        elif footer[-9:] == b"LYRICS200" and footer[-15:-9].isdigit():
+            end -= int(footer[-15:-9]) + 15
         elif footer[:8] == b"APETAGEX":
             length, _, flags = struct.unpack("<III", footer[12:24])
             end -= max(32, length) + (32 if flags >> 31 else 0)

@@ -68,10 +68,13 @@ SOURCES = {
 
 def caption_sources(tracks: Iterable[Track]) -> str:
     """`3 from the catalogue, 2 from tags`: where the captions of tracks come from."""
-    counts = Counter(track.caption_source for track in tracks)
-    words = {source: SOURCES.get(source.partition(" ")[0], source or "elsewhere") for source in counts}
-    said = {source: words[source] + source[len(source.partition(" ")[0]) :] for source in counts}
-    return ", ".join(f"{count} from {said[source]}" for source, count in counts.most_common())
+
+    def words(source: str) -> str:
+        first, space, rest = source.partition(" ")
+        return SOURCES.get(first, first or "elsewhere") + space + rest
+
+    counts = Counter(words(track.caption_source) for track in tracks)
+    return ", ".join(f"{count} from {source}" for source, count in counts.most_common())
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def note_sets(sets: Mapping[Any, Sequence[Heard]]) -> None:
         if heard:
             seconds = sum(one.seconds for one in heard)
             sources = caption_sources(one.track for one in heard)
-            console.note(f"{name}: {seconds:,.1f} s read of {len(heard)} tracks; captions: {sources}")
+            count = "1 track" if len(heard) == 1 else f"{len(heard):,} tracks"
+            console.note(f"{name}: {seconds:,.1f} s read of {count}; captions: {sources}")
 
 
 def _seconds(heard: Heard) -> str:

@@ -79,7 +79,7 @@ def select(
         drop_duplicates: take tracks out of retain that are also to be forgotten, and out of holdout that are on another
             side, instead of refusing.
         skip_unreadable: leave tracks out of retain and holdout that can't be read; those to forget are never left out.
-        progress: is told how many tracks are read and compared.
+        progress: is given how many tracks are read and compared.
 
     Raises:
         InputError: lines that match nothing, files that can't be read (all are named), or a track on two sides.
@@ -100,10 +100,10 @@ def select(
         return found.tracks
 
     kept: Sequence[Track] = ()
-    unheard: Sequence[Track] = ()
+    unseen: Sequence[Track] = ()
     source = "nothing"
     if holdout is not None:
-        unheard = listed(holdout)
+        unseen = listed(holdout)
     if retain == SELF:
         source = "the base model's own playing"
     elif retain is not None:
@@ -111,16 +111,16 @@ def select(
     elif catalog is not None:
         known = {track.sha256: track for track in catalog.tracks(errors=lost)}
         if holdout is None:
-            unheard = [track for track in known.values() if track.meta.get("split") == HOLDOUT]
-        taken = {track.sha256 for track in (*forget, *unheard)}
+            unseen = [track for track in known.values() if track.meta.get("split") == HOLDOUT]
+        taken = {track.sha256 for track in (*forget, *unseen)}
         kept = [t for t in known.values() if t.meta.get("split") != HOLDOUT and t.sha256 not in taken]
         source = "the catalogue less the list"
         # A copy of a file under another name is the same track, and its captions go too.
         forget = [track.with_captions(known.get(track.sha256, track).captions) for track in forget]
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
-        unheard = catalog.tracks(split=HOLDOUT, errors=lost)
+        unseen = catalog.tracks(split=HOLDOUT, errors=lost)
     if wrong:
-        bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unheard), CHECK_SECONDS)
+        bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unseen), CHECK_SECONDS)
         raise _refusal([*wrong, *bad], of_forget)
     never = {track.sha256 for track in forget}
     gone: set[str] = set()
@@ -135,24 +135,24 @@ def select(
 
     of_forget = 0
     try:
-        pairs = find_duplicates(forget, kept, unheard, cache=TensorCache(), progress=progress, skip=may_skip)
+        pairs = find_duplicates(forget, kept, unseen, cache=TensorCache(), progress=progress, skip=may_skip)
     except InputError as error:
         raise (_refusal(wrong, of_forget) if wrong else error) from error
-    kept, unheard = ([track for track in side if track.sha256 not in gone] for side in (kept, unheard))
+    kept, unseen = ([track for track in side if track.sha256 not in gone] for side in (kept, unseen))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
     for side, what, why in (
         ("retain", "to keep", "they are also to be forgotten"),
         ("holdout", "to compare with", "they are also to be forgotten or kept"),
     ):
-        before = kept if side == "retain" else unheard
+        before = kept if side == "retain" else unseen
         after = without_duplicates(before, [pair for pair in pairs if pair.sides[1] == side])
-        kept, unheard = (after, unheard) if side == "retain" else (kept, after)
+        kept, unseen = (after, unseen) if side == "retain" else (kept, after)
         if len(after) < len(before):
             notes.append(f"{len(before) - len(after)} of {len(before)} tracks {what} were left out: {why}")
     notes += [*_several_captions(forget), *left_out(lost)]
     return Tracks(
-        tuple(forget), tuple(kept), tuple(unheard), chosen.missing, tuple(error.message for error in lost),
+        tuple(forget), tuple(kept), tuple(unseen), chosen.missing, tuple(error.message for error in lost),
         tuple(dict.fromkeys(notes)), source, len(forget),
     )  # fmt: skip
 
