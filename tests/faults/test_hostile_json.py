@@ -100,6 +100,26 @@ def test_case_C10_values_of_another_kind_are_refused(made: Path, call: Call, nam
     assert name in done.err
 
 
+@pytest.mark.parametrize(
+    "values", [{"n": 10**400}, {"value": 1.7e308, "n": 10**6}, {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}], ids=str
+)
+def test_case_C10_figures_beyond_arithmetic_are_shown_or_refused(
+    made: Path, call: Call, values: dict[str, Any]
+) -> None:
+    metrics = json.loads((made / "metrics.json").read_text())
+    metrics["results"] = [row if row["value"] is None else {**row, **values} for row in metrics["results"]]
+    (made / "metrics.json").write_text(json.dumps(metrics))
+    told(call("report", made), 0, 3)
+
+
+@pytest.mark.parametrize("date", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_case_C10_a_date_that_no_calendar_has_in_utc_is_shown_as_it_is(made: Path, call: Call, date: str) -> None:
+    request = json.loads((made / "request.json").read_text())
+    (made / "request.json").write_text(json.dumps({**request, "begun": date}))
+    told(call("report", made), 0)
+    assert date in (made / "report.html").read_text()
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("text", [DEEP, "[]", "5", "null", "{}"])
 def test_case_C10_files_of_another_kind_are_refused(made: Path, call: Call, name: str, text: str) -> None:

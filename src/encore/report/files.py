@@ -93,7 +93,7 @@ def _complete(run: Path) -> tuple[Any, Any]:
 
 def _looks(log: Path) -> Iterator[dict[str, Any]]:
     """One a step, the last that was taken: a run that was resumed went over some steps twice."""
-    if not log.exists() or log.stat().st_size > MAX_LOG:
+    if not log.is_file() or log.stat().st_size > MAX_LOG:
         return
     taken: dict[tuple[int, int], dict[str, Any]] = {}
     with naming(log):

@@ -165,7 +165,7 @@ def _is_staging(path: Path) -> bool:
 
 def _drop_torn_line(log: Path) -> None:
     """A process that was killed while it wrote a line left a part of it."""
-    if log.exists():
+    if log.is_file():
         whole, newline, _ = log.read_bytes().rpartition(b"\n")
         os.truncate(log, len(whole) + len(newline))
 
