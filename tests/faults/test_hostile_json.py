@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import zipfile
@@ -184,3 +185,15 @@ def test_case_C10_mutated_files_of_a_run_that_is_measured_or_resumed(studio: Pat
             done = call(*command)
             assert done.code in (0, 2, 3), (name, place, value, command[0], done.err)
             assert "not expected" not in done.err, (name, place, value, command[0])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [*FILES, "log.jsonl", "samples/index.json"])
+def test_case_C10_a_pipe_or_a_device_in_a_run_is_not_waited_for(made: Path, call: Call, name: str) -> None:
+    for put_there in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (made / name).unlink(missing_ok=True)
+        put_there(made / name)
+        done = call("report", made)
+        told(done, 0, 3)
+        assert done.code == 0 or name in done.err
+        told(call("runs", made.parent), 0)

@@ -85,7 +85,7 @@ def read_run_line(run: Path, above: Path | None = None) -> RunLine:
         )  # fmt: skip
     except EncoreError as error:
         return RunLine(name, size=size, why=error.message)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         return RunLine(name, size=size, why=f"{run / REQUEST} is not of this version of Encore: {error!r}")
 
 
