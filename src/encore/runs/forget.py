@@ -366,7 +366,7 @@ def _could_be_of(backend: Backend, codes: torch.Tensor) -> bool:
         return False
     if codes.is_floating_point() or not backend.has_tokens:
         return not backend.has_tokens and codes.is_floating_point() and bool(codes.isfinite().all())
-    return codes.dtype != torch.bool and 0 <= int(codes.min()) and int(codes.max()) < backend.codebook_size
+    return codes.dtype != torch.bool and int(codes.min()) >= 0 and int(codes.max()) < backend.codebook_size
 
 
 def _plain(value: Any) -> Any:
