@@ -29,6 +29,15 @@ class EncoreError(Exception):
         self.hint = hint
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's class and text in one line; the class alone where it has no text, or raises when asked for it."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of third-party code
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class UsageError(EncoreError):
     """The command was called in a way that can't work: an unknown option, two flags that exclude each other."""
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,10 @@ def read_json(path: Path, shape: Any = None) -> Any:
         InputError: it is missing, can't be read, is not JSON, or has another shape; names the file.
     """
     try:
-        if path.stat().st_size > MAX_JSON:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without end
+            raise InputError(f"{path} is not a regular file")
+        if found.st_size > MAX_JSON:
             raise InputError(f"{path} is larger than {MAX_JSON:,} bytes, too large for what it should be")
         data = path.read_bytes()
     except FileNotFoundError:

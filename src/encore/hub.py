@@ -79,7 +79,9 @@ READ = (".json", ".safetensors", ".model", ".txt", ".jinja")  # how the names en
 SETTINGS = re.compile(r"(model_index|config|.*_config|special_tokens_map|added_tokens|tokenizer|.*\.index)\.json")
 MAX_SETTINGS = 128 << 20  # bytes of one file of settings
 COUNTS = re.compile(r".*(layers|codebooks|blocks)|depths")  # settings that say how many parts a network is built of
-FEW = 1000  # parts that take no time to build, be there weights for them or not
+FEW = 200  # parts that take no time to build, be there weights for them or not
+NUMBERS = re.compile(r"num_labels|extra_ids|max_position_embeddings")  # settings that say how long a table is filled
+LONG = 1 << 21  # entries of such a table
 NAMES_FILES = ("fast_tokenizer_files", "transformers_weights")  # settings that name other files of the folder
 
 
@@ -131,6 +133,8 @@ def tried(failed: str, hint: str = "", kind: type[InputError] = InputError) -> I
         reason = _first_line(error)
         if "trust_remote_code" in str(error):
             reason = "it needs code that comes with it, and code of a model is never run"
+        if "ignore_mismatched_sizes" in str(error):  # which points at a table that is not shown
+            reason = "its weights are of other shapes than its settings say"
         raise kind(f"{failed}: {reason}", hint) from error
 
 
@@ -212,6 +216,8 @@ def _wrong(settings: Any, parts: int) -> str:
         for count in value if isinstance(value, list) else [value]:
             if COUNTS.fullmatch(key) and type(count) in (int, float) and count > max(parts, FEW):
                 return f"has {key} {count:,}, more than the model has weights"
+            if NUMBERS.fullmatch(key) and type(count) in (int, float) and count > LONG:
+                return f"has {key} {count:,}, more than {LONG:,}"
         found = _wrong(value, parts)
         if found:
             return found

@@ -20,7 +20,7 @@ import pluggy
 
 from encore import api, hookspecs
 from encore.entrypoints import EntryPoint, entry_points
-from encore.errors import Interrupted, MissingExtraError, PluginError, UnknownNameError
+from encore.errors import Interrupted, MissingExtraError, PluginError, UnknownNameError, one_line
 
 GROUP = "encore"
 OWN = "encore-music"
@@ -33,7 +33,7 @@ class Broken(Exception):
     """Third-party code raised something: in one line. `error`: what it raised."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(_reason(error))
+        super().__init__(one_line(error))
         self.error = error
 
 
@@ -188,9 +188,9 @@ class Plugins:
                 continue
             for spec in specs:
                 given, wanted = type(spec).__name__, spec_class.__name__
-                if not isinstance(spec, spec_class):
+                if not issubclass(type(spec), spec_class):
                     self.report(source, hook, f"it returned a {given} where a {wanted} belongs")
-                elif fault := spec.fault():
+                elif fault := api.Spec.fault(spec):  # not a method of the plugin's own
                     self.report(source, hook, f"it registered a {spec.kind} whose {fault}")
                 else:
                     entries.append(Entry(spec, source))
@@ -453,8 +453,3 @@ def _installed(distribution: str) -> bool:
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return False
     return True
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

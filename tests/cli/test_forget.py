@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.conftest import Done
 
 Call = Callable[..., Done]
@@ -179,6 +179,13 @@ def test_retain_self_plays_and_keeps(studio: Path, call: Call, monkeypatch: pyte
     assert len(captions) > 10
     assert set(load_file("run/retain-self/codes.safetensors")) == set(captions)
     assert read("run/run.json")["outcome"]["before"]["retain"] > 0
+    whole = load_file("run/retain-self/codes.safetensors")
+    first = next(iter(whole))
+    for other in (whole[first] + 9999, whole[first].float(), whole[first][0], whole[first][:1], whole[first][:, :0]):
+        save_file({**whole, first: other.contiguous()}, "run/retain-self/codes.safetensors")
+        done = call("eval", "run", "--metrics", "nll")
+        assert done.code == 3, done.err
+        assert f"codes of {first} that are none of musicgen" in done.err
 
 
 def test_a_method_that_needs_retain_is_refused_without(studio: Path, call: Call) -> None:

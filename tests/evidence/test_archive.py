@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +61,11 @@ def member(name: str, data: bytes = b"x", *, mode: int = stat.S_IFREG, compress:
         ([member("pipe", mode=stat.S_IFIFO)], "a link, a folder or a device"),
         ([member("bomb", b"\0" * 10_000_000, compress=zipfile.ZIP_DEFLATED)], "compressed"),
         ([member("a"), member("a")], "twice in it"),
+        ([member("a.txt"), member("A.txt")], "A.txt is the same file as a.txt on some systems"),
+        ([member("caf\u00e9"), member("cafe\u0301")], "the same file as"),
+        ([member("a"), member("a/b")], "a/b is below a file"),
+        ([member("a" * 300)], "a name that not every system can write"),
+        ([member("a /b")], "a name that not every system can write"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -98,8 +105,48 @@ def test_bytes_that_belong_to_no_member(tmp_path: Path) -> None:
         assert archive.names == ["a.txt", "b.txt"]
     for content in (b"<html>" + whole, whole[:-2] + b"\x04\0text"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="bytes that belong to no member"), opened(path):
+        with pytest.raises(InputError, match="another program could read"), opened(path):
             pass
+
+
+LIES = {  # what, where, and from which byte of that
+    "a method in the header alone": ("local", 8, b"\x08\0"),
+    "a flag in the header alone": ("local", 6, b"\x08\0"),
+    "a checksum in the header alone": ("local", 14, b"\0\0\0\0"),
+    "a packed size in the header alone": ("local", 18, b"\1\0\0\0"),
+    "a size in the header alone": ("local", 22, b"\1\0\0\0"),
+    "a flag in the directory": ("directory", 8, b"\x08\0"),
+    "a checksum in the directory alone": ("directory", 16, b"\0\0\0\0"),
+    "fewer members at the end": ("end", 8, b"\1\0\1\0"),
+    "another disk at the end": ("end", 4, b"\1\0"),
+}
+
+
+@pytest.mark.parametrize(("where", "offset", "data"), LIES.values(), ids=LIES)
+def test_what_two_programs_would_read_differently_is_refused(
+    tmp_path: Path, where: str, offset: int, data: bytes
+) -> None:
+    """A program that reads a zip as a stream goes by the headers, others by the directory: both must say the same."""
+    path = tmp_path / "a.zip"
+    write_archive(path, {"a.txt": b"of bytes", "b.txt": b"of more"})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        place = {"local": 0, "directory": archive.start_dir, "end": len(content) - 22}[where] + offset
+    content[place : place + len(data)] = data
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="refused"), opened(path):
+        pass
+
+
+def test_a_second_name_in_the_directory_is_refused(tmp_path: Path) -> None:
+    """Of Info-ZIP's Unicode path (field 0x7075), which some programs take for the name, and any other such field."""
+    path = tmp_path / "a.zip"
+    other = struct.pack("<HHBI", 0x7075, 10, 1, zlib.crc32(b"a.txt")) + b"x.txt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", b"of bytes")
+        archive.infolist()[0].extra = other
+    with pytest.raises(InputError, match="another program could read"), opened(path):
+        pass
 
 
 def test_an_archive_of_large_members_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,3 +193,25 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
     (made / "request.json").write_text(json.dumps(request))
     tie_again(made)
     assert bom_of(pack(made))["components"]
+
+
+def test_what_a_link_leads_to_is_not_packed(made: Path, tmp_path: Path) -> None:
+    """A run's folder may be a stranger's: what links in it lead to is not to be handed on."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (made / "samples/forget").rename(secret / "forget")
+    (made / "samples/forget").symlink_to(secret / "forget")
+    (made / "retain-self").mkdir()
+    (made / "retain-self/captions.json").symlink_to(secret / "key")
+    (made / "retain-self/notes.txt").write_text("not of the run")
+    (secret / "key").write_text("a key")
+    path = pack(made, tmp_path / "with.zip", with_model=True)
+    assert {name.partition("/")[0] for name in contents(path)}.isdisjoint({"samples", "retain-self"})
+    verify(path)
+
+
+def test_settings_larger_than_any_are_not_read(made: Path) -> None:
+    with (made / "model/config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"config\.json is larger than"):
+        pack(made)

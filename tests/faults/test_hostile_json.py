@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import zipfile
@@ -100,6 +101,26 @@ def test_case_C10_values_of_another_kind_are_refused(made: Path, call: Call, nam
     assert name in done.err
 
 
+@pytest.mark.parametrize(
+    "values", [{"n": 10**400}, {"value": 1.7e308, "n": 10**6}, {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}], ids=str
+)
+def test_case_C10_figures_beyond_arithmetic_are_shown_or_refused(
+    made: Path, call: Call, values: dict[str, Any]
+) -> None:
+    metrics = json.loads((made / "metrics.json").read_text())
+    metrics["results"] = [row if row["value"] is None else {**row, **values} for row in metrics["results"]]
+    (made / "metrics.json").write_text(json.dumps(metrics))
+    told(call("report", made), 0, 3)
+
+
+@pytest.mark.parametrize("date", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_case_C10_a_date_that_no_calendar_has_in_utc_is_shown_as_it_is(made: Path, call: Call, date: str) -> None:
+    request = json.loads((made / "request.json").read_text())
+    (made / "request.json").write_text(json.dumps({**request, "begun": date}))
+    told(call("report", made), 0)
+    assert date in (made / "report.html").read_text()
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("text", [DEEP, "[]", "5", "null", "{}"])
 def test_case_C10_files_of_another_kind_are_refused(made: Path, call: Call, name: str, text: str) -> None:
@@ -164,3 +185,15 @@ def test_case_C10_mutated_files_of_a_run_that_is_measured_or_resumed(studio: Pat
             done = call(*command)
             assert done.code in (0, 2, 3), (name, place, value, command[0], done.err)
             assert "not expected" not in done.err, (name, place, value, command[0])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [*FILES, "log.jsonl", "samples/index.json"])
+def test_case_C10_a_pipe_or_a_device_in_a_run_is_not_waited_for(made: Path, call: Call, name: str) -> None:
+    for put_there in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (made / name).unlink(missing_ok=True)
+        put_there(made / name)
+        done = call("report", made)
+        told(done, 0, 3)
+        assert done.code == 0 or name in done.err
+        told(call("runs", made.parent), 0)

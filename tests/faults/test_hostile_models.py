@@ -247,6 +247,35 @@ def put(document: Any, place: tuple[Any, ...], value: Any) -> None:
     document[place[-1]] = value
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("file", "place", "number"),
+    [
+        ("config.json", ("num_labels",), 10**9),
+        ("config.json", ("text_encoder", "num_labels"), 10**9),
+        ("config.json", ("decoder", "max_position_embeddings"), 10**8),
+        ("config.json", ("audio_encoder", "num_residual_layers"), 900),
+        ("tokenizer_config.json", ("extra_ids",), 10**9),
+    ],
+)
+def test_case_C10_a_number_that_would_fill_the_memory_is_refused(
+    studio: Path, call: Call, file: str, place: tuple[str, ...], number: int
+) -> None:
+    folder = copy_of(studio / "model")
+    settings = json.loads((folder / file).read_text())
+    put(settings, place, number)
+    (folder / file).write_text(json.dumps(settings))
+    refused(generate(call, folder), f"has {place[-1]} {number:,}, more than")
+
+
+def test_case_C10_weights_of_other_shapes_are_a_sentence_of_ours(studio: Path, call: Call) -> None:
+    folder = copy_of(studio / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["decoder"]["ffn_dim"] *= 2
+    (folder / "config.json").write_text(json.dumps(settings))
+    refused(generate(call, folder), "its weights are of other shapes than its settings say")
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [

@@ -186,6 +186,77 @@ def test_case_C5_a_command_of_a_plugin_may_choose_its_exit_code(installed, call)
     assert (done.code, "words" in done.err) == (1, True)
 
 
+def test_case_C5_a_command_of_a_plugin_that_leaves_with_a_list_is_exit_1(installed, call):
+    code = HOOK.replace("methods()", "commands(app)") + "@app.command('own')\n    def own():\n        "
+    installed.add("own", code + "raise SystemExit([])")
+    assert call("own").code == 1
+
+
+MUTE = """
+from encore.api import hookimpl, EditMethod, MethodSpec
+from encore.errors import EncoreError
+from encore.options import Options
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+class Bare(EncoreError):
+    def __init__(self):
+        pass
+
+class Overflowing(EncoreError):
+    exit_code = 256
+
+class Worded(EncoreError):
+    exit_code = "fine"
+
+class Numbered(EncoreError):
+    def __init__(self):
+        super().__init__(5, 7)
+
+class Spec(MethodSpec):
+    def fault(self):
+        raise Mute
+
+class Odd(EditMethod):
+    Options = Options
+    def edit(self, session):
+        raise ERRORS[self.spec.name]
+
+ERRORS = {"mute": Mute(), "bare": Bare(), "overflowing": Overflowing("x"), "worded": Worded("x"),
+          "numbered": Numbered()}
+
+@hookimpl
+def encore_register_methods():
+    return [Spec(name, "", "mute:Odd") for name in ERRORS]
+
+@hookimpl
+def encore_register_metrics():
+    raise Mute
+"""
+
+
+@pytest.mark.parametrize("how", ["mute", "bare", "overflowing", "worded", "numbered"])
+def test_case_C5_an_error_without_text_or_with_an_odd_exit_code_is_exit_1(as_a_command, studio, call, installed, how):
+    installed.add("mute", MUTE)
+    done = call(
+        "forget", "--tracks", studio / "music/forget.txt", "--model", studio / "model", "--method", how, "--out", "run",
+    )  # fmt: skip
+    assert done.code == 1, done.err
+    assert done.err.count("error:") == 1
+    assert "not expected" not in done.err
+    assert not Path("run/run.json").exists()
+
+
+def test_case_C5_a_plugins_own_class_of_spec_and_an_error_without_text_cost_only_itself(installed, call):
+    installed.add("mute", MUTE)
+    done = call("plugins", "--json")
+    assert done.code == 0, done.err
+    (mute,) = [plugin for plugin in json.loads(done.out)["plugins"] if plugin["name"] == "mute"]
+    assert [problem["message"] for problem in mute["problems"]] == ["it raised Mute"]
+
+
 HOSTILE = ("=cmd()", "<script>", "../../esc", "", "-x", "x-", "UPPER", "a b", "a" * 65, "a\n", "a|b", "a,b", 5, None)
 
 

@@ -249,8 +249,9 @@ def test_case_C11_a_run_killed_after_run_json_is_cleaned_up_and_resumed_as_compl
         assert not (run / "checkpoints").exists()
         assert not list(run.glob(".staging*"))
         assert (run / "run.json").read_bytes() == written
-        code, _ = zygote.run(tmp_path, "--resume", "-o", "lr=0.1")
-        assert (code, "lr" in (tmp_path / "stderr").read_text()) == (2, True)
+        if left == 1:
+            code, _ = zygote.run(tmp_path, "--resume", "-o", "lr=0.1")
+            assert (code, "lr" in (tmp_path / "stderr").read_text()) == (2, True)
         shutil.rmtree(run)
     assert left > 1
 
@@ -454,6 +455,14 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(
     assert resumed[0] < int(newest.name) - 1_000_000
 
 
+@pytest.fixture(scope="module")
+def begun(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed soon after it began."""
+    folder = tmp_path_factory.mktemp("begun")
+    assert zygote.run(folder, kill_at=30)[0] == -signal.SIGKILL
+    return folder / "run"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -465,11 +474,11 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(
     ],
 )
 def test_resume_of_another_run_shows_the_difference(
-    zygote: Zygote, studio: Path, call: Call, change: list[str], words: str
+    zygote: Zygote, begun: Path, studio: Path, call: Call, change: list[str], words: str
 ) -> None:
     shutil.copytree(studio / "model", "other")
+    shutil.copytree(begun, "run")
     places = {name.upper(): str(studio / f"music/{name}.txt") for name in ("forget", "retain", "holdout")}
-    assert zygote.run(Path.cwd(), kill_at=30)[0] == -signal.SIGKILL
     kept = Path("run/request.json").read_bytes()
     done = call(*zygote.arguments("--resume", *[(places | {"OTHER": "other"}).get(word, word) for word in change]))
     assert done.code == 2, done.err

@@ -79,6 +79,13 @@ def test_one_track_below_half_of_golds_misses_the_target_and_is_named():
     assert Finding("info", "best remembered of the forget tracks: c, NLL 3.40, gold's 7.00") in findings(found)
 
 
+def test_a_gold_whose_nll_is_nothing_is_no_division_by_it():
+    found = [
+        replace(row, value=0.0, per_track={}) if (row.metric, row.model) == ("nll", "gold") else row for row in rows()
+    ]
+    assert line(found, "nll").met is False
+
+
 def test_retain_may_lose_five_percent_where_that_is_more():
     found = [replace(row, value=2.0) if (row.metric, row.set) == ("nll", "retain") else row for row in rows()]
     at = next(i for i, row in enumerate(found) if (row.metric, row.model, row.set) == ("nll", "unlearned", "retain"))

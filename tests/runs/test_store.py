@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from encore.errors import EncoreError, InputError, UsageError
-from encore.runs.store import Checkpoints, RunFolder, preflight, read_json, staged_folder, write_bytes, write_json
+from encore.runs.store import (
+    Checkpoints,
+    RunFolder,
+    held,
+    preflight,
+    read_json,
+    staged_folder,
+    write_bytes,
+    write_json,
+)  # fmt: skip
 
 
 def test_a_complete_run_is_never_overwritten(tmp_path: Path) -> None:
@@ -174,3 +183,33 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted((tmp_path / "c").iterdir())] == ["000000003", "000000004"]
     checkpoints.discard()
     assert checkpoints.latest() is None
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".staging-1", "log.jsonl"])
+def test_a_link_in_a_run_folder_is_removed_and_never_what_it_leads_to(tmp_path: Path, name: str) -> None:
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.mkdir()
+    (victim / "kept").write_text("no line end")
+    with RunFolder(run) as folder:
+        folder.write_json("request.json", {})
+    (run / name).symlink_to(victim / "kept" if name == "log.jsonl" else victim)
+    if name == "checkpoints":
+        (run / "run.json").write_text("{}")
+        with held(run):
+            pass
+    else:
+        with RunFolder(run, resume=True) as folder:
+            folder.log({"step": 1})
+    assert not (run / name).is_symlink()
+    assert (victim / "kept").read_text() == "no line end"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_staged_folder_takes_the_place_of_a_file_or_a_link(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "victim").mkdir()
+    target = tmp_path / "model"
+    target.write_text("x") if kind == "file" else target.symlink_to(tmp_path / "victim")
+    with staged_folder(target) as folder:
+        (folder / "a").write_text("a")
+    assert (target / "a").read_text() == "a"
+    assert not list((tmp_path / "victim").iterdir())

@@ -166,8 +166,8 @@ def run(arguments: Sequence[str]) -> int:
         code = leaving.exit_code
     except SystemExit as leaving:  # typer's for a closed pipe, or that of a plugin's own command
         code = leaving.code
-        if isinstance(code, str):  # as Python itself takes it
-            console.note(code)
+        if code is not None and not isinstance(code, int):  # as Python itself takes it
+            console.note(str(code))
             code = 1
     except KeyboardInterrupt:
         code = 130

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from encore.errors import EncoreError
+from encore.errors import EncoreError, one_line
 
 _verbosity = {"quiet": False, "verbose": False}
 ZERO_WIDTH_JOINER = "\N{ZERO WIDTH JOINER}"  # not printable by itself, but emoji are made with it
@@ -101,15 +101,15 @@ def fail(error: BaseException) -> int:
     if debugging():
         trace(error)
     if isinstance(error, EncoreError):
-        _stderr(f"error: {escape(error.message)}")
-        _hint(error.hint)
-        return error.exit_code or 1  # no plugin's own class of error ends well
+        # A plugin's own class may lack what Encore's have, and must not end well either.
+        _stderr(f"error: {escape(getattr(error, 'message', one_line(error)))}")
+        _hint(str(getattr(error, "hint", "")))
+        return error.exit_code if type(error.exit_code) is int and 0 < error.exit_code < 256 else 1
     if isinstance(error, OSError) and error.strerror:
         # a machine's or a disk's fault, not Encore's
         _stderr(f"error: {escape(_where(error) + error.strerror.lower())}")
         return 1
-    text = " ".join(str(error).split())
-    _stderr(f"error: {escape(f'{type(error).__name__}: {text}' if text else type(error).__name__)}")
+    _stderr(f"error: {escape(one_line(error))}")
     if not debugging():
         _hint("this was not expected; ENCORE_DEBUG=1 shows where it happened")
     return 1

@@ -7,9 +7,11 @@ nothing in it can be larger than the file itself.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import stat
 import struct
+import unicodedata
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +27,12 @@ from encore.runs.store import writing
 MAX_MEMBERS = 10_000
 MAX_IN_MEMORY = 64 << 20  # bytes of a member that is read as a whole
 PIECE = 1 << 20
-ZIP64_EXTRA = 20  # bytes of a local header's extra field, of a member beyond 2 GiB
-END, ZIP64_END = 22, 76  # bytes of the record at a zip's end, and of what precedes it beyond 4 GiB
+LONGEST_NAME = 255  # bytes of a file's or a folder's name
+UTF8 = 0x800  # flag of a member: its name is UTF-8
+LOCAL = struct.Struct(
+    "<6xHH4x3I2H"
+)  # a member's header: flags, method, CRC, packed and whole size, lengths of two fields
+BEYOND = 0xFFFFFFFF  # stands for a size or an offset that another field holds
 FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
 HINT = "ask for the bundle again, from whoever made it"
 
@@ -125,38 +131,68 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
         raise InputError(f"{path} has {len(members):,} members: it is not an evidence bundle", HINT)
-    seen: set[str] = set()
+    names: dict[str, str] = {}  # as a file system that ignores case and kinds of accents takes them -> as they are
     for info in members:
-        wrong = _wrong(info) or ("twice in it" if info.filename in seen else "")
+        name, wrong = unicodedata.normalize("NFC", info.filename).casefold(), _wrong(info)
+        if not wrong and name in names:
+            known = names[name]
+            wrong = (
+                "twice in it" if known == info.orig_filename else f"the same file as {printable(known)} on some systems"
+            )
         if wrong:
             raise InputError(f"{path} is refused: {printable(info.orig_filename)} is {wrong}", HINT)
-        seen.add(info.filename)
+        names[name] = info.orig_filename
+    for name, original in names.items():
+        if any(str(above) in names for above in PurePosixPath(name).parents):
+            raise InputError(f"{path} is refused: {printable(original)} is below a file", HINT)
     if sum(info.file_size for info in members) > path.stat().st_size:
         raise InputError(f"{path} is refused: its members overlap", HINT)
     if not _is_whole(archive, members, path.stat().st_size):
-        raise InputError(f"{path} is refused: it holds bytes that belong to no member", HINT)
+        raise InputError(f"{path} is refused: another program could read another content in it", HINT)
     return members
 
 
 def _is_whole(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], size: int) -> bool:
-    """Whether the archive is its members one after the other and their directory, with nothing before or between.
+    """Whether the archive is its members one after the other and their directory, and says everything alike twice.
 
-    What stands between members is read by no zip reader, and by a reader of another format, which a bundle can be too.
+    What stands between members, or in a header and not in the directory, is read by other zip readers, or by a reader
+    of another format, which a bundle can be too.
     """
     file, place = archive.fp, 0
     assert file is not None
     for info in sorted(members, key=lambda info: info.header_offset):
-        if info.header_offset != place:
+        file.seek(place)
+        header = file.read(LOCAL.size)
+        if info.header_offset != place or len(header) != LOCAL.size:
             return False
-        file.seek(place + 26)  # of a local header: lengths of name and extra field, of 30 bytes in all
-        name, extra = struct.unpack("<HH", file.read(4))
-        if extra not in (0, ZIP64_EXTRA):
+        flags, method, crc, *sizes, name, extra = LOCAL.unpack(header)
+        file.seek(name, os.SEEK_CUR)
+        more = struct.pack("<2H2Q", 1, 16, info.file_size, info.file_size) if extra else b""  # where sizes may be large
+        if (flags, method, crc) != (info.flag_bits, info.compress_type, info.CRC) or file.read(extra) != more:
             return False
-        place += 30 + name + extra + info.compress_size
-    directory = sum(46 + len(info.orig_filename.encode()) + len(info.extra) + len(info.comment) for info in members)
-    end = archive.start_dir + directory
-    plain = not archive.comment and not any(info.comment for info in members)
-    return plain and archive.start_dir == place and size - end in (END, END + ZIP64_END)
+        if sizes != [info.file_size] * 2 and not (extra and sizes == [BEYOND] * 2):
+            return False
+        if info.comment or not _is_plain_extra(info):
+            return False
+        place += LOCAL.size + name + extra + info.file_size
+    directory = sum(46 + len(info.orig_filename.encode()) + len(info.extra) for info in members)
+    file.seek(archive.start_dir + directory)
+    return archive.start_dir == place and file.read() == _end(len(members), directory, place)
+
+
+def _is_plain_extra(info: zipfile.ZipInfo) -> bool:
+    """Whether the directory says no more of a member than its size and place, and those only where they are large."""
+    large = max(info.file_size, info.header_offset) > zipfile.ZIP64_LIMIT
+    return not info.extra or (large and struct.unpack("<2H", info.extra[:4]) == (1, len(info.extra) - 4))
+
+
+def _end(count: int, size: int, start: int) -> bytes:
+    """What stands behind a directory of `size` bytes that begins at `start`."""
+    plain = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, size, min(start, BEYOND), 0)
+    if start <= zipfile.ZIP64_LIMIT:
+        return plain
+    large = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
+    return large + struct.pack("<4sIQI", b"PK\6\7", 0, start + size, 1) + plain
 
 
 def _wrong(info: zipfile.ZipInfo) -> str:
@@ -166,6 +202,8 @@ def _wrong(info: zipfile.ZipInfo) -> str:
         return "no plain name"
     if not parts or {"..", "."} & set(name.split("/")) or "" in name.split("/"):
         return "a path that leads elsewhere"
+    if any(len(part.encode()) > LONGEST_NAME or part.endswith((" ", ".")) for part in parts):
+        return "a name that not every system can write"
     if is_code(name):
         return "code, and no member of a bundle is"
     kind = stat.S_IFMT(info.external_attr >> 16)
@@ -173,6 +211,8 @@ def _wrong(info: zipfile.ZipInfo) -> str:
         return "a link, a folder or a device"
     if info.flag_bits & 1:
         return "encrypted"
+    if info.flag_bits & ~UTF8:
+        return "not stored as members of a bundle are"
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         return "compressed, which members of a bundle never are"
     return ""

@@ -42,5 +42,5 @@ def derived(records: Mapping[str, bytes], model: Mapping[str, str]) -> dict[str,
             }
         except InputError as error:
             raise InputError(error.message.replace(str(folder), "the bundle"), error.hint) from error
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
             raise InputError(f"no report can be made of the bundle's records: {error!r}") from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from encore.audio.files import file_sha256
 from encore.errors import InputError
 from encore.evidence import signing, timestamp
-from encore.evidence.archive import write_archive
+from encore.evidence.archive import MAX_IN_MEMORY, write_archive
 from encore.evidence.code import refuse_code
 from encore.evidence.derived import derived
 from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, manifest_of
@@ -19,6 +20,7 @@ from encore.runs.evaluation_json import check_tie
 from encore.runs.store import read_json
 
 SELF, SAMPLES = "retain-self", "samples"
+IN_SELF = ("captions.json", "codes.safetensors")
 LEFT_OUT = {  # what is in the bundle only when asked for -> what is not in it, and which flag puts it in
     "catalog": "ids, titles and captions of the tracks to retain and the held-out tracks: of these it has only hashes "
     "(--with-catalog)",
@@ -60,15 +62,15 @@ def pack(
     model = model_files(run)
     if not any(name.endswith(".safetensors") for name in model):
         raise InputError(f"{run / 'model'} has no weights: there is nothing to give evidence of", "run it again")
-    refuse_code({name: file.read_bytes for name, file in model.items()}, run)
+    refuse_code({name: partial(_settings, file) for name, file in model.items()}, run)
     records = public_records(run, catalog=with_catalog)
     hashes = {name: file_sha256(file) for name, file in model.items()}
     members: dict[str, bytes | Path] = {**records, **derived(records, hashes)}
     members |= dict(_samples(run, with_catalog, with_before))
     if with_model:
         members |= {f"model/{name}": file for name, file in model.items()}
-        if (run / SELF).is_dir():
-            members |= {f"{SELF}/{file.name}": file for file in (run / SELF).iterdir() if file.is_file()}
+        own = (run / SELF / name for name in IN_SELF)
+        members |= {f"{SELF}/{file.name}": file for file in own if file.is_file() and not file.is_symlink()}
     includes = {"catalog": with_catalog, "before": with_before, "model": with_model}
     manifest = manifest_of(members, model, str(files.run["unlearned_sha256"]), includes)
     about = {SIGNATURE: signing.sign(manifest, key)} if key is not None else {}
@@ -84,6 +86,12 @@ def model_files(run: Path) -> dict[str, Path]:
     folder = run / "model"
     found = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     return {file.relative_to(folder).as_posix(): file for file in found if file.name != "README.md"}
+
+
+def _settings(file: Path) -> bytes:
+    if file.stat().st_size > MAX_IN_MEMORY:  # `encore verify` would not read it either
+        raise InputError(f"{file} is larger than {MAX_IN_MEMORY:,} bytes, too large for what it should be")
+    return file.read_bytes()
 
 
 def _samples(run: Path, catalog: bool, before: bool) -> Iterator[tuple[str, bytes | Path]]:

@@ -53,7 +53,7 @@ def public_records(run: Path, *, catalog: bool = False, measured: bool = True) -
             files[METRICS] = canonical({**metrics, "results": rows})
             tied = {tie_name(name): sha256(content) for name, content in files.items()}
             files[EVALUATION] = canonical(_evaluation(how, clean) | tied)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
     return files
 

@@ -18,7 +18,7 @@ from encore.evidence.archive import HINT, Archive, opened
 from encore.evidence.code import refuse_code
 from encore.evidence.derived import DERIVED, derived
 from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, differences, made_with, read_manifest, run_differences
-from encore.evidence.pack import SAMPLES, SELF
+from encore.evidence.pack import IN_SELF, SAMPLES, SELF
 from encore.evidence.public import REQUEST, RUN, canonical, sha256, tie_name
 from encore.evidence.rerun import Rerun, check_rerun, check_settings, rerun
 from encore.runs.evaluation_json import NAME as EVALUATION
@@ -27,7 +27,6 @@ from encore.runs.metrics_json import read_metrics
 
 RECORDS = (REQUEST, RUN, METRICS, EVALUATION)
 ALONE = (*RECORDS, *DERIVED, NAME, SIGNATURE, TIMESTAMP)
-IN_SELF = ("captions.json", "codes.safetensors")
 SAME = ("model", "method", "seed", "precision")  # what `run.json` repeats of `request.json`
 
 HASH = "hash only"

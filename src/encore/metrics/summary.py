@@ -114,7 +114,8 @@ def _kl(figures: Figures) -> bool:
 
 
 def _forget_nll(figures: Figures) -> bool:
-    near = abs(_value(figures, "unlearned") / _value(figures, "gold") - 1) <= NLL_SLACK
+    own, gold = _value(figures, "unlearned"), _value(figures, "gold")
+    near = abs(own - gold) <= NLL_SLACK * gold
     low, high = TRACK_RANGE
     return near and all(low <= ratio <= high for ratio in _ratios(figures).values())
 

@@ -93,7 +93,7 @@ def _complete(run: Path) -> tuple[Any, Any]:
 
 def _looks(log: Path) -> Iterator[dict[str, Any]]:
     """One a step, the last that was taken: a run that was resumed went over some steps twice."""
-    if not log.exists() or log.stat().st_size > MAX_LOG:
+    if not log.is_file() or log.stat().st_size > MAX_LOG:
         return
     taken: dict[tuple[int, int], dict[str, Any]] = {}
     with naming(log):
@@ -118,8 +118,8 @@ def _looks(log: Path) -> Iterator[dict[str, Any]]:
 
 
 def _samples(folder: Path) -> Iterator[Sample]:
-    """What the index lists and is there; a name that leads out of the folder is left out."""
-    index = folder / "index.json"
+    """What the index lists and is there; a name or a link that leads out of the folder is left out."""
+    index, real = folder / "index.json", folder.parent.resolve() / folder.name
     if not index.exists():
         return
     entries = read_json(index)
@@ -128,7 +128,9 @@ def _samples(folder: Path) -> Iterator[Sample]:
         kind, _, rest = name.partition("/")
         moment = rest.removesuffix(".wav").rpartition(".")[2]
         path = folder / kind / rest
-        if "/" in rest or ".." in (kind, rest) or moment not in MOMENTS or path.is_symlink() or not path.is_file():
+        if "/" in rest or ".." in (kind, rest) or moment not in MOMENTS or not path.is_file():
+            continue
+        if path.resolve() != real / kind / rest:
             continue
         kinds = tuple(map(str, entry["kinds"])) if isinstance(entry.get("kinds"), list) else ()
         track, caption, asked = (str(entry.get(name, "")) for name in ("track", "caption", "asked"))

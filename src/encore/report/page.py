@@ -137,7 +137,7 @@ def _reading(folder: Path) -> Iterator[None]:
     """Turn what a file of another shape runs into, into one sentence."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
         raise InputError(f"{folder} was not written by this version of Encore: {error!r}", "run it again") from error
 
 
@@ -199,9 +199,9 @@ def _utc(text: Any) -> Any:
     """A time such as 2026-11-28T16:20:05Z for a reader, "28 November 2026, 16:20 UTC"; anything else as it is."""
     try:
         when = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        when = when.astimezone(UTC) if when.tzinfo else when
+    except (TypeError, ValueError, OverflowError):
         return text
-    when = when.astimezone(UTC) if when.tzinfo else when
     day = f"{when.day} {MONTHS[when.month - 1]} {when.year}"
     return f"{day}, {when:%H:%M} UTC" if when.tzinfo else day
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from encore.runs.metrics_json import write_metrics
 from encore.runs.open_run import Subject, from_run
 from encore.runs.reporter import Reporter
 from encore.runs.samples import write_samples
-from encore.runs.store import held, read_json, write_json, writing
+from encore.runs.store import held, read_json, remove, write_json, writing
 from encore.runs.two import shared
 
 
@@ -114,7 +113,7 @@ def evaluate_subject(
             )  # fmt: skip
             if (out / "samples").exists() and _measured(out) != how["models"]:
                 with writing(out):
-                    shutil.rmtree(out / "samples")
+                    remove(out / "samples")
             write_metrics(out / "metrics.json", results)
             write_json(out / NAME, how | tie(out, run))  # last: a kill in between leaves hashes that differ
             if asked.metrics is None:

@@ -340,18 +340,33 @@ def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> 
         with folder.staged("retain-self") as staging:
             save_file({clip.track: narrow(clip.codes).cpu() for clip in played}, staging / "codes.safetensors")
             (staging / "captions.json").write_text(json.dumps({clip.track: clip.caption for clip in played}))
-    return load_self_retain(folder.path)
+    return load_self_retain(folder.path, prepared.backend)
 
 
-def load_self_retain(run: Path) -> list[Clip]:
-    """The clips that `--retain self` kept, from a run folder."""
+def load_self_retain(run: Path, backend: Backend) -> list[Clip]:
+    """The clips that `--retain self` kept, from a run folder.
+
+    Raises:
+        InputError: they can't be read, or are nothing that the model could have generated.
+    """
     captions = read_json(run / "retain-self" / "captions.json", dict[str, str])
     file = run / "retain-self" / "codes.safetensors"
     codes = read_tensors(file)
     lacking = [track for track in captions if track not in codes]
     if lacking:
         raise InputError(f"{file} has no codes of {printable(lacking[0])}", "run it again")
+    if wrong := [track for track in captions if not _could_be_of(backend, codes[track])]:
+        raise InputError(f"{file} has codes of {printable(wrong[0])} that are none of {backend.name}", "run it again")
     return [Clip(track, caption, wide(codes[track])) for track, caption in captions.items()]
+
+
+def _could_be_of(backend: Backend, codes: torch.Tensor) -> bool:
+    """Whether codes [K, T] have the shape, the type and the range of this model's."""
+    if codes.ndim != 2 or len(codes) != backend.codebooks or not 0 < codes.shape[1] <= backend.max_frames:
+        return False
+    if codes.is_floating_point() or not backend.has_tokens:
+        return not backend.has_tokens and codes.is_floating_point() and bool(codes.isfinite().all())
+    return codes.dtype != torch.bool and int(codes.min()) >= 0 and int(codes.max()) < backend.codebook_size
 
 
 def _plain(value: Any) -> Any:

@@ -119,7 +119,7 @@ def from_run(
     subject.take(base, _hear(base, present, reporter))
     subject.about = _about(track for chosen in present.values() for track in chosen)
     if (run / "retain-self").exists():
-        subject.clips["retain"] = load_self_retain(run)[:RETAIN_TRACKS]
+        subject.clips["retain"] = load_self_retain(run, base)[:RETAIN_TRACKS]
         subject.recordings.pop("retain", None)
     return subject
 

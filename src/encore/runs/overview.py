@@ -87,6 +87,8 @@ def read_run_line(run: Path, above: Path | None = None) -> RunLine:
         return RunLine(name, size=size, why=error.message)
     except KeyError as error:
         return RunLine(name, size=size, why=f"{run / REQUEST} has no {error}: this version of Encore did not write it")
+    except (TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        return RunLine(name, size=size, why=f"{run / REQUEST} is not of this version of Encore: {error!r}")
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

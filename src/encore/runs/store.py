@@ -102,7 +102,7 @@ def held(path: Path) -> Iterator[None]:
             if (path / "run.json").exists():  # it was killed before it could drop them itself
                 left += path.glob(CHECKPOINTS)
             for orphan in left:
-                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+                remove(orphan)
             write_bytes(path / OWNER, f"process {os.getpid()}".encode())
         except BaseException:
             lock.release()
@@ -165,7 +165,9 @@ def _is_staging(path: Path) -> bool:
 
 def _drop_torn_line(log: Path) -> None:
     """A process that was killed while it wrote a line left a part of it."""
-    if log.exists():
+    if log.is_symlink():  # what it leads to is not this run's
+        log.unlink()
+    if log.is_file():
         whole, newline, _ = log.read_bytes().rpartition(b"\n")
         os.truncate(log, len(whole) + len(newline))
 
@@ -218,6 +220,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def remove(path: Path) -> None:
+    """Remove a folder with all below it, a file, or a link, but never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` once the block ends without an error."""
@@ -231,8 +241,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
                     file.chmod(0o644)  # safetensors writes 0600
                 sync(file)
             sync(staging)
-            if path.exists():
-                shutil.rmtree(path)
+            if os.path.lexists(path):
+                remove(path)
             os.replace(staging, path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
