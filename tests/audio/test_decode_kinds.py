@@ -17,7 +17,7 @@ from tests.audio.conftest import melody
 from tests.audio.test_decode_cases import BARE, FILES, frames, put, refused
 from tools import audio_cases
 
-from encore.audio.av import _Decoder
+from encore.audio.av import NotAudio, _Decoder
 from encore.audio.declared import Container, Damage
 from encore.audio.decode import load
 from encore.audio.frames import parse_header
@@ -166,3 +166,20 @@ def test_an_mp3_shorter_than_what_is_to_be_trimmed_is_too_short_not_a_crash(tmp_
         tag = b"Info" + struct.pack(">II", 1, count) + b"LAME3.97 " + bytes(12) + b"\xff\xff\xff"
         head = (frame[:4] + bytes(header.side) + tag).ljust(header.length, b"\0")
         refused(put(tmp_path, head + frame * count), "less than 0.1 s|can't be decoded|not audio that Encore knows")
+
+
+def test_a_tag_that_leads_beyond_the_end_of_an_mp3_is_refused(tmp_path: Path) -> None:
+    mp3 = (FILES / "cbr-bare.mp3").read_bytes()
+    for tag in (b"TAG", b"TAG".ljust(126), audio_cases.id3v2(9_000)[:500], audio_cases.ape(b"x" * 99)[:40]):
+        refused(put(tmp_path, mp3 + tag), "has no frame at byte")
+
+
+def test_frames_behind_junk_that_ffmpeg_does_not_take_for_an_mp3_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_audio(*_: object) -> None:
+        raise NotAudio("Invalid data")
+
+    monkeypatch.setattr("encore.audio.decode.open_av", no_audio)
+    refused(put(tmp_path, b"junk" * 50 + (FILES / "cbr-bare.mp3").read_bytes()), "can't be decoded: Invalid data")
+    refused(put(tmp_path, b"junk" * 50), "is not audio that Encore knows")

@@ -112,16 +112,18 @@ def _open(stream: BinaryIO, name: str, max_seconds: float) -> Stream:
     if container.frames is not None and container.rate:  # before anything is allocated by a lying header
         _check_seconds(container.frames / container.rate, name, max_seconds)
     try:
-        return open_av(stream, container, name)
+        try:
+            return open_av(stream, container, name)
+        except NotAudio:
+            hidden = None if container.demuxer else behind_junk(stream)
+            if hidden is None:
+                raise
+            container = hidden
+            return open_av(stream, container, name)
     except NotAudio as error:
         if container.demuxer:
             raise InputError(f"{name} can't be decoded: {error}", "the file is damaged, or of another kind") from error
-        hidden = behind_junk(stream)
-        if hidden is None:
-            raise InputError(
-                f"{name} is not audio that Encore knows", "its first bytes are of no audio format"
-            ) from error
-        return open_av(stream, hidden, name)
+        raise InputError(f"{name} is not audio that Encore knows", "its first bytes are of no audio format") from error
 
 
 def _check_declared(decoder: Stream, name: str, max_seconds: float) -> None:

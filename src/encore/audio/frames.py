@@ -160,7 +160,7 @@ class _Walk:
             header = self.parse(read_at(self.stream, position, 8))
             if header is None or not header.follows(self.first):
                 tag = tag_length(self.stream, position)
-                if not tag:
+                if not tag or position + tag > self.size:
                     break
                 position += tag
                 continue
