@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from encore.errors import InputError
 from encore.evidence.derived import derived
 
 RECORDS = ("request.json", "run.json", "metrics.json", "evaluation.json")
@@ -33,7 +35,8 @@ def sealed(members: Members, *, ties: bool = True, page: bool = True) -> Members
     manifest = json.loads(members["manifest.json"])
     if page:
         hashes = {name: entry["sha256"] for name, entry in manifest["model"].items()}
-        members |= derived({name: members[name] for name in RECORDS}, hashes)
+        with contextlib.suppress(InputError):  # of records that no page can be made of, the old ones stay
+            members |= derived({name: members[name] for name in RECORDS}, hashes)
     entries = {n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in sorted(members.items())}
     manifest["members"] = {n: e for n, e in entries.items() if not n.startswith("manifest.json")}
     return {**members, "manifest.json": spelt(manifest)}
@@ -308,6 +311,7 @@ def _archives() -> Iterator[Forgery]:
 
     yield of_bytes("another file before it", lambda old: b"<html>certified</html>" + old)
     yield of_bytes("bytes behind it", lambda old: old + b"certified")
+    yield of_bytes("a size that only its header says", lambda old: old[:18] + b"\1\0\0\0" + old[22:])
     yield of_bytes("cut off", lambda old: old[:-30])
     yield of_bytes("a bit turned", lambda old: old[:5000] + bytes([old[5000] ^ 1]) + old[5001:])
     yield of_bytes("a comment", lambda old: old[:-2] + struct.pack("<H", 9) + b"certified")
