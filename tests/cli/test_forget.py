@@ -92,7 +92,7 @@ def test_dry_run_writes_nothing_and_says_what_would_happen(studio: Path, call: C
     assert plan["expected_seconds"] > 0
     assert plan["expected_disk_bytes"] > (studio / "model" / "model.safetensors").stat().st_size
     table = call(*arguments(studio, dry_run=True))
-    assert re.search(r"expected +about \d+ s, \d+ MiB of memory, \d+ MiB of disk", table.out)
+    assert re.search(r"expected +about [\d.]+ (s|min), [\d.]+ [MG]iB of memory, \d+ MiB of disk", table.out)
     assert "nothing was written outside the cache" in table.err  # in which a method's Fisher may be, beside the tracks
     assert not list(Path.cwd().iterdir())
 

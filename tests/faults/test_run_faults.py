@@ -294,29 +294,32 @@ def test_case_C13_an_io_error_at_some_calls_is_a_sentence_with_the_path(
     assert failed > 1
 
 
+STRIDE = 9  # of some 240 calls: the same places of the code come by many times
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_case_C13_an_io_error_at_every_call_is_a_sentence_with_the_path(
+def test_case_C13_an_io_error_at_many_calls_is_a_sentence_with_the_path(
     zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path
 ) -> None:
     calls = zygote.run(tmp_path / "counted", fail_at=0)[1]
-    failed = 0
-    for number in range(1, calls + 1):
+    failed, tried = 0, range(1, calls + 1, STRIDE)
+    for number in tried:
         failed += broken_at(zygote, tmp_path / "one", number, straight)
         shutil.rmtree(tmp_path / "one")
-    assert failed > calls // 2
+    assert failed > len(tried) // 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_case_C13_an_io_error_at_every_call_of_an_evaluation(
+def test_case_C13_an_io_error_at_many_calls_of_an_evaluation(
     zygote: Zygote, straight: tuple[bytes, int], tmp_path: Path
 ) -> None:
     measure = ["eval", "run", "--metrics", "nll"]
     assert zygote.run(tmp_path)[0] == 0
     assert zygote.run(tmp_path, instead=measure)[0] == 0
     calls = zygote.run(tmp_path, instead=measure, fail_at=0)[1]
-    for number in range(1, calls + 1):
+    for number in range(1, calls + 1, STRIDE):
         code, _ = zygote.run(tmp_path, instead=measure, fail_at=number)
         told = (tmp_path / "stderr").read_text()
         assert code in (0, 1, 3), (number, told)
