@@ -163,6 +163,13 @@ def _records(rng: random.Random) -> Iterator[Forgery]:
             one[key], other[key] = other[key], one[key]
 
     yield _of_record("captions of other tracks", "request.json", captions)
+
+    def every_caption(record: dict[str, Any]) -> None:
+        captions(record)
+        for entry in record["forget"]:
+            entry["captions"] = [entry["caption"]]
+
+    yield _of_record("every caption of other tracks", "request.json", every_caption)
     yield _of_record("hashes of other tracks", "request.json", files)
     yield _of_record("tracks in another order", "request.json", lambda r: r["forget"].reverse())
     yield _of_record("a track that nobody has", "request.json", lambda r: r["forget"][0].update(

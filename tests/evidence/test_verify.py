@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evidence.forger import sealed, write
 from tests.report.made_run import row
 
 from encore.api import Result
@@ -327,3 +328,18 @@ def resealed(members: dict[str, bytes], name: str, content: bytes) -> None:
 
 def spelt(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def test_a_caption_that_is_shown_and_another_that_is_measured_contradict_each_other(bundle: Path) -> None:
+    """A track's `caption` stands in the report, and its `captions` are what the model is measured with."""
+    with zipfile.ZipFile(bundle) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    request = json.loads(members["request.json"])
+    first = request["forget"][0]
+    first |= {"captions": [first["caption"]]}
+    write(sealed({**members, "request.json": spelt(request)}), bundle)
+    verify(bundle)
+    first["caption"] = "another caption"
+    write(sealed({**members, "request.json": spelt(request)}), bundle)
+    with pytest.raises(InputError, match="on the caption of its tracks"):
+        verify(bundle)

@@ -234,6 +234,7 @@ def _check_records(records: Mapping[str, bytes], manifest: Mapping[str, Any]) ->
     request, run, how = (json.loads(records[name]) for name in (REQUEST, RUN, EVALUATION))
     check_settings(how)
     try:
+        tracks = [entry for name in ("forget", "retain", "holdout") for entry in request[name]]
         ties = {
             **{f"{EVALUATION} and {name}": (how.get(tie_name(name)), sha256(records[name])) for name in (REQUEST, RUN)},
             f"{EVALUATION} and {METRICS}": (how.get(tie_name(METRICS)), sha256(records[METRICS])),
@@ -249,6 +250,11 @@ def _check_records(records: Mapping[str, bytes], manifest: Mapping[str, Any]) ->
                 f"{RUN} and {REQUEST} on {name} tracks": (run["tracks"][name], len(request[name]))
                 for name in ("forget", "retain", "holdout")
             },
+            # a reader is shown the caption, and the first of the captions is measured
+            f"{REQUEST} on the caption of its tracks and the first of their captions": (
+                [entry.get("caption") for entry in tracks],
+                [(entry.get("captions") or [entry.get("caption")])[0] for entry in tracks],
+            ),
         }  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the records of the bundle can't be read: {error!r}", HINT) from error
