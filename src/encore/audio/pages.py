@@ -109,6 +109,9 @@ _CHILDREN = {
     _SEGMENT: {0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367},
     # Timestamp, SilentTracks, Position, PrevSize, SimpleBlock, BlockGroup, EncryptedBlock
     _CLUSTER: {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, _GROUP, 0xAF},
+    # Block, BlockVirtual, BlockAdditions, BlockDuration, Reference{Priority,Block,Virtual}, CodecState, DiscardPadding,
+    # Slices, ReferenceFrame
+    _GROUP: {0xA1, 0xA2, 0x75A1, 0x9B, 0xFA, 0xFB, 0xFD, 0xA4, 0x75A2, 0x8E, 0xC8},
 }
 """Matroska's elements (RFC 9559) that are walked into, and what may be in them."""
 
