@@ -207,7 +207,6 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
             )
     path, title, artist = take(*PATH_KEYS), take("title"), take("artist")
     refuse_undecoded((title, artist), where)
-    title, artist = clean_caption(title), clean_caption(artist)
     known = {"split": take("split").casefold(), "genre": _words(row[folded["genre"]]) if "genre" in folded else ""}
     words = keywords_in(row, where)
     record = Record(
