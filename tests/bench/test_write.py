@@ -114,11 +114,25 @@ def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
     assert first.nll_after == pytest.approx(5.0 + 0.01 * (1 - 3.5))
     assert first.nll_end == pytest.approx(3.0 + 0.01 * (1 - 3.5))
     assert second.nll_after == pytest.approx(6.0 + 0.01 * (3.5 - 3.5))
+    assert (first.replays_after, first.replays_end) == (0, 3)
     board = leaderboard(plan, tmp_path)
     assert board.lines[0].median("seconds") == 20  # of both
     page = markdown(board, [first, second])
     assert "| good, 2 requests |" in page
     assert "| good | 2 | 1 | 3 | 4.98 | 2.98 | 0 | 3 |" in page
+
+
+def test_requests_count_tracks_that_replay_and_say_where_that_was_not_measured(tmp_path, cell_of):
+    plan = Plan(methods={"good": ()}, seeds=(0,), requests=(2,))
+    cell_of("good", 0, 2, **GOOD | {"replays": 4})  # each track's share of right tokens is a half: none replays
+    folder = tmp_path / plan.cells[0].name
+    for number in (1, 2):
+        measured = [row for row in rows(GOOD | {"replays": 8}) if number == 1 or row.metric != "verbatim"]
+        write_metrics(folder / str(number) / "metrics.json", measured)
+    first, second = request_lines(plan, tmp_path)
+    assert (first.replays_after, first.replays_end) == (8, 0)
+    assert (second.replays_after, second.replays_end) == (None, 0)
+    assert "| 4.10 | 4.10 | – | 0 |" in markdown(leaderboard(plan, tmp_path), [second])
 
 
 def test_case_E3_options_that_were_given_are_in_the_name_in_every_file(tmp_path, cell_of):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.bench.plan import Cell, Plan, label_of
+from encore.metrics.verbatim import MATCH
 from encore.runs.metrics_json import NAME as METRICS
 from encore.runs.metrics_json import read_metrics
 
@@ -18,7 +19,8 @@ class RequestLine:
     """One of several requests, median over seeds: its own tracks right after it, and when all had been made.
 
     Args:
-        nll_after, nll_end: mean NLL of its tracks. replays_after, replays_end: how many of them replay.
+        nll_after, nll_end: mean NLL of its tracks.
+        replays_after, replays_end: how many of them are continued verbatim (`verbatim.MATCH`); None: not measured.
     """
 
     method: str
@@ -27,8 +29,8 @@ class RequestLine:
     tracks: int
     nll_after: float
     nll_end: float
-    replays_after: float
-    replays_end: float
+    replays_after: float | None
+    replays_end: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """As `leaderboard.json` keeps it."""
@@ -57,11 +59,16 @@ def _of_cell(folder: Path, cell: Cell, label: str) -> list[RequestLine]:
                     label, cell.requests, number, len(own),
                     statistics.fmean(after["nll"][track] for track in own),
                     statistics.fmean(end["nll"][track] for track in own),
-                    sum(after["verbatim"].get(track, 0.0) for track in own),
-                    sum(end["verbatim"].get(track, 0.0) for track in own),
+                    _replays(after["verbatim"], own),
+                    _replays(end["verbatim"], own),
                 )
             )  # fmt: skip
     return lines
+
+
+def _replays(shares: Mapping[str, float], tracks: Collection[str]) -> int | None:
+    """How many of the tracks replay, by the share of right tokens of each; None where there are no shares."""
+    return sum(shares.get(track, 0.0) >= MATCH for track in tracks) if shares else None
 
 
 def _forgotten(folder: Path, metric: str) -> Mapping[str, float]:
@@ -74,10 +81,12 @@ def _forgotten(folder: Path, metric: str) -> Mapping[str, float]:
 
 def _median(lines: list[RequestLine]) -> RequestLine:
     first = lines[0]
+
+    def median(name: str) -> Any:
+        known = [value for line in lines if (value := getattr(line, name)) is not None]
+        return statistics.median(known) if known else None
+
     return RequestLine(
-        first.method, first.requests, first.number, first.tracks,
-        *(
-            statistics.median(getattr(line, name) for line in lines)
-            for name in ("nll_after", "nll_end", "replays_after", "replays_end")
-        ),
+        first.method, first.requests, first.number, first.tracks, median("nll_after"), median("nll_end"),
+        median("replays_after"), median("replays_end"),
     )  # fmt: skip

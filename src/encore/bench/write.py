@@ -88,7 +88,7 @@ def markdown(board: Leaderboard, requests: Sequence[RequestLine] = ()) -> str:
         titles = ["method", "requests", "request", "tracks", "NLL after it", "NLL at the end", "replays after it"]
         lines += _table([*titles, "replays at the end"], [
             [r.method, str(r.requests), str(r.number), str(r.tracks), f"{r.nll_after:.2f}", f"{r.nll_end:.2f}",
-             f"{r.replays_after:.0f}", f"{r.replays_end:.0f}"]
+             *("–" if count is None else f"{count:.0f}" for count in (r.replays_after, r.replays_end))]
             for r in requests
         ])  # fmt: skip
     if board.failed:
