@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,9 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import pytest
 
 from encore import plugins
+
+# A shell starts its background jobs with SIGINT ignored; what is tested here is a process that is not one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 

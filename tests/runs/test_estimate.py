@@ -66,3 +66,11 @@ def test_case_D16_seconds_follow_from_the_steps_that_were_measured(studio, monke
     monkeypatch.setattr(method, "prepare", lambda self, session: (tick(2.0), begin(self, session)))
     assert estimate(prepared).seconds == pytest.approx(2 + 40 + (40 / 10 + 2) * 0.5)
     assert clock[0] <= TRIAL_SECONDS + 3  # the trial itself is short
+
+
+def test_case_D16_a_peak_that_grows_with_the_draws_is_extrapolated():
+    """The maximum of n exponential draws grows with log n; a peak that stays is taken as it is."""
+    grown = [100, 200, 200 + 10 * 1, 200 + 10 * 2]  # after step 4: 20 above step 2, 10 / ln 2 · ln 2 per doubling
+    assert estimates._growth(grown, 16) == 40  # two doublings more
+    assert estimates._growth([100, 200, 200, 200], 1000) == 0
+    assert estimates._growth([100, 200], 1000) == estimates._growth(grown, 4) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from encore.settings import cache_folder
 TRIAL_STEPS, LEAST_STEPS = 40, 3
 TRIAL_SECONDS = 12.0
 """As many steps as fit: one whose batch is drawn at random may take more memory than those before. With the default
-method on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all)."""
+method on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all); see
+`_growth`."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ def estimate(prepared: Prepared) -> Estimate:
         clips.retain = clips.forget
     before = peak_bytes(str(backend.device))
     ends: list[float] = []
+    peaks: list[int] = []
 
     def record(line: Mapping[str, Any]) -> None:
         if "grad_norm" in line:
             ends.append(time.monotonic())
+            peaks.append(peak_bytes(str(backend.device)))
             if len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS):
                 raise _Enough
 
@@ -80,7 +84,7 @@ def estimate(prepared: Prepared) -> Estimate:
     else:
         seconds = _edit_seconds(method, backend, clips, look)
     weights = sum(weight.numel() * weight.element_size() for weight in backend.module.parameters())
-    peak = peak_bytes(str(backend.device))
+    peak = peak_bytes(str(backend.device)) + _growth(peaks, getattr(method.options, "steps", 0))
     # The trial's copy is not there in the run. An edit's Fishers and trained copy were not there in the trial.
     peak += -weights if isinstance(method, LossMethod) else 4 * weights
     return Estimate(seconds, max(before, peak), prepared.disk_bytes())
@@ -95,6 +99,17 @@ def _loop_seconds(method: LossMethod, started: float, ends: list[float], look: f
     preparation = max(0.0, ends[0] - started - a_step)
     looks = options.steps // options.eval_every + 2  # the first one, and one at the end
     return preparation + options.steps * a_step + looks * look
+
+
+def _growth(peaks: list[int], steps: int) -> int:
+    """By how much the peak of all steps is above that of the first ones.
+
+    The maximum of more and more draws goes on growing with the logarithm of their number. It is read off from the
+    second step on, after which the optimiser's state is there.
+    """
+    if len(peaks) < LEAST_STEPS or steps <= len(peaks):
+        return 0
+    return int((peaks[-1] - peaks[1]) / math.log(len(peaks) / 2) * math.log(steps / len(peaks)))
 
 
 def _edit_seconds(method: Method, backend: Backend, clips: Clips, look: float) -> float:
