@@ -275,7 +275,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes
         )
         run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
-        run["tracks"]["retain_watched"] = engine.judge.retain_tracks
+        run["tracks"]["retain_watched"] = engine.judge.watched
+        run["tracks"]["retain_classified"] = engine.judge.classified
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
@@ -315,11 +316,19 @@ def refuse_collapse(run: Mapping[str, Any]) -> None:
     Raises:
         GateError: retain lost more than `documents.COLLAPSE`, or is no longer finite.
     """
-    if run["outcome"]["collapsed"]:
-        lost = run["outcome"]["retain_lost"]
-        loss = "retain is no longer finite" if lost is None else f"retain lost {lost:.2f} {run['unit']}"
+    outcome = run["outcome"]
+    if outcome["collapsed"]:
+        parts = [
+            f"{name} retain went from {part['before']:.2f} to "
+            + (f"{part['after']:.2f} {run['unit']}" if part["after"] is not None else "a value that is not finite")
+            for name, part in (
+                ("memorised", outcome["retain_memorised"]),
+                ("not memorised", outcome["retain_not_memorised"]),
+            )
+            if part
+        ]
         raise GateError(
-            f"{loss}: the model no longer plays the rest as before",
+            f"{', '.join(parts)}: the model no longer generates the rest as before",
             "lower --lr or --steps, or use a method that trains on retain; the run is kept for inspection",
         )
 
