@@ -15,7 +15,7 @@ from encore.plugins import methods
 from encore.runs.documents import refuse_other_run, run_json
 from encore.runs.engine import Engine, Outcome
 from encore.runs.estimate import estimate
-from encore.runs.forget import Prepared, Request, choose, forget, prepare, refuse_collapse
+from encore.runs.forget import Prepared, Request, choose, forget, prepare, refuse_missed
 from encore.runs.judge import Look
 from encore.runs.models import model_name
 from encore.runs.signals import StopFlag, stop_on_signals
@@ -55,7 +55,7 @@ def test_a_library_run_returns_what_run_json_holds(prepared: Prepared) -> None:
     run = forget(prepared, {"steps": "cli"})
     assert run == json.loads(Path("run/run.json").read_text())
     assert run["options"]["steps"]["from"] == "cli"
-    refuse_collapse(run)
+    refuse_missed(run)
 
 
 def test_a_run_of_some_of_its_lists_tracks_tells_how_many_there_are(request_: Request) -> None:
@@ -134,8 +134,8 @@ def test_collapse_is_what_retain_lost(
     json.dumps(run, allow_nan=False)
     assert run["outcome"]["collapsed"] is collapsed
     if collapsed:
-        with pytest.raises(GateError, match="retain"):
-            refuse_collapse(run)
+        with pytest.raises(GateError, match="no longer"):
+            refuse_missed(run)
 
 
 def test_another_run_is_refused_in_few_words(tmp_path: Path) -> None:

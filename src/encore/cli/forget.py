@@ -80,7 +80,11 @@ def forget(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a model forget the tracks of a list, and write the result as a run folder."""
+    """Make a model forget the tracks of a list, and write the result as a run folder.
+
+    Exit code 4: the run is there, and misses a target that can be judged without gold: the level of the forget tracks,
+    what memorised and other retain tracks and held-out music may lose, or verbatim generations.
+    """
     from encore import plugins
 
     chosen = plugins.methods().resolve(method)
@@ -109,6 +113,7 @@ def forget(
         console.note(f"nothing to do: the run in {out} is complete")
         if json:
             console.data_json({**run, "run": str(out)})
+        runs.refuse_missed(run)
         return
     runs.refuse_unusable(request)
     with reporting() as reporter:
@@ -131,7 +136,7 @@ def forget(
         console.data_json({**run, "run": str(out), **prepared.listed()})
     else:
         _show_outcome(run, out)
-    runs.refuse_collapse(run)
+    runs.refuse_missed(run)
 
 
 def _fresh(method: str) -> Path:
@@ -200,15 +205,15 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
 def _retain_lines(run: dict[str, Any], name: str) -> Iterator[str]:
     """What became of memorised and other retain tracks, of the worst one, and of held-out music."""
     outcome, tracks = run["outcome"], run["tracks"]
-    of = f"the {tracks['retain']} retain tracks" if tracks["retain"] else "the generations kept"
+    of = f"{tracks['retain']} retain tracks" if tracks["retain"] else "the generations kept"
     if tracks["retain_classified"] < tracks["retain"]:
-        of = f"a random {tracks['retain_classified']} of {of}"
+        of = f"{tracks['retain_classified']} chosen at random from {of}"
     labels = {"retain_memorised": "memorised retain", "retain_not_memorised": "retain, not memorised"}
     if run["unit"] != "nats/token":
         labels["retain_not_memorised"] = "retain"  # of a loss without tokens nothing tells what is memorised
     for key, label in labels.items():
         if part := outcome[key]:
-            yield f"{label}: mean {name} {_change(part)}, {part['tracks']} of {of}"
+            yield f"{label}: mean {name} {_change(part)}, {part['tracks']} tracks of {of}"
     if worst := outcome["worst"]:
         yield f"worst of the memorised: {worst['track']}, {name} {_change(worst)}"
     if outcome["held_out"]:

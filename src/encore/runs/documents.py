@@ -18,6 +18,7 @@ from encore.runs.environment import versions
 from encore.runs.judge import Look, mean
 from encore.runs.models import model_name
 from encore.runs.store import finite, read_json
+from encore.runs.targets import missed
 
 if TYPE_CHECKING:
     from encore.runs.forget import Request
@@ -121,8 +122,9 @@ def run_json(
     origins: Mapping[str, str],
     outcome: Outcome,
     notes: Sequence[str],
+    verbatim: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What came of the run, with the origin of every setting."""
+    """What came of the run, with the origin of every setting; `verbatim` is of `VerbatimCheck.after`."""
     before, after = outcome.before, outcome.best
 
     def told(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +148,8 @@ def run_json(
                 "before": before.as_dict() if before else None,
                 "after": after.as_dict() if after else None,
                 **(_changes(before, after) if before and after else {}),
+                "verbatim": verbatim,
+                "missed": missed(before, after, unit, verbatim) if before and after else [],
                 "collapsed": bool(before and after and _collapsed(before, after, unit)),
                 "skipped_steps": outcome.skipped_steps,
                 "micro_batch_size": outcome.micro_batch_size,

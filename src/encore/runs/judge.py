@@ -15,16 +15,13 @@ from typing import Any
 import torch
 
 from encore.api import Backend, Batch, Clip
+from encore.metrics.memorised import MEAN_RISE, TRACK_RISE, memorised_below
 
 TOLERANCE = 0.05  # a track has reached its level at this share below it
 LEAST_GAP = 0.1  # share of the held-out level that a loss without tokens is taken to rise by at least
-MEMORISED = 0.5  # share of the held-out level below which a retain track counts as memorised
-HELD_OUT = 2 / 3  # of log(codebook size): the held-out level without a holdout; the embedded models' is .72 of it
 SAMPLE = 64  # retain windows that are classified
 WATCHED = 16  # windows of either kind that are looked at
 SHARE = 0.05  # of base's value, that a mean may change by where nothing else is said
-MEMORISED_RISE = 0.03  # nats per token, of the mean of memorised retain
-TRACK_RISE = 0.25  # nats per token, of a single memorised track: at .25 a token has lost a fifth of its probability
 HOLDOUT_DRIFT = 0.15  # nats per token, on either side
 BATCH = 16
 
@@ -89,9 +86,9 @@ class Judge:
 
     Allowed since base, for a token model: +.03 nats on the mean of memorised retain (5 % where that is more), +.25
     nats on any single memorised track, +5 % on the mean of the other retain tracks, and ±.15 nats on the held-out
-    mean. For a loss without tokens: +5 % on retain, ±5 % on held-out. The score is the largest of these in units of
-    what is allowed, plus the mean distance of the forget tracks from their levels in units of 10 % of it (without
-    levels: minus their mean NLL).
+    mean. For a loss without tokens: +5 % on retain alone, as nobody knows the scale of its drift on held-out music.
+    The score is the largest of these in units of what is allowed, plus the mean distance of the forget tracks from
+    their levels in units of 10 % of it (without levels: minus their mean NLL).
 
     Args:
         backend: the model to look at, in its state at construction the base.
@@ -137,17 +134,12 @@ class Judge:
 
     def _classify(self, sample: Sequence[Clip], holdout: float | None) -> tuple[list[Clip], list[Clip]]:
         """The best known window of each track, up to `WATCHED` of memorised tracks and as many of others."""
-        values = clip_nll(self._backend, sample)
-        best: dict[str, int] = {}
-        for i, clip in enumerate(sample):
-            if clip.track not in best or values[i] < values[best[clip.track]]:
-                best[clip.track] = i
         limit = -math.inf
         if self._backend.has_tokens:
-            level = holdout if holdout is not None else HELD_OUT * math.log(self._backend.codebook_size)
-            limit = MEMORISED * level
-        known = [sample[i] for i in best.values() if values[i] < limit]
-        other = [sample[i] for i in best.values() if not values[i] < limit]
+            limit = memorised_below(holdout, self._backend.codebook_size)
+        best = best_known(self._backend, sample)
+        known = [clip for clip, nll in best if nll < limit]
+        other = [clip for clip, nll in best if not nll < limit]
         return known[:WATCHED], other[:WATCHED]
 
     def _range(self, level: float) -> float:
@@ -173,14 +165,13 @@ class Judge:
     def _harm(self, look: Look, rises: Mapping[str, float]) -> dict[str, float]:
         first, harm = self.first, dict[str, float]()
         if rises:
-            harm["memorised"] = max(0.0, mean(rises)) / max(MEMORISED_RISE, SHARE * mean(first.memorised))
+            harm["memorised"] = max(0.0, mean(rises)) / max(MEAN_RISE, SHARE * mean(first.memorised))
             harm["worst"] = max(0.0, *rises.values()) / TRACK_RISE
         if look.not_memorised:
             before = mean(first.not_memorised)
             harm["not_memorised"] = max(0.0, _known(mean(look.not_memorised)) - before) / max(SHARE * before, 1e-6)
-        if first.holdout is not None and look.holdout is not None:
-            allowed = HOLDOUT_DRIFT if self._backend.has_tokens else max(SHARE * first.holdout, 1e-6)
-            harm["holdout"] = abs(_known(look.holdout) - first.holdout) / allowed
+        if self._backend.has_tokens and first.holdout is not None and look.holdout is not None:
+            harm["holdout"] = abs(_known(look.holdout) - first.holdout) / HOLDOUT_DRIFT
         return harm
 
 
@@ -196,13 +187,15 @@ def _sample(retain: Sequence[Clip], seed: int) -> list[Clip]:
 
 
 @torch.no_grad()
-def clip_nll(backend: Backend, clips: Sequence[Clip]) -> list[float]:
-    """Mean NLL per token of each clip, nats (in the backend's `unit`)."""
-    return [
-        value
-        for start in range(0, len(clips), BATCH)
-        for value in backend.losses(Batch.of(clips[start : start + BATCH], backend.device)).tolist()
-    ]
+def best_known(backend: Backend, clips: Sequence[Clip]) -> list[tuple[Clip, float]]:
+    """Of each track, the clip of the lowest NLL with it, nats per token (in the backend's `unit`)."""
+    found: dict[str, tuple[Clip, float]] = {}
+    for start in range(0, len(clips), BATCH):
+        batch = Batch.of(clips[start : start + BATCH], backend.device)
+        for clip, nll in zip(batch.clips, backend.losses(batch).tolist(), strict=True):
+            if clip.track not in found or nll < found[clip.track][1]:
+                found[clip.track] = (clip, nll)
+    return list(found.values())
 
 
 @torch.no_grad()

@@ -85,6 +85,13 @@ class Worst(TypedDict, total=False):
     after: float | None
 
 
+class Missed(TypedDict):
+    """See `encore.runs.targets`."""
+
+    target: str
+    says: str
+
+
 class Outcome(TypedDict, total=False):
     """What came of a run."""
 
@@ -97,6 +104,8 @@ class Outcome(TypedDict, total=False):
     retain_not_memorised: Change | None
     held_out: Change | None
     worst: Worst | None
+    verbatim: dict[str, dict[str, dict[str, Any]]] | None
+    missed: list[Missed]
     collapsed: bool
 
 
