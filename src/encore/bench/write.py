@@ -43,13 +43,14 @@ def write_leaderboard(
     write_json(data, told)
     write_bytes(page, markdown(board, requests, matrix).encode())
     write_bytes(sheet, spreadsheet(board).encode())
+    written = [page, sheet, data]
     if matrix:
         write_bytes(matrix_sheet, matrix_spreadsheet(matrix).encode())
-    figure = pareto_svg(board) if can_draw() else None
-    if figure is None:
-        return [page, sheet, data]
-    write_bytes(drawing, figure.encode())
-    return [page, sheet, data, drawing]
+        written.append(matrix_sheet)
+    if (figure := pareto_svg(board) if can_draw() else None) is not None:
+        write_bytes(drawing, figure.encode())
+        written.append(drawing)
+    return written
 
 
 def label(line: Line) -> str:

@@ -62,9 +62,7 @@ def bench(
     root: Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into.")] = None,
     gold: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[LIST=]MODEL", help="A model trained without those tracks; LIST=MODEL: without a list's."
-        ),
+        typer.Option(metavar="[LIST=]MODEL", help="A model trained without the tracks, or a list's."),
     ] = None,
     gold2: Annotated[
         list[str] | None,
@@ -117,7 +115,8 @@ def bench(
     plan = Plan(
         methods=_options(names, [*theirs, *(option or ())]),
         seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks),
-        forget_sizes=sizes, lists=lists, model=_folder(model), revision=revision, backend=backend_name(model, backend), catalog=_absolute(catalog),
+        forget_sizes=sizes, lists=lists, model=_folder(model), revision=revision,
+        backend=backend_name(model, backend), catalog=_absolute(catalog),
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
         golds=golds.get("", {}), list_golds={name: own for name, own in golds.items() if name},

@@ -218,7 +218,8 @@ class SharedEvaluation(Evaluation):
         return SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips,
             seed=self.seed if seed is None else seed, embedder=self.embedders, draws=self._draws,
-            force=self.force, about=self.about, batch=self._batch, generate_batch=self._generate_batch, cache=self._disk,
+            force=self.force, about=self.about, batch=self._batch, generate_batch=self._generate_batch,
+            cache=self._disk,
         )  # fmt: skip
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
