@@ -263,7 +263,7 @@ def _show(
         console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[2:])
     for method in dict.fromkeys(line.method for line in matrix):
         own = [line for line in matrix if line.method == method]
-        console.note(f"{method}, medians over {max(len(line.seeds) for line in own)} seeds")
+        console.note(f"{method}: medians over seeds")
         console.table(*matrix_table(own))
     if requests:
         rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
