@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from encore.api import Backend, Method, Result
+from encore.api import Backend, Clip, ClipSet, Method, Result
 from encore.errors import EncoreError, UsageError
 from encore.metrics.relearn import retrained, spread
 from encore.metrics.verbatim import MATCH
