@@ -101,6 +101,9 @@ def test_golds_are_a_lists_own_or_lack_all_of_its_tracks(tmp_path):
     assert golds(given, "3") == ({"gold": "t"}, "")
     assert golds(given, "8") == ({"gold": "g"}, "")
     assert golds(given, "heard") == ({"gold": "h"}, "")
+    taken = plan.model_copy(update={"lists": {**plan.lists, "3": plan.lists["heard"]}})  # the drawn one's place
+    assert taken.list_names == plan.list_names
+    assert [track.id for track in of_list(taken, tmp_path, "3", whole).forget] == names
     heard = of_list(plan, tmp_path, "heard", whole)
     assert [track.id for track in heard.forget] == names
     assert ids(whole.forget) < ids(heard.retain)
@@ -111,7 +114,6 @@ def test_names_of_lists_that_can_not_be(tmp_path):
     for lists, golds, told in (
         ({"../x": "/x"}, {}, "can't name a list"),
         ({"ga": "/x"}, {}, "can't name a list"),
-        ({"3": "/x"}, {}, "two lists have the name '3'"),
         ({}, {"heard": {"gold": "tiny-gold"}}, "which is no list of this bench"),
     ):
         with pytest.raises(UsageError, match=told):

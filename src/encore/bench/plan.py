@@ -45,7 +45,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         seeds: of the runs. requests: in how many requests, one after another, the tracks are sent.
         tracks: the list; None for the embedded catalogue's own.
         forget_sizes: sizes of lists that are drawn from it, see `encore.bench.lists.draw`.
-        lists: name -> file of further lists.
+        lists: name -> file of further lists, or of such that take the place of a drawn one of that name.
         model, …, precision: as in `encore.runs.forget.Request`.
         golds: "gold" and "gold2", trained without `tracks`; where there are none, the embedded ones where they fit.
         list_golds: name of a list -> "gold" and "gold2" of its own; see `asked` for lists without.
@@ -95,7 +95,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @property
     def list_names(self) -> tuple[str, ...]:
-        return (*names_of(self.forget_sizes), *self.lists)
+        return tuple(dict.fromkeys((*names_of(self.forget_sizes), *self.lists)))
 
     def request(self, cell: Cell, out: Path) -> Request:
         """What `encore forget` is asked for in a cell of the bench in folder `out`."""
@@ -274,12 +274,10 @@ def _words(setting: object) -> str:
 
 
 def _refuse_names(plan: Plan) -> None:
-    """Names of lists are names of folders, and no two lists have one."""
+    """Names of lists are names of folders."""
     for name in plan.lists:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "logs" or name in plan.methods:
             raise UsageError(f"{name!r} can't name a list", "use letters, digits, dashes, and no method's name")
-        if name in names_of(plan.forget_sizes):
-            raise UsageError(f"two lists have the name {name!r}", "--forget-sizes draws one: choose another name")
     for name in plan.list_golds:
         if name not in plan.list_names:
             known = ", ".join(plan.list_names) or "none"

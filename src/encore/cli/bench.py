@@ -49,7 +49,8 @@ def bench(
         ),
     ] = None,
     listed_as: Annotated[
-        list[str] | None, typer.Option("--list", metavar="NAME=FILE", help="One more list to forget; repeat for more.")
+        list[str] | None,
+        typer.Option("--list", metavar="NAME=FILE", help="Another list to forget, or in place of a drawn one."),
     ] = None,
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,

@@ -32,13 +32,13 @@ class SamplingNoise(Metric):
                 yield replace(row, metric=f"sampling_{row.metric}", model="base")
         taggers, absent = able(evaluation, "tags")
         for name, why in absent.items():
-            yield unmeasured(row_name("sampling_tag_kl", name), "base", "retain", why)
+            yield unmeasured(f"sampling_{row_name('tag_kl', name)}", "base", "retain", why)
         for name in taggers:
             first, other = (one.tags("base", "retain", name) for one in (evaluation, second))
             assert first is not None  # an embedder with tags
             assert other is not None
             tracks = over_draws(asked(evaluation, "retain"), kl(first, other).tolist())
             yield mean_row(
-                row_name("sampling_tag_kl", name), "base", "retain", tracks, evaluation, unit="nats",
+                f"sampling_{row_name('tag_kl', name)}", "base", "retain", tracks, evaluation, unit="nats",
                 direction="lower", details={"embedder": evaluation.embedders[name].identity},
             )  # fmt: skip
