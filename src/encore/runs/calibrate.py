@@ -31,7 +31,7 @@ from encore.settings import cache_folder
 Item = TypeVar("Item")
 MOST_DECOYS = 8
 DECOY_SHARE = 1 / 3  # of the retain tracks at most: the others are what the rehearsal keeps
-CANDIDATES = 96  # retain tracks at most whose NLL is taken, to find decoys among them
+CANDIDATES = 256  # retain tracks at most whose NLL is taken, to find decoys among them
 WATCHED = 16  # retain tracks whose continuations are compared with base's: those that base knows best
 LADDER: tuple[Mapping[str, float], ...] = ({}, {"lr": 0.5}, {"lr": 2.0}, {"steps": 2.0})  # factors, one after another
 OVER = 1.1  # of the held-out level, that the mean of the decoys may reach
@@ -261,13 +261,8 @@ class Rehearsal:
                 lost = f"{before} -> {own} retain tracks are continued verbatim {prompt}" if own < before - 1 else ""
                 found.append((f"retain_{metric}", float(own), lost))
             if decoy is not None:
-                found.append(
-                    (
-                        f"decoys_{metric}",
-                        float(decoy),
-                        f"{decoy} decoys are continued verbatim {prompt}" if decoy else "",
-                    )
-                )
+                still = f"{decoy} decoys are continued verbatim {prompt}" if decoy else ""
+                found.append((f"decoys_{metric}", float(decoy), still))
         held_out = spread(self._clips.holdout, len(self.decoys))
         own_drop, _ = _recovered(retrained(evaluation, "unlearned", self._clips.forget))
         drop, after = _recovered(retrained(evaluation, "base", held_out))
