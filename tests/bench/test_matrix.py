@@ -35,8 +35,9 @@ def rows(kl: float = 1.2, tracks: int = 8) -> list[Result]:
         per_track = dict(zip(names, values, strict=False))
         return Result(metric, model, clips, sum(values) / len(values), n=len(values), per_track=per_track, **fields)
 
+    memorised = [row("nll_memorised", role, "retain", NLL[role, "retain"][:2]) for role in ("base", "unlearned")]
     return [
-        *(row("nll", *key, values) for key, values in NLL.items()),
+        *(row("nll", *key, values) for key, values in NLL.items()), *memorised,
         row("kl_gold", "unlearned", "forget", [kl] * 8), row("kl_gold", "gold2", "forget", [1.0] * 8),
         row("kl_gold", "unlearned", "retain", [0.05] * 3), row("kl_gold", "gold2", "retain", [0.02] * 3),
         row("relearn", "unlearned", "forget", [3.4] * 8), row("relearn", "gold", "forget", [3.6] * 8),

@@ -12,9 +12,10 @@ import torch
 from encore.errors import EncoreError, UsageError
 from encore.fingerprint import module_sha256
 from encore.plugins import methods
-from encore.runs import calibrate as module
-from encore.runs.calibrate import Rehearsal, Trial, begun, calibrate, decoys, expected_seconds, rungs
+from encore.runs import rehearsal as module
+from encore.runs.calibrate import begun, calibrate, expected_seconds, rungs
 from encore.runs.forget import Prepared, Request, forget, prepare
+from encore.runs.rehearsal import Rehearsal, Trial, decoys
 from encore.runs.reporter import Reporter
 
 
@@ -80,8 +81,9 @@ def test_a_rehearsal_forgets_retain_tracks_on_a_copy_and_leaves_the_rest_alone(p
     assert tracks["forget"] | tracks["retain"] == {one.track.id for one in prepared.retain}
     assert not own & set().union(*tracks.values())
     assert trial.figures.keys() >= {
-        "decoys", "lost", "retain_verbatim_caption", "decoys_verbatim_caption", "recovered", "recovered_held_out"
+        "decoys", "lost", "recovered", "recovered_held_out"
     }  # fmt: skip
+    assert not any("forget track" in text for text in trial.missed)
     assert trial.seconds > 0
 
 
@@ -181,7 +183,7 @@ def test_on_the_command_line(call, studio, monkeypatch):
     plan = json.loads(call(*flags, "--dry-run", "--json").out)
     assert plan["expected_calibration_seconds"][0] < plan["expected_calibration_seconds"][1]
     done = call(*flags)
-    assert done.code == 0, done.err
+    assert done.code in (0, 4), done.err  # two steps reach no target
     told = json.loads(Path("run/run.json").read_text())
     assert 1 <= len(told["calibration"]["tried"]) <= 4
     assert f"rehearsal {len(told['calibration']['tried'])} of at most 4: lr " in done.err

@@ -13,6 +13,7 @@ from encore import stats
 from encore.bench.leaderboard import REFERENCES, Rows, cost, rows_of
 from encore.bench.plan import Cell, Plan, gold_note, label_of, of_list
 from encore.bench.requests import forgotten
+from encore.metrics.memorised import MEAN_RISE
 from encore.metrics.summary import TRACK_RANGE
 from encore.metrics.verbatim import MATCH
 from encore.runs.metrics_json import NAME as METRICS
@@ -23,7 +24,6 @@ METRICS_READ = (
     "nll", "kl_gold", "verbatim", "verbatim_caption", "membership_auc", "clap_score", "tag_kl", "sampling_noise",
     "relearn_fast", "relearn",
 )  # fmt: skip
-MEMORISED = 0.5  # a track is memorised where base's NLL is below this share of its held-out NLL
 AUC_TRACKS = 8  # fewer tracks say nothing of an AUC
 SECONDS, SECONDS_TRACKS = 60.0, 8  # what forgetting so many tracks may take
 ROUNDING = 1e-9
@@ -110,17 +110,9 @@ def _relearned(metric: str, found: Found) -> Figure:
     return Figure(found.value("unlearned", metric, "forget") / found.value("gold", metric, "forget"), low=0.85)
 
 
-def _memorised(found: Found) -> list[str]:
-    level = found.value("base", "nll", "holdout")
-    memorised = [track for track, nll in found.each("base", "nll", "retain").items() if nll < MEMORISED * level]
-    if not memorised:
-        raise KeyError("memorised")
-    return memorised
-
-
 def _retain_change(extreme: Callable[[Sequence[float]], float], high: float | None, found: Found) -> Figure:
-    own, base = (found.each(role, "nll", "retain") for role in ("unlearned", "base"))
-    return Figure(extreme([own[track] - base[track] for track in _memorised(found)]), high=high)
+    own, base = (found.each(role, "nll_memorised", "retain") for role in ("unlearned", "base"))
+    return Figure(extreme([own[track] - base[track] for track in base]), high=high)
 
 
 def _retain_replays(metric: str, found: Found) -> Figure:
@@ -181,7 +173,7 @@ ROWS: dict[str, Callable[[Found], Figure]] = {
     "highest track NLL / gold's": partial(_track_ratio, max),
     "relearned / gold's, lr 2e-4": partial(_relearned, "relearn"),
     "relearned / gold's, lr 1e-3": partial(_relearned, "relearn_fast"),
-    "memorised retain, change of NLL": partial(_retain_change, statistics.fmean, 0.03),
+    "memorised retain, change of NLL": partial(_retain_change, statistics.fmean, MEAN_RISE),
     "the same of the worst track": partial(_retain_change, max, None),
     "retain, verbatim from 1 s: ≥ base - 1": partial(_retain_replays, "verbatim"),
     "retain, verbatim from captions: ≥ base - 1": partial(_retain_replays, "verbatim_caption"),
