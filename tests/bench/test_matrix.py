@@ -49,6 +49,7 @@ def rows(kl: float = 1.2, tracks: int = 8) -> list[Result]:
         row("sampling_clap_score_x", "base", "retain", [0.5, 0.6, 0.7]),
         row("tag_kl_x", "unlearned", "retain", [0.3] * 3), row("tag_kl_track_x", "unlearned", "retain", [9.0] * 3),
         row("sampling_tag_kl_x", "base", "retain", [0.2] * 3, low=0.1, high=0.35),
+        row("mmd", "unlearned", "retain", [0.02] * 3), row("sampling_mmd", "base", "retain", [0.0] * 3, high=0.01),
         row("membership_auc", "unlearned", "forget", [0.62] * 8), row("membership_auc", "gold", "forget", [0.45] * 8),
     ]  # fmt: skip
 
@@ -98,6 +99,7 @@ def test_every_row_is_judged_as_it_is_written(tmp_path, cell):
         "retain, verbatim from captions": False,
         "retain, change of CLAP score": True,
         "retain, tag KL to base": True,
+        "retain, MMD² to base": False,
         "held-out NLL, change": False,
         "membership AUC": True,
         "seconds": True,

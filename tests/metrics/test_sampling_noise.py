@@ -6,6 +6,7 @@ import torch
 from tests.metrics.markov import MarkovBackend, clips
 from tests.metrics.test_tag_kl import Tagger
 
+from encore import stats
 from encore.metrics.clap_score import ClapScore
 from encore.metrics.sampling_noise import SamplingNoise
 from encore.metrics.tag_kl import kl
@@ -34,9 +35,12 @@ def test_it_is_base_with_the_next_seed_beside_base():
     assert found["sampling_clap_score_x"].per_track == pytest.approx(second.per_track)
     tags = [evaluation(seed).tags("base", "retain") for seed in (3, 4)]
     assert found["sampling_tag_kl_x"].value == pytest.approx(float(np.mean(kl(*tags)))) != 0
+    first, other = (evaluation(seed).embeddings("base", "retain") for seed in (3, 4))
+    mmd = stats.paired_mmd2(other, first, stats.median_bandwidth(first))
+    assert found["sampling_mmd_x"].value == pytest.approx(mmd)
 
 
 def test_without_an_embedder_that_can_it_says_so():
     rows = list(SamplingNoise().measure(evaluation(embedder="latents")))
-    assert [(row.metric, row.value) for row in rows] == [("sampling_clap_score", None)]
+    assert {row.metric: row.value for row in rows} == {"sampling_clap_score": None, "sampling_mmd": None}
     assert "reads text" in rows[0].why
