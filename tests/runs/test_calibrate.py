@@ -53,7 +53,7 @@ def test_decoys_are_as_well_known_as_the_tracks_to_forget():
 
 def test_the_ladder_scales_what_the_method_has():
     assert rungs(method(lr=4e-3, steps=10)) == [
-        {"lr": 4e-3, "steps": 10}, {"lr": 2e-3, "steps": 10}, {"lr": 8e-3, "steps": 10}, {"lr": 4e-3, "steps": 20},
+        {"lr": 4e-3, "steps": 10}, {"lr": 2e-3, "steps": 20}, {"lr": 8e-3, "steps": 10}, {"lr": 4e-3, "steps": 20},
     ]  # fmt: skip
     found_by_itself = SimpleNamespace(options=SimpleNamespace(lr=None, steps=10))
     assert rungs(found_by_itself) == [{"steps": 10}, {"steps": 20}]
@@ -105,7 +105,7 @@ def answers(monkeypatch, *found):
 def test_the_first_settings_that_pass_are_taken(prepared, monkeypatch):
     asked = answers(monkeypatch, (["below"], 9.0), ([], 1.0))
     found = calibrate(prepared)
-    assert found["chosen"] == asked[1] == {"lr": prepared.method.options.lr, "steps": 3}
+    assert found["chosen"] == asked[1] == {"lr": prepared.method.options.lr, "steps": 6}
     assert asked[1]["lr"] == method().options.lr / 2
     assert [trial["missed"] for trial in found["tried"]] == [["below"], []]
     assert found["missed"] == []
@@ -152,7 +152,7 @@ def test_the_run_has_the_settings_and_the_record_and_resuming_it_rehearses_nothi
 
 
 def test_what_it_takes_is_a_run_to_all_of_the_ladder(prepared):
-    assert expected_seconds(prepared, 10.0) == (10.0, 10.0 + 10.0 + 10.0 + 20.0)
+    assert expected_seconds(prepared, 10.0) == (10.0, 10.0 + 20.0 + 10.0 + 20.0)
 
 
 def test_without_tracks_to_keep_or_to_compare_with_there_is_no_rehearsal(prepared):

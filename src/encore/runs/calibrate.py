@@ -19,7 +19,8 @@ from encore.runs.reporter import Reporter
 from encore.runs.select import SELF
 from encore.runs.store import read_json
 
-LADDER: tuple[Mapping[str, float], ...] = ({}, {"lr": 0.5}, {"lr": 2.0}, {"steps": 2.0})  # factors, one after another
+# Factors, one rung after another. Half the rate needs twice the steps to forget as deeply, and keeps the rest better.
+LADDER: tuple[Mapping[str, float], ...] = ({}, {"lr": 0.5, "steps": 2.0}, {"lr": 2.0}, {"steps": 2.0})
 
 
 def refuse_uncalibrated(prepared: Prepared) -> None:
@@ -88,9 +89,8 @@ def rungs(method: Method) -> list[dict[str, Any]]:
     known = {name: value for name, value in given.items() if isinstance(value, (int, float))}
     found: list[dict[str, Any]] = []
     for factors in LADDER:
-        if factors.keys() <= known.keys():
-            rung = {name: type(value)(value * factors.get(name, 1)) for name, value in known.items()}
-            found.append(rung)
+        rung = {name: type(value)(value * factors.get(name, 1)) for name, value in known.items()}
+        found += [rung] if rung not in found else []
     return found
 
 
