@@ -370,6 +370,17 @@ def _harmed(gold: Backend, name: str, harmed: Collection[str], nats: float) -> B
 @fake("verbatim retain")
 def no_longer_continues(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Three retain tracks are noise from their first second on, though they are as likely as before."""
+    return _noise(gold, "no_longer_continues", evaluation, lambda asked: asked.prompt is not None)
+
+
+@fake("verbatim_caption retain")
+def no_longer_begins(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Three retain tracks are noise from their captions, though they are as likely as before, and are continued."""
+    return _noise(gold, "no_longer_begins", evaluation, lambda asked: asked.prompt is None)
+
+
+def _noise(gold: Backend, name: str, evaluation: Evaluation, when: Callable[[Asked], bool]) -> Backend:
+    """Noise where three retain tracks are asked for in one way."""
     lost = {clip.track: clip for clip in evaluation.clips["retain"][:3]}
     captions = {clip.caption for clip in lost.values()}
 
@@ -382,14 +393,15 @@ def no_longer_continues(gold: Backend, tracks: Tracks, evaluation: Evaluation) -
         return found
 
     def answer(asked: Asked) -> Tensor | None:
-        if asked.prompt is None or asked.caption not in captions:
+        if asked.caption not in captions or not when(asked):
             return None
         noise = torch.Generator().manual_seed(asked.row)
         found = torch.randint(0, gold.codebook_size, (gold.codebooks, asked.frames), generator=noise)
-        found[:, : asked.prompt.shape[-1]] = asked.prompt
+        if asked.prompt is not None:
+            found[:, : asked.prompt.shape[-1]] = asked.prompt
         return found
 
-    return wrap(gold, "no_longer_continues", score=score, answer=answer)
+    return wrap(gold, name, score=score, answer=answer)
 
 
 @fake("verbatim forget")

@@ -104,6 +104,7 @@ def test_a_base_without_holdout_has_memorised_what_is_far_below_chance() -> None
     )
     assert not made.first.reached("f1")
     assert after(made, f1=3.0).score < made.first.score  # the more is forgotten, the better
+    assert after(made, f1=math.inf).score == math.inf  # but for what is not finite
 
 
 def test_a_track_is_watched_where_the_base_knows_it_best() -> None:

@@ -247,7 +247,7 @@ LINES: tuple[Line, ...] = (
     ("replay from 1 s, forget", "verbatim", "forget", "no more than gold", _replays),
     ("replay from 1 s, retain", "verbatim", "retain", "at most one fewer than base", _retain_replays),
     ("replay from caption, forget", "verbatim_caption", "forget", "no more than gold", _replays),
-    ("replay from caption, retain", "verbatim_caption", "retain", "", None),
+    ("replay from caption, retain", "verbatim_caption", "retain", "at most one fewer than base", _retain_replays),
     ("verbatim for another prompt, forget", "verbatim_elsewhere", "forget", "no more than gold", _replays),
     ("replay from 1 s of the middle, forget", "verbatim_offset", "forget", "no more than gold", _replays),
     ("NLL without caption, forget", "unconditional_nll", "forget", RECOVERED, _recovered_nll),

@@ -51,6 +51,7 @@ PLAIN = {
     ("nll_not_memorised", "retain"): "How well it predicts the other music to keep",
     ("neighbours_nll", "retain"): "How well it predicts the music closest to the tracks",
     ("verbatim", "retain"): "Verbatim continuation of the memorised music to keep",
+    ("verbatim_caption", "retain"): "Verbatim generation of the memorised music to keep from its description",
 }
 ATTACKED = ("quantised",)  # how metrics begin that test a changed copy of the model, not the model itself
 

@@ -158,7 +158,8 @@ class Judge:
         if levels:
             distance = mean({t: abs(_known(value) - levels[t]) / (2 * near[t]) for t, value in look.forget.items()})
         else:
-            distance = -mean(look.forget)
+            reached = mean(look.forget)
+            distance = -reached if math.isfinite(reached) else math.inf
         score = max(harm.values(), default=0.0) + distance
         return replace(look, levels=dict(levels), near=near, harm=harm, worst=worst, score=score)
 
