@@ -299,6 +299,19 @@ def encore_register_metrics() -> list[MetricSpec]:
             "tag_kl", "KL of tags heard, to base's generations", "encore.metrics.tag_kl:TagKl", needs=played, full=True
         ),
         MetricSpec(
+            "sampling_noise",
+            "how far base's generations of two seeds are apart",
+            "encore.metrics.sampling_noise:SamplingNoise",
+            needs=played,
+            full=True,
+        ),
+        MetricSpec(
+            "relearn_fast",
+            "forget NLL after a few steps at a higher rate",
+            "encore.metrics.relearn:RelearnFast",
+            full=True,
+        ),
+        MetricSpec(
             "relearn_one",
             "the other forget tracks' NLL after steps on one",
             "encore.metrics.relearn:RelearnOne",

@@ -11,6 +11,7 @@ import torch
 
 from encore.backends.musicgen import MusicgenBackend
 from encore.bench.cell import run_cell
+from encore.bench.matrix import matrix_lines
 from encore.bench.plan import Plan, selected, unfinished, write_plan
 from encore.bench.requests import request_lines
 from encore.errors import UsageError
@@ -82,6 +83,41 @@ def test_requests_begin_where_the_last_one_left_off(tmp_path, studio_plan):
     lines = request_lines(plan, out)
     assert [line.tracks for line in lines] == [len(own) for own in ids]
     assert not list(unfinished(plan, out, selected(plan, out)))
+
+
+def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
+    out = tmp_path / "bench"
+    alone = tmp_path / "alone.txt"
+    alone.write_text("id:four\n")
+    lists = {"forget_sizes": (2,), "lists": {"alone": str(alone)}, "list_golds": {"alone": {"gold": studio_plan.model}}}
+    plan = studio_plan.model_copy(update=lists)
+    write_plan(plan, out)
+    whole = selected(plan, out)
+    cells = list(unfinished(plan, out, whole))
+    assert [cell.name for cell in cells] == ["2/graddiff/seed-0", "alone/graddiff/seed-0"]
+    for cell in cells:
+        run_cell(out, cell.name, Reporter())
+    assert not list(unfinished(plan, out, whole))
+    asked = {cell.list: json.loads((out / cell.name / "request.json").read_text()) for cell in cells}
+    of = {name: {key: [track["id"] for track in request[key]] for key in ("forget", "retain")}
+          for name, request in asked.items()}  # fmt: skip
+    listed = {track.id for track in whole.forget}
+    assert set(of["2"]["forget"]) < listed
+    assert len(of["2"]["forget"]) == 2
+    assert of["alone"]["forget"] == ["four"]
+    for own in of.values():
+        assert set(own["forget"]) | set(own["retain"]) == listed | {track.id for track in whole.retain}
+    roles = {cell.list: {row.model for row in read_metrics(out / cell.name / "metrics.json")} for cell in cells}
+    assert "gold" in roles["alone"]
+    assert "gold" not in roles["2"]  # nobody gave one
+    lines = matrix_lines(plan, out, whole)
+    assert [(line.list, line.tracks, line.seeds) for line in lines] == [("2", 2, (0,)), ("alone", 1, (0,))]
+    assert [line.note for line in lines] == ["it has no gold: give one with --gold NAME=FOLDER", ""]
+    assert lines[0].median("held-out NLL, change") is not None
+    assert lines[1].median("forget NLL: within 10 % of gold's") is not None
+
+    more = plan.model_copy(update={"forget_sizes": (1, 2)})  # what is there stays, and only the new ones are left
+    assert [cell.list for cell in unfinished(more, out, whole)] == ["1a", "1b", "1c"]
 
 
 def test_what_changed_since_is_not_taken_as_done(tmp_path, studio_plan):

@@ -38,6 +38,14 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "--embedder", "clpa"], 2, "clpa"),
         (["--methods", "ga", "--precision", "fp23"], 2, "fp23"),
         (["--methods", "ga", "--tracks", "nowhere.txt"], 3, "nowhere.txt"),
+        (["--methods", "ga", "--forget-sizes", "1,x"], 2, "'1,x' is no list of sizes"),
+        (["--methods", "ga", "--forget-sizes", "99"], 2, "a list of 99 can't be drawn from"),
+        (["--methods", "ga", "--list", "heard"], 2, "the list 'heard' is not NAME=FILE"),
+        (["--methods", "ga", "--list", "a=x", "--list", "a=y"], 2, "is given twice"),
+        (["--methods", "ga", "--list", "a=nowhere.txt"], 3, "nowhere.txt"),
+        (["--methods", "ga", "--gold", "heard=tiny-gold"], 2, "there is no list 'heard' for --gold"),
+        (["--methods", "ga", "--forget-sizes", "2", "--gold2", "2=tiny-gold"], 2, "--gold2 of 2 is read against"),
+        (["--methods", "ga", "--gold", "x", "--gold", "y"], 2, "--gold is given twice"),
         (["--methods", "ga", "--preset", "no-encore", "-o", "rl.lr=1"], 2, "'rl.lr=1' is not METHOD.KEY=VALUE"),
     ):
         done = call(*flags(studio, tmp_path / "b", *more))

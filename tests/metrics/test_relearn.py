@@ -9,7 +9,7 @@ from tests.latent_model import LatentBackend, latent_clips
 from tests.metrics.markov import V, clips, models, track
 
 from encore.api import Batch
-from encore.metrics.relearn import Relearn, RelearnOne, RelearnOthers, retrained, spread
+from encore.metrics.relearn import Relearn, RelearnFast, RelearnOne, RelearnOthers, retrained, spread
 from encore.runs.evaluation import SharedEvaluation
 
 
@@ -128,3 +128,15 @@ def test_without_tokens_all_of_it_works_on_the_loss():
         for row in metric().measure(shared):
             assert row.value is not None
             assert row.unit == "loss"
+
+
+def test_the_faster_attack_takes_the_same_steps_at_five_times_the_rate():
+    shared = SharedEvaluation(models(forgotten=1.0), clips(), embedder=None)
+    fast, slow = ({row.model: row for row in metric.measure(shared)} for metric in (RelearnFast(), Relearn()))
+    assert {row.metric for row in fast.values()} == {"relearn_fast"}
+    for role, row in fast.items():
+        assert (row.details["lr"], slow[role].details["lr"]) == (1e-3, 2e-4)
+        assert row.details["curve"][0] == pytest.approx(slow[role].details["curve"][0])
+        # Adam's first steps are about the rate's size whatever the gradient: five times the way, while it is short
+        ways = [one.details["curve"][0] - one.details["curve"][1] for one in (row, slow[role])]
+        assert ways[0] == pytest.approx(5 * ways[1], rel=0.05), role

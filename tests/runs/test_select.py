@@ -119,6 +119,9 @@ def test_what_an_evaluation_reports_on() -> None:
     assert len(reported(plain[:5], 32, seed=0)) == 5
     split = [Track("r", Path("x"), "c", "0", meta={"split": "retain"}), *plain]
     assert ids(reported(split, 32, seed=0)) == ["r"]
+    known = [Track(f"k{i}", Path("x"), "c", "0", meta={"split": "forget"}) for i in range(8)]
+    found = ids(reported([*plain, *known], 32, seed=0))
+    assert (len(found), set(ids(known)) - set(found)) == (32, set())
 
 
 def test_case_E7_the_retain_sets_of_forget_and_eval_are_named() -> None:

@@ -161,10 +161,12 @@ class Evaluation(ABC):
         *,
         models: Mapping[Role, Backend] | None = None,
         clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
+        seed: int | None = None,
     ) -> Evaluation:
-        """The same evaluation of other models, or on other clips: of a quantised copy, with reworded captions.
+        """The same evaluation of other models, on other clips, or with another seed: of a quantised copy, with reworded
+        captions.
 
-        It shares the seed, the embedder and what is known of tracks; what it computes is its own.
+        It shares all else that was given, and what is known of tracks; what it computes is its own.
         """
 
     @abstractmethod

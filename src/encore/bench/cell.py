@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
-from encore.bench.plan import Cell, Plan, is_measured, read_plan, refuse_other_cell, runs, selected, weights
+from encore.bench.plan import Cell, Plan, is_measured, of_list, read_plan, refuse_other_cell, runs, selected, weights
 from encore.errors import UsageError
 from encore.runs.evaluate_run import Asked, evaluate_run, evaluate_subject
 from encore.runs.forget import Request, forget, prepare
@@ -31,8 +31,9 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
     cell = next((cell for cell in plan.cells if cell.name == name), None)
     if cell is None:
         raise UsageError(f"the bench in {out} has no cell {name!r}", f"its first is {plan.cells[0].name}")
-    tracks = selected(plan, out)
-    request, asked = plan.request(cell, out), plan.asked(tracks.forget)
+    whole = selected(plan, out)
+    tracks = of_list(plan, out, cell.list, whole)
+    request, asked = plan.request(cell, out), plan.asked(tracks.forget, cell.list, whole.forget)
     models = weights(plan, asked.golds, request.out)
     model, base = plan.model, models.get("base")
     for run, own in runs(plan, cell, out, tracks):

@@ -187,11 +187,11 @@ def read_cell(out: Path, cell: Cell, named: Sequence[str] = ()) -> dict[str, Mea
     results = read_metrics(folder / METRICS)
     found = {}
     for role in ("unlearned", *REFERENCES):
-        rows = _of_role(results, role)
+        rows = rows_of(results, role)
         if role == "unlearned" or rows:
             table = summary(_in_place_of_unlearned(results, role))
-            cost = _cost(folder, cell) if role == "unlearned" else {}
-            found[role] = Measured(cell, rows, _shown(table, rows, named), _targets(table), cost)
+            spent = cost(folder, cell) if role == "unlearned" else {}
+            found[role] = Measured(cell, rows, _shown(table, rows, named), _targets(table), spent)
     return found
 
 
@@ -203,7 +203,8 @@ def _in_place_of_unlearned(results: Sequence[Result], role: str) -> Sequence[Res
     return [*others, *(replace(row, model="unlearned") for row in others if row.model == role)]
 
 
-def _of_role(results: Sequence[Result], role: str) -> Rows:
+def rows_of(results: Sequence[Result], role: str) -> Rows:
+    """A model's rows with a figure."""
     return {(row.metric, row.set): row for row in results if row.model == role and row.value is not None}
 
 
@@ -266,17 +267,17 @@ def _figures(rows: Rows) -> dict[str, float]:
     return found
 
 
-def _cost(folder: Path, cell: Cell) -> dict[str, float]:
+def cost(folder: Path, cell: Cell) -> dict[str, float]:
     """Seconds of all requests together, and the largest peak of memory."""
     runs = [folder / str(number) for number in range(1, cell.requests + 1)] if cell.requests > 1 else [folder]
     told = [read_json(run / "run.json", shapes.Run) for run in runs]
-    cost = {"seconds": float(sum(run.get("timings", {}).get("forget", 0.0) for run in told))}
+    spent = {"seconds": float(sum(run.get("timings", {}).get("forget", 0.0) for run in told))}
     peaks = [run["cost"]["peak_bytes"] / 1e9 for run in told if run.get("cost", {}).get("peak_bytes")]
-    return cost | ({"peak GB": max(peaks)} if peaks else {})
+    return spent | ({"peak GB": max(peaks)} if peaks else {})
 
 
 def leaderboard(plan: Plan, out: Path, failed: Mapping[Cell, str] | None = None) -> Leaderboard:
-    """Read what was measured and put the methods in order.
+    """Read what was measured of all tracks of the bench and put the methods in order; lists are the matrix's.
 
     First come those above the floor of forgetting, then, among equals, those that reach the greater share of targets
     (of forgetting alone, below the floor), that are nearer to gold, and that are harder to bring back.
@@ -284,7 +285,9 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Cell, str] | None = None)
     why = {cell.name: reason for cell, reason in (failed or {}).items()}
     cells: dict[tuple[str, int], list[dict[str, Measured]]] = {}
     for cell in plan.cells:
-        found = {} if cell.name in why else read_cell(out, cell, plan.metrics or ())
+        if cell.list and (out / cell.name / METRICS).exists():
+            continue
+        found = {} if cell.list or cell.name in why else read_cell(out, cell, plan.metrics or ())
         if found:
             cells.setdefault((cell.method, cell.requests), []).append(found)
         else:

@@ -1,4 +1,4 @@
-"""What a bench compares: methods × seeds (× how many requests the tracks come in), all on the same model and tracks."""
+"""What a bench compares: methods × seeds × lists of tracks (or requests that they come in), all on the same model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pydantic
 
 from encore import __version__, assets, plugins
 from encore.api import Method, Role
+from encore.audio.catalog import Catalog
 from encore.audio.tracks import Track
+from encore.bench.lists import draw, names_of
 from encore.errors import InputError, UsageError
 from encore.runs import shapes
 from encore.runs.documents import refuse_other_run
@@ -31,7 +33,7 @@ from encore.settings import resolve_options
 
 SCHEMA = 1
 PLAN = "bench.json"
-BOARD = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg")
+BOARD = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", "matrix.csv")
 
 
 class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -42,8 +44,11 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
             is named after an @: "npo@long".
         seeds: of the runs. requests: in how many requests, one after another, the tracks are sent.
         tracks: the list; None for the embedded catalogue's own.
+        forget_sizes: sizes of lists that are drawn from it, see `encore.bench.lists.draw`.
+        lists: name -> file of further lists, or of such that take the place of a drawn one of that name.
         model, …, precision: as in `encore.runs.forget.Request`.
-        golds: "gold" and "gold2"; where there are none, the embedded ones where they fit.
+        golds: "gold" and "gold2", trained without `tracks`; where there are none, the embedded ones where they fit.
+        list_golds: name of a list -> "gold" and "gold2" of its own; see `asked` for lists without.
         metrics, …, eval_seed: how every run is measured; see `encore.runs.evaluate_run.Asked`.
     """
 
@@ -51,6 +56,8 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     seeds: tuple[pydantic.NonNegativeInt, ...]
     requests: tuple[pydantic.PositiveInt, ...] = (1,)
     tracks: str | None = None
+    forget_sizes: tuple[pydantic.PositiveInt, ...] = ()
+    lists: dict[str, str] = pydantic.Field(default_factory=dict)
     model: str = "tiny"
     revision: str | None = None
     backend: str = "musicgen"
@@ -62,6 +69,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     precision: str = "auto"
     offline: bool = False
     golds: dict[str, str] = pydantic.Field(default_factory=dict)
+    list_golds: dict[str, dict[str, str]] = pydantic.Field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
     embedder: str = ""
     draws: pydantic.PositiveInt = 1
@@ -71,15 +79,29 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @property
     def cells(self) -> list[Cell]:
-        """Seeds outermost, so that a bench that is stopped early has every method."""
+        """Seeds outermost, so that a bench that is stopped early has every method and every list.
+
+        Where there are lists, each comes in one request, and several requests are of all of `tracks`.
+        """
+        pieces = [("", requests) for requests in self.requests]
+        if self.list_names:
+            pieces = [*((name, 1) for name in self.list_names), *(piece for piece in pieces if piece[1] > 1)]
         return [
-            Cell(method, seed, requests) for seed in self.seeds for requests in self.requests for method in self.methods
+            Cell(method, seed, requests, name)
+            for seed in self.seeds
+            for name, requests in pieces
+            for method in self.methods
         ]
+
+    @property
+    def list_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*names_of(self.forget_sizes), *self.lists)))
 
     def request(self, cell: Cell, out: Path) -> Request:
         """What `encore forget` is asked for in a cell of the bench in folder `out`."""
+        listing = self.lists.get(cell.list, self.tracks)
         return Request(
-            tracks=Path(self.tracks) if self.tracks else assets.FORGET, out=out / cell.name, model=self.model,
+            tracks=Path(listing) if listing else assets.FORGET, out=out / cell.name, model=self.model,
             revision=self.revision, offline=self.offline, backend=self.backend,
             catalog=Path(self.catalog) if self.catalog else None, retain=self.retain,
             holdout=Path(self.holdout) if self.holdout else None, roots=tuple(map(Path, self.roots)), seed=cell.seed,
@@ -95,14 +117,37 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         chosen = plugins.methods().resolve(method_of(name))
         return chosen(resolve_options(chosen.Options, assignments=self.methods[name]).options)
 
-    def asked(self, forget: tuple[Track, ...]) -> Asked:
-        """How a run is measured, with the embedded golds named where the tracks are those they lack."""
-        golds: dict[Role, str] = {"gold": self.golds["gold"]} if "gold" in self.golds else {}
-        golds |= {"gold2": self.golds["gold2"]} if "gold2" in self.golds else {}
-        golds = golds or embedded_golds(self.model, forget)
+    def asked(self, forget: tuple[Track, ...], name: str = "", whole: tuple[Track, ...] = ()) -> Asked:
+        """How a run is measured, with the golds named that fit its tracks.
+
+        A list has golds of its own. Without them it has those that lack all of its tracks, and maybe more: the bench's
+        golds where it is a part of `tracks`, or the embedded ones.
+
+        Args:
+            forget: the list's tracks.
+            name: of the list; empty for `tracks`.
+            whole: all of `tracks`, where `name` is given.
+        """
+        given = self.list_golds.get(name, {}) if name else self.golds
+        if not given and {track.sha256 for track in forget} <= {track.sha256 for track in whole}:
+            given = self.golds
+        golds: dict[Role, str] = {role: given[role] for role in _GOLDS if role in given}
+        golds = golds or embedded_golds(self.model, forget, or_fewer=bool(name))
         return Asked(
             self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds, draws=self.draws
         )  # fmt: skip
+
+
+def gold_note(plan: Plan, forget: tuple[Track, ...], name: str, whole: tuple[Track, ...]) -> str:
+    """What a reader should know of the gold that a list is measured against; see `Plan.asked`."""
+    if not name or name in plan.list_golds:
+        return ""
+    golds = plan.asked(forget, name, whole).golds
+    if not golds:
+        return "it has no gold: give one with --gold NAME=FOLDER"
+    lacks = whole if dict(plan.golds) else Catalog.open(assets.CATALOG).tracks(split="forget")
+    more = len({track.sha256 for track in lacks} - {track.sha256 for track in forget})
+    return f"its gold was trained without {more} more tracks" if more else ""
 
 
 def method_of(name: str) -> str:
@@ -125,16 +170,20 @@ def label_of(method: str, options: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid, or a row of runs where the tracks come in several requests. `name` is its folder."""
+    """One run of the grid, or a row of runs where the tracks come in several requests. `name` is its folder.
+
+    `list` is one of the plan's lists by name; empty for all of its tracks.
+    """
 
     method: str
     seed: int
     requests: int = 1
+    list: str = ""
 
     @property
     def name(self) -> str:
         several = f"-requests-{self.requests}" if self.requests > 1 else ""
-        return f"{self.method}/seed-{self.seed}{several}"
+        return "/".join(filter(None, [self.list, self.method, f"seed-{self.seed}{several}"]))
 
 
 # ----------------------------------------------------------------------------------------------------------- on disk
@@ -149,7 +198,7 @@ def checked(plan: Plan, out: Path) -> Tracks:
     """
     if (out / PLAN).exists():
         before = read_plan(out)
-        kept = set(Plan.model_fields) - {"methods", "seeds", "requests", *_MEASURING}
+        kept = set(Plan.model_fields) - {"methods", "seeds", "requests", "forget_sizes", "lists", *_MEASURING}
         changed = [
             f"{name} {getattr(before, name)} -> {getattr(plan, name)}"
             for name in sorted(kept)
@@ -171,9 +220,12 @@ def checked(plan: Plan, out: Path) -> Tracks:
     if plan.embedder:
         parsed(plan.embedder)
     pick_precision(plan.precision, pick_device(plan.device))
-    for name in (plan.model, *plan.golds.values()):
+    for name in (plan.model, *plan.golds.values(), *(one for own in plan.list_golds.values() for one in own.values())):
         model_name(name)
+    _refuse_names(plan)
     tracks = selected(plan, out)
+    for name in plan.list_names:
+        of_list(plan, out, name, tracks)
     if max(plan.requests) > len(tracks.forget):
         raise UsageError(
             f"{len(tracks.forget)} tracks can't be sent in {max(plan.requests)} requests, one after another",
@@ -189,7 +241,8 @@ def write_plan(plan: Plan, out: Path) -> None:
     write_json(out / PLAN, {"schema": SCHEMA, "encore": __version__, **plan.model_dump(mode="json")})
 
 
-_MEASURING = ("golds", "metrics", "embedder", "draws", "full", "force", "eval_seed", "device", "offline")
+_GOLDS: tuple[Role, Role] = ("gold", "gold2")
+_MEASURING = ("golds", "list_golds", "metrics", "embedder", "draws", "full", "force", "eval_seed", "device", "offline")
 
 
 def read_plan(out: Path) -> Plan:
@@ -220,9 +273,36 @@ def _words(setting: object) -> str:
     return ",".join(map(str, setting)) if isinstance(setting, tuple) else str(setting or "by default")
 
 
+def _refuse_names(plan: Plan) -> None:
+    """Names of lists are names of folders."""
+    for name in plan.lists:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "logs" or name in plan.methods:
+            raise UsageError(f"{name!r} can't name a list", "use letters, digits, dashes, and no method's name")
+    for name in plan.list_golds:
+        if name not in plan.list_names:
+            known = ", ".join(plan.list_names) or "none"
+            raise UsageError(f"a gold is given for {name!r}, which is no list of this bench", f"its lists: {known}")
+
+
 def selected(plan: Plan, out: Path) -> Tracks:
-    """The tracks that every cell is about; the same for all."""
-    return choose(plan.request(plan.cells[0], out))
+    """What `tracks` names, what is kept, and what is compared with."""
+    return choose(replace(plan.request(plan.cells[0], out), tracks=Path(plan.tracks) if plan.tracks else assets.FORGET))
+
+
+def of_list(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
+    """The tracks of one of the plan's lists.
+
+    Args:
+        name: empty for all of `tracks`.
+        whole: of `selected`.
+
+    Raises:
+        UsageError: there are not that many tracks to draw from.
+        InputError: the list can't be used.
+    """
+    if name in plan.lists:
+        return choose(plan.request(Cell("", 0, list=name), out))
+    return draw(whole, name) if name else whole
 
 
 def runs(plan: Plan, cell: Cell, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
@@ -251,21 +331,29 @@ def runs(plan: Plan, cell: Cell, out: Path, tracks: Tracks) -> list[tuple[Path, 
 # ---------------------------------------------------------------------------------------------- what is there already
 
 
-def weights(plan: Plan, golds: Mapping[Role, str], folder: Path) -> dict[Role, str]:
+def weights(
+    plan: Plan, golds: Mapping[Role, str], folder: Path, known: dict[str, str] | None = None
+) -> dict[Role, str]:
     """Hashes of the base model and the golds as they are now, to hold what is in a folder against.
 
     One is opened after the other, and none where no run was begun in the folder: the result is then empty.
+
+    Args:
+        known: name of a model -> its hash, where that was taken before; those that are opened are added.
 
     Raises:
         InputError: one can't be opened.
     """
     if not any(folder.glob("**/request.json")):
         return {}
-    family = plugins.backends().resolve(plan.backend)
-    base = family.load(model_name(plan.model), revision=plan.revision, offline=plan.offline)
-    found: dict[Role, str] = {"base": model_sha256(base)}
-    for role, name in golds.items():
-        found[role] = model_sha256(family.load(model_name(name), offline=plan.offline))
+    family, known = plugins.backends().resolve(plan.backend), {} if known is None else known
+    found: dict[Role, str] = {}
+    for role, name in {"base": plan.model, **golds}.items():
+        key = f"{role == 'base'} {name}"  # a hub's model may have another revision as base
+        if key not in known:
+            revision = plan.revision if role == "base" else None
+            known[key] = model_sha256(family.load(model_name(name), revision=revision, offline=plan.offline))
+        found[role] = known[key]
     return found
 
 
@@ -319,14 +407,19 @@ def is_measured(folder: Path, asked: Asked, models: Mapping[Role, str]) -> bool:
 def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Cell]:
     """The cells that still have something to do.
 
+    Args:
+        tracks: of `selected`.
+
     Raises:
         UsageError: a run that is there is not the one that is wanted.
     """
-    asked = plan.asked(tracks.forget)
-    models = weights(plan, asked.golds, out)
+    known: dict[str, str] = {}
+    lists = {name: of_list(plan, out, name, tracks) for name in dict.fromkeys(cell.list for cell in plan.cells)}
     for cell in plan.cells:
+        asked = plan.asked(lists[cell.list].forget, cell.list, tracks.forget)
+        models = weights(plan, asked.golds, out, known)
         complete = True
-        for number, (run, own) in enumerate(runs(plan, cell, out, tracks)):
+        for number, (run, own) in enumerate(runs(plan, cell, out, lists[cell.list])):
             if (run / "run.json").exists():
                 refuse_other_cell(plan, cell, run, own, models.get("base") if number == 0 else None)
             else:

@@ -48,10 +48,10 @@ def request_lines(plan: Plan, out: Path, failed: Collection[Cell] = ()) -> list[
 
 
 def _of_cell(folder: Path, cell: Cell, label: str) -> list[RequestLine]:
-    end = {metric: _forgotten(folder, metric) for metric in ("nll", "verbatim")}
+    end = {metric: forgotten(folder, metric) for metric in ("nll", "verbatim")}
     lines = []
     for number in range(1, cell.requests + 1):
-        after = {metric: _forgotten(folder / str(number), metric) for metric in end}
+        after = {metric: forgotten(folder / str(number), metric) for metric in end}
         own = [track for track in after["nll"] if track in end["nll"]]
         if own:
             lines.append(
@@ -71,7 +71,7 @@ def _replays(shares: Mapping[str, float], tracks: Collection[str]) -> int | None
     return sum(shares.get(track, 0.0) >= MATCH for track in tracks) if shares else None
 
 
-def _forgotten(folder: Path, metric: str) -> Mapping[str, float]:
+def forgotten(folder: Path, metric: str) -> Mapping[str, float]:
     """Track -> the unlearned model's figure, of the tracks that a folder's evaluation was to forget."""
     for row in read_metrics(folder / METRICS):
         if (row.metric, row.model, row.set) == (metric, "unlearned", "forget"):

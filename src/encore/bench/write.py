@@ -13,6 +13,7 @@ from typing import Any
 from encore import __version__, stats
 from encore.audio.text import csv_cell
 from encore.bench.leaderboard import FORGET, KEEP, Leaderboard, Line
+from encore.bench.matrix import ROWS, Figure, MatrixLine
 from encore.bench.pareto import pareto_svg
 from encore.bench.plan import BOARD
 from encore.bench.requests import RequestLine
@@ -25,23 +26,31 @@ MARKS = re.compile(r"([\\|`\[])")  # what would break a cell, or make a link of 
 COUNTS = (FORGET, KEEP, "replays, forget", "replays, retain", "seconds")
 
 
-def write_leaderboard(out: Path, board: Leaderboard, requests: Sequence[RequestLine]) -> list[Path]:
-    """Write `leaderboard.json`, `.md`, `.csv` and, where matplotlib is there, `pareto.svg`; returns their paths."""
+def write_leaderboard(
+    out: Path, board: Leaderboard, requests: Sequence[RequestLine], matrix: Sequence[MatrixLine] = ()
+) -> list[Path]:
+    """Write `leaderboard.json`, `.md`, `.csv`, where there are lists `matrix.csv`, and where matplotlib is there
+    `pareto.svg`; returns their paths.
+    """
     told: dict[str, Any] = {
         "schema": SCHEMA, "encore": __version__, "tracks": dict(board.tracks),
         "references": [line.as_dict() for line in board.references],
         "methods": [line.as_dict() for line in board.lines],
-        "requests": [line.as_dict() for line in requests], "failed": dict(board.failed),
+        "requests": [line.as_dict() for line in requests],
+        "matrix": [line.as_dict() for line in matrix], "failed": dict(board.failed),
     }  # fmt: skip
-    page, sheet, data, drawing = (out / name for name in BOARD)
+    page, sheet, data, drawing, matrix_sheet = (out / name for name in BOARD)
     write_json(data, told)
-    write_bytes(page, markdown(board, requests).encode())
+    write_bytes(page, markdown(board, requests, matrix).encode())
     write_bytes(sheet, spreadsheet(board).encode())
-    figure = pareto_svg(board) if can_draw() else None
-    if figure is None:
-        return [page, sheet, data]
-    write_bytes(drawing, figure.encode())
-    return [page, sheet, data, drawing]
+    written = [page, sheet, data]
+    if matrix:
+        write_bytes(matrix_sheet, matrix_spreadsheet(matrix).encode())
+        written.append(matrix_sheet)
+    if (figure := pareto_svg(board) if can_draw() else None) is not None:
+        write_bytes(drawing, figure.encode())
+        written.append(drawing)
+    return written
 
 
 def label(line: Line) -> str:
@@ -78,10 +87,14 @@ def _ps(board: Leaderboard, line: Line) -> list[str]:
     return [f"{line.p[title]:.2g}" if title in line.p else "–" for title in board.tested]
 
 
-def markdown(board: Leaderboard, requests: Sequence[RequestLine] = ()) -> str:
+def markdown(board: Leaderboard, requests: Sequence[RequestLine] = (), matrix: Sequence[MatrixLine] = ()) -> str:
     """The whole of it as a page."""
-    lines = ["# Leaderboard", "", _explained(board), ""]
-    lines += _table(header(board), [cells(board, line) for line in (*board.references, *board.lines)])
+    lines = ["# Leaderboard"]
+    if board.lines or not matrix:
+        lines += ["", _explained(board), ""]
+        lines += _table(header(board), [cells(board, line) for line in (*board.references, *board.lines)])
+    if matrix:
+        lines += _matrix(matrix)
     if requests:
         lines += ["", "## Requests one after another", ""]
         lines += ["Each request's own tracks, right after it and when all requests had been made.", ""]
@@ -113,6 +126,60 @@ def _explained(board: Leaderboard) -> str:
             f"for all pairs of methods together (Westfall and Young's max-T). The least it can be: {least}."
         )
     return said
+
+
+def matrix_table(matrix: Sequence[MatrixLine]) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of one method's lines: a row a figure, a column a list."""
+    rows = [[title, *(judged(line.median(title)) for line in matrix)] for title in ROWS]
+    return ["row", *(line.label for line in matrix)], [row for row in rows if any(text != "–" for text in row[1:])]
+
+
+def judged(figure: Figure | None) -> str:
+    """A figure with what it must reach, and a mark: ✓ met, ✗ missed."""
+    if figure is None:
+        return "–"
+
+    def text(value: float) -> str:
+        return f"{value:.0f}" if value == round(value) else f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
+
+    bounds = {
+        (True, True): "", (False, True): f" (≥ {text(figure.low or 0.0)})",
+        (True, False): f" (≤ {text(figure.high or 0.0)})",
+        (False, False): f" ({text(figure.low or 0.0)} to {text(figure.high or 0.0)})",
+    }  # fmt: skip
+    mark = {True: " ✓", False: " ✗", None: ""}[figure.met]
+    return text(figure.value) + bounds[figure.low is None, figure.high is None] + mark
+
+
+def _matrix(matrix: Sequence[MatrixLine]) -> list[str]:
+    lines = ["", "## Lists of tracks", ""]
+    lines += [
+        "Medians over seeds; in brackets what a figure must reach: ✓ met, ✗ missed, no mark where it is not judged. "
+        "noise: KL(gold ‖ gold2). Memorised: base's NLL is below half of its held-out NLL. base's noise: its own "
+        "generations with another seed."
+    ]
+    for method in dict.fromkeys(line.method for line in matrix):
+        own = [line for line in matrix if line.method == method]
+        seeds = ", ".join(f"{line.label}: {len(line.seeds)}" for line in own)
+        lines += ["", f"### {text(method)}", "", *_table(*matrix_table(own)), "", f"Seeds: {seeds}."]
+    notes = dict.fromkeys(f"- {line.label}: {line.note}" for line in matrix if line.note)
+    return [*lines, *(["", *notes] if notes else [])]
+
+
+def matrix_spreadsheet(matrix: Sequence[MatrixLine]) -> str:
+    """A row a list, method and figure."""
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(
+        ["list", "tracks", "method", "requests", "seeds", "row", "median", "min", "max", "at least", "at most", "met"]
+    )
+    for line in matrix:
+        for row in line.as_dict()["rows"]:
+            values, met = row["of_seeds"], {True: "yes", False: "no", None: None}[row["met"]]
+            of = [csv_cell(line.list), line.tracks, csv_cell(line.method), line.requests, len(line.seeds)]
+            spread = [row["median"], min(values), max(values)]
+            table.writerow([*of, row["row"], *spread, row["low"], row["high"], met])
+    return file.getvalue()
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,6 +14,7 @@ from encore.errors import EncoreError, UsageError
 
 if TYPE_CHECKING:
     from encore.bench.leaderboard import Leaderboard
+    from encore.bench.matrix import MatrixLine
     from encore.bench.requests import RequestLine
 
 SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
@@ -40,6 +41,17 @@ def bench(
     tracks: Annotated[
         str | None, typer.Option(help="List of tracks to forget; default: the embedded catalogue's forget split.")
     ] = None,
+    forget_sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="Forget lists of these sizes, drawn from --tracks, the larger ones also from retain; 1: three lists.",
+        ),
+    ] = None,
+    listed_as: Annotated[
+        list[str] | None,
+        typer.Option("--list", metavar="NAME=FILE", help="Another list to forget, or in place of a drawn one."),
+    ] = None,
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     backend: Annotated[
@@ -49,8 +61,14 @@ def bench(
     retain: Annotated[str | None, typer.Option(help="List of tracks to keep, or `self`.")] = None,
     holdout: Annotated[Path | None, typer.Option(help="List of tracks the model never heard.")] = None,
     root: Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into.")] = None,
-    gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
-    gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
+    gold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[LIST=]MODEL", help="A model trained without the tracks, or a list's."),
+    ] = None,
+    gold2: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[LIST=]MODEL", help="Another gold: its distance to gold is the noise."),
+    ] = None,
     metrics: Annotated[str | None, typer.Option(help="Names, with commas between; default: the fast ones.")] = None,
     full: Annotated[bool, typer.Option("--full", help="All metrics.")] = False,
     embedder: Annotated[
@@ -74,6 +92,8 @@ def bench(
         _one(out, cell)
         return
     from encore.bench.leaderboard import leaderboard
+    from encore.bench.lists import names_of
+    from encore.bench.matrix import METRICS_READ, matrix_lines
     from encore.bench.plan import PLAN, Plan, checked, measured_otherwise, read_plan, unfinished, write_plan
     from encore.bench.presets import preset as find
     from encore.bench.requests import request_lines
@@ -83,22 +103,24 @@ def bench(
     from encore.runs.store import held
 
     laid = find(preset) if preset else None
-    if gold2 and not gold:
-        raise UsageError("--gold2 is read against --gold, which is missing")
+    sizes, lists = _sizes(forget_sizes), _lists(listed_as or [])
+    golds = _golds(gold or [], gold2 or [], [*names_of(sizes), *lists])
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     embedded = model == "tiny"
     names = _names(methods, "--methods") or (laid.methods if laid else _installed())
-    measured = _names(metrics, "--metrics") or (laid.metrics if laid and not full else None)
+    by_default = laid.metrics if laid else METRICS_READ if sizes or lists else None
+    measured = _names(metrics, "--metrics") or (by_default if not full else None)
     chosen = embedder or (laid.embedder if laid and not embedded else None)
     theirs = [item for item in laid.options if item.partition(".")[0] in names] if laid and not embedded else []
     plan = Plan(
         methods=_options(names, [*theirs, *(option or ())]),
         seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks),
-        model=_folder(model), revision=revision, backend=backend_name(model, backend), catalog=_absolute(catalog),
+        forget_sizes=sizes, lists=lists, model=_folder(model), revision=revision,
+        backend=backend_name(model, backend), catalog=_absolute(catalog),
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
-        golds={role: _folder(name) for role, name in (("gold", gold), ("gold2", gold2)) if name},
+        golds=golds.get("", {}), list_golds={name: own for name, own in golds.items() if name},
         metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
     out = out.resolve()
@@ -114,8 +136,9 @@ def bench(
             console.note(f"{made} more are made, and only measured anew: {why}")
         failed = run_cells(left, out, jobs=jobs, told=lambda cell, what: console.note(f"{cell.name}: {what}"))
         board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
-        written = write_leaderboard(out, board, requests)
-    _show(board, requests, written, json)
+        matrix = matrix_lines(plan, out, chosen_tracks, failed)
+        written = write_leaderboard(out, board, requests, matrix)
+    _show(board, requests, matrix, written, json)
     if failed:
         first, why = next(iter(failed.items()))
         raise EncoreError(
@@ -171,6 +194,47 @@ def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[st
     return options
 
 
+def _sizes(given: str | None) -> tuple[int, ...]:
+    """ "1,3,8" """
+    found = listed(given or "")
+    if given is not None and (not found or not all(item.isdecimal() and int(item) for item in found)):
+        raise UsageError(f"--forget-sizes {given!r} is no list of sizes", "as in: --forget-sizes 1,3,8,24")
+    return tuple(sorted({int(item) for item in found}))
+
+
+def _lists(given: Sequence[str]) -> dict[str, str]:
+    """ "heard=heard.txt" """
+    lists: dict[str, str] = {}
+    for item in given:
+        name, sign, path = item.partition("=")
+        if not (name and sign and path) or name in lists:
+            why = "is given twice" if name in lists else "is not NAME=FILE"
+            raise UsageError(f"the list {item!r} {why}", "as in: --list heard=heard.txt")
+        lists[name] = str(Path(path).resolve())
+    return lists
+
+
+def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> dict[str, dict[str, str]]:
+    """List ("" for all tracks) -> role -> model. "NAME=MODEL" is for a list, if there is one of that name."""
+    golds: dict[str, dict[str, str]] = {}
+    for role, given in (("gold", gold), ("gold2", gold2)):
+        for item in given:
+            name, sign, model = item.partition("=")
+            if not sign or Path(item).exists():
+                name, model = "", item
+            elif name not in lists:
+                raise UsageError(
+                    f"there is no list {name!r} for --{role} {item}", f"lists: {', '.join(lists) or 'none'}"
+                )
+            if role in golds.setdefault(name, {}):
+                raise UsageError(f"--{role} is given twice{f' for {name}' if name else ''}")
+            golds[name][role] = _folder(model)
+    if lacking := [name for name, own in golds.items() if "gold" not in own]:
+        of = f" of {lacking[0]}" if lacking[0] else ""
+        raise UsageError(f"--gold2{of} is read against --gold, which is missing")
+    return golds
+
+
 def _absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
 
@@ -182,15 +246,26 @@ def _folder(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() and not assets.model_folder(name) else name
 
 
-def _show(board: Leaderboard, requests: Sequence[RequestLine], written: Sequence[Path], json: bool) -> None:
-    from encore.bench.write import cells, header
+def _show(
+    board: Leaderboard,
+    requests: Sequence[RequestLine],
+    matrix: Sequence[MatrixLine],
+    written: Sequence[Path],
+    json: bool,
+) -> None:
+    from encore.bench.write import cells, header, matrix_table
     from encore.runs.store import read_json
 
     if json:
         console.data_json(read_json(next(path for path in written if path.suffix == ".json")))
         return
-    titles = header(board)
-    console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[2:])
+    if board.lines or not matrix:
+        titles = header(board)
+        console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[2:])
+    for method in dict.fromkeys(line.method for line in matrix):
+        own = [line for line in matrix if line.method == method]
+        console.note(f"{method}: medians over seeds")
+        console.table(*matrix_table(own))
     if requests:
         rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
         console.table(list(rows[0]), [[_rounded(value) for value in row.values()] for row in rows])

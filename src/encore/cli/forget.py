@@ -76,6 +76,12 @@ def forget(
         str | None, typer.Option(help="When it was asked for, for the record: a date such as 2026-11-28.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="First rehearse on retain tracks, on a copy of the model, to choose lr and steps."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
     ] = False,
@@ -96,6 +102,8 @@ def forget(
 
     from encore.cli.progress import reporting
     from encore.runs import forget as runs
+    from encore.runs.calibrate import begun
+    from encore.runs.calibrate import calibrate as calibration
     from encore.runs.dates import check_date
     from encore.runs.environment import keep_freed_memory
     from encore.runs.models import backend_name
@@ -107,9 +115,10 @@ def forget(
         backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
         roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
         skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
-        requester=requester, requested=check_date(requested) if requested is not None else None,
+        requester=requester, requested=check_date(requested) if requested is not None else None, calibrate=calibrate,
     )  # fmt: skip
-    run = runs.finished(request, chosen(settings.options))
+    ready = begun(request, chosen(settings.options))
+    run = runs.finished(request, ready)
     if run is not None:
         console.note(f"nothing to do: the run in {out} is complete")
         if json:
@@ -119,7 +128,7 @@ def forget(
     runs.refuse_unusable(request)
     with reporting() as reporter:
         selected = runs.choose(request, reporter)
-        prepared = runs.prepare(request, chosen(settings.options), reporter, tracks=selected)
+        prepared = runs.prepare(request, ready, reporter, tracks=selected)
     if not json:
         _show_tracks(prepared)
     for note in prepared.notes:
@@ -127,9 +136,15 @@ def forget(
     if dry_run:
         _show_plan(prepared, json)
         return
+    origin = {**origins(context), **settings.origin}
+    if calibrate:
+        with reporting() as reporter:
+            prepared.calibration = calibration(prepared, reporter)
+        _show_calibration(prepared.calibration)
+        origin |= dict.fromkeys(prepared.calibration["chosen"], "calibration")
     try:
         with reporting() as reporter:
-            run = runs.forget(prepared, {**origins(context), **settings.origin}, reporter)
+            run = runs.forget(prepared, origin, reporter)
     except Interrupted as signal:
         console.note(f"stopped by {signal.name}; go on with the same command and --resume --out {out}")
         raise
@@ -174,14 +189,43 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
         "expected_disk_bytes": expected.disk_bytes,
     }
     options = prepared.method.options.model_dump(mode="json")
+    if prepared.request.calibrate:
+        from encore.runs.calibrate import expected_seconds
+
+        plan["expected_calibration_seconds"] = [round(one, 1) for one in expected_seconds(prepared, expected.seconds)]
     if json:
         listed = prepared.listed()
         console.data_json({"schema": 1, "dry_run": True, **plan, "tracks": sizes, "options": options, **listed})
         return
     shown = [(name, value) for name, value in plan.items() if not name.startswith("expected")]
-    rows = [*shown, ("expected", expected), *sizes.items(), *((f"  {name}", value) for name, value in options.items())]
+    rows = [
+        *shown,
+        ("expected", expected),
+        *_calibrating(plan),
+        *sizes.items(),
+        *((f"  {name}", value) for name, value in options.items()),
+    ]
     console.table(["what", "value"], rows)
     console.note("nothing was written outside the cache")
+
+
+def _calibrating(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row of a plan that calibrates first."""
+    from encore.runs.estimate import duration
+
+    least, most = plan.get("expected_calibration_seconds", (0.0, 0.0))
+    words = f"about {duration(least)} if the first settings pass, at most {duration(most)}"
+    return [("calibration", words)] if most else []
+
+
+def _show_calibration(found: dict[str, Any]) -> None:
+    options = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items()) or "the method's settings"
+    rehearsals = "1 rehearsal" if len(found["tried"]) == 1 else f"{len(found['tried'])} rehearsals"
+    still = f"; the best of them misses: {'; '.join(found['missed'])}" if found["missed"] else ""
+    console.note(
+        f"calibration: {options}, after {rehearsals} on {len(found['decoys'])} retain tracks in "
+        f"{found['seconds']:.0f} s{still}"
+    )
 
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:

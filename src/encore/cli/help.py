@@ -19,14 +19,15 @@ from encore.cli import complete, console
 
 PANELS = {  # title -> parameters, in this order
     "Tracks": (
-        "tracks", "catalog", "retain", "holdout", "root", "allow_missing", "skip_unreadable", "drop_duplicates",
+        "tracks", "forget_sizes", "listed_as", "catalog", "retain", "holdout", "root", "allow_missing",
+        "skip_unreadable", "drop_duplicates",
     ),
     "Model": ("model", "backend", "revision", "base", "gold", "gold2", "offline"),
     "Method": ("method", "methods", "preset", "option", "config", "steps", "lr", "batch_size", "per_track_clip"),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
-        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "dry_run",
-        "requester", "requested",
+        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "calibrate",
+        "dry_run", "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -64,6 +65,7 @@ EXAMPLES = {
     "bench": (
         "encore bench --methods encore,npo --seeds 3 --out runs/bench",
         "encore bench --methods npo,npo@long -o npo@long.steps=120",
+        "encore bench --methods encore --forget-sizes 1,3,8 --list mine=mine.txt --gold mine=models/gold",
     ),
     "report": ("encore report runs/a", "encore report runs/a --embed-audio --out for-me.html"),
     "bundle": ("encore bundle runs/a", "encore bundle runs/a --sign key.pem"),

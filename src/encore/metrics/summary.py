@@ -235,6 +235,7 @@ LINES: tuple[Line, ...] = (
     ("KL to gold, retain", "kl_gold", "retain", "", None),
     ("NLL, forget", "nll", "forget", "within 10 % of gold's, each track within half and twice", _forget_nll),
     ("NLL after relearning, forget", "relearn", "forget", "≥ 75 % of gold's", _relearn),
+    ("NLL after relearning at lr 1e-3, forget", "relearn_fast", "forget", "", None),
     ("NLL after training on retain, forget", "relearn_retain", "forget", "≥ 75 % of gold's", _relearn),
     ("NLL after training on holdout, forget", "relearn_holdout", "forget", "≥ 75 % of gold's", _relearn),
     ("NLL after training on one, the others", "relearn_one", "forget", "≥ 75 % of gold's", _relearn),

@@ -10,7 +10,7 @@ from encore.report.files import RunFiles
 
 OWN_DISTRIBUTION = "encore-music"
 NAMED = {"roots": "root"}  # field of the record -> flag
-OWN = {"resume", "out", "tracks"}  # flags that are given separately, or not at all
+OWN = {"resume", "out", "tracks", "calibrate"}  # flags that are given separately, or not at all
 
 
 def commands(files: RunFiles) -> list[str]:

@@ -19,6 +19,7 @@ KEPT = (  # parts of retain in a look, their labels and roles
 )
 TRAINED = {
     "relearn": "Relearning: training on the tracks again",
+    "relearn_fast": "Relearning at a higher rate",
     "relearn_retain": "Training on music to keep: do the tracks return?",
     "relearn_holdout": "Training on held-out music: do the tracks return?",
     "relearn_one": "Training on one of the tracks: do the others return?",

@@ -19,6 +19,7 @@ PLAIN = {
     ("kl_gold", "forget"): "Distance from a model trained without the tracks",
     ("nll", "forget"): "How well it predicts the tracks",
     ("relearn", "forget"): "Recovery after a little training on the tracks",
+    ("relearn_fast", "forget"): "Recovery after a little training on the tracks, at a higher rate",
     ("relearn_retain", "forget"): "Recovery after a little training on the music to keep",
     ("relearn_holdout", "forget"): "Recovery after a little training on held-out music",
     ("relearn_one", "forget"): "Recovery after a little training on one of the tracks",

@@ -40,7 +40,7 @@ class Estimate:
 
     def __str__(self) -> str:
         sizes = f"{_size(self.peak_bytes)} of memory, {_size(self.disk_bytes)} of disk"
-        return f"about {_duration(self.seconds)}, {sizes}"
+        return f"about {duration(self.seconds)}, {sizes}"
 
 
 class _Enough(Exception):
@@ -129,7 +129,7 @@ def _edit_seconds(method: Method, backend: Backend, clips: Clips, look: float) -
     return (getattr(options, "steps", 0) * per_step + passes) * a_clip + 2 * look
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """ "40 s", "5 min", "2.5 h": two digits are more than a shared machine keeps to."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -213,11 +213,13 @@ class SharedEvaluation(Evaluation):
         *,
         models: Mapping[Role, Backend] | None = None,
         clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
+        seed: int | None = None,
     ) -> SharedEvaluation:
         return SharedEvaluation(
-            models if models is not None else self.models, clips if clips is not None else self.clips, seed=self.seed,
-            embedder=self.embedders, draws=self._draws, force=self.force, about=self.about, batch=self._batch,
-            generate_batch=self._generate_batch, cache=self._disk,
+            models if models is not None else self.models, clips if clips is not None else self.clips,
+            seed=self.seed if seed is None else seed, embedder=self.embedders, draws=self._draws,
+            force=self.force, about=self.about, batch=self._batch, generate_batch=self._generate_batch,
+            cache=self._disk,
         )  # fmt: skip
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:

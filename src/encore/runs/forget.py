@@ -72,6 +72,7 @@ class Request:
     resume: bool = False
     requester: str | None = None
     requested: str | None = None
+    calibrate: bool = False
 
     def flags(self) -> dict[str, Any]:
         """Every value as JSON keeps it."""
@@ -80,7 +81,10 @@ class Request:
 
 @dataclass
 class Prepared:
-    """A run ready to start: nothing has been written yet but the cache."""
+    """A run ready to start: nothing has been written yet but the cache.
+
+    `calibration` is what `encore.runs.calibrate.calibrate` found, for the record.
+    """
 
     request: Request
     tracks: Tracks
@@ -92,6 +96,7 @@ class Prepared:
     holdout: list[Heard]
     seconds: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
 
     def listed(self) -> dict[str, Any]:
         """The tracks as `request.json` keeps them."""
@@ -254,7 +259,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             refuse_other_run(folder.path / "request.json", asked)
         else:
             where = {"folder": str(folder.path.resolve())}
-            folder.write_json("request.json", {**where, **_circumstances(request), **asked})
+            found = {"calibration": prepared.calibration} if prepared.calibration else {}
+            folder.write_json("request.json", {**where, **_circumstances(request), **found, **asked})
         started = time.monotonic()
         clips = Clips(clips_of(prepared.forget), _retain_clips(prepared, folder, reporter), clips_of(prepared.holdout))
         stop.check()
@@ -286,6 +292,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
         run["tracks"]["retain_watched"] = engine.judge.watched
         run["tracks"]["retain_classified"] = engine.judge.classified
+        if prepared.calibration:
+            run["calibration"] = prepared.calibration
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])

@@ -202,12 +202,13 @@ class Whereabouts:
         return Path(os.path.normpath(self.now.resolve() / os.path.relpath(path, self.then)))
 
 
-def embedded_golds(model: str, forget: Sequence[Track]) -> dict[Role, str]:
-    """The embedded golds, where the run forgot exactly what they were trained without."""
+def embedded_golds(model: str, forget: Sequence[Track], *, or_fewer: bool = False) -> dict[Role, str]:
+    """The embedded golds, where the run forgot exactly what they were trained without, or a part of it."""
     if model != "tiny":
         return {}
     split = {track.sha256 for track in Catalog.open(assets.CATALOG).tracks(split="forget")}
-    if {track.sha256 for track in forget} != split:
+    hashes = {track.sha256 for track in forget}
+    if not (hashes <= split if or_fewer else hashes == split):
         return {}
     names: dict[Role, str] = {"gold": "tiny-gold", "gold2": "tiny-gold2"}
     return {role: name for role, name in names.items() if (found := assets.model_folder(name)) and found.exists()}

@@ -22,6 +22,7 @@ from encore.errors import MOST, InputError, UsageError, together
 SELF = "self"
 HOLDOUT = "holdout"  # splits of a catalogue
 RETAIN = "retain"
+FORGET = "forget"
 SHOWN = 5  # tracks that a note names
 CHECK_SECONDS = 10.0  # spent on decoding where a list is refused anyway, to name files that can't be read with it
 
@@ -218,11 +219,18 @@ def _several_captions(forget: Sequence[Track]) -> list[str]:
 
 
 def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
-    """The retain tracks an evaluation is about: the split "retain" where there is one, else a seeded sample."""
+    """The retain tracks an evaluation is about: the split "retain" where there is one, else a seeded sample.
+
+    A sample begins with the split "forget": where another list is forgotten, these are kept, and may be all that the
+    model has memorised.
+    """
     split = [track for track in tracks if track.meta.get("split") == RETAIN]
     if split:
         return split
-    return sorted(random.Random(seed).sample(list(tracks), min(most, len(tracks))), key=lambda track: track.id)
+    first = [track for track in tracks if track.meta.get("split") == FORGET][:most]
+    others = [track for track in tracks if track.meta.get("split") != FORGET]
+    sample = random.Random(seed).sample(others, min(most - len(first), len(others)))
+    return sorted((*first, *sample), key=lambda track: track.id)
 
 
 def retain_sets(kept: Sequence[Track], measured: Sequence[Track], watched: int | None) -> str:
