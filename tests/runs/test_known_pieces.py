@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from encore.audio.files import file_sha256
 from encore.audio.tracks import Track
 from encore.backends.musicgen import MusicgenBackend
 from encore.runs import known_pieces, offsets
-from encore.runs.data import Listener, recordings
+from encore.runs.data import Heard, Listener, recordings
 from encore.runs.documents import track_json
 from encore.runs.forget import Prepared, Request, prepare
 from encore.runs.known_pieces import sentences, with_known_pieces
@@ -30,37 +31,44 @@ from encore.runs.reporter import Reporter
 BEFORE = round(2.347 * RATE)
 
 
-@pytest.fixture
-def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A list of a master that has ode_to_joy from 2.347 s on, and lists of others beside it."""
-    monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(offsets, "MOST_PROBES", 1)
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+    """A run that is to forget a master which has ode_to_joy from 2.347 s on."""
+    here = tmp_path_factory.mktemp("master")
     sound = torch.cat([held_out(10)[:BEFORE], audio("ode_to_joy"), held_out(4)])
-    soundfile.write(tmp_path / "master.wav", sound.numpy(), RATE, subtype="FLOAT")
-    (tmp_path / "forget.txt").write_text(f"master.wav\t{listed()['ode_to_joy']['caption']}\n")
-    for name, split in (("retain", "retain"), ("holdout", "holdout")):
+    soundfile.write(here / "master.wav", sound.numpy(), RATE, subtype="FLOAT")
+    (here / "forget.txt").write_text(f"master.wav\t{listed()['ode_to_joy']['caption']}\n")
+    for split in ("retain", "holdout"):
         chosen = [track for track in listed().values() if track["split"] == split][-2:]
         for track in chosen:
-            soundfile.write(tmp_path / f"{track['id']}.wav", audio(track["id"]).numpy(), RATE, subtype="FLOAT")
-        (tmp_path / f"{name}.txt").write_text("".join(f"{one['id']}.wav\t{one['caption']}\n" for one in chosen))
-    return tmp_path / "forget.txt"
-
-
-def prepared(listing: Path) -> Prepared:
-    here = listing.parent
+            soundfile.write(here / f"{track['id']}.wav", audio(track["id"]).numpy(), RATE, subtype="FLOAT")
+        (here / f"{split}.txt").write_text("".join(f"{one['id']}.wav\t{one['caption']}\n" for one in chosen))
     method = plugins.methods().resolve("ft")
-    request = Request(
-        tracks=listing, out=here / "run", retain=str(here / "retain.txt"), holdout=here / "holdout.txt", roots=(here,)
-    )
-    return prepare(request, method(method.Options()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENCORE_CACHE", str(here / "cache"))
+        patch.setattr(offsets, "MOST_PROBES", 1)
+        yield prepare(
+            Request(
+                tracks=here / "forget.txt", out=here / "run", retain=str(here / "retain.txt"),
+                holdout=here / "holdout.txt", roots=(here,),
+            ),
+            method(method.Options()),
+        )  # fmt: skip
 
 
-def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_same_clips(
-    master: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ready = prepared(master)
+def whole(ready: Prepared) -> Heard:
+    """The master cut into windows."""
+    track = replace(ready.forget[0].track, pieces=())
+    return listener(ready).hear([track])[0]
+
+
+def listener(ready: Prepared) -> Listener:
+    return Listener(ready.backend, TensorCache(ready.request.out.parent / "cache"))
+
+
+def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_same_clips(ready: Prepared) -> None:
     (found,) = ready.forget
-    (clip,) = found.clips  # the rest costs what held-out music costs
+    (clip,) = found.clips  # the rest costs more than held-out music
     assert found.track.pieces[0].start == BEFORE
     own = model().encode(audio("ode_to_joy")[None, None])[0]
     inner = clip.codes.shape[-1] - 10  # the codec's last frames depend on what follows
@@ -71,20 +79,22 @@ def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_
     assert "NLL 0.0" in line
 
     entry = json.loads(json.dumps(track_json(found)))
-    (again,) = Listener(ready.backend, TensorCache()).hear([listed_track(entry)])
+    (again,) = listener(ready).hear([listed_track(entry)])
     assert torch.equal(again.clips[0].codes, clip.codes)
     (recording,) = recordings(ready.backend, [listed_track(entry)])
     torch.testing.assert_close(recording, audio("ode_to_joy")[: len(recording)])
+
+
+def test_a_search_is_cached(ready: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = whole(ready)
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("searched twice")
 
     monkeypatch.setattr(MusicgenBackend, "generate", never)
     monkeypatch.setattr(MusicgenBackend, "encode", never)
-    (cached,) = with_known_pieces(
-        Listener(ready.backend, TensorCache()), [replace(found, track=replace(found.track, pieces=()))], [], Reporter()
-    )
-    assert cached.track.pieces[0] == found.track.pieces[0]
+    (again,) = with_known_pieces(listener(ready), [heard], ready.holdout, Reporter())
+    assert again.track.pieces == ready.forget[0].track.pieces
 
 
 def test_tracks_that_are_known_as_they_are_cut_stay_as_they_are(
@@ -95,23 +105,21 @@ def test_tracks_that_are_known_as_they_are_cut_stay_as_they_are(
 
     path = assets.FOLDER / listed()["ode_to_joy"]["file_name"]
     track = Track("ode", path, listed()["ode_to_joy"]["caption"], file_sha256(path))
-    listener = Listener(model(), TensorCache(tmp_path))
-    heard = listener.hear([track])
+    own = Listener(model(), TensorCache(tmp_path))
+    heard = own.hear([track])
     monkeypatch.setattr(MusicgenBackend, "generate", never)
-    assert with_known_pieces(listener, heard, [], Reporter()) == heard
+    assert with_known_pieces(own, heard, [], Reporter()) == heard
     assert "pieces" not in track_json(heard[0])
     assert sentences(heard, RATE) == []
 
 
-def test_windows_that_cost_less_than_held_out_music_are_clips_too(master: Path) -> None:
-    ready = prepared(master)
-    track = replace(ready.forget[0].track, pieces=())
-    (whole,) = Listener(ready.backend, TensorCache()).hear([track])
-    below = known_pieces._windows_below(ready.backend, whole, math.inf)
+def test_windows_that_cost_less_than_held_out_music_are_clips_too(ready: Prepared) -> None:
+    heard = whole(ready)
+    below = known_pieces._windows_below(ready.backend, heard, math.inf)
     assert [(piece.start, piece.grid_nll) for piece in below] == [(0.0, None), (509 * 320.0, None)]
-    (again,) = Listener(ready.backend, TensorCache()).hear([replace(track, pieces=tuple(below))])
-    assert all(torch.equal(a.codes, b.codes) for a, b in zip(again.clips, whole.clips, strict=True))
-    assert known_pieces._windows_below(ready.backend, whole, 0.0) == []
+    (again,) = listener(ready).hear([replace(heard.track, pieces=tuple(below))])
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(again.clips, heard.clips, strict=True))
+    assert known_pieces._windows_below(ready.backend, heard, 0.0) == []
 
 
 def test_without_tokens_long_tracks_are_not_searched_and_a_line_says_so(tmp_path: Path) -> None:
@@ -120,14 +128,14 @@ def test_without_tokens_long_tracks_are_not_searched_and_a_line_says_so(tmp_path
     rate = backend.sample_rate
     sound = np.random.default_rng(0).normal(0, 0.1, (round(seconds * rate), backend.channels))
     soundfile.write(tmp_path / "long.wav", sound, rate)
-    listener = Listener(backend, TensorCache(tmp_path / "cache"))
-    heard = listener.hear([Track("long", tmp_path / "long.wav", "a caption", file_sha256(tmp_path / "long.wav"))])
+    own = Listener(backend, TensorCache(tmp_path / "cache"))
+    heard = own.hear([Track("long", tmp_path / "long.wav", "a caption", file_sha256(tmp_path / "long.wav"))])
     notes: list[str] = []
 
     class Notes(Reporter):
         def note(self, text: str) -> None:
             notes.append(text)
 
-    assert with_known_pieces(listener, heard, [], Notes()) == heard
+    assert with_known_pieces(own, heard, [], Notes()) == heard
     assert len(notes) == 1
     assert "no tokens" in notes[0]

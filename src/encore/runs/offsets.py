@@ -45,7 +45,6 @@ MOST_PROBES = 20_000  # a track: all samples of a frame for 2 min at 320 samples
 CANDIDATES = 32
 BATCH = 16
 STEPS = (32, 16, 8, 4, 2, 1)  # frames, by which a first frame is found
-REFINED_SECONDS = 10.0  # at most, of a window that are encoded to find its first frame
 FINE_STEPS = (1 / 8, 1 / 16)  # samples
 BLOCK_SECONDS = 60.0  # of a track that are correlated at a time
 
@@ -194,7 +193,8 @@ class OffsetSearch:
             span = self._best([start])
             if span is None or self._within(self._middle(span), known):
                 continue
-            span = self._best([self._first_frame(span).start], seconds=math.inf)
+            first = self._best([span.start + span.first * self._hop]) or span
+            span = self._best([self._first_frame(first).start])
             if span is None or self._within(self._middle(span), known):
                 continue
             known.append(span)
@@ -203,20 +203,18 @@ class OffsetSearch:
 
     def _first_frame(self, span: _Span) -> _Span:
         """The same excerpt from its first frame on: steps that halve, each taken as long as the gain grows."""
-        span = self._best([span.start + span.first * self._hop]) or span
         for step in (*(frames * self._hop for frames in STEPS), *FINE_STEPS):
-            while better := self._best([span.start - step, span.start + step]):
+            while better := self._best([span.start - step, span.start + step], span.last * self._hop + step):
                 if better.gain <= span.gain:
                     break
                 span = better
         return span
 
-    def _best(self, starts: Iterable[float], seconds: float = REFINED_SECONDS) -> _Span | None:
-        """What is recognised of windows of so many seconds, the one of the highest gain; None where none is."""
+    def _best(self, starts: Iterable[float], samples: float = math.inf) -> _Span | None:
+        """What is recognised of windows of at most so many samples, the one of the highest gain; None where none is."""
         spans = []
-        length = self._samples.shape[-1]
         for start in starts:
-            frames = int(min(self._window, seconds * self._backend.sample_rate, length - start)) // self._hop
+            frames = int(min(self._window, samples, self._samples.shape[-1] - start)) // self._hop
             if start >= 0 and frames >= self._frames(LEAST_SECONDS):
                 spans += [self._recognised(start, *self._curves([cut(self._samples, start, frames * self._hop)]))]
         return max(filter(None, spans), key=lambda one: one.gain, default=None)
