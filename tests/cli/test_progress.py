@@ -9,7 +9,7 @@ import pytest
 from encore.cli import progress
 from encore.cli.progress import BarReporter, LineReporter, reporting
 
-LOOK = {"look": {"forget": {"a": 1.0, "b": 2.0}, "retain": 0.5, "level": 4.0}}
+LOOK = {"look": {"forget": {"a": 1.0, "b": 2.0}, "levels": {"a": 4.0}, "memorised": {"c": 0.5}, "not_memorised": {}}}
 
 
 class Clock:
@@ -34,7 +34,7 @@ def test_a_line_every_few_seconds_with_rate_and_time_left(
     assert told.out == ""
     assert len(lines) == 10
     assert lines[0] == "forget: 10/100, 2.0/s, 45 s left"
-    assert lines[4] == "forget: 50/100, 2.0/s, 25 s left  forget 1.50 (unseen 4.00), retain 0.50"
+    assert lines[4] == "forget: 50/100, 2.0/s, 25 s left  forget 1.50, target 4.00, memorised 0.50"
     assert lines[-1] == "forget: 100/100"
 
 

@@ -100,6 +100,13 @@ def private(made: Path) -> Path:
     run["flags"]["roots"] = {"value": [HOME, "/srv/other"], "from": "cli"}
     run["model"]["name"] = f"{HOME}/models/tiny"
     run["notes"] = [f"left out {HOME}/Secret Song.wav", "Secret Song is “A Secret Title”", "see ~/x/y.txt, /srv/a/b.c"]
+    for look in (run["outcome"]["before"], run["outcome"]["after"]):
+        look |= {"memorised": {"Secret Song": 0.02}, "not_memorised": {"kept too": 3.2}, "worst": "Secret Song"}
+    run["outcome"] |= {
+        "worst": {"track": "Secret Song", "before": 0.02, "after": 0.4},
+        "missed": [{"target": "worst", "says": "the memorised track Secret Song went from 0.02 to 0.4"}],
+        "verbatim": {"retain": {"caption": {"before": 2, "lost": ["Secret Song", "kept too"]}}, "forget": {}},
+    }
     (made / "run.json").write_text(json.dumps(run))
     metrics = json.loads((made / "metrics.json").read_text())
     for line in metrics["results"]:
@@ -133,6 +140,11 @@ def test_case_C14_a_bundle_names_no_folder_and_of_the_catalogue_only_hashes(priv
     assert retain["details"] == {"best": {"retain-0001": "greedy"}, "worst": ["retain-0001", "a.wav"]}
     run = json.loads(members["run.json"])
     assert run["notes"] == ["left out retain-0001.wav", "retain-0001 is “retain-0001”", "see y.txt, a/b.c"]
+    outcome = run["outcome"]
+    assert outcome["after"]["memorised"] == {"retain-0001": 0.02}
+    assert outcome["worst"]["track"] == outcome["after"]["worst"] == "retain-0001"
+    assert outcome["missed"][0]["says"] == "the memorised track retain-0001 went from 0.02 to 0.4"
+    assert outcome["verbatim"]["retain"]["caption"]["lost"] == ["retain-0001", "retain-0002"]
     assert run["flags"]["roots"]["value"] == ["music", "other"]
     assert json.loads(members["evaluation.json"])["embedder"] == "clap=clap,latents"
     assert verify(bundle, run=private).members["request.json"].checked.startswith("made again")

@@ -213,7 +213,8 @@ def test_ewc_goes_less_far_the_more_it_is_pulled(base: MusicgenBackend, clips: C
 
 def test_ewc_is_bounded_by_the_unseen_level(base: MusicgenBackend, clips: Clips) -> None:
     engine = Engine(base.clone(), clips)
-    engine.judge.level = 1.05 * sum(engine.judge.first.forget.values()) / 3
+    before = engine.judge.first.forget
+    engine.judge.set_levels(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
     outcome = engine.run(make("ewc", lam=0.0, steps=200, labels="empirical"))
     assert outcome.reached_target
     assert outcome.steps < 200

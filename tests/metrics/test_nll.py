@@ -86,6 +86,30 @@ def test_gap_is_that_of_the_means_and_of_each_track():
     assert gap.low < gap.value < gap.high
 
 
+def test_case_D14_memorised_retain_has_rows_of_its_own():
+    """Of the tracks whose NLL under base is below half of the held-out level, whatever other models make of them."""
+    roles, sets = models(), clips()
+    sets["retain"] = [*sets["retain"], track(10)]  # in the catalogue, and never learnt
+    found = rows(SharedEvaluation(roles, sets, embedder=None))
+    half = found["nll", "base", "holdout"].value / 2
+    assert found["nll", "base", "retain"].details == {"memorised_below": pytest.approx(half)}
+    whole = found["nll", "unlearned", "retain"].per_track
+    memorised, other = (found[f"nll_{part}", "unlearned", "retain"] for part in ("memorised", "not_memorised"))
+    assert set(memorised.per_track) == {"track04", "track05", "track06"}
+    assert other.per_track == {"track10": whole["track10"]}
+    assert memorised.value == pytest.approx(sum(whole[name] for name in memorised.per_track) / 3)
+    assert memorised.value < half < other.value
+
+
+def test_parts_of_retain_that_are_not_there():
+    found = rows(SharedEvaluation(models(), clips(), embedder=None))
+    assert found["nll_not_memorised", "unlearned", "retain"].why == (
+        "not measured: base has memorised all of the retain tracks"
+    )
+    alone = rows(SharedEvaluation({"unlearned": models()["unlearned"]}, clips(), embedder=None))
+    assert not {"nll_memorised", "nll_not_memorised"} & {metric for metric, *_ in alone}  # base would say which
+
+
 def test_what_is_not_there_is_said():
     found = rows(SharedEvaluation({"unlearned": models()["unlearned"]}, {"forget": [track(1)]}, embedder=None))
     assert found["nll", "unlearned", "holdout"].why == "not measured: there are no holdout tracks"

@@ -93,6 +93,39 @@ def test_retain_may_lose_five_percent_where_that_is_more():
     assert line([*found[:at], replace(found[at], value=2.101), *found[at + 1 :]], "nll", "retain").met is False
 
 
+def split_retain(**changes: float) -> list[Result]:
+    """12 memorised retain tracks and 20 others, as `Nll` says which they are; with single tracks changed."""
+    base = {**{f"m{i}": 0.08 for i in range(12)}, **{f"o{i}": 5.4 for i in range(20)}}
+    made = []
+    for role, tracks in (("base", base), ("unlearned", base | changes)):
+        mean = sum(tracks.values()) / len(tracks)
+        made.append(Result("nll", role, "retain", mean, n=32, per_track=tracks, details={"memorised_below": 2.7}))
+        part = {track: nll for track, nll in tracks.items() if track[0] == "m"}
+        made.append(Result("nll_memorised", role, "retain", sum(part.values()) / 12, n=12, per_track=part))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "met"),
+    [
+        ({}, True), ({f"m{i}": 0.10 for i in range(12)}, True), ({f"m{i}": 0.12 for i in range(12)}, False),
+        ({"m3": 0.32}, True), ({"m3": 0.34}, False), ({f"o{i}": 5.6 for i in range(20)}, True),
+        ({f"o{i}": 5.7 for i in range(20)}, False),
+        ({f"m{i}": 0.53 for i in range(12)} | {f"o{i}": 5.0 for i in range(20)}, False),  # the mean of all fell
+    ],
+)  # fmt: skip
+def test_case_D14_memorised_retain_is_judged_apart(changes, met):
+    assert line(split_retain(**changes), "nll", "retain").met is met
+
+
+def test_case_D14_the_memorised_track_that_lost_most_is_named():
+    found = split_retain(m3=0.3, o1=1.0)  # another changed more, for the better
+    assert line(found, "nll_memorised", "retain").worst == ("m3", 0.3)
+    told = next(finding for finding in findings(found) if finding.code == "most_lost_track")
+    assert told.text == "worst of the memorised retain tracks: m3, NLL 0.080 before, 0.300 after"
+    assert line(found, "nll", "retain").worst == ("m3", 0.3)
+
+
 def test_without_gold_what_takes_gold_is_not_judged():
     found = [row for row in rows() if row.model not in ("gold", "gold2") and row.metric != "nll_gap_gold"]
     judged = {(row.metric, row.set): row.met for row in summary(found)}

@@ -59,11 +59,14 @@ def entry(track: str, line: int = 1, **fields: Any) -> dict[str, Any]:
 def look(step: int, forget: float) -> dict[str, Any]:
     at = {
         "forget": dict.fromkeys(TRACKS, forget),
-        "retain": 0.02,
+        "memorised": {"kept": 0.02},
+        "not_memorised": {"kept too": 3.2 if step == 0 else 3.4},
         "holdout": 4.4,
-        "level": 4.4,
+        "levels": dict.fromkeys(TRACKS, 4.4),
+        "near": dict.fromkeys(TRACKS, 0.22),
+        "harm": {"memorised": 0.0, "worst": 0.0, "not_memorised": 0.0 if step == 0 else 1.25, "holdout": 0.0},
+        "worst": "kept",
         "score": 0.0,
-        "lost": 0.0,
     }
     return {"seconds": float(step), "phase": 1, "step": step, "of": 4, "look": at}
 
@@ -84,7 +87,10 @@ def run_record(unit: str = "nats/token") -> dict[str, Any]:
         "tracks": {"forget": 3, "retain": 2, "holdout": 4},
         "outcome": {
             "steps": 4, "reached_target": True, "unseen_level": 4.4, "before": look(0, 0.1)["look"],
-            "after": look(4, 4.4)["look"], "retain_lost": 0.01, "collapsed": False, "skipped_steps": 0,
+            "after": look(4, 4.4)["look"], "retain_memorised": {"before": 0.02, "after": 0.02, "tracks": 1},
+            "retain_not_memorised": {"before": 3.2, "after": 3.4, "tracks": 1},
+            "held_out": {"before": 4.4, "after": 4.4}, "worst": {"track": "kept", "before": 0.02, "after": 0.02},
+            "missed": [], "collapsed": False, "skipped_steps": 0,
             "micro_batch_size": 8,
         },
         "notes": ["a note of the run"], "versions": {"encore": "0.1.0", "python": "3.11.9", "torch": "2.13.0+cpu"},

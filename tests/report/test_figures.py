@@ -28,15 +28,18 @@ def test_all_of_them(made: Path) -> None:
     assert pareto["base"] == pytest.approx((5.0, 0.0))
     forget = found["steps"].lines[0]
     assert (*forget.x, *forget.y) == pytest.approx((0, 2, 4, 0.1, 2.5, 4.4))
-    assert [(line.label, line.y) for line in found["utility"].lines] == [("to keep (sample)", (0.0, 0.0, 0.0))]
+    assert [(line.label, line.y) for line in found["utility"].lines] == [
+        ("to keep, memorised", (0.0, 0.0, 0.0)), ("to keep, not memorised", pytest.approx((0.0, 0.2, 0.2))),
+        ("limit, not memorised", pytest.approx((0.16,) * 3)),
+    ]  # fmt: skip
     assert [line.role for line in found["curve-relearn-forget"].lines] == ["base", "unlearned", "gold", "control"]
 
 
 def test_what_the_rest_lost_and_may_lose() -> None:
-    """The allowance is told by `lost`, of which 1 is all: here .05 nats."""
+    """The allowance is told by `harm`, of which 1 is all: here .05 nats."""
     looks = [
-        {"at": at, "forget": {}, "retain": retain, "lost": lost}
-        for at, retain, lost in ((0, 0.02, 0.0), (5, 0.12, 2.0), (10, 0.01, 0.0), (15, 0.03, 0.2))
+        {"at": at, "forget": {}, "memorised": {"a": retain, "b": retain}, "harm": {"memorised": harm}}
+        for at, retain, harm in ((0, 0.02, 0.0), (5, 0.12, 2.0), (10, 0.01, 0.0), (15, 0.03, 0.2))
     ]
     (lost, allowed) = next(
         figure.lines

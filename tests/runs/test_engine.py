@@ -122,6 +122,12 @@ def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
     assert all(outcome.best.reached(clip.track) for clip in clips.forget)
 
 
+def stands(forget: dict[str, float], lost: float) -> Look:
+    """A look with a level of 3 for every track."""
+    levels, near = dict.fromkeys(forget, 3.0), dict.fromkeys(forget, 0.15)
+    return Look(forget, holdout=3.0, levels=levels, near=near, harm={"memorised": lost}, score=1.0)
+
+
 def test_once_all_tracks_are_there_retain_is_trained_until_it_is_kept(backend: MusicgenBackend, clips: Clips) -> None:
     asked: list[str] = []
 
@@ -137,10 +143,7 @@ def test_once_all_tracks_are_there_retain_is_trained_until_it_is_kept(backend: M
     engine = Engine(backend, clips)
     there = {clip.track: 9.0 for clip in clips.forget}
     short = {clip.track: 0.1 for clip in clips.forget}
-    looks = iter(
-        Look(forget, 1.0, 3.0, 3.0, 1.0, lost)
-        for forget, lost in ((there, 4.0), (short, 4.0), (there, 1.5), (there, 0.9))
-    )
+    looks = iter(stands(forget, lost) for forget, lost in ((there, 4.0), (short, 4.0), (there, 1.5), (there, 0.9)))
     engine.judge.look = lambda: next(looks)  # type: ignore[method-assign]
     engine.train(Watched(options(steps=9, eval_every=1, stop="target")))
     assert asked == ["forget", "retain", "retain", "forget", "retain", "retain"]
@@ -398,7 +401,7 @@ def test_once_all_tracks_are_there_a_penalty_goes_on_until_retain_is_kept(
     lines: list[Any] = []
     engine = Engine(backend, clips, record=lines.append)
     there = {clip.track: 9.0 for clip in clips.forget}
-    looks = iter(Look(there, 1.0, 3.0, 3.0, 1.0, lost) for lost in (4.0, 1.5, 0.9))
+    looks = iter(stands(there, lost) for lost in (4.0, 1.5, 0.9))
     engine.judge.look = lambda: next(looks)  # type: ignore[method-assign]
     engine.train(Held(options(steps=9, eval_every=1, stop="target")))
     assert [sorted({"forget_loss", "penalty"} & line.keys()) for line in lines if "grad_norm" in line] == [

@@ -15,7 +15,7 @@ from encore.plugins import methods
 from encore.runs.documents import refuse_other_run, run_json
 from encore.runs.engine import Engine, Outcome
 from encore.runs.estimate import estimate
-from encore.runs.forget import Prepared, Request, choose, forget, prepare, refuse_collapse
+from encore.runs.forget import Prepared, Request, choose, forget, prepare, refuse_missed
 from encore.runs.judge import Look
 from encore.runs.models import model_name
 from encore.runs.signals import StopFlag, stop_on_signals
@@ -55,7 +55,7 @@ def test_a_library_run_returns_what_run_json_holds(prepared: Prepared) -> None:
     run = forget(prepared, {"steps": "cli"})
     assert run == json.loads(Path("run/run.json").read_text())
     assert run["options"]["steps"]["from"] == "cli"
-    refuse_collapse(run)
+    refuse_missed(run)
 
 
 def test_a_run_of_some_of_its_lists_tracks_tells_how_many_there_are(request_: Request) -> None:
@@ -113,29 +113,29 @@ def test_choose_comes_before_the_model(request_: Request) -> None:
         prepare(replace(request_, retain=None, model="nobody/knows"), graddiff())
 
 
-def look(retain: float | None) -> Look:
-    return Look({"a": 1.0}, retain, None, None, 0.0)
+def look(part: str, nll: float | None) -> Look:
+    return Look({"a": 1.0}, **{part: {} if nll is None else {"b": nll}})
 
 
+@pytest.mark.parametrize("part", ["memorised", "not_memorised"])
 @pytest.mark.parametrize(
-    ("unit", "before", "after", "lost", "collapsed"),
+    ("unit", "before", "after", "collapsed"),
     [
-        ("nats/token", 1.0, 1.5, 0.5, False), ("nats/token", 1.0, 2.5, 1.5, True), ("loss", 0.5, 0.625, 0.125, False),
-        ("nats/token", 1.0, float("nan"), None, True), ("nats/token", None, None, None, False),
-        ("loss", 0.5, 0.875, 0.375, True),
+        ("nats/token", 1.0, 1.5, False), ("nats/token", 1.0, 2.5, True), ("loss", 0.5, 0.625, False),
+        ("nats/token", 1.0, float("nan"), True), ("nats/token", None, None, False), ("loss", 0.5, 0.875, True),
     ],
 )  # fmt: skip
 def test_collapse_is_what_retain_lost(
-    unit: str, before: float | None, after: float | None, lost: float | None, collapsed: bool
+    part: str, unit: str, before: float | None, after: float | None, collapsed: bool
 ) -> None:
     asked = {"model": {}, "method": "x", "options": {}, "seed": 0, "precision": "fp32", "forget": [], "retain": []}
-    outcome = Outcome(before=look(before), best=look(after))
+    outcome = Outcome(before=look(part, before), best=look(part, after))
     run = run_json(asked | {"holdout": []}, unit=unit, flags={}, origins={}, outcome=outcome, notes=[])
     json.dumps(run, allow_nan=False)
-    assert (run["outcome"]["retain_lost"], run["outcome"]["collapsed"]) == (lost, collapsed)
+    assert run["outcome"]["collapsed"] is collapsed
     if collapsed:
-        with pytest.raises(GateError, match="retain"):
-            refuse_collapse(run)
+        with pytest.raises(GateError, match="no longer"):
+            refuse_missed(run)
 
 
 def test_another_run_is_refused_in_few_words(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_case_E7_the_retain_sets_of_forget_and_eval_are_named() -> None:
     said = retain_sets(split, reported(split, 32, 0), 16)
     assert said == (
         '`encore eval` measures retain on 1 of 41 tracks kept, the catalogue\'s split "retain"; '
-        "`encore forget` shows the mean of 16 of the 41, chosen at random"
+        "`encore forget` watched 16 of the 41"
     )
     assert "32 of 40 tracks kept, chosen by --seed" in retain_sets(plain, reported(plain, 32, 0), 16)
     assert retain_sets(plain[:5], plain[:5], 5) == "`encore eval` measures retain on all 5 tracks kept"

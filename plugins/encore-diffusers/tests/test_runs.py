@@ -68,7 +68,7 @@ def test_forget_and_evaluate(family, folders, music, call, tmp_path, monkeypatch
     """Through the command line, with the samples and every metric."""
     out = tmp_path / "run"
     done = call("forget", "--method", "npo", *asked(family, folders, music, out), "--steps", 2)
-    assert done.code == 0, done.err
+    assert done.code in (0, 4), done.err  # two steps may miss the targets
     few_steps(family, monkeypatch)
     done = call("eval", out, "--json")
     assert done.code == 0, done.err
@@ -107,9 +107,9 @@ def test_retain_self_is_what_the_model_plays(folders, music, call, tmp_path, mon
     arguments = asked("stable-audio", folders, music, out)
     arguments[arguments.index("--retain") + 1] = "self"
     done = call("forget", "--method", "npo", *arguments, "--steps", 2)
-    assert done.code == 0, done.err
+    assert done.code in (0, 4), done.err  # two steps may miss the targets
     assert len(json.loads((out / "retain-self" / "captions.json").read_text())) == 48
-    assert json.loads((out / "run.json").read_text())["outcome"]["before"]["retain"] is not None
+    assert json.loads((out / "run.json").read_text())["outcome"]["before"]["not_memorised"]
 
 
 def test_generate(family, folders, music, call, tmp_path, monkeypatch):

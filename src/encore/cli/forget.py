@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +80,11 @@ def forget(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a model forget the tracks of a list, and write the result as a run folder."""
+    """Make a model forget the tracks of a list, and write the result as a run folder.
+
+    Exit code 4: the run is there, and misses a target that can be judged without gold: the level of the forget tracks,
+    what memorised and other retain tracks and held-out music may lose, or verbatim generations.
+    """
     from encore import plugins
 
     chosen = plugins.methods().resolve(method)
@@ -108,6 +113,7 @@ def forget(
         console.note(f"nothing to do: the run in {out} is complete")
         if json:
             console.data_json({**run, "run": str(out)})
+        runs.refuse_missed(run)
         return
     runs.refuse_unusable(request)
     with reporting() as reporter:
@@ -130,7 +136,7 @@ def forget(
         console.data_json({**run, "run": str(out), **prepared.listed()})
     else:
         _show_outcome(run, out)
-    runs.refuse_collapse(run)
+    runs.refuse_missed(run)
 
 
 def _fresh(method: str) -> Path:
@@ -179,25 +185,44 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:
     outcome = run["outcome"]
-    before, after, level = outcome["before"], outcome["after"], outcome["unseen_level"]
+    before, after, levels = outcome["before"], outcome["after"], outcome["after"]["levels"]
     name = "NLL" if run["unit"] == "nats/token" else run["unit"]
-    figures = [f"{name} before", f"{name} after", "unseen"]
+    figures = [f"{name} before", f"{name} after", "target"]
     console.table(
         ["track", *figures],
-        [(track, _nll(before["forget"][track]), _nll(value), _nll(level)) for track, value in after["forget"].items()],
+        [
+            (track, _nll(before["forget"][track]), _nll(value), _nll(levels.get(track)))
+            for track, value in after["forget"].items()
+        ],
         right=figures,
     )
-    if after["retain"] is not None:
-        watched, kept = run["tracks"]["retain_watched"], run["tracks"]["retain"]
-        which = f"all {kept} tracks kept"
-        if watched != kept:
-            which = f"{watched} of the {kept} tracks kept, chosen at random" if kept else f"{watched} generations"
-        console.note(
-            f"retain {name} {before['retain']:.3f} -> {after['retain']:.3f}: the mean of {which}, for early stopping; "
-            "`encore eval` says which tracks it measures"
-        )
+    for line in _retain_lines(run, name):
+        console.note(line)
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")
     console.note(f"next: encore eval {out}")
+
+
+def _retain_lines(run: dict[str, Any], name: str) -> Iterator[str]:
+    """What became of memorised and other retain tracks, of the worst one, and of held-out music."""
+    outcome, tracks = run["outcome"], run["tracks"]
+    of = f"{tracks['retain']} retain tracks" if tracks["retain"] else "the generations kept"
+    if tracks["retain_classified"] < tracks["retain"]:
+        of = f"{tracks['retain_classified']} chosen at random from {of}"
+    labels = {"retain_memorised": "memorised retain", "retain_not_memorised": "retain, not memorised"}
+    if run["unit"] != "nats/token":
+        labels["retain_not_memorised"] = "retain"  # of a loss without tokens nothing tells what is memorised
+    for key, label in labels.items():
+        if part := outcome[key]:
+            yield f"{label}: mean {name} {_change(part)}, {part['tracks']} tracks of {of}"
+    if worst := outcome["worst"]:
+        yield f"worst of the memorised: {worst['track']}, {name} {_change(worst)}"
+    if outcome["held_out"]:
+        yield f"held-out: mean {name} {_change(outcome['held_out'])}"
+
+
+def _change(part: Mapping[str, Any]) -> str:
+    before, after = ("not finite" if part[key] is None else f"{part[key]:.3f}" for key in ("before", "after"))
+    return f"{before} -> {after}"
 
 
 def _nll(value: float | None) -> str:

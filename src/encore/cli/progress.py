@@ -102,6 +102,7 @@ def _figures(info: Mapping[str, Any] | None) -> str:
         return ""
     forget = sum(look["forget"].values()) / len(look["forget"])
     text = f"  forget {forget:.2f}"
-    if look["level"] is not None:
-        text += f" (unseen {look['level']:.2f})"
-    return text + (f", retain {look['retain']:.2f}" if look["retain"] is not None else "")
+    for name, key in (("target", "levels"), ("memorised", "memorised"), ("not memorised", "not_memorised")):
+        if figures := look[key].values():
+            text += f", {name} {sum(figures) / len(figures):.2f}"
+    return text

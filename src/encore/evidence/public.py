@@ -22,6 +22,7 @@ from encore.runs.store import read_json
 
 REQUEST, RUN = "request.json", "run.json"
 HIDDEN = ("retain", "holdout")  # sets of which only hashes are given
+TABLES = ("memorised", "not_memorised")  # figures by retain track in a run's outcome
 HASHES = ("sha256", "pcm_sha256")
 PATHS = ("tracks", "out", "catalog", "retain", "holdout", "roots", "model")  # flags that name files
 FOLDERS = re.compile(r"(?<![\w./:~-])~?/(?:[^\s/'\"]+/)+")  # of an absolute path in a sentence, all but its last part
@@ -148,7 +149,7 @@ def _run(run: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> d
         "model": {**run["model"], "name": model_name(str(run["model"]["name"]))},
         "flags": flags,
         "notes": [clean(note) for note in run["notes"]],
-        "outcome": _by_set(run["outcome"], names),
+        "outcome": _outcome(run["outcome"], names, clean),
     }
 
 
@@ -202,18 +203,15 @@ def _renamed(value: Any, names: Mapping[str, str], clean: Callable[[str], str]) 
     return names.get(value) or clean(value) if isinstance(value, str) else value
 
 
-def _by_set(value: Any, names: Names) -> Any:
-    """Tables of figures by track, which stand under the name of their set."""
-    if isinstance(value, list):
-        return [_by_set(item, names) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        key: {names[key].get(track, track): figure for track, figure in item.items()}
-        if key in names and isinstance(item, Mapping)
-        else _by_set(item, names)
-        for key, item in value.items()
-    }
+def _outcome(value: Any, names: Names, clean: Callable[[str], str]) -> Any:
+    """Tables by retain track, the worst track, and sentences."""
+    own = names.get("retain", {})
+    if isinstance(value, Mapping):
+        return {
+            key: _renamed(item, own, clean) if key in TABLES else _outcome(item, names, clean)
+            for key, item in value.items()
+        }
+    return [_outcome(item, names, clean) for item in value] if isinstance(value, list) else _renamed(value, own, clean)
 
 
 def _flag(name: str, value: Any) -> Any:

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
+from encore.metrics.memorised import memorised_below
 from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, unmeasured
 
 
 class Nll(Metric):
     """Rows `nll`, `nll_codebook_0` … `nll_codebook_{K-1}`, and `nll_gap_gold` = (model - gold) / gold.
+
+    Retain has also rows `nll_memorised` and `nll_not_memorised`, of the tracks that base has memorised and of all
+    others (`encore.metrics.memorised`); below which NLL of base that is, `details["memorised_below"]` of its rows says.
 
     The gap has two sides on purpose: below 0 the model still knows the tracks, above 0 it shuns them, and both tell
     that they were once learnt. Of a model without tokens it is the training loss at the clips' own noise.
@@ -22,13 +26,17 @@ class Nll(Metric):
             if not evaluation.clips.get(clips):
                 yield no_clips("nll", clips, unit=unit)
                 continue
+            limit = _memorised_below(evaluation) if clips == "retain" else None
+            details = {} if limit is None else {"memorised_below": limit}
             for model in given(evaluation):
                 yield mean_row(
                     "nll", model, clips, evaluation.nll(model, clips), evaluation, unit=unit,
-                    direction="gold" if clips == "forget" else "base",
+                    direction="gold" if clips == "forget" else "base", details=details,
                 )  # fmt: skip
                 if evaluation.backend(model).has_tokens:
                     yield from self._codebooks(evaluation, model, clips)
+            if limit is not None:
+                yield from self._parts(evaluation, limit)
             for model in given(evaluation, "base", "unlearned", "gold2"):
                 yield self._gap(evaluation, model, clips)
 
@@ -45,6 +53,25 @@ class Nll(Metric):
                 direction="gold" if clips == "forget" else "base",
             )  # fmt: skip
 
+    def _parts(self, evaluation: Evaluation, limit: float) -> Iterator[Result]:
+        base = evaluation.nll("base", "retain")
+        parts = {
+            "nll_memorised": [track for track, nll in base.items() if nll < limit],
+            "nll_not_memorised": [track for track, nll in base.items() if not nll < limit],
+        }
+        for name, tracks in parts.items():
+            if not tracks:
+                word = "none" if name == "nll_memorised" else "all"
+                why = f"base has memorised {word} of the retain tracks"
+                yield unmeasured(name, "unlearned", "retain", why, unit="nats/token", direction="base")
+                continue
+            for model in given(evaluation):
+                own = evaluation.nll(model, "retain")
+                yield mean_row(
+                    name, model, "retain", {track: own[track] for track in tracks}, evaluation, unit="nats/token",
+                    direction="base",
+                )  # fmt: skip
+
     def _gap(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Result:
         if "gold" not in evaluation.models:
             return unmeasured("nll_gap_gold", model, clips, "no gold model was given")
@@ -57,3 +84,12 @@ class Nll(Metric):
             "nll_gap_gold", model, clips, sum(a for a, _ in pairs) / sum(b for _, b in pairs) - 1, low, high,
             n=len(pairs), per_track={track: own[track] / gold[track] - 1 for track in gold},
         )  # fmt: skip
+
+
+def _memorised_below(evaluation: Evaluation) -> float | None:
+    """The NLL of base below which a track is memorised; None where there is no base, or no tokens."""
+    if "base" not in evaluation.models or not evaluation.backend("base").has_tokens:
+        return None
+    holdout = evaluation.nll("base", "holdout") if evaluation.clips.get("holdout") else {}
+    level = sum(holdout.values()) / len(holdout) if holdout else None
+    return memorised_below(level, evaluation.backend("base").codebook_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from encore.api import Result
@@ -13,6 +13,10 @@ from encore.report.numbers import unit_text
 NAMES = {
     "base": "before", "unlearned": "after", "gold": "gold", "gold2": "second gold", "control": "never trained",
 }  # fmt: skip
+KEPT = (  # parts of retain in a look, their labels and roles
+    ("memorised", "to keep, memorised", "retain"),
+    ("not_memorised", "to keep, not memorised", "base"),
+)
 TRAINED = {
     "relearn": "Relearning: training on the tracks again",
     "relearn_retain": "Training on music to keep: do the tracks return?",
@@ -100,9 +104,9 @@ def _steps(files: RunFiles) -> Figure | None:
         return None
     lines = [
         _course("to forget", "unlearned", looks, lambda look: _mean(look["forget"].values())),
-        _course("to keep (sample)", "retain", looks, lambda look: look.get("retain")),
+        *(_course(label, role, looks, _mean_of(part)) for part, label, role in KEPT),
         _course("held-out", "holdout", looks, lambda look: look.get("holdout")),
-        _course("target level", "gold", looks, lambda look: look.get("level"), dashed=True),
+        _course("target level", "gold", looks, _mean_of("levels"), dashed=True),
     ]
     return Figure(
         "steps", "During the run",
@@ -113,22 +117,36 @@ def _steps(files: RunFiles) -> Figure | None:
 
 def _utility(files: RunFiles) -> Figure | None:
     """What retain lost since base, alone: beside the forget tracks' course its changes can't be seen."""
-    looks = [look for look in _looks(files) if look.get("retain") is not None]
-    if len(looks) < 2:
+    looks, lines = _looks(files), []
+    for part, label, role in KEPT:
+        course = _course(label, role, looks, _mean_of(part))
+        if len(course.x) < 2:
+            continue
+        rises = tuple(y - course.y[0] for y in course.y)
+        lines.append(replace(course, y=rises))
+        # a look's `harm` is what was lost in units of what the run allows to be lost
+        harm = {look["at"]: (look.get("harm") or {}).get(part) or 0.0 for look in looks}
+        allowed = [rise / harm[at] for at, rise in zip(course.x, rises, strict=True) if harm[at] > 1e-6]
+        if allowed:
+            limit = (allowed[-1],) * len(rises)
+            lines.append(replace(course, label=f"limit, {label.partition(', ')[2]}", y=limit, dashed=True))
+    if not lines:
         return None
-    before = float(looks[0]["retain"])
-    # a look's `lost` is what retain lost in units of what the run allows it to lose
-    allowed = [(look["retain"] - before) / look["lost"] for look in looks if (look.get("lost") or 0.0) > 1e-6]
-    lines = [
-        _course("to keep (sample)", "retain", looks, lambda look: look["retain"] - before),
-    ]
-    if allowed:
-        lines.append(_course("limit", "base", looks, lambda look: allowed[-1], dashed=True))
     return Figure(
         "utility", "Cost for the rest of the music",
-        "The line may rise during the run; what counts is where it ends.",
+        "The lines may rise during the run; what counts is where they end.",
         "step", f"rise of {files.loss} ({unit_text(files.unit)})", tuple(lines),
     )  # fmt: skip
+
+
+def _mean_of(part: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """The mean over the tracks of a part of a look; None where it has none, or one is not finite."""
+
+    def value(look: Mapping[str, Any]) -> float | None:
+        known = list((look.get(part) or {}).values())
+        return _mean(known) if known and None not in known else None
+
+    return value
 
 
 def _looks(files: RunFiles) -> list[Mapping[str, Any]]:

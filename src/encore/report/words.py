@@ -46,6 +46,8 @@ PLAIN = {
     ("membership_auc", "forget"): "Membership test",
     ("membership_p", "forget"): "Several membership tests together",
     ("nll", "retain"): "How well it predicts the music to keep",
+    ("nll_memorised", "retain"): "How well it predicts the memorised music to keep",
+    ("nll_not_memorised", "retain"): "How well it predicts the other music to keep",
     ("neighbours_nll", "retain"): "How well it predicts the music closest to the tracks",
     ("verbatim", "retain"): "Verbatim continuation of the memorised music to keep",
 }

@@ -16,15 +16,16 @@ from encore.runs import shapes
 from encore.runs.data import Heard
 from encore.runs.engine import Outcome
 from encore.runs.environment import versions
-from encore.runs.judge import Look
+from encore.runs.judge import Look, mean
 from encore.runs.models import model_name
 from encore.runs.store import finite, read_json
+from encore.runs.targets import missed
 
 if TYPE_CHECKING:
     from encore.runs.forget import Request
 
 SCHEMA = 1
-COLLAPSE = 1.0  # nats/token that retain may lose before a run counts as a utility collapse
+COLLAPSE = 1.0  # nats per token that the mean of memorised or of other retain may lose before a run has collapsed
 COLLAPSE_SHARE = 0.5  # of base's loss, where that is not in nats
 
 
@@ -123,10 +124,10 @@ def run_json(
     origins: Mapping[str, str],
     outcome: Outcome,
     notes: Sequence[str],
+    verbatim: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What came of the run, with the origin of every setting."""
+    """What came of the run, with the origin of every setting; `verbatim` is of `VerbatimCheck.after`."""
     before, after = outcome.before, outcome.best
-    lost = _retain_lost(before, after)
 
     def told(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {name: {"value": value, "from": origins.get(name, "default")} for name, value in settings.items()}
@@ -145,11 +146,13 @@ def run_json(
             {
                 "steps": outcome.steps,
                 "reached_target": outcome.reached_target,
-                "unseen_level": after.level if after else None,
+                "unseen_level": before.holdout if before else None,
                 "before": before.as_dict() if before else None,
                 "after": after.as_dict() if after else None,
-                "retain_lost": lost,
-                "collapsed": _collapsed(lost, before, unit),
+                **(_changes(before, after) if before and after else {}),
+                "verbatim": verbatim,
+                "missed": missed(before, after, unit, verbatim) if before and after else [],
+                "collapsed": bool(before and after and _collapsed(before, after, unit)),
                 "skipped_steps": outcome.skipped_steps,
                 "micro_batch_size": outcome.micro_batch_size,
             }
@@ -160,15 +163,27 @@ def run_json(
     }
 
 
-def _retain_lost(before: Look | None, after: Look | None) -> float | None:
-    """In the model's unit; None where there is no retain to lose."""
-    if not before or not after or before.retain is None or after.retain is None:
-        return None
-    return after.retain - before.retain
+def _changes(before: Look, after: Look) -> dict[str, Any]:
+    """What the run did to the rest of the music: means of memorised, other and held-out tracks, and the worst track."""
+
+    def change(was: Mapping[str, float], now: Mapping[str, float]) -> dict[str, Any] | None:
+        return {"before": mean(was), "after": mean(now), "tracks": len(was)} if was else None
+
+    worst = after.worst
+    return {
+        "retain_memorised": change(before.memorised, after.memorised),
+        "retain_not_memorised": change(before.not_memorised, after.not_memorised),
+        "held_out": {"before": before.holdout, "after": after.holdout} if before.holdout is not None else None,
+        "worst": worst and {"track": worst, "before": before.memorised[worst], "after": after.memorised[worst]},
+    }
 
 
-def _collapsed(lost: float | None, before: Look | None, unit: str) -> bool:
-    if lost is None or before is None or before.retain is None:
-        return False
-    allowed = COLLAPSE if unit == "nats/token" else COLLAPSE_SHARE * before.retain
-    return not (math.isfinite(lost) and lost <= allowed)
+def _collapsed(before: Look, after: Look, unit: str) -> bool:
+    for was, now in ((before.memorised, after.memorised), (before.not_memorised, after.not_memorised)):
+        if not was:
+            continue
+        lost = mean(now) - mean(was)
+        allowed = COLLAPSE if unit == "nats/token" else COLLAPSE_SHARE * mean(was)
+        if not (math.isfinite(lost) and lost <= allowed):
+            return True
+    return False

@@ -43,6 +43,7 @@ from encore.runs.store import (
     read_tensors,
     refuse_occupied,
 )
+from encore.runs.verbatim_check import VerbatimCheck
 from encore.settings import cache_folder
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # from how many weights on which learning rate is warned of
@@ -272,14 +273,23 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
             fishers=cache_folder() / "fisher", record=record, stop=stop, began=started,
         )  # fmt: skip
+        check = VerbatimCheck(backend, engine.judge.memorised, clips.forget)
         outcome = engine.run(method)
         trained = time.monotonic()
+        reporter.progress("generate", 0, 1)
+        verbatim = check.after()
+        if check.failed:
+            prepared.notes.append(f"generations were not checked: {check.failed}")
+            reporter.note(prepared.notes[-1])
+        checked = time.monotonic()
         reporter.progress("save", 0, 1)
         run = run_json(
-            asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes
-        )
+            asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes,
+            verbatim=verbatim,
+        )  # fmt: skip
         run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
-        run["tracks"]["retain_watched"] = engine.judge.retain_tracks
+        run["tracks"]["retain_watched"] = engine.judge.watched
+        run["tracks"]["retain_classified"] = engine.judge.classified
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
@@ -289,7 +299,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             (staging / "README.md").write_text(model_card(run), encoding="utf-8")
         run["unlearned_sha256"] = model_sha256(backend)
         forgot = outcome.earlier_seconds + trained - started
-        seconds = {**prepared.seconds, "forget": forgot, "save": time.monotonic() - trained}
+        saved = time.monotonic() - checked
+        seconds = {**prepared.seconds, "forget": forgot, "check": checked - trained, "save": saved}
         run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
         run["cost"] = {
             "seconds": run["timings"]["forget"],
@@ -313,19 +324,24 @@ def _circumstances(request: Request) -> dict[str, Any]:
     }
 
 
-def refuse_collapse(run: Mapping[str, Any]) -> None:
-    """The gate on a finished run.
+def refuse_missed(run: Mapping[str, Any]) -> None:
+    """The gate on a finished run: every target that can be judged without gold; see `encore.runs.targets`.
+
+    Args:
+        run: what `run.json` holds.
 
     Raises:
-        GateError: retain lost more than `documents.COLLAPSE`, or is no longer finite.
+        GateError: a target is missed; names each.
     """
-    if run["outcome"]["collapsed"]:
-        lost = run["outcome"]["retain_lost"]
-        loss = "retain is no longer finite" if lost is None else f"retain lost {lost:.2f} {run['unit']}"
-        raise GateError(
-            f"{loss}: the model no longer plays the rest as before",
-            "lower --lr or --steps, or use a method that trains on retain; the run is kept for inspection",
-        )
+    outcome = run["outcome"]
+    missed = [one["says"] for one in outcome.get("missed", ())]
+    if not missed and not outcome["collapsed"]:
+        return
+    what = "the model no longer generates the rest as before" if outcome["collapsed"] else "the run missed its targets"
+    raise GateError(
+        ": ".join(filter(None, (what, "; ".join(missed)))),
+        "the run is kept; try another --steps, --lr or --method, and measure it with `encore eval`",
+    )
 
 
 def clips_of(heard: Sequence[Heard]) -> list[Clip]:

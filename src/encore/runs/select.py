@@ -226,7 +226,7 @@ def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
 
 
 def retain_sets(kept: Sequence[Track], measured: Sequence[Track], watched: int | None) -> str:
-    """Which retain tracks `encore eval` measures and which ones `encore forget` shows the mean of, in words.
+    """Which retain tracks `encore eval` measures and how many `encore forget` watches, in words.
 
     Args:
         kept: all retain tracks of the run.
@@ -242,4 +242,4 @@ def retain_sets(kept: Sequence[Track], measured: Sequence[Track], watched: int |
     text = f"`encore eval` measures retain on {which}"
     if watched is None or watched == len(kept) == len(measured):
         return text
-    return f"{text}; `encore forget` shows the mean of {watched} of the {len(kept)}, chosen at random"
+    return f"{text}; `encore forget` watched {watched} of the {len(kept)}"

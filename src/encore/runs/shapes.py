@@ -69,12 +69,37 @@ class Look(TypedDict, total=False):
     """See `encore.runs.judge.Look`; a figure that was not finite is null."""
 
     forget: dict[str, float | None]
-    retain: float | None
+    memorised: dict[str, float | None]
+    not_memorised: dict[str, float | None]
     holdout: float | None
-    level: float | None
+    levels: dict[str, float]
+    near: dict[str, float]
+    harm: dict[str, float | None]
+    worst: str | None
     score: float | None
-    lost: float | None
-    near: float | None
+
+
+class Change(TypedDict, total=False):
+    """A mean under the base and after the run; a figure that was not finite is null."""
+
+    before: float | None
+    after: float | None
+    tracks: Count
+
+
+class Worst(TypedDict, total=False):
+    """The watched memorised retain track that lost most."""
+
+    track: str
+    before: float | None
+    after: float | None
+
+
+class Missed(TypedDict):
+    """See `encore.runs.targets`."""
+
+    target: str
+    says: str
 
 
 class Outcome(TypedDict, total=False):
@@ -85,7 +110,12 @@ class Outcome(TypedDict, total=False):
     unseen_level: float | None
     before: Look | None
     after: Look | None
-    retain_lost: float | None
+    retain_memorised: Change | None
+    retain_not_memorised: Change | None
+    held_out: Change | None
+    worst: Worst | None
+    verbatim: dict[str, dict[str, dict[str, Any]]] | None
+    missed: list[Missed]
     collapsed: bool
 
 
