@@ -20,6 +20,7 @@ from encore.audio.cache import TensorCache
 from encore.audio.files import file_sha256
 from encore.audio.tracks import Track
 from encore.backends.musicgen import MusicgenBackend
+from encore.errors import InputError
 from encore.runs import known_pieces, offsets
 from encore.runs.data import Heard, Listener, recordings
 from encore.runs.documents import track_json
@@ -83,6 +84,13 @@ def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_
     assert torch.equal(again.clips[0].codes, clip.codes)
     (recording,) = recordings(ready.backend, [listed_track(entry)])
     torch.testing.assert_close(recording, audio("ode_to_joy")[: len(recording)])
+
+
+def test_a_piece_behind_the_end_is_refused(ready: Prepared) -> None:
+    (entry,) = ready.listed()["forget"]
+    track = listed_track({**entry, "pieces": [{"start": 1e9, "samples": 8000, "nll": 1.0, "grid_nll": None}]})
+    with pytest.raises(InputError, match="behind its end"):
+        listener(ready).hear([track])
 
 
 def test_a_search_is_cached(ready: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

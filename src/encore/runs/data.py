@@ -157,7 +157,13 @@ def windows(backend: Backend, samples: torch.Tensor) -> list[torch.Tensor]:
 
 
 def pieces_of(backend: Backend, samples: torch.Tensor, cuts: Sequence[Piece]) -> list[torch.Tensor]:
-    """Samples [C, S] -> what a track's clips are encoded from: its pieces, or its windows where it has none."""
+    """Samples [C, S] -> what a track's clips are encoded from: its pieces, or its windows where it has none.
+
+    Raises:
+        InputError: a piece begins behind the end.
+    """
+    if any(one.start >= samples.shape[-1] for one in cuts):
+        raise InputError("a piece of a track begins behind its end", "was request.json edited? run encore forget again")
     return [cut(samples, one.start, one.samples) for one in cuts] or windows(backend, samples)
 
 

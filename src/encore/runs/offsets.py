@@ -279,7 +279,8 @@ def locate(pieces: Tensor, samples: Tensor, block: int) -> list[float]:
         size = 1 << (len(part) + length - 1).bit_length()
         lags = len(part) - length + 1
         power = torch.cat([part.new_zeros(1).double(), part.double().square().cumsum(0)])
-        norm = (power[length:] - power[:lags]).clamp(min=1e-6).sqrt().float()
+        energy = power[length:] - power[:lags]
+        norm = energy.clamp(min=max(1e-4 * float(energy.max()), 1e-12)).sqrt().float()  # silence is no copy
         spectrum = torch.fft.rfft(part, size)
         for i, piece in enumerate(pieces):
             found = torch.fft.irfft(spectrum * torch.fft.rfft(piece, size).conj(), size)[:lags] / norm
