@@ -41,21 +41,29 @@ def held_out(seconds: float) -> Tensor:
     return torch.cat([audio(name) for name in names])[: round(seconds * RATE)]
 
 
-def search(samples: Tensor, *captions: str) -> list[Piece]:
-    made = generations(model(), captions)
-    return OffsetSearch(model(), samples[None], captions[0], [made[caption] for caption in captions]).pieces()
+@functools.cache
+def generated() -> tuple[str, Tensor]:
+    """The caption of ode_to_joy, which all masters are listed with, and what it generates."""
+    caption = listed()["ode_to_joy"]["caption"]
+    return caption, generations(model(), [caption])[caption]
 
 
-def test_case_D15_an_excerpt_is_found_to_the_sample_by_what_its_caption_generates(
+def search(samples: Tensor) -> list[Piece]:
+    caption, generation = generated()
+    return OffsetSearch(model(), samples[None], caption, [generation]).pieces()
+
+
+def test_case_D15_an_excerpt_between_samples_is_found_by_what_its_caption_generates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(offsets, "MOST_PROBES", 1)
     before = held_out(2.347)
-    master = torch.cat([before, audio("ode_to_joy"), held_out(4.0)])
-    (piece,) = search(master, listed()["ode_to_joy"]["caption"])
-    assert piece.start == len(before)
+    master = torch.cat([before, audio("ode_to_joy"), held_out(3.0)])
+    shifted = cut(master[None], 100.3125, len(master) - 200)[0]  # as of a master at another rate
+    (piece,) = search(shifted)
+    assert piece.start == pytest.approx(len(before) - 100.3125, abs=0.07)
     assert piece.samples / RATE == pytest.approx(5, abs=0.1)
-    assert piece.nll < 0.1
+    assert piece.nll < 0.6
     assert piece.grid_nll is not None
     assert piece.grid_nll > 4
 
@@ -65,21 +73,20 @@ def test_case_D15_an_excerpt_under_another_caption_is_found_by_probes(monkeypatc
     monkeypatch.setattr(offsets, "CANDIDATES", 4)
     before = held_out(3.0)[: 320 * 129 + 16 * 7]
     master = torch.cat([before, audio("swan_lake"), held_out(4.0)])
-    (piece,) = search(master, listed()["cancan"]["caption"])
+    (piece,) = search(master)
     assert piece.start == len(before)
     assert piece.nll < 0.2
 
 
 def test_case_D15_nothing_is_claimed_of_held_out_music_nor_of_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offsets, "MOST_PROBES", 6 * 20)
-    silent = torch.cat([held_out(6.0), torch.zeros(3 * RATE), held_out(3.0)])
-    assert not search(silent, listed()["ode_to_joy"]["caption"])
+    silent = torch.cat([held_out(5.0), torch.zeros(3 * RATE), held_out(2.5)])
+    assert not search(silent)
 
 
 def test_a_part_of_a_window_that_is_known_as_it_is_cut_is_found() -> None:
-    first = audio("ode_to_joy")
-    master = torch.cat([first, held_out(4.0)])
-    (piece,) = search(master, listed()["cancan"]["caption"])
+    master = torch.cat([audio("swan_lake"), held_out(4.0)])
+    (piece,) = search(master)
     assert piece.start == 0
     assert piece.nll < 0.1
     assert piece.samples / RATE == pytest.approx(5, abs=0.1)
