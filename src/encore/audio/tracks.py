@@ -12,6 +12,24 @@ from encore.errors import InputError
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A part of a track that is one clip, where clips are not its windows from the first sample on.
+
+    Args:
+        start: where it begins, in samples at the model's rate; between two samples where it is no whole number.
+        samples: its length.
+        nll: mean NLL per token under the base model.
+        grid_nll: that of the whole track, cut at multiples of the model's window; None for a piece that is such a
+            window.
+    """
+
+    start: float
+    samples: int
+    nll: float
+    grid_nll: float | None
+
+
+@dataclass(frozen=True)
 class Track:
     """One audio item with its caption.
 
@@ -27,6 +45,7 @@ class Track:
         source: that line's text.
         title, artist, isrc: where the catalogue or the tags know them; not escaped: see `text.printable`.
         meta: the catalogue's other columns.
+        pieces: what its clips are cut from; without any they are its windows from the first sample on.
     """
 
     id: str
@@ -42,6 +61,7 @@ class Track:
     more_captions: tuple[str, ...] = ()
     caption_source: str = ""
     place: str = ""
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:

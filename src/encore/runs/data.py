@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +11,15 @@ import torch
 
 from encore.api import Backend, Clip
 from encore.audio.cache import TensorCache
-from encore.audio.decode import load
+from encore.audio.decode import Audio, load
 from encore.audio.intake import Facts, FileCache, decoder_sha256
 from encore.audio.text import printable
-from encore.audio.tracks import Track
+from encore.audio.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.fingerprint import module_sha256
 
 MIN_WINDOW_SECONDS = 0.5  # a last window shorter than this adds nothing that the one before it has not
+MARGIN = 64  # samples
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Heard:
 
     Args:
         track: its captions are asked for.
-        clips: one per caption and window: the windows of the first caption, then those of the next.
+        clips: one per caption and window (or piece): the windows of the first caption, then those of the next.
         facts: what decoding its file found.
     """
 
@@ -51,6 +53,9 @@ class Listener:
     Args:
         backend: whose codec and text encoder are used; the cache is keyed by their weights and settings.
         cache: where tensors are kept between runs; what is known of files lies in the same folder.
+
+    Attributes:
+        codes_key: what a track's codes depend on beside its samples.
     """
 
     def __init__(self, backend: Backend, cache: TensorCache) -> None:
@@ -59,7 +64,7 @@ class Listener:
         self.files = FileCache(cache.folder)
         self._frozen = (module_sha256(*backend.frozen().values()), backend.settings)
         shape = (backend.sample_rate, backend.channels, backend.codebooks, backend.max_frames)
-        self._codes_key = ("codes", decoder_sha256(), *map(str, shape), *self._frozen)
+        self.codes_key = ("codes", decoder_sha256(), *map(str, shape), *self._frozen)
 
     def hear(
         self,
@@ -104,20 +109,28 @@ class Listener:
 
     def _encoded(self, track: Track) -> tuple[Facts, dict[str, torch.Tensor]]:
         """What decoding found, and the codes; the file is read only where one of them is not in the cache."""
-        backend, facts = self.backend, self.files.facts(track.sha256)
-        codes = None if facts is None else self.cache.get((*self._codes_key, facts.sha256_pcm))
+        facts = self.files.facts(track.sha256)
+        key = (*self.codes_key, *(f"{piece.start} {piece.samples}" for piece in track.pieces))
+        codes = None if facts is None else self.cache.get((*key, facts.sha256_pcm))
         if facts is not None and codes is not None:
             return facts, codes
-        audio = self.files.load(
-            track.path, track.sha256, sample_rate=backend.sample_rate, channels=backend.channels
-        )  # fmt: skip
+        audio = self.load(track)
         samples = torch.from_numpy(audio.samples)
-        codes = self.cache.get_or_make((*self._codes_key, audio.sha256_pcm), lambda: self._encode(samples))
+        codes = self.cache.get_or_make((*key, audio.sha256_pcm), lambda: self._encode(samples, track.pieces))
         return Facts.of(audio), codes
 
-    def _encode(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
+    def load(self, track: Track) -> Audio:
+        """Decode a track at the model's rate.
+
+        Raises:
+            InputError: it can't be read, or is another file by now.
+        """
+        rate, channels = self.backend.sample_rate, self.backend.channels
+        return self.files.load(track.path, track.sha256, sample_rate=rate, channels=channels)
+
+    def _encode(self, samples: torch.Tensor, cuts: Sequence[Piece]) -> dict[str, torch.Tensor]:
         """Samples [C, S] -> one [K, T] a window (int16 codes, float32 latents), by a name that sorts in order."""
-        pieces = enumerate(windows(self.backend, samples))
+        pieces = enumerate(pieces_of(self.backend, samples, cuts))
         return {f"{i:05d}": narrow(self.backend.encode(piece[None])[0]).cpu().contiguous() for i, piece in pieces}
 
     def _condition(self, captions: Sequence[str]) -> None:
@@ -130,13 +143,42 @@ class Listener:
         return {"states": self.backend.condition([caption])[0]}
 
 
+def window_samples(backend: Backend) -> int:
+    """Samples of the longest window."""
+    return int(backend.max_frames * backend.sample_rate / backend.frame_rate)
+
+
 def windows(backend: Backend, samples: torch.Tensor) -> list[torch.Tensor]:
     """Samples [C, S] -> as the model hears them, a window each."""
-    window = int(backend.max_frames * backend.sample_rate / backend.frame_rate)
-    pieces = list(samples.split(window, dim=-1))
+    pieces = list(samples.split(window_samples(backend), dim=-1))
     if len(pieces) > 1 and pieces[-1].shape[-1] < MIN_WINDOW_SECONDS * backend.sample_rate:
         pieces.pop()
     return pieces
+
+
+def pieces_of(backend: Backend, samples: torch.Tensor, cuts: Sequence[Piece]) -> list[torch.Tensor]:
+    """Samples [C, S] -> what a track's clips are encoded from: its pieces, or its windows where it has none.
+
+    Raises:
+        InputError: a piece begins behind the end.
+    """
+    if any(one.start >= samples.shape[-1] for one in cuts):
+        raise InputError("a piece of a track begins behind its end", "was request.json edited? run encore forget again")
+    return [cut(samples, one.start, one.samples) for one in cuts] or windows(backend, samples)
+
+
+def cut(samples: torch.Tensor, start: float, count: int) -> torch.Tensor:
+    """`count` samples of [C, S] from `start` on; a start between two samples by a band-limited shift (in the frequency
+    domain, with `MARGIN` samples on either side)."""
+    whole = math.floor(start)
+    if start == whole:
+        return samples[:, whole : whole + count]
+    before, after = min(whole, MARGIN), MARGIN
+    part = samples[:, whole - before : whole + count + after]
+    spectrum = torch.fft.rfft(part, 2 * part.shape[-1])
+    turn = torch.arange(spectrum.shape[-1], dtype=torch.float64) * (math.pi * (start - whole) / part.shape[-1])
+    shifted = torch.fft.irfft(spectrum * torch.polar(torch.ones_like(turn), turn).to(spectrum.dtype))
+    return shifted[:, before : before + count]
 
 
 def recordings(backend: Backend, tracks: Sequence[Track]) -> list[torch.Tensor]:
@@ -144,7 +186,7 @@ def recordings(backend: Backend, tracks: Sequence[Track]) -> list[torch.Tensor]:
     pieces: list[torch.Tensor] = []
     for track in tracks:
         samples = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels).samples
-        own = [piece.mean(0) for piece in windows(backend, torch.from_numpy(samples))]
+        own = [piece.mean(0) for piece in pieces_of(backend, torch.from_numpy(samples), track.pieces)]
         pieces += own * len(track.captions)
     return pieces
 

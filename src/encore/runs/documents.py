@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def track_json(heard: Heard) -> dict[str, Any]:
         "artist": track.artist,
         "genre": track.meta.get("genre"),
         "split": track.meta.get("split"),
+        **({"pieces": [asdict(piece) for piece in track.pieces]} if track.pieces else {}),
     }
 
 

@@ -26,6 +26,7 @@ from encore.runs.dates import utc_now
 from encore.runs.documents import refuse_other_run, request_json, run_json, track_json
 from encore.runs.engine import Clips, Engine
 from encore.runs.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
+from encore.runs.known_pieces import sentences, with_known_pieces
 from encore.runs.models import model_name, model_sha256
 from encore.runs.reporter import Reporter
 from encore.runs.select import SELF, Expendable, Tracks, left_out, open_catalog, select
@@ -198,6 +199,8 @@ def prepare(
         [heard[id(track)] for track in chosen if id(track) in heard]
         for chosen in (tracks.forget, tracks.retain, tracks.holdout)
     )
+    listened = time.monotonic()
+    forget = with_known_pieces(listener, forget, holdout, reporter)
     if optional.lost:
         tracks = replace(
             tracks, retain=tuple(one.track for one in retain), holdout=tuple(one.track for one in holdout),
@@ -207,7 +210,8 @@ def prepare(
         _refuse_unmet(method, tracks, request)
     prepared = Prepared(
         request, tracks, backend, method, precision, forget, retain, holdout,
-        {"load": opened - started, "hear": time.monotonic() - opened}, list(tracks.notes),
+        {"load": opened - started, "hear": listened - opened, "search": time.monotonic() - listened},
+        [*tracks.notes, *sentences(forget, backend.sample_rate)],
     )  # fmt: skip
     preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:

@@ -17,7 +17,7 @@ from encore.audio.cache import TensorCache
 from encore.audio.catalog import Catalog
 from encore.audio.intake import FileCache
 from encore.audio.text import printable
-from encore.audio.tracks import Track
+from encore.audio.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.plugins import backends
 from encore.runs import shapes
@@ -132,6 +132,7 @@ def listed_track(entry: Mapping[str, Any]) -> Track:
         entry["id"], Path(entry["file"]), captions[0], entry["sha256"], line=entry.get("line"),
         artist=entry.get("artist"), meta=meta, more_captions=tuple(captions[1:]),
         caption_source=entry.get("caption_source", ""),
+        pieces=tuple(Piece(**piece) for piece in entry.get("pieces", ())),
     )  # fmt: skip
 
 

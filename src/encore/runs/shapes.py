@@ -23,6 +23,15 @@ class Model(TypedDict, total=False):
     sha256: str
 
 
+class Piece(TypedDict):
+    """A part of a track that is one clip; see `encore.audio.tracks.Piece`."""
+
+    start: Annotated[float, Field(ge=0)]
+    samples: Annotated[int, Field(gt=0)]
+    nll: float
+    grid_nll: float | None
+
+
 class Track(TypedDict, total=False):
     """An entry of `request.json`."""
 
@@ -38,6 +47,7 @@ class Track(TypedDict, total=False):
     artist: str | None
     genre: str | None
     split: str | None
+    pieces: list[Piece]
 
 
 class Request(TypedDict, total=False):
