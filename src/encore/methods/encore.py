@@ -16,7 +16,6 @@ from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.metrics.memorised import memorised_below
 from encore.options import TrainOptions
 
-RATE = 0.1  # peak learning rate of a memorised track, as a share of the model's typical weight
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
@@ -37,10 +36,10 @@ class Encore(LossMethod):
     them turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other
     music as the base is.
 
-    Settings come from the model and the list. The peak rate is a tenth of the typical weight (median over the linear
-    layers of their RMS), times the square root of how far below its level the best known clip lies: low rates only
-    cover a memory, which then comes back after a few steps of training, and high ones harm all music. The schedule is
-    `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
+    Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
+    linear layers of their RMS), times the square root of how far below its level the best known clip lies: low rates
+    only cover a memory, which then comes back after a few steps of training, and high ones harm all music. The schedule
+    is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):
@@ -48,6 +47,7 @@ class Encore(LossMethod):
 
         steps: int = 300
         lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from model and list")
+        rate: float = Field(0.1, gt=0, description="peak learning rate as a share of the model's typical weight")
         batch_size: int = 10
         forget_batch_size: int = 4
         schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
@@ -157,11 +157,11 @@ class Encore(LossMethod):
             for part in session.backend.module.modules()
             if isinstance(part, nn.Linear)
         )
-        session.lr = RATE * typical * math.sqrt(self._depth)
+        session.lr = self.options.rate * typical * math.sqrt(self._depth)
         if self.options.lr is None:
             session.chosen["lr"] = (
-                f"{session.lr:.2g}: a tenth of the typical weight {typical:.2g}, times the square root of how far "
-                f"below its level the best known clip lies ({self._depth:.0%})"
+                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times the square root of "
+                f"how far below its level the best known clip lies ({self._depth:.0%})"
             )
 
     # ------------------------------------------------------------------------------------------------------- details

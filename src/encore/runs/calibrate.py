@@ -19,6 +19,8 @@ from encore.runs.reporter import Reporter
 from encore.runs.select import SELF
 from encore.runs.store import read_json
 
+# The options that stand for a learning rate and for a length: a method has some of them.
+SCALED = {"lr": "lr", "rate": "lr", "steps": "steps", "decay_steps": "steps"}
 # Factors, one rung after another. Half the rate needs twice the steps to forget as deeply, and keeps the rest better.
 LADDER: tuple[Mapping[str, float], ...] = ({}, {"lr": 0.5, "steps": 2.0}, {"lr": 2.0}, {"steps": 2.0})
 
@@ -85,11 +87,11 @@ def rungs(method: Method) -> list[dict[str, Any]]:
 
     An option that has no number (None: the method finds it) can't be scaled, and stays.
     """
-    given = {name: getattr(method.options, name, None) for name in ("lr", "steps")}
+    given = {name: getattr(method.options, name, None) for name in SCALED}
     known = {name: value for name, value in given.items() if isinstance(value, (int, float))}
     found: list[dict[str, Any]] = []
     for factors in LADDER:
-        rung = {name: type(value)(value * factors.get(name, 1)) for name, value in known.items()}
+        rung = {name: type(value)(value * factors.get(SCALED[name], 1)) for name, value in known.items()}
         found += [rung] if rung not in found else []
     return found
 
