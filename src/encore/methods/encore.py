@@ -160,8 +160,8 @@ class Encore(LossMethod):
         session.lr = self.options.rate * typical * math.sqrt(self._depth)
         if self.options.lr is None:
             session.chosen["lr"] = (
-                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times the square root of "
-                f"how far below its level the best known clip lies ({self._depth:.0%})"
+                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times the square root "
+                f"of how far below its level the best known clip lies ({self._depth:.0%})"
             )
 
     # ------------------------------------------------------------------------------------------------------- details
