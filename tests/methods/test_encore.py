@@ -1,19 +1,25 @@
-"""The default method: its forget loss, and which retain clips it holds in which way."""
+"""The default method: its levels, its rate and its losses against slow float64 answers, a clip at a time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.metrics.markov import MarkovBackend, track
 from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.encore import Encore
 from encore.runs.engine import Clips, Engine, FrozenReference
+from encore.runs.self_retain import play_retain
+
+SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
+SHIFT = 0.07  # seconds; 7 frames
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +28,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> MusicgenBackend:
 
 
 def make_clips(count: int, seed: int = 0) -> list[Clip]:
+    """Random codes, each clip a frame longer than the one before."""
     generator = torch.Generator().manual_seed(seed)
     return [
         Clip(f"t{seed}{i}", CAPTIONS[i % 3], torch.randint(CODES, (2, 20 + i), generator=generator))
@@ -30,18 +37,35 @@ def make_clips(count: int, seed: int = 0) -> list[Clip]:
 
 
 def made(
-    backend: MusicgenBackend, retain: list[Clip], level: float | None, *, holdout: Sequence[Clip] = (), **options: float
+    backend: MusicgenBackend,
+    forget: Sequence[Clip],
+    retain: Sequence[Clip],
+    level: float | None,
+    *,
+    holdout: Sequence[Clip] = (),
+    **options: float,
 ) -> tuple[Encore, Session]:
-    Encore.spec = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
+    Encore.spec = SPEC
     method = Encore(Encore.Options(**options))
     generator = torch.Generator().manual_seed(0)
-    session = Session(backend, [], retain, holdout, FrozenReference(backend), generator, 0, level, lambda _: None)
+    reference = FrozenReference(backend)
+    session = Session(backend, forget, retain, holdout, reference, generator, 0, level, lambda _: None)
     method.prepare(session)
     return method, session
 
 
-def step_of(backend: MusicgenBackend, session: Session) -> Step:
-    return Step(backend, session.reference, torch.Generator().manual_seed(0), 0.0, session.level)
+def step_of(backend: MusicgenBackend, session: Session, seed: int = 0) -> Step:
+    return Step(backend, session.reference, torch.Generator().manual_seed(seed), 0.0, session.level)
+
+
+def moved(backend: MusicgenBackend) -> MusicgenBackend:
+    """A clone that is not the base any more."""
+    torch.manual_seed(3)
+    other = backend.clone()
+    with torch.no_grad():
+        for weight in other.module.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return other
 
 
 @torch.no_grad()
@@ -50,66 +74,281 @@ def logprobs_of(backend: MusicgenBackend, clip: Clip) -> torch.Tensor:
     return backend.logits(Batch.of([clip]))[0].double().log_softmax(-1)
 
 
-def nll_of(backend: MusicgenBackend, clip: Clip) -> list[list[float]]:
-    """The unmasked tokens' NLLs of each codebook."""
+def costs_of(backend: MusicgenBackend, clip: Clip) -> np.ndarray:
+    """NLL of every token, [K, T]; NaN where masked."""
     values = -logprobs_of(backend, clip).gather(-1, clip.codes[..., None])[..., 0]
-    return [row[keep].tolist() for row, keep in zip(values, backend.token_mask(Batch.of([clip]))[0], strict=True)]
+    return np.where(backend.token_mask(Batch.of([clip]))[0], values, np.nan)
 
 
+def nll_of(backend: MusicgenBackend, clip: Clip) -> np.ndarray:
+    """Mean NLL of each codebook, [K]."""
+    return np.nanmean(costs_of(backend, clip), 1)
+
+
+def between(backend: MusicgenBackend, clips: Sequence[Clip], count: int) -> float:
+    """The held-out level below half of which `count` of the clips lie: so many are memorised."""
+    own = sorted(float(nll_of(backend, clip).mean()) for clip in clips)
+    return own[count - 1] + own[count]
+
+
+def rise_of(backend: MusicgenBackend, clip: Clip, shift: int) -> float:
+    """What the later part of a clip costs more where the clip begins there, nats per token."""
+    begin = min(shift, clip.codes.shape[-1] // 2)
+    later = Clip(clip.track, clip.caption, clip.codes[:, begin:])
+    return float(np.nanmean(costs_of(backend, later) - costs_of(backend, clip)[:, begin:]))
+
+
+def levels_of(
+    backend: MusicgenBackend, forget: Sequence[Clip], new: Sequence[Clip], limit: float, shift: int
+) -> list[np.ndarray]:
+    unknown = np.mean([nll_of(backend, clip) for clip in new], 0)
+    usual = np.mean([rise_of(backend, clip, shift) for clip in new])
+    return [
+        unknown
+        if (own := nll_of(backend, clip)).mean() < limit
+        else own + max(0, rise_of(backend, clip, shift) - usual)
+        for clip in forget
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ forget loss
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebook_lacks(
-    backend: MusicgenBackend,
+    backend: MusicgenBackend, seed: int
 ) -> None:
-    holdout, clips = make_clips(3, seed=2), make_clips(2)
-    method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=holdout, gamma=0.7)
-    losses = method.forget_loss(step_of(backend, session), Batch.of(clips)).tolist()
+    """Two memorised clips and two that are not, of different lengths, under crops, a shift and other captions."""
+    holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(4)
+    level = between(backend, clips, 2)
+    method, session = made(backend, clips, retain, level, holdout=holdout, gamma=0.7, shift_seconds=SHIFT)
+    model = moved(backend)
+    losses = method.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
-    generator = torch.Generator().manual_seed(0)
-    shift = int(torch.randint(min(int(0.8 * backend.frame_rate), 10), (1,), generator=generator)) + 1
-    captions = [clip.caption for clip in make_clips(4, seed=1)]
-    others = [captions[int(torch.randint(4, (1,), generator=generator))] for _ in clips]
-    unseen: list[list[float]] = [[], []]
-    for clip in holdout:
-        for k, values in enumerate(nll_of(backend, clip)):
-            unseen[k] += values
-    lacked = []
-    for clip, other, loss in zip(clips, others, losses, strict=True):
-        strange = Clip(clip.track, other, clip.codes[:, shift:])
-        teacher, own = logprobs_of(backend, strange), logprobs_of(backend, clip)[:, shift:]
-        mask = backend.token_mask(Batch.of([strange]))[0]
+    generator = torch.Generator().manual_seed(seed)
+    crops = []
+    for clip in clips:
+        start = 0
+        if torch.rand((), generator=generator) >= 0.5:
+            start = int(torch.randint(clip.codes.shape[-1] // 2, (1,), generator=generator))
+        crops.append(clip.codes[:, start:])
+    frames = min(crop.shape[-1] for crop in crops)
+    shift = int(torch.randint(min(7, frames // 2), (1,), generator=generator)) + 1
+    captions = [retain[int(torch.randint(4, (1,), generator=generator))].caption for _ in clips]
+    assert len({crop.shape[-1] for crop in crops}) > 1
+    taught = [nll_of(backend, clip).mean() < level / 2 for clip in clips]
+    assert sorted(taught) == [False, False, True, True]
+    levels = levels_of(backend, clips, holdout, level / 2, 7)
+    lacked = [0.0, 0.0]
+    for clip, crop, other, known, target, loss in zip(clips, crops, captions, taught, levels, losses, strict=True):
+        whole = Clip(clip.track, clip.caption, crop[:, :frames])
+        strange = Clip(clip.track, other, whole.codes[:, shift:])
+        teacher, own = logprobs_of(model, strange), logprobs_of(model, whole)[:, shift:]
+        mask = model.token_mask(Batch.of([strange]))[0]
         divergence = (teacher.exp() * (teacher - own)).sum(-1)[mask].mean().item()
-        lacking = []
-        for k in range(2):
-            tokens = own[k].gather(-1, strange.codes[k, :, None])[:, 0][mask[k]]
-            lacking.append(max(0.0, np.mean(unseen[k]) + tokens.mean().item()))
-        assert loss == pytest.approx(divergence + 0.7 * np.mean(lacking), rel=1e-4)
-        lacked.append(sum(lacking))
-    assert max(lacked) > 0
+        nll = [-own[k].gather(-1, strange.codes[k, :, None])[:, 0][mask[k]].mean().item() for k in range(2)]
+        lacking = np.maximum(0, target - nll).mean()
+        assert loss == pytest.approx(known * divergence + 0.7 * lacking, rel=1e-4, abs=1e-5)
+        lacked[int(known)] += lacking
+    assert min(lacked) > 0, "one of the two kinds lacks nothing: the test shows nothing of its level"
 
 
-def test_a_clip_beyond_the_level_is_lifted_no_further(backend: MusicgenBackend) -> None:
+def test_a_clip_beyond_its_level_is_lifted_no_further(backend: MusicgenBackend) -> None:
     clips = make_clips(2)
     easy = [Clip("easy", clip.caption, backend.logits(Batch.of([clip]))[0].argmax(-1)) for clip in clips]
     values = []
     for gamma in (0.0, 5.0):
-        method, session = made(backend, make_clips(4, seed=1), 3.0, holdout=easy, gamma=gamma)
+        method, session = made(backend, clips, make_clips(4, seed=1), 99.0, holdout=easy, gamma=gamma)
         values.append(method.forget_loss(step_of(backend, session), Batch.of(clips)).tolist())
     assert values[0] == values[1]
+    assert min(values[0]) > 0
 
 
-def test_without_a_holdout_the_level_is_that_of_what_was_heard_and_not_learnt(backend: MusicgenBackend) -> None:
-    clips = make_clips(5)
-    nll = backend.losses(Batch.of(clips)).tolist()
-    method, _ = made(backend, clips, 2 * sorted(nll)[1] + 1e-4)  # two of the five are known by heart
-    heard = [clip for clip, value in zip(clips, nll, strict=True) if value > sorted(nll)[1]]
-    assert len(heard) == 3
-    expected = [np.mean([value for clip in heard for value in nll_of(backend, clip)[k]]) for k in range(2)]
-    assert method._levels is not None
-    assert method._levels.tolist() == pytest.approx(expected, rel=1e-5)
+def test_the_start_of_a_clip_is_cut_off_half_of_the_time(backend: MusicgenBackend) -> None:
+    clip = make_clips(1)[0]
+    method, _ = made(backend, [clip], make_clips(4, seed=1), 3.0, crop=0.3)
+    generator = torch.Generator().manual_seed(0)
+    starts = [20 - method._later(clip, generator).codes.shape[-1] for _ in range(600)]
+    assert set(starts) == set(range(6))  # 30 % of 20 frames
+    assert starts.count(0) / 600 == pytest.approx(0.5 + 0.5 / 6, abs=0.05)
+    later = method._later(clip, torch.Generator().manual_seed(1))
+    assert torch.equal(later.codes, clip.codes[:, 20 - later.codes.shape[-1] :])
+
+
+def test_one_clip_pulls_no_harder_than_its_share_of_a_batch(backend: MusicgenBackend) -> None:
+    clips = make_clips(3)
+    level = between(backend, clips, 1)
+    values = []
+    for size in (1, 4):  # one clip is a whole batch, or a quarter of one
+        method, session = made(backend, clips[:1], make_clips(4, seed=1), level, forget_batch_size=size)
+        values.append(method.forget_loss(step_of(backend, session), Batch.of(clips[:1])).item())
+    assert values[0] > 0
+    assert values[1] == pytest.approx(values[0] / 4, rel=1e-6)
+    method, session = made(backend, clips, make_clips(4, seed=1), level, forget_batch_size=2)
+    assert method._share == 1
+
+
+def test_the_teacher_predicts_without_dropout(tmp_path: Path) -> None:
+    model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path, dropout=0.5)), offline=True)
+    clips = make_clips(2)
+    method, session = made(model, clips, make_clips(4, seed=1), 99.0, shift_seconds=1e-9)
+    seen = []
+    logits = model.logits
+    model.logits = lambda batch, **_: seen.append(model.module.training) or logits(batch)  # type: ignore[assignment]
+    model.module.train()
+    method.forget_loss(step_of(model, session), Batch.of(clips))
+    assert sorted(seen) == [False, True]
+    assert model.module.training
+
+
+def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: MusicgenBackend) -> None:
+    clips = make_clips(3)
+    method, session = made(backend, clips, make_clips(5, seed=1), 99.0)
+    method.options = method.options.model_copy(update={"gamma": 0.0})
+    model = moved(backend)
+    values = [method.forget_loss(step_of(model, session, 7), Batch.of(clips)) for _ in range(2)]
+    assert torch.equal(values[0], values[1])
+    assert (values[0] > 0).all()
+    assert values[0].shape == (3,)
+    values[0].sum().backward()
+    # With the teacher's logits given as constants, the gradient is the same: none passes through it.
+    found = {name: weight.grad.clone() for name, weight in model.module.named_parameters() if weight.grad is not None}
+    model.module.zero_grad()
+    kept: list[torch.Tensor] = []
+    logits = model.logits
+
+    def once(batch: Batch, **_: bool) -> torch.Tensor:
+        kept.append(logits(batch))
+        return kept[-1] if torch.is_grad_enabled() else torch.tensor(kept[-1].tolist())
+
+    model.logits = once  # type: ignore[assignment]
+    method.forget_loss(step_of(model, session, 7), Batch.of(clips)).sum().backward()
+    assert sorted(one.requires_grad for one in kept) == [False, True]
+    for name, weight in model.module.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad, found[name])
+
+
+# --------------------------------------------------------------------------------------------------- levels and rate
+
+
+def test_case_D13_a_memorised_track_has_the_held_out_level_and_any_other_its_own(backend: MusicgenBackend) -> None:
+    """Of a track's clips the mean; the one's own NLL, and what beginning later costs it beyond held-out music."""
+    holdout, clips = make_clips(3, seed=2), make_clips(5, seed=4)
+    clips[1] = Clip(clips[0].track, clips[1].caption, clips[1].codes)  # two windows of one track
+    level = between(backend, clips, 2)
+    method, session = made(backend, clips, make_clips(4, seed=1), level, holdout=holdout, shift_seconds=SHIFT)
+    expected = levels_of(backend, clips, holdout, level / 2, 7)
+    for clip, one in zip(clips, expected, strict=True):
+        assert method._levels[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
+    own = [nll_of(backend, clip).mean() for clip in clips]
+    raised = [one.mean() - mean for one, mean in zip(expected, own, strict=True) if mean >= level / 2]
+    assert min(raised) == pytest.approx(0, abs=1e-6), "none costs less to begin later: the test shows nothing"
+    assert max(raised) > 0.01
+    by_track = [np.mean([expected[0].mean(), expected[1].mean()]), *(one.mean() for one in expected[2:])]
+    assert session.levels == pytest.approx(dict(zip(("t40", "t42", "t43", "t44"), by_track, strict=True)), rel=1e-4)
+
+
+def test_without_a_holdout_the_level_is_that_of_retain_that_is_not_memorised(backend: MusicgenBackend) -> None:
+    clips, retain = make_clips(2), make_clips(5, seed=1)
+    level = between(backend, retain, 2)
+    # `made` gives the level by which clips count as memorised; there is no held-out clip to take one from.
+    method, session = made(backend, clips, retain, level, shift_seconds=SHIFT)
+    others = [clip for clip in retain if nll_of(backend, clip).mean() >= level / 2]
+    assert len(others) == 3
+    expected = levels_of(backend, clips, others, level / 2, 7)
+    for clip, one in zip(clips, expected, strict=True):
+        assert method._levels[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
+    assert set(session.levels) == {clip.track for clip in clips}
+
+
+def test_with_neither_a_holdout_nor_other_retain_the_level_is_that_of_a_usual_model(backend: MusicgenBackend) -> None:
+    clips = make_clips(3)
+    easy = [Clip(f"e{i}", clip.caption, backend.logits(Batch.of([clip]))[0].argmax(-1)) for i, clip in enumerate(clips)]
+    retain = [clip for clip in easy if nll_of(backend, clip).mean() < math.log(CODES) / 3]
+    assert retain
+    method, session = made(backend, retain[:1], retain, None)  # all is memorised
+    assert list(session.levels.values()) == pytest.approx([2 / 3 * math.log(CODES)])
+    assert session.retain == retain
+    loss = method.retain_loss(step_of(backend, session), Batch.of(retain))
+    assert torch.isfinite(loss).all()
+
+
+def slow_rate(backend: MusicgenBackend, share: float, own: Sequence[float], levels: Sequence[float]) -> float:
+    sizes = [
+        np.sqrt(np.mean(np.square(part.weight.detach().double().numpy())))
+        for part in backend.module.modules()
+        if type(part).__name__ == "Linear"
+    ]
+    deepest = max(1 - nll / level for nll, level in zip(own, levels, strict=True))
+    return float(share * np.median(sizes) * np.sqrt(max(0.01, deepest)))
+
+
+@pytest.mark.parametrize("memorised", [0, 2])
+def test_case_D15_the_rate_is_a_share_of_the_typical_weight_by_how_deep_the_best_known_clip_lies(
+    backend: MusicgenBackend, memorised: int
+) -> None:
+    holdout, clips = make_clips(3, seed=2), make_clips(4)
+    level = between(backend, clips, memorised) if memorised else 0.1
+    _, session = made(backend, clips, make_clips(4, seed=1), level, holdout=holdout, rate=0.3, shift_seconds=SHIFT)
+    own = [nll_of(backend, clip).mean() for clip in clips]
+    levels = [one.mean() for one in levels_of(backend, clips, holdout, level / 2, 7)]
+    assert session.lr == pytest.approx(slow_rate(backend, 0.3, own, levels), rel=1e-4)
+    assert f"{session.lr:.2g}" in session.chosen["lr"]
+
+
+def test_a_rate_follows_the_scale_of_the_weights_and_never_reaches_nothing(backend: MusicgenBackend) -> None:
+    clips = make_clips(2)
+    easy = [Clip("easy", clip.caption, backend.logits(Batch.of([clip]))[0].argmax(-1)) for clip in clips]
+    _, session = made(backend, clips, make_clips(4, seed=1), 99.0, holdout=easy)  # nothing lies below its level
+    assert session.lr == pytest.approx(slow_rate(backend, 0.1, [1.0], [1.0]), rel=1e-5)
+
+
+def test_a_rate_that_was_given_is_the_rate(backend: MusicgenBackend) -> None:
+    _, session = made(backend, make_clips(2), make_clips(4, seed=1), 3.0, lr=1e-3)
+    assert "lr" not in session.chosen
+    lines: list[dict[str, float]] = []
+    options = Encore.Options(steps=2, batch_size=2, warmup=0, lr=1e-3)
+    clips = Clips(make_clips(2), make_clips(4, seed=1), make_clips(2, seed=2))
+    Engine(backend.clone(), clips, record=lines.append).run(Encore(options))  # type: ignore[arg-type]
+    assert [line["lr"] for line in lines if "grad_norm" in line] == [1e-3, 1e-3]
+
+
+# ------------------------------------------------------------------------------------------------------- retain loss
+
+
+def test_memorised_retain_keeps_its_likelihood_and_the_rest_the_base_distribution(backend: MusicgenBackend) -> None:
+    """Of the memorised clips, the first frames count the more the surer the base was of them."""
+    clips = make_clips(4)
+    level = between(backend, clips, 2)
+    method, session = made(backend, make_clips(2, seed=5), clips, level, alpha=3.0, crop=0.0, mix=0.0)
+    memorised = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
+    assert len(memorised) == 2
+    model = moved(backend)
+    losses = method.retain_loss(step_of(model, session), Batch.of(clips)).tolist()
+    unmoved = method.retain_loss(step_of(backend, session), Batch.of(clips)).tolist()
+    weighed = 0.0
+    for clip, value, before in zip(clips, losses, unmoved, strict=True):
+        mask = model.token_mask(Batch.of([clip]))[0]
+        if clip in memorised:
+            costs = costs_of(backend, clip)  # weights are of the base, however far the model has gone
+            sure = np.clip(1 - np.nanmean(costs, 0) / level, 0, 1)  # [T]
+            frames = 1 + 20 * sure * np.exp(-np.arange(len(sure)) / 2)
+            weights = np.where(mask, frames, np.nan)
+            expected, base = (np.nansum(costs_of(one, clip) * weights) / np.nansum(weights) for one in (model, backend))
+            weighed += abs(expected - np.nanmean(costs_of(model, clip)))
+            assert before == pytest.approx(3 * base, rel=1e-4)
+        else:
+            base, own = (logprobs_of(one, clip) for one in (backend, model))
+            expected = (base.exp() * (base - own)).sum(-1)[mask].mean().item()
+            assert before == pytest.approx(0, abs=1e-5)  # the model still is the base
+        assert value == pytest.approx(3 * expected, rel=1e-3)
+    assert weighed > 0.01, "the weights change nothing: the test shows nothing"
 
 
 def test_mixed_crops_are_two_clips_under_a_caption_of_a_third(backend: MusicgenBackend) -> None:
     clips = make_clips(6)
-    method, session = made(backend, clips, 1e-3, mix=1.0, crop=0.0)  # none is known by heart
+    method, session = made(backend, make_clips(2, seed=5), clips, 1e-3, mix=1.0, crop=0.0)  # none is memorised
     generator = torch.Generator().manual_seed(1)
     mixed = [method._crop(clips[5], generator) for _ in range(40)]
     for one in mixed:
@@ -121,84 +360,75 @@ def test_mixed_crops_are_two_clips_under_a_caption_of_a_third(backend: MusicgenB
             for cut in range(1, 26)
         )
     assert len({one.caption for one in mixed}) > 1
-    plain, _ = made(backend, clips, 1e-3, mix=0.0, crop=0.0)
+    plain, _ = made(backend, make_clips(2, seed=5), clips, 1e-3, mix=0.0, crop=0.0)
     assert torch.equal(plain._crop(clips[5], generator).codes, clips[5].codes)
     assert session.retain == clips
 
 
-def test_the_teacher_plays_without_dropout(tmp_path: Path) -> None:
-    model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path, dropout=0.5)), offline=True)
-    clips = make_clips(2)
-    method, session = made(model, clips, 3.0, shift_seconds=1e-9)
-    seen = []
-    logits = model.logits
-    model.logits = lambda batch, **_: seen.append(model.module.training) or logits(batch)  # type: ignore[assignment]
-    model.module.train()
-    method.forget_loss(step_of(model, session), Batch.of(clips))
-    assert seen == [False, True]
-    assert model.module.training
+def test_a_crop_is_mixed_with_clips_of_any_length(backend: MusicgenBackend) -> None:
+    long = make_clips(1)[0]
+    short = Clip("short", CAPTIONS[0], long.codes[:, :3])
+    method, _ = made(backend, make_clips(2, seed=5), [long, short], 1e-3, mix=1.0, crop=0.9)
+    generator = torch.Generator().manual_seed(1)
+    lengths = {method._crop(clip, generator).codes.shape[-1] for _ in range(100) for clip in (long, short)}
+    assert min(lengths) >= 1
+    assert max(lengths) <= 20
 
 
-def test_retain_known_by_heart_keeps_its_likelihood_and_the_rest_the_base_distribution(
-    backend: MusicgenBackend,
-) -> None:
-    clips = make_clips(4)
-    nll = backend.losses(Batch.of(clips)).tolist()
-    level = 2 * (sorted(nll)[1] + sorted(nll)[2]) / 2  # half of the clips lie below half of it
-    method, session = made(backend, clips, level, alpha=3.0, crop=0.0, mix=0.0)
-    known = {clip for clip, value in zip(clips, nll, strict=True) if value < level / 2}
-    assert len(known) == 2
-    step = Step(backend, session.reference, session.generator, 0.0, level)
-    losses = method.retain_loss(step, Batch.of(clips)).tolist()
-    for clip, value, own in zip(clips, losses, nll, strict=True):
-        assert value == pytest.approx(3 * own if clip in known else 0.0, abs=1e-4)  # the model still is the base
-    moved = backend.clone()
-    with torch.no_grad():
-        for weight in moved.module.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))
-    again = method.retain_loss(Step(moved, session.reference, session.generator, 0.0, level), Batch.of(clips)).tolist()
-    for clip, value in zip(clips, again, strict=True):
-        batch = Batch.of([clip])
-        if clip in known:
-            expected = moved.losses(batch).item()
-        else:
-            base, own = (model.logits(batch)[0].double().log_softmax(-1) for model in (backend, moved))
-            expected = (base.exp() * (base - own)).sum(-1)[moved.token_mask(batch)[0]].mean().item()
-        assert value == pytest.approx(3 * expected, rel=1e-3)
-
-
-def test_clips_known_by_heart_are_drawn_as_often_as_asked(backend: MusicgenBackend) -> None:
+def test_memorised_clips_are_drawn_as_often_as_asked(backend: MusicgenBackend) -> None:
     clips = make_clips(12)
-    nll = backend.losses(Batch.of(clips)).tolist()
-    level = 2 * sorted(nll)[2] + 1e-4  # three of twelve are known
-    _, session = made(backend, clips, level, known_share=0.6)
+    level = between(backend, clips, 3)
+    _, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=0.6)
     counts = [session.retain.count(clip) for clip in clips]
     assert sorted(counts) == [1] * 9 + [4] * 3  # round(.6 / .4 * 9 / 3) = 4
     assert sum(sorted(counts)[-3:]) / sum(counts) == pytest.approx(0.6, abs=0.05)
 
 
-def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: MusicgenBackend) -> None:
-    clips = make_clips(3)
-    method, session = made(backend, make_clips(5, seed=1), 3.0)
-    batch = Batch.of(clips)
-    values = []
-    for _ in range(2):
-        step = Step(backend, session.reference, torch.Generator().manual_seed(7), 0.0, 3.0)
-        values.append(method.forget_loss(step, batch))
-    assert torch.equal(values[0], values[1])
-    assert (values[0] > 0).all()
-    assert values[0].shape == (3,)
-    # A finite difference of the loss with the teacher held: the gradient is the model's alone.
-    backend.module.zero_grad()
-    values[0].sum().backward()
-    assert all(torch.isfinite(weight.grad).all() for weight in backend.module.parameters() if weight.grad is not None)
-    backend.module.zero_grad()
+# ------------------------------------------------------------------------------------------------------------- runs
 
 
-def test_it_runs_without_a_holdout_and_on_very_short_clips(backend: MusicgenBackend, tmp_path: Path) -> None:
-    Encore.spec = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
-    short = [Clip("short", CAPTIONS[0], torch.randint(CODES, (2, 4)))]
-    options = Encore.Options(steps=3, batch_size=2, eval_every=1)
-    outcome = Engine(backend.clone(), Clips(short, make_clips(3), [])).run(Encore(options))
+@pytest.mark.parametrize("holdout", [0, 2])
+@pytest.mark.parametrize("frames", [[3], [20], [3, 60, 20, 7, 4]])
+def test_it_runs_on_clips_of_any_length_with_and_without_a_holdout(
+    backend: MusicgenBackend, frames: list[int], holdout: int
+) -> None:
+    """From the least that a track of two codebooks may have, one frame more than codebooks, to the whole window."""
+    Encore.spec = SPEC
+    generator = torch.Generator().manual_seed(0)
+    forget = [
+        Clip(f"f{i}", CAPTIONS[i % 3], torch.randint(CODES, (2, count), generator=generator))
+        for i, count in enumerate(frames)
+    ]
+    clips = Clips(forget, [*make_clips(3, seed=1), *forget[:1]], make_clips(holdout, seed=2))
+    lines: list[dict[str, float | None]] = []
+    outcome = Engine(backend.clone(), clips, record=lines.append).run(  # type: ignore[arg-type]
+        Encore(Encore.Options(steps=3, batch_size=3, eval_every=1))
+    )
     assert outcome.steps == 3
-    assert outcome.reached_target is None
+    assert outcome.skipped_steps == 0
+    assert all(line["forget_loss"] is not None for line in lines if "grad_norm" in line)
+    assert set(outcome.chosen) == {"lr", "steps"}
+    assert outcome.before is not None
+    assert set(outcome.before.levels) == {clip.track for clip in forget}  # its own, without a holdout too
+
+
+def test_it_runs_on_retain_that_the_model_generated_itself(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encore.runs.self_retain.SECONDS", 0.2)
+    Encore.spec = SPEC
+    clips = Clips(make_clips(2), play_retain(backend, [], seed=0)[:6], [])
+    outcome = Engine(backend.clone(), clips).run(Encore(Encore.Options(steps=3, batch_size=3)))
+    assert outcome.steps == 3
+    assert outcome.skipped_steps == 0
+
+
+def test_a_model_without_linear_layers_has_a_typical_weight_too() -> None:
+    Encore.spec = SPEC
+    model = MarkovBackend({1: 0.9, 2: 0.9})
+    table = model.module["table"].detach().double().numpy()
+    clips = Clips([track(1)], [track(2), track(3), track(4)], [track(5), track(6)])
+    session = Engine(model, clips).session(method := Encore(Encore.Options()))
+    method.prepare(session)
+    typical = float(np.sqrt(np.mean(np.square(table))))
+    assert session.lr == pytest.approx(0.1 * typical * math.sqrt(method._depth), rel=1e-5)

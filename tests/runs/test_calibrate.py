@@ -52,11 +52,15 @@ def test_decoys_are_as_well_known_as_the_tracks_to_forget():
 
 
 def test_the_ladder_scales_what_the_method_has():
-    assert rungs(method(lr=4e-3, steps=10)) == [
-        {"lr": 4e-3, "steps": 10}, {"lr": 2e-3, "steps": 20}, {"lr": 8e-3, "steps": 10}, {"lr": 4e-3, "steps": 20},
+    assert rungs(method(lr=4e-3, steps=10, decay_steps=8)) == [
+        {"lr": 4e-3, "steps": 10, "decay_steps": 8}, {"lr": 2e-3, "steps": 20, "decay_steps": 16},
+        {"lr": 8e-3, "steps": 10, "decay_steps": 8}, {"lr": 4e-3, "steps": 20, "decay_steps": 16},
     ]  # fmt: skip
-    found_by_itself = SimpleNamespace(options=SimpleNamespace(lr=None, steps=10))
-    assert rungs(found_by_itself) == [{"steps": 10}, {"steps": 20}]
+    found_by_itself = SimpleNamespace(options=SimpleNamespace(lr=None, rate=0.1, steps=10))
+    assert rungs(found_by_itself) == [
+        {"rate": 0.1, "steps": 10}, {"rate": 0.05, "steps": 20}, {"rate": 0.2, "steps": 10}, {"rate": 0.1, "steps": 20},
+    ]  # fmt: skip
+    assert rungs(SimpleNamespace(options=SimpleNamespace(lr=None, steps=10))) == [{"steps": 10}, {"steps": 20}]
     assert rungs(SimpleNamespace(options=SimpleNamespace())) == [{}]
 
 
@@ -105,7 +109,7 @@ def answers(monkeypatch, *found):
 def test_the_first_settings_that_pass_are_taken(prepared, monkeypatch):
     asked = answers(monkeypatch, (["below"], 9.0), ([], 1.0))
     found = calibrate(prepared)
-    assert found["chosen"] == asked[1] == {"lr": prepared.method.options.lr, "steps": 6}
+    assert found["chosen"] == asked[1] == {"lr": prepared.method.options.lr, "steps": 6, "decay_steps": 180}
     assert asked[1]["lr"] == method().options.lr / 2
     assert [trial["missed"] for trial in found["tried"]] == [["below"], []]
     assert found["missed"] == []

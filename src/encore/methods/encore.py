@@ -152,11 +152,10 @@ class Encore(LossMethod):
         return torch.stack(rises)
 
     def _set_rate(self, session: Session) -> None:
-        typical = statistics.median(
-            float(part.weight.detach().float().pow(2).mean().sqrt())
-            for part in session.backend.module.modules()
-            if isinstance(part, nn.Linear)
-        )
+        module = session.backend.module
+        linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+        matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
+        typical = statistics.median(float(one.detach().float().pow(2).mean().sqrt()) for one in matrices)
         session.lr = self.options.rate * typical * math.sqrt(self._depth)
         if self.options.lr is None:
             session.chosen["lr"] = (
@@ -182,7 +181,7 @@ class Encore(LossMethod):
         if not clips:
             return
         assert step.reference is not None  # declared in the spec
-        batch = Batch.of(clips)
+        batch = Batch.of(clips, step.backend.device)
         mask = step.backend.token_mask(batch)
         with torch.no_grad():
             nll = -token_logprobs(step.reference.logits(batch), batch.codes, mask)
