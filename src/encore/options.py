@@ -34,12 +34,18 @@ class TrainOptions(Options):
     """What the engine's loop needs to know. A method overrides the defaults with the settings tuned for it."""
 
     steps: int = Field(60, ge=1, description="optimiser steps at most")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    lr: float | None = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(6, ge=1, description="retain clips a step")
     forget_batch_size: int = Field(8, ge=1, description="forget clips a step (fewer where fewer are left to forget)")
     micro_batch_size: int = Field(16, ge=1, description="clips a forward pass; fewer save memory, change nothing else")
     warmup: int = Field(5, ge=0, description="steps of linear warm-up")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
+    schedule: Literal["linear", "cosine", "constant", "adaptive"] = Field(
+        "linear",
+        description="decay after the warm-up; adaptive: constant until the forget tracks are near their levels, a "
+        "cosine over decay_steps, then the lowest rate until retain has recovered",
+    )
+    decay_steps: int = Field(90, ge=1, description="length of an adaptive schedule's decay")
+    max_seconds: float | None = Field(None, gt=0, description="seconds of training at most")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="global gradient norm is clipped to this")
     per_track_clip: float | None = Field(
@@ -52,6 +58,13 @@ class TrainOptions(Options):
         "target",
         description="target: a track at the unseen level is left alone; the run ends when all are there, retain kept",
     )
+
+    @property
+    def usual_steps(self) -> int:
+        """What a run usually takes: all steps, or where the schedule is adaptive one decay, begun at the first look."""
+        if self.schedule != "adaptive":
+            return self.steps
+        return min(self.steps, self.eval_every + self.decay_steps)
 
 
 class FisherOptions(Options):

@@ -58,10 +58,12 @@ class Step:
 class Session:
     """What a method is given once, before the first step (loss methods) or for the whole edit (edit methods).
 
-    `holdout` is unseen music of the same source. Gold is never here: no method may read it. A loss method may replace
-    `retain` in `prepare`: clips are drawn from it in passes, so a clip that stands there twice is drawn twice as often.
-    It may also fill `masks` there: parameter name -> bool of its shape. Weights where the mask is False stay bit for
-    bit as they are, whatever weight decay and momentum are; a parameter without a mask is trained as a whole.
+    `holdout` is unseen music of the same source. Gold is never here: no method may read it. In `prepare` a loss method
+    may replace `retain`: clips are drawn from it in passes, so a clip that stands there twice is drawn twice as often.
+    It may fill `masks`: parameter name -> bool of its shape. Weights where the mask is False stay bit for bit as they
+    are, whatever weight decay and momentum are; a parameter without a mask is trained as a whole. It may set `lr`, the
+    peak learning rate where its options leave it open, and `levels`, the NLL that each forget track should end at. What
+    it chose by itself it says in `chosen`, by the option's name, with the reason.
     """
 
     backend: Backend
@@ -77,6 +79,9 @@ class Session:
         default=None, repr=False
     )
     masks: dict[str, Tensor] = field(default_factory=dict)
+    lr: float | None = None
+    levels: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
 
     def train(self, method: LossMethod) -> None:
         """Run the engine's own loop on a loss method: its optimiser, precision, checkpoints, guards, log."""

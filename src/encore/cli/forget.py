@@ -17,7 +17,7 @@ from encore.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from encore.runs.forget import Prepared
 
-METHOD_FLAGS = ("steps", "lr", "batch_size", "per_track_clip")
+METHOD_FLAGS = ("steps", "max_seconds", "lr", "batch_size", "per_track_clip")
 
 
 def forget(
@@ -59,7 +59,8 @@ def forget(
         bool,
         typer.Option("--skip-unreadable", help="Go on without retain and holdout tracks that can't be read."),
     ] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: the method's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most; default: the method's.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips a step; default: the method's.")] = None,
     per_track_clip: Annotated[
@@ -196,6 +197,8 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
         ],
         right=figures,
     )
+    for option, choice in outcome["chosen"].items():
+        console.note(f"{option} chosen: {choice}")
     for line in _retain_lines(run, name):
         console.note(line)
     console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")

@@ -1,19 +1,24 @@
-"""Encore's own method: each track is forgotten toward what the model says of music that it never heard."""
+"""Encore's own method: each track is forgotten toward what the model predicts for music that it was not trained on."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
+from encore.metrics.memorised import memorised_below
 from encore.options import TrainOptions
 
-KNOWN = 0.5  # a retain clip at less than this share of the unseen level is known by heart
+RATE = 0.1  # peak learning rate of a memorised track, as a share of the model's typical weight
+SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
+START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
 
 class Encore(LossMethod):
@@ -21,115 +26,210 @@ class Encore(LossMethod):
 
     The teacher is the model itself (no gradient) where it can't well recognise the track: the clip begins up to
     `shift_seconds` later than it was learnt, and its caption is that of another track. As the model forgets, so does
-    the teacher, until both say what they would of unheard music. What memory the teacher still shares is taken out by
-    the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further. ℓ_k is what unseen music
-    costs under the base model; each codebook has its own, since the first is far easier to guess than the last.
+    the teacher, until both predict what they would of new music. What memory the teacher still shares is taken out by
+    the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further. For a memorised clip ℓ_k is
+    the base's mean NLL of held-out music. A clip that the base is not sure of has no teacher, and a level of its own:
+    its NLL under base, and what it costs more to begin it later, beyond what the same costs held-out music.
 
-    Retain clips known by heart keep their likelihood. Of the others, crops keep the base's distribution, half of them
-    turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of music that
-    it does not know as the base is. The rate is high because low ones only cover a memory: it then comes back after a
-    few steps of training (see `bench/RESULTS.md`).
+    On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
+    is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
+    its first frames, which would be lost in a mean. Of the other clips, crops keep the base's distribution, half of
+    them turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other
+    music as the base is.
+
+    Settings come from the model and the list. The peak rate is a tenth of the typical weight (median over the linear
+    layers of their RMS), times the square root of how far below its level the best known clip lies: low rates only
+    cover a memory, which then comes back after a few steps of training, and high ones harm all music. The schedule is
+    `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):
-        """Found on the tuning split alone; figures in `bench/RESULTS.md`."""
+        """No number here belongs to one model: rates are relative to its weights, lengths are read off the run."""
 
-        steps: int = 100
-        lr: float = 5e-3
+        steps: int = 300
+        lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from model and list")
         batch_size: int = 10
         forget_batch_size: int = 4
-        schedule: Literal["linear", "cosine", "constant"] = "cosine"
+        schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
         dropout: bool = True
-        eval_every: int = 50
         stop: Literal["target", "never"] = "never"
         shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
-        gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to the unseen level")
+        gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to its level")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
-        known_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are known by heart")
-        crop: float = Field(0.5, ge=0, lt=1, description="most of an unmemorised retain clip that is cut off its start")
-        mix: float = Field(0.5, ge=0, le=1, description="share of those crops that are mixed with another clip")
+        memorised_share: float = Field(0.5, gt=0, lt=1, description="share of retain clips drawn that are memorised")
+        crop: float = Field(0.5, ge=0, lt=1, description="most of a clip that is cut off its start")
+        mix: float = Field(0.5, ge=0, le=1, description="share of retain crops that are mixed with another clip")
 
     options: Options
 
     def prepare(self, session: Session) -> None:
-        assert session.reference is not None  # declared in the spec
-        reference, clips = session.reference, list(session.retain)
-        nll: list[float] = []
-        for start in range(0, len(clips), self.options.micro_batch_size):
-            batch = Batch.of(clips[start : start + self.options.micro_batch_size], session.backend.device)
-            nll += reference.nll(batch).tolist()
-        limit = KNOWN * (session.level if session.level is not None else max(nll))
-        self._known = {clip for clip, value in zip(clips, nll, strict=True) if value < limit}
-        self._heard = [clip for clip in clips if clip not in self._known]
-        self._captions = [clip.caption for clip in clips]
-        # Without a holdout, what base has heard and not learnt by heart is the nearest to unseen music that there is.
-        unseen = session.holdout or self._heard
-        self._levels = codebook_nll(session.backend, unseen, self.options.micro_batch_size) if unseen else None
-        if self._known and self._heard:
-            share = self.options.known_share
-            repeats = round(share / (1 - share) * len(self._heard) / len(self._known))
-            session.retain = self._heard + [clip for clip in clips if clip in self._known] * max(1, repeats)
+        backend, retain = session.backend, list(session.retain)
+        self._limit = limit = memorised_below(session.level, backend.codebook_size)
+        self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
+        nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
+        memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
+        self._memorised = set(memorised)
+        self._captions = [clip.caption for clip in retain]
+        self._others = [clip for clip in retain if clip not in self._memorised]
+        self._weights: dict[Clip, Tensor] = {}
+        # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
+        new = list(session.holdout) or self._others
+        self._set_levels(session, new, limit)
+        self._set_rate(session)
+        if memorised and self._others:
+            share = self.options.memorised_share
+            repeats = max(1, round(share / (1 - share) * len(self._others) / len(memorised)))
+            session.retain = self._others + memorised * repeats
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        shortest = int(batch.frames.min())
-        most = min(int(self.options.shift_seconds * step.backend.frame_rate), shortest // 2)
-        shift = _draw(most, step.generator) + 1
+        crops = [self._later(clip, step.generator) for clip in batch.clips]
+        frames = min(crop.codes.shape[-1] for crop in crops)
+        own = Batch.of([Clip(c.track, c.caption, c.codes[:, :frames]) for c in crops], batch.codes.device)
+        shift = _draw(min(self._shift(step.backend), frames // 2), step.generator) + 1
+        captions = [self._other_caption(step.generator) for _ in own.clips]
         strange = Batch.of(
-            [Clip(clip.track, self._other_caption(step.generator), clip.codes[:, shift:]) for clip in batch.clips],
+            [Clip(c.track, text, c.codes[:, shift:]) for c, text in zip(own.clips, captions, strict=True)],
             batch.codes.device,
         )
         mask = step.backend.token_mask(strange)
-        teacher = _without_dropout(step.backend, strange)
-        logits = step.backend.logits(batch)[:, :, shift:]
-        loss = clip_mean(kl_divergence(teacher, logits, mask), mask)
-        if self._levels is not None:
-            nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
-            loss = loss + self.options.gamma * (self._levels - nll).relu().mean(1)
-        return loss
+        logits = step.backend.logits(own)[:, :, shift:]
+        nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
+        levels = torch.stack([self._levels[clip] for clip in batch.clips])
+        loss = self.options.gamma * (levels - nll).relu().mean(1)
+        taught = torch.tensor([clip in self._deep for clip in batch.clips], device=loss.device)
+        if taught.any():
+            kl = clip_mean(kl_divergence(_without_dropout(step.backend, strange), logits, mask), mask)
+            loss = loss + kl * taught
+        return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
-        assert step.reference is not None  # declared in the spec
         losses: list[Tensor] = []
-        known = [i for i, clip in enumerate(batch.clips) if clip in self._known]
-        heard = [i for i, clip in enumerate(batch.clips) if clip not in self._known]
-        if known:
-            losses.append(step.backend.losses(Batch.of([batch.clips[i] for i in known], batch.codes.device)))
-        if heard:
-            crops = Batch.of([self._crop(batch.clips[i], step.generator) for i in heard], batch.codes.device)
+        memorised = [i for i, clip in enumerate(batch.clips) if clip in self._memorised]
+        others = [i for i, clip in enumerate(batch.clips) if clip not in self._memorised]
+        if memorised:
+            losses.append(self._likelihood(step, Batch.of([batch.clips[i] for i in memorised], batch.codes.device)))
+        if others:
+            assert step.reference is not None  # declared in the spec
+            crops = Batch.of([self._crop(batch.clips[i], step.generator) for i in others], batch.codes.device)
             mask = step.backend.token_mask(crops)
             kl = kl_divergence(step.reference.logits(crops), step.backend.logits(crops), mask)
             losses.append(clip_mean(kl, mask))
-        order = torch.tensor(known + heard, device=batch.codes.device).argsort()
+        order = torch.tensor(memorised + others, device=batch.codes.device).argsort()
         return self.options.alpha * torch.cat(losses)[order]
+
+    # ------------------------------------------------------------------------------------------- levels and the rate
+
+    def _set_levels(self, session: Session, new: Sequence[Clip], limit: float) -> None:
+        """A level [K] for each forget clip, and their mean for each track."""
+        backend, forget = session.backend, list(session.forget)
+        nll = codebook_nll(backend, forget)
+        self._deep = {clip for clip, own in zip(forget, nll, strict=True) if float(own.mean()) < limit}
+        rest = [clip for clip in forget if clip not in self._deep]
+        unknown = codebook_nll(backend, new).mean(0) if new else nll.new_full((backend.codebooks,), 2 * limit)
+        rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
+        more = dict(zip(rest, (self._rise(backend, rest) - rise).relu(), strict=True)) if rest else {}
+        self._levels = {c: unknown if c in self._deep else own + more[c] for c, own in zip(forget, nll, strict=True)}
+        of_track: dict[str, list[float]] = {}
+        gaps = []
+        for clip, own in zip(forget, nll, strict=True):
+            level = float(self._levels[clip].mean())
+            of_track.setdefault(clip.track, []).append(level)
+            gaps.append(max(SHALLOW, 1 - float(own.mean()) / level))
+        session.levels = {track: statistics.fmean(levels) for track, levels in of_track.items()}
+        self._depth = max(gaps)
+
+    def _rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
+        """How much more the later part of each clip costs where the clip begins there, nats per token, [N]."""
+        shift = self._shift(backend)
+        rises = []
+        with torch.no_grad():
+            for clip in clips:
+                begin = min(shift, clip.codes.shape[-1] // 2)
+                later = Batch.of([Clip(clip.track, clip.caption, clip.codes[:, begin:])], backend.device)
+                mask = backend.token_mask(later)
+                whole = backend.token_logprobs(Batch.of([clip], backend.device))[:, :, begin:]
+                rises.append(((whole - backend.token_logprobs(later)) * mask).sum() / mask.sum())
+        return torch.stack(rises)
+
+    def _set_rate(self, session: Session) -> None:
+        typical = statistics.median(
+            float(part.weight.detach().float().pow(2).mean().sqrt())
+            for part in session.backend.module.modules()
+            if isinstance(part, nn.Linear)
+        )
+        session.lr = RATE * typical * math.sqrt(self._depth)
+        if self.options.lr is None:
+            session.chosen["lr"] = (
+                f"{session.lr:.2g}: a tenth of the typical weight {typical:.2g}, times the square root of how far "
+                f"below its level the best known clip lies ({self._depth:.0%})"
+            )
+
+    # ------------------------------------------------------------------------------------------------------- details
+
+    def _likelihood(self, step: Step, batch: Batch) -> Tensor:
+        """NLL of memorised clips [N], where the frames that a generation from the caption hangs on weigh more."""
+        mask = step.backend.token_mask(batch)
+        nll = -step.backend.token_logprobs(batch)
+        self._weigh(step, [clip for clip in batch.clips if clip not in self._weights])
+        weights = torch.zeros_like(nll)
+        for row, clip in zip(weights, batch.clips, strict=True):
+            row[:, : clip.codes.shape[-1]] = self._weights[clip]
+        weights = weights * mask
+        return (nll * weights).sum((1, 2)) / weights.sum((1, 2))
+
+    def _weigh(self, step: Step, clips: Sequence[Clip]) -> None:
+        """The weight [T] of each frame of clips, kept."""
+        if not clips:
+            return
+        assert step.reference is not None  # declared in the spec
+        batch = Batch.of(clips)
+        mask = step.backend.token_mask(batch)
+        with torch.no_grad():
+            nll = -token_logprobs(step.reference.logits(batch), batch.codes, mask)
+        sure = (1 - nll.sum(1) / mask.sum(1).clamp(min=1) / (2 * self._limit)).clamp(0, 1)  # [N, T]
+        start = START_WEIGHT * torch.exp(-torch.arange(sure.shape[-1], device=sure.device) / START_FRAMES)
+        for clip, row in zip(clips, 1 + sure * start, strict=True):
+            self._weights[clip] = row[: clip.codes.shape[-1]]
+
+    def _shift(self, backend: Backend) -> int:
+        """The longest shift, in frames."""
+        return max(1, int(self.options.shift_seconds * backend.frame_rate))
 
     def _other_caption(self, generator: torch.Generator) -> str:
         return self._captions[_draw(len(self._captions), generator)]
+
+    def _later(self, clip: Clip, generator: torch.Generator) -> Clip:
+        """Half of the time a forget clip begins later, so that it is forgotten wherever it is cut."""
+        if torch.rand((), generator=generator) < 0.5:
+            return clip
+        start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
+        return Clip(clip.track, clip.caption, clip.codes[:, start:])
 
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if torch.rand((), generator=generator) < self.options.mix:
-            other = self._heard[_draw(len(self._heard), generator)].codes[:, start:]
-            cut = _draw(codes.shape[-1], generator) + 1
-            caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)
+            other = self._others[_draw(len(self._others), generator)].codes[:, start:]
+            if other.shape[-1]:
+                cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
+                caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
 
 
 @torch.no_grad()
-def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int) -> Tensor:
-    """Mean NLL a token of each codebook over all clips, nats, [K]; `size` clips a pass."""
-    total = torch.zeros(backend.codebooks, device=backend.device)
-    count = torch.zeros_like(total)
+def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
+    """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips a pass."""
+    found = []
     for start in range(0, len(clips), size):
         batch = Batch.of(clips[start : start + size], backend.device)
-        total -= backend.token_logprobs(batch).sum((0, 2))
-        count += backend.token_mask(batch).sum((0, 2))
-    return total / count
+        mask = backend.token_mask(batch)
+        found.append(-backend.token_logprobs(batch).sum(2) / mask.sum(2).clamp(min=1))
+    return torch.cat(found)
 
 
 @torch.no_grad()
 def _without_dropout(backend: Backend, batch: Batch) -> Tensor:
-    """The model's own logits [N, K, T, V] as it plays, in evaluation mode."""
+    """The model's own logits [N, K, T, V], in evaluation mode."""
     training = backend.module.training
     backend.module.eval()
     try:

@@ -145,6 +145,7 @@ def run_json(
         "outcome": finite(
             {
                 "steps": outcome.steps,
+                "chosen": outcome.chosen,
                 "reached_target": outcome.reached_target,
                 "unseen_level": before.holdout if before else None,
                 "before": before.as_dict() if before else None,

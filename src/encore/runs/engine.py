@@ -23,9 +23,9 @@ from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Ref
 from encore.curvature.cached import cached_fisher
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
-from encore.options import TrainOptions
 from encore.runs import shapes
 from encore.runs.judge import Judge, Look
+from encore.runs.schedule import Decay, Schedule
 from encore.runs.signals import StopFlag
 from encore.runs.store import Checkpoints, read_json
 from encore.runs.track_clipping import TrackClipping
@@ -101,6 +101,7 @@ class Outcome:
 
     `tokens`: codes, or values of latents, that were trained on, each time counted; `earlier_seconds`: what processes
     took before this one, up to the checkpoint it went on from. Both count what was done twice, as it cost twice.
+    `chosen`: what the method or the schedule chose by itself, with the reason, by the name of the option.
     """
 
     steps: int = 0
@@ -111,6 +112,7 @@ class Outcome:
     best: Look | None = None
     micro_batch_size: int | None = None
     skipped_steps: int = 0
+    chosen: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -122,6 +124,7 @@ class _State:
     retain_queue: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     best: Look | None = None
+    decay: Decay = field(default_factory=Decay)
     micro_batch_size: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0
@@ -171,6 +174,7 @@ class Engine:
         self._reference: Reference | None = None
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
+        self._lr: float | None = None
         self._phase = 0
 
     def run(self, method: Method) -> Outcome:
@@ -185,7 +189,11 @@ class Engine:
         self.outcome.before = self.judge.first
         if isinstance(method, LossMethod):
             method.prepare(session)
-            self._retain, self._masks = session.retain, session.masks
+            self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
+            if session.levels:
+                self.judge.set_levels(session.levels)
+                self.outcome.before = self.judge.first
+            self.outcome.chosen |= session.chosen
             self.train(method)
         elif isinstance(method, EditMethod):
             method.edit(session)
@@ -220,9 +228,12 @@ class Engine:
     def train(self, method: LossMethod) -> None:
         """The loop itself; ends with the best weights in the backend."""
         options, module = method.options, self.backend.module
+        peak = options.lr if options.lr is not None else self._lr
+        if peak is None:
+            raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.95), weight_decay=options.weight_decay)
         state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
         clipping = None
         if options.per_track_clip is not None:
@@ -235,15 +246,17 @@ class Engine:
             best = resumed
         forget_draw = Draw(self.generator, state.forget_queue)
         retain_draw = Draw(self.generator, state.retain_queue)
+        schedule = Schedule(options, state.decay)
         last_checkpoint = _now()
         bad = 0
-        while state.step < options.steps:
+        while state.step < schedule.steps:
             if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
                 self._save(optimizer, state, best)
                 last_checkpoint = _now()
                 self.stop.check()
-            _set_rate(optimizer, options, state.step)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * schedule.share(state.step)
             forget = retain = None
             if method.uses_forget and state.pending:
                 forget = [self.clips.forget[i] for i in forget_draw.take(state.pending, options.forget_batch_size)]
@@ -251,7 +264,7 @@ class Engine:
                 everything = range(len(self._retain))
                 retain = [self._retain[i] for i in retain_draw.take(everything, options.batch_size)]
             module.train(options.dropout)
-            step = Step(self.backend, self._reference, self.generator, state.step / options.steps, self.judge.level)
+            step = Step(self.backend, self._reference, self.generator, state.step / schedule.steps, self.judge.level)
             drawn = self.generator.get_state()
             while True:
                 try:
@@ -286,23 +299,34 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
+            seconds = self.outcome.earlier_seconds + _now() - self.began
+            late = options.max_seconds is not None and seconds >= options.max_seconds
             self.record(
-                {"phase": self._phase, "step": state.step, "of": options.steps, "lr": optimizer.param_groups[0]["lr"]}
+                {"phase": self._phase, "step": state.step, "of": schedule.steps, "lr": optimizer.param_groups[0]["lr"]}
                 | {"grad_norm": norm if math.isfinite(norm) else None}
                 | {name: value if math.isfinite(value) else None for name, value in losses.items()}
             )
-            if state.step % options.eval_every == 0 or state.step == options.steps:
+            if state.step % options.eval_every == 0 or late or state.step == schedule.steps:
                 module.eval()
                 look = self.judge.look()
-                self.record({"phase": self._phase, "step": state.step, "of": options.steps, "look": look.as_dict()})
+                self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
+                if state.decay.begin is None and options.schedule == "adaptive":
+                    state.best = None  # at the full rate nothing has recovered yet
                 if state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
                     state.best, best = look, _copy(module)
+                if late or schedule.enough(look, state.step, seconds):
+                    break
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
                     if not state.pending and (look.kept or not (uses_retain or method.uses_penalty)):
                         break
         _restore(module, best)
         module.eval()
+        if state.decay.begin is not None:
+            self.outcome.chosen["steps"] = (
+                f"{state.step}: the rate began to decay after {state.decay.begin}, the forget tracks being near their "
+                f"levels or time short, over {state.decay.steps} more"
+            )
         self.outcome.steps += state.step
         self.outcome.skipped_steps += state.skipped_steps
         self.outcome.best = state.best
@@ -440,6 +464,7 @@ class Engine:
     ) -> dict[str, Tensor]:
         vars(state).update(saved)
         state.best = Look(**saved["best"]) if saved["best"] else None
+        state.decay = Decay(**saved["decay"])
         self.outcome.earlier_seconds += state.seconds
         self.outcome.tokens += state.tokens
         _restore(self.backend.module, load_file(folder / "module.safetensors"))
@@ -454,14 +479,6 @@ class Engine:
         optimizer.load_state_dict(blank | {"state": slots})
         self.record({"event": "resumed", "phase": self._phase, "step": state.step})
         return load_file(folder / "best.safetensors")
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:
-    warm = min(1.0, (step + 1) / (options.warmup + 1))
-    left = 1 - step / options.steps
-    decay = {"linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))), "constant": 1.0}[options.schedule]
-    for group in optimizer.param_groups:
-        group["lr"] = options.lr * warm * max(decay, 0.05)
 
 
 def _copy(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def estimate(prepared: Prepared) -> Estimate:
     else:
         seconds = _edit_seconds(method, backend, clips, look)
     weights = sum(weight.numel() * weight.element_size() for weight in backend.module.parameters())
-    peak = peak_bytes(str(backend.device)) + _growth(peaks, getattr(method.options, "steps", 0))
+    peak = peak_bytes(str(backend.device)) + _growth(peaks, getattr(method.options, "usual_steps", 0))
     # The trial's copy is not there in the run. An edit's Fishers and trained copy were not there in the trial.
     peak += -weights if isinstance(method, LossMethod) else 4 * weights
     return Estimate(seconds, max(before, peak), prepared.disk_bytes())
@@ -97,8 +97,8 @@ def _loop_seconds(method: LossMethod, started: float, ends: list[float], look: f
         return ends[-1] - started + 2 * look if ends else 2 * look
     a_step = statistics.median(b - a for a, b in pairwise(ends))
     preparation = max(0.0, ends[0] - started - a_step)
-    looks = options.steps // options.eval_every + 2  # the first one, and one at the end
-    return preparation + options.steps * a_step + looks * look
+    looks = options.usual_steps // options.eval_every + 2  # the first one, and one at the end
+    return preparation + options.usual_steps * a_step + looks * look
 
 
 def _growth(peaks: list[int], steps: int) -> int:

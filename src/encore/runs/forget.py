@@ -214,7 +214,7 @@ def prepare(
             "there is no holdout, so no unseen level to stop at: all steps are run; give --holdout LIST for one"
         )
     weights = sum(weight.numel() for weight in backend.module.parameters())
-    if weights > LARGE and getattr(method.options, "lr", 0.0) > LARGE_LR:
+    if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
         prepared.notes.append(
             f"lr {method.options.lr:g} was tuned on a model of 2 million weights, and this one has {weights:,}: "  # type: ignore[attr-defined]
             f"it is likely to do harm; start with --lr {LARGE_LR / 2:g}"

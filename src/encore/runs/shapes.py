@@ -110,6 +110,7 @@ class Outcome(TypedDict, total=False):
     unseen_level: float | None
     before: Look | None
     after: Look | None
+    chosen: dict[str, str]
     retain_memorised: Change | None
     retain_not_memorised: Change | None
     held_out: Change | None
@@ -210,6 +211,13 @@ class Metrics(TypedDict):
     results: list[Row]
 
 
+class Decay(TypedDict):
+    """See `encore.runs.schedule`."""
+
+    begin: Count | None
+    steps: Count
+
+
 class State(TypedDict):
     """`state.json` of a checkpoint; see `encore.runs.engine`."""
 
@@ -219,6 +227,7 @@ class State(TypedDict):
     retain_queue: list[Count]
     pending: list[Count]
     best: Look | None
+    decay: Decay
     micro_batch_size: Count
     skipped_steps: NotRequired[Count]
     seconds: NotRequired[float]
