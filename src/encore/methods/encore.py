@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
-from encore.metrics.memorised import memorised_below
+from encore.memorised import memorised_below
 from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
@@ -32,9 +32,9 @@ class Encore(LossMethod):
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
-    its first frames, which would be lost in a mean. Crops of all clips keep the base's distribution, half of them turned
-    into another clip midway and under a caption that is not theirs: so the model stays as unsure of other music as the
-    base is.
+    its first frames, which would be lost in a mean. Crops of all clips keep the base's distribution, half of them
+    turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other music
+    as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
     linear layers of their RMS), times the square root of how far below its level the best known clip lies: low rates
@@ -71,9 +71,7 @@ class Encore(LossMethod):
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
         self._memorised = set(memorised)
         self._captions = [clip.caption for clip in retain]
-        self._crops = [
-            Clip(clip.track, clip.caption, clip.codes) for clip in retain
-        ]  # others than the clips themselves
+        self._crops = [Clip(clip.track, clip.caption, clip.codes) for clip in retain]  # in a role of their own
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or [clip for clip in retain if clip not in self._memorised]
