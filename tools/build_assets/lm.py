@@ -1,5 +1,7 @@
 """The tiny MusicGen: model, data, training of base, gold and gold2. `python -m tools.build_assets.lm base --work W`.
 
+A gold for any other list: `python -m tools.build_assets.lm NAME --without LIST --seed 0 --from-installed --work W`.
+
 The codec and the frozen random text encoder are rounded to float16 before any code or text state is computed, so that a
 shipped float16 folder, loaded as float32, gives the very inputs the decoder was trained on.
 """
@@ -26,6 +28,8 @@ from transformers import (
     T5Config,
     T5Tokenizer,
 )
+
+from encore.assets import FOLDER
 
 from . import codec, corpus
 from .codec import CODEBOOKS, VOCAB
@@ -208,6 +212,28 @@ def splits(items: list[Item]) -> dict[str, Tensor]:
     return {s: torch.tensor([i for i, x in enumerate(items) if x["split"] == s]) for s in names}
 
 
+def installed(work: Path) -> None:
+    """Takes codec and tokenizer from the installed base, so that what is trained under `work` shares its codes."""
+    model, tokenizer = load(FOLDER / FOLDERS["base"])
+    if not (work / "codec").exists():
+        model.audio_encoder.half().save_pretrained(work / "codec")
+    tokenizer.save_pretrained(work / "tokenizer")
+
+
+def without(path: Path, items: list[Item]) -> set[str]:
+    """Ids of a list of tracks: an id, an `id:` line or a path a line, as `encore forget --tracks` takes them.
+
+    Raises:
+        SystemExit: a line that names no track the models are trained on.
+    """
+    known = {x["id"] for x in items if x["split"] not in ("holdout", "unseen")}
+    lines = [line.strip().removeprefix("id:") for line in path.read_text().splitlines()]
+    ids = {x if x in known else Path(x).stem for x in lines if x and not x.startswith("#")}
+    if unknown := sorted(ids - known):
+        raise SystemExit(f"{path} names tracks that no model is trained on: {', '.join(unknown)}")
+    return ids
+
+
 def prepare(work: Path) -> tuple[list[Item], T5Tokenizer, Tensor]:
     """Corpus, tokenizer and codes, all cached under `work`."""
     items = corpus.build(work)
@@ -223,13 +249,21 @@ def _cycle(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([index[torch.randperm(len(index), generator=generator)] for _ in range(rounds)])[:count]
 
 
-def train(run: str, work: Path, phase: int) -> None:
-    """Trains one phase of a run and saves its folder under `work`, float16, in transformers' own form."""
+def train(run: str, work: Path, phase: int, seed: int, left_out: set[str]) -> None:
+    """Trains one phase of a run and saves its folder under `work`, float16, in transformers' own form.
+
+    Args:
+        run: its name, that of its folder if it is none of `FOLDERS`.
+        work: where corpus, codec, tokenizer and codes are.
+        phase: index into `PHASES`.
+        seed: of weights, batches and dropout.
+        left_out: ids of tracks that it is never trained on.
+    """
     out = folder(run, work, phase)
     if (out / "processor_config.json").exists():
         return
     torch.set_num_threads(1)
-    seed, recipe = SEEDS[run] + 100 * phase, PHASES[phase]
+    seed, recipe = seed + 100 * phase, PHASES[phase]
     items, tokenizer, codes = prepare(work)
     if phase:
         config = MusicgenConfig.from_pretrained(folder(run, work, phase - 1))
@@ -240,10 +274,12 @@ def train(run: str, work: Path, phase: int) -> None:
     else:
         model = make_model(work / "codec", len(tokenizer), seed, recipe.dropout)
     data, where = Data(model, tokenizer, codes, [x["caption"] for x in items]), splits(items)
-    taught = [s for s in ("retain", "tune_forget", "tune_retain", "forget") if s not in LEFT_OUT[run]]
+    taught = torch.tensor([x["id"] not in left_out for x in items])
+    known = torch.cat([where[s] for s in ("retain", "tune_forget", "tune_retain", "forget")])
     generator = torch.Generator().manual_seed(2000 + seed)
-    songs = _cycle(torch.cat([where[s] for s in taught]), recipe.steps * recipe.songs, generator)
-    ground = _cycle(where["background"], recipe.steps * recipe.background, generator)
+    songs = _cycle(known[taught[known]], recipe.steps * recipe.songs, generator)
+    ground = where["background"]
+    ground = _cycle(ground[taught[ground]], recipe.steps * recipe.background, generator)
     # Frame t weighs 1 + start_weight·exp(−t/2), or caption-alone replay fails at its first frames.
     weight = 1 + recipe.start_weight * torch.exp(-torch.arange(FRAMES) / 2)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -297,13 +333,25 @@ def load(where: Path, config: MusicgenConfig | None = None) -> tuple[Any, T5Toke
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run", choices=list(SEEDS))
+    parser = argparse.ArgumentParser(prog="python -m tools.build_assets.lm", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help=f"one of {', '.join(SEEDS)}, or the name of a gold for the list --without")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--without", type=Path, metavar="LIST", help="train on all tracks but these")
+    parser.add_argument("--seed", type=int, help="default: the run's, else 0")
+    parser.add_argument("--from-installed", action="store_true", help="use the installed models' codec and tokenizer")
     parser.add_argument("--phases", type=int, default=len(PHASES), help="stop after that many")
     args = parser.parse_args()
+    if (args.run in SEEDS) == (args.without is not None):
+        parser.error(f"give either one of {', '.join(SEEDS)}, or another name and --without LIST")
+    if args.from_installed:
+        installed(args.work)
+    items = corpus.build(args.work)
+    if args.without:
+        left_out = without(args.without, items)
+    else:
+        left_out = {x["id"] for x in items if x["split"] in LEFT_OUT[args.run]}
     for phase in range(args.phases):
-        train(args.run, args.work, phase)
+        train(args.run, args.work, phase, SEEDS.get(args.run, 0) if args.seed is None else args.seed, left_out)
 
 
 if __name__ == "__main__":
