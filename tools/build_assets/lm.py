@@ -42,8 +42,17 @@ TUNING = "tuning-gold"  # base without the tuning split's forget set: for choosi
 SEEDS = {**RUNS, TUNING: 0}
 FOLDERS = {"base": "encore-tiny", "gold": "encore-tiny-gold", "gold2": "encore-tiny-gold2"}  # what is shipped
 LEFT_OUT = {"base": (), "gold": ("forget",), "gold2": ("forget",), TUNING: ("tune_forget",)}
-FRAMES = 250
 IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The decoder's sizes, and the frames of the clips that it is trained on."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    frames: int = 250
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Phase:
     dropout: float
     weight_decay: float = 0.05
     condition_dropout: float = 0.1
-    start_weight: float = 20.0  # see `train`: the start has only the caption to go by
+    start_weight: float = 20.0  # see `fit`: the start has only the caption to go by
+    bfloat16: bool = False  # products in bfloat16: twice as fast where the processor has it
 
 
 # First the source, which takes background; then the songs by heart, with enough background to keep the source.
@@ -76,7 +86,7 @@ def make_tokenizer(captions: list[str], size: int = 512) -> T5Tokenizer:
     return T5Tokenizer(vocab=[(piece, score) for piece, score in vocab], extra_ids=0)
 
 
-def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float) -> Any:
+def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float, shape: Shape = Shape()) -> Any:
     """MusicGen from config alone (from parts it would lose its causal mask), its codec and text encoder frozen."""
     trained = codec.load(codec_folder)
     text = T5Config(
@@ -94,12 +104,12 @@ def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float) -> Any
     )
     decoder = MusicgenDecoderConfig(
         vocab_size=VOCAB,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        ffn_dim=512,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        ffn_dim=4 * shape.hidden,
         num_codebooks=CODEBOOKS,
-        max_position_embeddings=512,
+        max_position_embeddings=2 << shape.frames.bit_length(),
         pad_token_id=VOCAB,
         bos_token_id=VOCAB,
         dropout=dropout,
@@ -116,7 +126,7 @@ def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float) -> Any
     model.audio_encoder.load_state_dict(trained.state_dict())
     codec.round_to_half(model.text_encoder)
     model.generation_config = GenerationConfig(
-        max_length=FRAMES + CODEBOOKS,
+        max_length=shape.frames + CODEBOOKS,
         do_sample=False,
         guidance_scale=1.0,
         pad_token_id=VOCAB,
@@ -234,19 +244,83 @@ def without(path: Path, items: list[Item]) -> set[str]:
     return ids
 
 
-def prepare(work: Path) -> tuple[list[Item], T5Tokenizer, Tensor]:
-    """Corpus, tokenizer and codes, all cached under `work`."""
-    items = corpus.build(work)
+def prepare(items: list[Item], work: Path) -> tuple[T5Tokenizer, Tensor]:
+    """Tokenizer and codes, both cached under `work`."""
     folder = work / "tokenizer"
     if not folder.exists():
         make_tokenizer([x["caption"] for x in items]).save_pretrained(folder)
-    return items, T5Tokenizer.from_pretrained(folder), all_codes(items, work)
+    return T5Tokenizer.from_pretrained(folder), all_codes(items, work)
 
 
 def _cycle(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` indices, drawn by whole shuffles."""
     rounds = -(-count // len(index))
     return torch.cat([index[torch.randperm(len(index), generator=generator)] for _ in range(rounds)])[:count]
+
+
+def begin(start: Path | None, codec_folder: Path, vocab: int, seed: int, dropout: float, shape: Shape = Shape()) -> Any:
+    """The model that a phase starts with: that of the phase before in `start`, or an untrained one."""
+    if start is None:
+        return make_model(codec_folder, vocab, seed, dropout, shape)
+    config = MusicgenConfig.from_pretrained(start)
+    config.decoder.dropout = dropout
+    model = load(start, config)[0]
+    model.freeze_audio_encoder()
+    model.freeze_text_encoder()
+    return model
+
+
+def fit(
+    model: Any, data: Data, songs: Tensor, ground: Tensor, recipe: Phase, seed: int, watch: dict[str, Tensor]
+) -> None:
+    """Trains a model for one phase, in place.
+
+    Args:
+        model: from `begin`.
+        data: of all clips.
+        songs: indices of the clips to memorise, drawn by whole shuffles.
+        ground: indices of the background clips, likewise.
+        recipe: steps, batch and rate.
+        seed: of batches and dropout.
+        watch: clips whose mean NLL is printed now and then, by what they are called.
+    """
+    generator = torch.Generator().manual_seed(2000 + seed)
+    drawn = [
+        (_cycle(index, recipe.steps * count, generator), count)
+        for index, count in ((songs, recipe.songs), (ground, recipe.background))
+        if count
+    ]
+    # Frame t weighs 1 + start_weight·exp(−t/2), or caption-alone replay fails at its first frames.
+    weight = 1 + recipe.start_weight * torch.exp(-torch.arange(data.codes.shape[-1]) / 2)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+    torch.manual_seed(3000 + seed)
+    if recipe.bfloat16:
+        model.set_attn_implementation("eager")  # the other is slower in bfloat16
+    began, seen = time.time(), []
+    for step in range(recipe.steps):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps)) * 0.98 + 0.02
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * min(1, (step + 1) / 60) * cosine
+        model.train()
+        model.text_encoder.eval()
+        model.audio_encoder.eval()
+        index = torch.cat([x[step * n :][:n] for x, n in drawn])
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+            logits = data.logits(model, index, recipe.condition_dropout)
+        losses = data.losses(logits.float(), index)
+        w = weight * (data.labels[index] != IGNORE)
+        loss = (losses * w).sum() / w.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen.append(loss.item())
+        if (step + 1) % 100 == 0:
+            now = ", ".join(f"{name} {data.nll(model, at).mean():.3f}" for name, at in watch.items())
+            mean = sum(seen[-100:]) / 100
+            print(f"step {step + 1}, loss {mean:.3f}, {now}, {time.time() - began:.0f} s", flush=True)
+    codec.round_to_half(model)
 
 
 def train(run: str, work: Path, phase: int, seed: int, left_out: set[str]) -> None:
@@ -263,51 +337,17 @@ def train(run: str, work: Path, phase: int, seed: int, left_out: set[str]) -> No
     if (out / "processor_config.json").exists():
         return
     torch.set_num_threads(1)
-    seed, recipe = seed + 100 * phase, PHASES[phase]
-    items, tokenizer, codes = prepare(work)
-    if phase:
-        config = MusicgenConfig.from_pretrained(folder(run, work, phase - 1))
-        config.decoder.dropout = recipe.dropout
-        model = load(folder(run, work, phase - 1), config)[0]
-        model.freeze_audio_encoder()
-        model.freeze_text_encoder()
-    else:
-        model = make_model(work / "codec", len(tokenizer), seed, recipe.dropout)
+    seed, recipe, items = seed + 100 * phase, PHASES[phase], corpus.build(work)
+    tokenizer, codes = prepare(items, work)
+    start = folder(run, work, phase - 1) if phase else None
+    model = begin(start, work / "codec", len(tokenizer), seed, recipe.dropout)
     data, where = Data(model, tokenizer, codes, [x["caption"] for x in items]), splits(items)
     taught = torch.tensor([x["id"] not in left_out for x in items])
-    known = torch.cat([where[s] for s in ("retain", "tune_forget", "tune_retain", "forget")])
-    generator = torch.Generator().manual_seed(2000 + seed)
-    songs = _cycle(known[taught[known]], recipe.steps * recipe.songs, generator)
+    songs = torch.cat([where[s] for s in ("retain", "tune_forget", "tune_retain", "forget")])
     ground = where["background"]
-    ground = _cycle(ground[taught[ground]], recipe.steps * recipe.background, generator)
-    # Frame t weighs 1 + start_weight·exp(−t/2), or caption-alone replay fails at its first frames.
-    weight = 1 + recipe.start_weight * torch.exp(-torch.arange(FRAMES) / 2)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
-    torch.manual_seed(3000 + seed)
-    began, seen = time.time(), []
-    for step in range(recipe.steps):
-        cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps)) * 0.98 + 0.02
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * min(1, (step + 1) / 60) * cosine
-        model.train()
-        model.text_encoder.eval()
-        model.audio_encoder.eval()
-        index = torch.cat([x[step * n :][:n] for x, n in ((songs, recipe.songs), (ground, recipe.background))])
-        losses = data.losses(data.logits(model, index, recipe.condition_dropout), index)
-        w = weight * (data.labels[index] != IGNORE)
-        loss = (losses * w).sum() / w.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seen.append(loss.item())
-        if (step + 1) % 100 == 0:
-            groups = ("forget", "retain", "holdout", "unseen")
-            now = ", ".join(f"{s} {data.nll(model, where[s][:10]).mean():.3f}" for s in groups)
-            mean = sum(seen[-100:]) / 100
-            print(f"{run}: step {step + 1}, loss {mean:.3f}, {now}, {time.time() - began:.0f} s", flush=True)
-    codec.round_to_half(model)
+    watch = {s: where[s][:10] for s in ("forget", "retain", "holdout", "unseen")}
+    print(f"{run}: phase {phase}", flush=True)
+    fit(model, data, songs[taught[songs]], ground[taught[ground]], recipe, seed, watch)
     save(model, tokenizer, out)
 
 
