@@ -27,7 +27,7 @@ def test_every_part_has_a_program_and_the_caption_says_what_is_played(seed):
         assert all(0 <= n.pitch < 128 and 0 < n.velocity < 128 and n.start >= 0 for n in piece.notes)
         names = pieces.SOLOISTS if len(parts) == 1 else pieces.ENSEMBLES
         assert any(f", {name}," in piece.caption for name in names)
-        assert f"reel by Somebody in D major, " in piece.caption
+        assert "reel by Somebody in D major, " in piece.caption
         assert piece.caption.endswith(f"{piece.bpm} bpm")
         assert piece.bpm <= pieces.FASTEST
 

@@ -1,5 +1,6 @@
 """Openings of public-domain scores from music21's corpus, with random General-MIDI instruments, tempo and caption."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -132,9 +133,9 @@ def _title(path: Path, score: Any) -> tuple[str, str]:
         return f"BWV {path.stem[3:]}", ""
     if path.stem.startswith("madrigal"):
         return f"Madrigal {path.stem.split('.', 1)[1]}", ""
-    name, _, form = str(score.metadata.title or path.stem).partition(" -- ")
-    form = form.lower().strip(" .")
-    return capwords(name).strip(" ."), form if form in DANCES else "tune"
+    name, *forms = re.split(r"\s+-+\s+", str(score.metadata.title or path.stem))
+    form = forms[-1].lower().strip(" .,:") if forms else ""
+    return capwords(name).strip(" .,:"), form if form in DANCES else "tune"
 
 
 def read(path: Path, quarters: float) -> tuple[str, str, str, list[list[Note]]] | None:
