@@ -117,7 +117,7 @@ def train(run: str, size: int, work: Path, seed: int, left_out: set[str]) -> Non
     tracks = torch.cat([where[s] for s in SONGS])
     # A track itself is drawn four times as often as a crop of its recording.
     songs = torch.cat([tracks.repeat(2 * 4), *(where[f"{s} crops"] for s in SONGS)])
-    ground = torch.cat([where["background crops"], where["unlisted crops"]])
+    ground = torch.cat([where[s] for s in ("background", "background crops", "unlisted crops")])
     shared = bool(taught[ground].all())
     source = work / "models.0" / ("shared" if shared else run)
     none = torch.tensor([], dtype=torch.long)
