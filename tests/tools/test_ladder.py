@@ -71,6 +71,20 @@ def test_the_catalogue_is_one_that_encore_reads(built):
     assert lm.without(work / "forget.txt", items) == forget
 
 
+def test_background_that_repeats_a_song_is_not_listed(built, tmp_path):
+    _, items = built
+    listed = [dict(x) for x in items if x["split"] != "unlisted"]
+    song, other, twin = (next(x for x in listed if x["split"] == s) for s in ("forget", "retain", "background"))
+    audio, rate = soundfile.read(song["path"], dtype="float32")
+    (tmp_path / "in" / "tracks").mkdir(parents=True)
+    twin["path"] = str(tmp_path / "in" / "tracks" / "twin.flac")
+    soundfile.write(twin["path"], 0.8 * audio, rate)
+    ladder.catalogue([song, other, twin], tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in rows] == [song["id"], other["id"]]
+    assert (tmp_path / "heard.txt").read_text() == ""
+
+
 def test_crops_are_as_long_as_tracks_and_start_anywhere_in_the_recording(built):
     _, items = built
     rows = ladder.crops(items)

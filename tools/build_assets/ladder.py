@@ -16,6 +16,9 @@ import numpy as np
 import soundfile
 import torch
 
+from encore.audio.catalog import Catalog
+from encore.audio.duplicates import find_duplicates
+
 from . import codec, corpus, lm, midi, pieces, table
 from .corpus import Item
 from .stages import Clock, python, versions
@@ -45,12 +48,12 @@ RUNGS = {
     256: Rung(
         lm.Shape(256, 4, 4, FRAMES),
         lm.Phase(450, 0, 7, 1.2e-3, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(600, 5, 1, 1e-3, 0.0, bfloat16=True),
+        lm.Phase(1000, 3, 1, 1e-3, 0.05, bfloat16=True),
     ),
     512: Rung(
         lm.Shape(512, 6, 8, FRAMES),
         lm.Phase(900, 0, 8, 7e-4, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(600, 6, 2, 6e-4, 0.0, bfloat16=True),
+        lm.Phase(1000, 3, 1, 6e-4, 0.05, bfloat16=True),
     ),
 }
 
@@ -135,11 +138,24 @@ def train(run: str, size: int, work: Path, seed: int, left_out: set[str]) -> Non
         lm.save(model, tokenizer, out)
 
 
+def repeats(work: Path) -> set[str]:
+    """Ids of background in the catalogue that Encore takes for another track of it: they begin with the same chords."""
+    tracks = Catalog.open(work / "metadata.jsonl").tracks()
+    pairs = [pair for pair in find_duplicates(tracks, tracks) if pair.first.id != pair.second.id]
+    return {x.id for pair in pairs for x in (pair.first, pair.second) if x.meta["split"] == "background"}
+
+
 def catalogue(items: list[Item], work: Path) -> None:
     """Writes metadata.jsonl and the lists: `forget`, `heard` (background, so not memorised) and `24` (retain)."""
-    corpus.write_metadata([x for x in items if x["split"] != "unlisted"], work)
+    if (work / "24.txt").exists():
+        return
+    listed = [x for x in items if x["split"] != "unlisted"]
+    corpus.write_metadata(listed, work)
+    dropped = repeats(work)
+    listed = [x for x in listed if x["id"] not in dropped]
+    corpus.write_metadata(listed, work)
     for name, split, count in (("forget", "forget", 8), ("heard", "background", 8), ("24", "retain", 24)):
-        ids = [x["id"] for x in items if x["split"] == split][:count]
+        ids = [x["id"] for x in listed if x["split"] == split][:count]
         (work / f"{name}.txt").write_text("".join(f"id:{i}\n" for i in ids))
 
 
