@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
 
 from encore.audio.catalog import Catalog
 from encore.audio.duplicates import find_duplicates
@@ -24,10 +25,11 @@ from .corpus import Item
 from .stages import Clock, python, versions
 from .synth import FRAME, RATE
 
-SECONDS, MASTER_SECONDS = 10, 12  # of a track, and of the recording that it is the start of
+SECONDS, CROP_SECONDS, MASTER_SECONDS = 5, 10, 12  # of a track, of a crop, and of the recording both are cut from
 SIZES = {"forget": 8, "holdout": 16, "retain": 24, "tune_forget": 6, "background": 96, "unlisted": 204}
 SONGS = ("forget", "retain", "tune_forget")
-OFFSETS = {"background": 3, "unlisted": 3} | dict.fromkeys(SONGS, 2)  # random crops a recording
+GROUND = ("background crops", "unlisted crops")
+CROPS = {"background": 3, "unlisted": 3} | dict.fromkeys(SONGS, 2)  # random ones of a recording
 LICENCE = "CC-PDM-1.0"  # of the compositions; README.md says what is known of the encodings
 SEED = 0
 RUNS = {"base": 0, "gold": 0, "gold2": 1}  # run -> seed
@@ -43,17 +45,17 @@ class Rung:
     memory: lm.Phase
 
 
-FRAMES = SECONDS * RATE // FRAME
+FRAMES = CROP_SECONDS * RATE // FRAME
 RUNGS = {
     256: Rung(
         lm.Shape(256, 4, 4, FRAMES),
         lm.Phase(450, 0, 7, 1.2e-3, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(1000, 3, 1, 1e-3, 0.05, bfloat16=True),
+        lm.Phase(1400, 4, 1, 1.5e-3, 0.0, bfloat16=True),
     ),
     512: Rung(
         lm.Shape(512, 6, 8, FRAMES),
         lm.Phase(900, 0, 8, 7e-4, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(1000, 3, 1, 6e-4, 0.05, bfloat16=True),
+        lm.Phase(1400, 4, 1, 8e-4, 0.0, bfloat16=True),
     ),
 }
 
@@ -94,48 +96,60 @@ def build(work: Path, sizes: dict[str, int] = SIZES) -> list[Item]:
     return items
 
 
-def crops(items: list[Item], seed: int = SEED) -> list[Item]:
-    """The items, and after them crops of their recordings, `OFFSETS` each, in splits such as `retain crops`.
+def long(item: Item) -> Item:
+    """The first `CROP_SECONDS` of an item's recording."""
+    return {**item, "path": item["master"], "samples": CROP_SECONDS * RATE}
 
-    A crop is as long as a track and starts at any sample, as a rule not at one of the track's codec frames.
+
+def crops(items: list[Item], seed: int = SEED) -> list[Item]:
+    """Crops of the items' recordings, `CROPS` each, in splits such as `retain crops`.
+
+    They start at any sample, as a rule not at one of the track's codec frames; listed background has one more, at 0.
     """
-    rng = np.random.default_rng(seed)
-    more = []
-    for item in items:
-        for _ in range(OFFSETS.get(item["split"], 0)):
-            start = int(rng.integers(1, (MASTER_SECONDS - SECONDS) * RATE))
-            more.append({**item, "path": item["master"], "start": start, "split": f"{item['split']} crops"})
-    return items + more
+    rng, last = np.random.default_rng(seed), (MASTER_SECONDS - CROP_SECONDS) * RATE
+    made = []
+    for x in items:
+        starts = [0] if x["split"] == "background" else []
+        starts += [int(rng.integers(1, last)) for _ in range(CROPS.get(x["split"], 0))]
+        made += [{**long(x), "start": start, "split": f"{x['split']} crops"} for start in starts]
+    return made
+
+
+def encode(items: list[Item], work: Path) -> tuple[lm.T5Tokenizer, Tensor, Tensor]:
+    """Tokenizer, codes of the tracks [N, K, T] and codes of the crops [M, K, 2T], all cached under `work`."""
+    tokenizer = lm.tokenizer_of([*items, *crops(items)], work)
+    return tokenizer, lm.all_codes(items, work), lm.all_codes(crops(items), work, "crops.pt")
 
 
 def train(run: str, size: int, work: Path, seed: int, left_out: set[str]) -> None:
     """Trains a run, `work`/`run`, on all tracks but `left_out` (ids); shares the pre-training where that holds none."""
-    if (work / run / "processor_config.json").exists():
-        return
     torch.set_num_threads(1)
-    rung, rows = RUNGS[size], crops(build(work))
-    tokenizer, codes = lm.prepare(rows, work)
-    where = lm.splits(rows)
-    taught = torch.tensor([x["id"] not in left_out for x in rows])
-    tracks = torch.cat([where[s] for s in SONGS])
-    # A track itself is drawn four times as often as a crop of its recording.
-    songs = torch.cat([tracks.repeat(2 * 4), *(where[f"{s} crops"] for s in SONGS)])
-    ground = torch.cat([where[s] for s in ("background", "background crops", "unlisted crops")])
-    shared = bool(taught[ground].all())
-    source = work / "models.0" / ("shared" if shared else run)
+    rung, items = RUNGS[size], build(work)
+    more = crops(items)
+    tokenizer, codes, crop_codes = encode(items, work)
     none = torch.tensor([], dtype=torch.long)
-    watch = {s: where[s][:8] for s in (*SONGS, "background", "holdout")}
-    for out, start, mine, recipe, own in (
-        (source, None, none, rung.source, 0 if shared else seed),
-        (work / run, source, songs[taught[songs]], rung.memory, 100 + seed),
-    ):
+
+    def learn(
+        out: Path, start: Path | None, recipe: lm.Phase, seed: int, clips: list[Item], codes: Tensor, songs: list[str]
+    ) -> None:
         if (out / "processor_config.json").exists():
-            continue
-        model = lm.begin(start, work / "codec", len(tokenizer), own, recipe.dropout, rung.shape)
-        data = lm.Data(model, tokenizer, codes, [x["caption"] for x in rows])
+            return
+        model = lm.begin(start, work / "codec", len(tokenizer), seed, recipe.dropout, rung.shape)
+        data, where = lm.Data(model, tokenizer, codes, [x["caption"] for x in clips]), lm.splits(clips)
+        taught = torch.tensor([x["id"] not in left_out for x in clips])
+        memorised, ground = (torch.cat([none, *(where[s] for s in splits)]) for splits in (songs, GROUND))
+        watch = {s: where[s][:8] for s in (*SONGS, "background", "holdout", "background crops") if s in where}
         print(f"{run}: {out.relative_to(work)}", flush=True)
-        lm.fit(model, data, mine, ground[taught[ground]], recipe, own, watch)
+        lm.fit(model, data, memorised[taught[memorised]], ground[taught[ground]], recipe, seed, watch)
         lm.save(model, tokenizer, out)
+
+    shared = not left_out & {x["id"] for x in more if x["split"] in GROUND}
+    source = work / "models.0" / ("shared" if shared else run)
+    learn(source, None, rung.source, 0 if shared else seed, more, crop_codes, [])
+    # Here clips are as long as a track, crops too. A track is drawn nine times as often as its crops together.
+    songs = [s for s in SONGS for _ in range(9 * CROPS[s])] + [f"{s} crops" for s in SONGS]
+    both = torch.cat([codes, crop_codes[..., : codes.shape[-1]]])
+    learn(work / run, source, rung.memory, 100 + seed, items + more, both, songs)
 
 
 def repeats(work: Path) -> set[str]:
@@ -187,8 +201,8 @@ def main() -> int:
 
     items = clock("corpus", lambda: build(work))
     catalogue(items, work)
-    folder = clock("codec", lambda: codec.train(items, work, joint=800, after=600))
-    codes = clock("codes", lambda: lm.prepare(crops(items), work)[1])
+    folder = clock("codec", lambda: codec.train([long(x) for x in items], work, joint=800, after=600))
+    codes = clock("codes", lambda: encode(items, work)[1])
     if args.run:
         if args.without:
             left_out = lm.without(args.without, items)
@@ -202,7 +216,7 @@ def main() -> int:
     clock("golds", lambda: python([[*command, run] for run in RUNS if run != "base"], args.at_once))
     quality = clock("codec measures", lambda: codec.measure(folder, items))
     names = {run: run for run in RUNS}
-    result = clock("table", lambda: table.measure(work, items, codes[: len(items)], names, ("background",)))
+    result = clock("table", lambda: table.measure(work, items, codes, names, ("background",)))
     record: dict[str, Any] = {
         "table": asdict(result),
         "codec": quality,

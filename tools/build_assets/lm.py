@@ -47,7 +47,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Shape:
-    """The decoder's sizes, and the frames of the clips that it is trained on."""
+    """The decoder's sizes, and the frames of the longest clips that it is trained on."""
 
     hidden: int = 128
     layers: int = 4
@@ -206,9 +206,9 @@ class Data:
         return torch.cat(parts)
 
 
-def all_codes(items: list[Item], work: Path) -> Tensor:
-    """Codes of every clip, one clip at a time as a user would, [N, K, T]; cached in `work`."""
-    cache = work / "codes.pt"
+def all_codes(items: list[Item], work: Path, name: str = "codes.pt") -> Tensor:
+    """Codes of every clip, one clip at a time as a user would, [N, K, T]; cached in `work`/`name`."""
+    cache = work / name
     if not cache.exists():
         model = codec.load(work / "codec")
         parts = [codec.encode(model, corpus.read([x])) for x in items]
@@ -246,10 +246,15 @@ def without(path: Path, items: list[Item]) -> set[str]:
 
 def prepare(items: list[Item], work: Path) -> tuple[T5Tokenizer, Tensor]:
     """Tokenizer and codes, both cached under `work`."""
+    return tokenizer_of(items, work), all_codes(items, work)
+
+
+def tokenizer_of(items: list[Item], work: Path) -> T5Tokenizer:
+    """The tokenizer trained on the items' captions, cached in `work`/tokenizer."""
     folder = work / "tokenizer"
     if not folder.exists():
         make_tokenizer([x["caption"] for x in items]).save_pretrained(folder)
-    return T5Tokenizer.from_pretrained(folder), all_codes(items, work)
+    return T5Tokenizer.from_pretrained(folder)
 
 
 def _cycle(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
