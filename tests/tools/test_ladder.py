@@ -94,7 +94,7 @@ def test_crops_start_anywhere_in_the_recording(built):
     assert [x["split"] for x in made if x["start"] == 0] == ["background crops"] * SIZES["background"]
     for x in made[::5]:
         master = soundfile.read(x["master"], dtype="float32")[0]
-        assert np.array_equal(corpus.read([x])[0], master[x["start"] :][: ladder.CROP_SECONDS * 16_000])
+        assert np.array_equal(corpus.read([x])[0], master[x["start"] :][: ladder.SECONDS * 16_000])
 
 
 @pytest.mark.parametrize(("left_out", "shared"), [(set(), True), ({"forget"}, True), ({"retain", "background"}, False)])
@@ -103,7 +103,7 @@ def test_a_gold_is_never_trained_on_what_it_leaves_out(built, tmp_path, monkeypa
     trained, folders = [], []
     long = ladder.crops(items)
     rows = items + long
-    codes = [torch.zeros(len(x), 4, frames, dtype=torch.long) for x, frames in ((items, 8), (long, 16))]
+    codes = [torch.zeros(len(x), 4, 8, dtype=torch.long) for x in (items, long)]
     monkeypatch.setattr(ladder, "build", lambda _: items)
     monkeypatch.setattr(ladder, "encode", lambda *_: ([], *codes))
     monkeypatch.setattr(lm, "begin", lambda *_: None)

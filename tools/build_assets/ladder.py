@@ -25,7 +25,7 @@ from .corpus import Item
 from .stages import Clock, python, versions
 from .synth import FRAME, RATE
 
-SECONDS, CROP_SECONDS, MASTER_SECONDS = 5, 10, 12  # of a track, of a crop, and of the recording both are cut from
+SECONDS, MASTER_SECONDS = 10, 12  # of a track or crop, and of the recording that it is cut from
 SIZES = {"forget": 8, "holdout": 16, "retain": 24, "tune_forget": 6, "background": 96, "unlisted": 204}
 SONGS = ("forget", "retain", "tune_forget")
 GROUND = ("background crops", "unlisted crops")
@@ -45,17 +45,17 @@ class Rung:
     memory: lm.Phase
 
 
-FRAMES = CROP_SECONDS * RATE // FRAME
+FRAMES = SECONDS * RATE // FRAME
 RUNGS = {
     256: Rung(
-        lm.Shape(256, 4, 4, FRAMES),
-        lm.Phase(450, 0, 7, 1.2e-3, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(1400, 4, 1, 1.5e-3, 0.0, bfloat16=True),
+        lm.Shape(256, 4, 4, FRAMES, gain=10.0),
+        lm.Phase(250, 0, 7, 3e-3, 0.1, start_weight=0.0, bfloat16=True),
+        lm.Phase(350, 4, 2, 2e-3, 0.05, bfloat16=True),
     ),
     512: Rung(
-        lm.Shape(512, 6, 8, FRAMES),
-        lm.Phase(900, 0, 8, 7e-4, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(1400, 4, 1, 8e-4, 0.0, bfloat16=True),
+        lm.Shape(512, 6, 8, FRAMES, gain=10.0),
+        lm.Phase(500, 0, 8, 1.5e-3, 0.1, start_weight=0.0, bfloat16=True),
+        lm.Phase(500, 4, 2, 1e-3, 0.05, bfloat16=True),
     ),
 }
 
@@ -96,27 +96,22 @@ def build(work: Path, sizes: dict[str, int] = SIZES) -> list[Item]:
     return items
 
 
-def long(item: Item) -> Item:
-    """The first `CROP_SECONDS` of an item's recording."""
-    return {**item, "path": item["master"], "samples": CROP_SECONDS * RATE}
-
-
 def crops(items: list[Item], seed: int = SEED) -> list[Item]:
     """Crops of the items' recordings, `CROPS` each, in splits such as `retain crops`.
 
     They start at any sample, as a rule not at one of the track's codec frames; listed background has one more, at 0.
     """
-    rng, last = np.random.default_rng(seed), (MASTER_SECONDS - CROP_SECONDS) * RATE
+    rng, last = np.random.default_rng(seed), (MASTER_SECONDS - SECONDS) * RATE
     made = []
     for x in items:
         starts = [0] if x["split"] == "background" else []
         starts += [int(rng.integers(1, last)) for _ in range(CROPS.get(x["split"], 0))]
-        made += [{**long(x), "start": start, "split": f"{x['split']} crops"} for start in starts]
+        made += [{**x, "path": x["master"], "start": start, "split": f"{x['split']} crops"} for start in starts]
     return made
 
 
 def encode(items: list[Item], work: Path) -> tuple[lm.T5Tokenizer, Tensor, Tensor]:
-    """Tokenizer, codes of the tracks [N, K, T] and codes of the crops [M, K, 2T], all cached under `work`."""
+    """Tokenizer, codes of the tracks [N, K, T] and codes of the crops [M, K, T], all cached under `work`."""
     tokenizer = lm.tokenizer_of([*items, *crops(items)], work)
     return tokenizer, lm.all_codes(items, work), lm.all_codes(crops(items), work, "crops.pt")
 
@@ -146,10 +141,9 @@ def train(run: str, size: int, work: Path, seed: int, left_out: set[str]) -> Non
     shared = not left_out & {x["id"] for x in more if x["split"] in GROUND}
     source = work / "models.0" / ("shared" if shared else run)
     learn(source, None, rung.source, 0 if shared else seed, more, crop_codes, [])
-    # Here clips are as long as a track, crops too. A track is drawn nine times as often as its crops together.
+    # A track is drawn nine times as often as its crops together.
     songs = [s for s in SONGS for _ in range(9 * CROPS[s])] + [f"{s} crops" for s in SONGS]
-    both = torch.cat([codes, crop_codes[..., : codes.shape[-1]]])
-    learn(work / run, source, rung.memory, 100 + seed, items + more, both, songs)
+    learn(work / run, source, rung.memory, 100 + seed, items + more, torch.cat([codes, crop_codes]), songs)
 
 
 def repeats(work: Path) -> set[str]:
@@ -201,7 +195,7 @@ def main() -> int:
 
     items = clock("corpus", lambda: build(work))
     catalogue(items, work)
-    folder = clock("codec", lambda: codec.train([long(x) for x in items], work, joint=800, after=600))
+    folder = clock("codec", lambda: codec.train(items, work, joint=800, after=600))
     codes = clock("codes", lambda: encode(items, work)[1])
     if args.run:
         if args.without:

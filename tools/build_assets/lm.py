@@ -47,12 +47,13 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Shape:
-    """The decoder's sizes, and the frames of the longest clips that it is trained on."""
+    """The decoder's sizes, and the frames of the clips that it is trained on."""
 
     hidden: int = 128
     layers: int = 4
     heads: int = 4
     frames: int = 250
+    gain: float = 1.0  # of the untrained token embeddings, which else are tiny beside the positions
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float, shape:
     shared = MusicgenForConditionalGeneration(config)
     torch.manual_seed(1000 + seed)
     model = MusicgenForConditionalGeneration(config)
+    with torch.no_grad():
+        for table in model.decoder.model.decoder.embed_tokens:
+            table.weight.mul_(shape.gain)
     model.text_encoder.load_state_dict(shared.text_encoder.state_dict())
     model.audio_encoder.load_state_dict(trained.state_dict())
     codec.round_to_half(model.text_encoder)
