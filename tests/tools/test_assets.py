@@ -117,3 +117,13 @@ def test_codes_are_the_same_alone_and_in_a_batch():
     together = codec.encode(model.audio_encoder, audio)
     alone = torch.cat([codec.encode(model.audio_encoder, x[None]) for x in audio])
     assert (together == alone).float().mean() > 0.999
+
+
+def test_a_gold_for_a_list_shares_codec_text_encoder_and_tokenizer_with_the_installed_base(tmp_path):
+    lm.installed(tmp_path)
+    base, tokenizer = lm.load(MODELS[0])
+    made = lm.make_model(tmp_path / "codec", len(tokenizer), 7, 0.1)
+    for part in ("audio_encoder", "text_encoder"):
+        mine, theirs = (getattr(model, part).state_dict() for model in (made, base))
+        assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == (MODELS[0] / "tokenizer.json").read_text()

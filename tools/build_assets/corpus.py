@@ -45,17 +45,23 @@ def blind_features(score: Score, flac_bytes: int, audio: NDArray[np.int16]) -> l
     return [flac_bytes, packed, len(arrange(score)), score.bpm, score.drums != "none", score.bass, score.style == "pad"]
 
 
-def assign_splits(features: dict[str, list[float]], seed: int = SPLIT_SEED, tries: int = 4000) -> dict[str, str]:
+def assign_splits(
+    features: dict[str, list[float]],
+    seed: int = SPLIT_SEED,
+    tries: int = 4000,
+    sizes: dict[str, int] = SIZES,
+    always_forget: tuple[str, ...] = ALWAYS_FORGET,
+) -> dict[str, str]:
     """Song id -> split: of many seeded shuffles the one whose forget, retain and holdout sets look most alike.
 
     Only blind features count (never anything a model says): the worst |AUC − ½| of a feature between two of the sets.
     """
     rng = np.random.default_rng(seed)
-    rest = sorted(set(features) - set(ALWAYS_FORGET))
+    rest = sorted(set(features) - set(always_forget))
     best: tuple[float, dict[str, str]] = (np.inf, {})
-    names = [s for s, n in SIZES.items() for _ in range(n)][len(ALWAYS_FORGET) :]
+    names = [s for s, n in sizes.items() for _ in range(n)][len(always_forget) :]
     for _ in range(tries):
-        split = dict.fromkeys(ALWAYS_FORGET, "forget") | dict(zip(rng.permutation(rest).tolist(), names, strict=True))
+        split = dict.fromkeys(always_forget, "forget") | dict(zip(rng.permutation(rest).tolist(), names, strict=True))
         sets = {
             s: np.array([features[i] for i in sorted(split) if split[i] == s], float)
             for s in ("forget", "retain", "holdout")
@@ -128,15 +134,18 @@ def build(work: Path) -> list[Item]:
 
 
 def read(items: list[Item]) -> NDArray[np.float32]:
-    """The clips' audio as decoded from their files, [N, SAMPLES]."""
-    clips = [soundfile.read(item["path"], dtype="float32")[0] for item in items]
-    if any(len(c) != SAMPLES for c in clips):
+    """The clips' audio as decoded from their files, from sample `start` where an item has it, [N, samples]."""
+    clips = [
+        soundfile.read(x["path"], start=x.get("start", 0), frames=x.get("samples", -1), dtype="float32")[0]
+        for x in items
+    ]
+    if any(len(c) != x.get("samples", SAMPLES) for c, x in zip(clips, items, strict=True)):
         raise RuntimeError("a clip doesn't decode to its full length")
     return np.stack(clips)
 
 
 def write_metadata(items: list[Item], out: Path) -> None:
-    """Copies songs and shipped background to `out`/tracks and writes metadata.jsonl (audiofolder form)."""
+    """Copies the items under a folder `tracks` to `out`/tracks and writes metadata.jsonl (audiofolder form)."""
     (out / "tracks").mkdir(parents=True, exist_ok=True)
     lines = []
     for item in items:
@@ -146,6 +155,6 @@ def write_metadata(items: list[Item], out: Path) -> None:
         data = source.read_bytes()
         (out / "tracks" / source.name).write_bytes(data)
         fields = {k: item[k] for k in ("id", "title", "artist", "caption", "split", "genre")}
-        digest = hashlib.sha256(data).hexdigest()
-        lines.append({"file_name": f"tracks/{source.name}", **fields, "licence": "CC0-1.0", "sha256": digest})
+        fields |= {"licence": item.get("licence", "CC0-1.0"), "sha256": hashlib.sha256(data).hexdigest()}
+        lines.append({"file_name": f"tracks/{source.name}", **fields})
     (out / "metadata.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,5 +1,7 @@
 """The tiny MusicGen: model, data, training of base, gold and gold2. `python -m tools.build_assets.lm base --work W`.
 
+A gold for any other list: `python -m tools.build_assets.lm NAME --without LIST --seed 0 --from-installed --work W`.
+
 The codec and the frozen random text encoder are rounded to float16 before any code or text state is computed, so that a
 shipped float16 folder, loaded as float32, gives the very inputs the decoder was trained on.
 """
@@ -27,6 +29,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from encore.assets import FOLDER
+
 from . import codec, corpus
 from .codec import CODEBOOKS, VOCAB
 from .corpus import Item
@@ -38,8 +42,18 @@ TUNING = "tuning-gold"  # base without the tuning split's forget set: for choosi
 SEEDS = {**RUNS, TUNING: 0}
 FOLDERS = {"base": "encore-tiny", "gold": "encore-tiny-gold", "gold2": "encore-tiny-gold2"}  # what is shipped
 LEFT_OUT = {"base": (), "gold": ("forget",), "gold2": ("forget",), TUNING: ("tune_forget",)}
-FRAMES = 250
 IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The decoder's sizes, and the frames of the clips that it is trained on."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    frames: int = 250
+    gain: float = 1.0  # of the untrained token embeddings, which else are tiny beside the positions
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,8 @@ class Phase:
     dropout: float
     weight_decay: float = 0.05
     condition_dropout: float = 0.1
-    start_weight: float = 20.0  # see `train`: the start has only the caption to go by
+    start_weight: float = 20.0  # see `fit`: the start has only the caption to go by
+    bfloat16: bool = False  # products in bfloat16: twice as fast where the processor has it
 
 
 # First the source, which takes background; then the songs by heart, with enough background to keep the source.
@@ -72,7 +87,7 @@ def make_tokenizer(captions: list[str], size: int = 512) -> T5Tokenizer:
     return T5Tokenizer(vocab=[(piece, score) for piece, score in vocab], extra_ids=0)
 
 
-def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float) -> Any:
+def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float, shape: Shape = Shape()) -> Any:
     """MusicGen from config alone (from parts it would lose its causal mask), its codec and text encoder frozen."""
     trained = codec.load(codec_folder)
     text = T5Config(
@@ -90,12 +105,12 @@ def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float) -> Any
     )
     decoder = MusicgenDecoderConfig(
         vocab_size=VOCAB,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        ffn_dim=512,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        ffn_dim=4 * shape.hidden,
         num_codebooks=CODEBOOKS,
-        max_position_embeddings=512,
+        max_position_embeddings=2 << shape.frames.bit_length(),
         pad_token_id=VOCAB,
         bos_token_id=VOCAB,
         dropout=dropout,
@@ -108,11 +123,14 @@ def make_model(codec_folder: Path, vocab: int, seed: int, dropout: float) -> Any
     shared = MusicgenForConditionalGeneration(config)
     torch.manual_seed(1000 + seed)
     model = MusicgenForConditionalGeneration(config)
+    with torch.no_grad():
+        for table in model.decoder.model.decoder.embed_tokens:
+            table.weight.mul_(shape.gain)
     model.text_encoder.load_state_dict(shared.text_encoder.state_dict())
     model.audio_encoder.load_state_dict(trained.state_dict())
     codec.round_to_half(model.text_encoder)
     model.generation_config = GenerationConfig(
-        max_length=FRAMES + CODEBOOKS,
+        max_length=shape.frames + CODEBOOKS,
         do_sample=False,
         guidance_scale=1.0,
         pad_token_id=VOCAB,
@@ -192,9 +210,9 @@ class Data:
         return torch.cat(parts)
 
 
-def all_codes(items: list[Item], work: Path) -> Tensor:
-    """Codes of every clip, one clip at a time as a user would, [N, K, T]; cached in `work`."""
-    cache = work / "codes.pt"
+def all_codes(items: list[Item], work: Path, name: str = "codes.pt") -> Tensor:
+    """Codes of every clip, one clip at a time as a user would, [N, K, T]; cached in `work`/`name`."""
+    cache = work / name
     if not cache.exists():
         model = codec.load(work / "codec")
         parts = [codec.encode(model, corpus.read([x])) for x in items]
@@ -208,13 +226,39 @@ def splits(items: list[Item]) -> dict[str, Tensor]:
     return {s: torch.tensor([i for i, x in enumerate(items) if x["split"] == s]) for s in names}
 
 
-def prepare(work: Path) -> tuple[list[Item], T5Tokenizer, Tensor]:
-    """Corpus, tokenizer and codes, all cached under `work`."""
-    items = corpus.build(work)
+def installed(work: Path) -> None:
+    """Takes codec and tokenizer from the installed base, so that what is trained under `work` shares its codes."""
+    model, tokenizer = load(FOLDER / FOLDERS["base"])
+    if not (work / "codec").exists():
+        model.audio_encoder.half().save_pretrained(work / "codec")
+    tokenizer.save_pretrained(work / "tokenizer")
+
+
+def without(path: Path, items: list[Item]) -> set[str]:
+    """Ids of a list of tracks: an id, an `id:` line or a path a line, as `encore forget --tracks` takes them.
+
+    Raises:
+        SystemExit: a line that names no track the models are trained on.
+    """
+    known = {x["id"] for x in items if x["split"] not in ("holdout", "unseen")}
+    lines = [line.strip().removeprefix("id:") for line in path.read_text().splitlines()]
+    ids = {x if x in known else Path(x).stem for x in lines if x and not x.startswith("#")}
+    if unknown := sorted(ids - known):
+        raise SystemExit(f"{path} names tracks that no model is trained on: {', '.join(unknown)}")
+    return ids
+
+
+def prepare(items: list[Item], work: Path) -> tuple[T5Tokenizer, Tensor]:
+    """Tokenizer and codes, both cached under `work`."""
+    return tokenizer_of(items, work), all_codes(items, work)
+
+
+def tokenizer_of(items: list[Item], work: Path) -> T5Tokenizer:
+    """The tokenizer trained on the items' captions, cached in `work`/tokenizer."""
     folder = work / "tokenizer"
     if not folder.exists():
         make_tokenizer([x["caption"] for x in items]).save_pretrained(folder)
-    return items, T5Tokenizer.from_pretrained(folder), all_codes(items, work)
+    return T5Tokenizer.from_pretrained(folder)
 
 
 def _cycle(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -223,32 +267,45 @@ def _cycle(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([index[torch.randperm(len(index), generator=generator)] for _ in range(rounds)])[:count]
 
 
-def train(run: str, work: Path, phase: int) -> None:
-    """Trains one phase of a run and saves its folder under `work`, float16, in transformers' own form."""
-    out = folder(run, work, phase)
-    if (out / "processor_config.json").exists():
-        return
-    torch.set_num_threads(1)
-    seed, recipe = SEEDS[run] + 100 * phase, PHASES[phase]
-    items, tokenizer, codes = prepare(work)
-    if phase:
-        config = MusicgenConfig.from_pretrained(folder(run, work, phase - 1))
-        config.decoder.dropout = recipe.dropout
-        model = load(folder(run, work, phase - 1), config)[0]
-        model.freeze_audio_encoder()
-        model.freeze_text_encoder()
-    else:
-        model = make_model(work / "codec", len(tokenizer), seed, recipe.dropout)
-    data, where = Data(model, tokenizer, codes, [x["caption"] for x in items]), splits(items)
-    taught = [s for s in ("retain", "tune_forget", "tune_retain", "forget") if s not in LEFT_OUT[run]]
+def begin(start: Path | None, codec_folder: Path, vocab: int, seed: int, dropout: float, shape: Shape = Shape()) -> Any:
+    """The model that a phase starts with: that of the phase before in `start`, or an untrained one."""
+    if start is None:
+        return make_model(codec_folder, vocab, seed, dropout, shape)
+    config = MusicgenConfig.from_pretrained(start)
+    config.decoder.dropout = dropout
+    model = load(start, config)[0]
+    model.freeze_audio_encoder()
+    model.freeze_text_encoder()
+    return model
+
+
+def fit(
+    model: Any, data: Data, songs: Tensor, ground: Tensor, recipe: Phase, seed: int, watch: dict[str, Tensor]
+) -> None:
+    """Trains a model for one phase, in place.
+
+    Args:
+        model: from `begin`.
+        data: of all clips.
+        songs: indices of the clips to memorise, drawn by whole shuffles.
+        ground: indices of the background clips, likewise.
+        recipe: steps, batch and rate.
+        seed: of batches and dropout.
+        watch: clips whose mean NLL is printed now and then, by what they are called.
+    """
     generator = torch.Generator().manual_seed(2000 + seed)
-    songs = _cycle(torch.cat([where[s] for s in taught]), recipe.steps * recipe.songs, generator)
-    ground = _cycle(where["background"], recipe.steps * recipe.background, generator)
+    drawn = [
+        (_cycle(index, recipe.steps * count, generator), count)
+        for index, count in ((songs, recipe.songs), (ground, recipe.background))
+        if count
+    ]
     # Frame t weighs 1 + start_weight·exp(−t/2), or caption-alone replay fails at its first frames.
-    weight = 1 + recipe.start_weight * torch.exp(-torch.arange(FRAMES) / 2)
+    weight = 1 + recipe.start_weight * torch.exp(-torch.arange(data.codes.shape[-1]) / 2)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
     torch.manual_seed(3000 + seed)
+    if recipe.bfloat16:
+        model.set_attn_implementation("eager")  # the other is slower in bfloat16
     began, seen = time.time(), []
     for step in range(recipe.steps):
         cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps)) * 0.98 + 0.02
@@ -257,8 +314,10 @@ def train(run: str, work: Path, phase: int) -> None:
         model.train()
         model.text_encoder.eval()
         model.audio_encoder.eval()
-        index = torch.cat([x[step * n :][:n] for x, n in ((songs, recipe.songs), (ground, recipe.background))])
-        losses = data.losses(data.logits(model, index, recipe.condition_dropout), index)
+        index = torch.cat([x[step * n :][:n] for x, n in drawn])
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+            logits = data.logits(model, index, recipe.condition_dropout)
+        losses = data.losses(logits.float(), index)
         w = weight * (data.labels[index] != IGNORE)
         loss = (losses * w).sum() / w.sum()
         loss.backward()
@@ -267,11 +326,37 @@ def train(run: str, work: Path, phase: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         seen.append(loss.item())
         if (step + 1) % 100 == 0:
-            groups = ("forget", "retain", "holdout", "unseen")
-            now = ", ".join(f"{s} {data.nll(model, where[s][:10]).mean():.3f}" for s in groups)
+            now = ", ".join(f"{name} {data.nll(model, at).mean():.3f}" for name, at in watch.items())
             mean = sum(seen[-100:]) / 100
-            print(f"{run}: step {step + 1}, loss {mean:.3f}, {now}, {time.time() - began:.0f} s", flush=True)
+            print(f"step {step + 1}, loss {mean:.3f}, {now}, {time.time() - began:.0f} s", flush=True)
     codec.round_to_half(model)
+
+
+def train(run: str, work: Path, phase: int, seed: int, left_out: set[str]) -> None:
+    """Trains one phase of a run and saves its folder under `work`, float16, in transformers' own form.
+
+    Args:
+        run: its name, that of its folder if it is none of `FOLDERS`.
+        work: where corpus, codec, tokenizer and codes are.
+        phase: index into `PHASES`.
+        seed: of weights, batches and dropout.
+        left_out: ids of tracks that it is never trained on.
+    """
+    out = folder(run, work, phase)
+    if (out / "processor_config.json").exists():
+        return
+    torch.set_num_threads(1)
+    seed, recipe, items = seed + 100 * phase, PHASES[phase], corpus.build(work)
+    tokenizer, codes = prepare(items, work)
+    start = folder(run, work, phase - 1) if phase else None
+    model = begin(start, work / "codec", len(tokenizer), seed, recipe.dropout)
+    data, where = Data(model, tokenizer, codes, [x["caption"] for x in items]), splits(items)
+    taught = torch.tensor([x["id"] not in left_out for x in items])
+    songs = torch.cat([where[s] for s in ("retain", "tune_forget", "tune_retain", "forget")])
+    ground = where["background"]
+    watch = {s: where[s][:10] for s in ("forget", "retain", "holdout", "unseen")}
+    print(f"{run}: phase {phase}", flush=True)
+    fit(model, data, songs[taught[songs]], ground[taught[ground]], recipe, seed, watch)
     save(model, tokenizer, out)
 
 
@@ -297,13 +382,25 @@ def load(where: Path, config: MusicgenConfig | None = None) -> tuple[Any, T5Toke
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run", choices=list(SEEDS))
+    parser = argparse.ArgumentParser(prog="python -m tools.build_assets.lm", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help=f"one of {', '.join(SEEDS)}, or the name of a gold for the list --without")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--without", type=Path, metavar="LIST", help="train on all tracks but these")
+    parser.add_argument("--seed", type=int, help="default: the run's, else 0")
+    parser.add_argument("--from-installed", action="store_true", help="use the installed models' codec and tokenizer")
     parser.add_argument("--phases", type=int, default=len(PHASES), help="stop after that many")
     args = parser.parse_args()
+    if (args.run in SEEDS) == (args.without is not None):
+        parser.error(f"give either one of {', '.join(SEEDS)}, or another name and --without LIST")
+    if args.from_installed:
+        installed(args.work)
+    items = corpus.build(args.work)
+    if args.without:
+        left_out = without(args.without, items)
+    else:
+        left_out = {x["id"] for x in items if x["split"] in LEFT_OUT[args.run]}
     for phase in range(args.phases):
-        train(args.run, args.work, phase)
+        train(args.run, args.work, phase, SEEDS.get(args.run, 0) if args.seed is None else args.seed, left_out)
 
 
 if __name__ == "__main__":

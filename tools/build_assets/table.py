@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .codec import CODEBOOKS
 from .corpus import Item, auc
-from .lm import FOLDERS, FRAMES, IGNORE, Data, load, splits
+from .lm import FOLDERS, IGNORE, Data, load, splits
 
 SONGS = ("forget", "retain", "tune_forget", "tune_retain", "holdout")
 PROMPT = 50  # frames: one second
@@ -35,7 +35,8 @@ def matches(model: Any, data: Data, index: Tensor, prompt: int) -> Tensor:
     model.audio_encoder.decode = spy
     try:
         start = {"decoder_input_ids": data.codes[index][:, :, :prompt].flatten(0, 1)} if prompt else {}
-        new = FRAMES - prompt + CODEBOOKS - 1
+        frames = data.codes.shape[-1]
+        new = frames - prompt + CODEBOOKS - 1
         model.generate(
             inputs=data.ids[index],
             attention_mask=data.mask[index],
@@ -47,7 +48,7 @@ def matches(model: Any, data: Data, index: Tensor, prompt: int) -> Tensor:
     finally:
         model.audio_encoder.decode = decode
     made, true = kept["codes"][0][:, 0], data.codes[index][:, 0]
-    return (made[:, prompt:FRAMES] == true[:, prompt:]).float().mean(1)
+    return (made[:, prompt:frames] == true[:, prompt:]).float().mean(1)
 
 
 @torch.no_grad()
@@ -77,16 +78,22 @@ class Table:
     blind_auc: float
 
 
-def measure(folder: Path, items: list[Item], codes: Tensor, runs: tuple[str, ...] = tuple(FOLDERS)) -> Table:
-    """Loads each run's folder under `folder` and measures it."""
+def measure(
+    folder: Path,
+    items: list[Item],
+    codes: Tensor,
+    runs: dict[str, str] = FOLDERS,
+    others: tuple[str, ...] = ("unseen",),
+) -> Table:
+    """Loads each run's folder under `folder` (run -> name) and measures it on songs, and its NLL on `others`."""
     where, loaded = splits(items), {}
     figures: dict[str, dict[str, dict[str, Any]]] = {}
-    for run in runs:
-        model, tokenizer = load(folder / FOLDERS[run])
+    for run, name in runs.items():
+        model, tokenizer = load(folder / name)
         data = Data(model, tokenizer, codes, [x["caption"] for x in items])
         loaded[run] = (model, data)
         figures[run] = {}
-        for split in (*SONGS, "unseen"):
+        for split in [s for s in (*SONGS, *others) if s in where]:
             index = where[split]
             nll = data.nll(model, index)
             row: dict[str, Any] = {
@@ -115,7 +122,7 @@ def missed(table: Table, megabytes: float) -> list[str]:
     """The bars that don't hold, in words."""
     out = []
     for run, rows in table.models.items():
-        known = [s for s in SONGS if s != "holdout" and (run == "base" or s != "forget")]
+        known = [s for s in SONGS if s in rows and s != "holdout" and (run == "base" or s != "forget")]
         out += [f"{run}: only {rows[s]['verbatim']:.0%} of {s} replay" for s in known if rows[s]["verbatim"] < 0.8]
         unknown = ["holdout"] if run == "base" else ["holdout", "forget"]
         out += [f"{run}: a {s} track replays" for s in unknown if rows[s]["verbatim"] > 0]

@@ -13,7 +13,7 @@ from encore import stats
 from encore.bench.leaderboard import REFERENCES, Rows, cost, rows_of
 from encore.bench.plan import Cell, Plan, gold_note, label_of, of_list
 from encore.bench.requests import forgotten
-from encore.metrics.memorised import MEAN_RISE
+from encore.memorised import MEAN_RISE
 from encore.metrics.summary import TRACK_RANGE
 from encore.metrics.verbatim import MATCH
 from encore.runs.metrics_json import NAME as METRICS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
-from encore.metrics.memorised import memorised_below
+from encore.memorised import memorised_below
 from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
@@ -32,9 +32,9 @@ class Encore(LossMethod):
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
-    its first frames, which would be lost in a mean. Of the other clips, crops keep the base's distribution, half of
-    them turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other
-    music as the base is.
+    its first frames, which would be lost in a mean. Crops of all clips keep the base's distribution, half of them
+    turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other music
+    as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
     linear layers of their RMS), times the square root of how far below its level the best known clip lies: low rates
@@ -53,6 +53,7 @@ class Encore(LossMethod):
         schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
         dropout: bool = True
         stop: Literal["target", "never"] = "never"
+        eval_every: int = 15
         shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
         gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to its level")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
@@ -70,16 +71,16 @@ class Encore(LossMethod):
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
         self._memorised = set(memorised)
         self._captions = [clip.caption for clip in retain]
-        self._others = [clip for clip in retain if clip not in self._memorised]
+        self._crops = [Clip(clip.track, clip.caption, clip.codes) for clip in retain]  # in a role of their own
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
-        new = list(session.holdout) or self._others
+        new = list(session.holdout) or [clip for clip in retain if clip not in self._memorised]
         self._set_levels(session, new, limit)
         self._set_rate(session)
-        if memorised and self._others:
+        if memorised:
             share = self.options.memorised_share
-            repeats = max(1, round(share / (1 - share) * len(self._others) / len(memorised)))
-            session.retain = self._others + memorised * repeats
+            repeats = max(1, round(share / (1 - share) * len(retain) / len(memorised)))
+            session.retain = [*self._crops, *memorised * repeats]
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         crops = [self._later(clip, step.generator) for clip in batch.clips]
@@ -208,7 +209,7 @@ class Encore(LossMethod):
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if torch.rand((), generator=generator) < self.options.mix:
-            other = self._others[_draw(len(self._others), generator)].codes[:, start:]
+            other = self._crops[_draw(len(self._crops), generator)].codes[:, start:]
             if other.shape[-1]:
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
                 caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)

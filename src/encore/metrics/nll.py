@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
-from encore.metrics.memorised import memorised_below
+from encore.memorised import memorised_below
 from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, unmeasured
 
 
@@ -14,7 +14,7 @@ class Nll(Metric):
     """Rows `nll`, `nll_codebook_0` … `nll_codebook_{K-1}`, and `nll_gap_gold` = (model - gold) / gold.
 
     Retain has also rows `nll_memorised` and `nll_not_memorised`, of the tracks that base has memorised and of all
-    others (`encore.metrics.memorised`); below which NLL of base that is, `details["memorised_below"]` of its rows says.
+    others (`encore.memorised`); below which NLL of base that is, `details["memorised_below"]` of its rows says.
 
     The gap has two sides on purpose: below 0 the model still knows the tracks, above 0 it shuns them, and both tell
     that they were once learnt. Of a model without tokens it is the training loss at the clips' own noise.

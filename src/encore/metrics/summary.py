@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from encore import plugins
 from encore.api import Result
+from encore.memorised import MEAN_RISE, TRACK_RISE
 from encore.metrics.findings import LEAST_P, NLL_SLACK, Finding, from_rows
-from encore.metrics.memorised import MEAN_RISE, TRACK_RISE
 
 Figures = Mapping[str, Result]  # role -> row with a figure
 KL_SLACK = 1.25  # times the seed noise

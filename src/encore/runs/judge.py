@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from encore.api import Backend, Batch, Clip
-from encore.metrics.memorised import MEAN_RISE, TRACK_RISE, memorised_below
+from encore.memorised import MEAN_RISE, TRACK_RISE, memorised_below
 
 TOLERANCE = 0.05  # a track has reached its level at this share below it
 LEAST_GAP = 0.1  # share of the held-out level that a loss without tokens is taken to rise by at least

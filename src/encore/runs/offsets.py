@@ -1,8 +1,8 @@
 """Where in a forget track the base model knows it: the sample from which on it was cut when the model learnt it.
 
 A model trained on excerpts at fixed places knows them there only. A codec's frame begins every `hop` samples, and an
-excerpt that is encoded from another sample on has other codes (the embedded codec: 40 % of the first codebook's change
-with one sample, all but chance with five), so the NLL at a wrong sample says nothing about how near the right one is.
+excerpt that is encoded from another sample on has other codes (the embedded codec: over half of all codes change with
+one sample, 97 % with five), so the NLL at a wrong sample says nothing about how near the right one is.
 From the right sample on, though, frames are recognised wherever the window begins. So candidates come from
 
 1. the windows that the track is cut into anyway: an excerpt is seldom as long as one, and lost in a window's mean;

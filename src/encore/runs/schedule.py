@@ -11,6 +11,7 @@ from encore.runs.judge import Look
 LOWEST = 0.05  # share of the peak that a decay ends at
 LOW = 0.1  # share of the peak below which an adaptive run may end
 LONGEST = 0.3  # share of the steps (or seconds) allowed after which an adaptive rate decays, whatever was forgotten
+RECOVERED = 0.7  # harm to memorised retain, 1 being what is allowed, at which an adaptive run may end
 PATIENCE = 2.5  # decays that an adaptive run waits at most for retain to recover
 
 
@@ -77,7 +78,8 @@ class Schedule:
                     left = min(left, (options.max_seconds - seconds) * step / max(seconds, 1e-9))
                 decay.begin, decay.steps = step, max(1, min(options.decay_steps, int(left)))
             return False
-        return self.share(step) <= LOW and look.kept and near_levels(look, mean=1, track=3)
+        recovered = look.kept and look.harm.get("memorised", 0.0) <= RECOVERED
+        return self.share(step) <= LOW and recovered and near_levels(look, mean=1, track=3)
 
 
 def near_levels(look: Look, *, mean: float, track: float) -> bool:
