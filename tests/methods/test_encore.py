@@ -232,7 +232,7 @@ def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: Musicg
 # --------------------------------------------------------------------------------------------------- levels and rate
 
 
-def test_case_D13_a_memorised_track_has_the_held_out_level_and_any_other_its_own(backend: MusicgenBackend) -> None:
+def test_a_memorised_track_has_the_held_out_level_and_any_other_its_own(backend: MusicgenBackend) -> None:
     """Of a track's clips the mean; the one's own NLL, and what beginning later costs it beyond held-out music."""
     holdout, clips = make_clips(3, seed=2), make_clips(5, seed=4)
     clips[1] = Clip(clips[0].track, clips[1].caption, clips[1].codes)  # two windows of one track
@@ -269,8 +269,7 @@ def test_with_neither_a_holdout_nor_other_retain_the_level_is_that_of_a_usual_mo
     assert retain
     method, session = made(backend, retain[:1], retain, None)  # all is memorised
     assert list(session.levels.values()) == pytest.approx([2 / 3 * math.log(CODES)])
-    assert session.retain == retain
-    loss = method.retain_loss(step_of(backend, session), Batch.of(retain))
+    loss = method.retain_loss(step_of(backend, session), Batch.of(session.retain))
     assert torch.isfinite(loss).all()
 
 
@@ -285,7 +284,7 @@ def slow_rate(backend: MusicgenBackend, share: float, own: Sequence[float], leve
 
 
 @pytest.mark.parametrize("memorised", [0, 2])
-def test_case_D15_the_rate_is_a_share_of_the_typical_weight_by_how_deep_the_best_known_clip_lies(
+def test_the_rate_is_a_share_of_the_typical_weight_by_how_deep_the_best_known_clip_lies(
     backend: MusicgenBackend, memorised: int
 ) -> None:
     holdout, clips = make_clips(3, seed=2), make_clips(4)
@@ -375,13 +374,23 @@ def test_a_crop_is_mixed_with_clips_of_any_length(backend: MusicgenBackend) -> N
     assert max(lengths) <= 20
 
 
-def test_memorised_clips_are_drawn_as_often_as_asked(backend: MusicgenBackend) -> None:
+def test_memorised_clips_are_drawn_as_often_as_asked_beside_crops_of_all(backend: MusicgenBackend) -> None:
+    """As crops, memorised clips keep the base's distribution too; whole, and only so, their likelihood."""
     clips = make_clips(12)
     level = between(backend, clips, 3)
-    _, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=0.6)
+    method, session = made(
+        backend, make_clips(2, seed=5), clips, level, memorised_share=0.6, alpha=1.0, crop=0.0, mix=0.0
+    )
+    memorised = [clip for clip in clips if nll_of(backend, clip).mean() < level / 2]
     counts = [session.retain.count(clip) for clip in clips]
-    assert sorted(counts) == [1] * 9 + [4] * 3  # round(.6 / .4 * 9 / 3) = 4
-    assert sum(sorted(counts)[-3:]) / sum(counts) == pytest.approx(0.6, abs=0.05)
+    assert counts == [6 if clip in memorised else 0 for clip in clips]  # round(.6 / .4 * 12 / 3)
+    crops = [clip for clip in session.retain if clip not in memorised]
+    assert [(c.track, c.caption, c.codes.tolist()) for c in crops] == [
+        (c.track, c.caption, c.codes.tolist()) for c in clips
+    ]
+    losses = method.retain_loss(step_of(backend, session), Batch.of([*crops, *memorised])).tolist()
+    assert losses[:12] == pytest.approx([0.0] * 12, abs=1e-5)
+    assert min(losses[12:]) > 1
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
