@@ -32,9 +32,9 @@ class Encore(LossMethod):
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
-    its first frames, which would be lost in a mean. Crops of all clips keep the base's distribution, half of them
-    turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other music
-    as the base is.
+    its first frames, which would be lost in a mean. Of the other clips, crops keep the base's distribution, half of
+    them turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other
+    music as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
     linear layers of their RMS), times the square root of how far below its level the best known clip lies: low rates
@@ -71,29 +71,27 @@ class Encore(LossMethod):
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
         self._memorised = set(memorised)
         self._captions = [clip.caption for clip in retain]
-        self._crops = [Clip(clip.track, clip.caption, clip.codes) for clip in retain]  # in a role of their own
+        self._others = [clip for clip in retain if clip not in self._memorised]
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
-        new = list(session.holdout) or [clip for clip in retain if clip not in self._memorised]
+        new = list(session.holdout) or self._others
         self._set_levels(session, new, limit)
         self._set_rate(session)
-        if memorised:
+        if memorised and self._others:
             share = self.options.memorised_share
-            repeats = max(1, round(share / (1 - share) * len(retain) / len(memorised)))
-            session.retain = [*self._crops, *memorised * repeats]
+            repeats = max(1, round(share / (1 - share) * len(self._others) / len(memorised)))
+            session.retain = [*self._others, *memorised * repeats]
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        crops = [self._later(clip, step.generator) for clip in batch.clips]
-        frames = min(crop.codes.shape[-1] for crop in crops)
-        own = Batch.of([Clip(c.track, c.caption, c.codes[:, :frames]) for c in crops], batch.codes.device)
-        shift = _draw(min(self._shift(step.backend), frames // 2), step.generator) + 1
-        captions = [self._other_caption(step.generator) for _ in own.clips]
+        shortest = int(batch.frames.min())
+        shift = _draw(min(self._shift(step.backend), shortest // 2), step.generator) + 1
+        captions = [self._other_caption(step.generator) for _ in batch.clips]
         strange = Batch.of(
-            [Clip(c.track, text, c.codes[:, shift:]) for c, text in zip(own.clips, captions, strict=True)],
+            [Clip(c.track, text, c.codes[:, shift:]) for c, text in zip(batch.clips, captions, strict=True)],
             batch.codes.device,
         )
         mask = step.backend.token_mask(strange)
-        logits = step.backend.logits(own)[:, :, shift:]
+        logits = step.backend.logits(batch)[:, :, shift:]
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips])
         loss = self.options.gamma * (levels - nll).relu().mean(1)
@@ -198,18 +196,11 @@ class Encore(LossMethod):
     def _other_caption(self, generator: torch.Generator) -> str:
         return self._captions[_draw(len(self._captions), generator)]
 
-    def _later(self, clip: Clip, generator: torch.Generator) -> Clip:
-        """Half of the time a forget clip begins later, so that it is forgotten wherever it is cut."""
-        if torch.rand((), generator=generator) < 0.5:
-            return clip
-        start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
-        return Clip(clip.track, clip.caption, clip.codes[:, start:])
-
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if torch.rand((), generator=generator) < self.options.mix:
-            other = self._crops[_draw(len(self._crops), generator)].codes[:, start:]
+            other = self._others[_draw(len(self._others), generator)].codes[:, start:]
             if other.shape[-1]:
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
                 caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)

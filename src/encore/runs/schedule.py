@@ -79,7 +79,7 @@ class Schedule:
                 decay.begin, decay.steps = step, max(1, min(options.decay_steps, int(left)))
             return False
         recovered = look.kept and look.harm.get("memorised", 0.0) <= RECOVERED
-        return self.share(step) <= LOW and recovered and near_levels(look, mean=1, track=3)
+        return self.share(step) <= LOW and recovered and near_levels(look, mean=2, track=4)
 
 
 def near_levels(look: Look, *, mean: float, track: float) -> bool:
