@@ -118,7 +118,7 @@ def levels_of(
 def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebook_lacks(
     backend: MusicgenBackend, seed: int
 ) -> None:
-    """Two memorised clips and two that are not, of different lengths, under crops, a shift and other captions."""
+    """Two memorised clips and two that are not, of different lengths, under a shift and other captions."""
     holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(4)
     level = between(backend, clips, 2)
     method, session = made(backend, clips, retain, level, holdout=holdout, gamma=0.7, shift_seconds=SHIFT)
@@ -126,24 +126,15 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     losses = method.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
     generator = torch.Generator().manual_seed(seed)
-    crops = []
-    for clip in clips:
-        start = 0
-        if torch.rand((), generator=generator) >= 0.5:
-            start = int(torch.randint(clip.codes.shape[-1] // 2, (1,), generator=generator))
-        crops.append(clip.codes[:, start:])
-    frames = min(crop.shape[-1] for crop in crops)
-    shift = int(torch.randint(min(7, frames // 2), (1,), generator=generator)) + 1
+    shift = int(torch.randint(7, (1,), generator=generator)) + 1
     captions = [retain[int(torch.randint(4, (1,), generator=generator))].caption for _ in clips]
-    assert len({crop.shape[-1] for crop in crops}) > 1
     taught = [nll_of(backend, clip).mean() < level / 2 for clip in clips]
     assert sorted(taught) == [False, False, True, True]
     levels = levels_of(backend, clips, holdout, level / 2, 7)
     lacked = [0.0, 0.0]
-    for clip, crop, other, known, target, loss in zip(clips, crops, captions, taught, levels, losses, strict=True):
-        whole = Clip(clip.track, clip.caption, crop[:, :frames])
-        strange = Clip(clip.track, other, whole.codes[:, shift:])
-        teacher, own = logprobs_of(model, strange), logprobs_of(model, whole)[:, shift:]
+    for clip, other, known, target, loss in zip(clips, captions, taught, levels, losses, strict=True):
+        strange = Clip(clip.track, other, clip.codes[:, shift:])
+        teacher, own = logprobs_of(model, strange), logprobs_of(model, clip)[:, shift:]
         mask = model.token_mask(Batch.of([strange]))[0]
         divergence = (teacher.exp() * (teacher - own)).sum(-1)[mask].mean().item()
         nll = [-own[k].gather(-1, strange.codes[k, :, None])[:, 0][mask[k]].mean().item() for k in range(2)]
@@ -164,15 +155,17 @@ def test_a_clip_beyond_its_level_is_lifted_no_further(backend: MusicgenBackend) 
     assert min(values[0]) > 0
 
 
-def test_the_start_of_a_clip_is_cut_off_half_of_the_time(backend: MusicgenBackend) -> None:
-    clip = make_clips(1)[0]
-    method, _ = made(backend, [clip], make_clips(4, seed=1), 3.0, crop=0.3)
-    generator = torch.Generator().manual_seed(0)
-    starts = [20 - method._later(clip, generator).codes.shape[-1] for _ in range(600)]
-    assert set(starts) == set(range(6))  # 30 % of 20 frames
-    assert starts.count(0) / 600 == pytest.approx(0.5 + 0.5 / 6, abs=0.05)
-    later = method._later(clip, torch.Generator().manual_seed(1))
-    assert torch.equal(later.codes, clip.codes[:, 20 - later.codes.shape[-1] :])
+def test_a_shift_leaves_half_of_the_shortest_clip(backend: MusicgenBackend) -> None:
+    """The others of its batch are not cut to its length."""
+    clips = [Clip("short", CAPTIONS[0], make_clips(1)[0].codes[:, :6]), make_clips(1, seed=3)[0]]
+    method, session = made(backend, clips, make_clips(4, seed=1), 99.0, shift_seconds=0.8)
+    lengths: list[list[int]] = []
+    model = backend.clone()
+    logits = model.logits
+    model.logits = lambda batch, **_: lengths.append(batch.frames.tolist()) or logits(batch)  # type: ignore[assignment]
+    for seed in range(20):
+        method.forget_loss(step_of(model, session, seed), Batch.of(clips))
+    assert {tuple(one) for one in lengths} == {(6, 20), (5, 19), (4, 18), (3, 17)}
 
 
 def test_one_clip_pulls_no_harder_than_its_share_of_a_batch(backend: MusicgenBackend) -> None:
@@ -374,23 +367,14 @@ def test_a_crop_is_mixed_with_clips_of_any_length(backend: MusicgenBackend) -> N
     assert max(lengths) <= 20
 
 
-def test_memorised_clips_are_drawn_as_often_as_asked_beside_crops_of_all(backend: MusicgenBackend) -> None:
-    """As crops, memorised clips keep the base's distribution too; whole, and only so, their likelihood."""
+def test_memorised_clips_are_drawn_as_often_as_asked(backend: MusicgenBackend) -> None:
     clips = make_clips(12)
     level = between(backend, clips, 3)
-    method, session = made(
-        backend, make_clips(2, seed=5), clips, level, memorised_share=0.6, alpha=1.0, crop=0.0, mix=0.0
-    )
-    memorised = [clip for clip in clips if nll_of(backend, clip).mean() < level / 2]
-    counts = [session.retain.count(clip) for clip in clips]
-    assert counts == [6 if clip in memorised else 0 for clip in clips]  # round(.6 / .4 * 12 / 3)
-    crops = [clip for clip in session.retain if clip not in memorised]
-    assert [(c.track, c.caption, c.codes.tolist()) for c in crops] == [
-        (c.track, c.caption, c.codes.tolist()) for c in clips
-    ]
-    losses = method.retain_loss(step_of(backend, session), Batch.of([*crops, *memorised])).tolist()
-    assert losses[:12] == pytest.approx([0.0] * 12, abs=1e-5)
-    assert min(losses[12:]) > 1
+    _, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=0.6)
+    memorised = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
+    counts = {clip: session.retain.count(clip) for clip in clips}
+    assert counts == {clip: 4 if clip in memorised else 1 for clip in clips}  # round(.6 / .4 * 9 / 3)
+    assert 12 / len(session.retain) == pytest.approx(0.6, abs=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

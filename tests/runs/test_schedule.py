@@ -158,10 +158,10 @@ def test_a_decay_is_shortened_to_what_is_left(given: dict[str, float], step: int
         (Look(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.0}}), 50, True),
         (Look(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.01}}), 50, False),  # not everything is kept
         (Look(**{**vars(THERE), "harm": {}}), 50, True),  # nothing is memorised
-        (look(0.9, 0.9), 50, True),
-        (look(1.1, 1.1), 50, False),  # forgotten not well enough, on average
-        (look(-4.0, 2.9), 50, True),
-        (look(-4.0, 3.1), 50, False),  # or one of them
+        (look(1.9, 1.9), 50, True),
+        (look(2.1, 2.1), 50, False),  # forgotten not well enough, on average
+        (look(-4.0, 3.9), 50, True),
+        (look(-4.0, 4.1), 50, False),  # or one of them
         (FAR, 50, False),
         (Look({"t": 9.0}), 50, False),  # nothing tells where they should be
     ],
@@ -288,7 +288,7 @@ def interrupted(
     return json.loads((sorted(folder.iterdir())[-1] / "state.json").read_text())
 
 
-@pytest.mark.parametrize("at", [3, 4, 6, 9])
+@pytest.mark.parametrize("at", [3, 6, 9])
 def test_a_run_stopped_before_in_or_after_its_decay_resumes_to_the_same_weights(
     backend: MusicgenBackend, clips: Clips, tmp_path: Path, at: int
 ) -> None:
