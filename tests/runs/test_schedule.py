@@ -75,11 +75,11 @@ def test_until_the_decay_begins_the_rate_is_constant() -> None:
 def test_a_decay_is_a_cosine_to_the_lowest_rate_and_stays_there() -> None:
     made = schedule(begin=30, over=20)
     for passed in range(21):
-        expected = max(0.05, (1 + math.cos(math.pi * passed / 20)) / 2)
+        expected = max(0.08, (1 + math.cos(math.pi * passed / 20)) / 2)
         assert made.share(30 + passed) == pytest.approx(expected, rel=1e-12)
     assert made.share(30) == 1.0
     assert made.share(40) == pytest.approx(0.5)
-    assert {made.share(step) for step in range(50, 80)} == {0.05}
+    assert {made.share(step) for step in range(50, 80)} == {0.08}
 
 
 @pytest.mark.parametrize(

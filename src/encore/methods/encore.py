@@ -57,7 +57,7 @@ class Encore(LossMethod):
         shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
         gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to its level")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
-        memorised_share: float = Field(0.5, gt=0, lt=1, description="share of retain clips drawn that are memorised")
+        memorised_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are memorised")
         crop: float = Field(0.5, ge=0, lt=1, description="most of a clip that is cut off its start")
         mix: float = Field(0.5, ge=0, le=1, description="share of retain crops that are mixed with another clip")
 

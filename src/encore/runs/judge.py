@@ -22,6 +22,7 @@ LEAST_GAP = 0.1  # share of the held-out level that a loss without tokens is tak
 SAMPLE = 64  # retain windows that are classified
 WATCHED = 16  # windows of either kind that are looked at
 SHARE = 0.05  # of base's value, that a mean may change by where nothing else is said
+OTHER_SHARE = 0.08  # the same for retain that is not memorised: two seeds of one training differ by 7 % on such music
 HOLDOUT_DRIFT = 0.15  # nats per token, on either side
 BATCH = 16
 
@@ -85,7 +86,7 @@ class Judge:
     floor of noise, which tells nothing of memorisation, so there no track counts as memorised.
 
     Allowed since base, for a token model: +.03 nats on the mean of memorised retain (5 % where that is more), +.25
-    nats on any single memorised track, +5 % on the mean of the other retain tracks, and ±.15 nats on the held-out
+    nats on any single memorised track, +8 % on the mean of the other retain tracks, and ±.15 nats on the held-out
     mean. For a loss without tokens: +5 % on retain alone, as nobody knows the scale of its drift on held-out music.
     The score is the largest of these in units of what is allowed, plus the mean distance of the forget tracks from
     their levels in units of 10 % of it (without levels: minus their mean NLL).
@@ -170,7 +171,8 @@ class Judge:
             harm["worst"] = max(0.0, *rises.values()) / TRACK_RISE
         if look.not_memorised:
             before = mean(first.not_memorised)
-            harm["not_memorised"] = max(0.0, _known(mean(look.not_memorised)) - before) / max(SHARE * before, 1e-6)
+            share = OTHER_SHARE if self._backend.has_tokens else SHARE
+            harm["not_memorised"] = max(0.0, _known(mean(look.not_memorised)) - before) / max(share * before, 1e-6)
         if self._backend.has_tokens and first.holdout is not None and look.holdout is not None:
             harm["holdout"] = abs(_known(look.holdout) - first.holdout) / HOLDOUT_DRIFT
         return harm

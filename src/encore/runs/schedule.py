@@ -9,6 +9,7 @@ from encore.options import TrainOptions
 from encore.runs.judge import Look
 
 LOWEST = 0.05  # share of the peak that a decay ends at
+TAIL = 0.08  # the same of an adaptive one, which goes on there
 LOW = 0.1  # share of the peak below which an adaptive run may end
 LONGEST = 0.3  # share of the steps (or seconds) allowed after which an adaptive rate decays, whatever was forgotten
 RECOVERED = 0.7  # harm to memorised retain, 1 being what is allowed, at which an adaptive run may end
@@ -56,7 +57,7 @@ class Schedule:
         if kind == "adaptive":
             if self.decay.begin is None:
                 return 1.0
-            return _cosine((step - self.decay.begin) / max(self.decay.steps, 1))
+            return max(TAIL, _cosine((step - self.decay.begin) / max(self.decay.steps, 1)))
         return {"linear": 1 - step / total, "cosine": _cosine(step / total), "constant": 1.0}[kind]
 
     def enough(self, look: Look, step: int, seconds: float) -> bool:
