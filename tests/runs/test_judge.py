@@ -83,7 +83,7 @@ def test_case_D14_one_lost_track_is_not_averaged_away_and_is_named() -> None:
 @pytest.mark.parametrize(
     ("changed", "kept"),
     [
-        ({"o0": 3.5, "o1": 3.7}, True), ({"o0": 3.6, "o1": 3.8}, False), ({"o0": 2.5, "o1": 2.6}, True),
+        ({"o0": 3.6, "o1": 3.8}, True), ({"o0": 3.7, "o1": 3.9}, False), ({"o0": 2.5, "o1": 2.6}, True),
         ({"h1": 4.1, "h2": 5.15}, True), ({"h1": 4.2, "h2": 5.2}, False), ({"h1": 3.8, "h2": 4.8}, False),
         ({"m0": 0.045}, True), ({"m0": 0.055}, False), ({"m0": 0.0}, True),
         ({"m0": math.nan}, False), ({"o0": math.inf}, False), ({"h1": math.nan}, False),
