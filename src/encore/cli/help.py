@@ -23,7 +23,9 @@ PANELS = {  # title -> parameters, in this order
         "skip_unreadable", "drop_duplicates",
     ),
     "Model": ("model", "backend", "revision", "base", "gold", "gold2", "offline"),
-    "Method": ("method", "methods", "preset", "option", "config", "steps", "lr", "batch_size", "per_track_clip"),
+    "Method": (
+        "method", "methods", "preset", "option", "config", "steps", "max_seconds", "lr", "batch_size", "per_track_clip",
+    ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "calibrate",
