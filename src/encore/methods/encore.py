@@ -16,6 +16,7 @@ from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.options import TrainOptions
 
+PASS = 16  # clips a forward pass without gradients
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
@@ -79,8 +80,8 @@ class Encore(LossMethod):
         self._set_rate(session)
         if memorised and self._others:
             share = self.options.memorised_share
-            repeats = max(1, round(share / (1 - share) * len(self._others) / len(memorised)))
-            session.retain = [*self._others, *memorised * repeats]
+            wanted = share / (1 - share) * len(self._others) / len(memorised)  # times as often as any other
+            session.retain = [*self._others * max(1, round(1 / wanted)), *memorised * max(1, round(wanted))]
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         shortest = int(batch.frames.min())
@@ -128,27 +129,30 @@ class Encore(LossMethod):
         rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
         more = dict(zip(rest, (self._rise(backend, rest) - rise).relu(), strict=True)) if rest else {}
         self._levels = {c: unknown if c in self._deep else own + more[c] for c, own in zip(forget, nll, strict=True)}
-        of_track: dict[str, list[float]] = {}
+        of_track: dict[str, list[tuple[float, int]]] = {}  # level and length of each clip
         gaps = []
         for clip, own in zip(forget, nll, strict=True):
             level = float(self._levels[clip].mean())
-            of_track.setdefault(clip.track, []).append(level)
+            of_track.setdefault(clip.track, []).append((level, clip.codes.shape[-1]))
             gaps.append(max(SHALLOW, 1 - float(own.mean()) / level))
-        session.levels = {track: statistics.fmean(levels) for track, levels in of_track.items()}
+        session.levels = {track: statistics.fmean(*zip(*each, strict=True)) for track, each in of_track.items()}
         self._depth = max(gaps)
 
+    @torch.no_grad()
     def _rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
         """How much more the later part of each clip costs where the clip begins there, nats per token, [N]."""
-        shift = self._shift(backend)
-        rises = []
-        with torch.no_grad():
-            for clip in clips:
-                begin = min(shift, clip.codes.shape[-1] // 2)
-                later = Batch.of([Clip(clip.track, clip.caption, clip.codes[:, begin:])], backend.device)
+        begins = [min(self._shift(backend), clip.codes.shape[-1] // 2) for clip in clips]
+        rises: dict[Clip, Tensor] = {}
+        for begin in set(begins):  # nearly all clips are long enough for the same
+            alike = [clip for clip, own in zip(clips, begins, strict=True) if own == begin]
+            for start in range(0, len(alike), PASS):
+                some = alike[start : start + PASS]
+                later = Batch.of([Clip(c.track, c.caption, c.codes[:, begin:]) for c in some], backend.device)
                 mask = backend.token_mask(later)
-                whole = backend.token_logprobs(Batch.of([clip], backend.device))[:, :, begin:]
-                rises.append(((whole - backend.token_logprobs(later)) * mask).sum() / mask.sum())
-        return torch.stack(rises)
+                whole = backend.token_logprobs(Batch.of(some, backend.device))[:, :, begin:]
+                more = ((whole - backend.token_logprobs(later)) * mask).sum((1, 2))
+                rises |= zip(some, more / mask.sum((1, 2)), strict=True)
+        return torch.stack([rises[clip] for clip in clips])
 
     def _set_rate(self, session: Session) -> None:
         module = session.backend.module
@@ -208,7 +212,7 @@ class Encore(LossMethod):
 
 
 @torch.no_grad()
-def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
+def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = PASS) -> Tensor:
     """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips a pass."""
     found = []
     for start in range(0, len(clips), size):
