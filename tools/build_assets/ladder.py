@@ -38,7 +38,7 @@ NLL_BAR = 0.15  # nats a token, of what base has memorised
 
 @dataclass(frozen=True)
 class Rung:
-    """A model of the ladder: first it learns the source from background, then songs by heart."""
+    """A model of the ladder: first it learns the source from background, then it memorises songs."""
 
     shape: lm.Shape
     source: lm.Phase

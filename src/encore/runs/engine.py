@@ -322,7 +322,7 @@ class Engine:
                         break
         _restore(module, best)
         module.eval()
-        if state.decay.begin is not None:
+        if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
                 f"{state.step}: the rate began to decay after {state.decay.begin}, the forget tracks being near their "
                 f"levels or time short, over {state.decay.steps} more"
