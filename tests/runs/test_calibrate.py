@@ -127,7 +127,7 @@ def test_where_none_pass_it_is_the_one_that_misses_least(prepared, monkeypatch):
     answers(monkeypatch, *4 * [(["a"], float("inf"))])
     assert calibrate(prepared)["tried"][0]["score"] is None  # JSON has no infinity
     answers(monkeypatch, error, error, error, error)
-    with pytest.raises(EncoreError, match="not finite"):
+    with pytest.raises(EncoreError, match="every rehearsal failed, the last one since the loss was not finite"):
         calibrate(prepared)
 
 

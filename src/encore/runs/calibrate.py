@@ -74,7 +74,10 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
         if not trials[-1].missed:
             break
     if failed is not None and not trials:
-        raise failed
+        raise EncoreError(
+            f"every rehearsal failed, the last one since {failed.message}",
+            "give another --lr, or leave --calibrate out; nothing was written",
+        ) from failed
     best = min(trials, key=lambda trial: trial.rank)
     prepared.method = with_options(prepared.method, best.options)
     record = {
