@@ -168,7 +168,7 @@ def test_what_it_takes_is_a_run_to_all_of_the_ladder(prepared):
 def test_without_tracks_to_keep_or_to_compare_with_there_is_no_rehearsal(prepared):
     kept, held_out = prepared.retain, prepared.holdout
     prepared.retain = kept[:2]
-    with pytest.raises(UsageError, match="rehearses on tracks from retain, and there are 2"):
+    with pytest.raises(UsageError, match="from retain, and there are too few: 2"):
         calibrate(prepared)
     prepared.retain, prepared.holdout = kept, []
     with pytest.raises(UsageError, match="judges by held-out tracks"):

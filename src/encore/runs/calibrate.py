@@ -34,7 +34,7 @@ def refuse_uncalibrated(prepared: Prepared) -> None:
     """
     if prepared.request.retain == SELF or len(prepared.retain) * DECOY_SHARE < 1:
         raise UsageError(
-            f"--calibrate rehearses on tracks from retain, and there are {len(prepared.retain)}",
+            f"--calibrate rehearses on tracks from retain, and there are too few: {len(prepared.retain)}",
             "name at least three with --retain LIST or --catalog FILE, or leave --calibrate out",
         )
     if not prepared.holdout:
