@@ -17,6 +17,7 @@ from encore.memorised import memorised_below
 from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
+MANY = 8  # memorised clips, from which on the rate is the full one
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
 
@@ -37,9 +38,10 @@ class Encore(LossMethod):
     music as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
-    linear layers of their RMS), times the square root of how far below its level the best known clip lies: low rates
-    only cover a memory, which then comes back after a few steps of training, and high ones harm all music. The schedule
-    is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
+    linear layers of their RMS), times the square root of how far below its level the best known clip lies, and of fewer
+    than `MANY` memorised clips times the cube root of their share of them: low rates only cover a memory, which then
+    comes back after a few steps of training, and high ones harm all music; one track is erased by half the rate of
+    eight. The schedule is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):
@@ -155,11 +157,13 @@ class Encore(LossMethod):
         linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
         matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
         typical = statistics.median(float(one.detach().float().pow(2).mean().sqrt()) for one in matrices)
-        session.lr = self.options.rate * typical * math.sqrt(self._depth)
+        few = min(1.0, len(self._deep) / MANY) ** (1 / 3) if self._deep else 1.0
+        session.lr = self.options.rate * typical * math.sqrt(self._depth) * few
         if self.options.lr is None:
             session.chosen["lr"] = (
-                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times the square root "
-                f"of how far below its level the best known clip lies ({self._depth:.0%})"
+                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times "
+                f"{math.sqrt(self._depth):.2f} for how far below its level the best known clip lies, times {few:.2f} "
+                f"for {len(self._deep)} memorised clips"
             )
 
     # ------------------------------------------------------------------------------------------------------- details
