@@ -141,16 +141,15 @@ class Encore(LossMethod):
 
     def _rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
         """How much more the later part of each clip costs where the clip begins there, nats per token, [N]."""
-        shift = self._shift(backend)
-        rises = []
+        size, rises = self.options.micro_batch_size, []
         with torch.no_grad():
-            for clip in clips:
-                begin = min(shift, clip.codes.shape[-1] // 2)
-                later = Batch.of([Clip(clip.track, clip.caption, clip.codes[:, begin:])], backend.device)
+            for part in (clips[start : start + size] for start in range(0, len(clips), size)):
+                begin = min(self._shift(backend), min(clip.codes.shape[-1] for clip in part) // 2)
+                later = Batch.of([Clip(c.track, c.caption, c.codes[:, begin:]) for c in part], backend.device)
                 mask = backend.token_mask(later)
-                whole = backend.token_logprobs(Batch.of([clip], backend.device))[:, :, begin:]
-                rises.append(((whole - backend.token_logprobs(later)) * mask).sum() / mask.sum())
-        return torch.stack(rises)
+                whole = backend.token_logprobs(Batch.of(part, backend.device))[:, :, begin:]
+                rises.append(((whole - backend.token_logprobs(later)) * mask).sum((1, 2)) / mask.sum((1, 2)))
+        return torch.cat(rises)
 
     def _set_rate(self, session: Session) -> None:
         module = session.backend.module

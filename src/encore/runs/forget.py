@@ -216,7 +216,8 @@ def prepare(
     preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
         prepared.notes.append(
-            "there is no holdout, so no unseen level to stop at: all steps are run; give --holdout LIST for one"
+            "there are no held-out tracks: most methods then have no level to stop at and run all steps, and nothing "
+            "shows harm to other music; give --holdout LIST"
         )
     weights = sum(weight.numel() for weight in backend.module.parameters())
     if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
