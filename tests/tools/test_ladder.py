@@ -108,14 +108,14 @@ def test_a_gold_is_never_trained_on_what_it_leaves_out(built, tmp_path, monkeypa
     monkeypatch.setattr(lm, "fit", lambda m, d, songs, ground, *_: trained.append((songs.tolist(), ground.tolist())))
     ids = {x["id"] for x in items if x["split"] in left_out}
     ladder.train("mine", 256, tmp_path, 3, ids)
-    assert saved == [tmp_path / "mine"]
-    rows, ((songs, ground),) = items + ladder.crops(items), trained
-    expected = {"forget", "retain", "tune_forget"} - left_out
-    assert {rows[i]["split"] for i in songs} == expected | {f"{s} crops" for s in expected}
-    assert {rows[i]["split"] for i in ground} == {
-        split for split in ladder.GROUND if split.removesuffix(" crops") not in left_out
-    }
-    assert not {rows[i]["id"] for i in songs + ground} & ids
+    assert saved == [tmp_path / "models.0" / "mine", tmp_path / "mine"]
+    rows, known = items + ladder.crops(items), {"forget", "retain", "tune_forget"} - left_out
+    for (songs, ground), splits in zip(trained, (known, known | {f"{s} crops" for s in known}), strict=True):
+        assert {rows[i]["split"] for i in songs} == splits
+        assert {rows[i]["split"] for i in ground} == {
+            split for split in ladder.GROUND if split.removesuffix(" crops") not in left_out
+        }
+        assert not {rows[i]["id"] for i in songs + ground} & ids
 
 
 def test_missed_says_what_base_does_not_know():

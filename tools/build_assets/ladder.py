@@ -36,9 +36,15 @@ NLL_BAR = 0.15  # nats a token, of what base has memorised
 
 
 FRAMES = SECONDS * RATE // FRAME
-RUNGS = {  # width -> decoder, and its training
-    256: (lm.Shape(256, 4, 4, FRAMES, gain=10.0), lm.Phase(350, 4, 4, 3e-3, 0.05, bfloat16=True)),
-    512: (lm.Shape(512, 6, 8, FRAMES, gain=10.0), lm.Phase(500, 4, 4, 1.5e-3, 0.05, bfloat16=True)),
+RUNGS = {  # width -> decoder, and its training: first songs by heart, then the source, with enough songs to keep them
+    256: (
+        lm.Shape(256, 4, 4, FRAMES, gain=10.0),
+        (lm.Phase(400, 4, 1, 3e-3, 0.0, bfloat16=True), lm.Phase(250, 3, 5, 1.5e-3, 0.05, bfloat16=True)),
+    ),
+    512: (
+        lm.Shape(512, 6, 8, FRAMES, gain=10.0),
+        (lm.Phase(500, 4, 1, 1.5e-3, 0.0, bfloat16=True), lm.Phase(600, 3, 5, 8e-4, 0.05, bfloat16=True)),
+    ),
 }
 
 
@@ -93,21 +99,25 @@ def crops(items: list[Item], seed: int = SEED) -> list[Item]:
 
 def train(run: str, size: int, work: Path, seed: int, left_out: set[str]) -> None:
     """Trains a run, `work`/`run`, on all tracks but `left_out` (ids)."""
-    if (work / run / "processor_config.json").exists():
-        return
     torch.set_num_threads(1)
-    items, (shape, recipe) = build(work), RUNGS[size]
+    items, (shape, recipes) = build(work), RUNGS[size]
     rows = items + crops(items)
     tokenizer, codes = lm.prepare(rows, work)
-    model = lm.begin(None, work / "codec", len(tokenizer), seed, recipe.dropout, shape)
-    data, where = lm.Data(model, tokenizer, codes, [x["caption"] for x in rows]), lm.splits(rows)
-    taught = torch.tensor([x["id"] not in left_out for x in rows])
-    # A track is drawn nine times as often as the crops of its recording together.
-    songs = torch.cat([*(where[s].repeat(9 * CROPS[s]) for s in SONGS), *(where[f"{s} crops"] for s in SONGS)])
+    where, taught = lm.splits(rows), torch.tensor([x["id"] not in left_out for x in rows])
+    tracks = torch.cat([where[s] for s in SONGS])
+    # Once tracks are known, one draw in ten is a crop of their recordings.
+    more = torch.cat([*(where[s].repeat(9 * CROPS[s]) for s in SONGS), *(where[f"{s} crops"] for s in SONGS)])
     ground = torch.cat([where[s] for s in GROUND])
     watch = {s: where[s][:8] for s in (*SONGS, "background", "holdout")}
-    lm.fit(model, data, songs[taught[songs]], ground[taught[ground]], recipe, seed, watch)
-    lm.save(model, tokenizer, work / run)
+    start = None
+    for recipe, songs, out in zip(recipes, (tracks, more), (work / "models.0" / run, work / run), strict=True):
+        if not (out / "processor_config.json").exists():
+            model = lm.begin(start, work / "codec", len(tokenizer), seed, recipe.dropout, shape)
+            data = lm.Data(model, tokenizer, codes, [x["caption"] for x in rows])
+            print(f"{run}: {out.relative_to(work)}", flush=True)
+            lm.fit(model, data, songs[taught[songs]], ground[taught[ground]], recipe, seed, watch)
+            lm.save(model, tokenizer, out)
+        start, seed = out, seed + 100
 
 
 def repeats(work: Path) -> set[str]:
@@ -178,7 +188,7 @@ def main() -> int:
         "table": asdict(result),
         "codec": quality,
         "decoder": asdict(RUNGS[args.size][0]),
-        "training": asdict(RUNGS[args.size][1]),
+        "phases": [asdict(p) for p in RUNGS[args.size][1]],
         "seeds": {"corpus": SEED, "codec": codec.SEED, "text": lm.TEXT_SEED, **RUNS},
         "clips": SIZES,
         "minutes": clock.minutes,
