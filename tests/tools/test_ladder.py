@@ -108,9 +108,10 @@ def test_a_gold_is_never_trained_on_what_it_leaves_out(built, tmp_path, monkeypa
     monkeypatch.setattr(lm, "fit", lambda m, d, songs, ground, *_: trained.append((songs.tolist(), ground.tolist())))
     ids = {x["id"] for x in items if x["split"] in left_out}
     ladder.train("mine", 256, tmp_path, 3, ids)
-    assert saved == [tmp_path / "models.0" / "mine", tmp_path / "mine"]
+    assert saved == [tmp_path / "models.0" / "mine", tmp_path / "models.1" / "mine", tmp_path / "mine"]
     rows, known = items + ladder.crops(items), {"forget", "retain", "tune_forget"} - left_out
-    for (songs, ground), splits in zip(trained, (known, known | {f"{s} crops" for s in known}), strict=True):
+    both = known | {f"{s} crops" for s in known}
+    for (songs, ground), splits in zip(trained, (known, both, both), strict=True):
         assert {rows[i]["split"] for i in songs} == splits
         assert {rows[i]["split"] for i in ground} == {
             split for split in ladder.GROUND if split.removesuffix(" crops") not in left_out

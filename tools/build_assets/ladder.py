@@ -36,14 +36,23 @@ NLL_BAR = 0.15  # nats a token, of what base has memorised
 
 
 FRAMES = SECONDS * RATE // FRAME
-RUNGS = {  # width -> decoder, and its training: first songs by heart, then the source, with enough songs to keep them
+# Width -> decoder, and its training: songs, then the source with enough songs to keep them, then songs once more.
+RUNGS = {
     256: (
         lm.Shape(256, 4, 4, FRAMES, gain=10.0),
-        (lm.Phase(400, 4, 1, 3e-3, 0.0, bfloat16=True), lm.Phase(250, 3, 5, 1.5e-3, 0.05, bfloat16=True)),
+        (
+            lm.Phase(400, 4, 1, 3e-3, 0.0, bfloat16=True),
+            lm.Phase(250, 3, 5, 1.5e-3, 0.05, bfloat16=True),
+            lm.Phase(120, 5, 3, 6e-4, 0.0, bfloat16=True),
+        ),
     ),
     512: (
         lm.Shape(512, 6, 8, FRAMES, gain=10.0),
-        (lm.Phase(500, 4, 1, 1.5e-3, 0.0, bfloat16=True), lm.Phase(600, 3, 5, 8e-4, 0.05, bfloat16=True)),
+        (
+            lm.Phase(500, 4, 1, 1.5e-3, 0.0, bfloat16=True),
+            lm.Phase(600, 3, 5, 8e-4, 0.05, bfloat16=True),
+            lm.Phase(120, 5, 3, 3e-4, 0.0, bfloat16=True),
+        ),
     ),
 }
 
@@ -110,7 +119,10 @@ def train(run: str, size: int, work: Path, seed: int, left_out: set[str]) -> Non
     ground = torch.cat([where[s] for s in GROUND])
     watch = {s: where[s][:8] for s in (*SONGS, "background", "holdout")}
     start = None
-    for recipe, songs, out in zip(recipes, (tracks, more), (work / "models.0" / run, work / run), strict=True):
+    for phase, recipe in enumerate(recipes):
+        out, songs = work / f"models.{phase}" / run, more if phase else tracks
+        if phase == len(recipes) - 1:
+            out = work / run
         if not (out / "processor_config.json").exists():
             model = lm.begin(start, work / "codec", len(tokenizer), seed, recipe.dropout, shape)
             data = lm.Data(model, tokenizer, codes, [x["caption"] for x in rows])
