@@ -33,8 +33,6 @@ LICENCE = "CC-PDM-1.0"  # of the compositions; README.md says what is known of t
 SEED = 0
 RUNS = {"base": 0, "gold": 0, "gold2": 1}  # run -> seed
 NLL_BAR = 0.15  # nats a token, of what base has memorised
-
-
 FRAMES = SECONDS * RATE // FRAME
 # Width -> decoder, and its training: songs, then the source with enough songs to keep them, then songs once more.
 RUNGS = {
