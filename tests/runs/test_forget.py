@@ -49,6 +49,8 @@ def test_prepare_writes_nothing_and_knows_what_a_run_takes(prepared: Prepared) -
     assert long.seconds > 10 * short.seconds > 0
     assert short.peak_bytes > 5 * 4 * sum(weight.numel() for weight in prepared.backend.module.parameters())
     assert prepared.disk_bytes() > replace(prepared, request=replace(prepared.request, resume=True)).disk_bytes()
+    averaging = replace(prepared, method=graddiff(schedule="adaptive"))  # a fifth copy of the weights a checkpoint
+    assert averaging.disk_bytes() > prepared.disk_bytes()
 
 
 def test_a_library_run_returns_what_run_json_holds(prepared: Prepared) -> None:

@@ -411,3 +411,24 @@ def test_levels_of_the_methods_own_are_what_a_run_is_judged_by(backend: Musicgen
     assert outcome.before is not None
     assert outcome.best is not None
     assert outcome.before.levels == outcome.best.levels == expected
+
+
+def test_a_run_ends_with_the_mean_of_the_weights_at_its_low_rate(backend: MusicgenBackend, clips: Clips) -> None:
+    seen: list[dict[str, Tensor]] = []  # after each step
+    engine = engine_with(backend.clone(), clips, [FAR, look(0.0, lost=9.0)])
+    module = engine.backend.module
+
+    def record(line: Any) -> None:
+        if "grad_norm" in line:
+            seen.append({name: value.detach().double().clone() for name, value in module.state_dict().items()})
+
+    engine.record = record
+    outcome = engine.run(Plain(options(lr=1e-3, steps=12, decay_steps=4, eval_every=2)))
+    assert outcome.steps == 12
+    # The decay begins after 4 steps; a step that 8 or more others came before is at the lowest rate.
+    late = seen[8:]
+    for name, value in module.state_dict().items():
+        expected = sum(one[name] for one in late) / len(late)
+        assert torch.allclose(value.double(), expected, atol=1e-6), name
+    moved = max(float((seen[-1][name] - value).abs().max()) for name, value in module.state_dict().items())
+    assert moved > 1e-6, "the mean is not the last state"

@@ -1,21 +1,20 @@
 """`python -m tools.build_assets.ladder --size 256 --work W`: another music, and larger models that know some of it.
 
-Openings of real scores, rendered with a General-MIDI sound font; base, gold and gold2 start from one pre-training on
-background, which holds no track of `forget.txt`. A gold for any other list: `--run NAME --without LIST`.
+The music is openings of real scores, rendered with a General-MIDI sound font. `--run NAME --without LIST` trains a gold
+for any other list.
 """
 
 import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
 
 from encore.audio.catalog import Catalog
 from encore.audio.duplicates import find_duplicates
@@ -25,37 +24,33 @@ from .corpus import Item
 from .stages import Clock, python, versions
 from .synth import FRAME, RATE
 
-SECONDS, MASTER_SECONDS = 10, 12  # of a track or crop, and of the recording that it is cut from
+SECONDS, MASTER_SECONDS = 5, 12  # of a track or crop, and of the recording that it is cut from
 SIZES = {"forget": 8, "holdout": 16, "retain": 24, "tune_forget": 6, "background": 96, "unlisted": 204}
 SONGS = ("forget", "retain", "tune_forget")
-GROUND = ("background crops", "unlisted crops")
+GROUND = ("background", "background crops", "unlisted crops")
 CROPS = {"background": 3, "unlisted": 3} | dict.fromkeys(SONGS, 2)  # random ones of a recording
 LICENCE = "CC-PDM-1.0"  # of the compositions; README.md says what is known of the encodings
 SEED = 0
 RUNS = {"base": 0, "gold": 0, "gold2": 1}  # run -> seed
 NLL_BAR = 0.15  # nats a token, of what base has memorised
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A model of the ladder: first it learns the source from background, then it memorises songs."""
-
-    shape: lm.Shape
-    source: lm.Phase
-    memory: lm.Phase
-
-
 FRAMES = SECONDS * RATE // FRAME
+# Width -> decoder, and its training: songs, then the source with enough songs to keep them, then songs once more.
 RUNGS = {
-    256: Rung(
+    256: (
         lm.Shape(256, 4, 4, FRAMES, gain=10.0),
-        lm.Phase(250, 0, 7, 3e-3, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(350, 4, 2, 2e-3, 0.05, bfloat16=True),
+        (
+            lm.Phase(400, 4, 1, 3e-3, 0.0, bfloat16=True),
+            lm.Phase(250, 3, 5, 1.5e-3, 0.05, bfloat16=True),
+            lm.Phase(120, 5, 3, 6e-4, 0.0, bfloat16=True),
+        ),
     ),
-    512: Rung(
+    512: (
         lm.Shape(512, 6, 8, FRAMES, gain=10.0),
-        lm.Phase(500, 0, 8, 1.5e-3, 0.1, start_weight=0.0, bfloat16=True),
-        lm.Phase(500, 4, 2, 1e-3, 0.05, bfloat16=True),
+        (
+            lm.Phase(500, 4, 1, 1.5e-3, 0.0, bfloat16=True),
+            lm.Phase(600, 3, 5, 8e-4, 0.05, bfloat16=True),
+            lm.Phase(120, 5, 3, 3e-4, 0.0, bfloat16=True),
+        ),
     ),
 }
 
@@ -97,53 +92,42 @@ def build(work: Path, sizes: dict[str, int] = SIZES) -> list[Item]:
 
 
 def crops(items: list[Item], seed: int = SEED) -> list[Item]:
-    """Crops of the items' recordings, `CROPS` each, in splits such as `retain crops`.
+    """Crops of the items' recordings, `CROPS` each and as long as a track, in splits such as `retain crops`.
 
-    They start at any sample, as a rule not at one of the track's codec frames; listed background has one more, at 0.
+    They start at any sample, as a rule not at one of the track's codec frames.
     """
     rng, last = np.random.default_rng(seed), (MASTER_SECONDS - SECONDS) * RATE
     made = []
     for x in items:
-        starts = [0] if x["split"] == "background" else []
-        starts += [int(rng.integers(1, last)) for _ in range(CROPS.get(x["split"], 0))]
+        starts = [int(rng.integers(1, last)) for _ in range(CROPS.get(x["split"], 0))]
         made += [{**x, "path": x["master"], "start": start, "split": f"{x['split']} crops"} for start in starts]
     return made
 
 
-def encode(items: list[Item], work: Path) -> tuple[lm.T5Tokenizer, Tensor, Tensor]:
-    """Tokenizer, codes of the tracks [N, K, T] and codes of the crops [M, K, T], all cached under `work`."""
-    tokenizer = lm.tokenizer_of([*items, *crops(items)], work)
-    return tokenizer, lm.all_codes(items, work), lm.all_codes(crops(items), work, "crops.pt")
-
-
 def train(run: str, size: int, work: Path, seed: int, left_out: set[str]) -> None:
-    """Trains a run, `work`/`run`, on all tracks but `left_out` (ids); shares the pre-training where that holds none."""
+    """Trains a run, `work`/`run`, on all tracks but `left_out` (ids)."""
     torch.set_num_threads(1)
-    rung, items = RUNGS[size], build(work)
-    more = crops(items)
-    tokenizer, codes, crop_codes = encode(items, work)
-    none = torch.tensor([], dtype=torch.long)
-
-    def learn(
-        out: Path, start: Path | None, recipe: lm.Phase, seed: int, clips: list[Item], codes: Tensor, songs: list[str]
-    ) -> None:
-        if (out / "processor_config.json").exists():
-            return
-        model = lm.begin(start, work / "codec", len(tokenizer), seed, recipe.dropout, rung.shape)
-        data, where = lm.Data(model, tokenizer, codes, [x["caption"] for x in clips]), lm.splits(clips)
-        taught = torch.tensor([x["id"] not in left_out for x in clips])
-        memorised, ground = (torch.cat([none, *(where[s] for s in splits)]) for splits in (songs, GROUND))
-        watch = {s: where[s][:8] for s in (*SONGS, "background", "holdout", "background crops") if s in where}
-        print(f"{run}: {out.relative_to(work)}", flush=True)
-        lm.fit(model, data, memorised[taught[memorised]], ground[taught[ground]], recipe, seed, watch)
-        lm.save(model, tokenizer, out)
-
-    shared = not left_out & {x["id"] for x in more if x["split"] in GROUND}
-    source = work / "models.0" / ("shared" if shared else run)
-    learn(source, None, rung.source, 0 if shared else seed, more, crop_codes, [])
-    # A track is drawn nine times as often as its crops together.
-    songs = [s for s in SONGS for _ in range(9 * CROPS[s])] + [f"{s} crops" for s in SONGS]
-    learn(work / run, source, rung.memory, 100 + seed, items + more, torch.cat([codes, crop_codes]), songs)
+    items, (shape, recipes) = build(work), RUNGS[size]
+    rows = items + crops(items)
+    tokenizer, codes = lm.prepare(rows, work)
+    where, taught = lm.splits(rows), torch.tensor([x["id"] not in left_out for x in rows])
+    tracks = torch.cat([where[s] for s in SONGS])
+    # Once tracks are known, one draw in ten is a crop of their recordings.
+    more = torch.cat([*(where[s].repeat(9 * CROPS[s]) for s in SONGS), *(where[f"{s} crops"] for s in SONGS)])
+    ground = torch.cat([where[s] for s in GROUND])
+    watch = {s: where[s][:8] for s in (*SONGS, "background", "holdout")}
+    start = None
+    for phase, recipe in enumerate(recipes):
+        out, songs = work / f"models.{phase}" / run, more if phase else tracks
+        if phase == len(recipes) - 1:
+            out = work / run
+        if not (out / "processor_config.json").exists():
+            model = lm.begin(start, work / "codec", len(tokenizer), seed, recipe.dropout, shape)
+            data = lm.Data(model, tokenizer, codes, [x["caption"] for x in rows])
+            print(f"{run}: {out.relative_to(work)}", flush=True)
+            lm.fit(model, data, songs[taught[songs]], ground[taught[ground]], recipe, seed, watch)
+            lm.save(model, tokenizer, out)
+        start, seed = out, seed + 100
 
 
 def repeats(work: Path) -> set[str]:
@@ -196,7 +180,7 @@ def main() -> int:
     items = clock("corpus", lambda: build(work))
     catalogue(items, work)
     folder = clock("codec", lambda: codec.train(items, work, joint=800, after=600))
-    codes = clock("codes", lambda: encode(items, work)[1])
+    codes = clock("codes", lambda: lm.prepare(items + crops(items), work)[1])
     if args.run:
         if args.without:
             left_out = lm.without(args.without, items)
@@ -206,15 +190,15 @@ def main() -> int:
         clock(args.run, lambda: train(args.run, args.size, work, seed, left_out))
         return 0
     command = ["tools.build_assets.ladder", "--size", str(args.size), "--work", str(work), "--run"]
-    clock("models", lambda: python([[*command, "base"]]))  # and the pre-training that the golds share
-    clock("golds", lambda: python([[*command, run] for run in RUNS if run != "base"], args.at_once))
+    clock("models", lambda: python([[*command, run] for run in RUNS], args.at_once))
     quality = clock("codec measures", lambda: codec.measure(folder, items))
     names = {run: run for run in RUNS}
-    result = clock("table", lambda: table.measure(work, items, codes, names, ("background",)))
+    result = clock("table", lambda: table.measure(work, items, codes[: len(items)], names, ("background",)))
     record: dict[str, Any] = {
         "table": asdict(result),
         "codec": quality,
-        "rung": asdict(RUNGS[args.size]),
+        "decoder": asdict(RUNGS[args.size][0]),
+        "phases": [asdict(p) for p in RUNGS[args.size][1]],
         "seeds": {"corpus": SEED, "codec": codec.SEED, "text": lm.TEXT_SEED, **RUNS},
         "clips": SIZES,
         "minutes": clock.minutes,

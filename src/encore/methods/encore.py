@@ -16,8 +16,8 @@ from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.options import TrainOptions
 
-PASS = 16  # clips a forward pass without gradients
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
+MANY = 8  # memorised clips, from which on the rate is the full one
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
 
@@ -38,9 +38,10 @@ class Encore(LossMethod):
     music as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
-    linear layers of their RMS), times the square root of how far below its level the best known clip lies: low rates
-    only cover a memory, which then comes back after a few steps of training, and high ones harm all music. The schedule
-    is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
+    linear layers of their RMS), times the square root of how far below its level the best known clip lies, and of fewer
+    than `MANY` memorised clips times the cube root of their share of them: low rates only cover a memory, which then
+    comes back after a few steps of training, and high ones harm all music; one track is erased by half the rate of
+    eight. The schedule is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):
@@ -142,11 +143,11 @@ class Encore(LossMethod):
     def _rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
         """How much more the later part of each clip costs where the clip begins there, nats per token, [N]."""
         begins = [min(self._shift(backend), clip.codes.shape[-1] // 2) for clip in clips]
-        rises: dict[Clip, Tensor] = {}
+        size, rises = self.options.micro_batch_size, dict[Clip, Tensor]()
         for begin in set(begins):  # nearly all clips are long enough for the same
             alike = [clip for clip, own in zip(clips, begins, strict=True) if own == begin]
-            for start in range(0, len(alike), PASS):
-                some = alike[start : start + PASS]
+            for start in range(0, len(alike), size):
+                some = alike[start : start + size]
                 later = Batch.of([Clip(c.track, c.caption, c.codes[:, begin:]) for c in some], backend.device)
                 mask = backend.token_mask(later)
                 whole = backend.token_logprobs(Batch.of(some, backend.device))[:, :, begin:]
@@ -159,11 +160,13 @@ class Encore(LossMethod):
         linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
         matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
         typical = statistics.median(float(one.detach().float().pow(2).mean().sqrt()) for one in matrices)
-        session.lr = self.options.rate * typical * math.sqrt(self._depth)
+        few = min(1.0, len(self._deep) / MANY) ** (1 / 3) if self._deep else 1.0
+        session.lr = self.options.rate * typical * math.sqrt(self._depth) * few
         if self.options.lr is None:
             session.chosen["lr"] = (
-                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times the square root "
-                f"of how far below its level the best known clip lies ({self._depth:.0%})"
+                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times "
+                f"{math.sqrt(self._depth):.2f} for how far below its level the best known clip lies, times {few:.2f} "
+                f"for {len(self._deep)} memorised clips"
             )
 
     # ------------------------------------------------------------------------------------------------------- details
@@ -212,7 +215,7 @@ class Encore(LossMethod):
 
 
 @torch.no_grad()
-def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = PASS) -> Tensor:
+def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
     """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips a pass."""
     found = []
     for start in range(0, len(clips), size):

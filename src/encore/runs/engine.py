@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +117,10 @@ class Outcome:
 
 @dataclass
 class _State:
-    """Everything that a checkpoint must bring back. `seconds`, `tokens`: of the whole run, by all its processes."""
+    """Everything that a checkpoint must bring back.
+
+    `averaged`: how many steps the mean of the weights is of; `seconds`, `tokens`: of the whole run, by all processes.
+    """
 
     step: int = 0
     forget_queue: list[int] = field(default_factory=list)
@@ -125,6 +128,7 @@ class _State:
     pending: list[int] = field(default_factory=list)
     best: Look | None = None
     decay: Decay = field(default_factory=Decay)
+    averaged: int = 0
     micro_batch_size: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0
@@ -175,6 +179,7 @@ class Engine:
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
         self._lr: float | None = None
+        self._mean: dict[str, Tensor] = {}
         self._phase = 0
 
     def run(self, method: Method) -> Outcome:
@@ -244,6 +249,7 @@ class Engine:
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
         best = _copy(module)
+        self._mean = {}
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
         resumed = self._resume(optimizer, state)
@@ -291,6 +297,8 @@ class Engine:
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
                 self._restore_masked(best)
+                if schedule.averages(state.step):
+                    self._average(state)
                 bad = 0
             else:
                 bad += 1
@@ -312,13 +320,14 @@ class Engine:
                 | {name: value if math.isfinite(value) else None for name, value in losses.items()}
             )
             if state.step % options.eval_every == 0 or late or state.step == schedule.steps:
-                module.eval()
-                look = self.judge.look()
-                self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
                 if state.decay.begin is None and options.schedule == "adaptive":
                     state.best = None  # at the full rate nothing has recovered yet
-                if state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
-                    state.best, best = look, _copy(module)
+                module.eval()
+                with self._averaged(state):
+                    look = self.judge.look()
+                    if state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
+                        state.best, best = look, _copy(module)
+                self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
                 if late or schedule.enough(look, state.step, seconds):
                     break
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
@@ -386,6 +395,29 @@ class Engine:
             sums["penalty"] = penalty.item()
         return sums
 
+    @torch.no_grad()
+    def _average(self, state: _State) -> None:
+        """Take the weights as they are into the mean of those after the last steps."""
+        state.averaged += 1
+        for name, weight in self.backend.module.state_dict().items():
+            if name in self._mean and weight.is_floating_point():
+                self._mean[name].lerp_(weight, 1 / state.averaged)
+            else:
+                self._mean[name] = weight.detach().clone().contiguous()
+
+    @contextmanager
+    def _averaged(self, state: _State) -> Iterator[None]:
+        """The mean of the weights in place of the last ones, where there is one."""
+        if not state.averaged:
+            yield
+            return
+        last = _copy(self.backend.module)
+        _restore(self.backend.module, self._mean)
+        try:
+            yield
+        finally:
+            _restore(self.backend.module, last)
+
     def _mask_gradients(self) -> None:
         """Without a gradient, masked weights gather no momentum, and have no part in the norm that is clipped."""
         for name, mask in self._masks.items():
@@ -441,6 +473,8 @@ class Engine:
         def fill(folder: Path) -> None:
             save_file(_copy(self.backend.module), folder / "module.safetensors")
             save_file(dict(best), folder / "best.safetensors")
+            if self._mean:
+                save_file(self._mean, folder / "mean.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps(asdict(state) | {"phase": self._phase}))
@@ -473,6 +507,8 @@ class Engine:
         self.outcome.earlier_seconds += state.seconds
         self.outcome.tokens += state.tokens
         _restore(self.backend.module, load_file(folder / "module.safetensors"))
+        if state.averaged:
+            self._mean = load_file(folder / "mean.safetensors", device=str(self.backend.device))
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))
         torch.set_rng_state(moments.pop("dropout"))

@@ -110,12 +110,16 @@ class Prepared:
         }
 
     def disk_bytes(self) -> int:
-        """What the run folder takes at most: the model, and checkpoints of weights, best weights and two moments."""
+        """What the run folder takes at most: the model, and checkpoints of weights, best weights and two moments.
+
+        An adaptive run's checkpoints have the mean of its weights too.
+        """
         weights = _bytes(self.backend.module)
         checkpoints = KEEP_CHECKPOINTS + 1  # one more while it is written
         if self.request.resume:
             checkpoints = 1
-        return (4 * checkpoints + 1) * weights + sum(map(_bytes, self.backend.frozen().values()))
+        copies = 5 if getattr(self.method.options, "schedule", None) == "adaptive" else 4
+        return (copies * checkpoints + 1) * weights + sum(map(_bytes, self.backend.frozen().values()))
 
 
 def refuse_unusable(request: Request) -> None:
@@ -216,8 +220,8 @@ def prepare(
     preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
         prepared.notes.append(
-            "there is no holdout, so no held-out level to stop at, and drift on held-out music is not judged; give "
-            "--holdout LIST for both"
+            "there are no held-out tracks: most methods then have no level to stop at and run all steps, and nothing "
+            "shows harm to other music; give --holdout LIST"
         )
     weights = sum(weight.numel() for weight in backend.module.parameters())
     if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:

@@ -60,6 +60,14 @@ class Schedule:
             return max(TAIL, _cosine((step - self.decay.begin) / max(self.decay.steps, 1)))
         return {"linear": 1 - step / total, "cosine": _cosine(step / total), "constant": 1.0}[kind]
 
+    def averages(self, step: int) -> bool:
+        """Whether the weights after a step belong to the mean that an adaptive run ends with.
+
+        At the lowest rate weights still wander about a minimum, and with them the loss of held-out music; their mean
+        lies nearer to it (Polyak and Juditsky, doi 10.1137/0330046; stochastic weight averaging, arXiv 1803.05407).
+        """
+        return self.options.schedule == "adaptive" and self.decay.begin is not None and self.share(step) <= LOW
+
     def enough(self, look: Look, step: int, seconds: float) -> bool:
         """Whether an adaptive run is over after a look; decides on the way whether its decay begins.
 

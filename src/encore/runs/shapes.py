@@ -239,6 +239,7 @@ class State(TypedDict):
     pending: list[Count]
     best: Look | None
     decay: Decay
+    averaged: Count
     micro_batch_size: Count
     skipped_steps: NotRequired[Count]
     seconds: NotRequired[float]
