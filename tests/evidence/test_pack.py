@@ -94,11 +94,16 @@ def private(made: Path) -> Path:
     request["retain_source"] = f"the list {HOME}/retain.txt"
     request["missing"] = [{"line": 9, "text": f"{HOME}/lost.wav", "why": f"no file '{HOME}/lost.wav'"}]
     request["model"]["name"] = f"{HOME}/models/tiny"
+    request["calibration"] = {
+        "missed": ["the decoy Secret Song (0.02 of 4.5)"], "chosen": {"lr": 0.1}, "tried": [], "decoys": ["a" * 64],
+        "seconds": 1.0,
+    }  # fmt: skip
     (made / "request.json").write_text(json.dumps(request))
     run = json.loads((made / "run.json").read_text())
     run["flags"]["tracks"]["value"] = f"{HOME}/list.txt"
     run["flags"]["roots"] = {"value": [HOME, "/srv/other"], "from": "cli"}
     run["model"]["name"] = f"{HOME}/models/tiny"
+    run["calibration"] = request["calibration"]
     run["notes"] = [f"left out {HOME}/Secret Song.wav", "Secret Song is “A Secret Title”", "see ~/x/y.txt, /srv/a/b.c"]
     for look in (run["outcome"]["before"], run["outcome"]["after"]):
         look |= {"memorised": {"Secret Song": 0.02}, "not_memorised": {"kept too": 3.2}, "worst": "Secret Song"}
@@ -140,6 +145,8 @@ def test_case_C14_a_bundle_names_no_folder_and_of_the_catalogue_only_hashes(priv
     assert retain["details"] == {"best": {"retain-0001": "greedy"}, "worst": ["retain-0001", "a.wav"]}
     run = json.loads(members["run.json"])
     assert run["notes"] == ["left out retain-0001.wav", "retain-0001 is “retain-0001”", "see y.txt, a/b.c"]
+    assert request["calibration"] == run["calibration"]
+    assert run["calibration"]["missed"] == ["the decoy retain-0001 (0.02 of 4.5)"]
     outcome = run["outcome"]
     assert outcome["after"]["memorised"] == {"retain-0001": 0.02}
     assert outcome["worst"]["track"] == outcome["after"]["worst"] == "retain-0001"

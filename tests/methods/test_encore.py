@@ -228,7 +228,7 @@ def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: Musicg
 def test_a_memorised_track_has_the_held_out_level_and_any_other_its_own(backend: MusicgenBackend) -> None:
     """Of a track's clips the mean; the one's own NLL, and what beginning later costs it beyond held-out music."""
     holdout, clips = make_clips(3, seed=2), make_clips(5, seed=4)
-    clips[1] = Clip(clips[0].track, clips[1].caption, clips[1].codes)  # two windows of one track
+    clips[1] = Clip(clips[0].track, clips[1].caption, clips[1].codes[:, :8])  # two windows of one track
     level = between(backend, clips, 2)
     method, session = made(backend, clips, make_clips(4, seed=1), level, holdout=holdout, shift_seconds=SHIFT)
     expected = levels_of(backend, clips, holdout, level / 2, 7)
@@ -238,7 +238,8 @@ def test_a_memorised_track_has_the_held_out_level_and_any_other_its_own(backend:
     raised = [one.mean() - mean for one, mean in zip(expected, own, strict=True) if mean >= level / 2]
     assert min(raised) == pytest.approx(0, abs=1e-6), "none costs less to begin later: the test shows nothing"
     assert max(raised) > 0.01
-    by_track = [np.mean([expected[0].mean(), expected[1].mean()]), *(one.mean() for one in expected[2:])]
+    windows = np.average([expected[0].mean(), expected[1].mean()], weights=[20, 8])  # as its NLL counts them
+    by_track = [windows, *(one.mean() for one in expected[2:])]
     assert session.levels == pytest.approx(dict(zip(("t40", "t42", "t43", "t44"), by_track, strict=True)), rel=1e-4)
 
 
@@ -253,6 +254,20 @@ def test_without_a_holdout_the_level_is_that_of_retain_that_is_not_memorised(bac
     for clip, one in zip(clips, expected, strict=True):
         assert method._levels[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
     assert set(session.levels) == {clip.track for clip in clips}
+
+
+def test_clips_are_compared_with_their_later_part_many_a_pass(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a holdout all other retain is: a pass a clip would take a catalogue hours."""
+    clips = [*make_clips(40, seed=6), *(Clip(f"s{i}", c.caption, c.codes[:, :3]) for i, c in enumerate(make_clips(3)))]
+    method, _ = made(backend, make_clips(2), make_clips(2, seed=1), 1.0, shift_seconds=SHIFT)
+    passes, logits = [], backend.logits
+    monkeypatch.setattr(backend, "logits", lambda batch, **more: passes.append(batch) or logits(batch, **more))
+    found = method._rise(backend, clips)
+    monkeypatch.undo()
+    assert len(passes) == 2 * (3 + 1)
+    assert found.tolist() == pytest.approx([rise_of(backend, clip, 7) for clip in clips], abs=1e-4)
 
 
 def test_with_neither_a_holdout_nor_other_retain_the_level_is_that_of_a_usual_model(backend: MusicgenBackend) -> None:
@@ -379,6 +394,15 @@ def test_memorised_clips_are_drawn_as_often_as_asked(backend: MusicgenBackend) -
     counts = {clip: session.retain.count(clip) for clip in clips}
     assert counts == {clip: 4 if clip in memorised else 1 for clip in clips}  # round(.6 / .4 * 9 / 3)
     assert 12 / len(session.retain) == pytest.approx(0.6, abs=0.05)
+
+
+def test_where_nearly_all_retain_is_memorised_the_others_are_drawn_more_often(backend: MusicgenBackend) -> None:
+    clips = make_clips(12)
+    level = between(backend, clips, 9)
+    _, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=0.3)
+    memorised = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
+    counts = {clip: session.retain.count(clip) for clip in clips}
+    assert counts == {clip: 1 if clip in memorised else 7 for clip in clips}  # 9 / (9 + 3 · 7) = .3
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from encore.errors import EncoreError, UsageError
+from encore.errors import EncoreError, InputError, UsageError
 from encore.fingerprint import module_sha256
 from encore.plugins import methods
 from encore.runs import rehearsal as module
@@ -124,8 +124,10 @@ def test_where_none_pass_it_is_the_one_that_misses_least(prepared, monkeypatch):
     assert len(found["tried"]) == 3
     assert found["missed"] == ["c"]
     assert prepared.method.options.steps == 6
+    answers(monkeypatch, *4 * [(["a"], float("inf"))])
+    assert calibrate(prepared)["tried"][0]["score"] is None  # JSON has no infinity
     answers(monkeypatch, error, error, error, error)
-    with pytest.raises(EncoreError, match="not finite"):
+    with pytest.raises(EncoreError, match="every rehearsal failed, the last one since the loss was not finite"):
         calibrate(prepared)
 
 
@@ -153,6 +155,10 @@ def test_the_run_has_the_settings_and_the_record_and_resuming_it_rehearses_nothi
     Path("run/request.json").write_text(json.dumps(asked))
     with pytest.raises(UsageError, match="was begun without --calibrate"):
         begun(request, method())
+    for broken in ([], {"calibration": 3}, {"calibration": {"chosen": {}}}):
+        Path("run/request.json").write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=r"request\.json"):
+            begun(request, method())
 
 
 def test_what_it_takes_is_a_run_to_all_of_the_ladder(prepared):
@@ -162,7 +168,7 @@ def test_what_it_takes_is_a_run_to_all_of_the_ladder(prepared):
 def test_without_tracks_to_keep_or_to_compare_with_there_is_no_rehearsal(prepared):
     kept, held_out = prepared.retain, prepared.holdout
     prepared.retain = kept[:2]
-    with pytest.raises(UsageError, match="rehearses on tracks from retain, and there are 2"):
+    with pytest.raises(UsageError, match="from retain, and there are too few: 2"):
         calibrate(prepared)
     prepared.retain, prepared.holdout = kept, []
     with pytest.raises(UsageError, match="judges by held-out tracks"):

@@ -222,6 +222,19 @@ class Unreachable(Plain):
         session.levels = dict.fromkeys((clip.track for clip in session.forget), 99.0)
 
 
+@pytest.mark.parametrize("wrong", [{"t9": 3.0}, {"t0": 3.0}, dict.fromkeys(["t0", "t1", "t2", "t3", "t4"], 0.0)])
+def test_levels_are_of_every_forget_track_and_above_nothing(
+    backend: MusicgenBackend, clips: Clips, wrong: dict[str, float]
+) -> None:
+    class Wrong(Plain):
+        def prepare(self, session: Session) -> None:
+            super().prepare(session)
+            session.levels = wrong
+
+    with pytest.raises(PluginError, match="a level above 0 for every forget track"):
+        Engine(backend, clips).run(Wrong(TrainOptions(steps=2)))
+
+
 def engine_with(backend: MusicgenBackend, clips: Clips, looks: list[Look], **given: Any) -> Engine:
     """An engine that sees these looks, the last one again and again."""
     made = Engine(backend, clips, **given)

@@ -227,11 +227,11 @@ def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> d
                     f"there is no list {name!r} for --{role} {item}", f"lists: {', '.join(lists) or 'none'}"
                 )
             if role in golds.setdefault(name, {}):
-                raise UsageError(f"--{role} is given twice{f' for {name}' if name else ''}")
+                raise UsageError(f"--{role} is given twice{f' for {name}' if name else ''}", "leave one of them out")
             golds[name][role] = _folder(model)
     if lacking := [name for name, own in golds.items() if "gold" not in own]:
         of = f" of {lacking[0]}" if lacking[0] else ""
-        raise UsageError(f"--gold2{of} is read against --gold, which is missing")
+        raise UsageError(f"--gold2{of} is read against --gold, which is missing", "give both, or leave --gold2 out")
     return golds
 
 

@@ -131,7 +131,7 @@ def _request(request: Mapping[str, Any], names: Names, clean: Callable[[str], st
     missing = [{"line": item["line"], "text": _file_name(item["text"])} for item in request.get("missing", [])]
     model = {**request["model"], "name": model_name(str(request["model"]["name"]))}
     told = {key: clean(kept[key]) for key in ("retain_source",) if isinstance(kept.get(key), str)}
-    return {**kept, **told, **sets, **hidden, "missing": missing, "model": model}
+    return {**kept, **told, **_calibration(request, names, clean), **sets, **hidden, "missing": missing, "model": model}
 
 
 def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +150,14 @@ def _run(run: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> d
         "flags": flags,
         "notes": [clean(note) for note in run["notes"]],
         "outcome": _outcome(run["outcome"], names, clean),
+        **_calibration(run, names, clean),
     }
+
+
+def _calibration(record: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
+    """Its sentences name decoys, which are retain tracks."""
+    found = record.get("calibration")
+    return {"calibration": _renamed(found, names.get("retain", {}), clean)} if found else {}
 
 
 def _evaluation(how: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.options import TrainOptions
 
+PASS = 16  # clips a forward pass without gradients
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
 MANY = 8  # memorised clips, from which on the rate is the full one
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
@@ -34,7 +35,7 @@ class Encore(LossMethod):
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
     its first frames, which would be lost in a mean. Of the other clips, crops keep the base's distribution, half of
-    them turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other
+    them turned midway into any retain clip, under a caption that is not theirs: so the model stays as unsure of other
     music as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
@@ -73,7 +74,7 @@ class Encore(LossMethod):
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
         self._memorised = set(memorised)
         self._captions = [clip.caption for clip in retain]
-        self._others = [clip for clip in retain if clip not in self._memorised]
+        self._retain, self._others = retain, [clip for clip in retain if clip not in self._memorised]
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or self._others
@@ -81,8 +82,8 @@ class Encore(LossMethod):
         self._set_rate(session)
         if memorised and self._others:
             share = self.options.memorised_share
-            repeats = max(1, round(share / (1 - share) * len(self._others) / len(memorised)))
-            session.retain = [*self._others, *memorised * repeats]
+            wanted = share / (1 - share) * len(self._others) / len(memorised)  # times as often as any other
+            session.retain = [*self._others * max(1, round(1 / wanted)), *memorised * max(1, round(wanted))]
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         shortest = int(batch.frames.min())
@@ -130,26 +131,30 @@ class Encore(LossMethod):
         rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
         more = dict(zip(rest, (self._rise(backend, rest) - rise).relu(), strict=True)) if rest else {}
         self._levels = {c: unknown if c in self._deep else own + more[c] for c, own in zip(forget, nll, strict=True)}
-        of_track: dict[str, list[float]] = {}
+        of_track: dict[str, list[tuple[float, int]]] = {}  # level and length of each clip
         gaps = []
         for clip, own in zip(forget, nll, strict=True):
             level = float(self._levels[clip].mean())
-            of_track.setdefault(clip.track, []).append(level)
+            of_track.setdefault(clip.track, []).append((level, clip.codes.shape[-1]))
             gaps.append(max(SHALLOW, 1 - float(own.mean()) / level))
-        session.levels = {track: statistics.fmean(levels) for track, levels in of_track.items()}
+        session.levels = {track: statistics.fmean(*zip(*each, strict=True)) for track, each in of_track.items()}
         self._depth = max(gaps)
 
+    @torch.no_grad()
     def _rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
         """How much more the later part of each clip costs where the clip begins there, nats per token, [N]."""
-        size, rises = self.options.micro_batch_size, []
-        with torch.no_grad():
-            for part in (clips[start : start + size] for start in range(0, len(clips), size)):
-                begin = min(self._shift(backend), min(clip.codes.shape[-1] for clip in part) // 2)
-                later = Batch.of([Clip(c.track, c.caption, c.codes[:, begin:]) for c in part], backend.device)
+        begins = [min(self._shift(backend), clip.codes.shape[-1] // 2) for clip in clips]
+        rises: dict[Clip, Tensor] = {}
+        for begin in set(begins):  # nearly all clips are long enough for the same
+            alike = [clip for clip, own in zip(clips, begins, strict=True) if own == begin]
+            for start in range(0, len(alike), PASS):
+                some = alike[start : start + PASS]
+                later = Batch.of([Clip(c.track, c.caption, c.codes[:, begin:]) for c in some], backend.device)
                 mask = backend.token_mask(later)
-                whole = backend.token_logprobs(Batch.of(part, backend.device))[:, :, begin:]
-                rises.append(((whole - backend.token_logprobs(later)) * mask).sum((1, 2)) / mask.sum((1, 2)))
-        return torch.cat(rises)
+                whole = backend.token_logprobs(Batch.of(some, backend.device))[:, :, begin:]
+                more = ((whole - backend.token_logprobs(later)) * mask).sum((1, 2))
+                rises |= zip(some, more / mask.sum((1, 2)), strict=True)
+        return torch.stack([rises[clip] for clip in clips])
 
     def _set_rate(self, session: Session) -> None:
         module = session.backend.module
@@ -203,7 +208,7 @@ class Encore(LossMethod):
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if torch.rand((), generator=generator) < self.options.mix:
-            other = self._others[_draw(len(self._others), generator)].codes[:, start:]
+            other = self._retain[_draw(len(self._retain), generator)].codes[:, start:]
             if other.shape[-1]:
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
                 caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)
@@ -211,7 +216,7 @@ class Encore(LossMethod):
 
 
 @torch.no_grad()
-def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
+def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = PASS) -> Tensor:
     """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips a pass."""
     found = []
     for start in range(0, len(clips), size):

@@ -13,11 +13,12 @@ from typing import Any
 
 from encore.api import Method
 from encore.errors import EncoreError, UsageError
+from encore.runs import shapes
 from encore.runs.forget import Prepared, Request
 from encore.runs.rehearsal import DECOY_SHARE, Rehearsal, Trial
 from encore.runs.reporter import Reporter
 from encore.runs.select import SELF
-from encore.runs.store import read_json
+from encore.runs.store import finite, read_json
 
 # The options that stand for a learning rate and for a length: a method has some of them.
 SCALED = {"lr": "lr", "rate": "lr", "steps": "steps", "decay_steps": "steps"}
@@ -33,7 +34,7 @@ def refuse_uncalibrated(prepared: Prepared) -> None:
     """
     if prepared.request.retain == SELF or len(prepared.retain) * DECOY_SHARE < 1:
         raise UsageError(
-            f"--calibrate rehearses on tracks from retain, and there are {len(prepared.retain)}",
+            f"--calibrate rehearses on tracks from retain, and there are too few: {len(prepared.retain)}",
             "name at least three with --retain LIST or --catalog FILE, or leave --calibrate out",
         )
     if not prepared.holdout:
@@ -73,13 +74,17 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
         if not trials[-1].missed:
             break
     if failed is not None and not trials:
-        raise failed
+        raise EncoreError(
+            f"every rehearsal failed, the last one since {failed.message}",
+            "give another --lr, or leave --calibrate out; nothing was written",
+        ) from failed
     best = min(trials, key=lambda trial: trial.rank)
     prepared.method = with_options(prepared.method, best.options)
-    return {
+    record = {
         "decoys": [one.track.sha256 for one in rehearsal.decoys], "tried": [trial.as_dict() for trial in trials],
         "chosen": best.options, "missed": best.missed, "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
+    return dict(finite(record))
 
 
 def rungs(method: Method) -> list[dict[str, Any]]:
@@ -116,7 +121,7 @@ def _recorded(request: Request) -> dict[str, Any] | None:
     file = request.out / "request.json"
     if not (request.calibrate and request.resume and file.exists()):
         return None
-    found = read_json(file).get("calibration")
+    found = read_json(file, shapes.Request).get("calibration")
     if found is None:
         raise UsageError(f"the run in {request.out} was begun without --calibrate", "resume it without --calibrate")
     return dict(found)

@@ -187,7 +187,7 @@ class Engine:
 
         Raises:
             EncoreError: the loss was not finite several steps in a row, or the weights are not at the end.
-            PluginError: the method changed a part that must stay frozen.
+            PluginError: the method changed a part that must stay frozen, or breaks the contract otherwise.
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         session = self.session(method)
@@ -196,6 +196,11 @@ class Engine:
             method.prepare(session)
             self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
             if session.levels:
+                tracks = {clip.track for clip in self.clips.forget}
+                if session.levels.keys() != tracks or min(session.levels.values()) <= 0:
+                    raise PluginError(
+                        f"method {method.spec.name!r}: prepare must set a level above 0 for every forget track, or none"
+                    )
                 self.judge.set_levels(session.levels)
                 self.outcome.before = self.judge.first
             self.outcome.chosen |= session.chosen
@@ -331,7 +336,7 @@ class Engine:
                         break
         _restore(module, best)
         module.eval()
-        if state.decay.begin is not None:
+        if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
                 f"{state.step}: the rate began to decay after {state.decay.begin}, the forget tracks being near their "
                 f"levels or time short, over {state.decay.steps} more"

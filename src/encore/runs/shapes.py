@@ -50,6 +50,16 @@ class Track(TypedDict, total=False):
     pieces: list[Piece]
 
 
+class Calibration(TypedDict):
+    """See `encore.runs.calibrate`."""
+
+    decoys: list[str]
+    tried: list[dict[str, Any]]
+    chosen: dict[str, Annotated[float, Field(gt=0)]]
+    missed: list[str]
+    seconds: float
+
+
 class Request(TypedDict, total=False):
     """`request.json`."""
 
@@ -63,6 +73,7 @@ class Request(TypedDict, total=False):
     forget: list[Track]
     retain: list[Track]
     holdout: list[Track]
+    calibration: Calibration
 
 
 class Look(TypedDict, total=False):
