@@ -138,7 +138,7 @@ def test_a_catalogue_without_a_holdout_split_runs_all_steps(studio: Path, call: 
     Path("ids.txt").write_text("id:one\n")
     done = call(*arguments(studio, tracks="ids.txt", retain=None, holdout=None, catalog="music/catalog.jsonl"))
     assert done.code == 0, done.err
-    assert "no level to stop at" in done.err
+    assert "no held-out level" in done.err
     assert read("run/run.json")["outcome"]["unseen_level"] is None
 
 

@@ -197,6 +197,13 @@ def test_the_usual_length_is_a_decay_begun_at_the_first_look() -> None:
     assert options(schedule="linear", steps=300).usual_steps == 300
 
 
+def test_a_rate_that_is_low_since_it_warms_up_ends_no_run() -> None:
+    slow = schedule(2, 20, warmup=50)
+    assert slow.share(3) < 0.1
+    assert not slow.averages(3)
+    assert not slow.enough(look(0.0), 3, 1.0)
+
+
 # ---------------------------------------------------------------------------------------------------- in the loop
 
 

@@ -34,7 +34,7 @@ class Encore(LossMethod):
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
     its first frames, which would be lost in a mean. Of the other clips, crops keep the base's distribution, half of
-    them turned into another clip midway and under a caption that is not theirs: so the model stays as unsure of other
+    them turned midway into any retain clip, under a caption that is not theirs: so the model stays as unsure of other
     music as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
@@ -73,7 +73,7 @@ class Encore(LossMethod):
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
         self._memorised = set(memorised)
         self._captions = [clip.caption for clip in retain]
-        self._others = [clip for clip in retain if clip not in self._memorised]
+        self._retain, self._others = retain, [clip for clip in retain if clip not in self._memorised]
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or self._others
@@ -207,7 +207,7 @@ class Encore(LossMethod):
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if torch.rand((), generator=generator) < self.options.mix:
-            other = self._others[_draw(len(self._others), generator)].codes[:, start:]
+            other = self._retain[_draw(len(self._retain), generator)].codes[:, start:]
             if other.shape[-1]:
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
                 caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)

@@ -220,8 +220,8 @@ def prepare(
     preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
         prepared.notes.append(
-            "there are no held-out tracks: most methods then have no level to stop at and run all steps, and nothing "
-            "shows harm to other music; give --holdout LIST"
+            "there is no holdout, so no held-out level to stop at, and drift on held-out music is not judged; give "
+            "--holdout LIST for both"
         )
     weights = sum(weight.numel() for weight in backend.module.parameters())
     if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:

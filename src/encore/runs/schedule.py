@@ -66,7 +66,7 @@ class Schedule:
         At the lowest rate weights still wander about a minimum, and with them the loss of held-out music; their mean
         lies nearer to it (Polyak and Juditsky, doi 10.1137/0330046; stochastic weight averaging, arXiv 1803.05407).
         """
-        return self.options.schedule == "adaptive" and self.decay.begin is not None and self.share(step) <= LOW
+        return self.options.schedule == "adaptive" and self.decay.begin is not None and self._decayed(step) <= LOW
 
     def enough(self, look: Look, step: int, seconds: float) -> bool:
         """Whether an adaptive run is over after a look; decides on the way whether its decay begins.
@@ -88,7 +88,7 @@ class Schedule:
                 decay.begin, decay.steps = step, max(1, min(options.decay_steps, int(left)))
             return False
         recovered = look.kept and look.harm.get("memorised", 0.0) <= RECOVERED
-        return self.share(step) <= LOW and recovered and near_levels(look, mean=2, track=4)
+        return self._decayed(step) <= LOW and recovered and near_levels(look, mean=2, track=4)
 
 
 def near_levels(look: Look, *, mean: float, track: float) -> bool:
