@@ -30,6 +30,7 @@ from encore.runs.signals import StopFlag
 from encore.runs.store import Checkpoints, read_json
 from encore.runs.track_clipping import TrackClipping
 
+MEMORY = 20  # steps that the mean of the last weights goes back: a longer one still holds what has healed since
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
 LossOf = Callable[[Step, Batch], Tensor]
@@ -397,11 +398,11 @@ class Engine:
 
     @torch.no_grad()
     def _average(self, state: _State) -> None:
-        """Take the weights as they are into the mean of those after the last steps."""
+        """Take the weights as they are into the mean of those after the last steps, some `MEMORY` of them."""
         state.averaged += 1
         for name, weight in self.backend.module.state_dict().items():
             if name in self._mean and weight.is_floating_point():
-                self._mean[name].lerp_(weight, 1 / state.averaged)
+                self._mean[name].lerp_(weight, max(1 / state.averaged, 1 / MEMORY))
             else:
                 self._mean[name] = weight.detach().clone().contiguous()
 
