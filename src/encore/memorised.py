@@ -13,6 +13,9 @@ HELD_OUT = (
 )  # of log(codebook size): the held-out level where there is no holdout; the embedded models' is .72 of it
 MEAN_RISE = 0.03  # nats per token that the mean NLL of memorised tracks may rise by since base
 TRACK_RISE = 0.25  # nats per token, of a single one: at .25 a token has lost a fifth of its probability
+OTHER_SHARE = (
+    0.08  # of base's mean, that other retain may rise by: two seeds of one training differ by 7 % on such music
+)
 
 
 def memorised_below(holdout: float | None, codebook_size: int) -> float:

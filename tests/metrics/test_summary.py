@@ -109,8 +109,8 @@ def split_retain(**changes: float) -> list[Result]:
     ("changes", "met"),
     [
         ({}, True), ({f"m{i}": 0.10 for i in range(12)}, True), ({f"m{i}": 0.12 for i in range(12)}, False),
-        ({"m3": 0.32}, True), ({"m3": 0.34}, False), ({f"o{i}": 5.6 for i in range(20)}, True),
-        ({f"o{i}": 5.7 for i in range(20)}, False),
+        ({"m3": 0.32}, True), ({"m3": 0.34}, False), ({f"o{i}": 5.8 for i in range(20)}, True),
+        ({f"o{i}": 5.9 for i in range(20)}, False),
         ({f"m{i}": 0.53 for i in range(12)} | {f"o{i}": 5.0 for i in range(20)}, False),  # the mean of all fell
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from encore import plugins
 from encore.api import Result
-from encore.memorised import MEAN_RISE, TRACK_RISE
+from encore.memorised import MEAN_RISE, OTHER_SHARE, TRACK_RISE
 from encore.metrics.findings import LEAST_P, NLL_SLACK, Finding, from_rows
 
 Figures = Mapping[str, Result]  # role -> row with a figure
@@ -140,8 +140,8 @@ def _retain_nll(figures: Figures) -> bool:
     memorised = [pair for pair in pairs if pair[0] < limit]
     other = [pair for pair in pairs if not pair[0] < limit]
     return all(
-        sum(own - was for was, own in part) <= max(relative * sum(was for was, _ in part), slack * len(part))
-        for part, slack in ((memorised, MEAN_RISE), (other, 0.0))
+        sum(own - was for was, own in part) <= max(share * sum(was for was, _ in part), slack * len(part))
+        for part, share, slack in ((memorised, relative, MEAN_RISE), (other, OTHER_SHARE, 0.0))
     ) and all(own - was <= TRACK_RISE for was, own in memorised)
 
 
@@ -239,7 +239,7 @@ LINES: tuple[Line, ...] = (
     ("NLL after training on retain, forget", "relearn_retain", "forget", "≥ 75 % of gold's", _relearn),
     ("NLL after training on holdout, forget", "relearn_holdout", "forget", "≥ 75 % of gold's", _relearn),
     ("NLL after training on one, the others", "relearn_one", "forget", "≥ 75 % of gold's", _relearn),
-    ("NLL, retain", "nll", "retain", "at most +5 %; memorised +0.03, none +0.25", _retain_nll),
+    ("NLL, retain", "nll", "retain", "at most +8 %; memorised +0.03, none +0.25", _retain_nll),
     ("NLL, retain, memorised", "nll_memorised", "retain", "", None),
     ("NLL, retain, not memorised", "nll_not_memorised", "retain", "", None),
     ("NLL, retain near the forgotten", "neighbours_nll", "retain", "at most +5 % or +0.05 over base", _retain_nll),
