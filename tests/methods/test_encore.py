@@ -290,7 +290,7 @@ def slow_rate(
         if type(part).__name__ == "Linear"
     ]
     deepest = max(1 - nll / level for nll, level in zip(own, levels, strict=True))
-    few = np.cbrt(min(memorised, 8) / 8) if memorised else 1
+    few = (min(memorised, 8) / 8) ** 0.25 if memorised else 1
     return float(share * np.median(sizes) * np.sqrt(max(0.01, deepest)) * few)
 
 
@@ -386,23 +386,20 @@ def test_a_crop_is_mixed_with_clips_of_any_length(backend: MusicgenBackend) -> N
     assert max(lengths) <= 20
 
 
-def test_memorised_clips_are_drawn_as_often_as_asked(backend: MusicgenBackend) -> None:
+@pytest.mark.parametrize(("memorised", "share", "each", "crops"), [(3, 0.6, 6, 1), (9, 0.3, 1, 2)])
+def test_memorised_clips_are_drawn_as_often_as_asked(
+    backend: MusicgenBackend, memorised: int, share: float, each: int, crops: int
+) -> None:
+    """Whole for their likelihood, `each` times; and every clip as a crop, `crops` times."""
     clips = make_clips(12)
-    level = between(backend, clips, 3)
-    _, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=0.6)
-    memorised = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
-    counts = {clip: session.retain.count(clip) for clip in clips}
-    assert counts == {clip: 4 if clip in memorised else 1 for clip in clips}  # round(.6 / .4 * 9 / 3)
-    assert 12 / len(session.retain) == pytest.approx(0.6, abs=0.05)
-
-
-def test_where_nearly_all_retain_is_memorised_the_others_are_drawn_more_often(backend: MusicgenBackend) -> None:
-    clips = make_clips(12)
-    level = between(backend, clips, 9)
-    _, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=0.3)
-    memorised = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
-    counts = {clip: session.retain.count(clip) for clip in clips}
-    assert counts == {clip: 1 if clip in memorised else 7 for clip in clips}  # 9 / (9 + 3 · 7) = .3
+    level = between(backend, clips, memorised)
+    method, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=share)
+    known = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
+    assert len(known) == memorised == len(method._memorised)
+    assert {clip: session.retain.count(clip) for clip in known} == dict.fromkeys(known, each)
+    rest = [clip for clip in session.retain if clip not in known]
+    assert sorted(clip.track for clip in rest) == sorted(clip.track for clip in clips * crops)
+    assert memorised * each / len(session.retain) == pytest.approx(share, abs=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -452,5 +449,5 @@ def test_a_model_without_linear_layers_has_a_typical_weight_too() -> None:
     session = Engine(model, clips).session(method := Encore(Encore.Options()))
     method.prepare(session)
     typical = float(np.sqrt(np.mean(np.square(table))))
-    few = (len(method._deep) / 8) ** (1 / 3) if method._deep else 1.0
+    few = (len(method._deep) / 8) ** 0.25 if method._deep else 1.0
     assert session.lr == pytest.approx(0.1 * typical * math.sqrt(method._depth) * few, rel=1e-5)

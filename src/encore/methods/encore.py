@@ -33,14 +33,14 @@ class Encore(LossMethod):
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
-    its first frames, which would be lost in a mean. Of the other clips, crops keep the base's distribution, half of
-    them turned midway into any retain clip, under a caption that is not theirs: so the model stays as unsure of other
+    its first frames, which would be lost in a mean. Crops of all clips keep the base's distribution, half of them
+    turned midway into another retain clip, under a caption that is not theirs: so the model stays as unsure of other
     music as the base is.
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
     linear layers of their RMS), times the square root of how far below its level the best known clip lies, and of fewer
-    than `MANY` memorised clips times the cube root of their share of them: low rates only cover a memory, which then
-    comes back after a few steps of training, and high ones harm all music; one track is erased by half the rate of
+    than `MANY` memorised clips times the fourth root of their share of them: low rates only cover a memory, which then
+    comes back after a few steps of training, and high ones harm all music; one track is erased by .6 of the rate of
     eight. The schedule is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
     """
 
@@ -79,10 +79,11 @@ class Encore(LossMethod):
         new = list(session.holdout) or self._others
         self._set_levels(session, new, limit)
         self._set_rate(session)
-        if memorised and self._others:
+        if memorised:
             share = self.options.memorised_share
-            wanted = share / (1 - share) * len(self._others) / len(memorised)  # times as often as any other
-            session.retain = [*self._others * max(1, round(1 / wanted)), *memorised * max(1, round(wanted))]
+            crops = [Clip(clip.track, clip.caption, clip.codes) for clip in retain]  # in a role of their own
+            wanted = share / (1 - share) * len(crops) / len(memorised)  # times as often as any other
+            session.retain = [*crops * max(1, round(1 / wanted)), *memorised * max(1, round(wanted))]
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         shortest = int(batch.frames.min())
@@ -160,7 +161,7 @@ class Encore(LossMethod):
         linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
         matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
         typical = statistics.median(float(one.detach().float().pow(2).mean().sqrt()) for one in matrices)
-        few = min(1.0, len(self._deep) / MANY) ** (1 / 3) if self._deep else 1.0
+        few = min(1.0, len(self._deep) / MANY) ** 0.25 if self._deep else 1.0
         session.lr = self.options.rate * typical * math.sqrt(self._depth) * few
         if self.options.lr is None:
             session.chosen["lr"] = (
