@@ -126,7 +126,8 @@ def watched(target: type[Method], watch: Watch) -> type[Method]:
             seen = enter(session)
             watch.call("prepare", lambda: own.prepare(self, seen))
             kept = vars(seen)
-            session.retain, session.masks = kept["retain"], kept["masks"]
+            for name in ("retain", "masks", "lr", "levels", "chosen"):  # what the engine takes over
+                setattr(session, name, kept[name])
 
         made["prepare"] = prepare
         for name in ("forget_loss", "retain_loss"):
