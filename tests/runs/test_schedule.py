@@ -349,10 +349,9 @@ def test_a_checkpoint_whose_decay_is_damaged_is_refused(
         Engine(backend.clone(), clips, checkpoints=Checkpoints(tmp_path, "x")).run(Plain(settings))
 
 
-@pytest.mark.parametrize("kind", ["adaptive", "constant"])
-def test_seconds_end_a_run_with_a_look(
-    backend: MusicgenBackend, clips: Clips, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+@pytest.fixture
+def a_second_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of the engine takes a second."""
     clock = [0.0]
     monkeypatch.setattr("encore.runs.engine._now", lambda: clock[0])
     backward = Engine._backward
@@ -362,6 +361,11 @@ def test_seconds_end_a_run_with_a_look(
         return backward(engine, *rest)
 
     monkeypatch.setattr(Engine, "_backward", tick)
+
+
+@pytest.mark.usefixtures("a_second_each")
+@pytest.mark.parametrize("kind", ["adaptive", "constant"])
+def test_seconds_end_a_run_with_a_look(backend: MusicgenBackend, clips: Clips, kind: str) -> None:
     lines: list[Any] = []
     settings = options(lr=1e-3, schedule=kind, steps=100, eval_every=50, max_seconds=7.0)
     outcome = Engine(backend, clips, record=lines.append).run(Plain(settings))
@@ -370,18 +374,8 @@ def test_seconds_end_a_run_with_a_look(
     assert outcome.best is not None
 
 
-def test_seconds_of_earlier_processes_count(
-    backend: MusicgenBackend, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("encore.runs.engine._now", lambda: clock[0])
-    backward = Engine._backward
-
-    def tick(engine: Engine, *rest: Any) -> dict[str, float]:
-        clock[0] += 1
-        return backward(engine, *rest)
-
-    monkeypatch.setattr(Engine, "_backward", tick)
+@pytest.mark.usefixtures("a_second_each")
+def test_seconds_of_earlier_processes_count(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
     settings = options(lr=1e-3, steps=100, eval_every=50, max_seconds=7.0, checkpoint_seconds=0)
     assert interrupted(backend, clips, settings, tmp_path, 3)["seconds"] == 3
     outcome = Engine(backend.clone(), clips, checkpoints=Checkpoints(tmp_path, "x")).run(Plain(settings))

@@ -13,7 +13,7 @@ from encore import stats
 from encore.bench.leaderboard import REFERENCES, Rows, cost, rows_of
 from encore.bench.plan import Cell, Plan, gold_note, label_of, of_list
 from encore.bench.requests import forgotten
-from encore.memorised import MEAN_RISE
+from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE
 from encore.metrics.summary import TRACK_RANGE
 from encore.metrics.verbatim import MATCH
 from encore.runs.metrics_json import NAME as METRICS
@@ -147,7 +147,7 @@ def _to_base(start: str, found: Found) -> Figure:
 
 def _holdout_change(found: Found) -> Figure:
     change = found.value("unlearned", "nll", "holdout") - found.value("base", "nll", "holdout")
-    return Figure(change, -0.15, 0.15)
+    return Figure(change, -HOLDOUT_DRIFT, HOLDOUT_DRIFT)
 
 
 def _auc(found: Found) -> Figure:

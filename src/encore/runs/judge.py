@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from encore.api import Backend, Batch, Clip
-from encore.memorised import MEAN_RISE, OTHER_SHARE, TRACK_RISE, memorised_below
+from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, memorised_below
 
 TOLERANCE = 0.05  # a track has reached its level at this share below it
 LEAST_GAP = 0.1  # share of the held-out level that a loss without tokens is taken to rise by at least
 SAMPLE = 64  # retain windows that are classified
 WATCHED = 16  # windows of either kind that are looked at
 SHARE = 0.05  # of base's value, that a mean may change by where nothing else is said
-HOLDOUT_DRIFT = 0.15  # nats per token, on either side
 BATCH = 16
 
 
