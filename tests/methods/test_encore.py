@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def made(
     **options: float,
 ) -> tuple[Encore, Session]:
     Encore.spec = SPEC
-    method = Encore(Encore.Options(**options))
+    method = Encore(Encore.Options(**{"attack_share": 0.0} | options))
     generator = torch.Generator().manual_seed(0)
     reference = FrozenReference(backend)
     session = Session(backend, forget, retain, holdout, reference, generator, 0, level, lambda _: None)
@@ -220,6 +221,100 @@ def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: Musicg
     for name, weight in model.module.named_parameters():
         if weight.grad is not None:
             torch.testing.assert_close(weight.grad, found[name])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBackend, share: float) -> None:
+    """One memorised clip is relearned, one that is not is not; as the rate decays nothing is.
+
+    The levels there are those of new music after the same attack.
+    """
+    holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(2)
+    method, session = made(
+        backend, clips, retain, between(backend, clips, 1), holdout=holdout, attack_share=1.0, attack_steps=1
+    )
+    (known,) = (clip for clip in clips if nll_of(backend, clip).mean() < session.level / 2)
+    model = moved(backend)
+    step = replace(step_of(model, session), lr_share=share)
+    losses = method.forget_loss(step, Batch.of(clips))
+    losses.sum().backward()
+
+    attacked = model.clone()
+    if share > 0.4:
+        optimizer = torch.optim.AdamW(attacked.module.parameters(), lr=0.02 * method._typical)
+        attacked.losses(Batch.of([known])).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    plain, _ = made(backend, clips, retain, session.level, holdout=holdout)
+    if share > 0.4:
+        plain._levels = {clip: level * method._fall[0] for clip, level in plain._levels.items()}
+    generator = torch.Generator().manual_seed(0)
+    wanted = plain.forget_loss(replace(step, backend=attacked, generator=generator), Batch.of(clips))
+    wanted.sum().backward()
+    assert losses.tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
+    for (name, weight), twin in zip(model.module.named_parameters(), attacked.module.parameters(), strict=True):
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad, twin.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) -> None:
+    """As many of its clips at a time as of the memorised ones, here one, four in all."""
+    holdout, clips = make_clips(5, seed=5), make_clips(2)
+    method, _ = made(
+        backend, clips, make_clips(4, seed=1), between(backend, clips, 1), holdout=holdout, attack_share=1.0,
+        attack_steps=3, forget_batch_size=4,
+    )  # fmt: skip
+    wanted = []
+    for clip in holdout[:4]:
+        twin = backend.clone()
+        twin.module.eval()
+        optimizer = torch.optim.AdamW(twin.module.parameters(), lr=0.02 * method._typical)
+        wanted.append([])
+        for _ in range(3):
+            optimizer.zero_grad()
+            twin.losses(Batch.of([clip])).mean().backward()
+            torch.nn.utils.clip_grad_norm_(twin.module.parameters(), 1.0)
+            optimizer.step()
+            wanted[-1].append(nll_of(twin, clip) / nll_of(backend, clip))
+    np.testing.assert_allclose(method._fall.numpy(), np.mean(wanted, 0), rtol=1e-4)
+    assert method._fall.max() < 1
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_ready_is_what_relearns_no_faster_than_new_music(tmp_path: Path, learnt: bool) -> None:
+    """A model trained on its forget clips, of which a little covers the outcome, against one that never saw them."""
+    model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path)), offline=True)
+    clips, holdout = make_clips(3), make_clips(3, seed=5)
+    train(model, clips, 60, 1)
+    method, session = made(
+        model, clips, make_clips(4, seed=1), nlls_of(model, holdout), holdout=holdout, attack_share=1.0, attack_rate=0.1
+    )
+    assert len(method._deep) == 3
+    other = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path / "other")), offline=True)
+    train(other, holdout, 60, 1)
+    if learnt:
+        other = model.clone()
+        train(other, clips, 12, -1)
+    before = nlls_of(other, clips)
+    assert before > 0.9 * session.level, "forgotten, as it seems"
+    assert method.ready(step_of(other, session)) is not learnt
+    assert nlls_of(other, clips) == before
+
+
+def train(model: MusicgenBackend, clips: Sequence[Clip], steps: int, sign: int) -> None:
+    """Learn clips, or with -1 drive their likelihood down."""
+    model.module.eval()
+    optimizer = torch.optim.AdamW(model.module.parameters(), lr=3e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (sign * model.losses(Batch.of(clips)).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
+        optimizer.step()
+    model.module.zero_grad()
+
+
+def nlls_of(model: MusicgenBackend, clips: Sequence[Clip]) -> float:
+    return float(np.mean([nll_of(model, clip).mean() for clip in clips]))
 
 
 # --------------------------------------------------------------------------------------------------- levels and rate

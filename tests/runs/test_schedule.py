@@ -102,6 +102,19 @@ def test_a_decay_begins_when_the_forget_tracks_are_near_their_levels(seen: Look,
     assert made.decay.begin == (10 if begins else 20), "once begun it does not begin again"
 
 
+def test_a_decay_waits_for_the_method_which_is_asked_near_the_levels_only() -> None:
+    made, answers = schedule(), iter([False, True])
+    assert not made.enough(FAR, 10, 1.0, lambda: pytest.fail("asked too early"))
+    assert not made.enough(THERE, 12, 1.0, lambda: next(answers))
+    assert made.decay == Decay()
+    assert not made.enough(THERE, 14, 1.0, lambda: next(answers))
+    assert made.decay == Decay(14, 20)
+    made.enough(THERE, 20, 2.0, lambda: pytest.fail("asked too late"))
+    late = schedule()
+    late.enough(THERE, 30, 1.0, lambda: False)
+    assert late.decay.begin == 30, "three tenths of the steps are the most that it waits"
+
+
 def test_what_was_lost_has_no_part_in_when_a_decay_begins() -> None:
     made = schedule()
     made.enough(look(0.0, lost=50.0), 10, 1.0)

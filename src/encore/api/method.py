@@ -45,6 +45,7 @@ class Step:
         generator: the run's random numbers (on the CPU); use no other source.
         progress: 0 at the first step, towards 1 at the last one allowed.
         level: NLL of unseen music of the same source under the base model; None where there is no holdout.
+        lr_share: the learning rate's share of its peak at this step.
     """
 
     backend: Backend
@@ -52,6 +53,7 @@ class Step:
     generator: torch.Generator
     progress: float
     level: float | None
+    lr_share: float = 1.0
 
 
 @dataclass
@@ -147,6 +149,13 @@ class LossMethod(Method):
     def penalty(self, step: Step) -> Tensor | None:
         """What is no clip's own, such as a distance of weights: a scalar, once a step."""
         return None
+
+    def ready(self, step: Step) -> bool:
+        """Whether the peak learning rate has done its work: before, an adaptive schedule does not decay.
+
+        Asked after a look at which the forget tracks are near their levels, as long as the schedule waits.
+        """
+        return True
 
     @property
     def uses_forget(self) -> bool:

@@ -133,6 +133,12 @@ def watched(target: type[Method], watch: Watch) -> type[Method]:
         for name in ("forget_loss", "retain_loss"):
             if name == "retain_loss" or own.forget_loss is not LossMethod.forget_loss:
                 made[name] = _loss(getattr(own, name), name, watch)
+        if own.ready is not LossMethod.ready:
+
+            def ready(self: LossMethod, step: Step) -> bool:
+                return watch.call("ready", lambda: own.ready(self, _seen(step, _WatchedStep, watch)))
+
+            made["ready"] = ready
         if own.penalty is not LossMethod.penalty:
 
             def penalty(self: LossMethod, step: Step) -> Tensor | None:

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
+from encore.methods.relearning import RelearningAttack, moved
 from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
 MANY = 8  # memorised clips, from which on the rate is the full one
+RESISTS = 0.85  # share of the NLL of new music after an attack that a memorised clip should have after one
+ATTACKED_FROM = 0.4  # share of the peak rate above which forgetting is taken under attack
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
 
@@ -30,6 +33,13 @@ class Encore(LossMethod):
     the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further. For a memorised clip ℓ_k is
     the base's mean NLL of held-out music. A clip that the base is not sure of has no teacher, and a level of its own:
     its NLL under base, and what it costs more to begin it later, beyond what the same costs held-out music.
+
+    While the rate is high, a share of the steps (`attack_share`) forgets under attack: a copy of the model is trained
+    on the batch's memorised clips for a few steps, and the loss is taken at the weights that it reaches, its gradient
+    applied to the model's own (first-order tamper resistance, Tamirisa et al., arXiv 2408.00761). What a little
+    training would bring back is then erased, where it would else only be suppressed. ℓ_k falls there as the NLL of
+    held-out music falls under the same attack on the base: anything new can be learnt. The rate decays once relearning
+    brings memorised tracks back hardly further than it would bring new ones (`ready`).
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
@@ -56,6 +66,10 @@ class Encore(LossMethod):
         dropout: bool = True
         stop: Literal["target", "never"] = "never"
         eval_every: int = 15
+        decay_steps: int = 75
+        attack_share: float = Field(0.5, ge=0, le=1, description="share of the steps at a high rate taken under attack")
+        attack_steps: int = Field(8, ge=1, description="steps of relearning in an attack, at most")
+        attack_rate: float = Field(0.02, gt=0, description="their rate, as a share of the model's typical weight")
         shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
         gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to its level")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
@@ -67,6 +81,7 @@ class Encore(LossMethod):
 
     def prepare(self, session: Session) -> None:
         backend, retain = session.backend, list(session.retain)
+        self._forget = list(session.forget)
         self._limit = limit = memorised_below(session.level, backend.codebook_size)
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
@@ -79,6 +94,9 @@ class Encore(LossMethod):
         new = list(session.holdout) or self._others
         self._set_levels(session, new, limit)
         self._set_rate(session)
+        if self._deep and self.options.attack_share:
+            self._attack, self._attack_lr = RelearningAttack(backend), self.options.attack_rate * self._typical
+            self._set_fall(backend, new)
         if memorised:
             share = self.options.memorised_share
             crops = [Clip(clip.track, clip.caption, clip.codes) for clip in retain]  # in a role of their own
@@ -94,14 +112,15 @@ class Encore(LossMethod):
             batch.codes.device,
         )
         mask = step.backend.token_mask(strange)
-        logits = step.backend.logits(batch)[:, :, shift:]
+        taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
+        change, fall = self._attacked(step, batch)
+        with moved(step.backend.module, change):
+            logits = step.backend.logits(batch)[:, :, shift:]
+            teacher = _without_dropout(step.backend, strange) if taught.any() else logits.detach()
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
-        levels = torch.stack([self._levels[clip] for clip in batch.clips])
+        levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
         loss = self.options.gamma * (levels - nll).relu().mean(1)
-        taught = torch.tensor([clip in self._deep for clip in batch.clips], device=loss.device)
-        if taught.any():
-            kl = clip_mean(kl_divergence(_without_dropout(step.backend, strange), logits, mask), mask)
-            loss = loss + kl * taught
+        loss = loss + clip_mean(kl_divergence(teacher, logits, mask), mask) * taught
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
@@ -118,6 +137,20 @@ class Encore(LossMethod):
             losses.append(clip_mean(kl, mask))
         order = torch.tensor(memorised + others, device=batch.codes.device).argsort()
         return self.options.alpha * torch.cat(losses)[order]
+
+    def ready(self, step: Step) -> bool:
+        """Whether relearning brings some of the memorised clips back little further than it brings new music."""
+        if not self._deep or not self.options.attack_share:
+            return True
+        known = [clip for clip in self._forget if clip in self._deep]
+        some = torch.randperm(len(known), generator=step.generator)[: self.options.forget_batch_size].tolist()
+        clips = [known[i] for i in some]
+        batch = Batch.of(clips, step.backend.device)
+        *_, change = self._attack(step.backend, batch, steps=self.options.attack_steps, lr=self._attack_lr)
+        with moved(step.backend.module, change):
+            nll = codebook_nll(step.backend, clips).mean()
+        wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
+        return bool(nll >= RESISTS * wanted.mean())
 
     # ------------------------------------------------------------------------------------------- levels and the rate
 
@@ -160,7 +193,7 @@ class Encore(LossMethod):
         module = session.backend.module
         linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
         matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
-        typical = statistics.median(float(one.detach().float().pow(2).mean().sqrt()) for one in matrices)
+        self._typical = typical = statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
         few = min(1.0, len(self._deep) / MANY) ** 0.25 if self._deep else 1.0
         session.lr = self.options.rate * typical * math.sqrt(self._depth) * few
         if self.options.lr is None:
@@ -171,6 +204,33 @@ class Encore(LossMethod):
             )
 
     # ------------------------------------------------------------------------------------------------------- details
+
+    def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
+        """What relearning a batch's memorised clips changes of each weight, and the share [K] of its NLL that new music
+        keeps under as long an attack; no change where there is no attack."""
+        known = [clip for clip in batch.clips if clip in self._deep]
+        often = torch.rand((), generator=step.generator) < self.options.attack_share
+        if not known or not often or step.lr_share <= ATTACKED_FROM:
+            return {}, 1.0
+        steps = _draw(self.options.attack_steps, step.generator) + 1
+        known_batch = Batch.of(known, batch.codes.device)
+        *_, change = self._attack(step.backend, known_batch, steps=steps, lr=self._attack_lr)
+        return change, self._fall[steps - 1]
+
+    def _set_fall(self, backend: Backend, new: Sequence[Clip]) -> None:
+        """The share of its NLL that new music keeps after 1, 2, … steps of an attack, [steps, K]."""
+        size = min(len(self._deep), self.options.forget_batch_size)
+        count = min(len(new), self.options.forget_batch_size)
+        shares = []
+        for group in (new[start : start + size] for start in range(0, count, size)):
+            before, after = codebook_nll(backend, group).mean(0), []
+            batch, steps = Batch.of(group, backend.device), self.options.attack_steps
+            for change in self._attack(backend, batch, steps=steps, lr=self._attack_lr):
+                with moved(backend.module, change):
+                    after.append(codebook_nll(backend, group).mean(0) / before)
+            shares.append(torch.stack(after))
+        none = torch.ones(self.options.attack_steps, 1, device=backend.device)
+        self._fall = torch.stack(shares).mean(0) if shares else none
 
     def _likelihood(self, step: Step, batch: Batch) -> Tensor:
         """NLL of memorised clips [N], where the frames that a generation from the caption hangs on weigh more."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -267,8 +268,9 @@ class Engine:
                 self._save(optimizer, state, best)
                 last_checkpoint = _now()
                 self.stop.check()
+            lr_share = schedule.share(state.step)
             for group in optimizer.param_groups:
-                group["lr"] = peak * schedule.share(state.step)
+                group["lr"] = peak * lr_share
             forget = retain = None
             if method.uses_forget and state.pending:
                 forget = [self.clips.forget[i] for i in forget_draw.take(state.pending, options.forget_batch_size)]
@@ -276,7 +278,8 @@ class Engine:
                 everything = range(len(self._retain))
                 retain = [self._retain[i] for i in retain_draw.take(everything, options.batch_size)]
             module.train(options.dropout)
-            step = Step(self.backend, self._reference, self.generator, state.step / schedule.steps, self.judge.level)
+            progress = state.step / schedule.steps
+            step = Step(self.backend, self._reference, self.generator, progress, self.judge.level, lr_share)
             drawn = self.generator.get_state()
             while True:
                 try:
@@ -329,7 +332,7 @@ class Engine:
                     if state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
                         state.best, best = look, _copy(module)
                 self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
-                if late or schedule.enough(look, state.step, seconds):
+                if late or schedule.enough(look, state.step, seconds, partial(method.ready, step)):
                     break
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from encore.options import TrainOptions
@@ -28,9 +29,9 @@ class Schedule:
     """The learning rate's share of its peak, step by step.
 
     Linear warm-up, then a decay over all steps (`linear`, `cosine`), none (`constant`), or `adaptive`: constant until
-    the forget tracks are near their levels, then a cosine over `decay_steps`, then the lowest rate until everything
-    that is to be kept has recovered. Both moments are read off the looks at forget, retain and held-out tracks, so that
-    no number of steps has to be known beforehand; `steps` and `max_seconds` bound it.
+    the forget tracks are near their levels and the method is ready, then a cosine over `decay_steps`, then the lowest
+    rate until everything that is to be kept has recovered. Both moments are read off the looks at forget, retain and
+    held-out tracks, so that no number of steps has to be known beforehand; `steps` and `max_seconds` bound it.
 
     Args:
         options: of the method.
@@ -68,20 +69,21 @@ class Schedule:
         """
         return self.options.schedule == "adaptive" and self.decay.begin is not None and self._decayed(step) <= LOW
 
-    def enough(self, look: Look, step: int, seconds: float) -> bool:
+    def enough(self, look: Look, step: int, seconds: float, ready: Callable[[], bool] = lambda: True) -> bool:
         """Whether an adaptive run is over after a look; decides on the way whether its decay begins.
 
         Args:
             look: at the model after `step` steps.
             step: steps taken.
             seconds: that the run has taken.
+            ready: whether the method is ready for the decay.
         """
         options, decay = self.options, self.decay
         if options.schedule != "adaptive":
             return False
         spent = max(step / options.steps, seconds / options.max_seconds if options.max_seconds else 0.0)
         if decay.begin is None:
-            if near_levels(look, mean=6, track=10) or spent >= LONGEST:
+            if spent >= LONGEST or (near_levels(look, mean=6, track=10) and ready()):
                 left: float = options.steps - step
                 if options.max_seconds:
                     left = min(left, (options.max_seconds - seconds) * step / max(seconds, 1e-9))
