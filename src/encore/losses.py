@@ -33,3 +33,10 @@ def kl_divergence(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor
     model = F.log_softmax(logits[mask].float(), -1)
     kl = F.kl_div(model, target, log_target=True, reduction="none").sum(-1)
     return torch.zeros(mask.shape, device=logits.device).masked_scatter(mask, kl)
+
+
+def code_entropy(codes: Tensor) -> float:
+    """Mean entropy of the distributions of K codebooks in codes [K, T], nats: the NLL per token of the best guess that
+    looks at nothing but how often a code occurs."""
+    shares = [own.unique(return_counts=True)[1] / codes.shape[-1] for own in codes]
+    return sum(float(-(share * share.log()).sum()) for share in shares) / len(shares)

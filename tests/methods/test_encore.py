@@ -15,6 +15,7 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
+from encore.methods.difficulty import difficulty
 from encore.methods.encore import Encore
 from encore.runs.engine import Clips, Engine, FrozenReference
 from encore.runs.self_retain import play_retain
@@ -103,12 +104,13 @@ def levels_of(
     backend: MusicgenBackend, forget: Sequence[Clip], new: Sequence[Clip], limit: float, shift: int
 ) -> list[np.ndarray]:
     unknown = np.mean([nll_of(backend, clip) for clip in new], 0)
+    shares = difficulty(forget, new, torch.tensor([nll_of(backend, clip).mean() for clip in new])).tolist()
     usual = np.mean([rise_of(backend, clip, shift) for clip in new])
     return [
-        unknown
+        unknown * share
         if (own := nll_of(backend, clip)).mean() < limit
         else own + max(0, rise_of(backend, clip, shift) - usual)
-        for clip in forget
+        for clip, share in zip(forget, shares, strict=True)
     ]
 
 

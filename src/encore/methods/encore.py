@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
+from encore.methods.difficulty import difficulty
 from encore.methods.relearning import RelearningAttack, moved
 from encore.options import TrainOptions
 
@@ -31,8 +32,9 @@ class Encore(LossMethod):
     `shift_seconds` later than it was learnt, and its caption is that of another track. As the model forgets, so does
     the teacher, until both predict what they would of new music. What memory the teacher still shares is taken out by
     the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further. For a memorised clip ℓ_k is
-    the base's mean NLL of held-out music. A clip that the base is not sure of has no teacher, and a level of its own:
-    its NLL under base, and what it costs more to begin it later, beyond what the same costs held-out music.
+    the base's mean NLL of held-out music, times the clip's own difficulty as far as its codes tell it (`difficulty`).
+    A clip that the base is not sure of has no teacher, and a level of its own: its NLL under base, and what it costs
+    more to begin it later, beyond what the same costs held-out music.
 
     While the rate is high, a share of the steps (`attack_share`) forgets under attack: a copy of the model is trained
     on the batch's memorised clips for a few steps, and the loss is taken at the weights that it reaches, its gradient
@@ -160,10 +162,16 @@ class Encore(LossMethod):
         nll = codebook_nll(backend, forget)
         self._deep = {clip for clip, own in zip(forget, nll, strict=True) if float(own.mean()) < limit}
         rest = [clip for clip in forget if clip not in self._deep]
-        unknown = codebook_nll(backend, new).mean(0) if new else nll.new_full((backend.codebooks,), 2 * limit)
+        unknown, shares = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
+        if new:
+            of_new = codebook_nll(backend, new)
+            unknown, shares = of_new.mean(0), difficulty(forget, new, of_new.mean(1)).to(nll)
         rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
         more = dict(zip(rest, (self._rise(backend, rest) - rise).relu(), strict=True)) if rest else {}
-        self._levels = {c: unknown if c in self._deep else own + more[c] for c, own in zip(forget, nll, strict=True)}
+        self._levels = {
+            clip: unknown * share if clip in self._deep else own + more[clip]
+            for clip, own, share in zip(forget, nll, shares, strict=True)
+        }
         of_track: dict[str, list[tuple[float, int]]] = {}  # level and length of each clip
         gaps = []
         for clip, own in zip(forget, nll, strict=True):

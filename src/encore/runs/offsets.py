@@ -29,6 +29,7 @@ from torch import Tensor
 
 from encore.api import Backend, Batch, Clip
 from encore.audio.tracks import Piece
+from encore.losses import code_entropy
 from encore.runs.data import cut, window_samples, windows
 
 KNOWN_SHARE = 0.5
@@ -165,7 +166,7 @@ class OffsetSearch:
             self._progress(begin, len(starts))
             some = starts[begin : begin + BATCH]
             curves = self._curves([cut(self._samples, start, probe) for start in some])
-            costs += [float(curve.nll.mean()) - entropy(curve.codes) for curve in curves]
+            costs += [float(curve.nll.mean()) - code_entropy(curve.codes) for curve in curves]
         self._progress(len(starts), len(starts))
         order = sorted(range(len(starts)), key=costs.__getitem__)[:CANDIDATES]
         yield from (starts[i] for i in order)
@@ -226,7 +227,9 @@ class OffsetSearch:
             return None
         nll = float(curve.nll[first:last].mean())
         return (
-            _Span(start, first, last, gain, nll) if nll <= KNOWN_SHARE * entropy(curve.codes[:, first:last]) else None
+            _Span(start, first, last, gain, nll)
+            if nll <= KNOWN_SHARE * code_entropy(curve.codes[:, first:last])
+            else None
         )
 
     @torch.no_grad()
@@ -295,13 +298,6 @@ def _vertex(three: list[float]) -> float:
     if len(three) < 3 or (bend := three[0] - 2 * three[1] + three[2]) >= 0:
         return 0.0
     return (three[0] - three[2]) / (2 * bend)
-
-
-def entropy(codes: Tensor) -> float:
-    """Mean entropy of the distributions of K codebooks in codes [K, T], nats: the NLL per token of the best guess that
-    looks at nothing but how often a code occurs."""
-    shares = [own.unique(return_counts=True)[1] / codes.shape[-1] for own in codes]
-    return sum(float(-(share * share.log()).sum()) for share in shares) / len(shares)
 
 
 def most_gain(gains: Tensor) -> tuple[int, int, float]:

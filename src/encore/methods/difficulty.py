@@ -1,0 +1,37 @@
+"""How hard a track would be for a model that never saw it, as far as its codes alone tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from encore.api import Clip
+from encore.losses import code_entropy
+
+
+def difficulty(clips: Sequence[Clip], new: Sequence[Clip], nll: Tensor) -> Tensor:
+    """The NLL that each clip should have as new music, as a share of the mean NLL of new music, [N].
+
+    Some music is varied and some repeats itself. A line is fitted to new clips, their NLL over the entropy of their
+    codes, and its slope is shrunk by how much better it predicts a clip that it was not fitted to than their mean does
+    (leave-one-out): where entropy tells nothing, every share is 1. No clip is taken beyond the new ones' range.
+
+    Args:
+        clips: of which the model may hold a memory.
+        new: clips the model was not trained on.
+        nll: the model's NLL of those, nats per token, [M].
+    """
+    own = torch.tensor([code_entropy(clip.codes) for clip in clips], dtype=torch.float64)
+    entropy = torch.tensor([code_entropy(clip.codes) for clip in new], dtype=torch.float64)
+    value, count = nll.double().cpu(), len(new)
+    apart, gap = entropy - entropy.mean(), value - value.mean()
+    spread = apart.square().sum()
+    if count < 3 or float(spread) < 1e-9:
+        return torch.ones(len(clips))
+    own = own.clamp(float(entropy.min()), float(entropy.max()))
+    slope = (apart * gap).sum() / spread
+    left_out = (gap - slope * apart) / (1 - 1 / count - apart.square() / spread).clamp(min=1e-9)  # of the line
+    skill = 1 - left_out.square().sum() / (gap * count / (count - 1)).square().sum().clamp(min=1e-9)  # over the mean
+    return (1 + skill.clamp(min=0) * slope * (own - entropy.mean()) / value.mean()).float()
