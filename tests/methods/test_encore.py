@@ -229,7 +229,7 @@ def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: Musicg
 def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBackend, share: float) -> None:
     """One memorised clip is relearned, one that is not is not; as the rate decays nothing is.
 
-    The levels there are those of new music after the same attack.
+    The levels there are those of new music after the same attack; a clip that is beyond its own is left alone.
     """
     holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(2)
     method, session = made(
@@ -252,6 +252,12 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         plain._levels = {clip: level * method._fall[0] for clip, level in plain._levels.items()}
     generator = torch.Generator().manual_seed(0)
     wanted = plain.forget_loss(replace(step, backend=attacked, generator=generator), Batch.of(clips))
+    if share > 0.4:
+        shift = int(torch.randint(10, (1,), generator=torch.Generator().manual_seed(0))) + 1
+        nlls = [np.nanmean(costs_of(attacked, clip)[:, shift:], 1).mean() for clip in clips]
+        below = [nll < float(plain._levels[clip].mean()) for clip, nll in zip(clips, nlls, strict=True)]
+        assert sorted(below) == [False, True]
+        wanted = wanted * torch.tensor(below)
     wanted.sum().backward()
     assert losses.tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
     for (name, weight), twin in zip(model.module.named_parameters(), attacked.module.parameters(), strict=True):
@@ -387,7 +393,7 @@ def slow_rate(
         if type(part).__name__ == "Linear"
     ]
     deepest = max(1 - nll / level for nll, level in zip(own, levels, strict=True))
-    few = (min(memorised, 8) / 8) ** 0.25 if memorised else 1
+    few = (min(memorised, 8) / 8) ** 0.5 if memorised else 1
     return float(share * np.median(sizes) * np.sqrt(max(0.01, deepest)) * few)
 
 
@@ -409,7 +415,7 @@ def test_a_rate_follows_the_scale_of_the_weights_and_never_reaches_nothing(backe
     clips = make_clips(2)
     easy = [Clip("easy", clip.caption, backend.logits(Batch.of([clip]))[0].argmax(-1)) for clip in clips]
     _, session = made(backend, clips, make_clips(4, seed=1), 99.0, holdout=easy)  # nothing lies below its level
-    assert session.lr == pytest.approx(slow_rate(backend, 0.1, [1.0], [1.0], 2), rel=1e-5)
+    assert session.lr == pytest.approx(slow_rate(backend, 0.085, [1.0], [1.0], 2), rel=1e-5)
 
 
 def test_a_rate_that_was_given_is_the_rate(backend: MusicgenBackend) -> None:
@@ -546,5 +552,5 @@ def test_a_model_without_linear_layers_has_a_typical_weight_too() -> None:
     session = Engine(model, clips).session(method := Encore(Encore.Options()))
     method.prepare(session)
     typical = float(np.sqrt(np.mean(np.square(table))))
-    few = (len(method._deep) / 8) ** 0.25 if method._deep else 1.0
-    assert session.lr == pytest.approx(0.1 * typical * math.sqrt(method._depth) * few, rel=1e-5)
+    few = (len(method._deep) / 8) ** 0.5 if method._deep else 1.0
+    assert session.lr == pytest.approx(0.085 * typical * math.sqrt(method._depth) * few, rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,16 @@ def test_the_loop_follows_the_schedule_and_ends_early(backend: MusicgenBackend, 
     assert outcome.best == looks[3]
 
 
+def test_the_state_that_a_run_ends_for_is_its_result(backend: MusicgenBackend, clips: Clips) -> None:
+    """One before, whose retain had not recovered, may have a better score by chance."""
+    settings = options(lr=1e-3, steps=40, decay_steps=4, eval_every=2)
+    better = replace(look(0.0, lost=9.0), score=-5.0)
+    looks = [FAR, look(0.0, lost=9.0), better, replace(look(0.0, lost=0.5), score=1.0)]
+    outcome = engine_with(backend, clips, looks).run(Plain(settings))
+    assert outcome.steps == 8
+    assert outcome.best == looks[3]
+
+
 def test_what_never_recovers_ends_with_patience(backend: MusicgenBackend, clips: Clips) -> None:
     lost = look(0.0, lost=9.0)
     settings = options(lr=1e-3, steps=40, decay_steps=4, eval_every=3)
@@ -292,7 +303,7 @@ def test_what_never_recovers_ends_with_patience(backend: MusicgenBackend, clips:
 def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, clips: Clips) -> None:
     """Its retain has not recovered yet, however good its score; once the decay began, the best one is kept."""
     scores = [1.0, 5.0, 3.0, 4.0]
-    looks = [Look(**{**vars(FAR if i < 1 else THERE), "score": score}) for i, score in enumerate(scores)]
+    looks = [Look(**{**vars(FAR if i < 1 else look(0.0, lost=9.0)), "score": score}) for i, score in enumerate(scores)]
     settings = options(lr=1e-3, steps=8, decay_steps=20, eval_every=1)
     weights: list[str] = []
     engine = Engine(

@@ -51,9 +51,9 @@ class Encore(LossMethod):
 
     Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
     linear layers of their RMS), times the square root of how far below its level the best known clip lies, and of fewer
-    than `MANY` memorised clips times the fourth root of their share of them: low rates only cover a memory, which then
-    comes back after a few steps of training, and high ones harm all music; one track is erased by .6 of the rate of
-    eight. The schedule is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
+    than `MANY` memorised clips times the square root of their share of them: low rates only cover a memory, which then
+    comes back after a few steps of training, and high ones harm all music; one track, met in every step, is erased by
+    .35 of the rate of eight. The schedule is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):
@@ -61,7 +61,7 @@ class Encore(LossMethod):
 
         steps: int = 300
         lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from model and list")
-        rate: float = Field(0.1, gt=0, description="peak learning rate as a share of the model's typical weight")
+        rate: float = Field(0.085, gt=0, description="peak learning rate as a share of the model's typical weight")
         batch_size: int = 10
         forget_batch_size: int = 4
         schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
@@ -123,6 +123,8 @@ class Encore(LossMethod):
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
         loss = self.options.gamma * (levels - nll).relu().mean(1)
         loss = loss + clip_mean(kl_divergence(teacher, logits, mask), mask) * taught
+        if change:
+            loss = loss * (nll.mean(1) < levels.mean(1))  # what comes back no further than new music is left alone
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
@@ -202,7 +204,7 @@ class Encore(LossMethod):
         linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
         matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
         self._typical = typical = statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
-        few = min(1.0, len(self._deep) / MANY) ** 0.25 if self._deep else 1.0
+        few = min(1.0, len(self._deep) / MANY) ** 0.5 if self._deep else 1.0
         session.lr = self.options.rate * typical * math.sqrt(self._depth) * few
         if self.options.lr is None:
             session.chosen["lr"] = (

@@ -329,10 +329,12 @@ class Engine:
                 module.eval()
                 with self._averaged(state):
                     look = self.judge.look()
-                    if state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
+                    over = schedule.enough(look, state.step, seconds, partial(method.ready, step))
+                    # What an adaptive run ends for is taken: an earlier look may have a better score by chance.
+                    if over or state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
                         state.best, best = look, _copy(module)
                 self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
-                if late or schedule.enough(look, state.step, seconds, partial(method.ready, step)):
+                if late or over:
                     break
                 if options.stop == "target" and self.judge.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
