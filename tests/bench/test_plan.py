@@ -48,6 +48,14 @@ def test_without_a_list_it_is_the_forget_split_of_the_embedded_catalogue(tmp_pat
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(
+    "golds", [{"golds": {"gold": "./no"}}, {"forget_sizes": (3,), "list_golds": {"3": {"gold": "/no"}}}]
+)
+def test_a_gold_that_is_not_there_is_refused_before_anything_is_trained(tmp_path, golds):
+    with pytest.raises(InputError, match=r"there is no model '\.?/no'"):
+        checked(Plan(methods={"ga": ()}, seeds=(0,), **golds), tmp_path / "b")
+
+
 def test_methods_seeds_and_measures_may_change_and_what_is_compared_may_not(tmp_path):
     plan = Plan(methods={"ga": ()}, seeds=(0,))
     write_plan(plan, tmp_path)

@@ -221,6 +221,8 @@ def checked(plan: Plan, out: Path) -> Tracks:
         parsed(plan.embedder)
     pick_precision(plan.precision, pick_device(plan.device))
     for name in (plan.model, *plan.golds.values(), *(one for own in plan.list_golds.values() for one in own.values())):
+        if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
+            raise InputError(f"there is no model {name!r}", "give `tiny`, a folder, or a hub name like owner/name")
         model_name(name)
     _refuse_names(plan)
     tracks = selected(plan, out)
