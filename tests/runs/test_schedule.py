@@ -167,8 +167,8 @@ def test_a_decay_is_shortened_to_what_is_left(given: dict[str, float], step: int
         (THERE, 46, True),  # .095 of the peak
         (THERE, 45, False),  # .146
         (THERE, 30, False),
-        (look(0.0, lost=0.69), 50, True),
-        (look(0.0, lost=0.71), 50, False),  # memorised retain has no margin yet
+        (look(0.0, lost=0.49), 50, True),
+        (look(0.0, lost=0.51), 50, False),  # memorised retain has no margin yet
         (Look(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.0}}), 50, True),
         (Look(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.01}}), 50, False),  # not everything is kept
         (Look(**{**vars(THERE), "harm": {}}), 50, True),  # nothing is memorised

@@ -20,7 +20,6 @@ from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
 MANY = 8  # memorised clips, from which on the rate is the full one
-RESISTS = 0.85  # share of the NLL of new music after an attack that a memorised clip should have after one
 ATTACKED_FROM = 0.4  # share of the peak rate above which forgetting is taken under attack
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
@@ -31,17 +30,18 @@ class Encore(LossMethod):
     The teacher is the model itself (no gradient) where it can't well recognise the track: the clip begins up to
     `shift_seconds` later than it was learnt, and its caption is that of another track. As the model forgets, so does
     the teacher, until both predict what they would of new music. What memory the teacher still shares is taken out by
-    the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further. For a memorised clip ℓ_k is
-    the base's mean NLL of held-out music, times the clip's own difficulty as far as its codes tell it (`difficulty`).
-    A clip that the base is not sure of has no teacher, and a level of its own: its NLL under base, and what it costs
-    more to begin it later, beyond what the same costs held-out music.
+    the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further; a clip whose NLL is beyond
+    its mean level has no loss. For a memorised clip ℓ_k is the base's mean NLL of held-out music, times the clip's own
+    difficulty as far as its codes tell it (`difficulty`). A clip that the base is not sure of has no teacher, and a
+    level of its own: its NLL under base, and what it costs more to begin it later, beyond what the same costs held-out
+    music.
 
     While the rate is high, a share of the steps (`attack_share`) forgets under attack: a copy of the model is trained
     on the batch's memorised clips for a few steps, and the loss is taken at the weights that it reaches, its gradient
     applied to the model's own (first-order tamper resistance, Tamirisa et al., arXiv 2408.00761). What a little
     training would bring back is then erased, where it would else only be suppressed. ℓ_k falls there as the NLL of
     held-out music falls under the same attack on the base: anything new can be learnt. The rate decays once relearning
-    brings memorised tracks back hardly further than it would bring new ones (`ready`).
+    brings memorised tracks back no further than it would bring new ones (`ready`).
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
@@ -123,8 +123,7 @@ class Encore(LossMethod):
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
         loss = self.options.gamma * (levels - nll).relu().mean(1)
         loss = loss + clip_mean(kl_divergence(teacher, logits, mask), mask) * taught
-        if change:
-            loss = loss * (nll.mean(1) < levels.mean(1))  # what comes back no further than new music is left alone
+        loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
@@ -143,7 +142,7 @@ class Encore(LossMethod):
         return self.options.alpha * torch.cat(losses)[order]
 
     def ready(self, step: Step) -> bool:
-        """Whether relearning brings some of the memorised clips back little further than it brings new music."""
+        """Whether relearning brings some of the memorised clips back no further than it brings new music."""
         if not self._deep or not self.options.attack_share:
             return True
         known = [clip for clip in self._forget if clip in self._deep]
@@ -154,7 +153,7 @@ class Encore(LossMethod):
         with moved(step.backend.module, change):
             nll = codebook_nll(step.backend, clips).mean()
         wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
-        return bool(nll >= RESISTS * wanted.mean())
+        return bool(nll >= wanted.mean())
 
     # ------------------------------------------------------------------------------------------- levels and the rate
 

@@ -13,7 +13,7 @@ LOWEST = 0.05  # share of the peak that a decay ends at
 TAIL = 0.08  # the same of an adaptive one, which goes on there
 LOW = 0.1  # share of the peak below which an adaptive run may end
 LONGEST = 0.3  # share of the steps (or seconds) allowed after which an adaptive rate decays, whatever was forgotten
-RECOVERED = 0.7  # harm to memorised retain, 1 being what is allowed, at which an adaptive run may end
+RECOVERED = 0.5  # harm to memorised retain, 1 being what is allowed, at which an adaptive run may end
 PATIENCE = 2.5  # decays that an adaptive run waits at most for retain to recover
 
 
