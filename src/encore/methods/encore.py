@@ -20,6 +20,7 @@ from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
 MANY = 8  # memorised clips, from which on the rate is the full one
+RESISTS = 0.9  # share of the NLL of new music after an attack that memorised clips should have after one
 ATTACKED_FROM = 0.4  # share of the peak rate above which forgetting is taken under attack
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
@@ -41,7 +42,7 @@ class Encore(LossMethod):
     applied to the model's own (first-order tamper resistance, Tamirisa et al., arXiv 2408.00761). What a little
     training would bring back is then erased, where it would else only be suppressed. ℓ_k falls there as the NLL of
     held-out music falls under the same attack on the base: anything new can be learnt. The rate decays once relearning
-    brings memorised tracks back no further than it would bring new ones (`ready`).
+    brings memorised tracks back little further than it would bring new ones (`ready`).
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
@@ -142,7 +143,7 @@ class Encore(LossMethod):
         return self.options.alpha * torch.cat(losses)[order]
 
     def ready(self, step: Step) -> bool:
-        """Whether relearning brings some of the memorised clips back no further than it brings new music."""
+        """Whether relearning brings some of the memorised clips back little further than it brings new music."""
         if not self._deep or not self.options.attack_share:
             return True
         known = [clip for clip in self._forget if clip in self._deep]
@@ -153,7 +154,7 @@ class Encore(LossMethod):
         with moved(step.backend.module, change):
             nll = codebook_nll(step.backend, clips).mean()
         wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
-        return bool(nll >= wanted.mean())
+        return bool(nll >= RESISTS * wanted.mean())
 
     # ------------------------------------------------------------------------------------------- levels and the rate
 
