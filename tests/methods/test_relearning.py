@@ -38,7 +38,7 @@ def test_an_attack_is_a_few_steps_of_training_on_a_copy(backend: MusicgenBackend
         model.module.train()
         before = copy.deepcopy(model.module.state_dict())
         drawn = torch.get_rng_state()
-        *_, change = attack(model, batch, steps=3, lr=1e-3)
+        *_, found = attack(model, batch, steps=3, lr=1e-3)
         assert torch.equal(torch.get_rng_state(), drawn)
         assert model.module.training
         assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
@@ -53,10 +53,10 @@ def test_an_attack_is_a_few_steps_of_training_on_a_copy(backend: MusicgenBackend
             twin.losses(batch).mean().backward()
             nn.utils.clip_grad_norm_(own.values(), 1.0)
             optimizer.step()
-        assert change.keys() == {name for name, weight in model.module.named_parameters() if weight.requires_grad}
-        for name, by in change.items():
-            torch.testing.assert_close(by, own[name].detach() - before[name])
-        assert max(float(by.abs().max()) for by in change.values()) > 1e-3
+        assert found.keys() == {name for name, weight in model.module.named_parameters() if weight.requires_grad}
+        for name, weight in found.items():
+            torch.testing.assert_close(weight, own[name])
+        assert max(float((weight.detach() - before[name]).abs().max()) for name, weight in found.items()) > 1e-3
 
 
 class Tied(nn.Module):
@@ -72,12 +72,12 @@ class Tied(nn.Module):
 def test_a_loss_at_moved_weights_has_their_gradient_and_leaves_them() -> None:
     torch.manual_seed(0)
     module, codes = Tied(), torch.tensor([0, 3, 3])
-    by = {"embed.weight": torch.randn(5, 3)}
+    to = {"embed.weight": torch.randn(5, 3)}
     twin = copy.deepcopy(module)
     with torch.no_grad():
-        twin.embed.weight.add_(by["embed.weight"])
+        twin.embed.weight.copy_(to["embed.weight"])
     before = module.embed.weight.detach().clone()
-    with moved(module, by):
+    with moved(module, to):
         loss = module(codes).square().sum()
     loss.backward()
     wanted = twin(codes).square().sum()

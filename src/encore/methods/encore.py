@@ -116,8 +116,8 @@ class Encore(LossMethod):
         )
         mask = step.backend.token_mask(strange)
         taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
-        change, fall = self._attacked(step, batch)
-        with moved(step.backend.module, change):
+        weights, fall = self._attacked(step, batch)
+        with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)[:, :, shift:]
             teacher = _without_dropout(step.backend, strange) if taught.any() else logits.detach()
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
@@ -150,8 +150,8 @@ class Encore(LossMethod):
         some = torch.randperm(len(known), generator=step.generator)[: self.options.forget_batch_size].tolist()
         clips = [known[i] for i in some]
         batch = Batch.of(clips, step.backend.device)
-        *_, change = self._attack(step.backend, batch, steps=self.options.attack_steps, lr=self._attack_lr)
-        with moved(step.backend.module, change):
+        *_, weights = self._attack(step.backend, batch, steps=self.options.attack_steps, lr=self._attack_lr)
+        with moved(step.backend.module, weights):
             nll = codebook_nll(step.backend, clips).mean()
         wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
         return bool(nll >= RESISTS * wanted.mean())
@@ -216,16 +216,16 @@ class Encore(LossMethod):
     # ------------------------------------------------------------------------------------------------------- details
 
     def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
-        """What relearning a batch's memorised clips changes of each weight, and the share [K] of its NLL that new music
-        keeps under as long an attack; no change where there is no attack."""
+        """The weights after relearning a batch's memorised clips, and the share [K] of its NLL that new music keeps
+        under as long an attack; no weights where there is no attack."""
         known = [clip for clip in batch.clips if clip in self._deep]
         often = torch.rand((), generator=step.generator) < self.options.attack_share
         if not known or not often or step.lr_share <= ATTACKED_FROM:
             return {}, 1.0
         steps = _draw(self.options.attack_steps, step.generator) + 1
         known_batch = Batch.of(known, batch.codes.device)
-        *_, change = self._attack(step.backend, known_batch, steps=steps, lr=self._attack_lr)
-        return change, self._fall[steps - 1]
+        *_, weights = self._attack(step.backend, known_batch, steps=steps, lr=self._attack_lr)
+        return weights, self._fall[steps - 1]
 
     def _set_fall(self, backend: Backend, new: Sequence[Clip]) -> None:
         """The share of its NLL that new music keeps after 1, 2, … steps of an attack, [steps, K]."""
@@ -235,8 +235,8 @@ class Encore(LossMethod):
         for group in (new[start : start + size] for start in range(0, count, size)):
             before, after = codebook_nll(backend, group).mean(0), []
             batch, steps = Batch.of(group, backend.device), self.options.attack_steps
-            for change in self._attack(backend, batch, steps=steps, lr=self._attack_lr):
-                with moved(backend.module, change):
+            for weights in self._attack(backend, batch, steps=steps, lr=self._attack_lr):
+                with moved(backend.module, weights):
                     after.append(codebook_nll(backend, group).mean(0) / before)
             shares.append(torch.stack(after))
         none = torch.ones(self.options.attack_steps, 1, device=backend.device)

@@ -23,9 +23,9 @@ class RelearningAttack:
         self._copy.module.eval()
 
     def __call__(self, backend: Backend, batch: Batch, *, steps: int, lr: float) -> Iterator[dict[str, Tensor]]:
-        """By how much each AdamW step on a batch has changed each trainable weight, by name, since the attack began.
+        """The trainable weights, by name, after each AdamW step on a batch.
 
-        The model itself stays as it is.
+        They are the copy's own, and change with the next step; the model itself stays as it is.
 
         Args:
             backend: the model attacked.
@@ -35,8 +35,8 @@ class RelearningAttack:
         """
         copy, module = self._copy.module, backend.module
         copy.load_state_dict(module.state_dict())
-        own = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        weights = {name: copy.get_parameter(name).requires_grad_() for name in own}
+        names = [name for name, weight in module.named_parameters() if weight.requires_grad]
+        weights = {name: copy.get_parameter(name).requires_grad_() for name in names}
         optimizer = torch.optim.AdamW(weights.values(), lr=lr)
         for _ in range(steps):
             with torch.enable_grad():
@@ -44,18 +44,21 @@ class RelearningAttack:
             nn.utils.clip_grad_norm_(weights.values(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            yield {name: weight.detach() - own[name].detach() for name, weight in weights.items()}
+            yield weights
 
 
 @contextmanager
-def moved(module: nn.Module, by: Mapping[str, Tensor]) -> Iterator[None]:
-    """A module with its weights moved by constants: what is computed inside has the weights' own gradient.
+def moved(module: nn.Module, to: Mapping[str, Tensor]) -> Iterator[None]:
+    """A module at other weights: the gradient of what is computed inside goes to its own, as it would go to those.
 
     Args:
         module: stands as before once the context is left; tied weights stay tied.
-        by: what to add to each parameter, by name, in its shape.
+        to: the weights, constants, by name of the parameter.
     """
-    there = {id(module.get_parameter(name)): module.get_parameter(name) + shift for name, shift in by.items()}
+    there: dict[int, Tensor] = {}
+    for name, target in to.items():
+        own = module.get_parameter(name)
+        there[id(own)] = own + (target.detach() - own.detach())
     places = [
         (part, name, weight)
         for part in module.modules()
