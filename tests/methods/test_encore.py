@@ -237,7 +237,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
     )
     (known,) = (clip for clip in clips if nll_of(backend, clip).mean() < session.level / 2)
     model = moved(backend)
-    step = replace(step_of(model, session), lr_share=share)
+    step = replace(step_of(model, session), lr_share=share, forget=clips)
     losses = method.forget_loss(step, Batch.of(clips))
     losses.sum().backward()
 

@@ -38,7 +38,7 @@ def test_an_attack_is_a_few_steps_of_training_on_a_copy(backend: MusicgenBackend
         model.module.train()
         before = copy.deepcopy(model.module.state_dict())
         drawn = torch.get_rng_state()
-        *_, found = attack(model, batch, steps=3, lr=1e-3)
+        *_, found = attack(model, batch.clips, steps=3, lr=1e-3, size=2)
         assert torch.equal(torch.get_rng_state(), drawn)
         assert model.module.training
         assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())

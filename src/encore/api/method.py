@@ -46,6 +46,7 @@ class Step:
         progress: 0 at the first step, towards 1 at the last one allowed.
         level: NLL of unseen music of the same source under the base model; None where there is no holdout.
         lr_share: the learning rate's share of its peak at this step.
+        forget: all forget clips of the step, of which a batch may hold a part.
     """
 
     backend: Backend
@@ -54,6 +55,7 @@ class Step:
     progress: float
     level: float | None
     lr_share: float = 1.0
+    forget: Sequence[Clip] = ()
 
 
 @dataclass

@@ -38,7 +38,7 @@ class Encore(LossMethod):
     music.
 
     While the rate is high, a share of the steps (`attack_share`) forgets under attack: a copy of the model is trained
-    on the batch's memorised clips for a few steps, and the loss is taken at the weights that it reaches, its gradient
+    on the step's memorised clips for a few steps, and the loss is taken at the weights that it reaches, its gradient
     applied to the model's own (first-order tamper resistance, Tamirisa et al., arXiv 2408.00761). What a little
     training would bring back is then erased, where it would else only be suppressed. ℓ_k falls there as the NLL of
     held-out music falls under the same attack on the base: anything new can be learnt. The rate decays once relearning
@@ -149,8 +149,9 @@ class Encore(LossMethod):
         known = [clip for clip in self._forget if clip in self._deep]
         some = torch.randperm(len(known), generator=step.generator)[: self.options.forget_batch_size].tolist()
         clips = [known[i] for i in some]
-        batch = Batch.of(clips, step.backend.device)
-        *_, weights = self._attack(step.backend, batch, steps=self.options.attack_steps, lr=self._attack_lr)
+        *_, weights = self._attack(
+            step.backend, clips, steps=self.options.attack_steps, lr=self._attack_lr, size=self.options.micro_batch_size
+        )
         with moved(step.backend.module, weights):
             nll = codebook_nll(step.backend, clips).mean()
         wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
@@ -216,15 +217,14 @@ class Encore(LossMethod):
     # ------------------------------------------------------------------------------------------------------- details
 
     def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
-        """The weights after relearning a batch's memorised clips, and the share [K] of its NLL that new music keeps
+        """The weights after relearning the step's memorised clips, and the share [K] of its NLL that new music keeps
         under as long an attack; no weights where there is no attack."""
-        known = [clip for clip in batch.clips if clip in self._deep]
+        known = [clip for clip in step.forget if clip in self._deep]
         often = torch.rand((), generator=step.generator) < self.options.attack_share
         if not known or not often or step.lr_share <= ATTACKED_FROM:
             return {}, 1.0
         steps = _draw(self.options.attack_steps, step.generator) + 1
-        known_batch = Batch.of(known, batch.codes.device)
-        *_, weights = self._attack(step.backend, known_batch, steps=steps, lr=self._attack_lr)
+        *_, weights = self._attack(step.backend, known, steps=steps, lr=self._attack_lr, size=len(batch))
         return weights, self._fall[steps - 1]
 
     def _set_fall(self, backend: Backend, new: Sequence[Clip]) -> None:
@@ -234,8 +234,8 @@ class Encore(LossMethod):
         shares = []
         for group in (new[start : start + size] for start in range(0, count, size)):
             before, after = codebook_nll(backend, group).mean(0), []
-            batch, steps = Batch.of(group, backend.device), self.options.attack_steps
-            for weights in self._attack(backend, batch, steps=steps, lr=self._attack_lr):
+            steps, most = self.options.attack_steps, self.options.micro_batch_size
+            for weights in self._attack(backend, group, steps=steps, lr=self._attack_lr, size=most):
                 with moved(backend.module, weights):
                     after.append(codebook_nll(backend, group).mean(0) / before)
             shares.append(torch.stack(after))

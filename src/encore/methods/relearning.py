@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from encore.api import Backend, Batch
+from encore.api import Backend, Batch, Clip
 
 
 class RelearningAttack:
@@ -22,25 +22,30 @@ class RelearningAttack:
         self._copy = backend.clone()
         self._copy.module.eval()
 
-    def __call__(self, backend: Backend, batch: Batch, *, steps: int, lr: float) -> Iterator[dict[str, Tensor]]:
-        """The trainable weights, by name, after each AdamW step on a batch.
+    def __call__(
+        self, backend: Backend, clips: Sequence[Clip], *, steps: int, lr: float, size: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """The trainable weights, by name, after each AdamW step on clips.
 
         They are the copy's own, and change with the next step; the model itself stays as it is.
 
         Args:
             backend: the model attacked.
-            batch: clips trained on, all of them in each step.
+            clips: trained on, all of them in each step.
             steps: number of steps.
             lr: learning rate of AdamW.
+            size: clips a pass; changes nothing but memory.
         """
         copy, module = self._copy.module, backend.module
         copy.load_state_dict(module.state_dict())
         names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = {name: copy.get_parameter(name).requires_grad_() for name in names}
         optimizer = torch.optim.AdamW(weights.values(), lr=lr)
+        parts = [Batch.of(clips[i : i + size], backend.device) for i in range(0, len(clips), size)]
         for _ in range(steps):
-            with torch.enable_grad():
-                self._copy.losses(batch).mean().backward()
+            for part in parts:
+                with torch.enable_grad():
+                    (self._copy.losses(part).sum() / len(clips)).backward()
             nn.utils.clip_grad_norm_(weights.values(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

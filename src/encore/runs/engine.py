@@ -279,7 +279,9 @@ class Engine:
                 retain = [self._retain[i] for i in retain_draw.take(everything, options.batch_size)]
             module.train(options.dropout)
             progress = state.step / schedule.steps
-            step = Step(self.backend, self._reference, self.generator, progress, self.judge.level, lr_share)
+            step = Step(
+                self.backend, self._reference, self.generator, progress, self.judge.level, lr_share, forget or ()
+            )  # fmt: skip
             drawn = self.generator.get_state()
             while True:
                 try:
