@@ -30,7 +30,7 @@ def clips(count: int, frames: int = 20) -> list[Clip]:
 def test_an_attack_is_a_few_steps_of_training_on_a_copy(backend: MusicgenBackend) -> None:
     """Each figure against a loop of its own, also the second time, when the model has moved on; dropout is off."""
     model, batch = backend.clone(), Batch.of(clips(3))
-    attack = RelearningAttack(model)
+    attack = RelearningAttack(model, lr=1e-3)
     for _ in range(2):
         with torch.no_grad():
             for weight in model.module.parameters():
@@ -38,7 +38,7 @@ def test_an_attack_is_a_few_steps_of_training_on_a_copy(backend: MusicgenBackend
         model.module.train()
         before = copy.deepcopy(model.module.state_dict())
         drawn = torch.get_rng_state()
-        *_, found = attack(model, batch.clips, steps=3, lr=1e-3, size=2)
+        *_, found = attack(model, batch.clips, steps=3, size=2)
         assert torch.equal(torch.get_rng_state(), drawn)
         assert model.module.training
         assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())

@@ -84,7 +84,6 @@ class Encore(LossMethod):
 
     def prepare(self, session: Session) -> None:
         backend, retain = session.backend, list(session.retain)
-        self._forget = list(session.forget)
         self._limit = limit = memorised_below(session.level, backend.codebook_size)
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
@@ -98,7 +97,7 @@ class Encore(LossMethod):
         self._set_levels(session, new, limit)
         self._set_rate(session)
         if self._deep and self.options.attack_share:
-            self._attack, self._attack_lr = RelearningAttack(backend), self.options.attack_rate * self._typical
+            self._attack = RelearningAttack(backend, lr=self.options.attack_rate * self._typical)
             self._set_fall(backend, new)
         if memorised:
             share = self.options.memorised_share
@@ -119,11 +118,12 @@ class Encore(LossMethod):
         weights, fall = self._attacked(step, batch)
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)[:, :, shift:]
-            teacher = _without_dropout(step.backend, strange) if taught.any() else logits.detach()
+            teacher = _without_dropout(step.backend, strange) if taught.any() else None
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
         loss = self.options.gamma * (levels - nll).relu().mean(1)
-        loss = loss + clip_mean(kl_divergence(teacher, logits, mask), mask) * taught
+        if teacher is not None:
+            loss = loss + clip_mean(kl_divergence(teacher, logits, mask), mask) * taught
         loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
@@ -146,11 +146,11 @@ class Encore(LossMethod):
         """Whether relearning brings some of the memorised clips back little further than it brings new music."""
         if not self._deep or not self.options.attack_share:
             return True
-        known = [clip for clip in self._forget if clip in self._deep]
+        known = [clip for clip in self._levels if clip in self._deep]
         some = torch.randperm(len(known), generator=step.generator)[: self.options.forget_batch_size].tolist()
         clips = [known[i] for i in some]
         *_, weights = self._attack(
-            step.backend, clips, steps=self.options.attack_steps, lr=self._attack_lr, size=self.options.micro_batch_size
+            step.backend, clips, steps=self.options.attack_steps, size=self.options.micro_batch_size
         )
         with moved(step.backend.module, weights):
             nll = codebook_nll(step.backend, clips).mean()
@@ -224,7 +224,7 @@ class Encore(LossMethod):
         if not known or not often or step.lr_share <= ATTACKED_FROM:
             return {}, 1.0
         steps = _draw(self.options.attack_steps, step.generator) + 1
-        *_, weights = self._attack(step.backend, known, steps=steps, lr=self._attack_lr, size=len(batch))
+        *_, weights = self._attack(step.backend, known, steps=steps, size=len(batch))
         return weights, self._fall[steps - 1]
 
     def _set_fall(self, backend: Backend, new: Sequence[Clip]) -> None:
@@ -235,7 +235,7 @@ class Encore(LossMethod):
         for group in (new[start : start + size] for start in range(0, count, size)):
             before, after = codebook_nll(backend, group).mean(0), []
             steps, most = self.options.attack_steps, self.options.micro_batch_size
-            for weights in self._attack(backend, group, steps=steps, lr=self._attack_lr, size=most):
+            for weights in self._attack(backend, group, steps=steps, size=most):
                 with moved(backend.module, weights):
                     after.append(codebook_nll(backend, group).mean(0) / before)
             shares.append(torch.stack(after))

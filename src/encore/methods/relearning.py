@@ -16,14 +16,16 @@ class RelearningAttack:
 
     Args:
         backend: the model; its copy is kept, and takes over its weights before every attack.
+        lr: learning rate of AdamW.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, lr: float) -> None:
+        self._lr = lr
         self._copy = backend.clone()
         self._copy.module.eval()
 
     def __call__(
-        self, backend: Backend, clips: Sequence[Clip], *, steps: int, lr: float, size: int
+        self, backend: Backend, clips: Sequence[Clip], *, steps: int, size: int
     ) -> Iterator[dict[str, Tensor]]:
         """The trainable weights, by name, after each AdamW step on clips.
 
@@ -33,14 +35,13 @@ class RelearningAttack:
             backend: the model attacked.
             clips: trained on, all of them in each step.
             steps: number of steps.
-            lr: learning rate of AdamW.
             size: clips a pass; changes nothing but memory.
         """
         copy, module = self._copy.module, backend.module
         copy.load_state_dict(module.state_dict())
         names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = {name: copy.get_parameter(name).requires_grad_() for name in names}
-        optimizer = torch.optim.AdamW(weights.values(), lr=lr)
+        optimizer = torch.optim.AdamW(weights.values(), lr=self._lr)
         parts = [Batch.of(clips[i : i + size], backend.device) for i in range(0, len(clips), size)]
         for _ in range(steps):
             for part in parts:
