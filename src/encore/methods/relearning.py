@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
-from encore.api import Backend, Batch, Clip
+from encore.api import Backend, Clip
+from encore.relearning import relearn
 
 
 class RelearningAttack:
@@ -22,7 +22,6 @@ class RelearningAttack:
     def __init__(self, backend: Backend, *, lr: float) -> None:
         self._lr = lr
         self._copy = backend.clone()
-        self._copy.module.eval()
 
     def __call__(
         self, backend: Backend, clips: Sequence[Clip], *, steps: int, size: int
@@ -41,15 +40,8 @@ class RelearningAttack:
         copy.load_state_dict(module.state_dict())
         names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = {name: copy.get_parameter(name).requires_grad_() for name in names}
-        optimizer = torch.optim.AdamW(weights.values(), lr=self._lr)
-        parts = [Batch.of(clips[i : i + size], backend.device) for i in range(0, len(clips), size)]
-        for _ in range(steps):
-            for part in parts:
-                with torch.enable_grad():
-                    (self._copy.losses(part).sum() / len(clips)).backward()
-            nn.utils.clip_grad_norm_(weights.values(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+        batches = [clips[start : start + size] for start in range(0, len(clips), size)]
+        for _ in relearn(self._copy, batches, lr=self._lr, steps=steps):
             yield weights
 
 

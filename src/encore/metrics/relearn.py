@@ -9,11 +9,10 @@ from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.rows import by_track, given, mean_row, unmeasured
+from encore.relearning import MAX_GRAD_NORM, WEIGHT_DECAY, relearn
 
 STEPS = 8
 LR = 2e-4
-WEIGHT_DECAY = 0.01
-MAX_GRAD_NORM = 1.0
 LOOKS = (0, 1, 2, 4, 8)  # steps after which the forget tracks are looked at where others are trained on
 ONES = 3  # forget tracks that are trained on alone, one after another
 MODELS: tuple[Role, ...] = ("base", "unlearned", "gold")
@@ -126,31 +125,19 @@ def _losses(
 ) -> Tensor:
     """Losses [looks, N] of the watched clips while a model is trained, in place."""
     backend.module.eval()  # no dropout: two runs must agree
-    weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY)
-    curve = []
-    for step in range(STEPS + 1):
-        if watched is not None and step in LOOKS:
-            with torch.no_grad():
-                losses = [backend.losses(Batch.of(p, backend.device)).cpu() for p in evaluation.batches(watched)]
-            curve.append(torch.cat(losses))
-        last = step == STEPS
-        if last and watched is not None:
-            break
-        optimiser.zero_grad()
-        seen = []
-        with torch.set_grad_enabled(not last):
-            for piece in evaluation.batches(clips):
-                own = backend.losses(Batch.of(piece, backend.device))  # [N]
-                if not last:
-                    (own.sum() / len(clips)).backward()
-                seen.append(own.detach().cpu())
+
+    @torch.no_grad()
+    def look(clips: Sequence[Clip]) -> Tensor:
+        return torch.cat([backend.losses(Batch.of(part, backend.device)).cpu() for part in evaluation.batches(clips)])
+
+    curve = [] if watched is None else [look(watched)]
+    training = relearn(backend, list(evaluation.batches(clips)), lr=lr, steps=STEPS)
+    for step, before in enumerate(training, 1):
         if watched is None:
-            curve.append(torch.cat(seen))
-        if not last:
-            torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-            optimiser.step()
-    return torch.stack(curve)
+            curve.append(before)
+        elif step in LOOKS:
+            curve.append(look(watched))
+    return torch.stack(curve if watched is not None else [*curve, look(clips)])
 
 
 def _by_track(backend: Backend, clips: Sequence[Clip], losses: Tensor) -> dict[str, float]:
