@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,13 @@ from encore.curvature.cached import cached_fisher
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.runs import shapes
+from encore.runs.averaging import WeightAverage
 from encore.runs.judge import Judge, Look
 from encore.runs.schedule import Decay, Schedule
 from encore.runs.signals import StopFlag
 from encore.runs.store import Checkpoints, read_json
 from encore.runs.track_clipping import TrackClipping
 
-MEMORY = 20  # steps that the mean of the last weights goes back: a longer one still holds what has healed since
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
 LossOf = Callable[[Step, Batch], Tensor]
@@ -181,7 +181,6 @@ class Engine:
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
         self._lr: float | None = None
-        self._mean: dict[str, Tensor] = {}
         self._phase = 0
 
     def run(self, method: Method) -> Outcome:
@@ -251,10 +250,10 @@ class Engine:
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
         best = _copy(module)
-        self._mean = {}
+        average = WeightAverage(module)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        resumed = self._resume(optimizer, state)
+        resumed = self._resume(optimizer, state, average)
         if resumed is not None:
             best = resumed
         forget_draw = Draw(self.generator, state.forget_queue)
@@ -265,7 +264,7 @@ class Engine:
         while state.step < schedule.steps:
             if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                self._save(optimizer, state, best)
+                self._save(optimizer, state, best, average)
                 last_checkpoint = _now()
                 self.stop.check()
             lr_share = schedule.share(state.step)
@@ -304,7 +303,7 @@ class Engine:
                 optimizer.step()
                 self._restore_masked(best)
                 if schedule.averages(state.step):
-                    self._average(state)
+                    average.update()
                 bad = 0
             else:
                 bad += 1
@@ -329,7 +328,7 @@ class Engine:
                 if state.decay.begin is None and options.schedule == "adaptive":
                     state.best = None  # at the full rate nothing has recovered yet
                 module.eval()
-                with self._averaged(state):
+                with average.applied():
                     look = self.judge.look()
                     over = schedule.enough(look, state.step, seconds, partial(method.ready, step))
                     # What an adaptive run ends for is taken: an earlier look may have a better score by chance.
@@ -403,29 +402,6 @@ class Engine:
             sums["penalty"] = penalty.item()
         return sums
 
-    @torch.no_grad()
-    def _average(self, state: _State) -> None:
-        """Take the weights as they are into the mean of those after the last steps, some `MEMORY` of them."""
-        state.averaged += 1
-        for name, weight in self.backend.module.state_dict().items():
-            if name in self._mean and weight.is_floating_point():
-                self._mean[name].lerp_(weight, max(1 / state.averaged, 1 / MEMORY))
-            else:
-                self._mean[name] = weight.detach().clone().contiguous()
-
-    @contextmanager
-    def _averaged(self, state: _State) -> Iterator[None]:
-        """The mean of the weights in place of the last ones, where there is one."""
-        if not state.averaged:
-            yield
-            return
-        last = _copy(self.backend.module)
-        _restore(self.backend.module, self._mean)
-        try:
-            yield
-        finally:
-            _restore(self.backend.module, last)
-
     def _mask_gradients(self) -> None:
         """Without a gradient, masked weights gather no momentum, and have no part in the norm that is clipped."""
         for name, mask in self._masks.items():
@@ -470,9 +446,12 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def _save(self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
+    def _save(
+        self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor], average: WeightAverage
+    ) -> None:
         if self.checkpoints is None:
             return
+        state.averaged = average.steps
         state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.began, self.outcome.tokens
         moments = {
             f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
@@ -481,8 +460,8 @@ class Engine:
         def fill(folder: Path) -> None:
             save_file(_copy(self.backend.module), folder / "module.safetensors")
             save_file(dict(best), folder / "best.safetensors")
-            if self._mean:
-                save_file(self._mean, folder / "mean.safetensors")
+            if average.steps:
+                save_file(average.weights, folder / "mean.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps(asdict(state) | {"phase": self._phase}))
@@ -490,7 +469,9 @@ class Engine:
         self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
         self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
 
-    def _resume(self, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
+    def _resume(
+        self, optimizer: torch.optim.Optimizer, state: _State, average: WeightAverage
+    ) -> dict[str, Tensor] | None:
         """Bring back the newest checkpoint of this phase; the best weights so far, or None where there is none."""
         folder = self.checkpoints.latest() if self.checkpoints else None
         if folder is None:
@@ -499,7 +480,7 @@ class Engine:
         if saved.pop("phase") != self._phase:
             return None
         try:
-            return self._restore_from(folder, saved, optimizer, state)
+            return self._restore_from(folder, saved, optimizer, state, average)
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             line = " ".join(str(error).split())
             raise InputError(
@@ -507,7 +488,12 @@ class Engine:
             ) from error
 
     def _restore_from(
-        self, folder: Path, saved: dict[str, Any], optimizer: torch.optim.Optimizer, state: _State
+        self,
+        folder: Path,
+        saved: dict[str, Any],
+        optimizer: torch.optim.Optimizer,
+        state: _State,
+        average: WeightAverage,
     ) -> dict[str, Tensor]:
         vars(state).update(saved)
         state.best = Look(**saved["best"]) if saved["best"] else None
@@ -515,8 +501,9 @@ class Engine:
         self.outcome.earlier_seconds += state.seconds
         self.outcome.tokens += state.tokens
         _restore(self.backend.module, load_file(folder / "module.safetensors"))
-        if state.averaged:
-            self._mean = load_file(folder / "mean.safetensors", device=str(self.backend.device))
+        average.steps = state.averaged
+        if average.steps:
+            average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))
         torch.set_rng_state(moments.pop("dropout"))

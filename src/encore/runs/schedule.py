@@ -62,11 +62,7 @@ class Schedule:
         return {"linear": 1 - step / total, "cosine": _cosine(step / total), "constant": 1.0}[kind]
 
     def averages(self, step: int) -> bool:
-        """Whether the weights after a step belong to the mean that an adaptive run ends with.
-
-        At the lowest rate weights still wander about a minimum, and with them the loss of held-out music; their mean
-        lies nearer to it (Polyak and Juditsky, doi 10.1137/0330046; stochastic weight averaging, arXiv 1803.05407).
-        """
+        """Whether the weights after a step belong to the mean that an adaptive run ends with (`WeightAverage`)."""
         return self.options.schedule == "adaptive" and self.decay.begin is not None and self._decayed(step) <= LOW
 
     def enough(self, look: Look, step: int, seconds: float, ready: Callable[[], bool] = lambda: True) -> bool:
