@@ -25,7 +25,7 @@ from encore.curvature.cached import cached_fisher
 from encore.errors import EncoreError, InputError, PluginError
 from encore.fingerprint import module_sha256
 from encore.runs import shapes
-from encore.runs.averaging import WeightAverage
+from encore.runs.averaging import WeightAverage, copied_weights
 from encore.runs.judge import Judge, Look
 from encore.runs.schedule import Decay, Schedule
 from encore.runs.signals import StopFlag
@@ -181,6 +181,7 @@ class Engine:
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
         self._lr: float | None = None
+        self._average = WeightAverage(backend.module)
         self._phase = 0
 
     def run(self, method: Method) -> Outcome:
@@ -249,11 +250,11 @@ class Engine:
         clipping = None
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
-        best = _copy(module)
-        average = WeightAverage(module)
+        best = copied_weights(module)
+        self._average = WeightAverage(module)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        resumed = self._resume(optimizer, state, average)
+        resumed = self._resume(optimizer, state)
         if resumed is not None:
             best = resumed
         forget_draw = Draw(self.generator, state.forget_queue)
@@ -264,7 +265,7 @@ class Engine:
         while state.step < schedule.steps:
             if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                self._save(optimizer, state, best, average)
+                self._save(optimizer, state, best)
                 last_checkpoint = _now()
                 self.stop.check()
             lr_share = schedule.share(state.step)
@@ -303,7 +304,7 @@ class Engine:
                 optimizer.step()
                 self._restore_masked(best)
                 if schedule.averages(state.step):
-                    average.update()
+                    self._average.update()
                 bad = 0
             else:
                 bad += 1
@@ -328,12 +329,12 @@ class Engine:
                 if state.decay.begin is None and options.schedule == "adaptive":
                     state.best = None  # at the full rate nothing has recovered yet
                 module.eval()
-                with average.applied():
+                with self._average.applied():
                     look = self.judge.look()
                     over = schedule.enough(look, state.step, seconds, partial(method.ready, step))
                     # What an adaptive run ends for is taken: an earlier look may have a better score by chance.
                     if over or state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
-                        state.best, best = look, _copy(module)
+                        state.best, best = look, copied_weights(module)
                 self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
                 if late or over:
                     break
@@ -446,22 +447,20 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def _save(
-        self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor], average: WeightAverage
-    ) -> None:
+    def _save(self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
         if self.checkpoints is None:
             return
-        state.averaged = average.steps
+        state.averaged = self._average.steps
         state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.began, self.outcome.tokens
         moments = {
             f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
         }
 
         def fill(folder: Path) -> None:
-            save_file(_copy(self.backend.module), folder / "module.safetensors")
+            save_file(copied_weights(self.backend.module), folder / "module.safetensors")
             save_file(dict(best), folder / "best.safetensors")
-            if average.steps:
-                save_file(average.weights, folder / "mean.safetensors")
+            if self._average.steps:
+                save_file(self._average.weights, folder / "mean.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps(asdict(state) | {"phase": self._phase}))
@@ -469,9 +468,7 @@ class Engine:
         self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
         self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
 
-    def _resume(
-        self, optimizer: torch.optim.Optimizer, state: _State, average: WeightAverage
-    ) -> dict[str, Tensor] | None:
+    def _resume(self, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
         """Bring back the newest checkpoint of this phase; the best weights so far, or None where there is none."""
         folder = self.checkpoints.latest() if self.checkpoints else None
         if folder is None:
@@ -480,7 +477,7 @@ class Engine:
         if saved.pop("phase") != self._phase:
             return None
         try:
-            return self._restore_from(folder, saved, optimizer, state, average)
+            return self._restore_from(folder, saved, optimizer, state)
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             line = " ".join(str(error).split())
             raise InputError(
@@ -488,12 +485,7 @@ class Engine:
             ) from error
 
     def _restore_from(
-        self,
-        folder: Path,
-        saved: dict[str, Any],
-        optimizer: torch.optim.Optimizer,
-        state: _State,
-        average: WeightAverage,
+        self, folder: Path, saved: dict[str, Any], optimizer: torch.optim.Optimizer, state: _State
     ) -> dict[str, Tensor]:
         vars(state).update(saved)
         state.best = Look(**saved["best"]) if saved["best"] else None
@@ -501,9 +493,9 @@ class Engine:
         self.outcome.earlier_seconds += state.seconds
         self.outcome.tokens += state.tokens
         _restore(self.backend.module, load_file(folder / "module.safetensors"))
-        average.steps = state.averaged
-        if average.steps:
-            average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
+        self._average.steps = state.averaged
+        if state.averaged:
+            self._average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))
         torch.set_rng_state(moments.pop("dropout"))
@@ -515,10 +507,6 @@ class Engine:
         optimizer.load_state_dict(blank | {"state": slots})
         self.record({"event": "resumed", "phase": self._phase, "step": state.step})
         return load_file(folder / "best.safetensors")
-
-
-def _copy(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
 
 
 def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
