@@ -7,20 +7,8 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
-    {
-        "errors",
-        "api",
-        "options",
-        "losses",
-        "memorised",
-        "relearning",
-        "delays",
-        "assets",
-        "entrypoints",
-        "files",
-        "hub",
-        "_native",
-    },
+    {"errors", "api", "options", "losses", "memorised", "relearning", "delays"}
+    | {"assets", "entrypoints", "files", "hub", "_native"},
     {"hookspecs", "builtins", "plugins", "settings"},
     {"ops"},
     {"audio", "curvature", "stats", "fingerprint"},
