@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from encore import assets, plugins
-from encore.audio.cache import TensorCache
-from encore.audio.catalog import Catalog
-from encore.audio.files import file_sha256
-from encore.audio.tracks import Track
-from encore.runs.attribute import Scores
-from encore.runs.data import Listener
-from encore.runs.samples import write_wav
-from encore.runs.select import HOLDOUT
+from encore.attribution import Scores
+from encore.cache import TensorCache
+from encore.data.catalog import Catalog
+from encore.data.encode import Listener
+from encore.data.open_files import file_sha256
+from encore.data.splits import HOLDOUT
+from encore.data.tracks import Track
+from encore.evaluate.samples import write_wav
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def read_json(path: Path, shape: Any = None) -> Any:
     """Read a JSON file.
 
     Args:
-        shape: the type it must have, for pydantic (see `encore.runs.shapes`); None: any.
+        shape: the type it must have, for pydantic (see `encore.store.schemas`); None: any.
 
     Raises:
         InputError: it is missing, can't be read, is not JSON, or has another shape; names the file.

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from encore.api import Result
-from encore.runs.metrics_json import write_metrics
-from encore.runs.store import held, read_json, write_json
+from encore.store.metrics_json import write_metrics
+from encore.store.run_folder import held, read_json, write_json
 
 TRACKS = tuple(f"t{n}" for n in range(8))
 

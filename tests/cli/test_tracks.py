@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from encore.audio.intake import Facts
-from encore.audio.tracks import Track
 from encore.cli.tracks import note_sets
-from encore.runs.data import Heard
+from encore.data.encode import Heard
+from encore.data.file_info import Facts
+from encore.data.tracks import Track
 
 
 def test_a_set_of_one_track_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:

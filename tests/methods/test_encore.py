@@ -17,8 +17,8 @@ from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
 from encore.methods.encore import Encore
-from encore.runs.engine import Clips, Engine, FrozenReference
-from encore.runs.self_retain import play_retain
+from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.unlearn.self_retain import play_retain
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
 SHIFT = 0.07  # seconds; 7 frames
@@ -536,7 +536,7 @@ def test_it_runs_on_clips_of_any_length_with_and_without_a_holdout(
 def test_it_runs_on_retain_that_the_model_generated_itself(
     backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encore.runs.self_retain.SECONDS", 0.2)
+    monkeypatch.setattr("encore.unlearn.self_retain.SECONDS", 0.2)
     Encore.spec = SPEC
     clips = Clips(make_clips(2), play_retain(backend, [], seed=0)[:6], [])
     outcome = Engine(backend.clone(), clips).run(Encore(Encore.Options(steps=3, batch_size=3)))

@@ -13,10 +13,10 @@ from torch import Tensor
 from encore.api import Batch, Clip, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import PluginError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore.methods.salun import SalUn
 from encore.plugins import methods
-from encore.runs.engine import Clips, Engine
+from encore.unlearn.engine import Clips, Engine
 
 Weights = dict[str, Tensor]
 

@@ -11,9 +11,9 @@ from tests.metrics.fakes import balks, broken
 
 from encore import stats
 from encore.api import Result
-from encore.metrics.summary import findings
-from encore.runs.evaluation import SharedEvaluation
-from encore.runs.measure import measure
+from encore.evaluate.evaluation import SharedEvaluation
+from encore.evaluate.measure import measure
+from encore.results.targets import findings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # a full evaluation of four models comes first
 

@@ -11,9 +11,9 @@ from tests import embedded
 from tests.metrics import fakes
 
 from encore import plugins
-from encore.metrics.summary import LINES, findings, summary
-from encore.runs.evaluation import SharedEvaluation
-from encore.runs.measure import measure
+from encore.evaluate.evaluation import SharedEvaluation
+from encore.evaluate.measure import measure
+from encore.results.targets import LINES, findings, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -9,22 +9,22 @@ import torch
 from tests.latent_model import LatentBackend, latent_clips
 from tests.metrics.fakes import balks, broken
 from tests.metrics.markov import FORGET, MarkovBackend, clips, models, track
-from tests.metrics.test_fad import Loudness
+from tests.metrics.utility.test_fad import Loudness
 from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore import assets, plugins
 from encore.api import Clip
-from encore.audio.cache import TensorCache
-from encore.audio.catalog import Catalog
-from encore.audio.files import file_sha256
-from encore.audio.tracks import Track
 from encore.backends.musicgen import MusicgenBackend
-from encore.fingerprint import module_sha256
-from encore.metrics.summary import findings, summary
-from encore.runs.data import Listener
-from encore.runs.evaluation import SharedEvaluation
-from encore.runs.measure import measure
-from encore.runs.select import reported
+from encore.cache import TensorCache
+from encore.data.catalog import Catalog
+from encore.data.encode import Listener
+from encore.data.open_files import file_sha256
+from encore.data.splits import reported
+from encore.data.tracks import Track
+from encore.evaluate.evaluation import SharedEvaluation
+from encore.evaluate.measure import measure
+from encore.hashing import module_sha256
+from encore.results.targets import findings, summary
 
 METRICS = [entry.spec.name for entry in plugins.metrics() if entry.spec.target.startswith("encore.")]
 NOTICED = re.compile(r"\b(deleted?|erased?|removed|proves?|proof|guaranteed?)\b", re.IGNORECASE)

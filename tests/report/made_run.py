@@ -10,8 +10,8 @@ import numpy as np
 import soundfile
 
 from encore.api import Result
-from encore.runs.evaluation_json import tie
-from encore.runs.metrics_json import write_metrics
+from encore.store.evaluation_json import tie
+from encore.store.metrics_json import write_metrics
 
 TRACKS = ("one", "two", "three")
 UNSEEN = ("four", "five", "six", "seven")

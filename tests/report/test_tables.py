@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.report.made_run import TRACKS, row, rows, write_run
 
 from encore.report import tables
-from encore.report.files import read_run
+from encore.report.run_files import read_run
 
 
 def test_targets(made: Path) -> None:

@@ -12,9 +12,9 @@ from tests.tiny_pipelines import CAPTIONS, write_audioldm2, write_stable_audio
 
 from encore import plugins
 from encore.api import Batch, Clip
-from encore.curvature.clips import backend_fisher
+from encore.curvature.fisher import backend_fisher
 from encore.errors import UsageError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore_diffusers.base import TIMESTEPS
 from encore_diffusers.folder import quiet
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from encore import plugins
-from encore.fingerprint import module_sha256
-from encore.runs.environment import peak_bytes
+from encore.hashing import module_sha256
+from encore.store.environment import peak_bytes
 
 TRAINED = ["ga", "rl", "ft", "graddiff", "npo", "simnpo", "task-vector", "ewc", "salun", "retrain"]
 EDITS = ["ssd", "fisher-noise", "newton"]

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGenera
 from encore import assets
 from encore.api import Backend, Batch, Clip
 from encore.backends.musicgen_steps import Steps
-from encore.delays import by_frame, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, pretrained, quiet_transformers, tried
 

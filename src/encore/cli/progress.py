@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from encore.cli import console
-from encore.runs.reporter import Reporter
+from encore.reporter import Reporter
 
 EVERY = 5.0  # seconds between two lines
 

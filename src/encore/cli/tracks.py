@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from encore.cli import console
 
 if TYPE_CHECKING:
-    from encore.audio.tracks import Missing, Track
-    from encore.runs.data import Heard
+    from encore.data.encode import Heard
+    from encore.data.tracks import Missing, Track
 
 SHOWN = 60  # characters of a caption
 
@@ -35,7 +35,7 @@ def show_tracks(heard: Iterable[Heard], missing: Iterable[Missing] = ()) -> None
 
 def note_sets(sets: Mapping[Any, Sequence[Heard]]) -> None:
     """A line per set, on stderr: how much was read, and where the captions come from."""
-    from encore.audio.tracks import caption_sources
+    from encore.data.tracks import caption_sources
 
     for name, heard in sets.items():
         if heard:

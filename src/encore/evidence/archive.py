@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from encore.audio.files import open_regular
-from encore.audio.text import printable
+from encore.data.open_files import open_regular
 from encore.errors import InputError
 from encore.files import whole_file
 from encore.hub import is_code
-from encore.runs.store import writing
+from encore.store.run_folder import writing
+from encore.text import printable
 
 MAX_MEMBERS = 10_000
 MAX_IN_MEMORY = 64 << 20  # bytes of a member that is read as a whole

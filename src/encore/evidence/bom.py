@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from encore import __version__
-from encore.metrics.summary import summary
-from encore.report.files import RunFiles
-from encore.report.words import doubts
+from encore.report.run_files import RunFiles
+from encore.report.verdict import doubts
+from encore.results.targets import summary
 
 SPEC = "1.6"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/schema/bom-1.6.schema.json")

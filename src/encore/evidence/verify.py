@@ -19,11 +19,11 @@ from encore.evidence.code import refuse_code
 from encore.evidence.derived import DERIVED, derived
 from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, differences, made_with, read_manifest, run_differences
 from encore.evidence.pack import IN_SELF, SAMPLES, SELF
-from encore.evidence.public import REQUEST, RUN, canonical, sha256, tie_name
+from encore.evidence.redaction import REQUEST, RUN, canonical, sha256, tie_name
 from encore.evidence.rerun import Rerun, check_rerun, check_settings, rerun
-from encore.runs.evaluation_json import NAME as EVALUATION
-from encore.runs.metrics_json import NAME as METRICS
-from encore.runs.metrics_json import read_metrics
+from encore.store.evaluation_json import NAME as EVALUATION
+from encore.store.metrics_json import NAME as METRICS
+from encore.store.metrics_json import read_metrics
 
 RECORDS = (REQUEST, RUN, METRICS, EVALUATION)
 ALONE = (*RECORDS, *DERIVED, NAME, SIGNATURE, TIMESTAMP)

@@ -54,7 +54,7 @@ class Encore(LossMethod):
     linear layers of their RMS), times the square root of how far below its level the best known clip lies, and of fewer
     than `MANY` memorised clips times the square root of their share of them: low rates only cover a memory, which then
     comes back after a few steps of training, and high ones harm all music; one track, met in every step, is erased by
-    .35 of the rate of eight. The schedule is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
+    .35 of the rate of eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):

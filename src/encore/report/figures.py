@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from encore.api import Result
-from encore.report.files import RunFiles
-from encore.report.numbers import unit_text
+from encore.report.formatting import unit_text
+from encore.report.run_files import RunFiles
 
 NAMES = {
     "base": "before", "unlearned": "after", "gold": "gold", "gold2": "second gold", "control": "never trained",

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from encore.api import Result
-from encore.metrics.findings import HEARD
-from encore.metrics.summary import LINES, SummaryRow, summary
-from encore.metrics.verbatim import MATCH
-from encore.report import words
+from encore.metrics.memorization.verbatim import MATCH
+from encore.report import verdict
 from encore.report.figures import NAMES, Figure
-from encore.report.files import RunFiles
-from encore.report.numbers import number, percent, unit_text
-from encore.report.picture import nll_shares, reproduces, worst_first
+from encore.report.formatting import number, percent, unit_text
+from encore.report.run_files import RunFiles
+from encore.report.track_chart import nll_shares, reproduces, worst_first
+from encore.results.findings import HEARD
+from encore.results.targets import LINES, SummaryRow, summary
 
 KINDS = {  # of similarity, as a listener calls them
     **HEARD, "bleu": "phrases of codes", "edit": "order of codes",
@@ -70,7 +70,7 @@ def tests(files: RunFiles) -> list[Test]:
         if line.target:
             worst = titles.get(line.worst[0], line.worst[0]) if line.worst and line.met is False else ""
             why = _not_judged(line) if line.met is None else ""
-            made.append(Test(words.name(line), _in_words(line), line.target, line.met, why, worst))
+            made.append(Test(verdict.name(line), _in_words(line), line.target, line.met, why, worst))
     return made
 
 
@@ -275,7 +275,7 @@ def _figure(row: Result | None) -> Cell:
     if row.value is None:
         return Cell("–", "not measured")
     if of_tracks(row):
-        return Cell(f"{words.count(row)} of {row.n}")
+        return Cell(f"{verdict.count(row)} of {row.n}")
     bias = row.details.get("bias")
     aside = f"bias about {number(bias)}" if isinstance(bias, float) else ""
     return Cell(number(row.value), "; ".join(filter(None, [_interval(row), aside])))

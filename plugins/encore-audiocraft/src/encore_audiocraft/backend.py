@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from encore.api import Backend, Batch
-from encore.delays import by_frame, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable
 from encore_audiocraft import codec as codecs

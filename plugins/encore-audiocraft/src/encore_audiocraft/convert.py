@@ -29,7 +29,7 @@ from transformers import (
 from encore import assets
 from encore.errors import InputError
 from encore.hub import fetchable, pretrained
-from encore.runs.store import staged_folder
+from encore.store.run_folder import staged_folder
 from encore_audiocraft import backend, configs, keys, kinds, language, packages
 from encore_audiocraft.codec import open_encodec
 from encore_audiocraft.packages import State, first_line
