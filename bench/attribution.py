@@ -22,7 +22,7 @@ from encore import assets, plugins
 from encore.attribution import Scores
 from encore.cache import TensorCache
 from encore.data.catalog import Catalog
-from encore.data.encode import Listener
+from encore.data.encode import TrackEncoder
 from encore.data.open_files import file_sha256
 from encore.data.splits import HOLDOUT
 from encore.data.tracks import Track
@@ -41,7 +41,7 @@ def main() -> None:
     backend = plugins.backends().resolve("musicgen").load("tiny")
     cache = TensorCache()
     tracks = [track for track in Catalog.open(assets.CATALOG).tracks() if track.meta["split"] != HOLDOUT]
-    listener = Listener(backend, cache)
+    listener = TrackEncoder(backend, cache)
     catalog = [clip for heard in listener.hear(tracks) for clip in heard.clips]
     asked = [track for track in tracks if track.meta["split"] in arguments.splits.split(",")]
     played: list[Track] = []

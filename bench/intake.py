@@ -65,7 +65,7 @@ def measure(folder: Path) -> dict[str, float]:
     from encore.unlearn import run as runs
 
     method = plugins.methods().resolve("graddiff")
-    request = runs.Request(
+    request = runs.ForgetConfig(
         folder / "forget.txt", folder / "out", retain=str(folder / "retain.txt"), holdout=folder / "holdout.txt"
     )
     begun = time.perf_counter()

@@ -23,7 +23,7 @@ from encore import assets, plugins
 from encore.api import Backend, Clip, ClipSet, Result, Role
 from encore.cache import TensorCache, default_folder
 from encore.data.catalog import Catalog
-from encore.data.encode import Listener
+from encore.data.encode import TrackEncoder
 from encore.evaluate.measure import evaluate
 from encore.settings import resolve_options
 from encore.unlearn.engine import Clips, Engine
@@ -80,7 +80,7 @@ def main() -> None:
 def hear(backend: Backend) -> tuple[Clips, dict[ClipSet, list[Clip]]]:
     """What a run is given, and what is measured."""
     catalog = Catalog.open(assets.CATALOG)
-    listener = Listener(backend, TensorCache())
+    listener = TrackEncoder(backend, TensorCache())
     heard = {
         name: [clip for one in listener.hear(catalog.tracks(split=name)) for clip in one.clips]
         for name in ("forget", "retain", "tune_forget", "tune_retain", "holdout", "background")

@@ -38,5 +38,5 @@ def evaluation() -> SharedEvaluation:
             clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
             about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
     return SharedEvaluation(
-        models, dict(clips), about=about, embedder="latents,clap-tiny", cache=TensorCache(KEPT.name)
+        models, dict(clips), track_metadata=about, embedder="latents,clap-tiny", cache=TensorCache(KEPT.name)
     )  # fmt: skip

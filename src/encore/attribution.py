@@ -36,7 +36,7 @@ from encore.curvature import capture, clips_sha256, fisher
 from encore.curvature.fisher_stream import evaluating
 from encore.curvature.hooks import set_aside_grads
 from encore.data.captions import read_tags, sidecar_captions
-from encore.data.encode import Listener
+from encore.data.encode import TrackEncoder
 from encore.data.file_info import FileCache
 from encore.data.splits import HOLDOUT, open_catalog
 from encore.data.tracks import Track
@@ -112,7 +112,7 @@ def attribute(
     if not opened.has_tokens:
         raise UsageError(f"{opened.name} has no tokens, and a clip is attributed by those")
     cache = TensorCache()
-    heard = Listener(opened, cache).hear(
+    heard = TrackEncoder(opened, cache).hear(
         [heard_once, *tracks], lambda done, of: reporter.progress("hear tracks", done, of)
     )
     scores = Scores(opened, [one for track in heard[1:] for one in track.clips], conditioned=bool(said), cache=cache)

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from encore.files import whole_file
+from encore.files import atomic_write
 from encore.settings import cache_folder
 
 VERSION = 1
@@ -92,7 +92,7 @@ class TensorCache:
         data = safetensors.torch.save(tensors, metadata={"key": key, "sha256": digest(tensors)})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as staging:
+            with atomic_write(path) as staging:
                 staging.write_bytes(data)
         except OSError as error:
             if not self._warned:

@@ -24,7 +24,7 @@ def staging_name(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` once the block ends without an error."""
     staging = staging_name(path)
     with naming(path):

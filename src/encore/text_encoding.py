@@ -91,7 +91,7 @@ def utf8_chunks(stream: BinaryIO, name: str, notes: list[str]) -> Iterator[bytes
         raise InputError(f"{printable(name)} is not text, nor {_label(encoding)}, as its first bytes say") from error
 
 
-def refuse_undecoded(texts: Iterable[object], where: str) -> None:
+def check_undecoded(texts: Iterable[object], where: str) -> None:
     """Refuse text that has bytes of an unknown encoding (surrogates, see `files.read_lines`).
 
     Args:

@@ -140,12 +140,12 @@ def test_case_E8_dates_are_utc_and_who_asked_is_recorded(measured: Path) -> None
 
 
 def test_case_E8_no_comparison_of_runs_reads_dates_or_who_asked(measured: Path, tmp_path: Path) -> None:
-    from encore.unlearn.records import refuse_other_run
+    from encore.unlearn.records import check_other_run
 
     request = json.loads((measured / "request.json").read_text())
     apart = {"folder", "requester", "requested", "begun", "list_sha256"}
     (tmp_path / "request.json").write_text(json.dumps(request | dict.fromkeys(apart - {"folder"}, "another")))
-    refuse_other_run(tmp_path / "request.json", {key: value for key, value in request.items() if key not in apart})
+    check_other_run(tmp_path / "request.json", {key: value for key, value in request.items() if key not in apart})
 
 
 @pytest.mark.parametrize("date", ["20 Nov", "2026-13-01", "2026-11-28T16:00:00", ""])

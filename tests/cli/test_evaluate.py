@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from tests.conftest import Done, no_evaluation_is_read
 
-from encore.store.run_folder import held
+from encore.store.run_folder import locked
 
 Call = Callable[..., Done]
 ROLES = {"base", "unlearned", "gold", "gold2", "control", "none"}
@@ -296,7 +296,7 @@ def test_a_folder_in_use_or_closed_is_told_before_anything_is_measured(
 
     monkeypatch.setattr("encore.evaluate.run.measure", measured)
     given = ("eval", project / "runs/a", "--metrics", "nll", "--out", "x")
-    with held(Path("x")):
+    with locked(Path("x")):
         done = call(*given)
         assert (done.code, "is in use by process" in done.err) == (1, True), done.err
     Path("y").write_text("a file")

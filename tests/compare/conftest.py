@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from encore.api import Result
-from encore.compare.plan import Cell, Plan
+from encore.compare.plan import Plan, Trial
 from encore.store.metrics_json import write_metrics
 from encore.store.run_folder import write_json
 
@@ -19,7 +19,7 @@ def cell_of(tmp_path: Path) -> Callable[..., None]:
     """Write a measured cell by hand: `cell_of("ga", 0, nll=4.0, kl=1.0, …)`; of a track, the mean ± a little."""
 
     def write(method: str, seed: int, requests: int = 1, **figures: float) -> None:
-        folder = tmp_path / Cell(method, seed, requests).name
+        folder = tmp_path / Trial(method, seed, requests).name
         folder.mkdir(parents=True)
         write_metrics(folder / "metrics.json", rows(figures))
         for run in [folder / str(n + 1) for n in range(requests)] if requests > 1 else [folder]:

@@ -12,7 +12,7 @@ from encore import stats
 from encore.api import Result
 from encore.cli import evaluate
 from encore.compare.leaderboard import Line, Measured, _tested, leaderboard
-from encore.compare.plan import Cell, Plan
+from encore.compare.plan import Plan, Trial
 from encore.compare.tables import cells, header, spreadsheet
 from encore.report import tables
 from encore.store.metrics_json import read_metrics, write_metrics
@@ -138,12 +138,12 @@ def test_case_D7_fad_has_its_bias_beside_it_in_the_leaderboard_as_elsewhere(tmp_
     assert (header(board)[place - 1], cells(board, line)[place - 1 : place + 1]) == ("fad", ["0.60", "0.32"])
     assert "fad, bias: median" in spreadsheet(board)
     assert evaluate._figure(rows[0]) == "0.5 (bias 0.31)"
-    assert tables._figure(rows[0]) == tables.Cell("0.500", "bias about 0.310")
+    assert tables._figure(rows[0]) == tables.Trial("0.500", "bias about 0.310")
 
 
 def test_what_was_not_measured_is_told_and_not_made_up(tmp_path, plan, cell_of):
     cell_of("good", 0, **GOOD)
-    board = leaderboard(plan, tmp_path, {Cell("bad", 1): "it broke"})
+    board = leaderboard(plan, tmp_path, {Trial("bad", 1): "it broke"})
     assert [line.name for line in board.lines] == ["good"]
     assert board.lines[0].seeds == (0,)
     assert board.failed == {"good/seed-1": "not run yet", "bad/seed-0": "not run yet", "bad/seed-1": "it broke"}
@@ -172,7 +172,7 @@ def test_what_embedders_hear_has_columns_by_the_names_of_the_rows(tmp_path, cell
 
 def test_a_cell_that_failed_this_time_is_not_shown_with_figures_of_another(tmp_path, plan, cell_of):
     cell_of("good", 0, **GOOD)
-    board = leaderboard(plan, tmp_path, {Cell("good", 0): "it broke"})
+    board = leaderboard(plan, tmp_path, {Trial("good", 0): "it broke"})
     assert board.lines == []
     assert board.failed["good/seed-0"] == "it broke"
 
@@ -204,7 +204,7 @@ def test_methods_that_are_alike_are_seldom_told_apart_though_the_first_was_chose
 
 def measured(figures):
     row = Result("kl_gold", "unlearned", "forget", 1.0, per_track={f"t{i}": v for i, v in enumerate(figures)})
-    return Measured(Cell("m", 0), {("kl_gold", "forget"): row})
+    return Measured(Trial("m", 0), {("kl_gold", "forget"): row})
 
 
 @pytest.mark.parametrize("n", [3, 6])

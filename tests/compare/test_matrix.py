@@ -12,7 +12,7 @@ import pytest
 from encore.api import Result
 from encore.compare.leaderboard import leaderboard
 from encore.compare.matrix import ROWS, Figure, matrix_lines
-from encore.compare.plan import Cell, Plan
+from encore.compare.plan import Plan, Trial
 from encore.compare.tables import judged, markdown, matrix_spreadsheet, matrix_table, write_leaderboard
 from encore.data.splits import Tracks
 from encore.store.metrics_json import write_metrics
@@ -56,7 +56,7 @@ def rows(kl: float = 1.2, tracks: int = 8) -> list[Result]:
 
 @pytest.fixture
 def cell(tmp_path):
-    def write(cell: Cell, results: list[Result], seconds: float = 50.0) -> None:
+    def write(cell: Trial, results: list[Result], seconds: float = 50.0) -> None:
         folder = tmp_path / cell.name
         folder.mkdir(parents=True)
         write_metrics(folder / "metrics.json", results)
@@ -83,7 +83,7 @@ def met(line: object) -> Mapping[str, bool | None]:
 
 def test_every_row_is_judged_as_it_is_written(tmp_path, cell):
     for seed, kl in enumerate((1.2, 1.0, 9.0)):
-        cell(Cell("m", seed, list="l"), rows(kl))
+        cell(Trial("m", seed, list="l"), rows(kl))
     (line,) = matrix_lines(plan(), tmp_path, WHOLE)
     assert met(line) == {
         "KL(gold ‖ model), forget": True,  # of 1.2, 1.0 and 9.0 the median
@@ -115,7 +115,7 @@ def test_every_row_is_judged_as_it_is_written(tmp_path, cell):
 
 
 def test_what_was_not_measured_is_not_judged(tmp_path, cell):
-    cell(Cell("m", 0, list="l"), [row for row in rows(tracks=3) if row.model not in ("gold2", "gold")], 70)
+    cell(Trial("m", 0, list="l"), [row for row in rows(tracks=3) if row.model not in ("gold2", "gold")], 70)
     (line,) = matrix_lines(plan(), tmp_path, WHOLE)
     verdicts = met(line)
     assert verdicts["KL(gold ‖ model), forget"] is None
@@ -123,11 +123,11 @@ def test_what_was_not_measured_is_not_judged(tmp_path, cell):
     assert "forget NLL" not in verdicts
     assert "relearned / gold's, lr 2e-4" not in verdicts
     assert verdicts["seconds"] is False
-    assert matrix_lines(plan(), tmp_path, WHOLE, [Cell("m", 0, list="l")]) == []
+    assert matrix_lines(plan(), tmp_path, WHOLE, [Trial("m", 0, list="l")]) == []
 
 
 def test_of_several_requests_the_worst_counts(tmp_path, cell):
-    whole = Cell("m", 0, 2)
+    whole = Trial("m", 0, 2)
     results = rows()
     kl = next(row for row in results if (row.metric, row.model, row.set) == ("kl_gold", "unlearned", "forget"))
     kl.per_track.update(dict.fromkeys(FORGET[4:], 2.0))
@@ -144,7 +144,7 @@ def test_of_several_requests_the_worst_counts(tmp_path, cell):
 
 def test_the_files_hold_the_same_figures(tmp_path, cell):
     for seed in (0, 1):
-        cell(Cell("m", seed, list="l"), rows())
+        cell(Trial("m", seed, list="l"), rows())
     lines = matrix_lines(plan(), tmp_path, WHOLE)
     board = leaderboard(plan(), tmp_path)
     assert board.lines == []

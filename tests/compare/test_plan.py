@@ -8,8 +8,8 @@ import pytest
 
 from encore import assets
 from encore.compare.plan import (
-    Cell,
     Plan,
+    Trial,
     checked,
     is_measured,
     measured_otherwise,
@@ -23,7 +23,7 @@ from encore.data.catalog import Catalog
 from encore.data.splits import Tracks
 from encore.data.tracks import Track
 from encore.errors import InputError, UnknownNameError, UsageError
-from encore.evaluate.run import Asked
+from encore.evaluate.run import EvalConfig
 from encore.plugins import installed, metrics
 
 
@@ -134,7 +134,7 @@ def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):
 
 
 def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
-    asked = Asked(metrics=("nll",), embedder="latents", golds={"gold": "tiny-gold"})
+    asked = EvalConfig(metrics=("nll",), embedder="latents", golds={"gold": "tiny-gold"})
     models = {"base": "1" * 64, "gold": "2" * 64}
     assert not is_measured(tmp_path, asked, models)
     told = {
@@ -176,7 +176,7 @@ def test_a_method_that_is_not_there_or_has_no_such_option():
     with pytest.raises(UsageError, match="bta"):
         Plan(methods={"npo": ("bta=1",)}, seeds=(0,)).method("npo")
     assert Plan(methods={"npo": ("beta=3",)}, seeds=(0,)).method("npo").options.beta == 3
-    assert Cell("npo", 3).name == "npo/seed-3"
+    assert Trial("npo", 3).name == "npo/seed-3"
 
 
 def test_case_E3_two_variants_of_a_method_in_one_bench(tmp_path):

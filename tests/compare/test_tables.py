@@ -15,7 +15,7 @@ from tests.compare.test_leaderboard import BAD, GOOD
 from encore.api import Result
 from encore.compare.leaderboard import leaderboard
 from encore.compare.pareto import frontier
-from encore.compare.plan import Cell, Plan
+from encore.compare.plan import Plan, Trial
 from encore.compare.sequential import request_lines
 from encore.compare.tables import markdown, spreadsheet, write_leaderboard
 from encore.store.metrics_json import read_metrics, write_metrics
@@ -26,7 +26,7 @@ def board(tmp_path, plan, cell_of):
     for seed in (0, 1):
         cell_of("good", seed, **GOOD)
     cell_of("bad", 0, **BAD)
-    return leaderboard(plan, tmp_path, {Cell("bad", 1): "it broke | badly\n# really"})
+    return leaderboard(plan, tmp_path, {Trial("bad", 1): "it broke | badly\n# really"})
 
 
 def test_all_files_hold_the_same_figures(tmp_path, board):

@@ -13,7 +13,7 @@ import pytest
 from encore import assets
 from encore.data.catalog import Catalog
 from encore.data.open_files import file_sha256
-from encore.data.relocate import Whereabouts, listed_track
+from encore.data.relocate import PathRelocator, listed_track
 from encore.data.splits import Tracks
 from encore.data.tracks import Track
 from encore.errors import InputError
@@ -22,19 +22,19 @@ from encore.evaluate.inputs import _about
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Whereabouts:
+def here(tmp_path: Path) -> PathRelocator:
     """A run in old/runs/a, whose project lies in new/ today."""
     (tmp_path / "new/runs/a").mkdir(parents=True)
     (tmp_path / "new/music").mkdir()
     (tmp_path / "new/music/x.wav").write_text("sound")
-    return Whereabouts(tmp_path / "old/runs/a", tmp_path / "new/runs/a")
+    return PathRelocator(tmp_path / "old/runs/a", tmp_path / "new/runs/a")
 
 
 def track(path: Path, sha256: str) -> Track:
     return Track("x", path, "c", sha256)
 
 
-def test_a_file_is_found_where_it_was_or_where_it_was_moved_to(here: Whereabouts, tmp_path: Path) -> None:
+def test_a_file_is_found_where_it_was_or_where_it_was_moved_to(here: PathRelocator, tmp_path: Path) -> None:
     moved = tmp_path / "new/music/x.wav"
     digest = file_sha256(moved)
     assert here.find(track(tmp_path / "old/music/x.wav", digest)).path == moved
@@ -44,14 +44,14 @@ def test_a_file_is_found_where_it_was_or_where_it_was_moved_to(here: Whereabouts
     assert here.model("tiny") == "tiny"
 
 
-def test_a_file_that_is_gone_or_another(here: Whereabouts, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_or_another(here: PathRelocator, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"y\.wav is gone"):
         here.find(track(tmp_path / "old/music/y.wav", "0"))
     with pytest.raises(InputError, match="not the file that the run heard"):
         here.find(track(tmp_path / "old/music/x.wav", "0"))
 
 
-def test_an_embedded_track_is_found_wherever_encore_is_installed(here: Whereabouts) -> None:
+def test_an_embedded_track_is_found_wherever_encore_is_installed(here: PathRelocator) -> None:
     embedded = Catalog.open(assets.CATALOG).tracks(split="forget")[0]
     assert here.find(replace(embedded, path=Path("/gone/with") / embedded.path.name)).path == embedded.path
 

@@ -271,7 +271,7 @@ def test_a_metric_of_the_full_set_is_measured_with_full_or_by_name(monkeypatch):
 def test_what_a_metric_shares_is_made_once():
     shared, made = SharedEvaluation(models(), clips(), embedder=Loudness()), []
     for _ in range(2):
-        assert shared.once(("mine", "base"), lambda: made.append(1) or "made") == "made"
+        assert shared.cached(("mine", "base"), lambda: made.append(1) or "made") == "made"
     assert made == [1]
     codes = shared.generations("base", "retain")
     assert shared.embed(codes).tolist() == shared.embeddings("base", "retain").tolist()

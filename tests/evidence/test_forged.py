@@ -29,7 +29,7 @@ def remembered(subject: Any, asked: Any, **more: Any) -> Any:
 
     clips = {n: [(c.track, c.caption, c.codes.numpy().tobytes()) for c in own] for n, own in subject.clips.items()}
     models = {role: model_sha256(model) for role, model in subject.models.items()}
-    key = repr((asked, clips, models, subject.about))
+    key = repr((asked, clips, models, subject.track_metadata))
     if key not in MEMORY:
         MEMORY[key] = ORIGINAL(subject, asked, **more)
     return MEMORY[key]

@@ -443,9 +443,9 @@ def test_case_B5_too_short_for_the_model_is_among_them(
     for name, frames in (("short1.wav", 900), ("short2.wav", 901)):
         soundfile.write(name, np.random.default_rng(frames).uniform(-0.3, 0.3, frames), 8_000)
     write(Path("list.txt"), f"short1.wav\tx\n{music}/one.wav\tx\nshort2.wav\tx\n")
-    from encore.data.encode import Listener
+    from encore.data.encode import TrackEncoder
 
-    monkeypatch.setattr(Listener, "_hear", _refuses_short(Listener._hear))
+    monkeypatch.setattr(TrackEncoder, "_hear", _refuses_short(TrackEncoder._hear))
     flags = ["forget", "--tracks", "list.txt", "--root", music, "--model", studio / "model", "--method", "graddiff"]
     done = call(*flags, "--retain", music / "retain.txt", "--dry-run")
     assert done.code == 3

@@ -213,8 +213,8 @@ def test_ewc_goes_less_far_the_more_it_is_pulled(base: MusicgenBackend, clips: C
 
 def test_ewc_is_bounded_by_the_unseen_level(base: MusicgenBackend, clips: Clips) -> None:
     engine = Engine(base.clone(), clips)
-    before = engine.judge.first.forget
-    engine.judge.set_levels(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
+    before = engine.monitor.first.forget
+    engine.monitor.set_levels(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
     outcome = engine.run(make("ewc", lam=0.0, steps=200, labels="empirical"))
     assert outcome.reached_target
     assert outcome.steps < 200
@@ -255,7 +255,7 @@ def test_newton_ends_at_the_unseen_level(base: MusicgenBackend, clips: Clips) ->
     def walk(steps: int, level: float, eta: float = 3e-6) -> MusicgenBackend:
         model = base.clone()
         engine = Engine(model, clips)
-        engine.judge.level = level
+        engine.monitor.level = level
         engine.run(make("newton", eta=eta, steps=steps, labels="empirical"))
         return model
 

@@ -123,7 +123,7 @@ def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluatio
     assert abs(value("clap_score_tiny", "base", "retain") - itself) < 0.15
     assert abs(value("clap_score_tiny", "gold", "retain") - itself) < 0.15
     models = {"base": evaluation.models["base"], "unlearned": broken(evaluation.models["base"])}
-    noise = evaluation.other(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:12]})
+    noise = evaluation.derive(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:12]})
     found = {(row.metric, row.model): row for row in measure(noise, ["clap_score", "tag_kl", "mmd"])}
     told = found["clap_score_tiny", "unlearned"]
     assert told.value < min(found["clap_score_tiny", "base"].low, 0.5 * itself)
@@ -173,6 +173,6 @@ def _judged(evaluation, fake, golds):
     roles = {"base": evaluation.models["base"], "unlearned": fake}
     roles |= {"gold": evaluation.models["gold"]} if golds else {}
     rows = measure(
-        evaluation.other(models=roles), ["nll", "verbatim", "verbatim_caption", "membership_auc", "reworded"]
+        evaluation.derive(models=roles), ["nll", "verbatim", "verbatim_caption", "membership_auc", "reworded"]
     )
     return [(finding.level, finding.text) for finding in findings(rows)]

@@ -35,7 +35,7 @@ def evaluation() -> SharedEvaluation:
 def caught(evaluation, fake, metrics) -> set[str]:
     """Gates that a fake fails, and failures that no gate has."""
     roles = {role: evaluation.models[role] for role in ("base", "gold", "gold2")} | {"unlearned": fake}
-    rows = measure(evaluation.other(models=roles), metrics)
+    rows = measure(evaluation.derive(models=roles), metrics)
     failed = {f"{line.metric} {line.set}": line.label for line in summary(rows) if line.met is False}
     labels = tuple(f"{label}:" for label in failed.values())
     beyond = {one.text for one in findings(rows) if one.level == "fail" and not one.text.startswith(labels)}

@@ -17,7 +17,7 @@ from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.cache import TensorCache
 from encore.data.catalog import Catalog
-from encore.data.encode import Listener
+from encore.data.encode import TrackEncoder
 from encore.data.open_files import file_sha256
 from encore.data.splits import reported
 from encore.data.tracks import Track
@@ -34,7 +34,7 @@ def evaluated(unlearned=None, *, metrics=METRICS, sets=None, without=(), about=N
     roles = models() | ({"unlearned": unlearned} if unlearned is not None else {})
     for role in without:
         del roles[role]
-    shared = SharedEvaluation(roles, sets or clips(30), embedder=Loudness(), about=about)
+    shared = SharedEvaluation(roles, sets or clips(30), embedder=Loudness(), track_metadata=about)
     return measure(shared, list(metrics))
 
 
@@ -124,7 +124,7 @@ def test_neighbours_that_are_lost_fail_though_retain_as_a_whole_does_not():
     far = {f"far{n}": track(5, 30, name=f"far{n}") for n in range(40)}
     kept = MarkovBackend({4: 4.0, 5: 6.0, 6: 6.0}, noise=0.1)
     sets = clips(30) | {"retain": [track(4, 30), *far.values()]}
-    rows = evaluated(kept, metrics=["nll", "neighbours"], sets=sets, about=about)
+    rows = evaluated(kept, metrics=["nll", "neighbours"], sets=sets, track_metadata=about)
     assert [text for text in failures(rows) if text.startswith("NLL, retain")] == [
         text for text in failures(rows) if text.startswith("NLL, retain near the forgotten")
     ]
@@ -150,11 +150,11 @@ def test_another_codec_is_not_served_from_the_cache(tmp_path, studio):
     model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path / "model")))
     file = studio / "music/one.wav"
     cache, song = TensorCache(tmp_path / "cache"), Track("t", file, CAPTIONS[0], file_sha256(file))
-    (first,) = Listener(model, cache).hear([song])
+    (first,) = TrackEncoder(model, cache).hear([song])
     with torch.no_grad():
         for layer in model.model.audio_encoder.quantizer.layers:
             layer.codebook.embed.copy_(layer.codebook.embed.roll(1, 0))
-    (second,) = Listener(model, cache).hear([song])
+    (second,) = TrackEncoder(model, cache).hear([song])
     assert not torch.equal(first.clips[0].codes, second.clips[0].codes)
 
 

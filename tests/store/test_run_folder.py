@@ -16,7 +16,7 @@ from encore.errors import EncoreError, InputError, UsageError
 from encore.store.run_folder import (
     Checkpoints,
     RunFolder,
-    held,
+    locked,
     preflight,
     read_json,
     staged_folder,
@@ -195,7 +195,7 @@ def test_a_link_in_a_run_folder_is_removed_and_never_what_it_leads_to(tmp_path: 
     (run / name).symlink_to(victim / "kept" if name == "log.jsonl" else victim)
     if name == "checkpoints":
         (run / "run.json").write_text("{}")
-        with held(run):
+        with locked(run):
             pass
     else:
         with RunFolder(run, resume=True) as folder:

@@ -261,7 +261,7 @@ class ForgetsThatFilesMayBeAtHand(Broken):
     fault = ("measure", "raised TypeError")
 
     def change(self, row, evaluation):
-        facts = evaluation.about.get(row.set) if evaluation.recorded("forget") else {}
+        facts = evaluation.track_metadata.get(row.set) if evaluation.has_audio("forget") else {}
         return replace(row, details=dict(facts))
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 from encore.errors import UsageError
-from encore.testing.latent_backend import Tokenless
+from encore.testing.latent_backend import LatentBackend
 
 
-class Broken(Tokenless):
+class Broken(LatentBackend):
     fault: tuple[str, ...]
     also: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from tests.tiny_model import write_tiny_musicgen
 from encore import plugins
 from encore.testing import backends
 from encore.testing.backend_weights import is_pickle
-from encore.testing.latent_backend import Tokenless
+from encore.testing.latent_backend import LatentBackend
 
 BROKEN = [*broken_backends.ALL, *broken_tokenless.ALL]
 
@@ -37,7 +37,7 @@ def test_musicgen_of_random_weights_keeps_the_contract(folder: Path) -> None:
 
 
 def test_a_backend_without_tokens_keeps_the_contract(mono: Path) -> None:
-    found = backends.run(Tokenless, str(mono), offline=True)
+    found = backends.run(LatentBackend, str(mono), offline=True)
     assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
     skipped = {one.check for one in found if one.state == "skipped"}
     assert skipped == {"token_mask", "logits", "token_logprobs", "causality", "prompt", "greedy"}

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from encore.errors import InputError, Interrupted
-from encore.testing.core import Fault, Report, Skip, Suite, named, telling
+from encore.testing.core import ContractViolation, Report, Skip, Suite, named, telling
 
 
 class Subject:
@@ -33,7 +33,7 @@ def remarks(_):
 
 
 def fails(_):
-    raise Fault("it does not")
+    raise ContractViolation("it does not")
 
 
 def skips(_):
@@ -91,7 +91,7 @@ def test_progress_is_told_before_each_check_and_at_the_end():
 
 
 def test_what_was_being_done_is_told_with_what_was_raised():
-    with pytest.raises(Fault, match="loading it raised ValueError: odd"), telling("loading it"):
+    with pytest.raises(ContractViolation, match="loading it raised ValueError: odd"), telling("loading it"):
         raise ValueError("odd")
     with pytest.raises(Skip), telling("loading it"):
         raise Skip("no")

@@ -7,7 +7,7 @@ from tests.conftest import Installer
 
 from encore.errors import MissingExtraError, UnknownNameError, UsageError
 from encore.testing import select
-from encore.testing.core import Outcome, Report
+from encore.testing.core import CheckResult, Report
 
 PLUGIN = """
 from encore.api import BackendSpec, MethodSpec, MetricSpec, hookimpl
@@ -72,7 +72,7 @@ def test_of_several_those_that_can_not_be_tried_are_skipped_with_the_reason(monk
         asked.append((kind, name, model, backend))
         if name == "lonely":
             raise MissingExtraError("it needs no-such-package", "pip install no-such-package")
-        return Report(kind, name, "", (Outcome("a", "b", "passed"),))
+        return Report(kind, name, "", (CheckResult("a", "b", "passed"),))
 
     monkeypatch.setattr(select, "check", check)
     things = select.chosen(distribution="encore-odd")

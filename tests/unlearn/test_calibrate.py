@@ -15,8 +15,8 @@ from encore.plugins import methods
 from encore.reporter import Reporter
 from encore.unlearn import rehearsal as module
 from encore.unlearn.calibrate import begun, calibrate, expected_seconds, rungs
-from encore.unlearn.config import Request
-from encore.unlearn.rehearsal import Rehearsal, Trial, decoys
+from encore.unlearn.config import ForgetConfig
+from encore.unlearn.rehearsal import Rehearsal, RehearsalResult, decoys
 from encore.unlearn.run import Prepared, forget, prepare
 
 
@@ -34,7 +34,7 @@ def method(**options: object):
 @pytest.fixture
 def prepared(studio: Path) -> Prepared:
     music = studio / "music"
-    request = Request(
+    request = ForgetConfig(
         music / "forget.txt", Path("run"), model=str(studio / "model"), retain=str(music / "retain.txt"),
         holdout=music / "holdout.txt", device="cpu", calibrate=True,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def answers(monkeypatch, *found):
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return Trial(options, answer[0], {}, answer[1], 1.0)
+        return RehearsalResult(options, answer[0], {}, answer[1], 1.0)
 
     monkeypatch.setattr(Rehearsal, "trial", trial)
     return asked
@@ -144,7 +144,7 @@ def test_the_run_has_the_settings_and_the_record_and_resuming_it_rehearses_nothi
     Path("run/run.json").unlink()
 
     answers(monkeypatch)  # a rehearsal would find no answer
-    request = Request(**{**vars(prepared.request), "resume": True})
+    request = ForgetConfig(**{**vars(prepared.request), "resume": True})
     resumed = prepare(request, begun(request, method()))
     assert resumed.method.options.lr == chosen["lr"]
     resumed.calibration = calibrate(resumed)
@@ -175,7 +175,7 @@ def test_without_tracks_to_keep_or_to_compare_with_there_is_no_rehearsal(prepare
     with pytest.raises(UsageError, match="judges by held-out tracks"):
         expected_seconds(prepared, 1.0)
     prepared.holdout = held_out
-    prepared.request = Request(**{**vars(prepared.request), "retain": "self"})
+    prepared.request = ForgetConfig(**{**vars(prepared.request), "retain": "self"})
     with pytest.raises(UsageError, match="rehearses on tracks from retain"):
         calibrate(prepared)
 

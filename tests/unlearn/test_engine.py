@@ -20,8 +20,8 @@ from encore.hashing import module_sha256
 from encore.options import Options, TrainOptions
 from encore.signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn.engine import Clips, Draw, Engine, FrozenReference
-from encore.unlearn.monitor import Look
+from encore.unlearn.engine import Clips, Engine, FrozenReference, ShuffledSampler
+from encore.unlearn.monitor import Snapshot
 
 
 class Plain(LossMethod):
@@ -113,7 +113,7 @@ def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
     outcome = engine.outcome
     assert outcome.before is not None
     assert outcome.best is not None
-    assert max(outcome.before.forget.values()) < 0.8 * engine.judge.level  # type: ignore[operator]
+    assert max(outcome.before.forget.values()) < 0.8 * engine.monitor.level  # type: ignore[operator]
     assert outcome.reached_target
     assert outcome.steps < 200
     sizes = [len(tracks) for tracks in asked]
@@ -122,10 +122,10 @@ def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
     assert all(outcome.best.reached(clip.track) for clip in clips.forget)
 
 
-def stands(forget: dict[str, float], lost: float) -> Look:
+def stands(forget: dict[str, float], lost: float) -> Snapshot:
     """A look with a level of 3 for every track."""
     levels, near = dict.fromkeys(forget, 3.0), dict.fromkeys(forget, 0.15)
-    return Look(forget, holdout=3.0, levels=levels, near=near, harm={"memorised": lost}, score=1.0)
+    return Snapshot(forget, holdout=3.0, levels=levels, near=near, harm={"memorised": lost}, score=1.0)
 
 
 def test_once_all_tracks_are_there_retain_is_trained_until_it_is_kept(backend: MusicgenBackend, clips: Clips) -> None:
@@ -144,7 +144,7 @@ def test_once_all_tracks_are_there_retain_is_trained_until_it_is_kept(backend: M
     there = {clip.track: 9.0 for clip in clips.forget}
     short = {clip.track: 0.1 for clip in clips.forget}
     looks = iter(stands(forget, lost) for forget, lost in ((there, 4.0), (short, 4.0), (there, 1.5), (there, 0.9)))
-    engine.judge.look = lambda: next(looks)  # type: ignore[method-assign]
+    engine.monitor.look = lambda: next(looks)  # type: ignore[method-assign]
     engine.train(Watched(options(steps=9, eval_every=1, stop="target")))
     assert asked == ["forget", "retain", "retain", "forget", "retain", "retain"]
     assert engine.outcome.steps == 4
@@ -326,7 +326,7 @@ def test_weights_a_method_masks_stay_bit_identical(backend: MusicgenBackend, cli
 def test_the_reference_is_the_model_before_the_run(backend: MusicgenBackend, clips: Clips) -> None:
     seen: list[tuple[float, float]] = []
 
-    class Look(Plain):
+    class Snapshot(Plain):
         spec = MethodSpec("look", "", "", needs=frozenset({"retain", "reference"}))
 
         def forget_loss(self, step: Step, batch: Batch) -> Tensor:
@@ -336,7 +336,7 @@ def test_the_reference_is_the_model_before_the_run(backend: MusicgenBackend, cli
             return -now
 
     base = backend.clone()
-    run(backend, clips, Look(options(forget_batch_size=5)))
+    run(backend, clips, Snapshot(options(forget_batch_size=5)))
     expected = base.losses(Batch.of(clips.forget)).mean().item()
     assert [reference for reference, _ in seen] == pytest.approx([expected] * 4, rel=1e-5)
     assert seen[-1][1] != pytest.approx(expected, rel=1e-4)
@@ -361,7 +361,7 @@ def test_wrong_loss_shape_is_the_methods_fault(backend: MusicgenBackend, clips: 
 
 
 def test_draw_passes_over_everything_before_it_repeats() -> None:
-    draw = Draw(torch.Generator().manual_seed(0))
+    draw = ShuffledSampler(torch.Generator().manual_seed(0))
     seen = [i for _ in range(4) for i in draw.take(range(8), 2)]
     assert sorted(seen) == list(range(8))
     assert draw.take([1, 2], 5) == [1, 2]
@@ -402,7 +402,7 @@ def test_once_all_tracks_are_there_a_penalty_goes_on_until_retain_is_kept(
     engine = Engine(backend, clips, record=lines.append)
     there = {clip.track: 9.0 for clip in clips.forget}
     looks = iter(stands(there, lost) for lost in (4.0, 1.5, 0.9))
-    engine.judge.look = lambda: next(looks)  # type: ignore[method-assign]
+    engine.monitor.look = lambda: next(looks)  # type: ignore[method-assign]
     engine.train(Held(options(steps=9, eval_every=1, stop="target")))
     assert [sorted({"forget_loss", "penalty"} & line.keys()) for line in lines if "grad_norm" in line] == [
         ["forget_loss", "penalty"], ["penalty"], ["penalty"],

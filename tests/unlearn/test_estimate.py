@@ -10,17 +10,17 @@ from tests.conftest import ROOT
 
 from encore.plugins import methods
 from encore.unlearn import estimate as estimates
-from encore.unlearn.config import Request
+from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Engine
 from encore.unlearn.estimate import TRIAL_SECONDS, Estimate, estimate
-from encore.unlearn.monitor import Judge
+from encore.unlearn.monitor import StoppingMonitor
 from encore.unlearn.run import prepare
 
 
 def asked(studio: Path, name: str, **options: object):
     chosen = methods().resolve(name)
     music = studio / "music"
-    request = Request(
+    request = ForgetConfig(
         music / "forget.txt", Path("run"), model=str(studio / "model"), retain=str(music / "retain.txt"),
         holdout=music / "holdout.txt", device="cpu",
     )  # fmt: skip
@@ -61,8 +61,8 @@ def test_case_D16_seconds_follow_from_the_steps_that_were_measured(studio, monke
 
     monkeypatch.setattr(estimates.time, "monotonic", lambda: clock[0])
     method = type(prepared.method)
-    look, backward, begin = Judge.look, Engine._backward, method.prepare
-    monkeypatch.setattr(Judge, "look", lambda judge: (tick(0.5), look(judge))[1])
+    look, backward, begin = StoppingMonitor.look, Engine._backward, method.prepare
+    monkeypatch.setattr(StoppingMonitor, "look", lambda judge: (tick(0.5), look(judge))[1])
     monkeypatch.setattr(Engine, "_backward", lambda engine, *rest: (tick(1.0), backward(engine, *rest))[1])
     monkeypatch.setattr(method, "prepare", lambda self, session: (tick(2.0), begin(self, session)))
     assert estimate(prepared).seconds == pytest.approx(2 + 40 + (40 / 10 + 2) * 0.5)

@@ -18,14 +18,14 @@ from tests.unlearn.test_offset_search import RATE, audio, held_out, listed, mode
 from encore import assets, plugins
 from encore.backends.musicgen import MusicgenBackend
 from encore.cache import TensorCache
-from encore.data.encode import Heard, Listener, recordings
+from encore.data.encode import EncodedTrack, TrackEncoder, recordings
 from encore.data.open_files import file_sha256
 from encore.data.relocate import listed_track
 from encore.data.tracks import Track
 from encore.errors import InputError
 from encore.reporter import Reporter
 from encore.unlearn import learned_offsets, offset_search
-from encore.unlearn.config import Request
+from encore.unlearn.config import ForgetConfig
 from encore.unlearn.learned_offsets import sentences, with_known_pieces
 from encore.unlearn.records import track_json
 from encore.unlearn.run import Prepared, prepare
@@ -50,7 +50,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
         patch.setenv("ENCORE_CACHE", str(here / "cache"))
         patch.setattr(offset_search, "MOST_PROBES", 1)
         yield prepare(
-            Request(
+            ForgetConfig(
                 tracks=here / "forget.txt", out=here / "run", retain=str(here / "retain.txt"),
                 holdout=here / "holdout.txt", roots=(here,),
             ),
@@ -58,14 +58,14 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
         )  # fmt: skip
 
 
-def whole(ready: Prepared) -> Heard:
+def whole(ready: Prepared) -> EncodedTrack:
     """The master cut into windows."""
     track = replace(ready.forget[0].track, pieces=())
     return listener(ready).hear([track])[0]
 
 
-def listener(ready: Prepared) -> Listener:
-    return Listener(ready.backend, TensorCache(ready.request.out.parent / "cache"))
+def listener(ready: Prepared) -> TrackEncoder:
+    return TrackEncoder(ready.backend, TensorCache(ready.request.out.parent / "cache"))
 
 
 def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_same_clips(ready: Prepared) -> None:
@@ -114,7 +114,7 @@ def test_tracks_that_are_known_as_they_are_cut_stay_as_they_are(
 
     path = assets.FOLDER / listed()["ode_to_joy"]["file_name"]
     track = Track("ode", path, listed()["ode_to_joy"]["caption"], file_sha256(path))
-    own = Listener(model(), TensorCache(tmp_path))
+    own = TrackEncoder(model(), TensorCache(tmp_path))
     heard = own.hear([track])
     monkeypatch.setattr(MusicgenBackend, "generate", never)
     assert with_known_pieces(own, heard, [], Reporter()) == heard
@@ -137,7 +137,7 @@ def test_without_tokens_long_tracks_are_not_searched_and_a_line_says_so(tmp_path
     rate = backend.sample_rate
     sound = np.random.default_rng(0).normal(0, 0.1, (round(seconds * rate), backend.channels))
     soundfile.write(tmp_path / "long.wav", sound, rate)
-    own = Listener(backend, TensorCache(tmp_path / "cache"))
+    own = TrackEncoder(backend, TensorCache(tmp_path / "cache"))
     heard = own.hear([Track("long", tmp_path / "long.wav", "a caption", file_sha256(tmp_path / "long.wav"))])
     notes: list[str] = []
 

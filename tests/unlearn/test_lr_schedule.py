@@ -21,7 +21,7 @@ from encore.signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.lr_schedule import Decay, Schedule, near_levels
-from encore.unlearn.monitor import Look
+from encore.unlearn.monitor import Snapshot
 
 
 def options(**given: Any) -> TrainOptions:
@@ -33,10 +33,12 @@ def schedule(begin: int | None = None, over: int = 0, **given: Any) -> Schedule:
     return Schedule(options(**given), Decay(begin, over))
 
 
-def look(*short: float, lost: float = 0.0) -> Look:
+def look(*short: float, lost: float = 0.0) -> Snapshot:
     """Tracks of level 3 that are so many times what counts as near (.15) below it."""
     forget = {f"t{i}": 3.0 - 0.15 * one for i, one in enumerate(short)}
-    return Look(forget, levels=dict.fromkeys(forget, 3.0), near=dict.fromkeys(forget, 0.15), harm={"memorised": lost})
+    return Snapshot(
+        forget, levels=dict.fromkeys(forget, 3.0), near=dict.fromkeys(forget, 0.15), harm={"memorised": lost}
+    )
 
 
 FAR = look(19.0)
@@ -92,10 +94,10 @@ def test_a_decay_is_a_cosine_to_the_lowest_rate_and_stays_there() -> None:
         (look(-9.0, 9.9), True),  # one beyond its level makes up for another on average
         (look(-9.0, 10.1), False),  # but none may be farther than that
         (look(9.9, 9.9), False),
-        (Look({"t": 1.0}), False),  # nothing tells where they should be
+        (Snapshot({"t": 1.0}), False),  # nothing tells where they should be
     ],
 )
-def test_a_decay_begins_when_the_forget_tracks_are_near_their_levels(seen: Look, begins: bool) -> None:
+def test_a_decay_begins_when_the_forget_tracks_are_near_their_levels(seen: Snapshot, begins: bool) -> None:
     made = schedule()
     assert not made.enough(seen, 10, 1.0)
     assert made.decay == (Decay(10, 20) if begins else Decay())
@@ -169,19 +171,19 @@ def test_a_decay_is_shortened_to_what_is_left(given: dict[str, float], step: int
         (THERE, 30, False),
         (look(0.0, lost=0.49), 50, True),
         (look(0.0, lost=0.51), 50, False),  # memorised retain has no margin yet
-        (Look(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.0}}), 50, True),
-        (Look(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.01}}), 50, False),  # not everything is kept
-        (Look(**{**vars(THERE), "harm": {}}), 50, True),  # nothing is memorised
+        (Snapshot(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.0}}), 50, True),
+        (Snapshot(**{**vars(THERE), "harm": {"memorised": 0.0, "holdout": 1.01}}), 50, False),  # not everything is kept
+        (Snapshot(**{**vars(THERE), "harm": {}}), 50, True),  # nothing is memorised
         (look(1.9, 1.9), 50, True),
         (look(2.1, 2.1), 50, False),  # forgotten not well enough, on average
         (look(-4.0, 3.9), 50, True),
         (look(-4.0, 4.1), 50, False),  # or one of them
         (FAR, 50, False),
-        (Look({"t": 9.0}), 50, False),  # nothing tells where they should be
+        (Snapshot({"t": 9.0}), 50, False),  # nothing tells where they should be
     ],
 )
 def test_an_adaptive_run_ends_when_the_rate_is_low_and_all_is_forgotten_and_kept(
-    seen: Look, step: int, ends: bool
+    seen: Snapshot, step: int, ends: bool
 ) -> None:
     assert schedule(begin=30, over=20).enough(seen, step, 1.0) is ends
 
@@ -194,7 +196,7 @@ def test_a_run_waits_no_longer_than_its_patience() -> None:
 
 
 def test_near_is_measured_by_each_tracks_own_range() -> None:
-    seen = Look({"a": 2.0, "b": 0.9}, levels={"a": 3.0, "b": 1.0}, near={"a": 0.5, "b": 0.1})  # 2 and 1 below
+    seen = Snapshot({"a": 2.0, "b": 0.9}, levels={"a": 3.0, "b": 1.0}, near={"a": 0.5, "b": 0.1})  # 2 and 1 below
     assert near_levels(seen, mean=1.51, track=2.01)
     assert not near_levels(seen, mean=1.49, track=2.01)
     assert not near_levels(seen, mean=1.51, track=1.99)
@@ -256,11 +258,11 @@ def test_levels_are_of_every_forget_track_and_above_nothing(
         Engine(backend, clips).run(Wrong(TrainOptions(steps=2)))
 
 
-def engine_with(backend: MusicgenBackend, clips: Clips, looks: list[Look], **given: Any) -> Engine:
+def engine_with(backend: MusicgenBackend, clips: Clips, looks: list[Snapshot], **given: Any) -> Engine:
     """An engine that sees these looks, the last one again and again."""
     made = Engine(backend, clips, **given)
     left = list(looks)
-    made.judge.look = lambda: left.pop(0) if len(left) > 1 else left[0]  # type: ignore[method-assign]
+    made.monitor.look = lambda: left.pop(0) if len(left) > 1 else left[0]  # type: ignore[method-assign]
     return made
 
 
@@ -303,13 +305,15 @@ def test_what_never_recovers_ends_with_patience(backend: MusicgenBackend, clips:
 def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, clips: Clips) -> None:
     """Its retain has not recovered yet, however good its score; once the decay began, the best one is kept."""
     scores = [1.0, 5.0, 3.0, 4.0]
-    looks = [Look(**{**vars(FAR if i < 1 else look(0.0, lost=9.0)), "score": score}) for i, score in enumerate(scores)]
+    looks = [
+        Snapshot(**{**vars(FAR if i < 1 else look(0.0, lost=9.0)), "score": score}) for i, score in enumerate(scores)
+    ]
     settings = options(lr=1e-3, steps=8, decay_steps=20, eval_every=1)
     weights: list[str] = []
     engine = Engine(
         backend, clips, record=lambda line: "look" in line and weights.append(module_sha256(backend.module))
     )
-    engine.judge.look = lambda: looks[min(len(weights), 3)]  # type: ignore[method-assign]
+    engine.monitor.look = lambda: looks[min(len(weights), 3)]  # type: ignore[method-assign]
     outcome = engine.run(Plain(settings))
     assert outcome.best is not None
     assert outcome.best.score == 3.0

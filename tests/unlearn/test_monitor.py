@@ -10,7 +10,7 @@ import torch
 
 from encore.api import Batch, Clip
 from encore.unlearn import monitor as judging
-from encore.unlearn.monitor import Judge, Look
+from encore.unlearn.monitor import Snapshot, StoppingMonitor
 
 
 class Table:
@@ -40,12 +40,14 @@ def clips(*names: str) -> list[Clip]:
 FORGET, HOLDOUT = {"f1": 0.1, "f2": 0.2}, {"h1": 4.0, "h2": 5.0}
 
 
-def judge(retain: dict[str, float], forget: dict[str, float] = FORGET, holdout: dict[str, float] = HOLDOUT) -> Judge:
+def judge(
+    retain: dict[str, float], forget: dict[str, float] = FORGET, holdout: dict[str, float] = HOLDOUT
+) -> StoppingMonitor:
     backend = Table(**forget, **retain, **holdout)
-    return Judge(backend, clips(*forget), clips(*retain), clips(*holdout), seed=0)  # type: ignore[arg-type]
+    return StoppingMonitor(backend, clips(*forget), clips(*retain), clips(*holdout), seed=0)  # type: ignore[arg-type]
 
 
-def after(made: Judge, **changed: float) -> Look:
+def after(made: StoppingMonitor, **changed: float) -> Snapshot:
     """A look at the model with these clips' NLLs changed."""
     made._backend.nll.update(changed)  # type: ignore[attr-defined]
     return made.look()
@@ -139,4 +141,4 @@ def test_every_track_has_a_level_of_its_own() -> None:
 
 def test_a_look_survives_a_checkpoint() -> None:
     look = after(judge({"m": 0.02, "o": 4.0}), m=0.03)
-    assert Look(**asdict(look)) == look
+    assert Snapshot(**asdict(look)) == look

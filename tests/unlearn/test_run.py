@@ -14,18 +14,18 @@ from encore.methods.graddiff import GradDiff
 from encore.plugins import methods
 from encore.signals import StopFlag, stop_on_signals
 from encore.store.model_name import model_name
-from encore.unlearn.config import Request
-from encore.unlearn.engine import Engine, Outcome
+from encore.unlearn.config import ForgetConfig
+from encore.unlearn.engine import Engine, TrainResult
 from encore.unlearn.estimate import estimate
-from encore.unlearn.monitor import Look
-from encore.unlearn.records import refuse_other_run, run_json
-from encore.unlearn.run import Prepared, choose, forget, prepare, refuse_missed
+from encore.unlearn.monitor import Snapshot
+from encore.unlearn.records import check_other_run, run_json
+from encore.unlearn.run import Prepared, check_missed, choose, forget, prepare
 
 
 @pytest.fixture
-def request_(studio: Path) -> Request:
+def request_(studio: Path) -> ForgetConfig:
     music = studio / "music"
-    return Request(
+    return ForgetConfig(
         music / "forget.txt", Path("run"), model=str(studio / "model"), retain=str(music / "retain.txt"),
         holdout=music / "holdout.txt",
     )  # fmt: skip
@@ -37,7 +37,7 @@ def graddiff(**options: object) -> GradDiff:
 
 
 @pytest.fixture
-def prepared(request_: Request) -> Prepared:
+def prepared(request_: ForgetConfig) -> Prepared:
     return prepare(request_, graddiff())
 
 
@@ -58,10 +58,10 @@ def test_a_library_run_returns_what_run_json_holds(prepared: Prepared) -> None:
     run = forget(prepared, {"steps": "cli"})
     assert run == json.loads(Path("run/run.json").read_text())
     assert run["options"]["steps"]["from"] == "cli"
-    refuse_missed(run)
+    check_missed(run)
 
 
-def test_a_run_of_some_of_its_lists_tracks_tells_how_many_there_are(request_: Request) -> None:
+def test_a_run_of_some_of_its_lists_tracks_tells_how_many_there_are(request_: ForgetConfig) -> None:
     tracks = choose(request_)
     part = replace(tracks, forget=tracks.forget[:1])
     told = forget(prepare(request_, graddiff(), tracks=part), {})["tracks"]
@@ -69,7 +69,7 @@ def test_a_run_of_some_of_its_lists_tracks_tells_how_many_there_are(request_: Re
 
 
 def test_a_resumed_run_costs_what_all_its_processes_took(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    def earlier(engine: Engine, method: Method) -> Outcome:
+    def earlier(engine: Engine, method: Method) -> TrainResult:
         outcome = engine_run(engine, method)
         outcome.earlier_seconds = 1000.0
         return outcome
@@ -109,15 +109,15 @@ def test_a_signal_before_the_first_step(prepared: Prepared, monkeypatch: pytest.
     assert not Path("run/run.json").exists()
 
 
-def test_choose_comes_before_the_model(request_: Request) -> None:
+def test_choose_comes_before_the_model(request_: ForgetConfig) -> None:
     tracks = choose(replace(request_, model="nobody/knows"))
     assert [track.id for track in tracks.forget] == ["one.wav", "two.wav", "long.wav"]
     with pytest.raises(UsageError, match="needs tracks to keep"):
         prepare(replace(request_, retain=None, model="nobody/knows"), graddiff())
 
 
-def look(part: str, nll: float | None) -> Look:
-    return Look({"a": 1.0}, **{part: {} if nll is None else {"b": nll}})
+def look(part: str, nll: float | None) -> Snapshot:
+    return Snapshot({"a": 1.0}, **{part: {} if nll is None else {"b": nll}})
 
 
 @pytest.mark.parametrize("part", ["memorised", "not_memorised"])
@@ -132,13 +132,13 @@ def test_collapse_is_what_retain_lost(
     part: str, unit: str, before: float | None, after: float | None, collapsed: bool
 ) -> None:
     asked = {"model": {}, "method": "x", "options": {}, "seed": 0, "precision": "fp32", "forget": [], "retain": []}
-    outcome = Outcome(before=look(part, before), best=look(part, after))
+    outcome = TrainResult(before=look(part, before), best=look(part, after))
     run = run_json(asked | {"holdout": []}, unit=unit, flags={}, origins={}, outcome=outcome, notes=[])
     json.dumps(run, allow_nan=False)
     assert run["outcome"]["collapsed"] is collapsed
     if collapsed:
         with pytest.raises(GateError, match="no longer"):
-            refuse_missed(run)
+            check_missed(run)
 
 
 def test_another_run_is_refused_in_few_words(tmp_path: Path) -> None:
@@ -146,16 +146,16 @@ def test_another_run_is_refused_in_few_words(tmp_path: Path) -> None:
     tracks = [{"id": f"t{i}"} for i in range(9)]
     asked = {"options": {"lr": 1, "steps": 2}, "forget": tracks, "seed": 0}
     file.write_text(json.dumps({"folder": "x", **asked}))
-    refuse_other_run(file, asked | {"forget": [{**track, "file": "elsewhere", "line": 3} for track in tracks]})
+    check_other_run(file, asked | {"forget": [{**track, "file": "elsewhere", "line": 3} for track in tracks]})
     with pytest.raises(UsageError, match=r"options: steps 2 -> 3; forget: t0, t1, t2, t3, t4 and 4 more no longer"):
-        refuse_other_run(file, asked | {"options": {"lr": 1, "steps": 3}, "forget": []})
+        check_other_run(file, asked | {"options": {"lr": 1, "steps": 3}, "forget": []})
     for text in ("{", "[]", "{}"):
         file.write_text(text)
         with pytest.raises(InputError, match=r"can't be read|is not a JSON object"):
-            refuse_other_run(file, asked)
+            check_other_run(file, asked)
 
 
-def test_a_fisher_is_kept_between_runs(request_: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fisher_is_kept_between_runs(request_: ForgetConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "cache"))
     chosen = methods().resolve("ssd")
     runs, stages = [], []

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from encore.unlearn.monitor import Look
+from encore.unlearn.monitor import Snapshot
 from encore.unlearn.targets import missed
 
 LEVELS = {"f1": 3.0, "f2": 5.0}
 FINE: dict[str, float] = {"memorised": 1.0, "worst": 1.0, "not_memorised": 1.0, "holdout": 1.0}
 
 
-def look(forget: dict[str, float] = LEVELS, harm: dict[str, float] = FINE, **parts: Any) -> Look:
+def look(forget: dict[str, float] = LEVELS, harm: dict[str, float] = FINE, **parts: Any) -> Snapshot:
     fields: dict[str, Any] = {
         "memorised": {"m1": 0.02, "m2": 0.04}, "not_memorised": {"o": 3.0}, "holdout": 4.0, "levels": LEVELS,
         "near": {}, "worst": "m1",
     }  # fmt: skip
-    return Look(forget, harm=harm, **fields | parts)
+    return Snapshot(forget, harm=harm, **fields | parts)
 
 
 def verbatim(retain: tuple[int, int] = (16, 15), forget: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_a_run_within_all_limits_misses_nothing() -> None:
         ),
     ],
 )  # fmt: skip
-def test_each_target_that_is_missed_is_said(after: Look, target: str, says: str) -> None:
+def test_each_target_that_is_missed_is_said(after: Snapshot, target: str, says: str) -> None:
     assert missed(look(), after, "nats/token", verbatim()) == [{"target": target, "says": says}]
 
 

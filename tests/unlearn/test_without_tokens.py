@@ -14,14 +14,14 @@ from encore import plugins
 from encore.api import Batch, Session
 from encore.cache import TensorCache
 from encore.curvature.fisher_cache import cached_fisher
-from encore.data.encode import Listener
+from encore.data.encode import TrackEncoder
 from encore.data.open_files import file_sha256
 from encore.data.tracks import Track
 from encore.errors import UsageError
 from encore.evaluate.measure import evaluate
 from encore.methods.npo import Npo
 from encore.unlearn.engine import Clips, Engine, FrozenReference
-from encore.unlearn.monitor import Judge
+from encore.unlearn.monitor import StoppingMonitor
 from encore.unlearn.self_retain import captions, play_retain
 
 
@@ -64,7 +64,7 @@ def test_the_reference_keeps_the_fixed_draw_alone(clips):
 
 def test_retain_may_lose_five_percent_however_small_the_loss(clips):
     backend = LatentBackend()
-    judge = Judge(backend, clips.forget, clips.retain, clips.holdout, seed=0)
+    judge = StoppingMonitor(backend, clips.forget, clips.retain, clips.holdout, seed=0)
     with torch.no_grad():
         backend.module.bias.add_(0.05)
     assert not judge.memorised  # a loss has a floor of noise, which tells nothing of memorisation
@@ -85,7 +85,7 @@ def test_a_track_is_at_the_level_when_it_has_gone_all_but_five_percent_of_the_wa
     def judge(floor, forget, holdout):
         backend = Floor()
         backend.floor = floor
-        return Judge(backend, forget, clips.retain, holdout, seed=0)
+        return StoppingMonitor(backend, forget, clips.retain, holdout, seed=0)
 
     for floor in (0.0, 50.0):
         judged = judge(floor, clips.holdout, clips.forget)  # forget's loss is 1 below the level, with any floor
@@ -111,7 +111,7 @@ def test_caches_are_keyed_by_settings(tmp_path, clips):
             return 2 * super().encode(waveforms)
 
     def heard(backend):
-        return Listener(backend, TensorCache(tmp_path / "cache")).hear([track])[0].clips[0].codes
+        return TrackEncoder(backend, TensorCache(tmp_path / "cache")).hear([track])[0].clips[0].codes
 
     torch.testing.assert_close(heard(Scaled()), 2 * heard(LatentBackend()))
     for backend in (LatentBackend(), Scaled()):
@@ -181,7 +181,7 @@ def test_latents_are_heard_and_kept_as_they_are(tmp_path):
     soundfile.write(tmp_path / "a.wav", samples, LatentBackend.sample_rate, subtype="FLOAT")
     track = Track("a", tmp_path / "a.wav", "slow", file_sha256(tmp_path / "a.wav"))
     for _ in range(2):  # the second time from the cache
-        (heard,) = Listener(LatentBackend(), TensorCache(tmp_path / "cache")).hear([track])
+        (heard,) = TrackEncoder(LatentBackend(), TensorCache(tmp_path / "cache")).hear([track])
         expected = LatentBackend().encode(torch.from_numpy(samples)[None, None])[0]
         codes = torch.cat([clip.codes for clip in heard.clips], -1)
         assert codes.dtype == torch.float32

@@ -13,7 +13,7 @@ from encore.api import Batch, Clip
 from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.decode import load
-from encore.data.encode import Listener
+from encore.data.encode import TrackEncoder
 from encore_diffusers.base import DiffusionBackend
 
 SIZES = {"forget": 4, "retain": 8, "holdout": 6}
@@ -51,7 +51,7 @@ def clips(backend: DiffusionBackend, music: Path, *sets: str) -> list[Clip]:
     from encore.data.track_list import read_list
 
     tracks = [track for name in sets for track in read_list(music / f"{name}.txt").tracks]
-    return [clip for heard in Listener(backend, TensorCache()).hear(tracks) for clip in heard.clips]
+    return [clip for heard in TrackEncoder(backend, TensorCache()).hear(tracks) for clip in heard.clips]
 
 
 def memorise(backend: DiffusionBackend, chosen: list[Clip]) -> None:

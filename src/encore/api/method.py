@@ -137,7 +137,7 @@ class LossMethod(Method):
     options: TrainOptions
 
     def prepare(self, session: Session) -> None:
-        """Look at the data once, before the first step. Runs again when a run is resumed: keep it deterministic."""
+        """Snapshot at the data once, before the first step. Runs again when a run is resumed: keep it deterministic."""
         return None
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
@@ -145,7 +145,7 @@ class LossMethod(Method):
         raise NotImplementedError
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
-        """Loss of each retain clip, [N]. Asked for only where the spec needs `retain`."""
+        """Loss of each retain clip, [N]. EvalConfig for only where the spec needs `retain`."""
         return step.backend.losses(batch)
 
     def penalty(self, step: Step) -> Tensor | None:
@@ -155,7 +155,7 @@ class LossMethod(Method):
     def ready(self, step: Step) -> bool:
         """Whether the peak learning rate has done its work: before, an adaptive schedule does not decay.
 
-        Asked after a look at which the forget tracks are near their levels, as long as the schedule waits.
+        EvalConfig after a look at which the forget tracks are near their levels, as long as the schedule waits.
         """
         return True
 

@@ -100,7 +100,7 @@ def bench(
     from encore.compare.sequential import request_lines
     from encore.compare.tables import write_leaderboard
     from encore.store.model_name import backend_name
-    from encore.store.run_folder import held
+    from encore.store.run_folder import locked
 
     laid = find(preset) if preset else None
     sizes, lists = _sizes(forget_sizes), _lists(listed_as or [])
@@ -125,7 +125,7 @@ def bench(
     )  # fmt: skip
     out = out.resolve()
     chosen_tracks = checked(plan, out)
-    with held(out):
+    with locked(out):
         changes = measured_otherwise(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
         left = list(unfinished(plan, out, chosen_tracks))

@@ -9,7 +9,7 @@ import typer
 from encore.cli import console
 
 if TYPE_CHECKING:
-    from encore.testing import Outcome, Report
+    from encore.testing import CheckResult, Report
 
 
 def check(
@@ -62,7 +62,7 @@ def check(
         )
 
 
-def _what(outcome: Outcome) -> str:
+def _what(outcome: CheckResult) -> str:
     return outcome.said if outcome.state == "skipped" else outcome.sentence
 
 

@@ -93,7 +93,7 @@ def evaluate(
     from encore.cli.tracks import note_sets, show_tracks
     from encore.evaluate.inputs import from_flags, from_run
     from encore.evaluate.measure import check_failures
-    from encore.evaluate.run import Asked, evaluate_subject
+    from encore.evaluate.run import EvalConfig, evaluate_subject
     from encore.store.environment import keep_freed_memory
     from encore.store.metrics_json import metrics_json
     from encore.store.model_name import backend_name
@@ -104,7 +104,9 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache, draws)
+    asked = EvalConfig(
+        tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache, draws
+    )
     with reporting() as reporter:
         if run is not None:
             out = out or run

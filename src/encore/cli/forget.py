@@ -107,11 +107,11 @@ def forget(
     from encore.unlearn import run as runs
     from encore.unlearn.calibrate import begun
     from encore.unlearn.calibrate import calibrate as calibration
-    from encore.unlearn.config import Request
+    from encore.unlearn.config import ForgetConfig
 
     keep_freed_memory()
 
-    request = Request(
+    request = ForgetConfig(
         tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,
         backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
         roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
@@ -124,9 +124,9 @@ def forget(
         console.note(f"nothing to do: the run in {out} is complete")
         if json:
             console.data_json({**run, "run": str(out)})
-        runs.refuse_missed(run)
+        runs.check_missed(run)
         return
-    runs.refuse_unusable(request)
+    runs.check_unusable(request)
     with reporting() as reporter:
         selected = runs.choose(request, reporter)
         prepared = runs.prepare(request, ready, reporter, tracks=selected)
@@ -153,7 +153,7 @@ def forget(
         console.data_json({**run, "run": str(out), **prepared.listed()})
     else:
         _show_outcome(run, out)
-    runs.refuse_missed(run)
+    runs.check_missed(run)
 
 
 def _fresh(method: str) -> Path:

@@ -86,13 +86,13 @@ def generate(
 def _read(file: Path) -> list[str]:
     """Captions of a file: one a line, `#` begins a comment."""
     from encore.data.open_files import LIST_CAPS, open_regular, read_lines, spot
-    from encore.text_encoding import refuse_undecoded
+    from encore.text_encoding import check_undecoded
 
     notes: list[str] = []
     lines = []
     with open_regular(file) as stream:
         for number, line in read_lines(stream, str(file), LIST_CAPS, notes=notes):
-            refuse_undecoded([line], spot(str(file), number))
+            check_undecoded([line], spot(str(file), number))
             lines.append(line.strip())
     for note in notes:
         console.note(note)

@@ -13,7 +13,7 @@ import numpy as np
 
 from encore import stats
 from encore.api import Result
-from encore.compare.plan import Cell, Plan, label_of
+from encore.compare.plan import Plan, Trial, label_of
 from encore.results.targets import SummaryRow, summary, targets_met
 from encore.store import schemas
 from encore.store.metrics_json import NAME as METRICS
@@ -91,7 +91,7 @@ class Measured:
         cost: `COSTS` -> figure, as far as the run tells.
     """
 
-    cell: Cell
+    cell: Trial
     rows: Rows
     shown: Mapping[str, float] = field(default_factory=dict)
     targets: Targets = field(default_factory=Targets)
@@ -175,7 +175,7 @@ class Leaderboard:
     tested: Mapping[str, int]
 
 
-def read_cell(out: Path, cell: Cell, named: Sequence[str] = ()) -> dict[str, Measured]:
+def read_cell(out: Path, cell: Trial, named: Sequence[str] = ()) -> dict[str, Measured]:
     """Every model that a cell measured, by role; empty where it was not measured.
 
     Args:
@@ -267,7 +267,7 @@ def _figures(rows: Rows) -> dict[str, float]:
     return found
 
 
-def cost(folder: Path, cell: Cell) -> dict[str, float]:
+def cost(folder: Path, cell: Trial) -> dict[str, float]:
     """Seconds of all requests together, and the largest peak of memory."""
     runs = [folder / str(number) for number in range(1, cell.requests + 1)] if cell.requests > 1 else [folder]
     told = [read_json(run / "run.json", schemas.Run) for run in runs]
@@ -276,7 +276,7 @@ def cost(folder: Path, cell: Cell) -> dict[str, float]:
     return spent | ({"peak GB": max(peaks)} if peaks else {})
 
 
-def leaderboard(plan: Plan, out: Path, failed: Mapping[Cell, str] | None = None) -> Leaderboard:
+def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None) -> Leaderboard:
     """Read what was measured of all tracks of the bench and put the methods in order; lists are the matrix's.
 
     First come those above the floor of forgetting, then, among equals, those that reach the greater share of targets

@@ -11,7 +11,7 @@ from typing import Any
 
 from encore import stats
 from encore.compare.leaderboard import REFERENCES, Rows, cost, rows_of
-from encore.compare.plan import Cell, Plan, gold_note, label_of, of_list
+from encore.compare.plan import Plan, Trial, gold_note, label_of, of_list
 from encore.compare.sequential import forgotten
 from encore.data.splits import Tracks
 from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE
@@ -245,7 +245,7 @@ class MatrixLine:
         }  # fmt: skip
 
 
-def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Cell] = ()) -> list[MatrixLine]:
+def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial] = ()) -> list[MatrixLine]:
     """A line for each list and method (and each number of requests) of a bench that has lists.
 
     Args:
@@ -268,7 +268,7 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Cell] 
     ]  # fmt: skip
 
 
-def _found(folder: Path, cell: Cell) -> Found:
+def _found(folder: Path, cell: Trial) -> Found:
     results = read_metrics(folder / METRICS)
     models = {role: rows_of(results, role) for role in ("unlearned", *REFERENCES)}
     pieces = [forgotten(folder / str(n + 1), "nll") for n in range(cell.requests)] if cell.requests > 1 else []

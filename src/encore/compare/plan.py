@@ -20,7 +20,7 @@ from encore.data.tracks import Track
 from encore.errors import InputError, UsageError
 from encore.evaluate.embedder_choice import parsed
 from encore.evaluate.inputs import embedded_golds
-from encore.evaluate.run import Asked
+from encore.evaluate.run import EvalConfig
 from encore.settings import resolve_options
 from encore.store import schemas
 from encore.store.environment import pick_device, pick_precision
@@ -28,8 +28,8 @@ from encore.store.evaluation_json import NAME as EVALUATION
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import LOCK, OWNER, read_json, write_json, writing
-from encore.unlearn.config import Request
-from encore.unlearn.records import refuse_other_run
+from encore.unlearn.config import ForgetConfig
+from encore.unlearn.records import check_other_run
 from encore.unlearn.run import choose
 
 SCHEMA = 1
@@ -47,10 +47,10 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         tracks: the list; None for the embedded catalogue's own.
         forget_sizes: sizes of lists that are drawn from it, see `encore.compare.forget_lists.draw`.
         lists: name -> file of further lists, or of such that take the place of a drawn one of that name.
-        model, …, precision: as in `encore.unlearn.config.Request`.
+        model, …, precision: as in `encore.unlearn.config.ForgetConfig`.
         golds: "gold" and "gold2", trained without `tracks`; where there are none, the embedded ones where they fit.
         list_golds: name of a list -> "gold" and "gold2" of its own; see `asked` for lists without.
-        metrics, …, eval_seed: how every run is measured; see `encore.evaluate.run.Asked`.
+        metrics, …, eval_seed: how every run is measured; see `encore.evaluate.run.EvalConfig`.
     """
 
     methods: dict[str, tuple[str, ...]]
@@ -79,7 +79,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     eval_seed: pydantic.NonNegativeInt = 0
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Trial]:
         """Seeds outermost, so that a bench that is stopped early has every method and every list.
 
         Where there are lists, each comes in one request, and several requests are of all of `tracks`.
@@ -88,7 +88,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         if self.list_names:
             pieces = [*((name, 1) for name in self.list_names), *(piece for piece in pieces if piece[1] > 1)]
         return [
-            Cell(method, seed, requests, name)
+            Trial(method, seed, requests, name)
             for seed in self.seeds
             for name, requests in pieces
             for method in self.methods
@@ -98,10 +98,10 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     def list_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*names_of(self.forget_sizes), *self.lists)))
 
-    def request(self, cell: Cell, out: Path) -> Request:
+    def request(self, cell: Trial, out: Path) -> ForgetConfig:
         """What `encore forget` is asked for in a cell of the bench in folder `out`."""
         listing = self.lists.get(cell.list, self.tracks)
-        return Request(
+        return ForgetConfig(
             tracks=Path(listing) if listing else assets.FORGET, out=out / cell.name, model=self.model,
             revision=self.revision, offline=self.offline, backend=self.backend,
             catalog=Path(self.catalog) if self.catalog else None, retain=self.retain,
@@ -118,7 +118,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         chosen = plugins.methods().resolve(method_of(name))
         return chosen(resolve_options(chosen.Options, assignments=self.methods[name]).options)
 
-    def asked(self, forget: tuple[Track, ...], name: str = "", whole: tuple[Track, ...] = ()) -> Asked:
+    def asked(self, forget: tuple[Track, ...], name: str = "", whole: tuple[Track, ...] = ()) -> EvalConfig:
         """How a run is measured, with the golds named that fit its tracks.
 
         A list has golds of its own. Without them it has those that lack all of its tracks, and maybe more: the bench's
@@ -134,7 +134,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
             given = self.golds
         golds: dict[Role, str] = {role: given[role] for role in _GOLDS if role in given}
         golds = golds or embedded_golds(self.model, forget, or_fewer=bool(name))
-        return Asked(
+        return EvalConfig(
             self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds, draws=self.draws
         )  # fmt: skip
 
@@ -170,7 +170,7 @@ def label_of(method: str, options: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of the grid, or a row of runs where the tracks come in several requests. `name` is its folder.
 
     `list` is one of the plan's lists by name; empty for all of its tracks.
@@ -304,11 +304,11 @@ def of_list(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
         InputError: the list can't be used.
     """
     if name in plan.lists:
-        return choose(plan.request(Cell("", 0, list=name), out))
+        return choose(plan.request(Trial("", 0, list=name), out))
     return draw(whole, name) if name else whole
 
 
-def runs(plan: Plan, cell: Cell, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
+def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
     """The folders of a cell's runs, with the tracks of each: one run, or one a request.
 
     Of several requests each has a piece of the list, of about the same size and in its order. What was forgotten is
@@ -360,7 +360,7 @@ def weights(
     return found
 
 
-def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks, base: str | None = None) -> None:
+def check_other_cell(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str | None = None) -> None:
     """A run that is there already must be the one that the plan wants in its place.
 
     Args:
@@ -372,7 +372,7 @@ def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks, base: s
     method = plan.method(cell.method)
     precision = pick_precision(plan.precision, pick_device(plan.device))
     options = method.options.model_dump(mode="json")
-    refuse_other_run(
+    check_other_run(
         run / "request.json",
         {"method": method_of(cell.method), "seed": cell.seed, "options": options, "precision": precision},
     )
@@ -387,7 +387,7 @@ def refuse_other_cell(plan: Plan, cell: Cell, run: Path, tracks: Tracks, base: s
             raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")
 
 
-def is_measured(folder: Path, asked: Asked, models: Mapping[Role, str]) -> bool:
+def is_measured(folder: Path, asked: EvalConfig, models: Mapping[Role, str]) -> bool:
     """Whether a folder has figures that were measured as asked for, by the code that is installed now.
 
     Args:
@@ -407,7 +407,7 @@ def is_measured(folder: Path, asked: Asked, models: Mapping[Role, str]) -> bool:
     )
 
 
-def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Cell]:
+def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
     """The cells that still have something to do.
 
     Args:
@@ -424,7 +424,7 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Cell]:
         complete = True
         for number, (run, own) in enumerate(runs(plan, cell, out, lists[cell.list])):
             if (run / "run.json").exists():
-                refuse_other_cell(plan, cell, run, own, models.get("base") if number == 0 else None)
+                check_other_cell(plan, cell, run, own, models.get("base") if number == 0 else None)
             else:
                 complete = False
         if not (complete and is_measured(out / cell.name, asked, models)):

@@ -10,19 +10,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from encore.compare.plan import Cell
+from encore.compare.plan import Trial
 from encore.signals import stop_on_signals
 
 POLL = 0.2  # seconds
 LOGS = "logs"
 SAID = 4096  # bytes of the end of a log that are looked at for what went wrong
 
-Told = Callable[[Cell, str], None]
+Told = Callable[[Trial, str], None]
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, *, jobs: int = 1, told: Told = lambda cell, what: None
-) -> dict[Cell, str]:
+    cells: Sequence[Trial], out: Path, *, jobs: int = 1, told: Told = lambda cell, what: None
+) -> dict[Trial, str]:
     """Run `encore bench --cell` for each; returns what went wrong, by cell.
 
     A cell's output goes to `logs/<cell>.log`. The processor's cores are shared out between the jobs, unless
@@ -35,8 +35,8 @@ def run_cells(
         Interrupted: a signal came, and every process has ended.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
-    waiting, running, failed = list(cells), dict[Cell, subprocess.Popen[bytes]](), dict[Cell, str]()
-    sizes: dict[Cell, int] = {}  # of the logs when a process began: what stands before is of an earlier one
+    waiting, running, failed = list(cells), dict[Trial, subprocess.Popen[bytes]](), dict[Trial, str]()
+    sizes: dict[Trial, int] = {}  # of the logs when a process began: what stands before is of an earlier one
     with stop_on_signals() as stop:
         try:
             while waiting or running:
@@ -62,7 +62,7 @@ def run_cells(
     return failed
 
 
-def _start(cell: Cell, out: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(cell: Trial, out: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     log = _log(cell, out)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "encore", "bench", "--out", str(out), "--cell", cell.name]
@@ -73,7 +73,7 @@ def _start(cell: Cell, out: Path, environment: Mapping[str, str]) -> subprocess.
         )  # fmt: skip
 
 
-def _log(cell: Cell, out: Path) -> Path:
+def _log(cell: Trial, out: Path) -> Path:
     return out / LOGS / f"{cell.name.replace('/', '-')}.log"
 
 

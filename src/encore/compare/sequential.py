@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from encore.compare.plan import Cell, Plan, label_of
+from encore.compare.plan import Plan, Trial, label_of
 from encore.metrics.memorization.verbatim import MATCH
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
@@ -37,7 +37,7 @@ class RequestLine:
         return asdict(self)
 
 
-def request_lines(plan: Plan, out: Path, failed: Collection[Cell] = ()) -> list[RequestLine]:
+def request_lines(plan: Plan, out: Path, failed: Collection[Trial] = ()) -> list[RequestLine]:
     """Every request of the cells that came in several and were measured, but those that failed this time."""
     seen: dict[tuple[str, int, int], list[RequestLine]] = {}
     for cell in plan.cells:
@@ -47,7 +47,7 @@ def request_lines(plan: Plan, out: Path, failed: Collection[Cell] = ()) -> list[
     return [_median(lines) for _, lines in sorted(seen.items())]
 
 
-def _of_cell(folder: Path, cell: Cell, label: str) -> list[RequestLine]:
+def _of_cell(folder: Path, cell: Trial, label: str) -> list[RequestLine]:
     end = {metric: forgotten(folder, metric) for metric in ("nll", "verbatim")}
     lines = []
     for number in range(1, cell.requests + 1):

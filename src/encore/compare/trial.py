@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
-from encore.compare.plan import Cell, Plan, is_measured, of_list, read_plan, refuse_other_cell, runs, selected, weights
+from encore.compare.plan import Plan, Trial, check_other_cell, is_measured, of_list, read_plan, runs, selected, weights
 from encore.data.splits import Tracks
 from encore.errors import UsageError
 from encore.evaluate.inputs import subject_of
 from encore.evaluate.measure import check_failures
-from encore.evaluate.run import Asked, evaluate_run, evaluate_subject
+from encore.evaluate.run import EvalConfig, evaluate_run, evaluate_subject
 from encore.reporter import Reporter
-from encore.unlearn.config import Request
+from encore.unlearn.config import ForgetConfig
 from encore.unlearn.run import forget, prepare
 
-EACH = Asked(metrics=("nll", "verbatim"))  # how the run of one request among several is measured
+EACH = EvalConfig(metrics=("nll", "verbatim"))  # how the run of one request among several is measured
 
 
-def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
+def run_cell(out: Path, name: str, reporter: Reporter) -> Trial:
     """Do what is left of the cell `name` of the bench in folder `out`.
 
     Of several requests, each run begins with the model that the one before it left, and is measured on its own tracks
@@ -39,7 +39,7 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
     model, base = plan.model, models.get("base")
     for run, own in runs(plan, cell, out, tracks):
         _forget(plan, cell, replace(request, model=model, out=run), own, reporter)
-        refuse_other_cell(plan, cell, run, own, base)
+        check_other_cell(plan, cell, run, own, base)
         if cell.requests > 1 and not is_measured(run, EACH, {}):
             check_failures(evaluate_run(run, EACH, device=plan.device, offline=plan.offline, reporter=reporter))
         model, base = str(run), None
@@ -57,11 +57,11 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Cell:
     return cell
 
 
-def _forget(plan: Plan, cell: Cell, request: Request, tracks: Tracks, reporter: Reporter) -> None:
+def _forget(plan: Plan, cell: Trial, request: ForgetConfig, tracks: Tracks, reporter: Reporter) -> None:
     if (request.out / "run.json").exists():
         return
     request = replace(request, resume=(request.out / "request.json").exists())
     method = plan.method(cell.method)
-    given = {item.name for item in fields(Request) if getattr(request, item.name) != item.default}
+    given = {item.name for item in fields(ForgetConfig) if getattr(request, item.name) != item.default}
     options = {item.partition("=")[0] for item in plan.methods[cell.method]}
     forget(prepare(request, method, reporter, tracks=tracks), dict.fromkeys(given | options, "cli"), reporter)

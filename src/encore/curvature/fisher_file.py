@@ -20,7 +20,7 @@ from torch import Tensor
 
 from encore.cache import digest
 from encore.errors import InputError
-from encore.files import whole_file
+from encore.files import atomic_write
 
 FORMAT = "encore-fisher/1"
 
@@ -61,7 +61,7 @@ class Fisher:
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
         known = {"samples": self.samples, "mode": self.mode, "model": self.model, "about": dict(about or {})}
         metadata = {"format": FORMAT, "fisher": json.dumps(known, sort_keys=True), "sha256": digest(tensors)}
-        with whole_file(path) as staging:
+        with atomic_write(path) as staging:
             safetensors.torch.save_file(tensors, staging, metadata=metadata)
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 from encore.data.open_files import locate, open_regular
 from encore.errors import InputError
 from encore.text import clean_caption, printable
-from encore.text_encoding import decoded, refuse_undecoded
+from encore.text_encoding import check_undecoded, decoded
 
 CAPTION_KEYS = ("caption", "description", "text", "prompt", "sentence")
 """Columns of one caption, in the order in which they are asked; their plurals, and `caption_1`, have several."""
@@ -118,7 +118,7 @@ def _items(value: Any, where: str) -> list[str]:
     if isinstance(value, (bool, Mapping)):
         raise InputError(f"{where} holds neither text nor a list of texts", "write the caption as text")
     items = value if isinstance(value, (list, tuple)) else [value]
-    refuse_undecoded(items, where)
+    check_undecoded(items, where)
     if any(isinstance(item, (bool, Mapping, list, tuple)) for item in items):
         raise InputError(f"{where} holds neither text nor a list of texts", "write the caption as text")
     return [line for item in items if item is not None and (line := said(item))]

@@ -23,7 +23,7 @@ MARGIN = 64  # samples
 
 
 @dataclass(frozen=True)
-class Heard:
+class EncodedTrack:
     """A track as it was read.
 
     Args:
@@ -47,7 +47,7 @@ class Heard:
         return self.facts.seconds
 
 
-class Listener:
+class TrackEncoder:
     """Turns tracks into clips for one backend; what was decoded or encoded once comes from the cache.
 
     Args:
@@ -72,7 +72,7 @@ class Listener:
         progress: Callable[[int, int], None] = lambda done, of: None,
         *,
         skip: Callable[[Track, InputError], bool] = lambda track, error: False,
-    ) -> list[Heard]:
+    ) -> list[EncodedTrack]:
         """Decode and encode tracks in order.
 
         Args:
@@ -82,7 +82,7 @@ class Listener:
         Raises:
             InputError: files that can't be read, or are too short for the model; it names all of them.
         """
-        heard: list[Heard] = []
+        heard: list[EncodedTrack] = []
         errors: list[InputError] = []
         for done, track in enumerate(tracks):
             progress(done, len(tracks))
@@ -98,14 +98,14 @@ class Listener:
         progress(len(tracks), len(tracks))
         return heard
 
-    def _hear(self, track: Track) -> Heard:
+    def _hear(self, track: Track) -> EncodedTrack:
         backend = self.backend
         facts, codes = self._encoded(track)
         windows = [codes[name] for name in sorted(codes)]
         if not windows or windows[0].shape[-1] <= (backend.codebooks if backend.has_tokens else 0):
             raise InputError(f"{printable(track.path)} is too short for the model to hear", "take it off the list")
         clips = tuple(Clip(track.id, caption, wide(window)) for caption in track.captions for window in windows)
-        return Heard(track, clips, facts)
+        return EncodedTrack(track, clips, facts)
 
     def _encoded(self, track: Track) -> tuple[Facts, dict[str, torch.Tensor]]:
         """What decoding found, and the codes; the file is read only where one of them is not in the cache."""
@@ -182,7 +182,7 @@ def cut(samples: torch.Tensor, start: float, count: int) -> torch.Tensor:
 
 
 def recordings(backend: Backend, tracks: Sequence[Track]) -> list[torch.Tensor]:
-    """The windows of tracks as their files have them, mono [S]: what the clips of `Listener.hear` were encoded from."""
+    """The windows of tracks as their files have them, mono [S]: what their clips were encoded from."""
     pieces: list[torch.Tensor] = []
     for track in tracks:
         samples = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels).samples
@@ -200,6 +200,6 @@ def wide(codes: torch.Tensor) -> torch.Tensor:
     return codes if codes.is_floating_point() else codes.long()
 
 
-def clips_of(heard: Sequence[Heard]) -> list[Clip]:
+def clips_of(heard: Sequence[EncodedTrack]) -> list[Clip]:
     """The clips of tracks, in order."""
     return [clip for one in heard for clip in one.clips]

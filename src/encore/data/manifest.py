@@ -23,7 +23,7 @@ from encore.data.open_files import spot
 from encore.data.path_variants import DRIVE
 from encore.errors import InputError
 from encore.text import clean_caption, printable
-from encore.text_encoding import refuse_undecoded
+from encore.text_encoding import check_undecoded
 
 PATH_KEYS = (
     "file_name", "path", "file", "filename", "audio", "audio_path", "filepath", "file_path", "audio_file",
@@ -78,7 +78,7 @@ def m3u_records(lines: Lines, name: str) -> Iterator[Record]:
     hint = ""
     for number, line in lines:
         if line.startswith("#EXTINF:"):
-            refuse_undecoded([line], spot(name, number))
+            check_undecoded([line], spot(name, number))
             hint = clean_caption(line.partition(",")[2])
         elif line.strip() and not line.startswith("#"):
             yield _item(line, number, name, hint)
@@ -90,7 +90,7 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
     item = item.strip(" ")
     if not item:
         raise InputError(f"{spot(name, number)}: a caption without a track before it", "write the path, TAB, caption")
-    refuse_undecoded([caption], spot(name, number))
+    check_undecoded([caption], spot(name, number))
     captions = (clean_caption(caption),) if caption.strip() else ()
     kind, colon, value = item.partition(":")
     if colon and kind.casefold() in {"id", "isrc", "sha256"}:
@@ -206,7 +206,7 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
                 f"{where}: '{printable(key)}' and '{printable(other)}' are one column", "take one of them away"
             )
     path, title, artist = take(*PATH_KEYS), take("title"), take("artist")
-    refuse_undecoded((title, artist), where)
+    check_undecoded((title, artist), where)
     known = {"split": take("split").casefold(), "genre": _words(row[folded["genre"]]) if "genre" in folded else ""}
     words = keywords_in(row, where)
     record = Record(

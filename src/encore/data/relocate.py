@@ -18,7 +18,7 @@ from encore.text import printable
 
 
 @dataclass
-class Whereabouts:
+class PathRelocator:
     """Finds a run's files again, also after the folder that holds them and the run was moved.
 
     A file is looked for where it was, then as far from the run's folder as it was when the run was made, then among

@@ -187,7 +187,7 @@ def unreadable(tracks: Sequence[Track], seconds: float) -> list[InputError]:
 
 
 class Expendable:
-    """Tracks that may be left out where they can't be read: `skip` is for `Listener.hear`."""
+    """Tracks that may be left out where they can't be read: `skip` is for `TrackEncoder.hear`."""
 
     def __init__(self, tracks: Iterable[Track]) -> None:
         self._hashes = {track.sha256 for track in tracks}

@@ -13,18 +13,18 @@ from torch import Tensor
 from encore.api import Backend, Embedder
 
 Floats = NDArray[np.float64]
-Heard = tuple[Floats, Floats | None]  # vectors [N, D], tags [N, C]
+EncodedTrack = tuple[Floats, Floats | None]  # vectors [N, D], tags [N, C]
 Embedders = Mapping[str, Embedder]
 BATCH = 8  # items played and heard at once
 
 
 @torch.no_grad()
-def hear_codes(embedders: Embedders, codes: Iterable[Tensor], backend: Backend) -> dict[str, Heard]:
+def hear_codes(embedders: Embedders, codes: Iterable[Tensor], backend: Backend) -> dict[str, EncodedTrack]:
     """Codes [K, T] of any lengths, by the name of each embedder; what has to be played is played once for all.
 
     Neighbours of one length go together: an embedder that pools over time must not see padding.
     """
-    found: dict[str, list[Heard]] = {name: [] for name in embedders}
+    found: dict[str, list[EncodedTrack]] = {name: [] for name in embedders}
     for batch in _alike(codes):
         played = None
         for name, embedder in embedders.items():
@@ -46,7 +46,7 @@ def _alike(codes: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def hear_audio(embedder: Embedder, sounds: Iterable[Tensor], rate: int) -> Heard:
+def hear_audio(embedder: Embedder, sounds: Iterable[Tensor], rate: int) -> EncodedTrack:
     """Mono waveforms [S] of any lengths, at `rate` Hz."""
     return _stacked([_hear(embedder, sound[None], rate) for sound in sounds])
 
@@ -60,7 +60,7 @@ def resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
     return torch.from_numpy(soxr.resample(audio.numpy().T, rate, wanted).T.copy())
 
 
-def as_tensors(heard: Mapping[str, Heard]) -> dict[str, Tensor]:
+def as_tensors(heard: Mapping[str, EncodedTrack]) -> dict[str, Tensor]:
     """By kind and name, as a file of tensors keeps them."""
     return {
         f"{kind}.{name}": torch.from_numpy(array)
@@ -70,7 +70,7 @@ def as_tensors(heard: Mapping[str, Heard]) -> dict[str, Tensor]:
     }
 
 
-def from_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Heard]:
+def from_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, EncodedTrack]:
     """What `as_tensors` was given."""
     tags = {name: tensors.get(f"tags.{name}") for name in names}
     return {
@@ -79,7 +79,7 @@ def from_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
     }
 
 
-def _hear(embedder: Embedder, audio: Tensor, rate: int) -> Heard:
+def _hear(embedder: Embedder, audio: Tensor, rate: int) -> EncodedTrack:
     vectors, tags = embedder.hear(resampled(audio, rate, embedder.sample_rate))
     return _floats(vectors), _floats(tags) if tags is not None else None
 
@@ -88,6 +88,6 @@ def _floats(tensor: Tensor) -> Floats:
     return np.asarray(tensor.double().cpu().numpy())
 
 
-def _stacked(rows: Sequence[Heard]) -> Heard:
+def _stacked(rows: Sequence[EncodedTrack]) -> EncodedTrack:
     tags = [tags for _, tags in rows if tags is not None]
     return np.concatenate([vectors for vectors, _ in rows]), np.concatenate(tags) if tags else None

@@ -24,7 +24,7 @@ from encore.api import (
 )
 from encore.cache import TensorCache
 from encore.errors import EncoreError, InputError
-from encore.evaluate.embed import Heard, as_tensors, from_tensors, hear_audio, hear_codes
+from encore.evaluate.embed import EncodedTrack, as_tensors, from_tensors, hear_audio, hear_codes
 from encore.evaluate.embedder_choice import by_name, open_embedders
 from encore.evaluate.result_cache import Kept, Key, listed, named
 from encore.hashing import module_sha256
@@ -67,7 +67,7 @@ class SharedEvaluation(Evaluation):
             or None: metrics that need one are then not measured. offline: fetch no embedder's weights.
         recordings: what gives a set's tracks as their files have them, for those sets that have files: mono waveforms
             [S] at the models' rate, one a clip.
-        draws: generations a caption. force, about: see `Evaluation`.
+        draws: generations a caption. force, track_metadata: see `Evaluation`.
         batch, generate_batch: clips a forward pass, captions a generation, at most.
         cache: where what is costly is kept and taken from, with the same figures to the last bit
             (`encore.evaluate.result_cache`). Without one all is measured afresh.
@@ -87,7 +87,7 @@ class SharedEvaluation(Evaluation):
         recordings: Mapping[ClipSet, Callable[[], Sequence[Tensor]]] | None = None,
         draws: int = 1,
         force: bool = False,
-        about: Mapping[str, Mapping[str, str]] | None = None,
+        track_metadata: Mapping[str, Mapping[str, str]] | None = None,
         batch: int = BATCH,
         generate_batch: int = GENERATE_BATCH,
         cache: TensorCache | Kept | None = None,
@@ -98,7 +98,7 @@ class SharedEvaluation(Evaluation):
             raise InputError("there are no forget tracks to measure on", "name them with --tracks")
         self.models = {role: models[role] for role in ROLES if role in models}  # one order, whatever was given
         self.clips = {name: list(chosen) for name, chosen in clips.items()}
-        self.seed, self.force, self.about = seed, force, dict(about or {})
+        self.seed, self.force, self.track_metadata = seed, force, dict(track_metadata or {})
         self._draws, self._batch, self._generate_batch = draws, batch, generate_batch
         self._first = next(iter(self.models.values()))
         self._check_models()
@@ -200,7 +200,7 @@ class SharedEvaluation(Evaluation):
     def tags(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray | None:
         return self._heard(source, clips, embedder)[1]
 
-    def recorded(self, clips: ClipSet) -> bool:
+    def has_audio(self, clips: ClipSet) -> bool:
         return clips in self._recordings
 
     def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
@@ -208,7 +208,7 @@ class SharedEvaluation(Evaluation):
             raise EncoreError("no embedder was chosen", "choose one with --embedder")
         return hear_codes({"": self.embedder}, codes, self._first)[""][0]
 
-    def other(
+    def derive(
         self,
         *,
         models: Mapping[Role, Backend] | None = None,
@@ -218,14 +218,14 @@ class SharedEvaluation(Evaluation):
         return SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips,
             seed=self.seed if seed is None else seed, embedder=self.embedders, draws=self._draws,
-            force=self.force, about=self.about, batch=self._batch, generate_batch=self._generate_batch,
-            cache=self._disk,
+            force=self.force, track_metadata=self.track_metadata, batch=self._batch,
+            generate_batch=self._generate_batch, cache=self._disk,
         )  # fmt: skip
 
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+    def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
         return self._once(("metric", key), make)
 
-    def kept(
+    def cached_on_disk(
         self,
         key: Hashable,
         make: Callable[[], Mapping[str, Tensor]],
@@ -362,7 +362,7 @@ class SharedEvaluation(Evaluation):
             generated += [row[:, :length] for row, length in zip(codes.cpu(), frames, strict=True)]
         return generated
 
-    def _heard(self, source: Source, clips: ClipSet, name: str) -> Heard:
+    def _heard(self, source: Source, clips: ClipSet, name: str) -> EncodedTrack:
         """Vectors [N, D] and tags [N, C] of one embedder; codes are heard by all of them at once."""
         name = name or next(iter(self.embedders), "")
         if name not in self.embedders:
@@ -371,12 +371,12 @@ class SharedEvaluation(Evaluation):
             return self._once(("heard", source, clips, name), lambda: self._hear_recordings(clips, name))
         return self._once(("heard", source, clips), lambda: self._hear(source, clips))[name]
 
-    def _hear_recordings(self, clips: ClipSet, name: str) -> Heard:
+    def _hear_recordings(self, clips: ClipSet, name: str) -> EncodedTrack:
         if clips not in self._recordings:
             raise EncoreError(f"the files of the {clips} tracks are not at hand", "measure a run, or give --tracks")
         return hear_audio(self.embedders[name], self._recordings[clips](), self._first.sample_rate)
 
-    def _hear(self, source: Role | Literal["audio"], clips: ClipSet) -> dict[str, Heard]:
+    def _hear(self, source: Role | Literal["audio"], clips: ClipSet) -> dict[str, EncodedTrack]:
         codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
         ears = tuple((name, embedder.identity) for name, embedder in self.embedders.items())
         made = self._disk.get_or_make(

@@ -13,8 +13,8 @@ from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
 from encore.cache import TensorCache
 from encore.data.catalog import Catalog
-from encore.data.encode import Heard, Listener, recordings
-from encore.data.relocate import Whereabouts, listed_track
+from encore.data.encode import EncodedTrack, TrackEncoder, recordings
+from encore.data.relocate import PathRelocator, listed_track
 from encore.data.splits import Expendable, Tracks, left_out, open_catalog, reported, retain_sets, select
 from encore.data.tracks import Track
 from encore.errors import InputError
@@ -34,22 +34,23 @@ class OtherWeightsError(InputError):
 
 
 @dataclass
-class Subject:
+class EvaluationInputs:
     """Models by role, clips by set, and what a reader should know about where they came from.
 
     Args:
-        about: track id -> its artist and genre, where known. recordings: reads a set's files, where there are files.
+        track_metadata: track id -> its artist and genre, where known.
+        recordings: reads a set's files, where there are files.
         heard: the tracks of each set as they were read.
     """
 
     models: dict[Role, Backend]
     clips: dict[ClipSet, list[Clip]]
     notes: list[str] = field(default_factory=list)
-    about: dict[str, dict[str, str]] = field(default_factory=dict)
+    track_metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     recordings: dict[ClipSet, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
-    heard: dict[ClipSet, list[Heard]] = field(default_factory=dict)
+    heard: dict[ClipSet, list[EncodedTrack]] = field(default_factory=dict)
 
-    def take(self, backend: Backend, heard: dict[ClipSet, list[Heard]]) -> None:
+    def take(self, backend: Backend, heard: dict[ClipSet, list[EncodedTrack]]) -> None:
         """Measure on these tracks, which were encoded for `backend`."""
         self.heard = heard
         self.clips = {name: [clip for one in members for clip in one.clips] for name, members in heard.items()}
@@ -71,7 +72,7 @@ def from_run(
     device: str = "auto",
     offline: bool = False,
     reporter: Reporter | None = None,
-) -> Subject:
+) -> EvaluationInputs:
     """Open a complete run: base and unlearned, the tracks of its request, and gold where one is known.
 
     Args:
@@ -85,11 +86,11 @@ def from_run(
     done, asked = read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
     try:
         tracks = {name: [listed_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
-        here, model, written = Whereabouts(Path(asked["folder"]), run), asked["model"], done["unlearned_sha256"]
+        here, model, written = PathRelocator(Path(asked["folder"]), run), asked["model"], done["unlearned_sha256"]
         kind, name, revision, sha256 = (model[key] for key in ("backend", "name", "revision", "sha256"))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
-    subject, golds = Subject({}, {}), golds or {}
+    subject, golds = EvaluationInputs({}, {}), golds or {}
     kept = reported(tracks["retain"], RETAIN_TRACKS, seed)
     if kept:
         subject.notes.append(retain_sets(tracks["retain"], kept, done.get("tracks", {}).get("retain_watched")))
@@ -114,7 +115,7 @@ def from_run(
     for role, gold in {**golds, **embedded}.items():
         subject.models[role] = family.load(model_name(gold), offline=offline, device=device)
     subject.take(base, _hear(base, present, reporter))
-    subject.about = _about(track for chosen in present.values() for track in chosen)
+    subject.track_metadata = _about(track for chosen in present.values() for track in chosen)
     if (run / "retain-self").exists():
         subject.clips["retain"] = load_self_retain(run, base)[:RETAIN_TRACKS]
         subject.recordings.pop("retain", None)
@@ -157,7 +158,7 @@ def from_flags(
     offline: bool = False,
     seed: int = 0,
     reporter: Reporter | None = None,
-) -> Subject:
+) -> EvaluationInputs:
     """Open models and tracks named on the command line; `model` is measured as "unlearned".
 
     Raises:
@@ -186,7 +187,7 @@ def subject_of(
     offline: bool = False,
     seed: int = 0,
     reporter: Reporter | None = None,
-) -> Subject:
+) -> EvaluationInputs:
     """Open models on tracks that were found already; see `from_flags`.
 
     Args:
@@ -206,7 +207,7 @@ def subject_of(
     tracks: dict[ClipSet, Sequence[Track]] = {"forget": chosen.forget, "retain": kept, "holdout": chosen.holdout}
     about = _about(track for chosen in tracks.values() for track in chosen)
     optional = Expendable((*tracks["retain"], *tracks["holdout"]) if skip_unreadable else ())
-    subject = Subject(models, {}, notes, about)
+    subject = EvaluationInputs(models, {}, notes, about)
     subject.take(models["unlearned"], _hear(models["unlearned"], tracks, reporter, optional))
     subject.notes += left_out(optional.lost)
     return subject
@@ -217,8 +218,8 @@ def _hear(
     sets: Mapping[ClipSet, Sequence[Track]],
     reporter: Reporter | None,
     optional: Expendable | None = None,
-) -> dict[ClipSet, list[Heard]]:
-    listener, told = Listener(backend, TensorCache()), reporter or Reporter()
+) -> dict[ClipSet, list[EncodedTrack]]:
+    listener, told = TrackEncoder(backend, TensorCache()), reporter or Reporter()
     everything = [track for tracks in sets.values() for track in tracks]
 
     def progress(done: int, of: int) -> None:

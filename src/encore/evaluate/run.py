@@ -13,7 +13,7 @@ from encore.api import Result, Role
 from encore.errors import InputError
 from encore.evaluate.embedder_choice import fitting
 from encore.evaluate.evaluation import SharedEvaluation
-from encore.evaluate.inputs import Subject, from_run
+from encore.evaluate.inputs import EvaluationInputs, from_run
 from encore.evaluate.measure import measure
 from encore.evaluate.parallel import shared
 from encore.evaluate.record import evaluation_json
@@ -25,11 +25,11 @@ from encore.report.run_files import read_run
 from encore.reporter import Reporter
 from encore.store.evaluation_json import NAME, tie
 from encore.store.metrics_json import write_metrics
-from encore.store.run_folder import held, read_json, remove, write_json, writing
+from encore.store.run_folder import locked, read_json, remove, write_json, writing
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalConfig:
     """How to measure: the flags of `encore eval`, one to one.
 
     Args:
@@ -52,7 +52,7 @@ class Asked:
 
 def evaluate_run(
     run: Path,
-    asked: Asked,
+    asked: EvalConfig,
     *,
     out: Path | None = None,
     device: str = "auto",
@@ -71,8 +71,8 @@ def evaluate_run(
 
 
 def evaluate_subject(
-    subject: Subject,
-    asked: Asked,
+    subject: EvaluationInputs,
+    asked: EvalConfig,
     *,
     out: Path | None = None,
     run: Path | None = None,
@@ -83,7 +83,7 @@ def evaluate_subject(
 
     Args:
         out: where `metrics.json`, `evaluation.json` and, where no metrics were named, samples go; None: nowhere. It is
-            held from before anything is measured. Samples of other models than these are removed from it.
+            locked from before anything is measured. Samples of other models than these are removed from it.
         offline: fetch no embedder's weights.
         run: whose run it is; its report is then made in `out`, and the model's card where `out` is its own folder.
 
@@ -94,10 +94,10 @@ def evaluate_subject(
     for note in subject.notes:
         reporter.note(note)
     embedder = asked.embedder or fitting(next(iter(subject.models.values())))
-    with held(out) if out is not None else nullcontext():
+    with locked(out) if out is not None else nullcontext():
         evaluation = SharedEvaluation(
             subject.models, subject.clips, seed=asked.seed, embedder=embedder, offline=offline, force=asked.force,
-            about=subject.about, recordings=subject.recordings, draws=asked.draws,
+            track_metadata=subject.track_metadata, recordings=subject.recordings, draws=asked.draws,
             cache=evaluation_cache() if asked.cache else None,
         )  # fmt: skip
         with shared(list(subject.models.values())) as both:

@@ -14,7 +14,7 @@ from encore import assets
 from encore.data.catalog import Catalog
 from encore.data.decode import load
 from encore.data.open_files import file_sha256
-from encore.data.relocate import Whereabouts, listed_track
+from encore.data.relocate import PathRelocator, listed_track
 from encore.data.splits import reported
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
@@ -102,7 +102,7 @@ class _Finder:
         self, request: Mapping[str, Any], run: Path | None, roots: Sequence[Path], catalogs: Sequence[Path]
     ) -> None:
         self.run, self.roots, self.family = run, roots, str(request["model"]["backend"])
-        self.moved = Whereabouts(Path(request["folder"]), run) if run is not None else None
+        self.moved = PathRelocator(Path(request["folder"]), run) if run is not None else None
         self.embedded = Catalog.open(assets.CATALOG)
         self.catalogs = [Catalog.open(path, roots=roots) for path in catalogs if path.suffix not in LISTS]
         lists = [read_list(path, roots=roots).tracks for path in catalogs if path.suffix in LISTS]

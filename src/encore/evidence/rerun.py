@@ -99,7 +99,7 @@ def rerun(
     """
     from encore.evaluate.inputs import OtherWeightsError, from_run
     from encore.evaluate.parallel import shared
-    from encore.evaluate.run import Asked, evaluate_subject
+    from encore.evaluate.run import EvalConfig, evaluate_subject
     from encore.evidence.inputs import as_kept, find_inputs
     from encore.evidence.redaction import public_rows
     from encore.store.environment import hardware, versions
@@ -122,7 +122,7 @@ def rerun(
         if role in how["models"] and model_sha256(subject.models[role]) != how["models"][role]:
             inputs.absent[role] = f"the {role} model at hand is not the one that was measured: its weights differ"
             del subject.models[role]
-    asked = Asked(
+    asked = EvalConfig(
         tuple(how["metrics"]) if how["metrics"] is not None else None, how["full"], how["embedder"], how["seed"],
         how["force"], golds, False, how.get("draws", 1),
     )  # fmt: skip

@@ -38,7 +38,7 @@ NO_DRAWING = "These figures are shown as tables, because matplotlib was not inst
 
 
 @dataclass(frozen=True)
-class Heard:
+class Player:
     """One track's players: labels and addresses of the audio, in the order of listening."""
 
     track: tables.Cell
@@ -213,7 +213,7 @@ def _picture(figure: Figure) -> Markup:
     return Markup("data:image/svg+xml;base64," + base64.b64encode(svg.svg(figure).encode()).decode())
 
 
-def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Heard]:
+def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
     """Forget tracks first, then those to keep; each before, after and gold, and the original where it is given."""
     labels = {"base": "before", "unlearned": "after", "gold": "gold"}
     groups: dict[tuple[str, str, str], list[Sample]] = {}
@@ -228,11 +228,11 @@ def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, 
         players = [("original", originals[track])] if name == "forget" and track in originals else []
         ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
         players += [(labels[sample.role], embedded_audio.file_uri(sample.path)) for sample in ordered]
-        made.append(Heard(tables.track_cell(entry), name, _safe(players), track))
+        made.append(Player(tables.track_cell(entry), name, _safe(players), track))
     return made
 
 
-def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Heard]:
+def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
     """Of each forget track the generations that are most similar to it, beside the track where that is given."""
     made = []
     for track in (str(entry["id"]) for entry in files.request["forget"]):
@@ -245,7 +245,7 @@ def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, 
                 )
         if players:
             itself = [("original", originals[track])] if track in originals else []
-            made.append(Heard(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
+            made.append(Player(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
     return made
 
 
@@ -257,10 +257,10 @@ def _safe(players: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 def _originals(files: RunFiles) -> dict[str, str]:
     """The tracks to forget, as they were encoded, by id."""
     from encore.data.decode import load
-    from encore.data.relocate import Whereabouts, listed_track
+    from encore.data.relocate import PathRelocator, listed_track
 
     with _reading(files.folder):
-        here = Whereabouts(Path(files.request["folder"]), files.folder)
+        here = PathRelocator(Path(files.request["folder"]), files.folder)
         listed = [listed_track(entry) for entry in files.request["forget"]]
     found = {}
     for track in map(here.find, listed):

@@ -103,7 +103,7 @@ def _looks(log: Path) -> Iterator[dict[str, Any]]:
             record = parsed_json(line, LOG)
             if not isinstance(record, dict) or "look" not in record:
                 continue
-            parsed_json(json.dumps(record["look"]), LOG, schemas.Look)
+            parsed_json(json.dumps(record["look"]), LOG, schemas.Snapshot)
         except InputError:  # a line that was torn by a kill
             continue
         phase, step = record.get("phase", 1), record.get("step")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
 from encore.errors import EncoreError, InputError, UsageError
-from encore.files import STAGING, staging_name, sync, whole_file
+from encore.files import STAGING, atomic_write, staging_name, sync
 from encore.files import read_json as read_json  # also for those who read what is written here
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Manifest(TypedDict):
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time.
+    """A run's folder, locked by one process at a time.
 
     Raises:
         EncoreError: another process holds it, or it can't be written.
@@ -51,7 +51,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
-        self._hold = held(path)
+        self._hold = locked(path)
         self._hold.__enter__()
         try:
             _refuse_content(path, resume)
@@ -88,7 +88,7 @@ class RunFolder:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Make the folder and hold it, for this process alone; what a killed process left half written in it is removed.
 
     Raises:
@@ -114,7 +114,7 @@ def held(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def refuse_occupied(path: Path, *, resume: bool = False) -> None:
+def check_occupied(path: Path, *, resume: bool = False) -> None:
     """Raise what `RunFolder` would raise, before hours of work, and without writing anything."""
     if not (path / LOCK).exists():
         return _refuse_content(path, resume)
@@ -211,7 +211,7 @@ def finite(value: Any) -> Any:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file's content, whole or not at all."""
-    with writing(path), whole_file(path) as staging:
+    with writing(path), atomic_write(path) as staging:
         staging.write_bytes(data)
 
 

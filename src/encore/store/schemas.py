@@ -76,8 +76,8 @@ class Request(TypedDict, total=False):
     calibration: Calibration
 
 
-class Look(TypedDict, total=False):
-    """See `encore.unlearn.monitor.Look`; a figure that was not finite is null."""
+class Snapshot(TypedDict, total=False):
+    """See `encore.unlearn.monitor.Snapshot`; a figure that was not finite is null."""
 
     forget: dict[str, float | None]
     memorised: dict[str, float | None]
@@ -119,8 +119,8 @@ class Outcome(TypedDict, total=False):
     steps: Count
     reached_target: bool | None
     unseen_level: float | None
-    before: Look | None
-    after: Look | None
+    before: Snapshot | None
+    after: Snapshot | None
     chosen: dict[str, str]
     retain_memorised: Change | None
     retain_not_memorised: Change | None
@@ -237,7 +237,7 @@ class State(TypedDict):
     forget_queue: list[Count]
     retain_queue: list[Count]
     pending: list[Count]
-    best: Look | None
+    best: Snapshot | None
     decay: Decay
     averaged: Count
     micro_batch_size: Count

@@ -8,7 +8,7 @@
 `encore plugins check NAME` prints the same.
 """
 
-from encore.testing.core import Outcome, Report
+from encore.testing.core import CheckResult, Report
 from encore.testing.run import assert_conforms, check
 
-__all__ = ["Outcome", "Report", "assert_conforms", "check"]
+__all__ = ["CheckResult", "Report", "assert_conforms", "check"]

@@ -17,7 +17,7 @@ WATCHED = "_is_watched"
 
 
 @dataclass
-class Watch:
+class AccessSpy:
     """What was seen.
 
     Args:
@@ -60,7 +60,7 @@ class _Watched:
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
         if name in GIVEN or name in ("fisher", "train"):
-            watch: Watch | None = super().__getattribute__("__dict__").get("_watch")
+            watch: AccessSpy | None = super().__getattribute__("__dict__").get("_watch")
             if watch is not None:
                 watch.saw("step" if isinstance(self, Step) else "session", name)
         return value
@@ -75,7 +75,7 @@ class _WatchedSession(_Watched, Session):
 
 
 class _WatchedReference(Reference):
-    def __init__(self, inner: Reference, watch: Watch) -> None:
+    def __init__(self, inner: Reference, watch: AccessSpy) -> None:
         self._inner, self._watch = inner, watch
 
     def nll(self, batch: Batch) -> Tensor:
@@ -87,7 +87,7 @@ class _WatchedReference(Reference):
         return self._inner.logits(batch, unconditional=unconditional)
 
 
-def _seen(given: Any, kind: type[Any], watch: Watch) -> Any:
+def _seen(given: Any, kind: type[Any], watch: AccessSpy) -> Any:
     """A step or session as a watched one."""
     values = {one.name: vars(given)[one.name] for one in fields(given)}  # what is watched already reads nothing here
     if values["reference"] is not None:
@@ -97,7 +97,7 @@ def _seen(given: Any, kind: type[Any], watch: Watch) -> Any:
     return made
 
 
-def watched(target: type[Method], watch: Watch) -> type[Method]:
+def watched(target: type[Method], watch: AccessSpy) -> type[Method]:
     """A subclass of a method that notes what it reads; it does what the method does.
 
     A method that is passed to `session.train` is watched in its turn: what an edit's inner losses read, the edit reads.
@@ -155,14 +155,14 @@ def watched(target: type[Method], watch: Watch) -> type[Method]:
     return type(f"Watched{target.__name__}", (target,), made)
 
 
-def _loss(function: Callable[[Any, Step, Batch], Tensor], name: str, watch: Watch) -> Callable[..., Tensor]:
+def _loss(function: Callable[[Any, Step, Batch], Tensor], name: str, watch: AccessSpy) -> Callable[..., Tensor]:
     def loss(self: LossMethod, step: Step, batch: Batch) -> Tensor:
         return watch.call(name, lambda: function(self, _seen(step, _WatchedStep, watch), batch))
 
     return loss
 
 
-def watch_tokens(backend: Any, watch: Watch) -> None:
+def watch_tokens(backend: Any, watch: AccessSpy) -> None:
     """Note what is asked of a backend's tokens, by whoever is not its own `losses`."""
 
     def within(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from encore.api import Batch, Clip
 from encore.errors import UsageError
 from encore.testing.backend_subject import BackendSubject
-from encore.testing.core import Fault, Skip, Suite, need, raised
+from encore.testing.core import ContractViolation, Skip, Suite, need, raised
 from encore.testing.global_state import Globals, apart, close, disturb
 
 suite: Suite[BackendSubject] = Suite("backend")
@@ -102,7 +102,7 @@ def batch_invariance(subject: BackendSubject) -> None:
         for other, how in ((together, "beside others"), (backwards, "beside the same in reverse order")):
             if not close(other, alone, CLIP_TOLERANCE):
                 worst = int((other - alone).abs().argmax())
-                raise Fault(
+                raise ContractViolation(
                     f"the loss of a clip of {clips[worst].codes.shape[-1]} frames is {alone[worst]:.5f} alone and "
                     f"{other[worst]:.5f} {how}, padded to {max(clip.codes.shape[-1] for clip in clips)} frames"
                 )
@@ -123,7 +123,7 @@ def causality(subject: BackendSubject) -> None:
     for k in range(used):
         early = reach[k][k]
         if early is not None and early >= 0:
-            raise Fault(
+            raise ContractViolation(
                 f"changing codebook {k} from frame {frame} on changes what is predicted for its frame {frame - early}: "
                 "later tokens leak"
             )
@@ -131,9 +131,11 @@ def causality(subject: BackendSubject) -> None:
         for j in range(k):
             there, back = reach[k][j], reach[j][k]
             if there is not None and back is not None and there + back >= 0:
-                raise Fault(f"codebooks {j} and {k} each look at tokens of the other that come later: they leak")
+                raise ContractViolation(
+                    f"codebooks {j} and {k} each look at tokens of the other that come later: they leak"
+                )
     if all(value is None for row in reach for value in row):
-        raise Fault("no token changes any prediction: the model does not look at its past")
+        raise ContractViolation("no token changes any prediction: the model does not look at its past")
 
 
 def _felt(
@@ -185,9 +187,9 @@ def no_tokens(subject: BackendSubject) -> None:
         except UsageError as error:
             need(error.message, f"{name} raises a UsageError that says nothing")
         except Exception as error:
-            raise Fault(f"{name} {raised(error)}, and must raise UsageError") from error
+            raise ContractViolation(f"{name} {raised(error)}, and must raise UsageError") from error
         else:
-            raise Fault(f"{name} returns something, and must raise UsageError")
+            raise ContractViolation(f"{name} returns something, and must raise UsageError")
 
 
 @suite.check("random_losses", "without tokens, random_losses gives [N], its target drawn from the generator alone")

@@ -12,7 +12,7 @@ from torch import nn
 from encore.api import Backend
 from encore.errors import EncoreError, InputError, UsageError
 from encore.testing.backend_subject import CAPTIONS, BackendSubject
-from encore.testing.core import Fault, Suite, Unusable, named, need, raised
+from encore.testing.core import ContractViolation, Suite, Unusable, named, need, raised
 from encore.testing.global_state import apart, close
 
 suite: Suite[BackendSubject] = Suite("backend")
@@ -27,7 +27,7 @@ def load(subject: BackendSubject) -> None:
     except InputError as error:
         raise Unusable(error.message, error.hint) from error
     except EncoreError as error:
-        raise Fault(f"{subject.model} could not be loaded: {error.message}") from error
+        raise ContractViolation(f"{subject.model} could not be loaded: {error.message}") from error
     need(isinstance(backend, subject.target), f"load returned a {type(backend).__name__}")
     need(isinstance(backend.module, nn.Module), f"module is a {type(backend.module).__name__}, not a torch module")
 
@@ -83,9 +83,9 @@ def refusals(subject: BackendSubject) -> None:
                 need(error.message and "\n" not in error.message, f"{what} is refused in {error.message!r}")
                 need(error.hint, f"{what} is refused without a hint: {error.message}")
             except Exception as error:
-                raise Fault(f"given {what}, load {raised(error)}") from error
+                raise ContractViolation(f"given {what}, load {raised(error)}") from error
             else:
-                raise Fault(f"given {what}, load returns a model")
+                raise ContractViolation(f"given {what}, load returns a model")
 
 
 # ---------------------------------------------------------------------------------------------------- codec and text

@@ -15,7 +15,7 @@ from encore.api import Backend, Clip
 from encore.curvature import CurvatureWarning, UnsupportedParameterError, backend_fisher
 from encore.hashing import module_sha256
 from encore.testing.backend_subject import BackendSubject
-from encore.testing.core import Fault, Suite, named, need, telling
+from encore.testing.core import ContractViolation, Suite, named, need, telling
 from encore.testing.global_state import Globals, close, disturb
 
 suite: Suite[BackendSubject] = Suite("backend")
@@ -159,7 +159,7 @@ def files(subject: BackendSubject) -> str | None:
             try:
                 torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:
-                raise Fault(
+                raise ContractViolation(
                     f"save writes {path.name}, a pickle that takes more than weights_only=True to read "
                     f"({type(error).__name__}): reading it could run code"
                 ) from error
@@ -229,7 +229,7 @@ def reinitialise(subject: BackendSubject) -> None:
 def _unchanged(backend: Backend, before: Mapping[str, str], what: str) -> None:
     changed = [name for name, digest in frozen_sha256(backend).items() if digest != before.get(name)]
     if changed:
-        raise Fault(f"{what} changes the frozen {' and '.join(changed)}")
+        raise ContractViolation(f"{what} changes the frozen {' and '.join(changed)}")
 
 
 def _differing(module: nn.Module, other: nn.Module) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from encore.api import Backend
 from encore.testing import backend_generation, backend_likelihood, backend_parts, backend_weights
 from encore.testing.backend_subject import BackendSubject
-from encore.testing.core import Outcome, Progress, Suite
+from encore.testing.core import CheckResult, Progress, Suite
 
 suite: Suite[BackendSubject] = Suite(
     "backend",
@@ -27,7 +27,7 @@ def run(
     offline: bool = False,
     progress: Progress = lambda name, done, of: None,
     only: Collection[str] | None = None,
-) -> tuple[Outcome, ...]:
+) -> tuple[CheckResult, ...]:
     """Every check of a backend on one model.
 
     Args:

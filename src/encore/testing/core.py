@@ -1,8 +1,8 @@
 """What the four suites share: a check, what it came to, and how a suite is gone through.
 
 A check is a function of a subject (what is checked, with the music it is checked on). It returns, perhaps with a
-remark; raises `Fault` with the sentence that names what is wrong; or raises `Skip` with why it can't apply. Whatever
-else it raises is a fault as well, and the checks after it go on.
+remark; raises `ContractViolation` with the sentence that names what is wrong; or raises `Skip` with why it can't apply.
+Whatever else it raises is a violation as well, and the checks after it go on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ State = Literal["passed", "FAILED", "skipped"]
 Progress = Callable[[str, int, int], None]
 
 
-class Fault(Exception):
+class ContractViolation(Exception):
     """What is wrong, in one sentence."""
 
 
@@ -38,7 +38,7 @@ class Unusable(InputError):
 def need(held: object, fault: str) -> None:
     """Raise the fault unless the condition holds."""
     if not held:
-        raise Fault(fault)
+        raise ContractViolation(fault)
 
 
 def named(names: Sequence[object]) -> str:
@@ -49,7 +49,7 @@ def named(names: Sequence[object]) -> str:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """What one check came to.
 
     Args:
@@ -86,14 +86,14 @@ class Report:
     kind: str
     name: str
     source: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CheckResult, ...]
 
     @property
     def passed(self) -> bool:
         return not self.failed
 
     @property
-    def failed(self) -> tuple[Outcome, ...]:
+    def failed(self) -> tuple[CheckResult, ...]:
         return tuple(outcome for outcome in self.outcomes if outcome.state == "FAILED")
 
 
@@ -139,7 +139,7 @@ class Suite(Generic[SubjectT]):
         subject: SubjectT,
         progress: Progress = lambda name, done, of: None,
         only: Collection[str] | None = None,
-    ) -> tuple[Outcome, ...]:
+    ) -> tuple[CheckResult, ...]:
         """Run every check, none of which can stop the others, but for those marked `first`.
 
         Args:
@@ -148,13 +148,13 @@ class Suite(Generic[SubjectT]):
         Raises:
             Unusable: what the subject was to be made of can't be used.
         """
-        outcomes: list[Outcome] = []
+        outcomes: list[CheckResult] = []
         missing = ""
         chosen = [check for check in self.checks if only is None or check.first or check.name in only]
         for done, check in enumerate(chosen):
             progress(check.name, done, len(chosen))
             if missing:
-                outcomes.append(Outcome(check.name, check.contract, "skipped", missing))
+                outcomes.append(CheckResult(check.name, check.contract, "skipped", missing))
                 continue
             outcomes.append(_outcome(check, subject))
             if check.first and outcomes[-1].state == "FAILED":
@@ -165,7 +165,7 @@ class Suite(Generic[SubjectT]):
         return tuple(outcomes)
 
 
-def _outcome(check: Check[Any], subject: Any) -> Outcome:
+def _outcome(check: Check[Any], subject: Any) -> CheckResult:
     started = time.monotonic()
     state: State = "passed"
     said: str | None
@@ -173,7 +173,7 @@ def _outcome(check: Check[Any], subject: Any) -> Outcome:
         with warnings.catch_warnings(), subject.undisturbed():
             warnings.simplefilter("ignore")
             said = check.run(subject)
-    except Fault as fault:
+    except ContractViolation as fault:
         state, said = "FAILED", str(fault)
     except Skip as reason:
         state, said = "skipped", str(reason)
@@ -183,7 +183,7 @@ def _outcome(check: Check[Any], subject: Any) -> Outcome:
         if is_interruption(error):
             raise  # whoever checks was told to stop: that says nothing of the plugin
         state, said = "FAILED", raised(error)
-    return Outcome(check.name, check.contract, state, said or "", time.monotonic() - started)
+    return CheckResult(check.name, check.contract, state, said or "", time.monotonic() - started)
 
 
 def raised(error: BaseException) -> str:
@@ -201,7 +201,7 @@ def telling(doing: str) -> Iterator[None]:
     """An exception raised in here is told with what was being done."""
     try:
         yield
-    except (Fault, Skip):
+    except (ContractViolation, Skip):
         raise
     except Exception as error:
-        raise Fault(f"{doing} {raised(error)}") from error
+        raise ContractViolation(f"{doing} {raised(error)}") from error

@@ -14,9 +14,9 @@ from encore.api import Backend, Embedder
 from encore.errors import EncoreError, MissingWeightsError, UsageError
 from encore.evaluate.embed import resampled
 from encore.hashing import module_sha256
-from encore.testing.core import Fault, Outcome, Progress, Skip, Suite, need, raised
+from encore.testing.core import CheckResult, ContractViolation, Progress, Skip, Suite, need, raised
 from encore.testing.global_state import Globals, apart, close, disturb
-from encore.testing.latent_backend import Tokenless
+from encore.testing.latent_backend import LatentBackend
 from encore.testing.small_model import Fixture
 
 
@@ -63,7 +63,7 @@ def run(
     *,
     progress: Progress = lambda name, done, of: None,
     only: Collection[str] | None = None,
-) -> tuple[Outcome, ...]:
+) -> tuple[CheckResult, ...]:
     """Every check of an embedder beside one small model.
 
     Args:
@@ -79,7 +79,7 @@ def open_(subject: EmbedderSubject) -> None:
     except MissingWeightsError as error:
         raise Skip(f"its weights are not here: {error.message}") from error
     except EncoreError as error:
-        raise Fault(f"it does not open beside {subject.fixture.base.name}: {error.message}") from error
+        raise ContractViolation(f"it does not open beside {subject.fixture.base.name}: {error.message}") from error
     rate = embedder.sample_rate
     need(type(rate) is int and 1_000 <= rate <= 384_000, f"sample_rate is {rate!r}")
 
@@ -232,11 +232,11 @@ def refusals(subject: EmbedderSubject) -> str | None:
         need(error.message and "\n" not in error.message, f"it refuses in {error.message!r}")
         return f"refused: {error.message}"
     except Exception as error:
-        raise Fault(f"beside a backend without a codec it {raised(error)}") from error
+        raise ContractViolation(f"beside a backend without a codec it {raised(error)}") from error
     return None
 
 
-class WithoutCodec(Tokenless):
+class WithoutCodec(LatentBackend):
     """A backend with nothing frozen that an embedder could use."""
 
     name = "without a codec"

@@ -14,13 +14,13 @@ from encore.api import Backend, BackendSpec, Batch
 from encore.errors import UsageError
 
 
-class Tokenless(Backend):
+class LatentBackend(Backend):
     """Clips hold float32 [K, T], the codes of the model within; its losses are told, its tokens are not.
 
     As in diffusion, the loss depends on `batch.draw`: another draw turns the codes of each clip by its number.
     """
 
-    spec = BackendSpec("tokenless", "a backend without tokens", "encore.testing.latent_backend:Tokenless")
+    spec = BackendSpec("tokenless", "a backend without tokens", "encore.testing.latent_backend:LatentBackend")
     has_tokens = False
     name = "tokenless"
 
@@ -32,7 +32,9 @@ class Tokenless(Backend):
         self.device, self.conditions = inner.device, inner.conditions
 
     @classmethod
-    def load(cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu") -> Tokenless:
+    def load(
+        cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
+    ) -> LatentBackend:
         """`model`: a name or folder of the embedded backend's."""
         from encore.plugins import backends
 
@@ -73,7 +75,7 @@ class Tokenless(Backend):
     def reinitialise(self, seed: int) -> None:
         self.inner.reinitialise(seed)
 
-    def clone(self) -> Tokenless:
+    def clone(self) -> LatentBackend:
         return type(self)(self.inner.clone())
 
     def save(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ from encore.api import Clip
 from encore.errors import EncoreError
 from encore.options import Options
 from encore.settings import describe_options, resolve_options
-from encore.testing.core import Fault, Suite, named, need
+from encore.testing.core import ContractViolation, Suite, named, need
 from encore.testing.global_state import apart, close
 from encore.testing.method_subject import MethodSubject
 
@@ -25,13 +25,13 @@ def options(subject: MethodSubject) -> None:
     try:
         defaults = cls()
     except ValidationError as error:
-        raise Fault(f"Options() is refused, so there are no defaults: {_first(error)}") from error
+        raise ContractViolation(f"Options() is refused, so there are no defaults: {_first(error)}") from error
     try:
         cls.model_validate({"no_such_option": 1})
     except ValidationError:
         pass
     else:
-        raise Fault('an unknown option is taken without a word: Options lacks extra="forbid"')
+        raise ContractViolation('an unknown option is taken without a word: Options lacks extra="forbid"')
     silent = [info.name for info in describe_options(cls) if not info.description]
     need(not silent, f"{named(silent)} has no description: `encore methods` shows nothing beside it")
     for name, value in defaults.model_dump().items():
@@ -40,7 +40,7 @@ def options(subject: MethodSubject) -> None:
         try:
             again = resolve_options(cls, environ={}, assignments=[f"{name}={value}"]).options
         except EncoreError as error:
-            raise Fault(f"-o {name}={value}, the default, is refused: {error.message}") from error
+            raise ContractViolation(f"-o {name}={value}, the default, is refused: {error.message}") from error
         need(getattr(again, name) == value, f"-o {name}={value} comes out as {getattr(again, name)!r}")
 
 
@@ -73,7 +73,7 @@ def independence(subject: MethodSubject) -> str | None:
         beside, drew = made.ask(name, [first, second])
         other, _ = made.ask(name, [first, third])
         if not close(beside[0], other[0]):
-            raise Fault(
+            raise ContractViolation(
                 f"{name} of a clip is {beside[0]:.5f} beside one clip and {other[0]:.5f} beside another: the engine "
                 "cuts batches as memory demands, which would change what is optimised"
             )
@@ -106,7 +106,7 @@ def micro_batches(subject: MethodSubject) -> str | None:
             added = torch.stack([part[i] for part in parts]).sum(0)
             scale = max(float(part[i].abs().max()) for part in parts)
             if apart(added, value) > 1e-3 * scale + 1e-6:
-                raise Fault(
+                raise ContractViolation(
                     f"the gradient of {name} over {len(clips)} clips together is not the sum of theirs one at a time: "
                     f"they differ by {apart(added, value) / max(scale, 1e-12):.0%} of a clip's own"
                 )

@@ -11,7 +11,7 @@ from encore.api import LossMethod
 from encore.errors import EncoreError
 from encore.hashing import module_sha256
 from encore.testing.access_spy import GIVEN, TOKENS
-from encore.testing.core import Fault, Skip, Suite, named, need, telling
+from encore.testing.core import ContractViolation, Skip, Suite, named, need, telling
 from encore.testing.method_subject import MethodSubject
 
 suite: Suite[MethodSubject] = Suite("method")
@@ -28,7 +28,7 @@ def two_steps(subject: MethodSubject) -> str | None:
     if trial.weights == module_sha256(subject.fixture.base.module):
         if not subject.fixture.known:
             raise Skip("the model does not know the forget clips, so that a method may leave it as it is")
-        raise Fault("it changes no weight")
+        raise ContractViolation("it changes no weight")
     return None
 
 
@@ -75,7 +75,9 @@ def determinism(subject: MethodSubject) -> None:
 def random_numbers(subject: MethodSubject) -> None:
     drew = subject.trial().watch.drew
     for call, whose in drew.items():
-        raise Fault(f"{call} draws from, or seeds, {whose} shared random generator; step.generator is there for that")
+        raise ContractViolation(
+            f"{call} draws from, or seeds, {whose} shared random generator; step.generator is there for that"
+        )
     need(
         subject.done().weights == subject.done(salt=2).weights,
         "the result changes with the state of shared random generators",
@@ -88,7 +90,9 @@ def needs(subject: MethodSubject) -> str | None:
     for name in ("reference", "fisher"):
         seen = sorted(one for one in watch.read if one.endswith(f".{name}"))
         if seen and name not in spec.needs:
-            raise Fault(f"it reads {seen[0]}, but its spec's needs lack {name!r}, without which there is none")
+            raise ContractViolation(
+                f"it reads {seen[0]}, but its spec's needs lack {name!r}, without which there is none"
+            )
     if subject.trial().error is not None:
         raise Skip("the method does not run, see 'two steps'")
     used = {
@@ -129,7 +133,9 @@ def _without(subject: MethodSubject, what: str) -> None:
             one for one in trial.watch.read if one.rpartition(".")[2] in names and one.rpartition(".")[2] in GIVEN
         )
         where = f"it reads {' and '.join(read)}, and " if read else ""
-        raise Fault(f"{where}without {what} clips it does not run: {trial.said}; its spec's needs lack {what!r}")
+        raise ContractViolation(
+            f"{where}without {what} clips it does not run: {trial.said}; its spec's needs lack {what!r}"
+        )
 
 
 @suite.check(
@@ -144,10 +150,12 @@ def without_tokens(subject: MethodSubject) -> str | None:
         return None
     asked = sorted(one for one in trial.watch.read if one.startswith("backend.") or one == "reference.logits")
     if asked:
-        raise Fault(f"it reads {asked[0]}, which a backend without tokens has not; its spec's needs lack 'logits'")
+        raise ContractViolation(
+            f"it reads {asked[0]}, which a backend without tokens has not; its spec's needs lack 'logits'"
+        )
     if isinstance(trial.error, EncoreError):
         return f"refused: {trial.said}"
-    raise Fault(f"it does not run on a backend without tokens: {trial.said}")
+    raise ContractViolation(f"it does not run on a backend without tokens: {trial.said}")
 
 
 @suite.check("files", "it writes no file, starts no process and opens no connection: what is kept, the engine keeps")

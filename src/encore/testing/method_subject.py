@@ -19,7 +19,7 @@ from encore.hashing import module_sha256
 from encore.ops import native
 from encore.signals import StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.testing.access_spy import Watch, watch_tokens, watched
+from encore.testing.access_spy import AccessSpy, watch_tokens, watched
 from encore.testing.core import Skip, raised
 from encore.testing.global_state import undisturbed
 from encore.testing.side_effects import overheard
@@ -56,7 +56,7 @@ class Trial:
     """
 
     backend: Backend
-    watch: Watch
+    watch: AccessSpy
     weights: str = ""
     frozen: list[str] = field(default_factory=list)
     reference: bool = False
@@ -118,7 +118,7 @@ class MethodSubject:
         key = (salt, twin, without, tokens)
         if key not in self._trials:
             chosen = self.fixture if tokens else self.fixture.without_tokens()
-            self._trials[key] = self._run(chosen, Watch(salt), without)
+            self._trials[key] = self._run(chosen, AccessSpy(salt), without)
         return self._trials[key]
 
     def done(self, **how: Any) -> Trial:
@@ -128,7 +128,7 @@ class MethodSubject:
             raise Skip("the method does not run, see 'two steps'")
         return trial
 
-    def _run(self, fixture: Fixture, watch: Watch, without: str) -> Trial:
+    def _run(self, fixture: Fixture, watch: AccessSpy, without: str) -> Trial:
         trial = Trial(fixture.base.clone(), watch)
         clips = Clips(fixture.clips.forget, fixture.clips.retain, fixture.clips.holdout)
         if without:
@@ -173,7 +173,7 @@ class MethodSubject:
         return any(line.get("event") == "resumed" for line in lines), module_sha256(again.module)
 
     def _engine(self, backend: Backend, **how: Any) -> None:
-        Bench(backend, self.fixture.clips, **how).run(watched(self.target, Watch(1))(self.options()))
+        Bench(backend, self.fixture.clips, **how).run(watched(self.target, AccessSpy(1))(self.options()))
 
     # ------------------------------------------------------------------------------------------------------- losses
 

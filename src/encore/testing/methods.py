@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from encore.api import Method
 from encore.testing import method_losses, method_runs
-from encore.testing.core import Outcome, Progress, Suite
+from encore.testing.core import CheckResult, Progress, Suite
 from encore.testing.method_subject import MethodSubject
 from encore.testing.small_model import Fixture
 
@@ -19,7 +19,7 @@ def run(
     *,
     progress: Progress = lambda name, done, of: None,
     only: Collection[str] | None = None,
-) -> tuple[Outcome, ...]:
+) -> tuple[CheckResult, ...]:
     """Every check of a method on one small model.
 
     Args:

@@ -17,7 +17,7 @@ from encore.api import Backend, Clip, ClipSet, Metric, Result, Role
 from encore.errors import EncoreError
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.hashing import module_sha256
-from encore.testing.core import Fault, Skip, raised
+from encore.testing.core import ContractViolation, Skip, raised
 from encore.testing.global_state import Globals, disturb, undisturbed
 from encore.testing.small_model import Fixture
 
@@ -101,7 +101,7 @@ class MetricSubject:
         return {"forget": forget, "retain": list(given.retain[:RETAIN]), "holdout": list(given.holdout[:HOLDOUT])}
 
     @property
-    def about(self) -> dict[str, dict[str, str]]:
+    def track_metadata(self) -> dict[str, dict[str, str]]:
         """An artist for the first forget and the first retain track, and a genre for all."""
         first = {self.clips[name][0].track for name in ("forget", "retain")}
         tracks = {clip.track for chosen in self.clips.values() for clip in chosen}
@@ -126,9 +126,9 @@ class MetricSubject:
             if empty or name not in without
         }
         if not tokens:
-            from encore.testing.latent_backend import Tokenless
+            from encore.testing.latent_backend import LatentBackend
 
-            models = {role: Tokenless(model) for role, model in models.items()}
+            models = {role: LatentBackend(model) for role, model in models.items()}
             clips = {n: [replace(clip, codes=clip.codes.float()) for clip in chosen] for n, chosen in clips.items()}
         if turned:
             clips = {name: _turned(chosen) for name, chosen in clips.items()}
@@ -137,8 +137,8 @@ class MetricSubject:
         }
         heard = "latents,clap-tiny" if "embedder" in self.needs else "latents"  # the second also reads, and has tags
         return Guarded(
-            models, clips, embedder=None if "embedder" in without else heard, force=True, draws=2, about=self.about,
-            recordings=recordings,
+            models, clips, embedder=None if "embedder" in without else heard, force=True, draws=2,
+            track_metadata=self.track_metadata, recordings=recordings,
         )  # fmt: skip
 
     def rows(self, without: Sequence[str] = (), *, salt: int = 1, **how: Any) -> list[Result]:
@@ -188,7 +188,7 @@ def told(error: Exception) -> str:
     """An EncoreError is a metric's way to say that it can't measure; anything else is a fault."""
     if isinstance(error, EncoreError):
         return error.message
-    raise Fault(raised(error)) from error
+    raise ContractViolation(raised(error)) from error
 
 
 def _weights(models: Mapping[Role, Backend]) -> dict[str, str]:

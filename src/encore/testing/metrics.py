@@ -11,7 +11,7 @@ from typing import Any, get_args
 from encore import plugins
 from encore.api import Metric, Result, Role
 from encore.metrics.rows import ROLES, SETS
-from encore.testing.core import Fault, Outcome, Progress, Skip, Suite, named, need
+from encore.testing.core import CheckResult, ContractViolation, Progress, Skip, Suite, named, need
 from encore.testing.metric_subject import MetricSubject, told
 from encore.testing.small_model import Fixture
 
@@ -27,7 +27,7 @@ def run(
     *,
     progress: Progress = lambda name, done, of: None,
     only: Collection[str] | None = None,
-) -> tuple[Outcome, ...]:
+) -> tuple[CheckResult, ...]:
     """Every check of a metric on one small model in four roles.
 
     Args:
@@ -129,7 +129,7 @@ def as_json(subject: MetricSubject) -> None:
         try:
             text = json.dumps(asdict(row), allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise Fault(f"{_label(row)} can't be written as JSON: {error}") from error
+            raise ContractViolation(f"{_label(row)} can't be written as JSON: {error}") from error
         again = Result(**json.loads(text))
         need(
             json.dumps(asdict(again), allow_nan=False) == text and again.per_track == dict(row.per_track),
@@ -173,13 +173,13 @@ def absent(subject: MetricSubject) -> None:
     optional = subject.optional()
     try:
         _rows_without(subject, optional)
-    except Fault as fault:
+    except ContractViolation as fault:
         for thing in optional:  # which of them it was
             try:
                 _rows_without(subject, [thing])
-            except Fault as one:
-                raise Fault(f"without {_thing(thing)} {one}; its spec's needs lack {thing!r}") from one
-        raise Fault(f"without {named([_thing(thing) for thing in optional])} {fault}") from fault
+            except ContractViolation as one:
+                raise ContractViolation(f"without {_thing(thing)} {one}; its spec's needs lack {thing!r}") from one
+        raise ContractViolation(f"without {named([_thing(thing) for thing in optional])} {fault}") from fault
 
 
 def _rows_without(subject: MetricSubject, things: list[str]) -> None:
@@ -214,8 +214,8 @@ def without_tokens(subject: MetricSubject) -> str | None:
     except Exception as error:
         try:
             return f"it says that it can't: {told(error)}"
-        except Fault as fault:
-            raise Fault(f"of models without tokens it {fault}; its spec's needs lack 'logits'") from fault
+        except ContractViolation as fault:
+            raise ContractViolation(f"of models without tokens it {fault}; its spec's needs lack 'logits'") from fault
     need(rows, "of models without tokens it gives no row")
     for row in rows:
         check_row(row)

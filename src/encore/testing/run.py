@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from encore import plugins
 from encore.errors import PluginError, UsageError
-from encore.testing.core import Outcome, Progress, Report
+from encore.testing.core import CheckResult, Progress, Report
 
 if TYPE_CHECKING:
     from encore.testing.small_model import Fixture
@@ -49,15 +49,15 @@ def check(
     try:
         target: Any = registry.resolve(name)
     except PluginError as error:
-        broken = Outcome(*RESOLVED, "FAILED", error.message)
+        broken = CheckResult(*RESOLVED, "FAILED", error.message)
         return Report(kind, name, source, (broken,))
-    resolved = Outcome(*RESOLVED, "passed")
+    resolved = CheckResult(*RESOLVED, "passed")
     return Report(kind, name, source, (resolved, *_run(kind, target, name, model, backend, offline, progress)))
 
 
 def _run(
     kind: str, target: Any, name: str, model: str | None, backend: str | None, offline: bool, progress: Progress
-) -> tuple[Outcome, ...]:
+) -> tuple[CheckResult, ...]:
     if kind == "backend":
         from encore.testing import backends
 

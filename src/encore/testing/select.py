@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from encore import plugins
 from encore.errors import MissingExtraError, UnknownNameError, UsageError
-from encore.testing.core import Outcome, Report
+from encore.testing.core import CheckResult, Report
 from encore.testing.run import FIXTURE, KINDS, RESOLVED, check
 
 Chosen = list[tuple[str, str]]  # kind, name
@@ -102,4 +102,4 @@ def check_all(
 
 def _skipped(kind: str, name: str, why: str) -> Report:
     source = str(plugins.registries()[f"{kind}s"].get(name).source)
-    return Report(kind, name, source, (Outcome(*RESOLVED, "skipped", why),))
+    return Report(kind, name, source, (CheckResult(*RESOLVED, "skipped", why),))

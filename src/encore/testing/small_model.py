@@ -93,11 +93,11 @@ class Fixture:
         return forget < KNOWN * unheard
 
     def without_tokens(self) -> Fixture:
-        """The same model and music as a backend without tokens would give them; see `Tokenless`."""
-        from encore.testing.latent_backend import Tokenless
+        """The same model and music as a backend without tokens would give them; see `LatentBackend`."""
+        from encore.testing.latent_backend import LatentBackend
 
         if not self.base.has_tokens:
             return self
         twins = {clip: replace(clip, codes=clip.codes.float()) for clip in self.everything}
         sets = ([twins[clip] for clip in chosen] for chosen in self.sets().values())
-        return Fixture(Tokenless(self.base), Clips(*sets))
+        return Fixture(LatentBackend(self.base), Clips(*sets))

@@ -17,8 +17,8 @@ from encore.errors import EncoreError, UsageError
 from encore.reporter import Reporter
 from encore.store import schemas
 from encore.store.run_folder import finite, read_json
-from encore.unlearn.config import Request
-from encore.unlearn.rehearsal import DECOY_SHARE, Rehearsal, Trial
+from encore.unlearn.config import ForgetConfig
+from encore.unlearn.rehearsal import DECOY_SHARE, Rehearsal, RehearsalResult
 from encore.unlearn.run import Prepared
 
 # The options that stand for a learning rate and for a length: a method has some of them.
@@ -27,7 +27,7 @@ SCALED = {"lr": "lr", "rate": "lr", "steps": "steps", "decay_steps": "steps"}
 LADDER: tuple[Mapping[str, float], ...] = ({}, {"lr": 0.5, "steps": 2.0}, {"lr": 2.0}, {"steps": 2.0})
 
 
-def refuse_uncalibrated(prepared: Prepared) -> None:
+def check_uncalibrated(prepared: Prepared) -> None:
     """A rehearsal takes tracks to keep, and judges by held-out ones.
 
     Raises:
@@ -51,17 +51,17 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
         What `run.json` keeps: the decoys (hashes of their files), all that was tried, and what was chosen.
 
     Raises:
-        UsageError: see `refuse_uncalibrated`.
+        UsageError: see `check_uncalibrated`.
         EncoreError: every rehearsal failed.
     """
     reporter = reporter or Reporter()
-    refuse_uncalibrated(prepared)
+    check_uncalibrated(prepared)
     if (found := _recorded(prepared.request)) is not None:
         return found
     started = time.monotonic()
     rehearsal = Rehearsal(prepared, reporter)
     ladder = rungs(prepared.method)
-    trials: list[Trial] = []
+    trials: list[RehearsalResult] = []
     failed: EncoreError | None = None
     for number, changes in enumerate(ladder, 1):
         method = with_options(prepared.method, changes)
@@ -107,13 +107,13 @@ def with_options(method: Method, changes: Mapping[str, Any]) -> Method:
     return type(method)(method.options.model_copy(update=dict(changes)))
 
 
-def begun(request: Request, method: Method) -> Method:
+def begun(request: ForgetConfig, method: Method) -> Method:
     """The method as it was calibrated for the run that is to be resumed; as it is where there is no such run."""
     found = _recorded(request)
     return with_options(method, found["chosen"]) if found is not None else method
 
 
-def _recorded(request: Request) -> dict[str, Any] | None:
+def _recorded(request: ForgetConfig) -> dict[str, Any] | None:
     """The calibration that a run to be resumed has already.
 
     Raises:
@@ -137,9 +137,9 @@ def expected_seconds(prepared: Prepared, a_run: float) -> tuple[float, float]:
         a_run: seconds of the run itself, of `encore.unlearn.estimate.estimate`.
 
     Raises:
-        UsageError: see `refuse_uncalibrated`.
+        UsageError: see `check_uncalibrated`.
     """
-    refuse_uncalibrated(prepared)
+    check_uncalibrated(prepared)
     if _recorded(prepared.request) is not None:
         return 0.0, 0.0
     steps = [float(rung.get("steps", 1)) for rung in rungs(prepared.method)]

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Request:
+class ForgetConfig:
     """What `encore forget` was asked for; the CLI's flags, one to one."""
 
     tracks: Path | str

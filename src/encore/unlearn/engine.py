@@ -28,7 +28,7 @@ from encore.signals import StopFlag
 from encore.store import schemas
 from encore.store.run_folder import Checkpoints, read_json
 from encore.unlearn.lr_schedule import Decay, Schedule
-from encore.unlearn.monitor import Judge, Look
+from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.track_clipping import TrackClipping
 from encore.unlearn.weight_average import WeightAverage
 
@@ -74,7 +74,7 @@ class FrozenReference(Reference):
         return self._backend.logits(batch, unconditional=unconditional)
 
 
-class Draw:
+class ShuffledSampler:
     """Draws clips without replacement, in passes over the set, each pass shuffled."""
 
     def __init__(self, generator: torch.Generator, queue: Sequence[int] = ()) -> None:
@@ -98,7 +98,7 @@ class Draw:
 
 
 @dataclass
-class Outcome:
+class TrainResult:
     """What a run came to.
 
     `tokens`: codes, or values of latents, that were trained on, each time counted; `earlier_seconds`: what processes
@@ -110,8 +110,8 @@ class Outcome:
     tokens: int = 0
     earlier_seconds: float = 0.0
     reached_target: bool | None = None
-    before: Look | None = None
-    best: Look | None = None
+    before: Snapshot | None = None
+    best: Snapshot | None = None
     micro_batch_size: int | None = None
     skipped_steps: int = 0
     chosen: dict[str, str] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class _State:
     forget_queue: list[int] = field(default_factory=list)
     retain_queue: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
-    best: Look | None = None
+    best: Snapshot | None = None
     decay: Decay = field(default_factory=Decay)
     averaged: int = 0
     micro_batch_size: int = 0
@@ -175,15 +175,15 @@ class Engine:
         self.stop = stop if stop is not None else StopFlag()
         self.began = began if began is not None else _now()
         self.generator = torch.Generator().manual_seed(seed)
-        self.outcome = Outcome()
-        self.judge = Judge(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
+        self.outcome = TrainResult()
+        self.monitor = StoppingMonitor(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
         self._reference: Reference | None = None
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
         self._lr: float | None = None
         self._phase = 0
 
-    def run(self, method: Method) -> Outcome:
+    def run(self, method: Method) -> TrainResult:
         """Apply the method and leave the result in the backend, in evaluation mode.
 
         Raises:
@@ -192,7 +192,7 @@ class Engine:
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         session = self.session(method)
-        self.outcome.before = self.judge.first
+        self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
             method.prepare(session)
             self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
@@ -202,14 +202,14 @@ class Engine:
                     raise PluginError(
                         f"method {method.spec.name!r}: prepare must set a level above 0 for every forget track, or none"
                     )
-                self.judge.set_levels(session.levels)
-                self.outcome.before = self.judge.first
+                self.monitor.set_levels(session.levels)
+                self.outcome.before = self.monitor.first
             self.outcome.chosen |= session.chosen
             self.train(method)
         elif isinstance(method, EditMethod):
             method.edit(session)
             self.backend.module.eval()
-            self.outcome.best = self.judge.look()
+            self.outcome.best = self.monitor.look()
         else:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
         self._check_result(method, frozen)
@@ -221,7 +221,7 @@ class Engine:
             self._reference = FrozenReference(self.backend)
         return Session(
             self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.judge.level, self.train, self.fisher if "fisher" in method.spec.needs else None,
+            self.seed, self.monitor.level, self.train, self.fisher if "fisher" in method.spec.needs else None,
         )  # fmt: skip
 
     def _check_result(self, method: Method, frozen: Mapping[str, str]) -> None:
@@ -256,8 +256,8 @@ class Engine:
         resumed = self._resume(optimizer, state, average)
         if resumed is not None:
             best = resumed
-        forget_draw = Draw(self.generator, state.forget_queue)
-        retain_draw = Draw(self.generator, state.retain_queue)
+        forget_draw = ShuffledSampler(self.generator, state.forget_queue)
+        retain_draw = ShuffledSampler(self.generator, state.retain_queue)
         schedule = Schedule(options, state.decay)
         last_checkpoint = _now()
         bad = 0
@@ -279,7 +279,7 @@ class Engine:
             module.train(options.dropout)
             progress = state.step / schedule.steps
             step = Step(
-                self.backend, self._reference, self.generator, progress, self.judge.level, lr_share, forget or ()
+                self.backend, self._reference, self.generator, progress, self.monitor.level, lr_share, forget or ()
             )  # fmt: skip
             drawn = self.generator.get_state()
             while True:
@@ -329,7 +329,7 @@ class Engine:
                     state.best = None  # at the full rate nothing has recovered yet
                 module.eval()
                 with average.applied():
-                    look = self.judge.look()
+                    look = self.monitor.look()
                     over = schedule.enough(look, state.step, seconds, partial(method.ready, step))
                     # What an adaptive run ends for is taken: an earlier look may have a better score by chance.
                     if over or state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
@@ -337,7 +337,7 @@ class Engine:
                 self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
                 if late or over:
                     break
-                if options.stop == "target" and self.judge.level is not None and method.uses_forget:
+                if options.stop == "target" and self.monitor.level is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
                     if not state.pending and (look.kept or not (uses_retain or method.uses_penalty)):
                         break
@@ -352,7 +352,7 @@ class Engine:
         self.outcome.skipped_steps += state.skipped_steps
         self.outcome.best = state.best
         self.outcome.micro_batch_size = state.micro_batch_size
-        if state.best is not None and self.judge.level is not None:
+        if state.best is not None and self.monitor.level is not None:
             self.outcome.reached_target = all(state.best.reached(clip.track) for clip in self.clips.forget)
 
     def _backward(
@@ -496,7 +496,7 @@ class Engine:
         average: WeightAverage,
     ) -> dict[str, Tensor]:
         vars(state).update(saved)
-        state.best = Look(**saved["best"]) if saved["best"] else None
+        state.best = Snapshot(**saved["best"]) if saved["best"] else None
         state.decay = Decay(**saved["decay"])
         self.outcome.earlier_seconds += state.seconds
         self.outcome.tokens += state.tokens

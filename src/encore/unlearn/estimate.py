@@ -74,7 +74,7 @@ def estimate(prepared: Prepared) -> Estimate:
         record=record,
     )  # fmt: skip
     started = time.monotonic()
-    engine.judge.look()
+    engine.monitor.look()
     look = time.monotonic() - started
     method = type(prepared.method)(prepared.method.options)
     if isinstance(method, LossMethod):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from encore.api import Backend
-from encore.data.encode import Heard, Listener, window_samples
+from encore.data.encode import EncodedTrack, TrackEncoder, window_samples
 from encore.data.tracks import Piece
 from encore.reporter import Reporter
 from encore.store.model_name import model_sha256
@@ -24,8 +24,8 @@ HELD_OUT = 16  # tracks at most whose mean is the held-out level
 
 
 def with_known_pieces(
-    listener: Listener, forget: Sequence[Heard], holdout: Sequence[Heard], reporter: Reporter
-) -> list[Heard]:
+    listener: TrackEncoder, forget: Sequence[EncodedTrack], holdout: Sequence[EncodedTrack], reporter: Reporter
+) -> list[EncodedTrack]:
     """Forget tracks, those that the model knows at other offsets cut there.
 
     The clips of such a track are the pieces found, and those of its windows that cost less than held-out music; what
@@ -65,12 +65,12 @@ def with_known_pieces(
 class _Searches:
     """The searches of some tracks, whose captions are generated together when the first is not in the cache."""
 
-    def __init__(self, listener: Listener, tracks: Sequence[Heard], reporter: Reporter) -> None:
+    def __init__(self, listener: TrackEncoder, tracks: Sequence[EncodedTrack], reporter: Reporter) -> None:
         self._listener, self._tracks, self._reporter = listener, tracks, reporter
         self._generations: dict[str, torch.Tensor] = {}
         self._model = model_sha256(listener.backend)
 
-    def of(self, heard: Heard) -> list[Piece]:
+    def of(self, heard: EncodedTrack) -> list[Piece]:
         """The pieces of a track that the model knows."""
         key = ("offsets", VERSION, self._model, *self._listener.codes_key, heard.pcm_sha256, *heard.track.captions)
         found = self._listener.cache.get_or_make(key, lambda: self._search(heard))
@@ -81,7 +81,7 @@ class _Searches:
             )
         return [Piece(start, int(count), nll, grid_nll) for start, count, nll, grid_nll in found["pieces"].tolist()]
 
-    def _search(self, heard: Heard) -> dict[str, torch.Tensor]:
+    def _search(self, heard: EncodedTrack) -> dict[str, torch.Tensor]:
         track, backend = heard.track, self._listener.backend
         if not self._generations:
             captions = dict.fromkeys(caption for one in self._tracks for caption in one.track.captions)
@@ -98,7 +98,7 @@ class _Searches:
         return {"pieces": pieces, "searched": torch.tensor(search.searched)}
 
 
-def _windows_below(backend: Backend, heard: Heard, level: float) -> list[Piece]:
+def _windows_below(backend: Backend, heard: EncodedTrack, level: float) -> list[Piece]:
     """The windows of a track, as it was cut before, that cost less than `level`."""
     own = [clip for clip in heard.clips if clip.caption == heard.track.caption]
     nll = track_nll(backend, [replace(clip, track=str(i)) for i, clip in enumerate(own)])  # by window
@@ -110,7 +110,7 @@ def _windows_below(backend: Backend, heard: Heard, level: float) -> list[Piece]:
     ]
 
 
-def sentences(heard: Sequence[Heard], rate: int) -> list[str]:
+def sentences(heard: Sequence[EncodedTrack], rate: int) -> list[str]:
     """A line a track that says from where to where it is known.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from encore.options import TrainOptions
-from encore.unlearn.monitor import Look
+from encore.unlearn.monitor import Snapshot
 
 LOWEST = 0.05  # share of the peak that a decay ends at
 TAIL = 0.08  # the same of an adaptive one, which goes on there
@@ -65,7 +65,7 @@ class Schedule:
         """Whether the weights after a step belong to the mean that an adaptive run ends with (`WeightAverage`)."""
         return self.options.schedule == "adaptive" and self.decay.begin is not None and self._decayed(step) <= LOW
 
-    def enough(self, look: Look, step: int, seconds: float, ready: Callable[[], bool] = lambda: True) -> bool:
+    def enough(self, look: Snapshot, step: int, seconds: float, ready: Callable[[], bool] = lambda: True) -> bool:
         """Whether an adaptive run is over after a look; decides on the way whether its decay begins.
 
         Args:
@@ -89,8 +89,8 @@ class Schedule:
         return self._decayed(step) <= LOW and recovered and near_levels(look, mean=2, track=4)
 
 
-def near_levels(look: Look, *, mean: float, track: float) -> bool:
-    """Whether the forget tracks are near their levels, in units of what counts as there (`Look.near`).
+def near_levels(look: Snapshot, *, mean: float, track: float) -> bool:
+    """Whether the forget tracks are near their levels, in units of what counts as there (`Snapshot.near`).
 
     Args:
         look: at the model; one without levels is never near.

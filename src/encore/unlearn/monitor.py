@@ -26,7 +26,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """NLLs at one moment, nats per token (in the backend's `unit`).
 
     Args:
@@ -37,9 +37,9 @@ class Look:
         levels: target NLL of each forget track; empty without a holdout.
         near: how far below its level a forget track counts as there.
         harm: what was lost since base, 1 being what is allowed, of "memorised" (mean), "worst" (the memorised track
-            that lost most), "not_memorised" (mean) and "holdout" (mean, on either side); see `Judge`.
+            that lost most), "not_memorised" (mean) and "holdout" (mean, on either side); see `StoppingMonitor`.
         worst: the memorised track that lost most.
-        score: lower is better; see `Judge`.
+        score: lower is better; see `StoppingMonitor`.
     """
 
     forget: dict[str, float]
@@ -75,7 +75,7 @@ class Look:
         return asdict(self)
 
 
-class Judge:
+class StoppingMonitor:
     """Looks at a model on the same clips every time.
 
     The retain windows are a random sample of up to `SAMPLE`, one of every track before a second one of any. Each track
@@ -108,7 +108,7 @@ class Judge:
         self.memorised, self._not_memorised = self._classify(sample, base_holdout)
         self.watched = len(self.memorised) + len(self._not_memorised)  # tracks
         self._levels: dict[str, float] = {}
-        self.first = Look(
+        self.first = Snapshot(
             track_nll(backend, forget), track_nll(backend, self.memorised), track_nll(backend, self._not_memorised),
             base_holdout,
         )  # fmt: skip
@@ -120,10 +120,10 @@ class Judge:
         self._levels = dict(levels)
         self.first = self._scored(self.first)
 
-    def look(self) -> Look:
+    def look(self) -> Snapshot:
         """NLLs now, and their score."""
         return self._scored(
-            Look(
+            Snapshot(
                 track_nll(self._backend, self._forget),
                 track_nll(self._backend, self.memorised),
                 track_nll(self._backend, self._not_memorised),
@@ -148,7 +148,7 @@ class Judge:
             return level
         return max(level - mean(self.first.forget), LEAST_GAP * level)
 
-    def _scored(self, look: Look) -> Look:
+    def _scored(self, look: Snapshot) -> Snapshot:
         levels = self._levels
         near = {track: TOLERANCE * self._range(level) for track, level in levels.items()}
         rises = {track: _known(value) - self.first.memorised[track] for track, value in look.memorised.items()}
@@ -162,7 +162,7 @@ class Judge:
         score = max(harm.values(), default=0.0) + distance
         return replace(look, levels=dict(levels), near=near, harm=harm, worst=worst, score=score)
 
-    def _harm(self, look: Look, rises: Mapping[str, float]) -> dict[str, float]:
+    def _harm(self, look: Snapshot, rises: Mapping[str, float]) -> dict[str, float]:
         first, harm = self.first, dict[str, float]()
         if rises:
             harm["memorised"] = max(0.0, mean(rises)) / max(MEAN_RISE, SHARE * mean(first.memorised))

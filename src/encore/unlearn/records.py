@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.api import Method
-from encore.data.encode import Heard
+from encore.data.encode import EncodedTrack
 from encore.errors import InputError, UsageError
 from encore.plugins import installed
 from encore.store import schemas
@@ -17,9 +17,9 @@ from encore.store.environment import versions
 from encore.store.model_name import model_name
 from encore.store.run_folder import finite, read_json
 from encore.text import printable
-from encore.unlearn.config import Request
-from encore.unlearn.engine import Outcome
-from encore.unlearn.monitor import Look, mean
+from encore.unlearn.config import ForgetConfig
+from encore.unlearn.engine import TrainResult
+from encore.unlearn.monitor import Snapshot, mean
 from encore.unlearn.targets import missed
 
 SCHEMA = 1
@@ -27,7 +27,7 @@ COLLAPSE = 1.0  # nats per token that the mean of memorised or of other retain m
 COLLAPSE_SHARE = 0.5  # of base's loss, where that is not in nats
 
 
-def track_json(heard: Heard) -> dict[str, Any]:
+def track_json(heard: EncodedTrack) -> dict[str, Any]:
     """A track: its line of the list, its file, what was read of it, and where its captions come from."""
     track, facts = heard.track, heard.facts
     return {
@@ -53,7 +53,7 @@ def track_json(heard: Heard) -> dict[str, Any]:
 
 
 def request_json(
-    request: Request, method: Method, *, model_sha256: str, precision: str, tracks: Mapping[str, Any]
+    request: ForgetConfig, method: Method, *, model_sha256: str, precision: str, tracks: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the run is: a run can be resumed only by the same."""
     return {
@@ -72,7 +72,7 @@ def request_json(
     }
 
 
-def refuse_other_run(file: Path, asked: Mapping[str, Any]) -> None:
+def check_other_run(file: Path, asked: Mapping[str, Any]) -> None:
     """A run is resumed with the model, tracks and options it was begun with; where a track lies now says nothing.
 
     Raises:
@@ -120,7 +120,7 @@ def run_json(
     unit: str,
     flags: Mapping[str, Any],
     origins: Mapping[str, str],
-    outcome: Outcome,
+    outcome: TrainResult,
     notes: Sequence[str],
     verbatim: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def run_json(
     }
 
 
-def _changes(before: Look, after: Look) -> dict[str, Any]:
+def _changes(before: Snapshot, after: Snapshot) -> dict[str, Any]:
     """What the run did to the rest of the music: means of memorised, other and held-out tracks, and the worst track."""
 
     def change(was: Mapping[str, float], now: Mapping[str, float]) -> dict[str, Any] | None:
@@ -177,7 +177,7 @@ def _changes(before: Look, after: Look) -> dict[str, Any]:
     }
 
 
-def _collapsed(before: Look, after: Look, unit: str) -> bool:
+def _collapsed(before: Snapshot, after: Snapshot, unit: str) -> bool:
     for was, now in ((before.memorised, after.memorised), (before.not_memorised, after.not_memorised)):
         if not was:
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from encore.api import Backend, Clip, ClipSet, Method
-from encore.data.encode import Heard, clips_of
+from encore.data.encode import EncodedTrack, clips_of
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.result_cache import evaluation_cache
 from encore.metrics.robustness.relearn import retrained, spread
@@ -28,14 +28,14 @@ RELEARN_SLACK = 0.15  # of the NLL that held-out tracks have after the same step
 
 
 @dataclass(frozen=True)
-class Trial:
+class RehearsalResult:
     """One rehearsal.
 
     Args:
         options: those of the ladder, with their values.
         missed: the targets that were missed, a sentence each.
         figures: what was measured, by name.
-        score: of `encore.unlearn.monitor.Look`; lower is better.
+        score: of `encore.unlearn.monitor.Snapshot`; lower is better.
         seconds: that it took.
     """
 
@@ -82,7 +82,7 @@ class Rehearsal:
         rest = [one for one in prepared.retain if one.track.id not in taken]
         self._clips = Clips(*map(clips_of, (self.decoys, rest, prepared.holdout)))
 
-    def trial(self, method: Method, options: dict[str, Any]) -> Trial:
+    def trial(self, method: Method, options: dict[str, Any]) -> RehearsalResult:
         """One rehearsal, and what it leaves.
 
         Raises:
@@ -99,14 +99,14 @@ class Rehearsal:
             copy, self._clips, seed=prepared.request.seed, precision=prepared.precision,
             fishers=cache_folder() / "fisher", record=record,
         )  # fmt: skip
-        check = VerbatimCheck(copy, engine.judge.memorised, self._clips.forget)
+        check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
         look = engine.run(method).best
         assert look is not None  # every run ends with a look
-        targets = missed(engine.judge.first, look, copy.unit, check.after())
+        targets = missed(engine.monitor.first, look, copy.unit, check.after())
         relearned, figures = self._relearned(prepared.backend, copy)
         said = [one["says"].replace("forget track", "decoy") for one in targets] + relearned
         figures |= {"decoys": mean(look.forget), "lost": look.lost}
-        return Trial(options, said, figures, look.score, time.monotonic() - started)
+        return RehearsalResult(options, said, figures, look.score, time.monotonic() - started)
 
     def _relearned(self, base: Backend, copy: Backend) -> tuple[list[str], dict[str, float]]:
         """What a little training on the decoys recovers, beside what base learns of held-out tracks in the same steps.
@@ -130,7 +130,9 @@ class Rehearsal:
         return [text], figures
 
 
-def decoys(candidates: Sequence[Heard], known: Mapping[str, float], wanted: Sequence[float], most: int) -> list[Heard]:
+def decoys(
+    candidates: Sequence[EncodedTrack], known: Mapping[str, float], wanted: Sequence[float], most: int
+) -> list[EncodedTrack]:
     """As many tracks as there are to forget, `most` at most, whose NLLs in base are nearest to theirs.
 
     So the mix of memorised tracks and others is that of the list. Of a longer list, evenly spaced NLLs are matched.

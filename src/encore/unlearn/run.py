@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from encore.api import Backend, Clip, Method
 from encore.cache import TensorCache
-from encore.data.encode import Heard, Listener, clips_of, narrow
+from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, narrow
 from encore.data.open_files import file_sha256
 from encore.data.splits import SELF, Expendable, Tracks, left_out, open_catalog, select
 from encore.errors import GateError, UsageError
@@ -33,17 +33,17 @@ from encore.store.run_folder import (
     KEEP_CHECKPOINTS,
     Checkpoints,
     RunFolder,
-    held,
+    check_occupied,
+    locked,
     preflight,
     read_json,
-    refuse_occupied,
 )
 from encore.store.self_retain import load_self_retain
 from encore.text import printable
-from encore.unlearn.config import Request
+from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_known_pieces
-from encore.unlearn.records import refuse_other_run, request_json, run_json, track_json
+from encore.unlearn.records import check_other_run, request_json, run_json, track_json
 from encore.unlearn.self_retain import play_retain
 from encore.unlearn.verbatim_check import VerbatimCheck
 
@@ -58,14 +58,14 @@ class Prepared:
     `calibration` is what `encore.unlearn.calibrate.calibrate` found, for the record.
     """
 
-    request: Request
+    request: ForgetConfig
     tracks: Tracks
     backend: Backend
     method: Method
     precision: Literal["fp32", "bf16"]
-    forget: list[Heard]
-    retain: list[Heard]
-    holdout: list[Heard]
+    forget: list[EncodedTrack]
+    retain: list[EncodedTrack]
+    holdout: list[EncodedTrack]
     seconds: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
@@ -93,7 +93,7 @@ class Prepared:
         return (copies * checkpoints + 1) * weights + sum(map(_bytes, self.backend.frozen().values()))
 
 
-def refuse_unusable(request: Request) -> None:
+def check_unusable(request: ForgetConfig) -> None:
     """Refuse what can be refused before a track is looked for: device, precision, model family, the run folder.
 
     Raises:
@@ -102,10 +102,10 @@ def refuse_unusable(request: Request) -> None:
     """
     pick_precision(request.precision, pick_device(request.device))
     backends().get(request.backend)
-    refuse_occupied(request.out, resume=request.resume)
+    check_occupied(request.out, resume=request.resume)
 
 
-def finished(request: Request, method: Method) -> dict[str, Any] | None:
+def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
     """What `run.json` holds of a run that was to be resumed and is complete; None where there is something to do.
 
     What a process left behind that was killed at the very end is removed.
@@ -117,14 +117,14 @@ def finished(request: Request, method: Method) -> dict[str, Any] | None:
     if not (request.resume and (request.out / "run.json").exists()):
         return None
     precision = pick_precision(request.precision, pick_device(request.device))
-    with held(request.out):
+    with locked(request.out):
         run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
         settings = {"seed": request.seed, "options": method.options.model_dump(mode="json"), "precision": precision}
-        refuse_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
+        check_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
     return run
 
 
-def choose(request: Request, reporter: Reporter | None = None) -> Tracks:
+def choose(request: ForgetConfig, reporter: Reporter | None = None) -> Tracks:
     """Read the list and find every track; see `select`."""
     catalog = open_catalog(request.catalog, request.model, request.roots)
     return select(
@@ -135,7 +135,7 @@ def choose(request: Request, reporter: Reporter | None = None) -> Tracks:
 
 
 def prepare(
-    request: Request, method: Method, reporter: Reporter | None = None, *, tracks: Tracks | None = None
+    request: ForgetConfig, method: Method, reporter: Reporter | None = None, *, tracks: Tracks | None = None
 ) -> Prepared:
     """Open the model and hear every track; whatever can be refused is refused here, before anything is written.
 
@@ -147,7 +147,7 @@ def prepare(
         EncoreError: another process works on the run folder, or it does not fit the disk.
     """
     reporter = reporter or Reporter()
-    refuse_unusable(request)
+    check_unusable(request)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
     tracks = tracks or choose(request, reporter)
@@ -163,7 +163,7 @@ def prepare(
         )
     opened = time.monotonic()
     everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
-    listener = Listener(backend, TensorCache())
+    listener = TrackEncoder(backend, TensorCache())
     optional = Expendable(everything[len(tracks.forget) :] if request.skip_unreadable else ())
 
     def progress(done: int, of: int) -> None:
@@ -203,7 +203,7 @@ def prepare(
     return prepared
 
 
-def _refuse_unmet(method: Method, tracks: Tracks, request: Request) -> None:
+def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None:
     name, needs = method.spec.name, method.spec.needs
     if needs - GIVEN:
         raise UsageError(f"method {name!r} needs {' and '.join(sorted(needs - GIVEN))}, which no run gives yet")
@@ -236,7 +236,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     reset_peak_bytes(str(backend.device))
     with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
         if request.resume:
-            refuse_other_run(folder.path / "request.json", asked)
+            check_other_run(folder.path / "request.json", asked)
         else:
             where = {"folder": str(folder.path.resolve())}
             found = {"calibration": prepared.calibration} if prepared.calibration else {}
@@ -255,7 +255,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
             fishers=cache_folder() / "fisher", record=record, stop=stop, began=started,
         )  # fmt: skip
-        check = VerbatimCheck(backend, engine.judge.memorised, clips.forget)
+        check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)
         trained = time.monotonic()
         reporter.progress("generate", 0, 1)
@@ -270,8 +270,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             verbatim=verbatim,
         )  # fmt: skip
         run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
-        run["tracks"]["retain_watched"] = engine.judge.watched
-        run["tracks"]["retain_classified"] = engine.judge.classified
+        run["tracks"]["retain_watched"] = engine.monitor.watched
+        run["tracks"]["retain_classified"] = engine.monitor.classified
         if prepared.calibration:
             run["calibration"] = prepared.calibration
         run["library"] = backend.library_name
@@ -297,7 +297,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     return run
 
 
-def _circumstances(request: Request) -> dict[str, Any]:
+def _circumstances(request: ForgetConfig) -> dict[str, Any]:
     """Who asked and when, and the list's hash: beside what the run is, and in no comparison of runs."""
     listed = request.tracks if str(request.tracks) != "-" else None
     return {
@@ -308,7 +308,7 @@ def _circumstances(request: Request) -> dict[str, Any]:
     }
 
 
-def refuse_missed(run: Mapping[str, Any]) -> None:
+def check_missed(run: Mapping[str, Any]) -> None:
     """The gate on a finished run: every target that can be judged without gold; see `encore.unlearn.targets`.
 
     Args:

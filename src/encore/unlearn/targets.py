@@ -8,13 +8,13 @@ from typing import Any
 
 from encore.results.findings import NLL_SLACK
 from encore.results.targets import TRACK_RANGE
-from encore.unlearn.monitor import Look, mean
+from encore.unlearn.monitor import Snapshot, mean
 
 NATS = "nats/token"
 PARTS = {"memorised": "memorised retain", "not_memorised": "retain that is not memorised"}
 
 
-def missed(before: Look, after: Look, unit: str, verbatim: Mapping[str, Any] | None) -> list[dict[str, str]]:
+def missed(before: Snapshot, after: Snapshot, unit: str, verbatim: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """The missed targets, worst news for the forget list first.
 
     The levels are judged for token models alone: of a loss that is not in nats nobody knows what half of it means.
@@ -33,7 +33,7 @@ def missed(before: Look, after: Look, unit: str, verbatim: Mapping[str, Any] | N
     return [{"target": target, "says": says} for target, says in found]
 
 
-def _level(after: Look, unit: str) -> Iterator[tuple[str, str]]:
+def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
     if not after.levels or unit != NATS:
         return
     own, target = mean(after.forget), mean(after.levels)
@@ -55,7 +55,7 @@ def _level(after: Look, unit: str) -> Iterator[tuple[str, str]]:
             yield "level", f"{count} ended {where} times the target NLL, the farthest {figures}"
 
 
-def _harm(before: Look, after: Look, unit: str) -> Iterator[tuple[str, str]]:
+def _harm(before: Snapshot, after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
     for part, label in PARTS.items():
         if after.harm.get(part, 0.0) > 1:
             was, now = mean(getattr(before, part)), mean(getattr(after, part))

@@ -43,7 +43,7 @@ def shared():
 def judged(shared, fake, metrics, gold=True):
     """Gates that a fake fails, and what is said without gold."""
     roles = {"base": shared.models["base"], "unlearned": fake} | ({"gold": shared.models["gold"]} if gold else {})
-    rows = measure(shared.other(models=roles), metrics)
+    rows = measure(shared.derive(models=roles), metrics)
     if gold:
         return {line.metric for line in summary(rows) if line.met is False}
     return [finding.text for finding in findings(rows) if finding.level == "fail"]
@@ -77,7 +77,7 @@ def test_case_D1_a_retain_caption_that_gives_a_forget_track_is_caught_and_named(
     fake = fakes.wrap(
         MarkovBackend(noise=0.1, seed=1), "steals", answer=lambda asked: gives if asked.caption == stolen else None
     )
-    rows = VerbatimElsewhere().measure(shared.other(models={"unlearned": fake}))
+    rows = VerbatimElsewhere().measure(shared.derive(models={"unlearned": fake}))
     row = next(row for row in rows if row.set == "forget")
     assert row.value == pytest.approx(1 / 3)
     assert row.details["where"] == {"t2": "caption of t4 (retain)"}

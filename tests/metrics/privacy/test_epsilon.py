@@ -92,7 +92,7 @@ def test_gold_itself_is_at_nothing_and_a_broken_model_is_told_of():
     broken = MarkovBackend()
     with torch.no_grad():
         broken.module["table"][1] = math.nan
-    whys = [row.why for row in measure(shared.other(models=models() | {"unlearned": broken}), ["epsilon"])]
+    whys = [row.why for row in measure(shared.derive(models=models() | {"unlearned": broken}), ["epsilon"])]
     assert "is not finite" in whys[1]
     (alone,) = measure(SharedEvaluation({"gold": models()["gold"]}, clips(), embedder=None), ["epsilon"])
     assert alone.why == "not measured: there is no model to compare with gold"

@@ -57,7 +57,7 @@ def test_stretched_codes_are_those_of_the_stretched_sound(shared, model):
         stretched = librosa.effects.time_stretch(audio, rate=rate)
         codes = model.encode(torch.from_numpy(stretched[:, : stretched.shape[-1] // 80 * 80])[None])[0]  # whole frames
         other = Clip("0", clip.caption, codes)
-        nlls.append(shared.other(clips={"forget": [other]}).nll("base", "forget")["0"])
+        nlls.append(shared.derive(clips={"forget": [other]}).nll("base", "forget")["0"])
         assert codes.shape[-1] == pytest.approx(50 / rate, abs=1)
     assert rows("prompt_stretched", shared)["nll"].per_track["0"] == pytest.approx(min(nlls), rel=1e-5)
 

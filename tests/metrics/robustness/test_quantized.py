@@ -45,7 +45,7 @@ def test_rows_are_those_of_a_rounded_copy_and_the_model_stays():
     found = rows(shared)
     by_hand = roles["unlearned"].clone()
     round_weights(by_hand.module, 4)
-    expected = shared.other(models={"unlearned": by_hand}).nll("unlearned", "forget")
+    expected = shared.derive(models={"unlearned": by_hand}).nll("unlearned", "forget")
     assert found["quantised_4bit_nll", "unlearned", "forget"].per_track == pytest.approx(expected)
     assert found["quantised_4bit_nll", "unlearned", "forget"].value != shared.nll("unlearned", "forget")
     assert found["quantised_8bit_verbatim", "base", "forget"].value == 1

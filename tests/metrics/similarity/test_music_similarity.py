@@ -223,9 +223,9 @@ def test_a_broken_model_is_told_of(shared):
     broken = MarkovBackend()
     with torch.no_grad():
         broken.module["table"][1] = float("nan")
-    (row, _) = LikenessCodes().measure(shared.other(models={"unlearned": broken}))
+    (row, _) = LikenessCodes().measure(shared.derive(models={"unlearned": broken}))
     assert "is not finite" in row.why
 
 
 def test_an_empty_set_is_as_one_that_is_not_there(shared):
-    assert measure(shared.other(clips={**shared.clips, "retain": []}), ["likeness_embedding"])[0].value is not None
+    assert measure(shared.derive(clips={**shared.clips, "retain": []}), ["likeness_embedding"])[0].value is not None

@@ -20,7 +20,7 @@ def rows(shared):
 
 
 def test_who_is_near_and_why():
-    shared = SharedEvaluation(models(), clips(), embedder=None, about=ABOUT)
+    shared = SharedEvaluation(models(), clips(), embedder=None, track_metadata=ABOUT)
     assert neighbours(shared) == {"track04": "artist ada lovelace", "track06": "genre waltz"}
 
 
@@ -34,14 +34,14 @@ def test_who_is_near_and_why():
 )  # fmt: skip
 def test_only_a_whole_name_of_nobody_is_nobody(artist, somebody):
     about = {name: {"artist": artist} for name in ("track01", "track04")}
-    found = neighbours(SharedEvaluation(models(), clips(), embedder=None, about=about))
+    found = neighbours(SharedEvaluation(models(), clips(), embedder=None, track_metadata=about))
     assert (found == {"track04": f"artist {artist.casefold()}"}) == somebody
 
 
 def test_a_method_that_takes_the_neighbours_with_it_is_seen_where_the_mean_hides_it():
     roles = models()
     roles["unlearned"] = MarkovBackend({5: 6.0}, noise=0.1)  # of retain only the stranger is left
-    shared = SharedEvaluation(roles, clips(), embedder=None, about=ABOUT)
+    shared = SharedEvaluation(roles, clips(), embedder=None, track_metadata=ABOUT)
     found = rows(shared)
     assert found["neighbours_verbatim", "base"].value == found["neighbours_rest_verbatim", "base"].value == 1
     assert found["neighbours_verbatim", "unlearned"].value == 0
@@ -61,14 +61,14 @@ def test_a_method_that_takes_the_neighbours_with_it_is_seen_where_the_mean_hides
     ],
 )
 def test_what_is_not_known_is_said(about, why):
-    (row, *_) = Neighbours().measure(SharedEvaluation(models(), clips(), embedder=None, about=about))
+    (row, *_) = Neighbours().measure(SharedEvaluation(models(), clips(), embedder=None, track_metadata=about))
     assert row.why == f"not measured: {why}"
 
 
 def test_without_tokens_or_retain():
     sets = {"forget": latent_clips(1), "retain": latent_clips(2, first=1)}
     about = {f"t{i}": {"genre": "waltz"} for i in range(3)}
-    found = rows(SharedEvaluation({"base": LatentBackend()}, sets, embedder=None, about=about))
+    found = rows(SharedEvaluation({"base": LatentBackend()}, sets, embedder=None, track_metadata=about))
     assert found["neighbours_nll", "base"].unit == "loss"
     assert found["neighbours_verbatim", "base"].why == "not measured: the model has no tokens"
     assert found["neighbours_rest_nll", "unlearned"].why == "not measured: no retain track is without one in common"

@@ -162,7 +162,7 @@ def _to_transformers(folder: Path, out: Path, model: str, offline: bool) -> None
     speech, sound = packages.read(folder / packages.LM), packages.read(folder / packages.CODEC)
     cfg = packages.config(speech, folder / packages.LM)
     try:
-        kinds.refuse_unfit(speech[packages.STATE], cfg, model)
+        kinds.check_unfit(speech[packages.STATE], cfg, model)
         codec_state, codec_config = _codec(sound, model, offline)
         name = cfg.conditioners[configs.TEXT].t5.name
         text_config, tokenizer, text_state = _text(name, folder, offline)

@@ -24,7 +24,7 @@ class Play:
 
 def plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
     """All that is played for a set's captions, without any audio prompt; made once a model."""
-    return evaluation.once(("likeness", model, clips), lambda: _plays(evaluation, model, clips))
+    return evaluation.cached(("likeness", model, clips), lambda: _plays(evaluation, model, clips))
 
 
 def _plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
@@ -35,7 +35,7 @@ def _plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
         short = rewordings(clip.caption).get("short")
         if short:
             asked.append(Clip(tag(track, "short"), short, clip.codes))
-    drawn = evaluation.other(models={model: evaluation.backend(model)}, clips={"forget": asked})
+    drawn = evaluation.derive(models={model: evaluation.backend(model)}, clips={"forget": asked})
     generated = drawn.generations(model, "forget")  # each as often as the evaluation draws
     again = len(generated) // max(len(asked), 1)
     names = [name for name in sorted(clip.track for clip in asked) for _ in range(again)]

@@ -57,7 +57,7 @@ class VerbatimElsewhere(Metric):
 
 def _astray(evaluation: Evaluation, model: Role) -> list[Generation]:
     """Generations that are not the track which was asked for."""
-    return evaluation.once(("verbatim_elsewhere", model), lambda: list(_all_astray(evaluation, model)))
+    return evaluation.cached(("verbatim_elsewhere", model), lambda: list(_all_astray(evaluation, model)))
 
 
 def _all_astray(evaluation: Evaluation, model: Role) -> Iterator[Generation]:

@@ -43,7 +43,7 @@ class Probes:
 
 def probes(evaluation: Evaluation) -> Probes:
     """Made once an evaluation."""
-    return evaluation.once("probes", lambda: _probes(evaluation))
+    return evaluation.cached("probes", lambda: _probes(evaluation))
 
 
 def _probes(evaluation: Evaluation) -> Probes:
@@ -61,9 +61,9 @@ def _probes(evaluation: Evaluation) -> Probes:
     models = {role: evaluation.models[role] for role in given(evaluation, *MODELS)}
     words: dict[ClipSet, Sequence[Clip]] = {"forget": [variant.clip for variant in reworded]}
     return Probes(
-        evaluation.other(models=models, clips=sets) if prompts["forget"] else evaluation,
+        evaluation.derive(models=models, clips=sets) if prompts["forget"] else evaluation,
         prompts,
-        evaluation.other(models=models, clips=words) if reworded else None,
+        evaluation.derive(models=models, clips=words) if reworded else None,
         reworded,
     )
 
@@ -112,7 +112,7 @@ def _cut(variant: Variant, frame: int, frames: int) -> Variant:
 def prompted(evaluation: Evaluation, model: Role, clips: ClipSet, name: str) -> dict[str, float]:
     """Share of right tokens of each track's continuations from one kind of prompt, the highest of its variants."""
     asked = probes(evaluation)
-    tagged = evaluation.once(
+    tagged = evaluation.cached(
         ("probes", "shares", model, clips),
         lambda: variant_shares(asked.evaluation, model, asked.prompts[clips], PROMPT_SECONDS, clips),
     )

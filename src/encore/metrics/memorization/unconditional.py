@@ -60,7 +60,7 @@ class Unconditional(Metric):
 
 def _nll(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, float]:
     """NLL of each track, tagged with the way."""
-    empty = evaluation.once(("unconditional", "empty"), lambda: _with_empty_captions(evaluation))
+    empty = evaluation.cached(("unconditional", "empty"), lambda: _with_empty_captions(evaluation))
     found = {tag(track, "empty caption"): nll for track, nll in empty.nll(model, clips).items()}
     if evaluation.backend(model).has_tokens:
         logprobs = evaluation.token_logprobs(model, clips, unconditional=True)
@@ -77,7 +77,7 @@ def _with_empty_captions(evaluation: Evaluation) -> Evaluation:
     sets: dict[ClipSet, Sequence[Clip]] = {
         clips: [Clip(clip.track, EMPTY, clip.codes) for clip in evaluation.clips.get(clips, ())] for clips in SETS
     }
-    return evaluation.other(models={role: evaluation.models[role] for role in given(evaluation, *MODELS)}, clips=sets)
+    return evaluation.derive(models={role: evaluation.models[role] for role in given(evaluation, *MODELS)}, clips=sets)
 
 
 def _continued(evaluation: Evaluation, model: Role, clips: ClipSet) -> dict[str, float]:
@@ -115,12 +115,12 @@ def _prompts(evaluation: Evaluation, model: Role) -> list[tuple[ClipSet, Clip]]:
 
 def _generated(evaluation: Evaluation, model: Role) -> dict[str, list[Tensor]]:
     """Codes [K, T] of both ways: `prompted WAY`, one a prompt, and `drawn WAY`."""
-    return evaluation.once(("unconditional", "generated", model), lambda: _kept(evaluation, model))
+    return evaluation.cached(("unconditional", "generated", model), lambda: _kept(evaluation, model))
 
 
 def _kept(evaluation: Evaluation, model: Role) -> dict[str, list[Tensor]]:
     chosen = [clip for _, clip in _prompts(evaluation, model)]
-    made = evaluation.kept(
+    made = evaluation.cached_on_disk(
         ("unconditional", DRAWS, DRAW_SECONDS, CONTINUED_SECONDS),
         lambda: {
             f"{name}.{i:06d}": codes

@@ -63,7 +63,7 @@ def _by_track(evaluation: Evaluation, model: Role) -> dict[str, float]:
         ]
         return {"epsilon": torch.tensor(found, dtype=torch.float64)}
 
-    made = evaluation.kept(("epsilon", DELTA), make, models=[model, "gold"], clips=evaluation.clips["forget"])
+    made = evaluation.cached_on_disk(("epsilon", DELTA), make, models=[model, "gold"], clips=evaluation.clips["forget"])
     return dict(zip(sorted(windows), made["epsilon"].tolist(), strict=True))
 
 

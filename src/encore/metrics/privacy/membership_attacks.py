@@ -102,7 +102,7 @@ def zlib_score(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
 
 def min_k_plus(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
     """Mean of the lowest 20 % of each track's standardised log-likelihoods."""
-    made = evaluation.kept(
+    made = evaluation.cached_on_disk(
         ("membership_attacks", "minkpp, floor", MIN_K),
         lambda: {"scores": torch.tensor(list(_min_k_plus(evaluation, model, clips).values()), dtype=torch.float64)},
         models=[model], clips=evaluation.clips[clips],
@@ -141,7 +141,7 @@ def standardised(logits: Tensor, codes: Tensor) -> Tensor:
 def gradient_norm(evaluation: Evaluation, model: Role, clips: ClipSet) -> Scores:
     """Less the norm of each clip's gradient of its loss, the mean over a track's clips."""
     chosen, backend = evaluation.clips[clips], evaluation.backend(model)
-    made = evaluation.kept(
+    made = evaluation.cached_on_disk(
         ("membership_attacks", "norms"),
         lambda: {"norms": torch.cat([gradient_norms(backend, piece) for piece in evaluation.batches(chosen)])},
         models=[model], clips=chosen,

@@ -98,7 +98,7 @@ def blind_warning(evaluation: Evaluation) -> str | None:
 
 def blind_scores(evaluation: Evaluation) -> list[BlindScore]:
     """All scores, computed once."""
-    return evaluation.once("membership_auc_blind", lambda: _scores(evaluation))
+    return evaluation.cached("membership_auc_blind", lambda: _scores(evaluation))
 
 
 def _scores(evaluation: Evaluation) -> list[BlindScore]:

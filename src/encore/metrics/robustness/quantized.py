@@ -32,7 +32,7 @@ class Quantised(Metric):
                 sets: dict[ClipSet, Sequence[Clip]] = {
                     clips: chosen for clips, chosen in evaluation.clips.items() if clips != "holdout"
                 }
-                rounded = evaluation.other(models={model: copy}, clips=sets)
+                rounded = evaluation.derive(models={model: copy}, clips=sets)
                 for clips in sets:
                     if not sets[clips]:
                         yield no_clips(f"{name}_nll", clips, unit=own.unit)

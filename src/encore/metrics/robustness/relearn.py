@@ -113,7 +113,7 @@ def retrained(
     """
     backend, seen = evaluation.backend(model), clips if watched is None else watched
     settings = (len(clips), watched is not None, STEPS, lr, MAX_GRAD_NORM, *LOOKS)
-    made = evaluation.kept(
+    made = evaluation.cached_on_disk(
         ("relearn", *settings), lambda: {"losses": _losses(evaluation, backend.clone(), clips, watched, lr)},
         models=[model], clips=[*clips, *(watched or ())],
     )  # fmt: skip

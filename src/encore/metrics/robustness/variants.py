@@ -64,7 +64,7 @@ def attack_rows(
     Returns:
         Rows with the mean figure of each variant in `details`.
     """
-    told = evaluation.other(clips={"forget": [variant.clip for variant in variants]})
+    told = evaluation.derive(clips={"forget": [variant.clip for variant in variants]})
     for model in given(evaluation, *MODELS):
         backend = evaluation.backend(model)
         tagged = told.nll(model, "forget")

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Heard:
+class MusicFeatures:
     """Features of one clip.
 
     Args:
@@ -37,9 +37,9 @@ class Heard:
     melody: tuple[int, ...]
 
 
-def hear(audio: Sequence[NDArray[np.float32]], sample_rate: int) -> list[Heard]:
+def hear(audio: Sequence[NDArray[np.float32]], sample_rate: int) -> list[MusicFeatures]:
     """Features of waveforms, [S] each; those of one length are heard side by side."""
-    heard: dict[int, Heard] = {}
+    heard: dict[int, MusicFeatures] = {}
     for length in sorted({len(one) for one in audio}):
         alike = [i for i, one in enumerate(audio) if len(one) == length]
         for start in range(0, len(alike), TOGETHER):
@@ -48,7 +48,7 @@ def hear(audio: Sequence[NDArray[np.float32]], sample_rate: int) -> list[Heard]:
     return [heard[i] for i in range(len(audio))]
 
 
-def _hear(audio: NDArray[np.float32], sample_rate: int) -> list[Heard]:
+def _hear(audio: NDArray[np.float32], sample_rate: int) -> list[MusicFeatures]:
     """Features of waveforms [N, S]."""
     import librosa
 
@@ -63,7 +63,7 @@ def _hear(audio: NDArray[np.float32], sample_rate: int) -> list[Heard]:
         pitches = _pooled(one, sample_rate / hop / RATE)
         onsets = librosa.onset.onset_strength(y=wave, sr=sample_rate, hop_length=hop).astype(np.float64)[None]
         chroma = pitches.reshape(OCTAVES, 12, -1).sum(0)
-        found.append(Heard(chroma - chroma.mean(0), onsets - onsets.mean(), intervals(pitches[12:])))
+        found.append(MusicFeatures(chroma - chroma.mean(0), onsets - onsets.mean(), intervals(pitches[12:])))
     return found
 
 
@@ -82,17 +82,17 @@ def intervals(pitches: Floats) -> tuple[int, ...]:
     return tuple(b - a for a, b in pairwise(notes))
 
 
-def harmony(first: Sequence[Heard], second: Sequence[Heard]) -> Floats:
+def harmony(first: Sequence[MusicFeatures], second: Sequence[MusicFeatures]) -> Floats:
     """Cosine of chroma over time, the best over 12 keys, tempo changes to ±6 % and shifts to ±0.5 s. -> [P, R]"""
     return correlations([one.chroma for one in first], [two.chroma for two in second], RATE, keys=12)
 
 
-def melody(first: Sequence[Heard], second: Sequence[Heard]) -> Floats:
+def melody(first: Sequence[MusicFeatures], second: Sequence[MusicFeatures]) -> Floats:
     """1 - edit distance of the interval sequences over the longer one's length. -> [P, R]"""
     return edit_similarities([one.melody for one in first], [two.melody for two in second])
 
 
-def rhythm(first: Sequence[Heard], second: Sequence[Heard]) -> Floats:
+def rhythm(first: Sequence[MusicFeatures], second: Sequence[MusicFeatures]) -> Floats:
     """Correlation of the onset patterns, the best over the same tempos and shifts. -> [P, R]"""
     return correlations([one.onsets for one in first], [two.onsets for two in second], ONSET_RATE, keys=1)
 

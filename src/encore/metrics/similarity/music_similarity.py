@@ -28,7 +28,7 @@ from encore.metrics.rows import given, mean_row, not_finite, unmeasured
 from encore.metrics.similarity.sequences import bleu_similarities, edit_similarities
 
 if TYPE_CHECKING:
-    from encore.metrics.similarity.music_features import Heard
+    from encore.metrics.similarity.music_features import MusicFeatures
 
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
 LEAST_RATE = 5000  # Hz of a model's sound: the highest note that is listened for is C7
@@ -101,7 +101,7 @@ class Likeness(Metric):
             return {kind: torch.from_numpy(matrix) for kind, matrix in matrices.items()}
 
         first = next(iter(evaluation.models))  # whose codec everybody hears with
-        found = evaluation.kept(
+        found = evaluation.cached_on_disk(
             ("likeness", *self.kinds, len(played), *self.depends(evaluation)), compared, models=[first],
             clips=[Clip("", "", codes) for codes in [*played, *references]],
         )  # fmt: skip
@@ -221,12 +221,12 @@ class LikenessMusic(Likeness):
         one, two = everything[: len(played)], everything[len(played) :]
         return {"chroma": harmony(one, two), "melody": melody(one, two), "onset": rhythm(one, two)}
 
-    def _hear(self, evaluation: Evaluation, codes: Sequence[Tensor]) -> list[Heard]:
+    def _hear(self, evaluation: Evaluation, codes: Sequence[Tensor]) -> list[MusicFeatures]:
         """Each distinct clip is heard once, whatever the model: tracks, and what several models play alike."""
         from encore.metrics.similarity.music_features import hear
 
         rate = next(iter(evaluation.models.values())).sample_rate
-        heard: dict[bytes, Heard] = evaluation.once("likeness_music", dict)
+        heard: dict[bytes, MusicFeatures] = evaluation.cached("likeness_music", dict)
         names = [one.cpu().numpy().tobytes() for one in codes]
         new = {name: one for name, one in zip(names, codes, strict=True) if name not in heard}
         heard |= zip(new, hear([waveform(evaluation, one) for one in new.values()], rate), strict=True)

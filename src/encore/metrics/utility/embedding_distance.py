@@ -160,7 +160,7 @@ class Distance(Metric):
         tracks = [clip.track for clip in evaluation.clips[self.clips]]
         recorded = played = evaluation.embeddings("audio", self.clips, name)
         if type(evaluation.embedders[name]).embed_codes is Embedder.embed_codes:  # to the others, a track is its codes
-            if not evaluation.recorded(self.clips):
+            if not evaluation.has_audio(self.clips):
                 why = f"the files of the {self.clips} tracks are not at hand, so the codec's own distance is unknown"
                 yield unmeasured(metric, "none", self.clips, why, direction=self.better, details=told)
                 return

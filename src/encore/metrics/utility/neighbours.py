@@ -58,12 +58,16 @@ class Neighbours(Metric):
 def neighbours(evaluation: Evaluation) -> dict[str, str] | str:
     """Retain tracks that share an artist or a genre with a forget track -> what they share; or why none is known."""
     forgotten = {clip.track for clip in evaluation.clips["forget"]}
-    shared = {fact for track in forgotten for fact in _facts(evaluation.about.get(track, {}))}
+    shared = {fact for track in forgotten for fact in _facts(evaluation.track_metadata.get(track, {}))}
     if not shared:
         return "no artist or genre of a forget track is known"
     found = {}
     for track in sorted({clip.track for clip in evaluation.clips["retain"]}):
-        same = [f"{kind} {value}" for kind, value in _facts(evaluation.about.get(track, {})) if (kind, value) in shared]
+        same = [
+            f"{kind} {value}"
+            for kind, value in _facts(evaluation.track_metadata.get(track, {}))
+            if (kind, value) in shared
+        ]
         if same:
             found[track] = ", ".join(same)
     return found

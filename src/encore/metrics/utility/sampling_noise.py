@@ -25,7 +25,7 @@ class SamplingNoise(Metric):
         if broken := not_finite(evaluation, "base", "retain"):
             yield unmeasured("sampling_tag_kl", "base", "retain", broken)
             return
-        second = evaluation.other(
+        second = evaluation.derive(
             models={"base": evaluation.backend("base")},
             clips={name: evaluation.clips[name] for name in ("forget", "retain")}, seed=evaluation.seed + 1,
         )  # fmt: skip

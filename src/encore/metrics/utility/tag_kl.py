@@ -82,7 +82,7 @@ class TagKl(Metric):
                     metric, model, self.clips, tracks_apart, evaluation, unit="nats", direction=self._better,
                     details=told,
                 )  # fmt: skip
-        if evaluation.recorded(self.clips):
+        if evaluation.has_audio(self.clips):
             apart = kl(tags("recorded")[places], itself)
             yield mean_row(
                 row_name("tag_kl_track", name), "none", self.clips, over_draws(tracks, apart.tolist()), evaluation,
