@@ -39,7 +39,7 @@ def slow(backend: MusicgenBackend, catalog: list[Clip], clip: list[Clip], condit
     """The formula in the module's docstring, one gradient at a time, all of them stored, in float64."""
     twin = backend.clone()
     twin.module.double()  # a clone shares its codec and text encoder
-    twin.conditions = {text: states.double() for text, states in backend.conditions.items()}
+    twin.text_embeddings = {text: states.double() for text, states in backend.text_embeddings.items()}
     weights = list(twin.module.parameters())
 
     def gradient(one: Clip) -> Tensor:
@@ -66,7 +66,7 @@ def slow(backend: MusicgenBackend, catalog: list[Clip], clip: list[Clip], condit
 def test_scores_are_those_of_a_float64_loop(
     backend: MusicgenBackend, catalog: list[Clip], tmp_path: Path, conditioned: bool
 ) -> None:
-    backend.condition(CAPTIONS)
+    backend.encode_text(CAPTIONS)
     backend.module.train()  # its dropout must not count, and its mode come back
     clip = [Clip("x", CAPTIONS[1], catalog[2].codes.flip(-1)), Clip("x", CAPTIONS[1], catalog[4].codes)]
     before = {name: weight.detach().clone() for name, weight in backend.module.named_parameters()}

@@ -49,22 +49,22 @@ def test_a_last_window_too_short_to_add_anything_is_left_out(
 def test_nothing_is_computed_twice(
     backend: MusicgenBackend, tracks: tuple[Track, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend.conditions = {}
+    backend.text_embeddings = {}
     first = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)
-    states = dict(backend.conditions)
+    states = dict(backend.text_embeddings)
 
     def never(*_: object) -> None:
         raise AssertionError("the cache was not used")
 
     monkeypatch.setattr(backend, "encode", never)
     monkeypatch.setattr(backend, "condition", never)
-    backend.conditions = {}
+    backend.text_embeddings = {}
     again = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)
     for one, other in zip(first, again, strict=True):
         assert one.pcm_sha256 == other.pcm_sha256
         assert all(torch.equal(a.codes, b.codes) for a, b in zip(one.clips, other.clips, strict=True))
-    assert states.keys() == backend.conditions.keys() == {track.caption for track in tracks}
-    assert all(torch.equal(states[caption], backend.conditions[caption]) for caption in states)
+    assert states.keys() == backend.text_embeddings.keys() == {track.caption for track in tracks}
+    assert all(torch.equal(states[caption], backend.text_embeddings[caption]) for caption in states)
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def gradients(backend: MusicgenBackend, clips: Sequence[Clip]) -> dict[str, Tens
     twin = backend.clone()
     twin.module.double().eval()
     for clip in clips:
-        twin.condition([clip.caption])
-    twin.conditions = {caption: states.double() for caption, states in twin.conditions.items()}
+        twin.encode_text([clip.caption])
+    twin.text_embeddings = {caption: states.double() for caption, states in twin.text_embeddings.items()}
     rows = []
     for clip in clips:
         table = twin.logits(Batch.of([clip]))[0].log_softmax(-1)  # [K, T, V]

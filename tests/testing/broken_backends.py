@@ -101,16 +101,16 @@ class DecodesTooShort(Broken):
 class PadsConditions(Broken):
     fault = ("condition", "shape", "alone")
 
-    def condition(self, captions):
-        return list(nn.utils.rnn.pad_sequence(super().condition(captions), batch_first=True))
+    def encode_text(self, captions):
+        return list(nn.utils.rnn.pad_sequence(super().encode_text(captions), batch_first=True))
 
     def _text_states(self, captions, unconditional):
-        MusicgenBackend.condition(self, captions)
-        own, self.condition = self.condition, lambda given: MusicgenBackend.condition(self, given)
+        MusicgenBackend.encode_text(self, captions)
+        own, self.encode_text = self.encode_text, lambda given: MusicgenBackend.encode_text(self, given)
         try:
             return super()._text_states(captions, unconditional)
         finally:
-            self.condition = own
+            self.encode_text = own
 
 
 class LossOfTheBatch(Broken):

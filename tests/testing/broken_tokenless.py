@@ -15,15 +15,15 @@ class Broken(LatentBackend):
     also: tuple[str, ...] = ()
 
 
-class DeafToTheDraw(Broken):
-    fault = ("draw", "the same at draw 0 and at draw 1")
+class IgnoresNoiseIndex(Broken):
+    fault = ("noise_index", "the same at noise_index 0 and 1")
 
     def losses(self, batch):
-        return super().losses(replace(batch, draw=0))
+        return super().losses(replace(batch, noise_index=0))
 
 
 class NoiseOfTheProcess(Broken):
-    fault = ("draw", "two calls at draw 1 differ")
+    fault = ("noise_index", "two calls at noise_index 1 differ")
     also = ("determinism", "batch invariance", "save", "clone", "curvature", "caption")
 
     def losses(self, batch):

@@ -46,7 +46,7 @@ def slow(backend: MusicgenBackend, clips: Sequence[Clip], most: float) -> tuple[
     """The clipped gradient and each track's norm, float64, one clip at a time."""
     module = backend.clone()
     module.module.double()
-    module.conditions = {caption: states.double() for caption, states in backend.conditions.items()}
+    module.text_embeddings = {caption: states.double() for caption, states in backend.text_embeddings.items()}
     tracks: dict[str, Weights] = {}
     for clip in clips:
         module.module.zero_grad()
@@ -85,7 +85,7 @@ def distance(ours: Weights, theirs: Weights) -> float:
 def test_tracks_are_clipped_as_a_float64_loop_does_it_at_any_micro_batch(
     backend: MusicgenBackend, several: list[Clip], micro: int
 ) -> None:
-    backend.condition(CAPTIONS)
+    backend.encode_text(CAPTIONS)
     backend.module.eval()
     _, norms = slow(backend, several, math.inf)
     most = sorted(norms.values())[2]  # the middle one of five: some are clipped, some are not
@@ -94,7 +94,7 @@ def test_tracks_are_clipped_as_a_float64_loop_does_it_at_any_micro_batch(
 
 
 def test_one_clip_a_track_goes_through_one_pass_and_is_clipped(backend: MusicgenBackend, several: list[Clip]) -> None:
-    backend.condition(CAPTIONS)
+    backend.encode_text(CAPTIONS)
     backend.module.eval()
     clips = [Clip(f"{i}", clip.caption, clip.codes) for i, clip in enumerate(several)]
     _, norms = slow(backend, clips, math.inf)
@@ -180,7 +180,7 @@ def halves(losses: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
 def test_what_one_pass_can_not_serve_is_done_clip_by_clip_and_said_once(
     backend: MusicgenBackend, several: list[Clip]
 ) -> None:
-    backend.condition(CAPTIONS)
+    backend.encode_text(CAPTIONS)
     backend.module.eval()
     clips = [Clip(f"{i}", clip.caption, clip.codes) for i, clip in enumerate(several)]
     told: list[Any] = []

@@ -45,7 +45,7 @@ def test_every_step_has_noise_of_its_own_and_the_reference_the_same(clips):
             theirs = step.reference.nll(batch)
             if not seen:  # the first step's weights are the base's
                 torch.testing.assert_close(theirs, step.backend.losses(batch))
-            seen.append(batch.draw)
+            seen.append(batch.noise_index)
             return super().forget_loss(step, batch)
 
     Engine(backend, clips).run(Watched(Npo.Options(steps=4, stop="never", micro_batch_size=3)))
@@ -55,8 +55,8 @@ def test_every_step_has_noise_of_its_own_and_the_reference_the_same(clips):
 def test_the_reference_keeps_the_fixed_draw_alone(clips):
     reference, batch = FrozenReference(LatentBackend()), Batch.of(clips.forget)
     fixed = reference.nll(batch)
-    other = reference.nll(Batch.of(clips.forget, draw=7))
-    expected = LatentBackend().losses(Batch.of(clips.forget, draw=7))
+    other = reference.nll(Batch.of(clips.forget, noise_index=7))
+    expected = LatentBackend().losses(Batch.of(clips.forget, noise_index=7))
     torch.testing.assert_close(other, expected.detach())
     assert torch.equal(reference.nll(batch), fixed)
     assert not torch.equal(other, fixed)

@@ -61,7 +61,7 @@ def memorise(backend: DiffusionBackend, chosen: list[Clip]) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS, pct_start=0.1)
     for step in range(STEPS):
         optimiser.zero_grad()
-        backend.losses(Batch.of(chosen, draw=1 + step)).mean().backward()
+        backend.losses(Batch.of(chosen, noise_index=1 + step)).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()

@@ -133,8 +133,8 @@ def test_a_run_goes_on_where_it_was(folders, music, call, tmp_path):
     losses, asked_for = backend.losses, []
 
     def dying(self, batch):
-        asked_for.append(batch.draw)
-        if batch.draw == 3:
+        asked_for.append(batch.noise_index)
+        if batch.noise_index == 3:
             raise KeyboardInterrupt
         return losses(self, batch)
 

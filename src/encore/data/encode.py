@@ -135,12 +135,12 @@ class TrackEncoder:
 
     def _condition(self, captions: Sequence[str]) -> None:
         """Give the backend its captions' text encodings, each run through the text encoder once ever."""
-        for caption in sorted(set(captions) - set(self.backend.conditions)):
+        for caption in sorted(set(captions) - set(self.backend.text_embeddings)):
             states = self.cache.get_or_make(("text", caption, *self._frozen), partial(self._read, caption))
-            self.backend.conditions[caption] = states["states"].to(self.backend.device)
+            self.backend.text_embeddings[caption] = states["states"].to(self.backend.device)
 
     def _read(self, caption: str) -> dict[str, torch.Tensor]:
-        return {"states": self.backend.condition([caption])[0]}
+        return {"states": self.backend.encode_text([caption])[0]}
 
 
 def window_samples(backend: Backend) -> int:

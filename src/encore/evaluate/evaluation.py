@@ -106,7 +106,7 @@ class SharedEvaluation(Evaluation):
         for model in self.models.values():
             model.module.eval()
             with torch.no_grad():  # now: encoded under a metric's inference_mode they would be of no use to training
-                model.condition(captions)
+                model.encode_text(captions)
         self.unopened: Mapping[str, str] = {}
         if isinstance(embedder, str):
             self.embedders, self.unopened = open_embedders(embedder, self._first, offline=offline)

@@ -87,7 +87,10 @@ def determinism(subject: BackendSubject) -> None:
     need(torch.equal(first, second), f"two calls of losses differ by {apart(first, second):.2g}")
     same = [Clip(clip.track, clip.caption, clip.codes.clone()) for clip in batch.clips]
     third = backend.losses(subject.batch(same))
-    need(torch.equal(first, third), "losses of equal clips differ: they depend on more than caption, codes and draw")
+    need(
+        torch.equal(first, third),
+        "losses of equal clips differ: they depend on more than caption, codes and noise index",
+    )
     if backend.has_tokens:
         need(torch.equal(backend.logits(batch), backend.logits(batch)), "two calls of logits differ")
 
@@ -95,10 +98,10 @@ def determinism(subject: BackendSubject) -> None:
 @suite.check("batch invariance", "a clip's loss depends on the clip alone, not on the clips or captions beside it")
 def batch_invariance(subject: BackendSubject) -> None:
     backend, clips = subject.backend, subject.clips
-    for draw in (0,) if backend.has_tokens else (0, 3):
-        alone = torch.cat([backend.losses(subject.batch([clip], draw=draw)) for clip in clips]).detach()
-        together = backend.losses(subject.batch(draw=draw)).detach()
-        backwards = backend.losses(subject.batch(clips[::-1], draw=draw)).detach().flip(0)
+    for noise_index in (0,) if backend.has_tokens else (0, 3):
+        alone = torch.cat([backend.losses(subject.batch([clip], noise_index=noise_index)) for clip in clips]).detach()
+        together = backend.losses(subject.batch(noise_index=noise_index)).detach()
+        backwards = backend.losses(subject.batch(clips[::-1], noise_index=noise_index)).detach().flip(0)
         for other, how in ((together, "beside others"), (backwards, "beside the same in reverse order")):
             if not close(other, alone, CLIP_TOLERANCE):
                 worst = int((other - alone).abs().argmax())
@@ -170,12 +173,12 @@ def caption(subject: BackendSubject) -> None:
 # ---------------------------------------------------------------------------------------------------- without tokens
 
 
-@suite.check("draw", "without tokens, the noise of losses is that of the clip and batch.draw, another for another draw")
-def draw(subject: BackendSubject) -> None:
+@suite.check("noise_index", "without tokens, the noise of losses depends on the clip and on batch.noise_index")
+def noise_index(subject: BackendSubject) -> None:
     backend = subject.without_tokens()
-    zero, one, again = (backend.losses(subject.batch(draw=number)).detach() for number in (0, 1, 1))
-    need(torch.equal(one, again), f"two calls at draw 1 differ by {apart(one, again):.2g}")
-    need(not torch.equal(zero, one), "losses are the same at draw 0 and at draw 1: training would hear one noise alone")
+    zero, one, again = (backend.losses(subject.batch(noise_index=number)).detach() for number in (0, 1, 1))
+    need(torch.equal(one, again), f"two calls at noise_index 1 differ by {apart(one, again):.2g}")
+    need(not torch.equal(zero, one), "losses are the same at noise_index 0 and 1: training would hear one noise alone")
 
 
 @suite.check("no tokens", "without tokens, logits and token_mask raise UsageError")

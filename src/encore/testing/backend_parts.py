@@ -64,7 +64,10 @@ def spec(subject: BackendSubject) -> None:
     size, wanted = backend.codebook_size, "2 or more" if backend.has_tokens else "0 without tokens"
     need(size >= 2 if backend.has_tokens else size == 0, f"codebook_size is {size!r}, and must be {wanted}")
     need(isinstance(backend.device, torch.device), f"device is {backend.device!r}, not a torch.device")
-    need(isinstance(backend.conditions, dict), f"conditions is a {type(backend.conditions).__name__}, not a dict")
+    need(
+        isinstance(backend.text_embeddings, dict),
+        f"text_embeddings is a {type(backend.text_embeddings).__name__}, not a dict",
+    )
     need(backend.unit, f"unit is {backend.unit!r}, and must say what losses are in")
 
 
@@ -162,10 +165,10 @@ def latents(subject: BackendSubject) -> str | None:
 
 
 @suite.check("condition", "condition gives one frozen [L, D] a caption, whatever captions are beside it")
-def condition(subject: BackendSubject) -> None:
+def encode_text(subject: BackendSubject) -> None:
     backend: Backend = subject.load()  # one that has kept no encodings yet
     captions = [*CAPTIONS, CAPTIONS[0]]
-    found = backend.condition(captions)
+    found = backend.encode_text(captions)
     need(len(found) == len(captions), f"condition returns {len(found)} encodings for {len(captions)} captions")
     shapes = [list(one.shape) for one in found]
     need(all(len(shape) == 2 for shape in shapes), f"condition returns shapes {shapes}, and must return [L, D] each")
@@ -173,9 +176,9 @@ def condition(subject: BackendSubject) -> None:
     need(all(one.isfinite().all() for one in found), "an encoding is not finite")
     need(not any(one.requires_grad for one in found), "encodings have a gradient: the text encoder is frozen")
     need(torch.equal(found[0], found[-1]), "one caption has two encodings")
-    kept = set(CAPTIONS) - set(backend.conditions)
-    need(not kept, "encodings are not kept in conditions, so that each is computed again in every step")
-    alone = subject.load().condition(CAPTIONS[:1])[0]
+    kept = set(CAPTIONS) - set(backend.text_embeddings)
+    need(not kept, "encodings are not kept in text_embeddings, so that each is computed again in every step")
+    alone = subject.load().encode_text(CAPTIONS[:1])[0]
     need(
         alone.shape == found[0].shape,
         f"a caption's encoding has shape {list(found[0].shape)} beside longer ones and {list(alone.shape)} alone",

@@ -77,8 +77,8 @@ class BackendSubject:
             return torch.randint(backend.codebook_size, (backend.codebooks, frames), generator=generator)
         return torch.randn(backend.codebooks, frames, generator=generator)
 
-    def batch(self, clips: Sequence[Clip] | None = None, *, draw: int = 0) -> Batch:
-        return Batch.of(self.clips if clips is None else clips, self.backend.device, draw=draw)
+    def batch(self, clips: Sequence[Clip] | None = None, *, noise_index: int = 0) -> Batch:
+        return Batch.of(self.clips if clips is None else clips, self.backend.device, noise_index=noise_index)
 
     def sound(self, count: int = 2) -> Tensor:
         """Tones over noise, [count, C, S], as long as the longest clip."""

@@ -17,7 +17,7 @@ from encore.errors import UsageError
 class LatentBackend(Backend):
     """Clips hold float32 [K, T], the codes of the model within; its losses are told, its tokens are not.
 
-    As in diffusion, the loss depends on `batch.draw`: another draw turns the codes of each clip by its number.
+    As in diffusion, the loss depends on `batch.noise_index`: another draw turns the codes of each clip by its number.
     """
 
     spec = BackendSpec("tokenless", "a backend without tokens", "encore.testing.latent_backend:LatentBackend")
@@ -29,7 +29,7 @@ class LatentBackend(Backend):
         self.module = inner.module
         self.sample_rate, self.channels, self.frame_rate = inner.sample_rate, inner.channels, inner.frame_rate
         self.codebooks, self.codebook_size, self.max_frames = inner.codebooks, 0, inner.max_frames
-        self.device, self.conditions = inner.device, inner.conditions
+        self.device, self.text_embeddings = inner.device, inner.text_embeddings
 
     @classmethod
     def load(
@@ -50,8 +50,8 @@ class LatentBackend(Backend):
     def decode(self, codes: Tensor) -> Tensor:
         return self.inner.decode(self._codes(codes))
 
-    def condition(self, captions: Sequence[str]) -> list[Tensor]:
-        return self.inner.condition(captions)
+    def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
+        return self.inner.encode_text(captions)
 
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
         raise self._refusal()
@@ -60,12 +60,12 @@ class LatentBackend(Backend):
         raise self._refusal()
 
     def losses(self, batch: Batch) -> Tensor:
-        return self.inner.losses(replace(batch, codes=self._codes(batch.codes + batch.draw), draw=0))
+        return self.inner.losses(replace(batch, codes=self._codes(batch.codes + batch.noise_index), noise_index=0))
 
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         shape = batch.codes.shape
         codes = torch.randint(self.inner.codebook_size, shape, generator=generator).to(batch.codes.device)
-        return self.inner.losses(replace(batch, codes=codes, draw=0))
+        return self.inner.losses(replace(batch, codes=codes, noise_index=0))
 
     def generate(self, captions: Sequence[str], *, seconds: float, prompt: Tensor | None = None, **how: Any) -> Tensor:
         if prompt is not None:

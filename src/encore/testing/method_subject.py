@@ -204,7 +204,7 @@ class Prepared:
         """`forget_loss` or `retain_loss` of clips, and whether it drew from the run's generator."""
         step = self.step(seed)
         before = step.generator.get_state()
-        losses = getattr(self.method, name)(step, Batch.of(clips, self.session.backend.device, draw=1))
+        losses = getattr(self.method, name)(step, Batch.of(clips, self.session.backend.device, noise_index=1))
         return losses, not torch.equal(before, step.generator.get_state())
 
     def clips(self, name: str) -> Sequence[Clip]:

@@ -61,7 +61,7 @@ class FrozenReference(Reference):
 
     @torch.no_grad()
     def nll(self, batch: Batch) -> Tensor:
-        if batch.draw:  # this noise is never seen again
+        if batch.noise_index:  # this noise is never seen again
             return self._backend.losses(batch)
         missing = [clip for clip in batch.clips if clip not in self._nll]
         if missing:
@@ -377,7 +377,7 @@ class Engine:
             def ask(
                 part: Sequence[Clip], name: str = name, loss_of: Callable[[Step, Batch], Tensor] = loss_of
             ) -> Tensor:
-                batch = Batch.of(part, self.backend.device, draw=draw)
+                batch = Batch.of(part, self.backend.device, noise_index=draw)
                 with self._autocast():
                     losses = loss_of(step, batch)
                 if losses.shape != (len(batch),):
