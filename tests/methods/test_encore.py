@@ -243,7 +243,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
 
     attacked = model.clone()
     if share > 0.4:
-        optimizer = torch.optim.AdamW(attacked.module.parameters(), lr=0.02 * method._typical)
+        optimizer = torch.optim.AdamW(attacked.module.parameters(), lr=method.options.attack_rate * method._typical)
         attacked.losses(Batch.of([known])).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -265,6 +265,21 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
             torch.testing.assert_close(weight.grad, twin.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize(("known", "often"), [(1, 40), (2, 20), (0, 0)])
+def test_fewer_memorised_clips_are_attacked_more_often(backend: MusicgenBackend, known: int, often: int) -> None:
+    """At the same cost: a share of .25 is of batches of four clips, so one clip alone is attacked in every step."""
+    clips = make_clips(2)
+    level = {0: 0.1, 2: 100.0}.get(known) or between(backend, clips, known)
+    method, session = made(
+        backend, clips, make_clips(4, seed=1), level, attack_share=0.25, attack_steps=1, forget_batch_size=4
+    )
+    assert len(method._deep) == known
+    generator = torch.Generator().manual_seed(0)
+    step = replace(step_of(backend, session), lr_share=1.0, forget=clips, generator=generator)
+    attacked = sum(bool(method._attacked(step, Batch.of(clips))[0]) for _ in range(40))
+    assert abs(attacked - often) <= (8 if known == 2 else 0)
+
+
 def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) -> None:
     """As many of its clips at a time as of the memorised ones, here one, four in all."""
     holdout, clips = make_clips(5, seed=5), make_clips(2)
@@ -276,7 +291,7 @@ def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) 
     for clip in holdout[:4]:
         twin = backend.clone()
         twin.module.eval()
-        optimizer = torch.optim.AdamW(twin.module.parameters(), lr=0.02 * method._typical)
+        optimizer = torch.optim.AdamW(twin.module.parameters(), lr=method.options.attack_rate * method._typical)
         wanted.append([])
         for _ in range(3):
             optimizer.zero_grad()

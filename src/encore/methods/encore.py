@@ -20,7 +20,6 @@ from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
 MANY = 8  # memorised clips, from which on the rate is the full one
-RESISTS = 0.9  # share of the NLL of new music after an attack that memorised clips should have after one
 ATTACKED_FROM = 0.4  # share of the peak rate above which forgetting is taken under attack
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
 
@@ -37,12 +36,13 @@ class Encore(LossMethod):
     level of its own: its NLL under base, and what it costs more to begin it later, beyond what the same costs held-out
     music.
 
-    While the rate is high, a share of the steps (`attack_share`) forgets under attack: a copy of the model is trained
-    on the step's memorised clips for a few steps, and the loss is taken at the weights that it reaches, its gradient
-    applied to the model's own (first-order tamper resistance, Tamirisa et al., arXiv 2408.00761). What a little
-    training would bring back is then erased, where it would else only be suppressed. ℓ_k falls there as the NLL of
-    held-out music falls under the same attack on the base: anything new can be learnt. The rate decays once relearning
-    brings memorised tracks back little further than it would bring new ones (`ready`).
+    While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at
+    the same cost) forgets under attack: a copy of the model is trained on the step's memorised clips for a few steps,
+    and the loss is taken at the weights that it reaches, its gradient applied to the model's own (first-order tamper
+    resistance, Tamirisa et al., arXiv 2408.00761). What a little training would bring back is then erased, where it
+    would else only be suppressed. ℓ_k falls there as the NLL of held-out music falls under the same attack on the base:
+    anything new can be learnt. The rate decays once relearning brings memorised tracks back no further than it would
+    bring new ones (`ready`), or after a fifth of the steps.
 
     On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
     is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
@@ -70,9 +70,9 @@ class Encore(LossMethod):
         stop: Literal["target", "never"] = "never"
         eval_every: int = 15
         decay_steps: int = 75
-        attack_share: float = Field(0.5, ge=0, le=1, description="share of the steps at a high rate taken under attack")
+        attack_share: float = Field(0.5, ge=0, le=1, description="share of steps under attack, of a full forget batch")
         attack_steps: int = Field(8, ge=1, description="steps of relearning in an attack, at most")
-        attack_rate: float = Field(0.02, gt=0, description="their rate, as a share of the model's typical weight")
+        attack_rate: float = Field(0.03, gt=0, description="their rate, as a share of the model's typical weight")
         shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
         gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to its level")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
@@ -143,7 +143,7 @@ class Encore(LossMethod):
         return self.options.alpha * torch.cat(losses)[order]
 
     def ready(self, step: Step) -> bool:
-        """Whether relearning brings some of the memorised clips back little further than it brings new music."""
+        """Whether relearning brings some of the memorised clips back no further than it brings new music."""
         if not self._deep or not self.options.attack_share:
             return True
         known = [clip for clip in self._levels if clip in self._deep]
@@ -155,7 +155,7 @@ class Encore(LossMethod):
         with moved(step.backend.module, weights):
             nll = codebook_nll(step.backend, clips).mean()
         wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
-        return bool(nll >= RESISTS * wanted.mean())
+        return bool(nll >= wanted.mean())
 
     # ------------------------------------------------------------------------------------------- levels and the rate
 
@@ -220,7 +220,8 @@ class Encore(LossMethod):
         """The weights after relearning the step's memorised clips, and the share [K] of its NLL that new music keeps
         under as long an attack; no weights where there is no attack."""
         known = [clip for clip in step.forget if clip in self._deep]
-        often = torch.rand((), generator=step.generator) < self.options.attack_share
+        share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
+        often = torch.rand((), generator=step.generator) < share
         if not known or not often or step.lr_share <= ATTACKED_FROM:
             return {}, 1.0
         steps = _draw(self.options.attack_steps, step.generator) + 1

@@ -13,6 +13,7 @@ LOWEST = 0.05  # share of the peak that a decay ends at
 TAIL = 0.08  # the same of an adaptive one, which goes on there
 LOW = 0.1  # share of the peak below which an adaptive run may end
 LONGEST = 0.3  # share of the steps (or seconds) allowed after which an adaptive rate decays, whatever was forgotten
+WAITS = 0.2  # the same after which it no longer waits for the method to be ready
 RECOVERED = 0.5  # harm to memorised retain, 1 being what is allowed, at which an adaptive run may end
 PATIENCE = 2.5  # decays that an adaptive run waits at most for retain to recover
 
@@ -79,7 +80,7 @@ class Schedule:
             return False
         spent = max(step / options.steps, seconds / options.max_seconds if options.max_seconds else 0.0)
         if decay.begin is None:
-            if spent >= LONGEST or (near_levels(look, mean=6, track=10) and ready()):
+            if spent >= LONGEST or (near_levels(look, mean=6, track=10) and (spent >= WAITS or ready())):
                 left: float = options.steps - step
                 if options.max_seconds:
                     left = min(left, (options.max_seconds - seconds) * step / max(seconds, 1e-9))
