@@ -255,7 +255,7 @@ def test_newton_ends_at_the_unseen_level(base: MusicgenBackend, clips: Clips) ->
     def walk(steps: int, level: float, eta: float = 3e-6) -> MusicgenBackend:
         model = base.clone()
         engine = Engine(model, clips)
-        engine.monitor.level = level
+        engine.monitor.holdout_nll = level
         engine.run(make("newton", eta=eta, steps=steps, labels="empirical"))
         return model
 

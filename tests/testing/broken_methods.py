@@ -284,10 +284,10 @@ class NeedsRetainUndeclared(Broken, GradDiff):
 
 
 class NeedsHoldoutUndeclared(Broken, GradDiff):
-    fault = ("without holdout", "reads step.level", "lack 'holdout'")
+    fault = ("without holdout", "reads step.holdout_nll", "lack 'holdout'")
 
     def forget_loss(self, step, batch):
-        return (step.level + 1.0 - step.backend.losses(batch)).relu()
+        return (step.holdout_nll + 1.0 - step.backend.losses(batch)).relu()
 
 
 class NeedsTokensUndeclared(Broken, GradDiff):

@@ -113,7 +113,7 @@ def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
     outcome = engine.outcome
     assert outcome.before is not None
     assert outcome.best is not None
-    assert max(outcome.before.forget.values()) < 0.8 * engine.monitor.level  # type: ignore[operator]
+    assert max(outcome.before.forget.values()) < 0.8 * engine.monitor.holdout_nll  # type: ignore[operator]
     assert outcome.reached_target
     assert outcome.steps < 200
     sizes = [len(tracks) for tracks in asked]
@@ -125,7 +125,7 @@ def test_a_forgotten_track_is_left_alone_and_the_run_ends_when_all_are_there(
 def stands(forget: dict[str, float], lost: float) -> Snapshot:
     """A look with a level of 3 for every track."""
     levels, near = dict.fromkeys(forget, 3.0), dict.fromkeys(forget, 0.15)
-    return Snapshot(forget, holdout=3.0, levels=levels, near=near, harm={"memorised": lost}, score=1.0)
+    return Snapshot(forget, holdout=3.0, target_nll=levels, tolerance=near, harm={"memorised": lost}, score=1.0)
 
 
 def test_once_all_tracks_are_there_retain_is_trained_until_it_is_kept(backend: MusicgenBackend, clips: Clips) -> None:

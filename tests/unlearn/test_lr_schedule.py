@@ -37,7 +37,7 @@ def look(*short: float, lost: float = 0.0) -> Snapshot:
     """Tracks of level 3 that are so many times what counts as near (.15) below it."""
     forget = {f"t{i}": 3.0 - 0.15 * one for i, one in enumerate(short)}
     return Snapshot(
-        forget, levels=dict.fromkeys(forget, 3.0), near=dict.fromkeys(forget, 0.15), harm={"memorised": lost}
+        forget, target_nll=dict.fromkeys(forget, 3.0), tolerance=dict.fromkeys(forget, 0.15), harm={"memorised": lost}
     )
 
 
@@ -196,7 +196,9 @@ def test_a_run_waits_no_longer_than_its_patience() -> None:
 
 
 def test_near_is_measured_by_each_tracks_own_range() -> None:
-    seen = Snapshot({"a": 2.0, "b": 0.9}, levels={"a": 3.0, "b": 1.0}, near={"a": 0.5, "b": 0.1})  # 2 and 1 below
+    seen = Snapshot(
+        {"a": 2.0, "b": 0.9}, target_nll={"a": 3.0, "b": 1.0}, tolerance={"a": 0.5, "b": 0.1}
+    )  # 2 and 1 below
     assert near_levels(seen, mean=1.51, track=2.01)
     assert not near_levels(seen, mean=1.49, track=2.01)
     assert not near_levels(seen, mean=1.51, track=1.99)
@@ -242,7 +244,7 @@ class Unreachable(Plain):
 
     def prepare(self, session: Session) -> None:
         super().prepare(session)
-        session.levels = dict.fromkeys((clip.track for clip in session.forget), 99.0)
+        session.target_nll = dict.fromkeys((clip.track for clip in session.forget), 99.0)
 
 
 @pytest.mark.parametrize("wrong", [{"t9": 3.0}, {"t0": 3.0}, dict.fromkeys(["t0", "t1", "t2", "t3", "t4"], 0.0)])
@@ -252,7 +254,7 @@ def test_levels_are_of_every_forget_track_and_above_nothing(
     class Wrong(Plain):
         def prepare(self, session: Session) -> None:
             super().prepare(session)
-            session.levels = wrong
+            session.target_nll = wrong
 
     with pytest.raises(PluginError, match="a level above 0 for every forget track"):
         Engine(backend, clips).run(Wrong(TrainOptions(steps=2)))
@@ -432,14 +434,14 @@ def test_levels_of_the_methods_own_are_what_a_run_is_judged_by(backend: Musicgen
     class Levels(Plain):
         def prepare(self, session: Session) -> None:
             super().prepare(session)
-            session.levels = {clip.track: 1.0 + i for i, clip in enumerate(clips.forget)}
+            session.target_nll = {clip.track: 1.0 + i for i, clip in enumerate(clips.forget)}
 
     engine = Engine(backend, clips)
     outcome = engine.run(Levels(options(steps=2, eval_every=1)))
     expected = {clip.track: 1.0 + i for i, clip in enumerate(clips.forget)}
     assert outcome.before is not None
     assert outcome.best is not None
-    assert outcome.before.levels == outcome.best.levels == expected
+    assert outcome.before.target_nll == outcome.best.target_nll == expected
 
 
 def test_a_run_ends_with_the_mean_of_the_weights_at_its_low_rate(backend: MusicgenBackend, clips: Clips) -> None:

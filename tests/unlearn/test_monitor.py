@@ -63,23 +63,23 @@ def test_case_D14_the_loss_of_memorised_tracks_is_not_averaged_away() -> None:
     made = judge({**memorised, **other})
     assert set(made.first.memorised) == set(memorised)
     assert len(made.first.not_memorised) == judging.WATCHED
-    assert made.first.kept
+    assert made.first.retain_ok
     harmed = after(made, **dict.fromkeys(memorised, 0.534))
     of_all = sum(made._backend.nll[name] for name in (*memorised, *other)) / 32  # type: ignore[attr-defined]
     assert of_all - 3.43 < 0.05 * 3.43 + 0.01  # what the mean of all would have let pass
-    assert not harmed.kept
-    assert harmed.lost == pytest.approx((0.534 - 0.082) / 0.03)
+    assert not harmed.retain_ok
+    assert harmed.worst_harm == pytest.approx((0.534 - 0.082) / 0.03)
     assert harmed.score > made.first.score
 
 
 def test_case_D14_one_lost_track_is_not_averaged_away_and_is_named() -> None:
     made = judge(many("m", 16, 0.02))
     near = after(made, m3=0.26)  # .015 on the mean
-    assert near.kept
+    assert near.retain_ok
     assert near.worst == "m3"
     lost = after(made, m3=0.28)
-    assert lost.harm["memorised"] < 1 < lost.harm["worst"] == lost.lost
-    assert (lost.kept, lost.worst) == (False, "m3")
+    assert lost.harm["memorised"] < 1 < lost.harm["worst"] == lost.worst_harm
+    assert (lost.retain_ok, lost.worst) == (False, "m3")
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_case_D14_one_lost_track_is_not_averaged_away_and_is_named() -> None:
 )  # fmt: skip
 def test_what_may_be_lost(changed: dict[str, float], kept: bool) -> None:
     """Retain may get better; held-out music may not drift on either side; what is not finite is lost."""
-    assert after(judge({"m0": 0.02, "o0": 3.4, "o1": 3.6}), **changed).kept is kept
+    assert after(judge({"m0": 0.02, "o0": 3.4, "o1": 3.6}), **changed).retain_ok is kept
 
 
 def test_a_base_without_holdout_has_memorised_what_is_far_below_chance() -> None:
     made = judge({"m": 0.5, "o": 3.0}, holdout={})
     assert (list(made.first.memorised), list(made.first.not_memorised)) == (["m"], ["o"])
-    assert (made.level, made.first.levels, made.first.harm.keys()) == (
+    assert (made.holdout_nll, made.first.target_nll, made.first.harm.keys()) == (
         None,
         {},
         {"memorised", "worst", "not_memorised"},
@@ -129,9 +129,9 @@ def test_of_a_large_catalogue_a_sample_is_classified() -> None:
 
 def test_every_track_has_a_level_of_its_own() -> None:
     made = judge({"m": 0.02})
-    assert made.first.levels == {"f1": 4.5, "f2": 4.5}
+    assert made.first.target_nll == {"f1": 4.5, "f2": 4.5}
     made.set_levels({"f1": 3.0, "f2": 5.0})
-    assert made.first.levels == {"f1": 3.0, "f2": 5.0}
+    assert made.first.target_nll == {"f1": 3.0, "f2": 5.0}
     now = after(made, f1=2.9, f2=4.7)
     assert (now.reached("f1"), now.reached("f2")) == (True, False)
     assert now.score == pytest.approx((0.1 / 0.3 + 0.3 / 0.5) / 2)

@@ -16,8 +16,8 @@ FINE: dict[str, float] = {"memorised": 1.0, "worst": 1.0, "not_memorised": 1.0, 
 
 def look(forget: dict[str, float] = LEVELS, harm: dict[str, float] = FINE, **parts: Any) -> Snapshot:
     fields: dict[str, Any] = {
-        "memorised": {"m1": 0.02, "m2": 0.04}, "not_memorised": {"o": 3.0}, "holdout": 4.0, "levels": LEVELS,
-        "near": {}, "worst": "m1",
+        "memorised": {"m1": 0.02, "m2": 0.04}, "not_memorised": {"o": 3.0}, "holdout": 4.0, "target_nll": LEVELS,
+        "tolerance": {}, "worst": "m1",
     }  # fmt: skip
     return Snapshot(forget, harm=harm, **fields | parts)
 
@@ -91,5 +91,5 @@ def test_generations_are_judged_on_both_sides() -> None:
 
 def test_without_levels_or_nats_no_level_is_judged() -> None:
     far = {"f1": 0.1, "f2": 0.1}
-    assert missed(look(), look(far, levels={}), "nats/token", None) == []
+    assert missed(look(), look(far, target_nll={}), "nats/token", None) == []
     assert missed(look(), look(far), "loss", None) == []

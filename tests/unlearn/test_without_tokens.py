@@ -92,7 +92,7 @@ def test_a_track_is_at_the_level_when_it_has_gone_all_but_five_percent_of_the_wa
         base = judged.first
         gap = judged.level - sum(base.forget.values()) / len(base.forget)
         track = next(iter(base.forget))
-        near = base.near[track]
+        near = base.tolerance[track]
         assert near == pytest.approx(0.05 * max(gap, 0.1 * judged.level))
         for short, reached in ((0.9, True), (1.1, False)):
             look = replace(base, forget={track: judged.level - short * near})

@@ -102,7 +102,7 @@ def _figures(info: Mapping[str, Any] | None) -> str:
         return ""
     forget = sum(look["forget"].values()) / len(look["forget"])
     text = f"  forget {forget:.2f}"
-    for name, key in (("target", "levels"), ("memorised", "memorised"), ("not memorised", "not_memorised")):
+    for name, key in (("target", "target_nll"), ("memorised", "memorised"), ("not memorised", "not_memorised")):
         if figures := look[key].values():
             text += f", {name} {sum(figures) / len(figures):.2f}"
     return text

@@ -107,7 +107,7 @@ def _steps(files: RunFiles) -> Figure | None:
         _course("to forget", "unlearned", looks, lambda look: _mean(look["forget"].values())),
         *(_course(label, role, looks, _mean_of(part)) for part, label, role in KEPT),
         _course("held-out", "holdout", looks, lambda look: look.get("holdout")),
-        _course("target level", "gold", looks, _mean_of("levels"), dashed=True),
+        _course("target level", "gold", looks, _mean_of("target_nll"), dashed=True),
     ]
     return Figure(
         "steps", "During the run",

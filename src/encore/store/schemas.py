@@ -83,8 +83,8 @@ class Snapshot(TypedDict, total=False):
     memorised: dict[str, float | None]
     not_memorised: dict[str, float | None]
     holdout: float | None
-    levels: dict[str, float]
-    near: dict[str, float]
+    target_nll: dict[str, float]
+    tolerance: dict[str, float]
     harm: dict[str, float | None]
     worst: str | None
     score: float | None

@@ -11,7 +11,7 @@ from torch import Tensor
 from encore.api import Batch, EditMethod, LossMethod, Method, Reference, Session, Step
 from encore.testing.global_state import Globals, disturb
 
-GIVEN = frozenset({"retain", "reference", "holdout", "level"})  # what a step or session holds that a spec may name
+GIVEN = frozenset({"retain", "reference", "holdout", "holdout_nll"})  # what a step or session holds that a spec may name
 TOKENS = ("logits", "token_mask", "token_logprobs")
 WATCHED = "_is_watched"
 
@@ -126,7 +126,7 @@ def watched(target: type[Method], watch: AccessSpy) -> type[Method]:
             seen = enter(session)
             watch.call("prepare", lambda: own.prepare(self, seen))
             kept = vars(seen)
-            for name in ("retain", "masks", "lr", "levels", "chosen"):  # what the engine takes over
+            for name in ("retain", "masks", "lr", "target_nll", "chosen"):  # what the engine takes over
                 setattr(session, name, kept[name])
 
         made["prepare"] = prepare

@@ -99,7 +99,7 @@ def needs(subject: MethodSubject) -> str | None:
         "reference": watch.read & {"reference.nll", "reference.logits"},
         "fisher": watch.read & {"session.fisher"},
         "logits": watch.read & {*(f"backend.{name}" for name in TOKENS), "reference.logits"},
-        "holdout": watch.read & {"session.holdout", "session.level", "step.level"},
+        "holdout": watch.read & {"session.holdout", "session.holdout_nll", "step.holdout_nll"},
         "retain": watch.read & {"session.retain"} or _hears_retain(subject),
     }
     idle = sorted(name for name in spec.needs & used.keys() if not used[name])
@@ -128,7 +128,7 @@ def _without(subject: MethodSubject, what: str) -> None:
     subject.done()
     trial = subject.trial(without=what)
     if trial.error is not None:
-        names = {"retain": ("retain",), "holdout": ("holdout", "level")}[what]
+        names = {"retain": ("retain",), "holdout": ("holdout", "holdout_nll")}[what]
         read = sorted(
             one for one in trial.watch.read if one.rpartition(".")[2] in names and one.rpartition(".")[2] in GIVEN
         )

@@ -198,7 +198,7 @@ class Prepared:
     def step(self, seed: int = 0) -> Step:
         given = self.session
         generator = torch.Generator().manual_seed(seed)
-        return Step(given.backend, given.reference, generator, 0.0, given.level, forget=given.forget)
+        return Step(given.backend, given.reference, generator, 0.0, given.holdout_nll, forget=given.forget)
 
     def ask(self, name: str, clips: Sequence[Clip], *, seed: int = 0) -> tuple[Tensor, bool]:
         """`forget_loss` or `retain_loss` of clips, and whether it drew from the run's generator."""

@@ -196,13 +196,13 @@ class Engine:
         if isinstance(method, LossMethod):
             method.prepare(session)
             self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
-            if session.levels:
+            if session.target_nll:
                 tracks = {clip.track for clip in self.clips.forget}
-                if session.levels.keys() != tracks or min(session.levels.values()) <= 0:
+                if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
                     raise PluginError(
                         f"method {method.spec.name!r}: prepare must set a level above 0 for every forget track, or none"
                     )
-                self.monitor.set_levels(session.levels)
+                self.monitor.set_levels(session.target_nll)
                 self.outcome.before = self.monitor.first
             self.outcome.chosen |= session.chosen
             self.train(method)
@@ -221,7 +221,7 @@ class Engine:
             self._reference = FrozenReference(self.backend)
         return Session(
             self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.monitor.level, self.train, self.fisher if "fisher" in method.spec.needs else None,
+            self.seed, self.monitor.holdout_nll, self.train, self.fisher if "fisher" in method.spec.needs else None,
         )  # fmt: skip
 
     def _check_result(self, method: Method, frozen: Mapping[str, str]) -> None:
@@ -279,7 +279,8 @@ class Engine:
             module.train(options.dropout)
             progress = state.step / schedule.steps
             step = Step(
-                self.backend, self._reference, self.generator, progress, self.monitor.level, lr_share, forget or ()
+                self.backend, self._reference, self.generator, progress, self.monitor.holdout_nll, lr_share,
+                forget or (),
             )  # fmt: skip
             drawn = self.generator.get_state()
             while True:
@@ -337,9 +338,9 @@ class Engine:
                 self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
                 if late or over:
                     break
-                if options.stop == "target" and self.monitor.level is not None and method.uses_forget:
+                if options.stop == "target" and self.monitor.holdout_nll is not None and method.uses_forget:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
-                    if not state.pending and (look.kept or not (uses_retain or method.uses_penalty)):
+                    if not state.pending and (look.retain_ok or not (uses_retain or method.uses_penalty)):
                         break
         _restore(module, best)
         module.eval()
@@ -352,7 +353,7 @@ class Engine:
         self.outcome.skipped_steps += state.skipped_steps
         self.outcome.best = state.best
         self.outcome.micro_batch_size = state.micro_batch_size
-        if state.best is not None and self.monitor.level is not None:
+        if state.best is not None and self.monitor.holdout_nll is not None:
             self.outcome.reached_target = all(state.best.reached(clip.track) for clip in self.clips.forget)
 
     def _backward(

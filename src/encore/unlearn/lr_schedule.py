@@ -86,19 +86,19 @@ class Schedule:
                     left = min(left, (options.max_seconds - seconds) * step / max(seconds, 1e-9))
                 decay.begin, decay.steps = step, max(1, min(options.decay_steps, int(left)))
             return False
-        recovered = look.kept and look.harm.get("memorised", 0.0) <= RECOVERED
+        recovered = look.retain_ok and look.harm.get("memorised", 0.0) <= RECOVERED
         return self._decayed(step) <= LOW and recovered and near_levels(look, mean=2, track=4)
 
 
 def near_levels(look: Snapshot, *, mean: float, track: float) -> bool:
-    """Whether the forget tracks are near their levels, in units of what counts as there (`Snapshot.near`).
+    """Whether the forget tracks are near their levels, in units of what counts as there (`Snapshot.tolerance`).
 
     Args:
         look: at the model; one without levels is never near.
         mean: how far below their levels the tracks may be on average.
         track: how far below its level any track may be.
     """
-    short = [(level - look.forget[name]) / look.near[name] for name, level in look.levels.items()]
+    short = [(level - look.forget[name]) / look.tolerance[name] for name, level in look.target_nll.items()]
     return bool(short) and sum(short) / len(short) <= mean and max(short) <= track
 
 

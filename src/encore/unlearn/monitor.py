@@ -34,8 +34,8 @@ class Snapshot:
         memorised: NLL of each watched retain track that the base has memorised.
         not_memorised: NLL of each other watched retain track.
         holdout: mean NLL of the held-out tracks; None without any.
-        levels: target NLL of each forget track; empty without a holdout.
-        near: how far below its level a forget track counts as there.
+        target_nll: target NLL of each forget track; empty without a holdout.
+        tolerance: how far below its target a forget track counts as there.
         harm: what was lost since base, 1 being what is allowed, of "memorised" (mean), "worst" (the memorised track
             that lost most), "not_memorised" (mean) and "holdout" (mean, on either side); see `StoppingMonitor`.
         worst: the memorised track that lost most.
@@ -46,25 +46,25 @@ class Snapshot:
     memorised: dict[str, float] = field(default_factory=dict)
     not_memorised: dict[str, float] = field(default_factory=dict)
     holdout: float | None = None
-    levels: dict[str, float] = field(default_factory=dict)
-    near: dict[str, float] = field(default_factory=dict)
+    target_nll: dict[str, float] = field(default_factory=dict)
+    tolerance: dict[str, float] = field(default_factory=dict)
     harm: dict[str, float] = field(default_factory=dict)
     worst: str | None = None
     score: float = 0.0
 
     @property
-    def lost(self) -> float:
+    def worst_harm(self) -> float:
         """The largest harm, 1 being what is allowed."""
         return max(self.harm.values(), default=0.0)
 
     @property
-    def kept(self) -> bool:
+    def retain_ok(self) -> bool:
         """Whether memorised retain, every memorised track, other retain and held-out music lost what they may."""
-        return self.lost <= 1
+        return self.worst_harm <= 1
 
     def reached(self, track: str) -> bool:
         """Whether a forget track has reached its level."""
-        return track in self.levels and self.forget[track] >= self.levels[track] - self.near[track]
+        return track in self.target_nll and self.forget[track] >= self.target_nll[track] - self.tolerance[track]
 
     def rank(self, stop: str) -> tuple[bool, float]:
         """Lower is better: the score; for a run that stops at the target, all tracks there before any other state."""
@@ -112,7 +112,7 @@ class StoppingMonitor:
             track_nll(backend, forget), track_nll(backend, self.memorised), track_nll(backend, self._not_memorised),
             base_holdout,
         )  # fmt: skip
-        self.level = base_holdout
+        self.holdout_nll = base_holdout
         self.set_levels({} if base_holdout is None else dict.fromkeys(self.first.forget, base_holdout))
 
     def set_levels(self, levels: Mapping[str, float]) -> None:
@@ -160,7 +160,7 @@ class StoppingMonitor:
             reached = mean(look.forget)
             distance = -reached if math.isfinite(reached) else math.inf
         score = max(harm.values(), default=0.0) + distance
-        return replace(look, levels=dict(levels), near=near, harm=harm, worst=worst, score=score)
+        return replace(look, target_nll=dict(levels), tolerance=near, harm=harm, worst=worst, score=score)
 
     def _harm(self, look: Snapshot, rises: Mapping[str, float]) -> dict[str, float]:
         first, harm = self.first, dict[str, float]()

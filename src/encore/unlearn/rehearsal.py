@@ -105,7 +105,7 @@ class Rehearsal:
         targets = missed(engine.monitor.first, look, copy.unit, check.after())
         relearned, figures = self._relearned(prepared.backend, copy)
         said = [one["says"].replace("forget track", "decoy") for one in targets] + relearned
-        figures |= {"decoys": mean(look.forget), "lost": look.lost}
+        figures |= {"decoys": mean(look.forget), "lost": look.worst_harm}
         return RehearsalResult(options, said, figures, look.score, time.monotonic() - started)
 
     def _relearned(self, base: Backend, copy: Backend) -> tuple[list[str], dict[str, float]]:

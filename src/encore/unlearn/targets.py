@@ -34,15 +34,15 @@ def missed(before: Snapshot, after: Snapshot, unit: str, verbatim: Mapping[str, 
 
 
 def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
-    if not after.levels or unit != NATS:
+    if not after.target_nll or unit != NATS:
         return
-    own, target = mean(after.forget), mean(after.levels)
+    own, target = mean(after.forget), mean(after.target_nll)
     if not abs(own - target) <= NLL_SLACK * target:
         yield (
             "level",
             f"the forget tracks' mean NLL is {own:.2f}, over {NLL_SLACK:.0%} away from its target {target:.2f}",
         )
-    ratios = {track: nll / after.levels[track] for track, nll in after.forget.items()}
+    ratios = {track: nll / after.target_nll[track] for track, nll in after.forget.items()}
     low, high = TRACK_RANGE
     for where, beyond in (
         (f"below {low:g}", {track: ratio for track, ratio in ratios.items() if not ratio >= low}),
@@ -51,7 +51,7 @@ def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
         if beyond:
             worst = min(beyond, key=beyond.__getitem__)
             count = f"{len(beyond)} of {len(ratios)} forget tracks"
-            figures = f"{worst} ({after.forget[worst]:.2f} of {after.levels[worst]:.2f})"
+            figures = f"{worst} ({after.forget[worst]:.2f} of {after.target_nll[worst]:.2f})"
             yield "level", f"{count} ended {where} times the target NLL, the farthest {figures}"
 
 
