@@ -13,7 +13,7 @@ from encore import stats
 from encore.api import Result
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
-from encore.results.targets import findings
+from encore.results.findings import findings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # a full evaluation of four models comes first
 

@@ -24,7 +24,8 @@ from encore.data.tracks import Track
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.hashing import module_sha256
-from encore.results.targets import findings, summary
+from encore.results.findings import findings
+from encore.results.targets import summary
 
 METRICS = [entry.spec.name for entry in plugins.metrics() if entry.spec.target.startswith("encore.")]
 NOTICED = re.compile(r"\b(deleted?|erased?|removed|proves?|proof|guaranteed?)\b", re.IGNORECASE)

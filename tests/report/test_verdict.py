@@ -77,7 +77,7 @@ def test_a_model_that_is_broken_everywhere_is_caught(files: Callable[..., RunFil
     assert found.level == "bad"
     assert found.headline.endswith("in 6 of 6 tests, but 1 of 2 tests of the other music failed")
     ruined = replace(damaged, results=list(map(only("nll", "unlearned", "retain", 6.0), good())))
-    assert verdict(ruined).headline.startswith("1 finding against this model: retain costs 6.00")
+    assert verdict(ruined).headline.startswith("1 finding against this model: the NLL of retain is 6.00")
     collapsed = run_record()["outcome"] | {"collapsed": True}
     broken = verdict(RunFiles(Path(), {}, run_record() | {"outcome": collapsed}, good()))
     assert (broken.level, "damaged" in broken.headline) == ("bad", True)

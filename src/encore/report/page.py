@@ -21,8 +21,7 @@ from encore.report.commands import commands
 from encore.report.figures import Figure, figures
 from encore.report.run_files import REPORT, RunFiles, Sample, read_run
 from encore.report.track_chart import pictures, worst_first
-from encore.results.findings import Finding
-from encore.results.targets import findings
+from encore.results.findings import Finding, findings
 from encore.store.run_folder import write_bytes, writing
 from encore.text import printable
 
@@ -239,7 +238,7 @@ def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, 
         players = []
         for sample in files.samples:
             if (sample.set, sample.track) == (ALIKE, track):
-                kinds = ", ".join(tables.KINDS.get(kind, kind) for kind in sample.kinds)
+                kinds = ", ".join(tables.short(f"likeness_{kind}") for kind in sample.kinds)
                 players.append(
                     (f"{kinds}: {ASKED.get(sample.asked, sample.asked)}", embedded_audio.file_uri(sample.path))
                 )
