@@ -58,7 +58,7 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec(
             "encore",
-            "forget toward what the model says of unheard music",
+            "forget toward what the model predicts for new music",
             "encore.methods.encore:Encore",
             needs=reference | logits,
         ),

@@ -204,7 +204,7 @@ def _roc(files: RunFiles) -> Figure | None:
     lines.append(Line("guessing", "guess", (0.0, 1.0), (0.0, 1.0), dashed=True))
     return Figure(
         "roc", "Can an outsider tell that the tracks were trained on?",
-        "Near the dotted line nobody can tell; towards the upper left corner the model reveals them.",
+        "Near the dotted line no one can tell; towards the upper left corner the model reveals them.",
         "held-out tracks taken for trained ones (share)", "forget tracks recognised (share)", tuple(lines), "steps",
     )  # fmt: skip
 

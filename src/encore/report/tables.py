@@ -13,7 +13,7 @@ from encore.report.figures import NAMES, Figure
 from encore.report.formatting import number, percent, unit_text
 from encore.report.run_files import RunFiles
 from encore.report.track_chart import nll_shares, reproduces, worst_first
-from encore.results.targets import SummaryRow, row_specs, spec_of, summary
+from encore.results.targets import SummaryRow, row_specs, spec_of
 
 COLUMNS = 6  # figures a table of tracks, so that it fits a page
 SHORT = 200  # characters of a detail that are shown
@@ -60,8 +60,7 @@ def tests(files: RunFiles) -> list[Test]:
         str(entry["id"]): track_cell(entry).text for name in ("forget", "retain") for entry in files.request[name]
     }
     made = []
-    lines = summary(files.results)
-    for line in sorted(lines, key=lambda line: (line.set != "forget", "verbatim" not in line.metric)):
+    for line in sorted(files.table, key=lambda line: (line.set != "forget", "verbatim" not in line.metric)):
         if line.target:
             worst = titles.get(line.worst[0], line.worst[0]) if line.worst and line.met is False else ""
             why = _not_judged(line) if line.met is None else ""
@@ -91,7 +90,7 @@ def _not_judged(line: SummaryRow) -> str:
 
 def targets(files: RunFiles) -> Table:
     """The lines a decision rests on: one column a role."""
-    lines = summary(files.results)
+    lines = files.table
     roles = [role for role in (*NAMES, "none") if any(role in line.figures for line in lines)]
     heads = tuple(NAMES.get(role, "without a model") for role in roles)
     rows = []

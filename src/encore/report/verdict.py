@@ -12,8 +12,7 @@ from encore.metrics.memorization.verbatim import MATCH
 from encore.report.formatting import percent
 from encore.report.run_files import RunFiles
 from encore.report.track_chart import best_shares, reproduced
-from encore.results.findings import findings
-from encore.results.targets import SummaryRow, row_specs, summary
+from encore.results.targets import SummaryRow, row_specs
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,11 @@ class Verdict:
 
 def verdict(files: RunFiles) -> Verdict:
     """What the figures come to: tests of forgetting first, then of the rest of the music, then warnings."""
-    judged = [line for line in summary(files.results) if line.met is not None]
+    judged = [line for line in files.table if line.met is not None]
     about = [line for line in judged if line.set == "forget"]
     rest = [line for line in judged if line.set != "forget"]
     missed, damaged = ([line for line in lines if not line.met] for lines in (about, rest))
-    found = findings(files.results)
+    found = files.findings
     other = [one for one in found if one.level == "fail" and one.code != "target"]
     harm = f"{len(damaged)} of {_tests(rest, 'of the other music')} failed" if damaged else ""
     if files.run["outcome"].get("collapsed"):
