@@ -99,7 +99,7 @@ class DecodesTooShort(Broken):
 
 
 class PadsConditions(Broken):
-    fault = ("encode_text", "shape", "alone")
+    fault = ("condition", "shape", "alone")
 
     def encode_text(self, captions):
         return list(nn.utils.rnn.pad_sequence(super().encode_text(captions), batch_first=True))
