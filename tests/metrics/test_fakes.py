@@ -30,7 +30,7 @@ ATTACKS = [
 def evaluation() -> SharedEvaluation:
     """The embedded models on fewer retain tracks."""
     full = embedded.evaluation()
-    return full.other(clips={**full.clips, "retain": full.clips["retain"][:RETAIN]})
+    return full.derive(clips={**full.clips, "retain": full.clips["retain"][:RETAIN]})
 
 
 def caught(evaluation, fake, metrics) -> set[str]:
