@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from encore import assets, plugins
-from encore.audio.cache import TensorCache
-from encore.audio.catalog import Catalog
-from encore.audio.files import file_sha256
-from encore.audio.tracks import Track
-from encore.runs.attribute import Scores
-from encore.runs.data import Listener
-from encore.runs.samples import write_wav
-from encore.runs.select import HOLDOUT
+from encore.attribution import Scores
+from encore.cache import TensorCache
+from encore.data.catalog import Catalog
+from encore.data.encode import TrackEncoder
+from encore.data.open_files import file_sha256
+from encore.data.splits import HOLDOUT
+from encore.data.tracks import Track
+from encore.evaluate.samples import write_wav
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     backend = plugins.backends().resolve("musicgen").load("tiny")
     cache = TensorCache()
     tracks = [track for track in Catalog.open(assets.CATALOG).tracks() if track.meta["split"] != HOLDOUT]
-    listener = Listener(backend, cache)
+    listener = TrackEncoder(backend, cache)
     catalog = [clip for heard in listener.hear(tracks) for clip in heard.clips]
     asked = [track for track in tracks if track.meta["split"] in arguments.splits.split(",")]
     played: list[Track] = []

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from encore.runs.environment import keep_freed_memory
+from encore.store.environment import keep_freed_memory
 
 WRONG = 1e-3
 """From what relative error on a parameter counts as wrong; rounding stays under a hundredth of it."""

@@ -62,10 +62,10 @@ def make_songs(folder: Path, count: int, seconds: float) -> None:
 def measure(folder: Path) -> dict[str, float]:
     """One run's intake, in this process."""
     from encore import plugins
-    from encore.runs import forget as runs
+    from encore.unlearn import run as runs
 
     method = plugins.methods().resolve("graddiff")
-    request = runs.Request(
+    request = runs.ForgetConfig(
         folder / "forget.txt", folder / "out", retain=str(folder / "retain.txt"), holdout=folder / "holdout.txt"
     )
     begun = time.perf_counter()
@@ -78,12 +78,12 @@ def measure(folder: Path) -> dict[str, float]:
 
 def compare(first: int, second: int, seconds: float) -> dict[str, float]:
     """Seconds to compare so many songs with so many, from fingerprints; the first of each side are the same song."""
-    from encore.audio.duplicates import Fingerprints
-    from encore.audio.fingerprints import RATE as LOW_RATE
-    from encore.audio.fingerprints import fingerprint
+    from encore.data.duplicates import Fingerprints
+    from encore.data.fingerprints import RATE as LOW_RATE
+    from encore.data.fingerprints import fingerprint
 
     with tempfile.TemporaryDirectory() as folder:
-        from encore.audio.cache import TensorCache
+        from encore.cache import TensorCache
 
         prints = Fingerprints(TensorCache(folder))
         sides: list[list[str]] = [[], []]

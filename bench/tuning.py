@@ -21,12 +21,12 @@ import torch
 
 from encore import assets, plugins
 from encore.api import Backend, Clip, ClipSet, Result, Role
-from encore.audio.cache import TensorCache, default_folder
-from encore.audio.catalog import Catalog
-from encore.runs.data import Listener
-from encore.runs.engine import Clips, Engine
-from encore.runs.measure import evaluate
+from encore.cache import TensorCache, default_folder
+from encore.data.catalog import Catalog
+from encore.data.encode import TrackEncoder
+from encore.evaluate.measure import evaluate
 from encore.settings import resolve_options
+from encore.unlearn.engine import Clips, Engine
 
 COLUMNS = (  # title, metric, set
     ("KL gold, forget", "kl_gold", "forget"),
@@ -80,7 +80,7 @@ def main() -> None:
 def hear(backend: Backend) -> tuple[Clips, dict[ClipSet, list[Clip]]]:
     """What a run is given, and what is measured."""
     catalog = Catalog.open(assets.CATALOG)
-    listener = Listener(backend, TensorCache())
+    listener = TrackEncoder(backend, TensorCache())
     heard = {
         name: [clip for one in listener.hear(catalog.tracks(split=name)) for clip in one.clips]
         for name in ("forget", "retain", "tune_forget", "tune_retain", "holdout", "background")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 # Before torch is imported, here and in the processes that tests start: on a busy machine, threads of OpenMP that wait
 # for one another by spinning make generation many times slower, and the tests' models are too small to need a second.
@@ -18,6 +18,10 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import pytest
 
 from encore import plugins
+
+if TYPE_CHECKING:
+    from encore.backends.musicgen import MusicgenBackend
+    from encore.unlearn.engine import Clips
 
 # A shell starts its background jobs with SIGINT ignored; what is tested here is a process that is not one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -107,7 +111,7 @@ class Done(NamedTuple):
 
 def no_evaluation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, who asks the cache for what an evaluation has kept fails."""
-    from encore.audio.cache import TensorCache
+    from encore.cache import TensorCache
 
     get = TensorCache.get
 
@@ -147,3 +151,39 @@ def studio(_studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("ENCORE_CACHE", str(_studio / "cache"))
     monkeypatch.chdir(tmp_path)
     return _studio
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_model import write_tiny_musicgen
+
+    return write_tiny_musicgen(tmp_path_factory.mktemp("tiny"), dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def _tiny(tiny_folder: Path) -> MusicgenBackend:
+    from encore.backends.musicgen import MusicgenBackend
+
+    return MusicgenBackend.load(str(tiny_folder), offline=True)
+
+
+@pytest.fixture
+def backend(_tiny: MusicgenBackend) -> MusicgenBackend:
+    """A backend with weights of its own."""
+    return _tiny.clone()
+
+
+@pytest.fixture(scope="session")
+def clips() -> Clips:
+    """5 forget, 7 retain, 4 holdout clips of random codes and of several lengths."""
+    import torch
+    from tests.tiny_model import CAPTIONS, CODES
+
+    from encore.api import Clip
+    from encore.unlearn.engine import Clips
+
+    generator = torch.Generator().manual_seed(0)
+    made = [
+        Clip(f"t{i}", CAPTIONS[i % 3], torch.randint(CODES, (2, 12 + i % 5), generator=generator)) for i in range(16)
+    ]
+    return Clips(made[:5], made[5:12], made[12:])

@@ -15,9 +15,9 @@ import torch
 
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
-from encore.audio.cache import TensorCache
 from encore.backends.musicgen import MusicgenBackend
-from encore.runs.evaluation import SharedEvaluation
+from encore.cache import TensorCache
+from encore.evaluate.evaluation import SharedEvaluation
 
 KEPT = tempfile.TemporaryDirectory(prefix="encore-embedded-")  # gold stands twice: the second time it is known
 NAMES: dict[Role, str] = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
@@ -38,5 +38,5 @@ def evaluation() -> SharedEvaluation:
             clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
             about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
     return SharedEvaluation(
-        models, dict(clips), about=about, embedder="latents,clap-tiny", cache=TensorCache(KEPT.name)
+        models, dict(clips), track_metadata=about, embedder="latents,clap-tiny", cache=TensorCache(KEPT.name)
     )  # fmt: skip

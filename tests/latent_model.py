@@ -32,7 +32,7 @@ class LatentBackend(Backend):
     def __init__(self, seed: int = 0) -> None:
         self.module = nn.Linear(K, K)
         self.codec = nn.AvgPool1d(2)
-        self.conditions = {}
+        self.text_embeddings = {}
         self.reinitialise(seed)
 
     @classmethod
@@ -51,10 +51,10 @@ class LatentBackend(Backend):
     def decode(self, codes: Tensor) -> Tensor:
         return codes.transpose(1, 2).flatten(1)[:, None].repeat_interleave(2, -1)
 
-    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
         for caption in captions:
-            self.conditions[caption] = torch.full((1, K), len(caption) / 100)
-        return [self.conditions[caption] for caption in captions]
+            self.text_embeddings[caption] = torch.full((1, K), len(caption) / 100)
+        return [self.text_embeddings[caption] for caption in captions]
 
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
         raise UsageError(f"the backend {self.name} has no tokens")
@@ -63,15 +63,15 @@ class LatentBackend(Backend):
         raise UsageError(f"the backend {self.name} has no tokens")
 
     def losses(self, batch: Batch) -> Tensor:
-        return self._losses(batch, [noise(clip, batch.draw) for clip in batch.clips])
+        return self._losses(batch, [noise(clip, batch.noise_index) for clip in batch.clips])
 
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return self._losses(batch, [torch.randn(clip.codes.shape, generator=generator) for clip in batch.clips])
 
     def _losses(self, batch: Batch, targets: Sequence[Tensor]) -> Tensor:
         """Clips of one length only."""
-        noisy = torch.stack([clip.codes + noise(clip, batch.draw) for clip in batch.clips])  # [N, K, T]
-        bias = torch.stack(self.condition(batch.captions))  # [N, 1, K]
+        noisy = torch.stack([clip.codes + noise(clip, batch.noise_index) for clip in batch.clips])  # [N, K, T]
+        bias = torch.stack(self.encode_text(batch.captions))  # [N, 1, K]
         return (self.module(noisy.mT) + bias - torch.stack(list(targets)).mT).square().mean((1, 2))
 
     @torch.no_grad()

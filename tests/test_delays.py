@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encore.delays import by_frame, draw, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, draw, inputs_of, play, predicted
 
 START = 99
 DELAYS = [0, 1, 1, 3]

@@ -2,13 +2,13 @@
 
 import pytest
 
-from encore.files import STAGING, whole_file
+from encore.files import STAGING, atomic_write
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with whole_file(path) as staging:
+    with atomic_write(path) as staging:
         staging.write_text("new")
         assert path.read_text() == "old"
         assert staging.name.startswith(STAGING)
@@ -21,7 +21,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
 def test_after_an_error_the_old_file_stands_and_nothing_lies_beside_it(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole_file(path) as staging:  # noqa: PT012
+    with pytest.raises(RuntimeError), atomic_write(path) as staging:  # noqa: PT012
         staging.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"
@@ -29,7 +29,7 @@ def test_after_an_error_the_old_file_stands_and_nothing_lies_beside_it(tmp_path)
 
 
 def test_two_writers_use_two_names(tmp_path):
-    with whole_file(tmp_path / "file") as one, whole_file(tmp_path / "file") as other:
+    with atomic_write(tmp_path / "file") as one, atomic_write(tmp_path / "file") as other:
         assert one != other
         one.write_text("1")
         other.write_text("2")

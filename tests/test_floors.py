@@ -1,26 +1,43 @@
 """Imports go down only. This reads them, also those inside functions and under TYPE_CHECKING."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
-    {"errors", "api", "options", "losses", "memorised", "relearning", "delays"}
-    | {"assets", "entrypoints", "files", "hub", "_native"},
-    {"hookspecs", "builtins", "plugins", "settings"},
-    {"ops"},
-    {"audio", "curvature", "stats", "fingerprint"},
-    {"methods", "backends", "metrics", "embedders"},
-    {"runs", "report", "evidence"},
-    {"conformance", "bench"},
+    {"errors", "api", "options", "losses", "memorised", "relearning", "delay_pattern", "text", "text_encoding", "stats"}
+    | {"hashing", "files", "signals", "reporter", "assets", "entrypoints", "hub", "_native"},
+    {"hookspecs", "builtins", "builtin_metrics", "plugins", "settings"},
+    {"ops", "cache"},
+    {"data", "curvature"},
+    {"methods", "backends", "metrics", "embedders", "results"},
+    {"store"},
+    {"report"},
+    {"evaluate", "attribution"},
+    {"unlearn", "evidence"},
+    {"compare", "testing"},
     {"cli"},
 ]
 TENSORS = {Path("encore/ops", name) for name in ("linear_grad.py", "layers.py", "__main__.py")}  # ops need torch
 SIBLINGS = FLOORS[4]  # these never import one another
 HEAVY = {"torch", "transformers", "librosa", "matplotlib", "pydantic", "numpy", "scipy", "sklearn"}
-LIGHT = {"", "errors", "api", "assets", "entrypoints", "hookspecs", "builtins", "plugins", "settings", "ops", "cli"}
+LIGHT = {
+    "",
+    "errors",
+    "api",
+    "assets",
+    "entrypoints",
+    "hookspecs",
+    "builtins",
+    "builtin_metrics",
+    "plugins",
+    "settings",
+    "ops",
+    "cli",
+}
 MODULES = sorted(path.relative_to(SOURCE) for path in (SOURCE / "encore").rglob("*.py"))
 
 
@@ -72,3 +89,26 @@ def test_light_modules_import_nothing_heavy_at_the_top(path):
 def test_floors_name_only_what_exists():
     there = {path.stem for path in (SOURCE / "encore").iterdir()}
     assert set().union(*FLOORS) - {"_native"} <= there
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of Encore that a module imports anywhere, also in a function or for its types alone."""
+    known = {".".join(other.with_suffix("").parts).removesuffix(".__init__") for other in MODULES}
+    found = set()
+    for node in ast.walk(ast.parse((SOURCE / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in known else node.module)
+    return found & known
+
+
+def test_no_modules_and_no_packages_import_one_another_in_a_circle():
+    modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): imports_of(path) for path in MODULES}
+    packages: dict[str, set[str]] = {}
+    for name, others in modules.items():
+        packages.setdefault(part(name), set()).update({part(other) for other in others} - {part(name), ""})
+    del packages[""]
+    for graph in (modules, packages):
+        assert len(graph) > 10
+        TopologicalSorter(graph).prepare()  # CycleError names a circle

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from encore.audio.cache import TensorCache
+from encore.cache import TensorCache
 from encore.errors import InputError, UsageError
 from encore.options import Options
 from encore.settings import cache_folder, describe_options, read_config, resolve_options

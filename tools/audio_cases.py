@@ -30,7 +30,7 @@ from threading import Lock
 import numpy as np
 import soundfile
 
-from encore.audio.decode import load
+from encore.data.decode import load
 from encore.errors import InputError
 
 SECONDS = 2.3
@@ -362,7 +362,7 @@ def flac_total(raw: bytes, factor: float) -> bytes:
 
 def other_serial(raw: bytes) -> bytes:
     """The same Ogg stream under another serial number, so that the two may be chained (RFC 3533, 4)."""
-    from encore.audio.pages import ogg_checksum
+    from encore.data.page_containers import ogg_checksum
 
     out, position = b"", 0
     while position < len(raw):

@@ -24,7 +24,7 @@ def staging_name(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` once the block ends without an error."""
     staging = staging_name(path)
     with naming(path):
@@ -62,7 +62,7 @@ def read_json(path: Path, shape: Any = None) -> Any:
     """Read a JSON file.
 
     Args:
-        shape: the type it must have, for pydantic (see `encore.runs.shapes`); None: any.
+        shape: the type it must have, for pydantic (see `encore.store.schemas`); None: any.
 
     Raises:
         InputError: it is missing, can't be read, is not JSON, or has another shape; names the file.

@@ -14,7 +14,7 @@ from transformers import MusicgenForConditionalGeneration
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import InputError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 
 FRAMES = 40
 

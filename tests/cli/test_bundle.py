@@ -140,12 +140,12 @@ def test_case_E8_dates_are_utc_and_who_asked_is_recorded(measured: Path) -> None
 
 
 def test_case_E8_no_comparison_of_runs_reads_dates_or_who_asked(measured: Path, tmp_path: Path) -> None:
-    from encore.runs.documents import refuse_other_run
+    from encore.unlearn.records import check_other_run
 
     request = json.loads((measured / "request.json").read_text())
     apart = {"folder", "requester", "requested", "begun", "list_sha256"}
     (tmp_path / "request.json").write_text(json.dumps(request | dict.fromkeys(apart - {"folder"}, "another")))
-    refuse_other_run(tmp_path / "request.json", {key: value for key, value in request.items() if key not in apart})
+    check_other_run(tmp_path / "request.json", {key: value for key, value in request.items() if key not in apart})
 
 
 @pytest.mark.parametrize("date", ["20 Nov", "2026-13-01", "2026-11-28T16:00:00", ""])
@@ -250,7 +250,7 @@ def test_exit_codes(tmp_path: Path, call: Call) -> None:
 def test_case_C6_an_evaluation_that_was_killed_between_its_files_is_not_bundled(
     measured: Path, studio: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from encore.runs import evaluate_run
+    from encore.evaluate import run as evaluate_run
 
     run = shutil.copytree(measured, tmp_path / "run")
     monkeypatch.setattr(evaluate_run, "write_json", killed)

@@ -42,7 +42,7 @@ def test_a_failing_check_ends_in_4_and_names_the_fault(call, model: Path, monkey
 def test_a_backend_of_anybodys_needs_a_model(call, installed) -> None:
     code = "from encore.api import BackendSpec, hookimpl\n@hookimpl\ndef encore_register_backends():\n"
     installed.add(
-        "encore-waves", code + "    return [BackendSpec('waves', '', 'encore.conformance.tokenless:Tokenless')]\n"
+        "encore-waves", code + "    return [BackendSpec('waves', '', 'encore.testing.latent_backend:LatentBackend')]\n"
     )
     done = call("plugins", "check", "waves")
     assert done.code == 2

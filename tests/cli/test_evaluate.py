@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from tests.conftest import Done, no_evaluation_is_read
 
-from encore.runs.store import held
+from encore.store.run_folder import locked
 
 Call = Callable[..., Done]
 ROLES = {"base", "unlearned", "gold", "gold2", "control", "none"}
@@ -161,7 +161,7 @@ def test_case_D19_a_metric_that_raises_leaves_the_others_written(
     def fails(self: object, evaluation: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("encore.metrics.membership.Membership.measure", fails)
+    monkeypatch.setattr("encore.metrics.privacy.membership.Membership.measure", fails)
     done = call("eval", project / "runs/a", "--metrics", "membership_auc,nll", "--json", "--out", "out")
     assert done.code == 1
     assert "the metric 'membership_auc' failed: ZeroDivisionError: oh" in done.err
@@ -294,9 +294,9 @@ def test_a_folder_in_use_or_closed_is_told_before_anything_is_measured(
     def measured(*given: object, **named: object) -> None:
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr("encore.runs.evaluate_run.measure", measured)
+    monkeypatch.setattr("encore.evaluate.run.measure", measured)
     given = ("eval", project / "runs/a", "--metrics", "nll", "--out", "x")
-    with held(Path("x")):
+    with locked(Path("x")):
         done = call(*given)
         assert (done.code, "is in use by process" in done.err) == (1, True), done.err
     Path("y").write_text("a file")

@@ -172,7 +172,7 @@ def test_a_track_on_both_sides(studio: Path, call: Call) -> None:
 
 
 def test_retain_self_plays_and_keeps(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("encore.runs.self_retain.SECONDS", 0.2)
+    monkeypatch.setattr("encore.unlearn.self_retain.SECONDS", 0.2)
     done = call(*arguments(studio, retain="self"))
     assert done.code == 0, done.err
     captions = read("run/retain-self/captions.json")
@@ -284,7 +284,7 @@ def test_a_runs_model_can_forget_more(studio: Path, call: Call) -> None:
 def test_a_collapse_exits_4_with_the_run_kept_and_told(
     studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encore.runs.documents.COLLAPSE", -1.0)
+    monkeypatch.setattr("encore.unlearn.records.COLLAPSE", -1.0)
     done = call(*arguments(studio, json=True))
     assert done.code == 4
     assert "the run is kept" in done.err

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from encore.api import Result
-from encore.runs.metrics_json import write_metrics
-from encore.runs.store import held, read_json, write_json
+from encore.store.metrics_json import write_metrics
+from encore.store.run_folder import locked, read_json, write_json
 
 TRACKS = tuple(f"t{n}" for n in range(8))
 
@@ -49,7 +49,7 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
     (tmp_path / "i/request.json").write_text('{"method": "ga", "forget": []}')
     (tmp_path / "none").mkdir()
     os.utime(tmp_path / "c/request.json", (0, 0))
-    with held(tmp_path / "d"):
+    with locked(tmp_path / "d"):
         done = call("runs", tmp_path, "--json")
         shown = call("runs", tmp_path)
     assert done.code == shown.code == 0, done.err

@@ -9,7 +9,9 @@ import pytest
 from encore.cli import progress
 from encore.cli.progress import BarReporter, LineReporter, reporting
 
-LOOK = {"look": {"forget": {"a": 1.0, "b": 2.0}, "levels": {"a": 4.0}, "memorised": {"c": 0.5}, "not_memorised": {}}}
+LOOK = {
+    "look": {"forget": {"a": 1.0, "b": 2.0}, "target_nll": {"a": 4.0}, "memorised": {"c": 0.5}, "not_memorised": {}}
+}
 
 
 class Clock:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from encore.audio.intake import Facts
-from encore.audio.tracks import Track
 from encore.cli.tracks import note_sets
-from encore.runs.data import Heard
+from encore.data.encode import EncodedTrack
+from encore.data.file_info import Facts
+from encore.data.tracks import Track
 
 
 def test_a_set_of_one_track_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
     facts = Facts("0" * 64, 16_000, 1, 80_000, "wav")
     one, two = (
-        Heard(Track(name, Path(name), "x", "0" * 64, caption_source=source), (), facts)
+        EncodedTrack(Track(name, Path(name), "x", "0" * 64, caption_source=source), (), facts)
         for name, source in (("a", "side-car (read as UTF-16)"), ("b", "an archive"))
     )
     note_sets({"forget": [one], "retain": [one, two], "holdout": []})

@@ -8,8 +8,8 @@ from tests.metrics.markov import MarkovBackend
 from transformers import ClapModel, ClapProcessor
 
 from encore import assets, plugins, stats
-from encore.audio.catalog import Catalog
-from encore.audio.decode import load
+from encore.data.catalog import Catalog
+from encore.data.decode import load
 from encore.errors import InputError, UsageError
 
 TEXTS = ["a flute", "drums and flute . loud"]

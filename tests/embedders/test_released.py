@@ -85,7 +85,7 @@ def test_vggish_hears_every_full_example_and_pads_what_is_shorter_than_one(tmp_p
 
 @pytest.mark.slow
 def test_they_keep_the_contract(name, kept):
-    from encore.conformance import assert_conforms
+    from encore.testing import assert_conforms
 
     torch.save(WEIGHTS[name](), kept / {"passt": Passt, "vggish": Vggish}[name].address.rpartition("/")[2])
     assert_conforms("embedder", name)

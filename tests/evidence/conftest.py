@@ -6,13 +6,13 @@ import pytest
 from tests.report.made_run import write_run
 
 from encore.evidence.pack import pack
-from encore.report import draw
+from encore.report import svg
 
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn in the tests of the report; here they would only take time."""
-    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    monkeypatch.setattr(svg, "can_draw", lambda: False)
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from tests.evidence.forger import forgeries
 from tests.evidence.measured import write_measured
 
 from encore.errors import GateError, InputError, NotCheckedError
+from encore.evaluate import run as evaluate_run
 from encore.evidence.pack import pack
 from encore.evidence.rerun import check_rerun
 from encore.evidence.verify import HASH, UNCHECKED, check_complete, verify
-from encore.runs import evaluate_run
 
 MEMORY: dict[Any, Any] = {}
 Remembered = Callable[..., Any]
@@ -25,11 +25,11 @@ Remembered = Callable[..., Any]
 
 def remembered(subject: Any, asked: Any, **more: Any) -> Any:
     """`evaluate_subject`, once for equal models, clips and settings: what is measured is a function of these."""
-    from encore.runs.models import model_sha256
+    from encore.store.model_name import model_sha256
 
     clips = {n: [(c.track, c.caption, c.codes.numpy().tobytes()) for c in own] for n, own in subject.clips.items()}
     models = {role: model_sha256(model) for role, model in subject.models.items()}
-    key = repr((asked, clips, models, subject.about))
+    key = repr((asked, clips, models, subject.track_metadata))
     if key not in MEMORY:
         MEMORY[key] = ORIGINAL(subject, asked, **more)
     return MEMORY[key]

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from encore.audio.av import Window
-from encore.audio.decode import MAX_PEAK, load
+from encore.data.decode import MAX_PEAK, load
+from encore.data.pyav import Window
 from encore.errors import InputError
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -116,7 +116,7 @@ def test_09_a_cut_file(tmp_path: Path, name: str, how: dict[str, object], part: 
 
 
 def test_09_an_mp3_cut_between_frames_is_known_by_its_header(tmp_path: Path) -> None:
-    from encore.audio.frames import parse_header
+    from encore.data.mpeg_frames import parse_header
 
     soundfile.write(tmp_path / "a.mp3", tone(), RATE)
     data = (tmp_path / "a.mp3").read_bytes()
@@ -192,7 +192,7 @@ def loads_in(path: Path, megabytes: int, seconds: float) -> str:
     code = f"""if True:
         import resource
         import av, numpy, soxr
-        from encore.audio.decode import load
+        from encore.data.decode import load
         from encore.errors import InputError
         now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + ({megabytes} << 20),) * 2)
@@ -251,7 +251,7 @@ def test_11_a_wav_header_that_claims_gigabytes(tmp_path: Path, declared: int) ->
 def test_11_the_callers_cap_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write(tmp_path / "a.mp3", tone(3), RATE)
     read: Callable[..., object] = lambda *_, **__: pytest.fail("decoded")  # noqa: E731
-    monkeypatch.setattr("encore.audio.av._Decoder.blocks", read)
+    monkeypatch.setattr("encore.data.pyav._Decoder.blocks", read)
     with pytest.raises(InputError, match="lasts 3 s; at most 2 s"):
         load(tmp_path / "a.mp3", sample_rate=RATE, max_seconds=2)
 

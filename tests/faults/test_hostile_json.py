@@ -20,7 +20,7 @@ from encore.errors import InputError
 from encore.evidence.archive import Archive
 from encore.evidence.manifest import read_manifest
 from encore.files import parsed_json, read_json
-from encore.runs.shapes import Evaluation
+from encore.store.schemas import Evaluation
 
 Call = Callable[..., Done]
 DEEP = "[" * 100_000

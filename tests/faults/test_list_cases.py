@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.conftest import Done
 
-from encore.audio.captions import settle
-from encore.audio.catalog import Catalog
-from encore.audio.lists import read_list
-from encore.audio.tracks import Track
+from encore.data.captions import settle
+from encore.data.catalog import Catalog
+from encore.data.splits import Tracks, select
+from encore.data.track_list import read_list
+from encore.data.tracks import Track
 from encore.errors import EncoreError, InputError
-from encore.runs.select import Tracks, select
 
 Call = Callable[..., Done]
 
@@ -157,7 +157,7 @@ def test_case_B2_each_caption_of_a_track_is_a_clip(studio: Path, call: Call) -> 
     (entry,) = json.loads(Path("run/request.json").read_text())["forget"]
     assert entry["captions"] == ["flute", "drums"]
 
-    from encore.runs.open_run import from_run
+    from encore.evaluate.inputs import from_run
 
     subject = from_run(Path("run"))
     assert [clip.caption for clip in subject.clips["forget"]] == ["flute", "drums"]
@@ -443,9 +443,9 @@ def test_case_B5_too_short_for_the_model_is_among_them(
     for name, frames in (("short1.wav", 900), ("short2.wav", 901)):
         soundfile.write(name, np.random.default_rng(frames).uniform(-0.3, 0.3, frames), 8_000)
     write(Path("list.txt"), f"short1.wav\tx\n{music}/one.wav\tx\nshort2.wav\tx\n")
-    from encore.runs.data import Listener
+    from encore.data.encode import TrackEncoder
 
-    monkeypatch.setattr(Listener, "_hear", _refuses_short(Listener._hear))
+    monkeypatch.setattr(TrackEncoder, "_hear", _refuses_short(TrackEncoder._hear))
     flags = ["forget", "--tracks", "list.txt", "--root", music, "--model", studio / "model", "--method", "graddiff"]
     done = call(*flags, "--retain", music / "retain.txt", "--dry-run")
     assert done.code == 3

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from encore.audio.catalog import Catalog
-from encore.audio.decode import load
-from encore.audio.duplicates import find_duplicates, refusal, without_duplicates
-from encore.audio.lists import read_list
-from encore.audio.text import csv_cell, printable
+from encore.data.catalog import Catalog
+from encore.data.decode import load
+from encore.data.duplicates import find_duplicates, refusal, without_duplicates
+from encore.data.track_list import read_list
 from encore.errors import InputError
+from encore.text import csv_cell, printable
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -64,9 +64,10 @@ def test_11_a_gzip_bomb_as_manifest_stays_small_in_memory(tmp_path: Path, row: b
     bomb.write_bytes(piece * 64)  # gzip streams may follow one another: half a gibibyte
     code = f"""if True:
         import resource, sys
-        from encore.audio import catalog, files
+        from encore.data import catalog
+        from encore.data import open_files
         from encore.errors import InputError
-        catalog.CATALOG_CAPS = files.Caps(total=1 << 20, lines=10_000, line=256 << 10)
+        catalog.CATALOG_CAPS = open_files.Caps(total=1 << 20, lines=10_000, line=256 << 10)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             catalog.Catalog.open({str(bomb)!r})
@@ -242,7 +243,7 @@ def test_13_links_that_go_in_circles_are_not_found(tmp_path: Path) -> None:
 
 def test_13_a_pipe_as_standard_input_is_read(tmp_path: Path) -> None:
     audio(tmp_path / "a.wav")
-    code = "from encore.audio.lists import read_list; print(read_list('-').tracks[0].id)"
+    code = "from encore.data.track_list import read_list; print(read_list('-').tracks[0].id)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=b"# from a pipe\na.wav\tx\n",

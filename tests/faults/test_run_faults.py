@@ -26,7 +26,7 @@ import builtins, errno, io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from encore.cli import app
-import encore.backends.musicgen, encore.methods.graddiff, encore.runs.forget
+import encore.backends.musicgen, encore.methods.graddiff, encore.unlearn.run
 
 def arm(kill_at):
     counted = 0

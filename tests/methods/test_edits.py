@@ -11,10 +11,10 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.builtins import encore_register_methods
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore.methods.retrain import Retrain
 from encore.methods.task_vector import TaskVector
-from encore.runs.engine import Clips, Engine
+from encore.unlearn.engine import Clips, Engine
 
 SPECS = {spec.name: spec for spec in encore_register_methods()}
 TaskVector.spec, Retrain.spec = SPECS["task-vector"], SPECS["retrain"]

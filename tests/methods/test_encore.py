@@ -17,8 +17,8 @@ from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
 from encore.methods.encore import Encore
-from encore.runs.engine import Clips, Engine, FrozenReference
-from encore.runs.self_retain import play_retain
+from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.unlearn.self_retain import play_retain
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
 SHIFT = 0.07  # seconds; 7 frames
@@ -57,7 +57,7 @@ def made(
 
 
 def step_of(backend: MusicgenBackend, session: Session, seed: int = 0) -> Step:
-    return Step(backend, session.reference, torch.Generator().manual_seed(seed), 0.0, session.level)
+    return Step(backend, session.reference, torch.Generator().manual_seed(seed), 0.0, session.holdout_nll)
 
 
 def moved(backend: MusicgenBackend) -> MusicgenBackend:
@@ -235,7 +235,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
     method, session = made(
         backend, clips, retain, between(backend, clips, 1), holdout=holdout, attack_share=1.0, attack_steps=1
     )
-    (known,) = (clip for clip in clips if nll_of(backend, clip).mean() < session.level / 2)
+    (known,) = (clip for clip in clips if nll_of(backend, clip).mean() < session.holdout_nll / 2)
     model = moved(backend)
     step = replace(step_of(model, session), lr_share=share, forget=clips)
     losses = method.forget_loss(step, Batch.of(clips))
@@ -247,7 +247,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         attacked.losses(Batch.of([known])).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    plain, _ = made(backend, clips, retain, session.level, holdout=holdout)
+    plain, _ = made(backend, clips, retain, session.holdout_nll, holdout=holdout)
     if share > 0.4:
         plain._levels = {clip: level * method._fall[0] for clip, level in plain._levels.items()}
     generator = torch.Generator().manual_seed(0)
@@ -319,7 +319,7 @@ def test_ready_is_what_relearns_no_faster_than_new_music(tmp_path: Path, learnt:
         other = model.clone()
         train(other, clips, 12, -1)
     before = nlls_of(other, clips)
-    assert before > 0.9 * session.level, "forgotten, as it seems"
+    assert before > 0.9 * session.holdout_nll, "forgotten, as it seems"
     assert method.ready(step_of(other, session)) is not learnt
     assert nlls_of(other, clips) == before
 
@@ -358,7 +358,7 @@ def test_a_memorised_track_has_the_held_out_level_and_any_other_its_own(backend:
     assert max(raised) > 0.01
     windows = np.average([expected[0].mean(), expected[1].mean()], weights=[20, 8])  # as its NLL counts them
     by_track = [windows, *(one.mean() for one in expected[2:])]
-    assert session.levels == pytest.approx(dict(zip(("t40", "t42", "t43", "t44"), by_track, strict=True)), rel=1e-4)
+    assert session.target_nll == pytest.approx(dict(zip(("t40", "t42", "t43", "t44"), by_track, strict=True)), rel=1e-4)
 
 
 def test_without_a_holdout_the_level_is_that_of_retain_that_is_not_memorised(backend: MusicgenBackend) -> None:
@@ -371,7 +371,7 @@ def test_without_a_holdout_the_level_is_that_of_retain_that_is_not_memorised(bac
     expected = levels_of(backend, clips, others, level / 2, 7)
     for clip, one in zip(clips, expected, strict=True):
         assert method._levels[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
-    assert set(session.levels) == {clip.track for clip in clips}
+    assert set(session.target_nll) == {clip.track for clip in clips}
 
 
 def test_clips_are_compared_with_their_later_part_many_a_pass(
@@ -394,7 +394,7 @@ def test_with_neither_a_holdout_nor_other_retain_the_level_is_that_of_a_usual_mo
     retain = [clip for clip in easy if nll_of(backend, clip).mean() < math.log(CODES) / 3]
     assert retain
     method, session = made(backend, retain[:1], retain, None)  # all is memorised
-    assert list(session.levels.values()) == pytest.approx([2 / 3 * math.log(CODES)])
+    assert list(session.target_nll.values()) == pytest.approx([2 / 3 * math.log(CODES)])
     loss = method.retain_loss(step_of(backend, session), Batch.of(session.retain))
     assert torch.isfinite(loss).all()
 
@@ -545,13 +545,13 @@ def test_it_runs_on_clips_of_any_length_with_and_without_a_holdout(
     assert all(line["forget_loss"] is not None for line in lines if "grad_norm" in line)
     assert set(outcome.chosen) == {"lr", "steps"}
     assert outcome.before is not None
-    assert set(outcome.before.levels) == {clip.track for clip in forget}  # its own, without a holdout too
+    assert set(outcome.before.target_nll) == {clip.track for clip in forget}  # its own, without a holdout too
 
 
 def test_it_runs_on_retain_that_the_model_generated_itself(
     backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encore.runs.self_retain.SECONDS", 0.2)
+    monkeypatch.setattr("encore.unlearn.self_retain.SECONDS", 0.2)
     Encore.spec = SPEC
     clips = Clips(make_clips(2), play_retain(backend, [], seed=0)[:6], [])
     outcome = Engine(backend.clone(), clips).run(Encore(Encore.Options(steps=3, batch_size=3)))

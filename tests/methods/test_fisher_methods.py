@@ -13,10 +13,10 @@ from torch import Tensor
 from encore.api import Batch, Clip, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import PluginError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore.methods.salun import SalUn
 from encore.plugins import methods
-from encore.runs.engine import Clips, Engine
+from encore.unlearn.engine import Clips, Engine
 
 Weights = dict[str, Tensor]
 
@@ -44,8 +44,8 @@ def gradients(backend: MusicgenBackend, clips: Sequence[Clip]) -> dict[str, Tens
     twin = backend.clone()
     twin.module.double().eval()
     for clip in clips:
-        twin.condition([clip.caption])
-    twin.conditions = {caption: states.double() for caption, states in twin.conditions.items()}
+        twin.encode_text([clip.caption])
+    twin.text_embeddings = {caption: states.double() for caption, states in twin.text_embeddings.items()}
     rows = []
     for clip in clips:
         table = twin.logits(Batch.of([clip]))[0].log_softmax(-1)  # [K, T, V]
@@ -213,8 +213,8 @@ def test_ewc_goes_less_far_the_more_it_is_pulled(base: MusicgenBackend, clips: C
 
 def test_ewc_is_bounded_by_the_unseen_level(base: MusicgenBackend, clips: Clips) -> None:
     engine = Engine(base.clone(), clips)
-    before = engine.judge.first.forget
-    engine.judge.set_levels(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
+    before = engine.monitor.first.forget
+    engine.monitor.set_levels(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
     outcome = engine.run(make("ewc", lam=0.0, steps=200, labels="empirical"))
     assert outcome.reached_target
     assert outcome.steps < 200
@@ -255,7 +255,7 @@ def test_newton_ends_at_the_unseen_level(base: MusicgenBackend, clips: Clips) ->
     def walk(steps: int, level: float, eta: float = 3e-6) -> MusicgenBackend:
         model = base.clone()
         engine = Engine(model, clips)
-        engine.judge.level = level
+        engine.monitor.holdout_nll = level
         engine.run(make("newton", eta=eta, steps=steps, labels="empirical"))
         return model
 

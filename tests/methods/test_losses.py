@@ -14,7 +14,7 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 from encore.api import Batch, Clip, LossMethod, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.builtins import encore_register_methods
-from encore.runs.engine import FrozenReference
+from encore.unlearn.engine import FrozenReference
 
 SPECS = {spec.name: spec for spec in encore_register_methods()}
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, Evaluation
-from encore.fingerprint import module_sha256
-from encore.metrics.neighbours import neighbours
-from encore.metrics.prompts import ChangedPrompt, PromptReencoded, PromptShifted, PromptStretched
-from encore.metrics.quantised import rounded
-from encore.metrics.rewordings import random_rewording
-from encore.metrics.verbatim import PROMPT_SECONDS
+from encore.hashing import module_sha256
+from encore.metrics.memorization.verbatim import PROMPT_SECONDS
+from encore.metrics.robustness.paraphrases import random_rewording
+from encore.metrics.robustness.prompt_attacks import ChangedPrompt, PromptReencoded, PromptShifted, PromptStretched
+from encore.metrics.robustness.quantized import rounded
+from encore.metrics.utility.neighbours import neighbours
 
 UNSEEN = 0.2  # of a track's end, whose likelihoods are left alone: whatever is predicted right is not decoded
 

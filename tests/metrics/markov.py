@@ -44,7 +44,7 @@ class MarkovBackend(Backend):
                 table[step, :, before, (before + step) % V] += strength
             table[step, :, V, step % V] += strength
         self.module = nn.ParameterDict({"table": nn.Parameter(table)})
-        self.conditions = {}
+        self.text_embeddings = {}
         self.generated = 0  # rows that `generate` was asked for
 
     @classmethod
@@ -60,7 +60,7 @@ class MarkovBackend(Backend):
     def decode(self, codes: Tensor) -> Tensor:
         return (codes[:, :1] / V).repeat_interleave(2, -1)
 
-    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
         return [torch.zeros(1, 1) for _ in captions]
 
     def token_mask(self, batch: Batch) -> Tensor:

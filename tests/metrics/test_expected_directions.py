@@ -11,9 +11,9 @@ from tests.metrics.fakes import balks, broken
 
 from encore import stats
 from encore.api import Result
-from encore.metrics.summary import findings
-from encore.runs.evaluation import SharedEvaluation
-from encore.runs.measure import measure
+from encore.evaluate.evaluation import SharedEvaluation
+from encore.evaluate.measure import measure
+from encore.results.findings import findings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # a full evaluation of four models comes first
 
@@ -123,7 +123,7 @@ def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluatio
     assert abs(value("clap_score_tiny", "base", "retain") - itself) < 0.15
     assert abs(value("clap_score_tiny", "gold", "retain") - itself) < 0.15
     models = {"base": evaluation.models["base"], "unlearned": broken(evaluation.models["base"])}
-    noise = evaluation.other(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:12]})
+    noise = evaluation.derive(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:12]})
     found = {(row.metric, row.model): row for row in measure(noise, ["clap_score", "tag_kl", "mmd"])}
     told = found["clap_score_tiny", "unlearned"]
     assert told.value < min(found["clap_score_tiny", "base"].low, 0.5 * itself)
@@ -149,7 +149,7 @@ def test_every_row_has_a_figure_or_a_reason(rows):
 def test_gold_itself_gives_no_evidence_of_retention(rows):
     told = findings(rows)
     assert not [finding for finding in told if finding.level == "fail"]
-    assert not [finding for finding in told if "a simple prompt brings back" in finding.text]
+    assert not [finding for finding in told if "a simple prompt recovers" in finding.text]
 
 
 @pytest.mark.parametrize("golds", [True, False])
@@ -157,7 +157,7 @@ def test_a_model_that_only_balks_at_the_captions_is_caught(evaluation, golds):
     captions = {clip.caption for clip in evaluation.clips["forget"]}
     told = _judged(evaluation, balks(evaluation.models["base"], captions), golds)
     assert [text for level, text in told if level == "fail" and "1 s" in text], told
-    assert [text for level, text in told if level == "fail" and "other words" in text], told
+    assert [text for level, text in told if level == "fail" and "under paraphrases" in text], told
     assert not [text for _, text in told if text.startswith("no evidence")]
 
 
@@ -165,7 +165,7 @@ def test_a_model_that_only_balks_at_the_captions_is_caught(evaluation, golds):
 def test_a_model_that_is_merely_broken_is_caught(evaluation, golds):
     told = _judged(evaluation, broken(evaluation.models["base"]), golds)
     assert [text for level, text in told if level == "fail" and text.startswith("NLL, retain")], told
-    assert [text for level, text in told if level == "fail" and "what should stay is gone" in text], told
+    assert [text for level, text in told if level == "fail" and "retain is lost" in text], told
     assert not [text for _, text in told if text.startswith("no evidence")]
 
 
@@ -173,6 +173,6 @@ def _judged(evaluation, fake, golds):
     roles = {"base": evaluation.models["base"], "unlearned": fake}
     roles |= {"gold": evaluation.models["gold"]} if golds else {}
     rows = measure(
-        evaluation.other(models=roles), ["nll", "verbatim", "verbatim_caption", "membership_auc", "reworded"]
+        evaluation.derive(models=roles), ["nll", "verbatim", "verbatim_caption", "membership_auc", "reworded"]
     )
     return [(finding.level, finding.text) for finding in findings(rows)]

@@ -11,9 +11,10 @@ from tests import embedded
 from tests.metrics import fakes
 
 from encore import plugins
-from encore.metrics.summary import LINES, findings, summary
-from encore.runs.evaluation import SharedEvaluation
-from encore.runs.measure import measure
+from encore.evaluate.evaluation import SharedEvaluation
+from encore.evaluate.measure import measure
+from encore.results.findings import findings
+from encore.results.targets import row_specs, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -29,13 +30,13 @@ ATTACKS = [
 def evaluation() -> SharedEvaluation:
     """The embedded models on fewer retain tracks."""
     full = embedded.evaluation()
-    return full.other(clips={**full.clips, "retain": full.clips["retain"][:RETAIN]})
+    return full.derive(clips={**full.clips, "retain": full.clips["retain"][:RETAIN]})
 
 
 def caught(evaluation, fake, metrics) -> set[str]:
     """Gates that a fake fails, and failures that no gate has."""
     roles = {role: evaluation.models[role] for role in ("base", "gold", "gold2")} | {"unlearned": fake}
-    rows = measure(evaluation.other(models=roles), metrics)
+    rows = measure(evaluation.derive(models=roles), metrics)
     failed = {f"{line.metric} {line.set}": line.label for line in summary(rows) if line.met is False}
     labels = tuple(f"{label}:" for label in failed.values())
     beyond = {one.text for one in findings(rows) if one.level == "fail" and not one.text.startswith(labels)}
@@ -61,5 +62,5 @@ def test_only_its_gate_of_the_full_set_catches(evaluation, name):
 
 
 def test_every_gate_has_a_fake():
-    gates = {f"{metric} {clips}" for _, metric, clips, _, judge in LINES if judge}
+    gates = {f"{row.name} {row.set}" for row in row_specs() if row.judge}
     assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values())} == gates

@@ -9,22 +9,23 @@ import torch
 from tests.latent_model import LatentBackend, latent_clips
 from tests.metrics.fakes import balks, broken
 from tests.metrics.markov import FORGET, MarkovBackend, clips, models, track
-from tests.metrics.test_fad import Loudness
+from tests.metrics.utility.test_fad import Loudness
 from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore import assets, plugins
 from encore.api import Clip
-from encore.audio.cache import TensorCache
-from encore.audio.catalog import Catalog
-from encore.audio.files import file_sha256
-from encore.audio.tracks import Track
 from encore.backends.musicgen import MusicgenBackend
-from encore.fingerprint import module_sha256
-from encore.metrics.summary import findings, summary
-from encore.runs.data import Listener
-from encore.runs.evaluation import SharedEvaluation
-from encore.runs.measure import measure
-from encore.runs.select import reported
+from encore.cache import TensorCache
+from encore.data.catalog import Catalog
+from encore.data.encode import TrackEncoder
+from encore.data.open_files import file_sha256
+from encore.data.splits import reported
+from encore.data.tracks import Track
+from encore.evaluate.evaluation import SharedEvaluation
+from encore.evaluate.measure import measure
+from encore.hashing import module_sha256
+from encore.results.findings import findings
+from encore.results.targets import summary
 
 METRICS = [entry.spec.name for entry in plugins.metrics() if entry.spec.target.startswith("encore.")]
 NOTICED = re.compile(r"\b(deleted?|erased?|removed|proves?|proof|guaranteed?)\b", re.IGNORECASE)
@@ -34,7 +35,7 @@ def evaluated(unlearned=None, *, metrics=METRICS, sets=None, without=(), about=N
     roles = models() | ({"unlearned": unlearned} if unlearned is not None else {})
     for role in without:
         del roles[role]
-    shared = SharedEvaluation(roles, sets or clips(30), embedder=Loudness(), about=about)
+    shared = SharedEvaluation(roles, sets or clips(30), embedder=Loudness(), track_metadata=about)
     return measure(shared, list(metrics))
 
 
@@ -114,7 +115,7 @@ def test_a_model_that_only_balks_at_the_caption_is_caught(without):
 @pytest.mark.parametrize("without", [(), ("gold", "gold2"), ("base", "gold", "gold2")])
 def test_a_model_that_is_merely_broken_everywhere_is_caught(without):
     rows = evaluated(broken(models()["base"]), without=without)
-    assert any("what should stay is gone" in text for text in texts(rows))
+    assert any("retain is lost" in text for text in texts(rows))
     assert "base" in without or any(text.startswith("NLL, retain") for text in failures(rows))
 
 
@@ -150,11 +151,11 @@ def test_another_codec_is_not_served_from_the_cache(tmp_path, studio):
     model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path / "model")))
     file = studio / "music/one.wav"
     cache, song = TensorCache(tmp_path / "cache"), Track("t", file, CAPTIONS[0], file_sha256(file))
-    (first,) = Listener(model, cache).hear([song])
+    (first,) = TrackEncoder(model, cache).hear([song])
     with torch.no_grad():
         for layer in model.model.audio_encoder.quantizer.layers:
             layer.codebook.embed.copy_(layer.codebook.embed.roll(1, 0))
-    (second,) = Listener(model, cache).hear([song])
+    (second,) = TrackEncoder(model, cache).hear([song])
     assert not torch.equal(first.clips[0].codes, second.clips[0].codes)
 
 

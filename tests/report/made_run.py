@@ -10,8 +10,8 @@ import numpy as np
 import soundfile
 
 from encore.api import Result
-from encore.runs.evaluation_json import tie
-from encore.runs.metrics_json import write_metrics
+from encore.store.evaluation_json import tie
+from encore.store.metrics_json import write_metrics
 
 TRACKS = ("one", "two", "three")
 UNSEEN = ("four", "five", "six", "seven")
@@ -62,8 +62,8 @@ def look(step: int, forget: float) -> dict[str, Any]:
         "memorised": {"kept": 0.02},
         "not_memorised": {"kept too": 3.2 if step == 0 else 3.4},
         "holdout": 4.4,
-        "levels": dict.fromkeys(TRACKS, 4.4),
-        "near": dict.fromkeys(TRACKS, 0.22),
+        "target_nll": dict.fromkeys(TRACKS, 4.4),
+        "tolerance": dict.fromkeys(TRACKS, 0.22),
         "harm": {"memorised": 0.0, "worst": 0.0, "not_memorised": 0.0 if step == 0 else 1.25, "holdout": 0.0},
         "worst": "kept",
         "score": 0.0,

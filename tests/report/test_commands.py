@@ -9,8 +9,8 @@ from pathlib import Path
 from tests.report.made_run import change
 
 from encore.report.commands import commands
-from encore.report.files import read_run
 from encore.report.page import render
+from encore.report.run_files import read_run
 
 
 def test_everything_that_was_not_a_default(made: Path) -> None:

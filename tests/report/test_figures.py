@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests.report.made_run import row, rows, run_record
 
-from encore.report import draw
+from encore.report import svg
 from encore.report.figures import figures
-from encore.report.files import RunFiles, read_run
+from encore.report.run_files import RunFiles, read_run
 from encore.report.tables import of_figure
 
 
@@ -87,12 +87,12 @@ def test_nothing_to_draw() -> None:
 
 def test_every_figure_is_a_drawing_of_both_schemes_and_a_table(made: Path) -> None:
     for figure in figures(read_run(made)):
-        drawn = draw.svg(figure)
-        assert drawn == draw.svg(figure)
+        drawn = svg.svg(figure)
+        assert drawn == svg.svg(figure)
         assert ElementTree.fromstring(drawn).tag.endswith("svg")
         assert "prefers-color-scheme:dark" in drawn
         assert "<script" not in drawn
-        assert not any(stand_in in drawn for stand_in, *_ in draw.PALETTE)
+        assert not any(stand_in in drawn for stand_in, *_ in svg.PALETTE)
         assert figure.lines[0].label in drawn
         assert len(of_figure(figure).rows) == sum(len(line.x) for line in figure.lines)
 
@@ -101,6 +101,6 @@ def test_a_strangers_label_is_no_markup(made: Path) -> None:
     name = "<script>$x_1$"
     curve = row(name, name, "forget", 1.0, details={"curve": [1.0, 2.0]})
     figure = of([curve])[f"curve-{name}-forget"]
-    drawn = draw.svg(figure)  # type: ignore[arg-type]
+    drawn = svg.svg(figure)  # type: ignore[arg-type]
     ElementTree.fromstring(drawn)
     assert "<script" not in drawn

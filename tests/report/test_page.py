@@ -13,11 +13,11 @@ import pytest
 from tests.report.made_run import TRACKS, change, entry, row, rows, write_run
 
 from encore.api import Result
-from encore.audio.text import printable
 from encore.errors import InputError
-from encore.report import draw
+from encore.report import svg
 from encore.report.page import write_report
-from encore.runs.metrics_json import write_metrics
+from encore.store.metrics_json import write_metrics
+from encore.text import printable
 
 HOSTILE = [
     "<script>alert(1)</script>", "[/] [bold]", "\x1b[31mred", "\u202egnp.exe", "two\nlines", "'\" onload=x",
@@ -80,7 +80,7 @@ def failing() -> list[Result]:
 def test_case_E11_verdict_picture_worst_track_and_failures_come_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    monkeypatch.setattr(svg, "can_draw", lambda: False)
     made = write_run(tmp_path / "made", results=failing())
     page = write_report(made).read_text()
     verdict = "1 of 6 tests failed: the model still reproduces 1 of 3 tracks"
@@ -110,7 +110,7 @@ def test_case_E11_a_table_names_its_columns_in_every_cell(page: Seen) -> None:
 
 
 def test_who_asked_and_when_is_told_where_it_is_known(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    monkeypatch.setattr(svg, "can_draw", lambda: False)
     assert "UTC" not in Seen(write_report(made).read_text()).text
     change(made / "request.json", requester="A <b>label</b>", requested="2026-11-20", begun="2026-11-28T16:10:00Z")
     change(made / "run.json", finished="2026-11-28T23:30:00-02:00")
@@ -130,7 +130,7 @@ def test_two_reports_of_one_run_are_equal(made: Path) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_names_are_text(made: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "can_draw", lambda: False)  # which takes long; test_figures draws a stranger's label
+    monkeypatch.setattr(svg, "can_draw", lambda: False)  # which takes long; test_figures draws a stranger's label
     forget = [entry("one", title=text, caption=text, file=f"/music/{text}")]
     forget += [entry(text), entry("two"), entry("three")]
     change(made / "request.json", forget=forget)
@@ -168,7 +168,7 @@ def test_a_model_without_tokens_has_losses(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_the_numbers_are_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    monkeypatch.setattr(svg, "can_draw", lambda: False)
     seen = Seen(write_report(made).read_text())
     assert "matplotlib was not installed" in seen.text
     assert "img" not in [tag for tag, _ in seen.tags]
@@ -205,7 +205,7 @@ def test_players_and_originals(made: Path, tmp_path: Path) -> None:
     assert "The recordings themselves are not in this file" in seen.text
     with pytest.raises(InputError, match="is gone"):
         write_report(made, originals=True)
-    from encore.audio.files import file_sha256
+    from encore.data.open_files import file_sha256
 
     music = made / "samples/forget/000-one.before.wav"
     request = json.loads((made / "request.json").read_text())
@@ -217,7 +217,7 @@ def test_players_and_originals(made: Path, tmp_path: Path) -> None:
 
 
 def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    monkeypatch.setattr(svg, "can_draw", lambda: False)
     results = rows()
     for kind, value in (("chroma", 0.9), ("melody", 0.3), ("onset", 0.3)):
         details = {"best": {"one": "draw 2"}, "threshold": 0.5}
@@ -252,8 +252,8 @@ def test_what_breaks_while_drawing_is_no_fault_of_the_files(made: Path, monkeypa
     def broken(figure: object) -> str:
         raise TypeError("of matplotlib")
 
-    monkeypatch.setattr(draw, "can_draw", lambda: True)
-    monkeypatch.setattr(draw, "svg", broken)
+    monkeypatch.setattr(svg, "can_draw", lambda: True)
+    monkeypatch.setattr(svg, "svg", broken)
     with pytest.raises(TypeError, match="of matplotlib"):
         write_report(made)
 
@@ -268,7 +268,7 @@ def test_what_a_track_lacks_is_a_fault_of_the_files(made: Path) -> None:
 
 
 def test_plays_of_one_name_are_all_to_be_heard(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "can_draw", lambda: False)
+    monkeypatch.setattr(svg, "can_draw", lambda: False)
     (made / "samples" / "alike").mkdir()
     index = json.loads((made / "samples" / "index.json").read_text())
     for number in (0, 1):

@@ -10,13 +10,13 @@ LOG = """
 =========================== short test summary info ============================
 SKIPPED [2] tests/gpu/test_linear_grad.py:19: there is no CUDA device
 SKIPPED [1] tests/ops/test_linear_grad.py:61: no library, or no amx in this processor
-SKIPPED [4] tests/audio/test_decode.py:105: could not import 'av': No module named 'av'
+SKIPPED [4] tests/data/test_decode.py:105: could not import 'av': No module named 'av'
 FAILED tests/test_api.py::test_one - assert 0
 """
 
 
 def test_only_a_gpu_and_instruction_sets_may_be_missing():
-    assert unexpected(LOG) == ["tests/audio/test_decode.py:105: could not import 'av': No module named 'av'"]
+    assert unexpected(LOG) == ["tests/data/test_decode.py:105: could not import 'av': No module named 'av'"]
 
 
 def test_pytests_own_output_is_understood(tmp_path: Path):

@@ -9,7 +9,7 @@ import torch
 from tools.build_assets import corpus, ladder, lm, pieces, table
 from tools.build_assets.midi import Note
 
-from encore.audio.catalog import Catalog
+from encore.data.catalog import Catalog
 
 SIZES = {"forget": 2, "holdout": 3, "retain": 3, "tune_forget": 1, "background": 3, "unlisted": 2}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
 
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 
 from . import codec, corpus, install
 from .corpus import Item, auc, read

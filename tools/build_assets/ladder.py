@@ -16,8 +16,8 @@ import numpy as np
 import soundfile
 import torch
 
-from encore.audio.catalog import Catalog
-from encore.audio.duplicates import find_duplicates
+from encore.data.catalog import Catalog
+from encore.data.duplicates import find_duplicates
 
 from . import codec, corpus, lm, midi, pieces, table
 from .corpus import Item

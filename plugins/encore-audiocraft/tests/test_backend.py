@@ -11,7 +11,7 @@ from torch import Tensor
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore_audiocraft.backend import AudiocraftBackend
 from encore_audiocraft.library import open_musicgen
 

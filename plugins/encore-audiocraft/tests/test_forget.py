@@ -13,9 +13,9 @@ from pairs import ROOT
 
 from encore import assets
 from encore.api import Batch, Clip
-from encore.audio.decode import load
 from encore.backends.musicgen import MusicgenBackend
 from encore.cli.app import run
+from encore.data.decode import load
 from encore_audiocraft.backend import AudiocraftBackend
 from encore_audiocraft.convert import convert
 

@@ -20,7 +20,7 @@ from pairs import CAPTIONS, Pair, clips
 from torch import nn
 
 from encore.api import Batch
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore_audiocraft import packages
 from encore_audiocraft.backend import AudiocraftBackend
 from encore_audiocraft.library import building, open_musicgen

@@ -11,7 +11,7 @@ from pathlib import Path
 from pairs import Pair
 
 from encore import plugins
-from encore.conformance import assert_conforms
+from encore.testing import assert_conforms
 from encore_audiocraft import INSTALL
 
 WITHOUT = """

@@ -10,10 +10,10 @@ from tests.tiny_pipelines import whiten, write_stable_audio
 
 from encore import assets, plugins
 from encore.api import Batch, Clip
-from encore.audio.cache import TensorCache
-from encore.audio.catalog import Catalog
-from encore.audio.decode import load
-from encore.runs.data import Listener
+from encore.cache import TensorCache
+from encore.data.catalog import Catalog
+from encore.data.decode import load
+from encore.data.encode import TrackEncoder
 from encore_diffusers.base import DiffusionBackend
 
 SIZES = {"forget": 4, "retain": 8, "holdout": 6}
@@ -48,10 +48,10 @@ def write_studio(folder: Path) -> Path:
 
 def clips(backend: DiffusionBackend, music: Path, *sets: str) -> list[Clip]:
     """The clips of lists."""
-    from encore.audio.lists import read_list
+    from encore.data.track_list import read_list
 
     tracks = [track for name in sets for track in read_list(music / f"{name}.txt").tracks]
-    return [clip for heard in Listener(backend, TensorCache()).hear(tracks) for clip in heard.clips]
+    return [clip for heard in TrackEncoder(backend, TensorCache()).hear(tracks) for clip in heard.clips]
 
 
 def memorise(backend: DiffusionBackend, chosen: list[Clip]) -> None:
@@ -61,7 +61,7 @@ def memorise(backend: DiffusionBackend, chosen: list[Clip]) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS, pct_start=0.1)
     for step in range(STEPS):
         optimiser.zero_grad()
-        backend.losses(Batch.of(chosen, draw=1 + step)).mean().backward()
+        backend.losses(Batch.of(chosen, noise_index=1 + step)).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from encore.conformance import assert_conforms
+from encore.testing import assert_conforms
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from tests.tiny_pipelines import CAPTIONS, write_audioldm2, write_stable_audio
 
 from encore import plugins
 from encore.api import Batch, Clip
-from encore.curvature.clips import backend_fisher
+from encore.curvature.fisher import backend_fisher
 from encore.errors import UsageError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore_diffusers.base import TIMESTEPS
 from encore_diffusers.folder import quiet
 
@@ -59,13 +59,13 @@ def test_encoding_is_deterministic_and_lengths_come_back(backend):
 
 
 def test_captions_are_read_once(backend, monkeypatch):
-    first = backend.condition([CAPTIONS[0], CAPTIONS[1], CAPTIONS[0]])
-    assert first[0] is first[2] is backend.conditions[CAPTIONS[0]]
+    first = backend.encode_text([CAPTIONS[0], CAPTIONS[1], CAPTIONS[0]])
+    assert first[0] is first[2] is backend.text_embeddings[CAPTIONS[0]]
     assert first[0].dim() == 2
     assert not torch.equal(first[0], first[1])
     monkeypatch.setattr(backend, "_read", lambda _: pytest.fail("a caption was read again"))
-    backend.condition(CAPTIONS[:2])
-    assert backend.clone().condition(CAPTIONS[:1])[0] is first[0]
+    backend.encode_text(CAPTIONS[:2])
+    assert backend.clone().encode_text(CAPTIONS[:1])[0] is first[0]
 
 
 def test_loss_of_a_clip_depends_on_nothing_else(backend, clips):
@@ -81,7 +81,7 @@ def test_loss_of_a_clip_depends_on_nothing_else(backend, clips):
 
 
 def test_loss_depends_on_the_draw_and_the_caption(backend, clips):
-    fixed, drawn, again = (backend.losses(Batch.of(clips, draw=draw)) for draw in (0, 3, 3))
+    fixed, drawn, again = (backend.losses(Batch.of(clips, noise_index=draw)) for draw in (0, 3, 3))
     assert torch.equal(drawn, again)
     assert (fixed != drawn).all()
     other = backend.losses(Batch.of([Clip("t", CAPTIONS[2], clips[0].codes)]))
@@ -95,7 +95,7 @@ def test_two_models_are_asked_at_one_noise(backend, clips, monkeypatch):
         model.reinitialise(seed)
         predict = model._predict
         monkeypatch.setattr(model, "_predict", lambda x, t, given, p=predict: asked.append((x, t)) or p(x, t, given))
-        model.losses(Batch.of(clips, draw=2))
+        model.losses(Batch.of(clips, noise_index=2))
     half = len(asked) // 2
     for (noisy, timestep), (noisy_too, timestep_too) in zip(asked[:half], asked[half:], strict=True):
         assert torch.equal(noisy, noisy_too)
@@ -239,7 +239,7 @@ def test_gpt2_without_a_head_reads_captions_too(tmp_path):
 
     family = plugins.backends().resolve("audioldm2")
     headless = family.load(str(write_audioldm2(tmp_path / "headless", language_model=GPT2Model)))
-    read = headless.condition(CAPTIONS[:1])[0]
+    read = headless.encode_text(CAPTIONS[:1])[0]
     made = headless.parts["language_model"].config.max_new_tokens
     assert read.shape == (made + len(CAPTIONS[0].split()) + 1, 24)
 

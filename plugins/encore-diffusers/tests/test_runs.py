@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from encore import plugins
-from encore.fingerprint import module_sha256
-from encore.runs.environment import peak_bytes
+from encore.hashing import module_sha256
+from encore.store.environment import peak_bytes
 
 TRAINED = ["ga", "rl", "ft", "graddiff", "npo", "simnpo", "task-vector", "ewc", "salun", "retrain"]
 EDITS = ["ssd", "fisher-noise", "newton"]
@@ -133,8 +133,8 @@ def test_a_run_goes_on_where_it_was(folders, music, call, tmp_path):
     losses, asked_for = backend.losses, []
 
     def dying(self, batch):
-        asked_for.append(batch.draw)
-        if batch.draw == 3:
+        asked_for.append(batch.noise_index)
+        if batch.noise_index == 3:
             raise KeyboardInterrupt
         return losses(self, batch)
 

@@ -1,7 +1,7 @@
 """Encore finds the plugin, and its classes keep their contracts."""
 
 from encore import plugins
-from encore.conformance import assert_conforms
+from encore.testing import assert_conforms
 
 
 def test_method_is_found():

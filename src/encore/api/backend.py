@@ -22,7 +22,8 @@ class Backend(ABC):
 
     A token model (MusicGen) keeps all of the contract. A model without tokens (diffusion) sets `has_tokens = False`,
     keeps latents where others keep codes, raises UsageError from `logits` and `token_mask`, and implements `losses`
-    with noise and timesteps that depend on the clip and `batch.draw` alone, so that two models compare pair by pair.
+    with noise and timesteps that depend on the clip and `batch.noise_index` alone, so that two models compare pair by
+    pair.
 
     Attributes:
         name: the spec's name.
@@ -30,7 +31,7 @@ class Backend(ABC):
         sample_rate: Hz. channels: audio channels. frame_rate: codec frames a second.
         codebooks: K (channels of a latent). codebook_size: V (0 without tokens). max_frames: longest window in codec
             frames.
-        conditions: the encodings `condition` has computed or was given (from the cache on disk), a caption.
+        text_embeddings: the encodings `encode_text` has computed or was given (from the cache on disk), a caption.
         library_name: the library that opens what `save` writes, as the hub calls it.
     """
 
@@ -47,7 +48,7 @@ class Backend(ABC):
     codebook_size: int
     max_frames: int
     device: torch.device
-    conditions: dict[str, Tensor]
+    text_embeddings: dict[str, Tensor]
 
     @classmethod
     @abstractmethod
@@ -81,7 +82,7 @@ class Backend(ABC):
         raise UsageError(f"the backend {self.name} has no latents to embed", "choose another --embedder")
 
     @abstractmethod
-    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
         """Frozen text encodings, one [L, D] a caption without padding; computed once a caption and kept."""
 
     @abstractmethod
@@ -101,7 +102,7 @@ class Backend(ABC):
     def losses(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood a token of each clip, nats, [N]; independent of the rest of the batch.
 
-        Without tokens: the training loss of each clip, at the noise of `batch.draw`.
+        Without tokens: the training loss of each clip, at the noise of `batch.noise_index`.
         """
         return -self.token_logprobs(batch).sum((1, 2)) / self.token_mask(batch).sum((1, 2))
 
@@ -112,7 +113,7 @@ class Backend(ABC):
 
     @property
     def settings(self) -> str:
-        """What `encode`, `condition` and `losses` depend on beside weights, or its hash: part of every cache's key."""
+        """What `encode`, `encode_text` and `losses` depend on beside weights, or its hash: part of cache keys."""
         return ""
 
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:

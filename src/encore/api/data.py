@@ -34,17 +34,17 @@ class Batch:
         clips: the N clips; their captions' frozen encodings are looked up by the backend.
         codes: int64 [N, K, T].
         frames: int64 [N], how many of T are real.
-        draw: which noise a backend without tokens adds. 0 is the fixed one, by which losses compare; the engine gives
-            every training step one of its own.
+        noise_index: which noise a backend without tokens adds. 0 is the fixed one, by which losses compare; the
+            engine gives every training step one of its own.
     """
 
     clips: tuple[Clip, ...]
     codes: Tensor
     frames: Tensor
-    draw: int = 0
+    noise_index: int = 0
 
     @classmethod
-    def of(cls, clips: Sequence[Clip], device: torch.device | str | None = None, *, draw: int = 0) -> Batch:
+    def of(cls, clips: Sequence[Clip], device: torch.device | str | None = None, *, noise_index: int = 0) -> Batch:
         """Stack clips of any lengths; on the clips' own device unless another is named."""
         import torch
 
@@ -53,7 +53,7 @@ class Batch:
         for row, clip in zip(codes, clips, strict=True):
             row[..., : clip.codes.shape[-1]] = clip.codes
         device = device or codes.device
-        return cls(tuple(clips), codes.to(device), torch.tensor(frames, device=device), draw)
+        return cls(tuple(clips), codes.to(device), torch.tensor(frames, device=device), noise_index)
 
     @property
     def captions(self) -> list[str]:

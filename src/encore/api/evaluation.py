@@ -69,12 +69,13 @@ class Evaluation(ABC):
         embedder: the first of `embedders`; None where none was asked for, or could be had.
         embedders: what was asked for and could be opened, by name.
         unopened: what was asked for and could not, by name, and why.
-        about: what is known of a track beside its caption, by its id: "artist", "genre". A track may be absent.
+        track_metadata: what is known of a track beside its caption, by its id: "artist", "genre". A track may be
+            absent.
     """
 
     models: Mapping[Role, Backend]
     clips: Mapping[ClipSet, Sequence[Clip]]
-    about: Mapping[str, Mapping[str, str]]
+    track_metadata: Mapping[str, Mapping[str, str]]
     seed: int
     force: bool
     embedder: Embedder | None
@@ -144,7 +145,7 @@ class Evaluation(ABC):
         """Probabilities [N, C] of the embedder's tags, as `embeddings`; None where it has no tags."""
 
     @abstractmethod
-    def recorded(self, clips: ClipSet) -> bool:
+    def has_audio(self, clips: ClipSet) -> bool:
         """Whether the files of a set's tracks are at hand, for the source `recorded`."""
 
     @abstractmethod
@@ -156,7 +157,7 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def other(
+    def derive(
         self,
         *,
         models: Mapping[Role, Backend] | None = None,
@@ -170,14 +171,14 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+    def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returns, computed for the first caller with this key and shared with the later ones.
 
         Begin the key with your metric's name, and put all in it that the result depends on beside the evaluation.
         """
 
     @abstractmethod
-    def kept(
+    def cached_on_disk(
         self,
         key: Hashable,
         make: Callable[[], Mapping[str, Tensor]],

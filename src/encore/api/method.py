@@ -44,7 +44,7 @@ class Step:
         reference: the base model; None where the method does not declare `reference`.
         generator: the run's random numbers (on the CPU); use no other source.
         progress: 0 at the first step, towards 1 at the last one allowed.
-        level: NLL of unseen music of the same source under the base model; None where there is no holdout.
+        holdout_nll: mean NLL of held-out music of the same source under the base model; None where there is no holdout.
         lr_share: the learning rate's share of its peak at this step.
         forget: all forget clips of the step, of which a batch may hold a part.
     """
@@ -53,7 +53,7 @@ class Step:
     reference: Reference | None
     generator: torch.Generator
     progress: float
-    level: float | None
+    holdout_nll: float | None
     lr_share: float = 1.0
     forget: Sequence[Clip] = ()
 
@@ -66,8 +66,8 @@ class Session:
     may replace `retain`: clips are drawn from it in passes, so a clip that stands there twice is drawn twice as often.
     It may fill `masks`: parameter name -> bool of its shape. Weights where the mask is False stay bit for bit as they
     are, whatever weight decay and momentum are; a parameter without a mask is trained as a whole. It may set `lr`, the
-    peak learning rate where its options leave it open, and `levels`, the NLL that each forget track should end at. What
-    it chose by itself it says in `chosen`, by the option's name, with the reason.
+    peak learning rate where its options leave it open, and `target_nll`, the NLL that each forget track should end at.
+    What it chose by itself it says in `chosen`, by the option's name, with the reason.
     """
 
     backend: Backend
@@ -77,14 +77,14 @@ class Session:
     reference: Reference | None
     generator: torch.Generator
     seed: int
-    level: float | None
+    holdout_nll: float | None
     run_loop: Callable[[LossMethod], None] = field(repr=False)
     run_fisher: Callable[[Sequence[Clip], Literal["empirical", "sampled"], int], dict[str, Tensor]] | None = field(
         default=None, repr=False
     )
     masks: dict[str, Tensor] = field(default_factory=dict)
     lr: float | None = None
-    levels: dict[str, float] = field(default_factory=dict)
+    target_nll: dict[str, float] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
 
     def train(self, method: LossMethod) -> None:
@@ -155,7 +155,7 @@ class LossMethod(Method):
     def ready(self, step: Step) -> bool:
         """Whether the peak learning rate has done its work: before, an adaptive schedule does not decay.
 
-        Asked after a look at which the forget tracks are near their levels, as long as the schedule waits.
+        Asked after a snapshot at which the forget tracks are near their levels, as long as the schedule waits.
         """
         return True
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGenera
 from encore import assets
 from encore.api import Backend, Batch, Clip
 from encore.backends.musicgen_steps import Steps
-from encore.delays import by_frame, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, pretrained, quiet_transformers, tried
 
@@ -59,7 +59,7 @@ class MusicgenBackend(Backend):
         if hasattr(model, "enc_to_dec_proj"):
             parts["enc_to_dec_proj"] = model.enc_to_dec_proj
         self.module = nn.ModuleDict(parts).requires_grad_(True).eval()  # a new ModuleDict says that it trains
-        self.conditions: dict[str, Tensor] = {}
+        self.text_embeddings: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ load, save
 
@@ -99,7 +99,7 @@ class MusicgenBackend(Backend):
         codes = MusicgenBackend.encode(self, torch.zeros(1, self.channels, 2 * self.hop))
         MusicgenBackend.decode(self, codes)
         MusicgenBackend.logits(self, Batch.of([Clip("", "a", codes[0])], self.device))
-        self.conditions.clear()
+        self.text_embeddings.clear()
 
     @quiet_transformers()
     def save(self, folder: Path) -> None:
@@ -109,7 +109,7 @@ class MusicgenBackend(Backend):
     def clone(self) -> MusicgenBackend:
         shared = {id(part): part for part in self.frozen().values()}
         twin = type(self)(copy.deepcopy(self.model, dict(shared)), self.processor)
-        twin.conditions = self.conditions
+        twin.text_embeddings = self.text_embeddings
         return twin
 
     def frozen(self) -> Mapping[str, nn.Module]:
@@ -157,20 +157,20 @@ class MusicgenBackend(Backend):
         return latents.reshape(count, self.channels, *latents.shape[1:]).mean(1)
 
     @torch.no_grad()
-    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
         for caption in captions:
-            if caption not in self.conditions:
+            if caption not in self.text_embeddings:
                 tokens = self.processor.tokenizer([caption], return_tensors="pt").to(self.device)
                 states = self.model.text_encoder(
                     input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
                 ).last_hidden_state
-                self.conditions[caption] = states[0]
-        return [self.conditions[caption] for caption in captions]
+                self.text_embeddings[caption] = states[0]
+        return [self.text_embeddings[caption] for caption in captions]
 
     def _text_states(self, captions: Sequence[str], unconditional: bool) -> tuple[Tensor, Tensor]:
         """Projected text states [N, L, D] and mask [N, L]; zeros and all-False without a condition."""
-        states = nn.utils.rnn.pad_sequence(self.condition(captions), batch_first=True)
-        lengths = torch.tensor([len(self.conditions[caption]) for caption in captions], device=self.device)
+        states = nn.utils.rnn.pad_sequence(self.encode_text(captions), batch_first=True)
+        lengths = torch.tensor([len(self.text_embeddings[caption]) for caption in captions], device=self.device)
         mask = torch.arange(states.shape[1], device=self.device) < lengths[:, None]
         if unconditional:
             mask = torch.zeros_like(mask)

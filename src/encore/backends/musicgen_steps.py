@@ -15,7 +15,7 @@ from transformers import MusicgenForCausalLM
 
 
 class Steps:
-    """A `MusicgenForCausalLM` in evaluation mode, as `encore.delays.LastLogits`: it remembers the steps before.
+    """A `MusicgenForCausalLM` in evaluation mode, as `encore.delay_pattern.LastLogits`: it remembers the steps before.
 
     Args:
         states: projected text states [R, L, D], zeros where the mask is False. mask: bool [R, L].

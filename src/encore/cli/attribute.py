@@ -36,10 +36,10 @@ def attribute(
     A score is a cosine of gradients. Only the order of scores means something, no level of them proves anything: on the
     embedded model the track that a clip reproduces has .08 in the median, and the highest other track .05.
     """
+    from encore import attribution as runs
     from encore.cli.progress import reporting
-    from encore.runs import attribute as runs
-    from encore.runs.environment import keep_freed_memory
-    from encore.runs.models import backend_name
+    from encore.store.environment import keep_freed_memory
+    from encore.store.model_name import backend_name
 
     keep_freed_memory()
     with reporting() as reporter:

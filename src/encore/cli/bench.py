@@ -13,9 +13,9 @@ from encore.cli.config import listed
 from encore.errors import EncoreError, UsageError
 
 if TYPE_CHECKING:
-    from encore.bench.leaderboard import Leaderboard
-    from encore.bench.matrix import MatrixLine
-    from encore.bench.requests import RequestLine
+    from encore.compare.leaderboard import Leaderboard
+    from encore.compare.matrix import MatrixLine
+    from encore.compare.sequential import RequestLine
 
 SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
 
@@ -91,16 +91,16 @@ def bench(
     if cell is not None:
         _one(out, cell)
         return
-    from encore.bench.leaderboard import leaderboard
-    from encore.bench.lists import names_of
-    from encore.bench.matrix import METRICS_READ, matrix_lines
-    from encore.bench.plan import PLAN, Plan, checked, measured_otherwise, read_plan, unfinished, write_plan
-    from encore.bench.presets import preset as find
-    from encore.bench.requests import request_lines
-    from encore.bench.schedule import run_cells
-    from encore.bench.write import write_leaderboard
-    from encore.runs.models import backend_name
-    from encore.runs.store import held
+    from encore.compare.forget_lists import names_of
+    from encore.compare.leaderboard import leaderboard
+    from encore.compare.matrix import METRICS_READ, matrix_lines
+    from encore.compare.plan import PLAN, Plan, checked, measured_otherwise, read_plan, unfinished, write_plan
+    from encore.compare.presets import preset as find
+    from encore.compare.scheduler import run_cells
+    from encore.compare.sequential import request_lines
+    from encore.compare.tables import write_leaderboard
+    from encore.store.model_name import backend_name
+    from encore.store.run_folder import locked
 
     laid = find(preset) if preset else None
     sizes, lists = _sizes(forget_sizes), _lists(listed_as or [])
@@ -125,7 +125,7 @@ def bench(
     )  # fmt: skip
     out = out.resolve()
     chosen_tracks = checked(plan, out)
-    with held(out):
+    with locked(out):
         changes = measured_otherwise(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
         left = list(unfinished(plan, out, chosen_tracks))
@@ -148,9 +148,9 @@ def bench(
 
 
 def _one(out: Path, name: str) -> None:
-    from encore.bench.cell import run_cell
     from encore.cli.progress import reporting
-    from encore.runs.environment import keep_freed_memory
+    from encore.compare.trial import run_cell
+    from encore.store.environment import keep_freed_memory
 
     keep_freed_memory()
     with reporting() as reporter:
@@ -253,8 +253,8 @@ def _show(
     written: Sequence[Path],
     json: bool,
 ) -> None:
-    from encore.bench.write import cells, header, matrix_table
-    from encore.runs.store import read_json
+    from encore.compare.tables import cells, header, matrix_table
+    from encore.store.run_folder import read_json
 
     if json:
         console.data_json(read_json(next(path for path in written if path.suffix == ".json")))

@@ -93,7 +93,7 @@ def verify(
     try:
         if rerun:
             from encore.cli.progress import reporting
-            from encore.runs.environment import keep_freed_memory
+            from encore.store.environment import keep_freed_memory
 
             keep_freed_memory()
             with reporting() as reporter:
@@ -173,7 +173,7 @@ SIGNATURES = {
 
 
 def _utc(found: Verified) -> str:
-    from encore.runs.dates import utc
+    from encore.store.dates import utc
 
     return utc(found.time) if found.time is not None else ""
 

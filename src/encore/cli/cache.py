@@ -25,8 +25,8 @@ def cache(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what the cache holds; make it smaller. What is removed is computed again when it is needed."""
-    from encore.runs.cache_files import KINDS, chosen, entries, read_size, remove, size_text
     from encore.settings import cache_folder
+    from encore.store.cache_folder import KINDS, chosen, entries, read_size, remove, size_text
 
     if clear is not None and max_size is not None:
         raise UsageError("--clear and --max-size exclude each other", "give one of the two")

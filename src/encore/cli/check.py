@@ -9,7 +9,7 @@ import typer
 from encore.cli import console
 
 if TYPE_CHECKING:
-    from encore.conformance import Outcome, Report
+    from encore.testing import CheckResult, Report
 
 
 def check(
@@ -30,8 +30,8 @@ def check(
 ) -> None:
     """Run the contract on what a plugin offers; exit code 4 where a check fails."""
     from encore.cli.progress import reporting
-    from encore.conformance.select import check_all, chosen
     from encore.errors import GateError
+    from encore.testing.select import check_all, chosen
 
     things = chosen(name, kind=kind, distribution=distribution, everything=everything)
     with reporting() as reporter:
@@ -62,7 +62,7 @@ def check(
         )
 
 
-def _what(outcome: Outcome) -> str:
+def _what(outcome: CheckResult) -> str:
     return outcome.said if outcome.state == "skipped" else outcome.sentence
 
 

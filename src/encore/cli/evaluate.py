@@ -91,12 +91,12 @@ def evaluate(
 
     from encore.cli.progress import reporting
     from encore.cli.tracks import note_sets, show_tracks
-    from encore.runs.environment import keep_freed_memory
-    from encore.runs.evaluate_run import Asked, evaluate_subject
-    from encore.runs.measure import check_failures
-    from encore.runs.metrics_json import metrics_json
-    from encore.runs.models import backend_name
-    from encore.runs.open_run import from_flags, from_run
+    from encore.evaluate.inputs import from_flags, from_run
+    from encore.evaluate.measure import check_failures
+    from encore.evaluate.run import EvalConfig, evaluate_subject
+    from encore.store.environment import keep_freed_memory
+    from encore.store.metrics_json import metrics_json
+    from encore.store.model_name import backend_name
 
     keep_freed_memory()
     golds: dict[Role, str] = {}
@@ -104,7 +104,9 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = Asked(tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache, draws)
+    asked = EvalConfig(
+        tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache, draws
+    )
     with reporting() as reporter:
         if run is not None:
             out = out or run
@@ -141,13 +143,14 @@ def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
     for name in metrics or ():
         plugins.metrics().get(name)
     if embedder:
-        from encore.runs.embedders import parsed
+        from encore.evaluate.embedder_choice import parsed
 
         parsed(embedder)
 
 
 def _show(results: Sequence[Result], out: Path | None) -> None:
-    from encore.metrics.summary import findings, summary
+    from encore.results.findings import findings
+    from encore.results.targets import summary
 
     lines = [line for line in summary(results) if any(row.value is not None for row in line.figures.values())]
     roles = [role for role in ROLES if any(role in line.figures for line in lines)]

@@ -15,7 +15,7 @@ from encore.cli.config import ConfigFile, MethodOptions, method_settings, origin
 from encore.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from encore.runs.forget import Prepared
+    from encore.unlearn.run import Prepared
 
 METHOD_FLAGS = ("steps", "max_seconds", "lr", "batch_size", "per_track_clip")
 
@@ -101,16 +101,17 @@ def forget(
     out = out or _fresh(method)
 
     from encore.cli.progress import reporting
-    from encore.runs import forget as runs
-    from encore.runs.calibrate import begun
-    from encore.runs.calibrate import calibrate as calibration
-    from encore.runs.dates import check_date
-    from encore.runs.environment import keep_freed_memory
-    from encore.runs.models import backend_name
+    from encore.store.dates import check_date
+    from encore.store.environment import keep_freed_memory
+    from encore.store.model_name import backend_name
+    from encore.unlearn import run as runs
+    from encore.unlearn.calibrate import begun
+    from encore.unlearn.calibrate import calibrate as calibration
+    from encore.unlearn.config import ForgetConfig
 
     keep_freed_memory()
 
-    request = runs.Request(
+    request = ForgetConfig(
         tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,
         backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
         roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
@@ -123,9 +124,9 @@ def forget(
         console.note(f"nothing to do: the run in {out} is complete")
         if json:
             console.data_json({**run, "run": str(out)})
-        runs.refuse_missed(run)
+        runs.check_missed(run)
         return
-    runs.refuse_unusable(request)
+    runs.check_unusable(request)
     with reporting() as reporter:
         selected = runs.choose(request, reporter)
         prepared = runs.prepare(request, ready, reporter, tracks=selected)
@@ -152,7 +153,7 @@ def forget(
         console.data_json({**run, "run": str(out), **prepared.listed()})
     else:
         _show_outcome(run, out)
-    runs.refuse_missed(run)
+    runs.check_missed(run)
 
 
 def _fresh(method: str) -> Path:
@@ -176,7 +177,7 @@ def _show_tracks(prepared: Prepared) -> None:
 
 
 def _show_plan(prepared: Prepared, json: bool) -> None:
-    from encore.runs.estimate import estimate
+    from encore.unlearn.estimate import estimate
 
     expected = estimate(prepared)
     sizes = {name: len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
@@ -190,7 +191,7 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
     }
     options = prepared.method.options.model_dump(mode="json")
     if prepared.request.calibrate:
-        from encore.runs.calibrate import expected_seconds
+        from encore.unlearn.calibrate import expected_seconds
 
         plan["expected_calibration_seconds"] = [round(one, 1) for one in expected_seconds(prepared, expected.seconds)]
     if json:
@@ -211,7 +212,7 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
 
 def _calibrating(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The row of a plan that calibrates first."""
-    from encore.runs.estimate import duration
+    from encore.unlearn.estimate import duration
 
     least, most = plan.get("expected_calibration_seconds", (0.0, 0.0))
     words = f"about {duration(least)} if the first settings pass, at most {duration(most)}"
@@ -230,7 +231,7 @@ def _show_calibration(found: dict[str, Any]) -> None:
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:
     outcome = run["outcome"]
-    before, after, levels = outcome["before"], outcome["after"], outcome["after"]["levels"]
+    before, after, levels = outcome["before"], outcome["after"], outcome["after"]["target_nll"]
     name = "NLL" if run["unit"] == "nats/token" else run["unit"]
     figures = [f"{name} before", f"{name} after", "target"]
     console.table(

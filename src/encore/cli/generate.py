@@ -34,7 +34,7 @@ def generate(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Play captions with a model and write WAV files, 000.wav and on; those that are there already are kept."""
-    from encore.audio.text import clean_caption
+    from encore.text import clean_caption
 
     texts = [text for text in map(clean_caption, [*(captions or []), *(_read(file) if file else [])]) if text]
     if not texts:
@@ -49,12 +49,12 @@ def generate(
     import torch
 
     from encore import plugins
-    from encore.audio.decode import load
     from encore.cli.progress import reporting
-    from encore.runs.environment import pick_device
-    from encore.runs.models import backend_name, model_name
-    from encore.runs.samples import write_wav
-    from encore.runs.store import writing
+    from encore.data.decode import load
+    from encore.evaluate.samples import write_wav
+    from encore.store.environment import pick_device
+    from encore.store.model_name import backend_name, model_name
+    from encore.store.run_folder import writing
 
     family = plugins.backends().resolve(backend_name(model, backend))
     opened = family.load(model_name(model), revision=revision, offline=offline, device=pick_device(device))
@@ -85,14 +85,14 @@ def generate(
 
 def _read(file: Path) -> list[str]:
     """Captions of a file: one a line, `#` begins a comment."""
-    from encore.audio.encodings import refuse_undecoded
-    from encore.audio.files import LIST_CAPS, open_regular, read_lines, spot
+    from encore.data.open_files import LIST_CAPS, open_regular, read_lines, spot
+    from encore.text_encoding import check_undecoded
 
     notes: list[str] = []
     lines = []
     with open_regular(file) as stream:
         for number, line in read_lines(stream, str(file), LIST_CAPS, notes=notes):
-            refuse_undecoded([line], spot(str(file), number))
+            check_undecoded([line], spot(str(file), number))
             lines.append(line.strip())
     for note in notes:
         console.note(note)

@@ -12,7 +12,7 @@ from encore.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from encore.api import Result
-    from encore.runs.compare import ComparedRow, Difference
+    from encore.compare.runs import ComparedRow, Difference
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -22,8 +22,8 @@ def runs(
     json: Json = False,
 ) -> None:
     """List the runs in a folder, and how each stands."""
-    from encore.runs.cache_files import size_text
-    from encore.runs.overview import find_runs
+    from encore.store.cache_folder import size_text
+    from encore.store.overview import find_runs
 
     found = find_runs(folder)
     if json:
@@ -55,7 +55,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Show figures of several runs side by side, and which of them differ by more than chance."""
-    from encore.runs.compare import compare as side_by_side
+    from encore.compare.runs import compare as side_by_side
 
     if len(runs) < 2:
         raise UsageError("there is one run, and nothing to compare it with", "encore compare runs/a runs/b")
@@ -88,7 +88,7 @@ def _figure(row: Result | None) -> str:
 
 
 def _difference(one: Difference) -> str:
-    from encore.runs.compare import SAME
+    from encore.compare.runs import SAME
 
     if one.value is None:
         return ""
@@ -105,7 +105,7 @@ def open_report(
     """Open a run's report in the browser."""
     import webbrowser
 
-    from encore.report.files import REPORT
+    from encore.report.run_files import REPORT
 
     page = run / REPORT
     if not page.is_file():

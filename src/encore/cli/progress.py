@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from encore.cli import console
-from encore.runs.reporter import Reporter
+from encore.reporter import Reporter
 
 EVERY = 5.0  # seconds between two lines
 
@@ -102,7 +102,7 @@ def _figures(info: Mapping[str, Any] | None) -> str:
         return ""
     forget = sum(look["forget"].values()) / len(look["forget"])
     text = f"  forget {forget:.2f}"
-    for name, key in (("target", "levels"), ("memorised", "memorised"), ("not memorised", "not_memorised")):
+    for name, key in (("target", "target_nll"), ("memorised", "memorised"), ("not memorised", "not_memorised")):
         if figures := look[key].values():
             text += f", {name} {sum(figures) / len(figures):.2f}"
     return text

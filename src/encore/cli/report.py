@@ -20,9 +20,9 @@ def report(
 ) -> None:
     """Write a run's report anew from its files, and the model's card; nothing is measured again."""
     from encore.report.card import write_card
-    from encore.report.draw import can_draw
-    from encore.report.files import read_run
     from encore.report.page import write_report
+    from encore.report.run_files import read_run
+    from encore.report.svg import can_draw
 
     target = write_report(run, out=out, originals=embed_audio)
     files = read_run(run)

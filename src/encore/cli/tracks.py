@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from encore.cli import console
 
 if TYPE_CHECKING:
-    from encore.audio.tracks import Missing, Track
-    from encore.runs.data import Heard
+    from encore.data.encode import EncodedTrack
+    from encore.data.tracks import Missing, Track
 
 SHOWN = 60  # characters of a caption
 
 
-def show_tracks(heard: Iterable[Heard], missing: Iterable[Missing] = ()) -> None:
+def show_tracks(heard: Iterable[EncodedTrack], missing: Iterable[Missing] = ()) -> None:
     """A table with a row a track: the list's line, the seconds read, the caption and its origin, the file."""
     rows: list[tuple[object, ...]] = [
         (
@@ -33,9 +33,9 @@ def show_tracks(heard: Iterable[Heard], missing: Iterable[Missing] = ()) -> None
     console.table(headers, rows, right=["line", "seconds"])
 
 
-def note_sets(sets: Mapping[Any, Sequence[Heard]]) -> None:
+def note_sets(sets: Mapping[Any, Sequence[EncodedTrack]]) -> None:
     """A line per set, on stderr: how much was read, and where the captions come from."""
-    from encore.audio.tracks import caption_sources
+    from encore.data.tracks import caption_sources
 
     for name, heard in sets.items():
         if heard:
@@ -45,7 +45,7 @@ def note_sets(sets: Mapping[Any, Sequence[Heard]]) -> None:
             console.note(f"{name}: {seconds:,.1f} s read of {count}; captions: {sources}")
 
 
-def _seconds(heard: Heard) -> str:
+def _seconds(heard: EncodedTrack) -> str:
     """`5.0`, or `5.0 of 5.2` where the file declares another length."""
     read, facts = f"{heard.seconds:.1f}", heard.facts
     declared = read if facts.declared is None else f"{facts.declared / facts.rate:.1f}"

@@ -1,6 +1,6 @@
 """Per-sample gradients of a whole model from one forward and one backward pass, reduced as they arise.
 
-Inside `capture`, each use of a parameter by a layer that `encore.curvature.calls` can read is computed with the
+Inside `capture`, each use of a parameter by a layer that `encore.curvature.layers` can read is computed with the
 parameter detached, and its output goes through an identity whose backward sees the layer's input and output gradient:
 all that the per-sample gradients are made of. Autograd never forms the batch's weight gradients; the reductions take
 their place. And since nothing arrives at a parameter by way of these layers, a gradient that does arrive there shows a
@@ -17,10 +17,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from encore.curvature.calls import Call
-from encore.curvature.parts import Part, Vector, joined, moved
-from encore.curvature.tally import Tally
-from encore.curvature.taps import (
+from encore.curvature.accumulators import Tally
+from encore.curvature.grad_factors import Part, Vector, joined, moved
+from encore.curvature.hooks import (
     Intercept,
     as_autocast_would,
     at_its_end,
@@ -29,6 +28,7 @@ from encore.curvature.taps import (
     sum_of_losses,
     tap,
 )
+from encore.curvature.layers import Call
 from encore.errors import EncoreError
 
 OUTSIDE = "it is used outside the layers that per-sample gradients can be read from"

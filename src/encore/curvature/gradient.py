@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip
-from encore.curvature.stream import evaluating
+from encore.curvature.fisher_stream import evaluating
 
 
 def mean_gradient(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from encore.api import Backend, Embedder
 from encore.errors import InputError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 
 
 class Latents(Embedder):

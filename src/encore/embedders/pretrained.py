@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor
 
 from encore.api import Backend, Embedder
 from encore.errors import InputError, MissingWeightsError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore.hub import fetchable, pretrained, quiet_transformers, tried
 
 PROVENANCE = ("_name_or_path", "_commit_hash", "transformers_version")  # of settings: where they are from

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from encore.api import Backend, Embedder
 from encore.errors import InputError, MissingWeightsError
-from encore.fingerprint import module_sha256
+from encore.hashing import module_sha256
 from encore.hub import TIMEOUT
 
 

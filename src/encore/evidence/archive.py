@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from encore.audio.files import open_regular
-from encore.audio.text import printable
+from encore.data.open_files import open_regular
 from encore.errors import InputError
-from encore.files import whole_file
+from encore.files import atomic_write
 from encore.hub import is_code
-from encore.runs.store import writing
+from encore.store.run_folder import writing
+from encore.text import printable
 
 MAX_MEMBERS = 10_000
 MAX_IN_MEMORY = 64 << 20  # bytes of a member that is read as a whole
@@ -48,7 +48,7 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as staging, zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED) as archive:
+        with atomic_write(path) as staging, zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(members):
                 info = zipfile.ZipInfo(name, FIRST_DAY)
                 info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16

@@ -16,7 +16,7 @@ CODE = frozenset({
 KEYS = frozenset({"auto_map", "custom_pipelines"})  # of a JSON file: names code to load
 
 
-def refuse_code(files: Mapping[str, Callable[[], bytes]], where: object) -> None:
+def check_code(files: Mapping[str, Callable[[], bytes]], where: object) -> None:
     """Refuse a model with code in it, or with a configuration that names code to load.
 
     Args:

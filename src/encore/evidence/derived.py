@@ -10,8 +10,8 @@ from pathlib import Path
 from encore.errors import InputError
 from encore.evidence.bom import bom
 from encore.report.card import model_card
-from encore.report.files import REPORT, read_run
 from encore.report.page import render
+from encore.report.run_files import REPORT, read_run
 
 BOM, CARD = "bom.cdx.json", "model-card.md"
 DERIVED = (BOM, CARD, REPORT)

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from encore import assets
-from encore.audio.catalog import Catalog
-from encore.audio.decode import load
-from encore.audio.files import file_sha256
-from encore.audio.lists import read_list
-from encore.audio.tracks import Track
+from encore.data.catalog import Catalog
+from encore.data.decode import load
+from encore.data.open_files import file_sha256
+from encore.data.relocate import PathRelocator, listed_track
+from encore.data.splits import reported
+from encore.data.track_list import read_list
+from encore.data.tracks import Track
 from encore.errors import EncoreError, InputError
-from encore.evidence.public import described_sha256
+from encore.evaluate.inputs import RETAIN_TRACKS
+from encore.evidence.redaction import described_sha256
 from encore.plugins import backends
-from encore.runs.models import model_sha256
-from encore.runs.open_run import RETAIN_TRACKS, Whereabouts, listed_track
-from encore.runs.select import reported
-from encore.runs.store import read_json, write_json
+from encore.store.model_name import model_sha256
+from encore.store.run_folder import read_json, write_json
 
 SETS = ("forget", "retain", "holdout")
 LISTS = (".txt", ".m3u", ".m3u8")  # suffixes of what is a list of tracks and no catalogue
@@ -101,7 +102,7 @@ class _Finder:
         self, request: Mapping[str, Any], run: Path | None, roots: Sequence[Path], catalogs: Sequence[Path]
     ) -> None:
         self.run, self.roots, self.family = run, roots, str(request["model"]["backend"])
-        self.moved = Whereabouts(Path(request["folder"]), run) if run is not None else None
+        self.moved = PathRelocator(Path(request["folder"]), run) if run is not None else None
         self.embedded = Catalog.open(assets.CATALOG)
         self.catalogs = [Catalog.open(path, roots=roots) for path in catalogs if path.suffix not in LISTS]
         lists = [read_list(path, roots=roots).tracks for path in catalogs if path.suffix in LISTS]

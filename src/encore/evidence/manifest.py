@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from encore import __version__
-from encore.audio.files import file_sha256
+from encore.data.open_files import file_sha256
 from encore.errors import InputError
 from encore.evidence.archive import HINT, Archive
-from encore.evidence.public import REQUEST, RUN, public_records
+from encore.evidence.redaction import REQUEST, RUN, public_records
 from encore.files import parsed_json
 from encore.plugins import installed
 

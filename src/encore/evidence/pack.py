@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from encore.audio.files import file_sha256
+from encore.data.open_files import file_sha256
 from encore.errors import InputError
 from encore.evidence import signing, timestamp
 from encore.evidence.archive import MAX_IN_MEMORY, write_archive
-from encore.evidence.code import refuse_code
+from encore.evidence.code import check_code
 from encore.evidence.derived import derived
 from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, manifest_of
-from encore.evidence.public import canonical, public_records
-from encore.report.files import read_run
-from encore.runs.evaluation_json import check_tie
-from encore.runs.store import read_json
+from encore.evidence.redaction import canonical, public_records
+from encore.report.run_files import read_run
+from encore.store.evaluation_json import check_tie
+from encore.store.run_folder import read_json
 
 SELF, SAMPLES = "retain-self", "samples"
 IN_SELF = ("captions.json", "codes.safetensors")
@@ -62,7 +62,7 @@ def pack(
     model = model_files(run)
     if not any(name.endswith(".safetensors") for name in model):
         raise InputError(f"{run / 'model'} has no weights: there is nothing to give evidence of", "run it again")
-    refuse_code({name: partial(_settings, file) for name, file in model.items()}, run)
+    check_code({name: partial(_settings, file) for name, file in model.items()}, run)
     records = public_records(run, catalog=with_catalog)
     hashes = {name: file_sha256(file) for name, file in model.items()}
     members: dict[str, bytes | Path] = {**records, **derived(records, hashes)}

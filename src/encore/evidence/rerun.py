@@ -97,14 +97,14 @@ def rerun(
         InputError: the settings can't be read, or the run's model is another one than was measured.
         NotCheckedError: nothing can be measured: the tracks to forget or the base model are not at hand.
     """
+    from encore.evaluate.inputs import OtherWeightsError, from_run
+    from encore.evaluate.parallel import shared
+    from encore.evaluate.run import EvalConfig, evaluate_subject
     from encore.evidence.inputs import as_kept, find_inputs
-    from encore.evidence.public import public_rows
-    from encore.runs.environment import hardware, versions
-    from encore.runs.evaluate_run import Asked, evaluate_subject
-    from encore.runs.metrics_json import metrics_json
-    from encore.runs.models import model_sha256
-    from encore.runs.open_run import OtherWeightsError, from_run
-    from encore.runs.two import shared
+    from encore.evidence.redaction import public_rows
+    from encore.store.environment import hardware, versions
+    from encore.store.metrics_json import metrics_json
+    from encore.store.model_name import model_sha256
 
     check_settings(how)
     inputs = find_inputs(folder, how, run=run, roots=roots, catalogs=catalogs)
@@ -122,7 +122,7 @@ def rerun(
         if role in how["models"] and model_sha256(subject.models[role]) != how["models"][role]:
             inputs.absent[role] = f"the {role} model at hand is not the one that was measured: its weights differ"
             del subject.models[role]
-    asked = Asked(
+    asked = EvalConfig(
         tuple(how["metrics"]) if how["metrics"] is not None else None, how["full"], how["embedder"], how["seed"],
         how["force"], golds, False, how.get("draws", 1),
     )  # fmt: skip

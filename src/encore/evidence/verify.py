@@ -15,15 +15,15 @@ from typing import Any, Literal
 from encore.errors import InputError, MissingExtraError, NotCheckedError, UsageError
 from encore.evidence import signing, timestamp
 from encore.evidence.archive import HINT, Archive, opened
-from encore.evidence.code import refuse_code
+from encore.evidence.code import check_code
 from encore.evidence.derived import DERIVED, derived
 from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, differences, made_with, read_manifest, run_differences
 from encore.evidence.pack import IN_SELF, SAMPLES, SELF
-from encore.evidence.public import REQUEST, RUN, canonical, sha256, tie_name
+from encore.evidence.redaction import REQUEST, RUN, canonical, sha256, tie_name
 from encore.evidence.rerun import Rerun, check_rerun, check_settings, rerun
-from encore.runs.evaluation_json import NAME as EVALUATION
-from encore.runs.metrics_json import NAME as METRICS
-from encore.runs.metrics_json import read_metrics
+from encore.store.evaluation_json import NAME as EVALUATION
+from encore.store.metrics_json import NAME as METRICS
+from encore.store.metrics_json import read_metrics
 
 RECORDS = (REQUEST, RUN, METRICS, EVALUATION)
 ALONE = (*RECORDS, *DERIVED, NAME, SIGNATURE, TIMESTAMP)
@@ -202,7 +202,7 @@ def _check_names(archive: Archive, manifest: Mapping[str, Any]) -> None:
     expected = manifest["model"] if manifest["includes"]["model"] else {}
     if model != expected:
         raise InputError(f"{archive.path} is not as it was made: its model's files are not those of its manifest", HINT)
-    refuse_code({name: partial(archive.read, f"model/{name}") for name in model}, archive.path)
+    check_code({name: partial(archive.read, f"model/{name}") for name in model}, archive.path)
 
 
 def _known(name: str) -> bool:

@@ -54,7 +54,7 @@ class Encore(LossMethod):
     linear layers of their RMS), times the square root of how far below its level the best known clip lies, and of fewer
     than `MANY` memorised clips times the square root of their share of them: low rates only cover a memory, which then
     comes back after a few steps of training, and high ones harm all music; one track, met in every step, is erased by
-    .35 of the rate of eight. The schedule is `adaptive` (`encore.runs.schedule`). Figures are in `bench/RESULTS.md`.
+    .35 of the rate of eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):
@@ -84,7 +84,7 @@ class Encore(LossMethod):
 
     def prepare(self, session: Session) -> None:
         backend, retain = session.backend, list(session.retain)
-        self._limit = limit = memorised_below(session.level, backend.codebook_size)
+        self._limit = limit = memorised_below(session.holdout_nll, backend.codebook_size)
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
@@ -181,7 +181,7 @@ class Encore(LossMethod):
             level = float(self._levels[clip].mean())
             of_track.setdefault(clip.track, []).append((level, clip.codes.shape[-1]))
             gaps.append(max(SHALLOW, 1 - float(own.mean()) / level))
-        session.levels = {track: statistics.fmean(*zip(*each, strict=True)) for track, each in of_track.items()}
+        session.target_nll = {track: statistics.fmean(*zip(*each, strict=True)) for track, each in of_track.items()}
         self._depth = max(gaps)
 
     @torch.no_grad()

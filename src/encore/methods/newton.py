@@ -41,8 +41,8 @@ class Newton(EditMethod):
         eta, last = o.eta, None
         for _ in range(o.steps):
             ascent, nll = mean_gradient(backend, session.forget, micro_batch_size=o.micro_batch_size)
-            if session.level is not None and not nll < session.level:  # not finite is too far as well
-                if last is None or nll <= (1 + TOLERANCE) * session.level:
+            if session.holdout_nll is not None and not nll < session.holdout_nll:  # not finite is too far as well
+                if last is None or nll <= (1 + TOLERANCE) * session.holdout_nll:
                     return
                 weights, ascent = last
                 backend.module.load_state_dict(weights)

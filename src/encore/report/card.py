@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from encore.api import Result
-from encore.audio.text import printable
-from encore.metrics.summary import SummaryRow, summary
 from encore.report.figures import NAMES
-from encore.report.numbers import number, unit_text
-from encore.runs.store import write_bytes
+from encore.report.formatting import number, unit_text
+from encore.results.targets import SummaryRow, summary
+from encore.store.run_folder import write_bytes
+from encore.text import printable
 
 TAGS = ["music", "text-to-audio", "machine-unlearning", "encore"]
 TASK = "text-to-audio"

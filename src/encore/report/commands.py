@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from encore.report.files import RunFiles
+from encore.report.run_files import RunFiles
 
 OWN_DISTRIBUTION = "encore-music"
 NAMED = {"roots": "root"}  # field of the record -> flag

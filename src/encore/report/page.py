@@ -15,16 +15,15 @@ import jinja2
 from markupsafe import Markup
 
 from encore import __version__
-from encore.audio.text import printable
 from encore.errors import InputError
-from encore.metrics.findings import Finding
-from encore.metrics.summary import findings
-from encore.report import draw, sound, tables, words
+from encore.report import embedded_audio, svg, tables, verdict
 from encore.report.commands import commands
 from encore.report.figures import Figure, figures
-from encore.report.files import REPORT, RunFiles, Sample, read_run
-from encore.report.picture import pictures, worst_first
-from encore.runs.store import write_bytes, writing
+from encore.report.run_files import REPORT, RunFiles, Sample, read_run
+from encore.report.track_chart import pictures, worst_first
+from encore.results.findings import Finding
+from encore.store.run_folder import write_bytes, writing
+from encore.text import printable
 
 ALIKE = "alike"  # the set of samples that are most similar to a track
 ASKED = {"greedy": "likeliest tokens", "short": "shorter description"}
@@ -38,7 +37,7 @@ NO_DRAWING = "These figures are shown as tables, because matplotlib was not inst
 
 
 @dataclass(frozen=True)
-class Heard:
+class Player:
     """One track's players: labels and addresses of the audio, in the order of listening."""
 
     track: tables.Cell
@@ -89,14 +88,14 @@ def render(files: RunFiles, *, originals: bool = False, plots: bool = True) -> s
     with _reading(files.folder):
         context, made = _context(files), figures(files)
         entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
-    can_draw = plots and draw.can_draw()
+    can_draw = plots and svg.can_draw()
     themselves = _originals(files) if originals else {}
     context |= {
         "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
         "no_drawing": "" if can_draw or not plots else NO_DRAWING,
-        "heard": _heard(files, entries, themselves),
+        "samples": _samples(files, entries, themselves),
         "alike": _alike(files, entries, themselves),
-        "audio_note": words.audio_note(files, originals=originals),
+        "audio_note": verdict.audio_note(files, originals=originals),
         "originals": originals,
     }
     style = _style()
@@ -143,17 +142,17 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _context(files: RunFiles) -> dict[str, Any]:
     """What the page says in words and numbers."""
-    found, drawn, tests = findings(files.results), pictures(files), tables.tests(files)
+    found, drawn, tests = files.findings, pictures(files), tables.tests(files)
     order = worst_first(files)
     return {
         "model": Path(str(files.run["model"]["name"])).name,
         "run": files.run,
         "loss": files.loss,
-        "asked": words.asked(files),
+        "asked": verdict.asked(files),
         "dates": _dates(files),
-        "verdict": words.verdict(files),
-        "doubts": words.doubts(files),
-        "glossary": words.glossary(files),
+        "verdict": verdict.verdict(files),
+        "doubts": verdict.doubts(files),
+        "glossary": verdict.glossary(files),
         "first": drawn[:1],
         "further": drawn[1:],
         "strips": STRIPS,
@@ -165,7 +164,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "notes": _notes(files, found),
         "targets": tables.targets(files),
         "tracks": tables.tracks(files),
-        "recovered": words.recovered(files.results),
+        "recovered": verdict.recovered(files.results),
         "likeness": tables.likeness(files),
         "more_tracks": tables.more_tracks(files),
         "everything": tables.everything(files),
@@ -173,7 +172,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "made_with": _made_with(files),
         "hashes": _hashes(files),
         "commands": commands(files),
-        "part": words.part(files),
+        "part": verdict.part(files),
         "encore": __version__,
     }
 
@@ -210,10 +209,10 @@ def _utc(text: Any) -> Any:
 
 
 def _picture(figure: Figure) -> Markup:
-    return Markup("data:image/svg+xml;base64," + base64.b64encode(draw.svg(figure).encode()).decode())
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(svg.svg(figure).encode()).decode())
 
 
-def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Heard]:
+def _samples(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
     """Forget tracks first, then those to keep; each before, after and gold, and the original where it is given."""
     labels = {"base": "before", "unlearned": "after", "gold": "gold"}
     groups: dict[tuple[str, str, str], list[Sample]] = {}
@@ -227,23 +226,25 @@ def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, 
         entry = entries.get(track, {"id": track, "caption": samples[0].caption})
         players = [("original", originals[track])] if name == "forget" and track in originals else []
         ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
-        players += [(labels[sample.role], sound.file_uri(sample.path)) for sample in ordered]
-        made.append(Heard(tables.track_cell(entry), name, _safe(players), track))
+        players += [(labels[sample.role], embedded_audio.file_uri(sample.path)) for sample in ordered]
+        made.append(Player(tables.track_cell(entry), name, _safe(players), track))
     return made
 
 
-def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Heard]:
+def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
     """Of each forget track the generations that are most similar to it, beside the track where that is given."""
     made = []
     for track in (str(entry["id"]) for entry in files.request["forget"]):
         players = []
         for sample in files.samples:
             if (sample.set, sample.track) == (ALIKE, track):
-                kinds = ", ".join(tables.KINDS.get(kind, kind) for kind in sample.kinds)
-                players.append((f"{kinds}: {ASKED.get(sample.asked, sample.asked)}", sound.file_uri(sample.path)))
+                kinds = ", ".join(tables.short(f"likeness_{kind}") for kind in sample.kinds)
+                players.append(
+                    (f"{kinds}: {ASKED.get(sample.asked, sample.asked)}", embedded_audio.file_uri(sample.path))
+                )
         if players:
             itself = [("original", originals[track])] if track in originals else []
-            made.append(Heard(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
+            made.append(Player(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
     return made
 
 
@@ -254,16 +255,16 @@ def _safe(players: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _originals(files: RunFiles) -> dict[str, str]:
     """The tracks to forget, as they were encoded, by id."""
-    from encore.audio.decode import load
-    from encore.runs.open_run import Whereabouts, listed_track
+    from encore.data.decode import load
+    from encore.data.relocate import PathRelocator, listed_track
 
     with _reading(files.folder):
-        here = Whereabouts(Path(files.request["folder"]), files.folder)
+        here = PathRelocator(Path(files.request["folder"]), files.folder)
         listed = [listed_track(entry) for entry in files.request["forget"]]
     found = {}
     for track in map(here.find, listed):
         audio = load(track.path, sample_rate=32_000, channels=1)
-        found[track.id] = sound.data_uri(audio.samples[0], 32_000)
+        found[track.id] = embedded_audio.data_uri(audio.samples[0], 32_000)
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from encore.api import Backend, Batch
-from encore.delays import by_frame, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable
 from encore_audiocraft import codec as codecs
@@ -48,7 +48,7 @@ class AudiocraftBackend(Backend):
         self.hop = round(self.sample_rate / self.frame_rate)  # samples a codec frame
         self.max_frames = longest(spoken.cfg, self.frame_rate)
         self.device = next(spoken.lm.parameters()).device
-        self.conditions: dict[str, Tensor] = {}
+        self.text_embeddings: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ load, save
 
@@ -81,7 +81,7 @@ class AudiocraftBackend(Backend):
     def clone(self) -> AudiocraftBackend:
         spoken = replace(self.language, lm=copy.deepcopy(self.language.lm))
         twin = AudiocraftBackend(spoken, self.codec, self.text, self.written)
-        twin.conditions = self.conditions
+        twin.text_embeddings = self.text_embeddings
         return twin
 
     def frozen(self) -> Mapping[str, nn.Module]:
@@ -111,15 +111,15 @@ class AudiocraftBackend(Backend):
         latents: Tensor = self.codec.decode_latent(codecs.mono(codes.to(self.device), self.channels))  # [N * C, D, T]
         return latents.reshape(-1, self.channels, *latents.shape[1:]).mean(1)
 
-    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
         for caption in captions:
-            if caption not in self.conditions:
-                self.conditions[caption] = self.text(caption)
-        return [self.conditions[caption] for caption in captions]
+            if caption not in self.text_embeddings:
+                self.text_embeddings[caption] = self.text(caption)
+        return [self.text_embeddings[caption] for caption in captions]
 
     def _states(self, captions: Sequence[str], unconditional: bool = False) -> list[Tensor]:
         """Text states, one [L, D] a caption; none at all for no caption, which audiocraft reads as an empty one."""
-        states = self.condition(captions)
+        states = self.encode_text(captions)
         if unconditional:
             return [states[0][:0] for _ in captions]
         return [one if caption else one[:0] for caption, one in zip(captions, states, strict=True)]

@@ -29,7 +29,7 @@ from transformers import (
 from encore import assets
 from encore.errors import InputError
 from encore.hub import fetchable, pretrained
-from encore.runs.store import staged_folder
+from encore.store.run_folder import staged_folder
 from encore_audiocraft import backend, configs, keys, kinds, language, packages
 from encore_audiocraft.codec import open_encodec
 from encore_audiocraft.packages import State, first_line
@@ -162,7 +162,7 @@ def _to_transformers(folder: Path, out: Path, model: str, offline: bool) -> None
     speech, sound = packages.read(folder / packages.LM), packages.read(folder / packages.CODEC)
     cfg = packages.config(speech, folder / packages.LM)
     try:
-        kinds.refuse_unfit(speech[packages.STATE], cfg, model)
+        kinds.check_unfit(speech[packages.STATE], cfg, model)
         codec_state, codec_config = _codec(sound, model, offline)
         name = cfg.conditioners[configs.TEXT].t5.name
         text_config, tokenizer, text_state = _text(name, folder, offline)

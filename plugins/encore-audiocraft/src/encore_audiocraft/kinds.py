@@ -10,7 +10,7 @@ from encore.errors import InputError
 from encore_audiocraft.packages import State
 
 
-def refuse_unfit(state: State, cfg: DictConfig, model: str) -> None:
+def check_unfit(state: State, cfg: DictConfig, model: str) -> None:
     """Raise InputError for what is not a causal, delayed language model over text, or lies about its size."""
     if cfg.get("lm_model") != "transformer_lm":
         raise InputError(f"{model} is a {cfg.get('lm_model')} model, not a MusicGen: it has no next token")

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from encore.errors import InputError
-from encore_audiocraft.kinds import channels_of, conditioners_of, refuse_unfit
+from encore_audiocraft.kinds import channels_of, check_unfit, conditioners_of
 from encore_audiocraft.library import load
 from encore_audiocraft.packages import State, first_line
 
@@ -151,7 +151,7 @@ def build(state: State, cfg: DictConfig, model: str) -> Language:
             its weights don't belong together.
     """
     try:
-        refuse_unfit(state, cfg, model)
+        check_unfit(state, cfg, model)
         encoders, null_melody = conditioners_of(cfg, model)
         trained, aside = _split(state, encoders)
         lm = _skeleton(cfg, trained, "meta")

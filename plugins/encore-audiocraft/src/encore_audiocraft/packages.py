@@ -18,7 +18,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from encore.errors import InputError
-from encore.files import whole_file
+from encore.files import atomic_write
 from encore_audiocraft import refusals
 
 LM, CODEC = refusals.LM, "compression_state_dict.bin"
@@ -65,7 +65,7 @@ def _is_export(package: Any) -> bool:
 
 def write(path: Path, package: Package) -> None:
     """Write a checkpoint, whole or not at all."""
-    with whole_file(path) as staging:
+    with atomic_write(path) as staging:
         torch.save(package, staging)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from encore import assets
 from encore.errors import InputError, UsageError
-from encore.runs.models import model_name
+from encore.store.model_name import model_name
 
 LM = "state_dict.bin"  # of a model in audiocraft's format: the language model
 
 
 def source_of(model: str, out: Path, to: str) -> str:
-    """What to convert: a model's folder, or its name, as `encore.runs.models.model_name` gives it.
+    """What to convert: a model's folder, or its name, as `encore.store.model_name.model_name` gives it.
 
     Raises:
         UsageError: the folder to write holds something, or is none.

@@ -75,13 +75,13 @@ class AceStep(DiffusionBackend):
     # ------------------------------------------------------------------------------------------------- the denoiser
 
     def _alike(self, caption: str, frames: int) -> Hashable:
-        return frames, len(self.condition([caption])[0])
+        return frames, len(self.encode_text([caption])[0])
 
     def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
         encoder, count = self.parts["condition_encoder"], len(captions)
         if self._lyrics is None:
             self._lyrics = self._encoded("")[1]
-        text = torch.stack(self.condition(captions))  # [N, L, D]
+        text = torch.stack(self.encode_text(captions))  # [N, L, D]
         lyrics = self._lyrics.expand(count, -1, -1)
         told, _ = encoder(
             text_hidden_states=text,

@@ -119,7 +119,7 @@ class AudioLdm2(DiffusionBackend):
         return frames
 
     def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
-        read = self.condition(captions)
+        read = self.encode_text(captions)
         if unconditional:  # no caption, padded to the length of this one, is what the pipeline guides away from
             read = [self._read("", len(one) - self._made) for one in read]
         made = self._made

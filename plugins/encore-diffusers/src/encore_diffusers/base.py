@@ -57,7 +57,7 @@ class DiffusionBackend(Backend):
         for name in self._fixed():
             self.module.get_parameter(name).requires_grad_(False)
         self.device = next(self.module.parameters()).device
-        self.conditions: dict[str, Tensor] = {}
+        self.text_embeddings: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------ what a family says
 
@@ -123,7 +123,7 @@ class DiffusionBackend(Backend):
     def clone(self) -> DiffusionBackend:
         own = {name: copy.deepcopy(self.parts[name]) for name in self.trained}
         twin = type(self)(self.parts | own)
-        twin.conditions = self.conditions
+        twin.text_embeddings = self.text_embeddings
         return twin
 
     def frozen(self) -> Mapping[str, nn.Module]:
@@ -169,11 +169,11 @@ class DiffusionBackend(Backend):
         return codes
 
     @torch.no_grad()
-    def condition(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
         for caption in captions:
-            if caption not in self.conditions:
-                self.conditions[caption] = self._read(caption)
-        return [self.conditions[caption] for caption in captions]
+            if caption not in self.text_embeddings:
+                self.text_embeddings[caption] = self._read(caption)
+        return [self.text_embeddings[caption] for caption in captions]
 
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
         raise UsageError(f"the backend {self.name} has no tokens, so no logits")
@@ -187,7 +187,7 @@ class DiffusionBackend(Backend):
         """Mean squared error of the training objective, [N], over `TIMESTEPS` noise levels and a clip's own frames.
 
         Levels are stratified: one is drawn from each of as many equal shares of those seen in training. They and the
-        noise are drawn from the clip's latents and `batch.draw`.
+        noise are drawn from the clip's latents and `batch.noise_index`.
         """
         return self._regress(batch, self.objective.target)
 
@@ -205,8 +205,11 @@ class DiffusionBackend(Backend):
 
     def _regress(self, batch: Batch, target: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         frames = batch.frames.tolist()
-        rows = [self._noised(codes[:, :length], batch.draw) for codes, length in zip(batch.codes, frames, strict=True)]
-        self.condition(batch.captions)
+        rows = [
+            self._noised(codes[:, :length], batch.noise_index)
+            for codes, length in zip(batch.codes, frames, strict=True)
+        ]
+        self.encode_text(batch.captions)
         groups = self._groups(batch.captions, frames)
         found = []
         for group in groups:
@@ -274,7 +277,7 @@ class DiffusionBackend(Backend):
         if frames > self.max_frames:
             longest = self.max_frames / self.frame_rate
             raise UsageError(f"the backend {self.name} plays {longest:.1f} s at most", f"ask for {longest:.1f} s")
-        self.condition(captions)
+        self.encode_text(captions)
         played: list[Tensor] = [torch.empty(0)] * len(captions)
         for group in self._groups(captions, [frames] * len(captions)):
             with quiet():

@@ -73,7 +73,7 @@ class StableAudio(DiffusionBackend):
 
     def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
         project = self.parts["projection_model"]
-        read = self.condition(captions)
+        read = self.encode_text(captions)
         most = self.parts["tokenizer"].model_max_length
         lengths = torch.tensor([len(states) for states in read], device=self.device)
         states = pad_sequence([*read, read[0].new_zeros(most, read[0].shape[-1])], batch_first=True)[:-1]  # [N, L, D]

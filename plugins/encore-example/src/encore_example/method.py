@@ -23,8 +23,8 @@ class Hinge(LossMethod):
     options: Options
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        assert step.level is not None  # the spec needs `holdout`
-        return (step.level + self.options.margin - step.backend.losses(batch)).relu()  # [N]
+        assert step.holdout_nll is not None  # the spec needs `holdout`
+        return (step.holdout_nll + self.options.margin - step.backend.losses(batch)).relu()  # [N]
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         return step.backend.losses(batch)  # [N]

@@ -1,0 +1,295 @@
+"""A catalogue: the tracks a model was trained on, or may be asked about, and how to find one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from encore.data.captions import distinct, settle
+from encore.data.file_info import FileCache
+from encore.data.manifest import CATALOG_FORMATS, Record, other_format
+from encore.data.open_files import CATALOG_CAPS, locate, open_regular, read_lines, spot
+from encore.data.path_variants import why_missing
+from encore.data.tracks import Track
+from encore.errors import InputError, together
+from encore.text import did_you_mean, near, printable
+
+FOLDER_NAMES = ("metadata.jsonl", "metadata.csv", "data.jsonl", "data.jsonl.gz", "manifest.jsonl", "catalog.csv")
+"""What a folder given as a catalogue is searched for, in this order."""
+
+
+ONE_SPLIT = "a file is in one split: take it out of the other"
+
+
+def normal_isrc(isrc: str) -> str:
+    """An ISRC without its dashes and spaces, in upper case: `gb-ayE-67-00123` and `GBAYE6700123` are one."""
+    return "".join(char for char in isrc if char.isalnum()).upper()
+
+
+class Catalog:
+    """Records of a catalogue file, indexed. Files are looked at only when a track is asked for.
+
+    Attributes:
+        path: the catalogue file.
+        name: how messages call it.
+        folder: its folder, to which the paths in it are relative.
+        roots: folders its files may lie in; its own, and those the caller allows.
+        notes: what a person may want to know, one sentence each: another encoding than UTF-8.
+    """
+
+    def __init__(
+        self, path: Path, records: Iterable[Record], roots: Sequence[Path] = (), notes: Sequence[str] = ()
+    ) -> None:
+        self.path = path
+        self.name = str(path)
+        self.folder = Path(os.path.realpath(path.parent))
+        self.roots = (self.folder, *roots)
+        self.records = tuple(records)
+        self.notes = tuple(notes)
+        self._ids: dict[str, list[Record]] = defaultdict(list)
+        self._isrcs: dict[str, list[Record]] = defaultdict(list)
+        self._hashes: dict[str, list[Record]] = defaultdict(list)
+        self._unhashed = [record for record in self.records if record.path and not record.sha256]
+        for record in self.records:
+            self._ids[self.id_of(record)].append(record)
+            self._isrcs[normal_isrc(record.isrc)].append(record)
+            self._hashes[record.sha256.casefold()].append(record)
+
+    @classmethod
+    def open(cls, path: Path | str, *, roots: Sequence[Path] = ()) -> Catalog:
+        """Read an audiocraft manifest, Hugging Face metadata, a CSV with a header, or a folder that holds one.
+
+        Args:
+            path: `.jsonl`, `.jsonl.gz`, `.csv` (`.csv.gz`), `.tsv`, or a folder.
+            roots: folders, besides the catalogue's own, in which its files may lie.
+
+        Raises:
+            InputError: nothing there, another format, too large, or a line that can't be read.
+        """
+        path = _find(Path(path))
+        compressed = path.suffix.casefold() == ".gz"
+        suffix = Path(path.stem if compressed else path.name).suffix.casefold()
+        if suffix not in CATALOG_FORMATS:
+            raise InputError(
+                f"{printable(path)}: a catalogue is {', '.join(CATALOG_FORMATS)} (also .gz), not '{printable(suffix)}'",
+                other_format(suffix),
+            )
+        notes: list[str] = []
+        with open_regular(path) as stream:
+            lines = read_lines(stream, str(path), CATALOG_CAPS, compressed=compressed, notes=notes)
+            records = tuple(CATALOG_FORMATS[suffix](lines, str(path)))
+        if not records:
+            raise InputError(f"{printable(path)}: the catalogue is empty")
+        return cls(path, records, roots, notes)
+
+    # ------------------------------------------------------------------------------------------------ looking up
+
+    def id_of(self, record: Record) -> str:
+        """A record's id; its path as written where the catalogue gives none."""
+        return record.id or record.path
+
+    def by_id(self, name: str) -> tuple[Record, ...]:
+        """Records of that id, exactly as written."""
+        return tuple(self._ids.get(name, ()))
+
+    def by_isrc(self, isrc: str) -> tuple[Record, ...]:
+        """Records of that ISRC; several where one recording has several files."""
+        return tuple(self._isrcs.get(normal_isrc(isrc), ())) if normal_isrc(isrc) else ()
+
+    def by_sha256(self, digest: str) -> tuple[Record, ...]:
+        """Records whose file has that hash: by the catalogue's column, else by hashing files until one fits."""
+        digest = digest.casefold()
+        found = self.by_known_sha256(digest)
+        if found or not digest:
+            return found
+        while self._unhashed:
+            record = self._unhashed.pop()
+            with contextlib.suppress(InputError):  # it is not the one that is asked for
+                path = self._file(record)
+                if path is None:
+                    continue
+                actual = FileCache().sha256(path)
+                self._hashes[actual].append(record)
+                if actual == digest:
+                    return (record,)
+        return ()
+
+    def by_known_sha256(self, digest: str) -> tuple[Record, ...]:
+        """Records whose hash the catalogue (or an earlier look) knows to be that; hashes no file."""
+        return tuple(self._hashes.get(digest.casefold(), ())) if digest else ()
+
+    def by_path(self, path: Path | str) -> tuple[Record, ...]:
+        """Records of that file, however they spell its path (links, Unicode forms, case); relative to the catalogue."""
+        return tuple(self._files.get(_identity(self._absolute(str(path))), ())) if str(path) else ()
+
+    def of_file(self, path: Path, digest: str) -> tuple[Record, ...]:
+        """All records of a file: by its path, and by its hash where that is known."""
+        same = {record.line: record for record in (*self.by_path(path), *self.by_known_sha256(digest))}
+        return tuple(same[line] for line in sorted(same))
+
+    def are_one(self, records: Sequence[Record]) -> bool:
+        """Whether all these records are of one file."""
+        return len({self._record_identity(record) for record in records}) == 1
+
+    @cached_property
+    def _files(self) -> dict[Hashable, list[Record]]:
+        files: dict[Hashable, list[Record]] = defaultdict(list)
+        for record in self.records:
+            if record.path:
+                files[self._record_identity(record)].append(record)
+        return files
+
+    def _record_identity(self, record: Record) -> Hashable:
+        path = self._absolute(record.path)
+        identity = _identity(path)
+        if identity == path:  # not there as it is spelt
+            with contextlib.suppress(InputError):
+                identity = _identity(str(self._file(record) or path))
+        return identity
+
+    def near_ids(self, name: str) -> list[str]:
+        """Ids that look like `name`, or whose title does."""
+        titles = {record.title: self.id_of(record) for record in self.records if record.title}
+        return list(dict.fromkeys([*near(name, self._ids), *(titles[title] for title in near(name, titles))]))[:3]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits its records name, in lower case, sorted."""
+        return sorted({record.split for record in self.records if record.split})
+
+    # ---------------------------------------------------------------------------------------------------- tracks
+
+    def track(
+        self,
+        record: Record,
+        *,
+        path: Path | None = None,
+        captions: Sequence[str] = (),
+        line: int | None = None,
+        source: str = "",
+    ) -> Track:
+        """The track of a record, with the captions of all records of its file.
+
+        Args:
+            record: one of them; its id and columns are the track's.
+            path: its file, checked already; None to find it.
+            captions: what a list says; they go before the catalogue's own.
+            line: of the list.
+            source: that line's text.
+
+        Raises:
+            InputError: the file is missing, leads outside, differs from the catalogue's hash, has no caption, or is in
+                two splits.
+        """
+        where = spot(self.name, record.line)
+        path = path or self._file(record)
+        if path is None:
+            what = f"no file '{printable(record.path)}'" if record.path else "the record names no file"
+            hint = why_missing(record.path, self.folder, self.roots)
+            raise InputError(f"{where}: {what}", hint or "paths in a catalogue are relative to it, or to a --root")
+        digest = FileCache().sha256(path)
+        same = self.of_file(path, digest)
+        if any(one.sha256 and one.sha256.casefold() != digest for one in (record, *same)):
+            raise InputError(
+                f"{where}: '{printable(path.name)}' is not the file the catalogue was written for: its SHA-256 differs",
+                "restore the file, or write the catalogue anew",
+            )
+        splits = {one.split: one.line for one in same if one.split}
+        if len(splits) > 1:
+            named = " and ".join(f"'{printable(split)}' (line {at})" for split, at in splits.items())
+            raise InputError(f"{where}: '{printable(path.name)}' is in the splits {named}", ONE_SPLIT)
+        given = distinct(captions)
+        own = distinct(caption for one in (record, *same) for caption in one.captions)
+        origin = "list and catalogue" if given and own else "list" if given else "catalogue"
+        hint = next((one.hint for one in (record, *same) if one.hint), "")
+        found = settle(path, (*given, *own), origin, hint, self.roots, where)
+        return Track(
+            id=printable(self.id_of(record)),
+            path=path,
+            caption=found.texts[0],
+            sha256=digest,
+            line=line,
+            source=source,
+            title=record.title or found.tags.title or None,
+            artist=record.artist or found.tags.artist or None,
+            isrc=normal_isrc(record.isrc or found.tags.isrc) or None,
+            meta={**record.meta, **({"split": next(iter(splits))} if splits else {})},
+            more_captions=found.texts[1:],
+            caption_source=found.source,
+            place=where,
+        )
+
+    def tracks(self, split: str | None = None, *, errors: list[InputError] | None = None) -> list[Track]:
+        """All tracks, or those of one split, in the catalogue's order; records of one file are one track.
+
+        Args:
+            split: as the catalogue names it, in any case; None for all.
+            errors: gets what is wrong with single records, and the others are returned; None to refuse the catalogue.
+
+        Raises:
+            InputError: no such split, two files of one id, or what `track` raises.
+        """
+        split = None if split is None else split.casefold()
+        if split is not None and split not in self.splits:
+            known = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
+            raise InputError(f"{printable(self.name)}: no track of split '{printable(split)}'", known)
+        tracks: dict[str, Track] = {}  # by hash of the file
+        lines: dict[str, int] = {}  # by id
+        done: set[int] = set()
+        wrong: list[InputError] = []
+        for record in self.records:
+            if record.line in done or (split is not None and record.split != split):
+                continue
+            try:
+                track = self.track(record)
+                done |= {one.line for one in self.of_file(track.path, track.sha256)}
+                copy = tracks.get(track.sha256)
+                if copy is not None and len({copy.meta.get("split"), track.meta.get("split")} - {None}) > 1:
+                    raise InputError(f"{track.place}: the same file as {copy.place}, in another split", ONE_SPLIT)
+                if copy is None and lines.setdefault(self.id_of(record), record.line) != record.line:
+                    raise InputError(
+                        f"{spot(self.name, record.line)}: the id '{printable(self.id_of(record))}' is line "
+                        f"{lines[self.id_of(record)]}'s already",
+                        "give every track an id of its own",
+                    )
+                tracks[track.sha256] = track if copy is None else copy.with_captions(track.captions)
+            except InputError as error:
+                wrong.append(error)
+        if wrong and errors is None:
+            raise together(wrong)
+        if errors is not None:
+            errors += wrong
+        return list(tracks.values())
+
+    def _file(self, record: Record) -> Path | None:
+        where = spot(self.name, record.line)
+        return locate(record.path, self.roots, self.roots, where) if record.path else None
+
+    def _absolute(self, path: str) -> str:
+        return os.path.normpath(os.path.join(self.folder, path)) if path else ""
+
+
+def _identity(path: str) -> Hashable:
+    """What stays the same of a file in all its spellings; the path itself where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return path
+    # Some network and user-space file systems number no files.
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
+
+
+def _find(path: Path) -> Path:
+    if not os.path.isdir(path):
+        if not os.path.lexists(path):
+            siblings = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
+            raise InputError(f"no catalogue '{printable(path)}'", did_you_mean(near(path.name, siblings)))
+        return path
+    found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
+    if not found:
+        raise InputError(f"the folder '{printable(path)}' holds no catalogue", f"expected {', '.join(FOLDER_NAMES)}")
+    return found[0]

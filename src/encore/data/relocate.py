@@ -1,0 +1,90 @@
+"""Tracks and models of a run, found again after its folder was moved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from encore import assets
+from encore.api import ClipSet
+from encore.data.catalog import Catalog
+from encore.data.file_info import FileCache
+from encore.data.tracks import Piece, Track
+from encore.errors import InputError, together
+from encore.text import printable
+
+
+@dataclass
+class PathRelocator:
+    """Finds a run's files again, also after the folder that holds them and the run was moved.
+
+    A file is looked for where it was, then as far from the run's folder as it was when the run was made, then among
+    the embedded tracks. Its hash must be the one in `request.json`.
+
+    Args:
+        then: the run's folder when the run was made. now: the same folder today.
+    """
+
+    then: Path
+    now: Path
+
+    def model(self, name: str) -> str:
+        """A model's folder; any other name as it is."""
+        return str(self._moved(Path(name))) if os.path.isabs(name) else name
+
+    def find_all(self, sets: Mapping[ClipSet, Sequence[Track]]) -> dict[ClipSet, list[Track]]:
+        """The tracks of all sets with the paths they have now.
+
+        Raises:
+            InputError: files that are gone, or are others; it names all of them.
+        """
+        found: dict[ClipSet, list[Track]] = {name: [] for name in sets}
+        errors: list[InputError] = []
+        for name, tracks in sets.items():
+            for track in tracks:
+                try:
+                    found[name].append(self.find(track))
+                except InputError as error:
+                    errors.append(error)
+        if errors:
+            raise together(errors)
+        return found
+
+    def find(self, track: Track) -> Track:
+        """The track with the path it has now.
+
+        Raises:
+            InputError: its file is gone, or is another one.
+        """
+        path = self._moved(track.path)
+        if not path.exists():
+            embedded = Catalog.open(assets.CATALOG)
+            paths = [embedded.folder / record.path for record in embedded.by_known_sha256(track.sha256)]
+            path = next(iter(paths), path)
+        if not path.exists():
+            raise InputError(f"{printable(track.path)} is gone", "put the file back where the run found it")
+        if FileCache().sha256(path) != track.sha256:
+            raise InputError(
+                f"{printable(path)} is not the file that the run heard: its hash differs", "put the original file back"
+            )
+        return replace(track, path=path)
+
+    def _moved(self, path: Path) -> Path:
+        if path.exists():
+            return path
+        return Path(os.path.normpath(self.now.resolve() / os.path.relpath(path, self.then)))
+
+
+def listed_track(entry: Mapping[str, Any]) -> Track:
+    """A track as `request.json` keeps it."""
+    meta = {"split": entry["split"], "genre": entry.get("genre")}  # written since 0.1: older runs don't have it
+    captions = entry.get("captions") or [entry["caption"]]
+    return Track(
+        entry["id"], Path(entry["file"]), captions[0], entry["sha256"], line=entry.get("line"),
+        artist=entry.get("artist"), meta=meta, more_captions=tuple(captions[1:]),
+        caption_source=entry.get("caption_source", ""),
+        pieces=tuple(Piece(**piece) for piece in entry.get("pieces", ())),
+    )  # fmt: skip

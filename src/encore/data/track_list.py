@@ -1,0 +1,243 @@
+"""`--tracks LIST`: which tracks a list names, each line resolved to a file before anything is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from encore.data.captions import settle
+from encore.data.catalog import Catalog
+from encore.data.file_info import FileCache
+from encore.data.manifest import LIST_FORMATS, Record, other_format, text_records
+from encore.data.open_files import LIST_CAPS, locate, open_regular, read_lines, spot
+from encore.data.path_variants import why_missing
+from encore.data.tracks import Missing, Selection, Track
+from encore.errors import InputError, together
+from encore.text import did_you_mean, near, printable
+
+SUGGESTIONS = 5
+"""Lines of a list for which near names are looked for."""
+
+
+class _Unmatched(Exception):
+    """A line no track answers to; carries the reason and a hint."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.hint = hint
+
+
+def read_list(
+    source: Path | str | Literal["-"],
+    *,
+    catalog: Catalog | None = None,
+    roots: Sequence[Path] = (),
+    allow_missing: bool = False,
+    errors: list[InputError] | None = None,
+    advice: str = "--allow-missing goes on without",
+    stdin: BinaryIO | None = None,
+) -> Selection:
+    """Read a list of tracks and find every one of them.
+
+    The list is plain text (see `records.text_records`), `.m3u`, `.csv`, `.tsv` or `.jsonl`, in UTF-8 or see
+    `files.read_lines`; `-` reads plain text from standard input. A path is relative to the list's folder (standard
+    input: the working folder), then to each of `roots`, then to the catalogue's folder, and must stay inside these.
+    Captions: from the list and the catalogue, else from a side-car file, else from tags.
+
+    Args:
+        source: the list's path, or `-`.
+        catalog: resolves `id:`, `isrc:` and `sha256:`, and gives captions to the files it knows.
+        roots: folders, besides the list's own, that its paths may lead into.
+        allow_missing: lines without a track go to `Selection.missing` instead of raising.
+        errors: gets what is wrong with single lines, and the others' tracks are returned; None to refuse the list.
+        advice: what the hint says of missing tracks.
+        stdin: read instead of the process's own.
+
+    Raises:
+        InputError: lines that can't be read or matched, paths that lead outside or to no regular file, tracks
+            without a caption, a list without tracks. The message names the list and all such lines.
+    """
+    notes: list[str] = []
+    if str(source) == "-":
+        folder, name = Path.cwd(), "standard input"
+        records = list(text_records(read_lines(stdin or sys.stdin.buffer, name, LIST_CAPS, notes=notes), name))
+    else:
+        path = Path(source)
+        folder, name = path.parent, str(path)
+        if hint := other_format(path.suffix):
+            raise InputError(f"{printable(name)}: a list is text, {', '.join(LIST_FORMATS)}, not '{path.suffix}'", hint)
+        reader = LIST_FORMATS.get(path.suffix.casefold(), text_records)
+        with open_regular(path) as stream:
+            records = list(reader(read_lines(stream, name, LIST_CAPS, notes=notes), name))
+    if not records:
+        raise InputError(f"{printable(name)} names no track", "write one path or id: a line")
+    resolver = _Resolver(name, folder, catalog, roots, notes)
+    return resolver.resolve(records, allow_missing, errors, advice)
+
+
+class _Resolver:
+    """Finds the tracks of one list's records."""
+
+    def __init__(
+        self, name: str, folder: Path, catalog: Catalog | None, roots: Sequence[Path], notes: Sequence[str]
+    ) -> None:
+        self.name = name
+        self.folder = Path(os.path.realpath(folder))
+        self.catalog = catalog
+        self.roots = (self.folder, *roots, *(catalog.roots if catalog else ()))
+        self.notes = list(notes)
+        self.suggested = 0
+
+    def resolve(
+        self, records: Sequence[Record], allow_missing: bool, errors: list[InputError] | None, advice: str
+    ) -> Selection:
+        tracks: dict[str, Track] = {}  # by file hash: a file counts once however often, and as whatever, it is named
+        missing: list[Missing] = []
+        wrong: list[InputError] = []
+        for record in records:
+            try:
+                found = list(self._tracks(record))
+            except _Unmatched as unmatched:
+                missing.append(Missing(record.line, record.source, unmatched.reason))
+                if not allow_missing:
+                    hint = "; ".join(part for part in (unmatched.hint, advice) if part)
+                    wrong.append(InputError(f"{spot(self.name, record.line)}: {unmatched.reason}", hint))
+                continue
+            except InputError as error:
+                wrong.append(error)
+                continue
+            for track in found:
+                self._add(track, record, tracks)
+        if wrong and errors is None:
+            raise together(wrong)
+        if not tracks and not wrong:
+            hint = missing[0].reason if missing else ""
+            raise InputError(f"{printable(self.name)}: none of its {len(records)} lines names a track there is", hint)
+        if errors is not None:
+            errors += wrong
+        return Selection(tuple(_distinct(tracks.values())), tuple(missing) if allow_missing else (), tuple(self.notes))
+
+    def _add(self, track: Track, record: Record, tracks: dict[str, Track]) -> None:
+        first = tracks.setdefault(track.sha256, track)
+        if first is track:
+            return
+        tracks[track.sha256] = merged = first.with_captions(track.captions)
+        with_both = ", with the captions of both" if merged.captions != first.captions else ""
+        if first.line != record.line or with_both:
+            line = spot(self.name, record.line)
+            self.notes.append(f"{line} is the track of line {first.line}: taken once{with_both}")
+
+    def _tracks(self, record: Record) -> Iterator[Track]:
+        if record.path:
+            yield self._by_path(record)
+            return
+        kind, value = next((kind, text) for kind in ("id", "isrc", "sha256") if (text := getattr(record, kind)))
+        if self.catalog is None:
+            raise InputError(
+                f"{spot(self.name, record.line)}: '{kind}:{printable(value)}' needs a catalogue to be looked up in",
+                "give one with --catalog",
+            )
+        found = getattr(self.catalog, f"by_{kind}")(value)
+        if not found:
+            near_ids = self.catalog.near_ids
+            raise _Unmatched(
+                f"no track of {printable(self.catalog.name)} has {kind} '{printable(value)}'",
+                self._suggestion(lambda: near_ids(value) if kind == "id" else []),
+            )
+        if kind == "id" and not self.catalog.are_one(found):
+            lines = " and ".join(str(entry.line) for entry in found[:2])
+            raise InputError(
+                f"{spot(self.name, record.line)}: the id '{printable(value)}' stands for lines {lines} of "
+                f"{printable(self.catalog.name)}",
+                "name the track by its path or sha256:",
+            )
+        for entry in found if kind == "isrc" else found[:1]:  # an ISRC names a recording: all its files are meant
+            yield self._known(entry, record)
+
+    def _known(self, entry: Record, record: Record, path: Path | None = None) -> Track:
+        assert self.catalog is not None
+        place = spot(self.name, record.line)
+        try:
+            track = self.catalog.track(
+                entry, path=path, captions=record.captions, line=record.line, source=record.source
+            )
+        except InputError as error:
+            raise InputError(f"{place}: {error.message}", error.hint) from error
+        return dataclasses.replace(track, place=place)
+
+    def _by_path(self, record: Record) -> Track:
+        where = spot(self.name, record.line)
+        path = locate(record.path, self.roots, self.roots, where)
+        if path is None:
+            return self._by_catalog_path(record)
+        digest = FileCache().sha256(path)
+        if record.sha256 and record.sha256.casefold() != digest:
+            raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
+        if self.catalog is not None:
+            known = self.catalog.of_file(path, digest)
+            if known:
+                return self._known(known[0], record, path)
+        found = settle(path, record.captions, "list", record.hint, self.roots, where)
+        return Track(
+            id=self._id(record, path),
+            path=path,
+            caption=found.texts[0],
+            sha256=digest,
+            line=record.line,
+            source=record.source,
+            title=record.title or found.tags.title or None,
+            artist=record.artist or found.tags.artist or None,
+            isrc=record.isrc or found.tags.isrc or None,
+            meta=record.meta,
+            more_captions=found.texts[1:],
+            caption_source=found.source,
+            place=where,
+        )
+
+    def _by_catalog_path(self, record: Record) -> Track:
+        known = self.catalog.by_path(record.path) if self.catalog else ()
+        if known:
+            return self._known(known[0], record)
+
+        def names() -> list[str]:
+            beside = near(os.path.basename(record.path), self._siblings(record.path))
+            ids = self.catalog.near_ids(record.path) if self.catalog else []
+            return [*beside, *(f"id:{name}" for name in ids)][:3]
+
+        hint = why_missing(record.path, self.folder, self.roots) or self._suggestion(names)
+        raise _Unmatched(f"no file '{printable(record.path)}'", hint)
+
+    def _suggestion(self, names: Callable[[], list[str]]) -> str:
+        """`did you mean …?`, for the first few lines alone: near names take long to find among many."""
+        self.suggested += 1
+        return did_you_mean(names()) if self.suggested <= SUGGESTIONS else ""
+
+    def _siblings(self, raw: str) -> list[str]:
+        """Names in the folder a missing file should be in, if the list may look there."""
+        folder = os.path.realpath(os.path.join(self.folder, os.path.dirname(raw)))
+        try:
+            names = os.listdir(folder) if Path(folder).is_relative_to(self.folder) else []
+            return sorted({*names} - {os.path.basename(raw)})  # a loop of links is there, and no file
+        except (OSError, ValueError):
+            return []
+
+    def _id(self, record: Record, path: Path) -> str:
+        if record.id:
+            return printable(record.id)
+        below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
+        return printable(below.as_posix())
+
+
+def _distinct(tracks: Iterable[Track]) -> Iterator[Track]:
+    """The same tracks; where two files share an id (from two folders), the later one's gets a piece of its hash."""
+    seen: set[str] = set()
+    for track in tracks:
+        if track.id in seen:
+            track = dataclasses.replace(track, id=f"{track.id}~{track.sha256[:8]}")
+        seen.add(track.id)
+        yield track

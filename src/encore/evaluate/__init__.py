@@ -1,0 +1,1 @@
+"""What `encore eval` does: models and tracks in, rows of `metrics.json` out."""

@@ -1,0 +1,1 @@
+"""How well a model still knows tracks: likelihood, generations, distance to a gold."""

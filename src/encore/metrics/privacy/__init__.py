@@ -1,0 +1,1 @@
+"""Can an outsider tell that tracks were trained on?"""

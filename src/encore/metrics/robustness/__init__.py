@@ -1,0 +1,1 @@
+"""Attacks: do the tracks come back when weights or prompts are changed?"""

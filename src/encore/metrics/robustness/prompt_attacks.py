@@ -1,0 +1,126 @@
+"""Attacks: does the track come back when what is played to the model is a stretched, shifted or re-encoded copy?
+
+The audio is what the codec plays of a track's codes, changed and encoded again.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from encore.api import Backend, Clip, Evaluation, Metric, Result
+from encore.metrics.memorization.verbatim import PROMPT_SECONDS
+from encore.metrics.robustness.variants import Variant, attack_rows, tag
+from encore.metrics.rows import unmeasured
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Changed = tuple[str, np.ndarray, float]  # a change's name, the waveform [C, S], and its pace (see `Variant`)
+
+LEAST_RATE = 5000  # Hz of a model's sound, below which there is little to stretch
+STRETCHES = (0.94, 1.06)  # of the tempo
+SEMITONES = (-1.0, 1.0)
+
+
+class ChangedPrompt(Metric):
+    """Base of the attacks that change each forget clip as the first model, whose codec is everyone's, plays it."""
+
+    metric: str
+
+    @abstractmethod
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
+        """Changes of a waveform [C, S]."""
+
+    def variants(self, evaluation: Evaluation) -> list[Variant]:
+        """What the models are given, of all forget clips that are long enough."""
+        backend, found = next(iter(evaluation.models.values())), []
+        for clip in evaluation.clips["forget"]:
+            with torch.no_grad():
+                audio = backend.decode(clip.codes[None].to(backend.device))[0].float().clamp(-1, 1).cpu().numpy()
+            for name, sound, pace in self.changed(audio, backend.sample_rate):
+                found += _heard(backend, clip, name, sound, pace)
+        return found
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        metric, rate = self.metric, next(iter(evaluation.models.values())).sample_rate
+        if rate < LEAST_RATE:
+            why = f"{rate} Hz are too few to change a sound and keep it"
+            yield unmeasured(f"{metric}_nll", "unlearned", "forget", why)
+            return
+        variants = self.variants(evaluation)
+        if not variants:
+            yield unmeasured(f"{metric}_nll", "unlearned", "forget", "no forget track is long enough")
+            return
+        yield from attack_rows(metric, evaluation, variants, {"verbatim": PROMPT_SECONDS})
+
+
+class PromptReencoded(ChangedPrompt):
+    """NLL of each track, and replay from its first second, after OGG Vorbis (libsndfile's default quality)."""
+
+    metric = "prompt_reencoded"
+
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
+        return [("ogg", through_ogg(audio, sample_rate), 1.0)]
+
+
+class PromptStretched(ChangedPrompt):
+    """The same after a tempo change of ±6 % at the same pitch (phase vocoder)."""
+
+    metric = "prompt_stretched"
+
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
+        import librosa
+
+        return [
+            (f"tempo {pace - 1:+.0%}", librosa.effects.time_stretch(audio, rate=pace, n_fft=_window(audio)), pace)
+            for pace in STRETCHES
+        ]
+
+
+class PromptShifted(ChangedPrompt):
+    """The same after a shift of ±1 semitone at the same tempo."""
+
+    metric = "prompt_shifted"
+
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
+        import librosa
+
+        window = _window(audio)
+        return [
+            (f"pitch {n:+.0f}", librosa.effects.pitch_shift(audio, sr=sample_rate, n_steps=n, n_fft=window), 1.0)
+            for n in SEMITONES
+        ]
+
+
+def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """[C, S] -> [C, S], after OGG Vorbis and back."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, audio.T, sample_rate, format="OGG", subtype="VORBIS")
+    file.seek(0)
+    back, _ = soundfile.read(file, dtype="float32", always_2d=True)
+    return back.T.copy()
+
+
+def _window(audio: np.ndarray) -> int:
+    """Samples of the vocoder's window: librosa's 2048, less for what is shorter."""
+    return min(2048, 2 ** int(math.log2(audio.shape[-1])))
+
+
+def _heard(backend: Backend, clip: Clip, name: str, audio: np.ndarray, pace: float) -> list[Variant]:
+    """The variant of a clip that a changed waveform [C, S] is, cut to the model's window; none if nothing is left."""
+    hop = round(backend.sample_rate / backend.frame_rate)  # samples of a frame: a codec may refuse a part of one
+    audio = audio[:, : audio.shape[-1] // hop * hop]
+    with torch.no_grad():
+        codes = backend.encode(torch.as_tensor(audio, dtype=torch.float32)[None])[0].cpu()
+    codes = codes[:, : backend.max_frames]
+    if codes.shape[-1] <= backend.codebooks:
+        return []
+    return [Variant(name, clip, Clip(tag(clip.track, name), clip.caption, codes), pace)]

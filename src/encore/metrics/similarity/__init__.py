@@ -1,0 +1,1 @@
+"""How alike two pieces of music, or two sequences of codes, are."""

@@ -1,0 +1,1 @@
+"""What forgetting costs everything else."""

@@ -1,1 +1,0 @@
-"""What a command does: forget, evaluate, generate; the run folder, checkpoints, signals."""

@@ -1,0 +1,1 @@
+"""What is written down of runs, and how: run folders, checkpoints, records, dates."""

@@ -1,0 +1,49 @@
+"""What `--model` names, and whether two models are one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from encore import assets
+from encore.api import Backend
+from encore.errors import InputError
+from encore.hashing import module_sha256
+from encore.store.run_folder import read_json
+
+BACKEND = "musicgen"  # what opens a model of which nothing is known
+
+
+def model_name(given: str) -> str:
+    """The name a backend loads, and a run remembers: a folder by its absolute path, a run's folder as the run's model.
+
+    Raises:
+        InputError: the run in that folder is not complete.
+    """
+    folder = Path(given)
+    if assets.model_folder(given) or not folder.is_dir():
+        return given
+    if (folder / "run.json").exists():
+        folder = folder / "model"
+    elif (folder / "request.json").exists():
+        raise InputError(f"the run in {given} did not finish, so it has no model", "go on with it: --resume")
+    return str(folder.resolve())
+
+
+def backend_name(model: str, given: str | None = None) -> str:
+    """The model family that opens `model`: the one that was given, else that of the run in this folder, else MusicGen.
+
+    Raises:
+        InputError: the folder's `run.json` can't be read.
+    """
+    run = Path(model) / "run.json"
+    if given is not None or assets.model_folder(model) or not run.exists():
+        return given or BACKEND
+    try:
+        return str(read_json(run)["model"]["backend"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
+
+
+def model_sha256(backend: Backend) -> str:
+    """Hash of all weights, the frozen parts' too."""
+    return module_sha256(backend.module, *backend.frozen().values())

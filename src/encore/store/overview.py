@@ -1,0 +1,133 @@
+"""What runs a folder holds, and how each stands: read from their files, nothing is loaded or measured."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from encore.errors import EncoreError, InputError
+from encore.results.targets import summary, targets_met
+from encore.store import schemas
+from encore.store.metrics_json import NAME as METRICS
+from encore.store.metrics_json import read_metrics
+from encore.store.run_folder import in_use, read_json
+
+REQUEST, RUN = "request.json", "run.json"
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One run.
+
+    Args:
+        name: its folder, from the folder that was looked through.
+        date: when it was started, UTC, ISO 8601; of a run that does not say, when its request was written.
+        method: name of the method.
+        model: name or folder of the base model.
+        tracks: how many it was to forget.
+        state: "running", "unfinished", "not measured", "measured", "collapsed" or "unreadable".
+        forget: forget targets that it reaches, as "4/5"; empty where nothing was judged.
+        keep: the same of the tracks kept.
+        size: bytes on disk.
+        why: what can't be read, of an unreadable one.
+    """
+
+    name: str
+    date: str = ""
+    method: str = ""
+    model: str = ""
+    tracks: int = 0
+    state: str = "unreadable"
+    forget: str = ""
+    keep: str = ""
+    size: int = 0
+    why: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_runs(folder: Path) -> list[RunLine]:
+    """Every run in a folder and the folders in it, the newest first.
+
+    Raises:
+        InputError: there is no such folder, or it can't be read.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder {folder}", "name the one that holds the runs; `encore forget` makes runs/"
+        )
+    found = [read_run_line(path, folder) for path in _run_folders(folder)]
+    return sorted(found, key=lambda line: (line.date, line.name), reverse=True)
+
+
+def read_run_line(run: Path, above: Path | None = None) -> RunLine:
+    """How one run stands; what is wrong with its files stands in the line.
+
+    Args:
+        run: its folder.
+        above: the folder that its name is relative to; without it, the name is the path as given.
+    """
+    name = str(run if above is None or run == above else run.relative_to(above))
+    size = _size(run)
+    try:
+        asked = read_json(run / REQUEST, schemas.Request)
+        done = read_json(run / RUN, schemas.Run) if (run / RUN).exists() else {}
+        model, method, tracks = asked["model"]["name"], asked["method"], len(asked["forget"])
+        met = _targets(run / METRICS) if (run / METRICS).exists() else {}
+        return RunLine(
+            name, _date(run, done, asked), str(method), str(model), tracks, _state(run, done, bool(met)),
+            met.get("forget", ""), met.get("keep", ""), size,
+        )  # fmt: skip
+    except EncoreError as error:
+        return RunLine(name, size=size, why=error.message)
+    except KeyError as error:
+        return RunLine(name, size=size, why=f"{run / REQUEST} has no {error}: this version of Encore did not write it")
+    except (TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        return RunLine(name, size=size, why=f"{run / REQUEST} is not of this version of Encore: {error!r}")
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Folders with a request; what is in one of them is its own, and is not looked through."""
+    for path, folders, files in os.walk(folder):
+        if REQUEST in files:
+            folders.clear()
+            yield Path(path)
+        else:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _state(run: Path, done: Mapping[str, Any], measured: bool) -> str:
+    if not done:
+        return "running" if in_use(run) else "unfinished"
+    if done.get("outcome", {}).get("collapsed"):
+        return "collapsed"
+    return "measured" if measured else "not measured"
+
+
+def _targets(metrics: Path) -> dict[str, str]:
+    counts = targets_met(summary(read_metrics(metrics)))
+    return {name: f"{met}/{judged}" if judged else "" for name, (met, judged) in counts.items()}
+
+
+def _date(run: Path, *records: Mapping[str, Any]) -> str:
+    given = next((record["started"] for record in records if isinstance(record.get("started"), str)), None)
+    if given:
+        return given
+    written = datetime.datetime.fromtimestamp((run / REQUEST).stat().st_mtime, datetime.UTC)
+    return written.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(path, name)).st_size
+            except OSError:  # it went away meanwhile
+                continue
+    return total

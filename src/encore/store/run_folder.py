@@ -1,0 +1,348 @@
+"""The run folder: whole files or none, one writer at a time, checkpoints that are checked before they are trusted.
+
+Everything is written under a staging name, synced, renamed, and the folder synced: after a kill at any point each
+name holds either its old content or its new one. `run.json` is written last; its presence means the run is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import BaseFileLock, FileLock, Timeout
+from safetensors import SafetensorError
+from typing_extensions import TypedDict
+
+from encore.errors import EncoreError, InputError, UsageError
+from encore.files import STAGING, atomic_write, staging_name, sync
+from encore.files import read_json as read_json  # also for those who read what is written here
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOCK, OWNER, LOG, CHECKPOINTS = ".lock", ".owner", "log.jsonl", "checkpoints"
+KEEP_CHECKPOINTS = 2
+MANIFEST = "manifest.json"
+
+
+class Manifest(TypedDict):
+    """Of a checkpoint: which run it is of, and the hash of each file by name."""
+
+    identity: str
+    sha256: dict[str, str]
+
+
+class RunFolder:
+    """A run's folder, locked by one process at a time.
+
+    Raises:
+        EncoreError: another process holds it, or it can't be written.
+        UsageError: it holds a complete run, or a begun one and `resume` was not asked for.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        self.path = path
+        self._hold = locked(path)
+        self._hold.__enter__()
+        try:
+            _refuse_content(path, resume)
+            with writing(path):
+                _drop_torn_line(path / LOG)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._hold.__exit__(None, None, None)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_json(self.path / name, value)
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A folder to fill, which takes the place of `name` once the block ends without an error."""
+        with staged_folder(self.path / name) as folder:
+            yield folder
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add one line to `log.jsonl`; a figure that is not finite becomes null."""
+        with writing(self.path), open(self.path / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make the folder and hold it, for this process alone; what a killed process left half written in it is removed.
+
+    Raises:
+        EncoreError: another process holds it (named by its id), or it can't be written.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _locked(path)
+        try:
+            left = [*path.glob(f"{STAGING}*"), *path.glob(f"{CHECKPOINTS}/{STAGING}*")]
+            if (path / "run.json").exists():  # it was killed before it could drop them itself
+                left += path.glob(CHECKPOINTS)
+            for orphan in left:
+                remove(orphan)
+            write_bytes(path / OWNER, f"process {os.getpid()}".encode())
+        except BaseException:
+            lock.release()
+            raise
+    try:
+        yield
+    finally:
+        (path / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def check_occupied(path: Path, *, resume: bool = False) -> None:
+    """Raise what `RunFolder` would raise, before hours of work, and without writing anything."""
+    if not (path / LOCK).exists():
+        return _refuse_content(path, resume)
+    with writing(path):
+        lock = _locked(path)
+    try:
+        return _refuse_content(path, resume)
+    finally:
+        lock.release()
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process holds a folder now. Writes nothing."""
+    if not (path / LOCK).exists():
+        return False
+    try:
+        _locked(path).release()
+    except (EncoreError, OSError):
+        return True
+    return False
+
+
+def _locked(path: Path) -> BaseFileLock:
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = _read_text(path / OWNER) or "another process"
+        raise EncoreError(f"{path} is in use by {owner}", "wait for it, or choose another --out") from None
+    return lock
+
+
+def _refuse_content(path: Path, resume: bool) -> None:
+    begun = (path / "request.json").exists()
+    if (path / "run.json").exists():
+        raise UsageError(f"{path} already holds a complete run", "choose another --out, or delete that folder")
+    if begun and not resume:
+        raise UsageError(f"{path} holds a run that did not finish", "go on with --resume, or choose another --out")
+    if resume and not begun:
+        raise UsageError(f"{path} holds no run to resume", "start it without --resume")
+    if not begun and path.is_dir() and any(p.name not in (LOCK, OWNER) and not _is_staging(p) for p in path.iterdir()):
+        raise UsageError(f"{path} is not empty and holds no run", "choose another --out")
+
+
+def _is_staging(path: Path) -> bool:
+    return path.name.startswith(STAGING)
+
+
+def _drop_torn_line(log: Path) -> None:
+    """A process that was killed while it wrote a line left a part of it."""
+    if log.is_symlink():  # what it leads to is not this run's
+        log.unlink()
+    if log.is_file():
+        whole, newline, _ = log.read_bytes().rpartition(b"\n")
+        os.truncate(log, len(whole) + len(newline))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _os_error(error)
+        if number is None:
+            raise
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file would be larger than allowed",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission denied",
+            errno.ENOTDIR: "part of the path is a file",
+            errno.EEXIST: "a file of that name is in the way",
+            errno.EISDIR: "a folder of that name is in the way",
+        }.get(number, os.strerror(number).lower())
+        raise EncoreError(f"can't write {path}: {reason}", "free some space or choose another --out") from error
+
+
+def _os_error(error: SafetensorError) -> int | None:
+    """safetensors writes files by itself and tells the system's error in words only: "… (os error 28)"."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def finite(value: Any) -> Any:
+    """JSON's values with every float that is not finite as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file's content, whole or not at all."""
+    with writing(path), atomic_write(path) as staging:
+        staging.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file, whole or not at all; NaN is refused."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all below it, a file, or a link, but never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` once the block ends without an error."""
+    staging = staging_name(path)
+    with writing(path):
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o644)  # safetensors writes 0600
+                sync(file)
+            sync(staging)
+            if os.path.lexists(path):
+                remove(path)
+            os.replace(staging, path)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        sync(path.parent)
+
+
+def preflight(folder: Path, needed: int) -> None:
+    """Refuse early where the disk can't take `needed` bytes.
+
+    Raises:
+        EncoreError: says how many bytes are needed and how many are free.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise EncoreError(
+            f"{folder} needs {needed:,} bytes for the model and its checkpoints, and {free:,} are free",
+            "free some space or choose another --out",
+        )
+    if not os.access(existing, os.W_OK):
+        raise EncoreError(f"can't write {folder}: permission denied", "choose another --out")
+
+
+class Checkpoints:
+    """Numbered folders of a run, each with the hash of every file in it; the newest two are kept.
+
+    Args:
+        folder: where they lie.
+        identity: what the run is (model, list, options): a checkpoint of another identity is not read.
+        warn: told in a sentence of a checkpoint that is damaged.
+    """
+
+    def __init__(self, folder: Path, identity: str, warn: Callable[[str], None] = lambda _: None) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.warn = warn
+
+    def save(self, number: int, fill: Callable[[Path], None]) -> None:
+        """Write checkpoint `number` by calling `fill` with an empty folder; drop the oldest ones."""
+        self.folder.mkdir(exist_ok=True)
+        with staged_folder(self.folder / f"{number:09d}") as staging:
+            fill(staging)
+            hashes = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
+            write_json(staging / MANIFEST, {"identity": self.identity, "sha256": hashes})
+        for old in self._all()[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint whose files are all as they were written; None where there is none."""
+        for folder in reversed(self._all()):
+            if self._intact(folder):
+                return folder
+            self.warn(f"the checkpoint {folder} is damaged: the one before it is used, or the run starts over")
+        return None
+
+    def discard(self) -> None:
+        """Remove all of them: the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir()) if self.folder.exists() else []
+
+    def _intact(self, folder: Path) -> bool:
+        try:
+            manifest = read_json(folder / MANIFEST, Manifest)
+            return manifest["identity"] == self.identity and all(
+                _sha256(folder / name) == expected for name, expected in manifest["sha256"].items()
+            )
+        except (OSError, ValueError, InputError):
+            return False
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of a run.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} can't be read as safetensors: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

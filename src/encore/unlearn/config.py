@@ -1,0 +1,43 @@
+"""What `encore forget` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ForgetConfig:
+    """What `encore forget` was asked for; the CLI's flags, one to one."""
+
+    tracks: Path | str
+    out: Path
+    model: str = "tiny"
+    revision: str | None = None
+    offline: bool = False
+    backend: str = "musicgen"
+    catalog: Path | None = None
+    retain: str | None = None
+    holdout: Path | None = None
+    roots: tuple[Path, ...] = ()
+    allow_missing: bool = False
+    drop_duplicates: bool = False
+    skip_unreadable: bool = False
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    resume: bool = False
+    requester: str | None = None
+    requested: str | None = None
+    calibrate: bool = False
+
+    def flags(self) -> dict[str, Any]:
+        """Every value as JSON keeps it."""
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

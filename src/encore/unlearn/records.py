@@ -1,0 +1,188 @@
+"""What a run writes down: `request.json` before it, `run.json` after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from encore.api import Method
+from encore.data.encode import EncodedTrack
+from encore.errors import InputError, UsageError
+from encore.plugins import installed
+from encore.store import schemas
+from encore.store.environment import versions
+from encore.store.model_name import model_name
+from encore.store.run_folder import finite, read_json
+from encore.text import printable
+from encore.unlearn.config import ForgetConfig
+from encore.unlearn.engine import TrainResult
+from encore.unlearn.monitor import Snapshot, mean
+from encore.unlearn.targets import missed
+
+SCHEMA = 1
+COLLAPSE = 1.0  # nats per token that the mean of memorised or of other retain may lose before a run has collapsed
+COLLAPSE_SHARE = 0.5  # of base's loss, where that is not in nats
+
+
+def track_json(heard: EncodedTrack) -> dict[str, Any]:
+    """A track: its line of the list, its file, what was read of it, and where its captions come from."""
+    track, facts = heard.track, heard.facts
+    return {
+        "line": track.line,
+        "text": printable(track.source),
+        "id": track.id,
+        "file": str(track.path),
+        "sha256": track.sha256,
+        "pcm_sha256": heard.pcm_sha256,
+        "seconds": round(facts.seconds, 3),
+        "frames": facts.frames,
+        "frames_declared": facts.declared,
+        "sample_rate": facts.rate,
+        "caption": track.caption,
+        "captions": list(track.captions),
+        "caption_source": track.caption_source,
+        "title": track.title,
+        "artist": track.artist,
+        "genre": track.meta.get("genre"),
+        "split": track.meta.get("split"),
+        **({"pieces": [asdict(piece) for piece in track.pieces]} if track.pieces else {}),
+    }
+
+
+def request_json(
+    request: ForgetConfig, method: Method, *, model_sha256: str, precision: str, tracks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the run is: a run can be resumed only by the same."""
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": model_name(request.model),
+            "revision": request.revision,
+            "backend": request.backend,
+            "sha256": model_sha256,
+        },
+        "method": method.spec.name,
+        "options": method.options.model_dump(mode="json"),
+        "seed": request.seed,
+        "precision": precision,
+        **tracks,
+    }
+
+
+def check_other_run(file: Path, asked: Mapping[str, Any]) -> None:
+    """A run is resumed with the model, tracks and options it was begun with; where a track lies now says nothing.
+
+    Raises:
+        UsageError: it is another; says what differs.
+        InputError: `request.json` can't be read.
+    """
+    try:
+        before = read_json(file, schemas.Request)
+        pairs = {key: (_anywhere(before[key]), _anywhere(own)) for key, own in asked.items()}
+        changed = [f"{key}: {_change(*pair)}" for key, pair in pairs.items() if pair[0] != pair[1]]
+    except KeyError as error:
+        raise InputError(f"{file} can't be read: {error}", "start anew with another --out") from error
+    if changed:
+        raise UsageError(
+            f"this is not the run that was begun in {file.parent}: {'; '.join(changed)}",
+            "resume it with the settings it was begun with, or start anew with another --out",
+        )
+
+
+def _anywhere(value: Any) -> Any:
+    """A list of tracks without where they lie: their samples, hashes and captions say which they are."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in entry.items() if k not in ("line", "text", "file", "caption_source")} for entry in value]
+
+
+def _change(before: Any, now: Any) -> str:
+    """Two values in a few words: of tables only the keys that differ, of tracks which came and went."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return ", ".join(f"{key} {_change(before.get(key), now.get(key))}" for key in keys)
+    if isinstance(before, list) and isinstance(now, list):
+        return f"{_tracks(before, now)} no longer, {_tracks(now, before)} new"
+    return f"{before} -> {now}"
+
+
+def _tracks(these: list[Any], others: list[Any]) -> str:
+    only = [str(entry.get("id", entry)) for entry in these if entry not in others]
+    return ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "") if only else "none"
+
+
+def run_json(
+    asked: Mapping[str, Any],
+    *,
+    unit: str,
+    flags: Mapping[str, Any],
+    origins: Mapping[str, str],
+    outcome: TrainResult,
+    notes: Sequence[str],
+    verbatim: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What came of the run, with the origin of every setting; `verbatim` is of `VerbatimCheck.after`."""
+    before, after = outcome.before, outcome.best
+
+    def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: {"value": value, "from": origins.get(name, "default")} for name, value in settings.items()}
+
+    return {
+        "schema": SCHEMA,
+        "model": asked["model"],
+        "method": asked["method"],
+        "options": told(asked["options"]),
+        "flags": told(flags),
+        "seed": asked["seed"],
+        "precision": asked["precision"],
+        "unit": unit,
+        "tracks": {name: len(asked[name]) for name in ("forget", "retain", "holdout")},
+        "outcome": finite(
+            {
+                "steps": outcome.steps,
+                "chosen": outcome.chosen,
+                "reached_target": outcome.reached_target,
+                "unseen_level": before.holdout if before else None,
+                "before": before.as_dict() if before else None,
+                "after": after.as_dict() if after else None,
+                **(_changes(before, after) if before and after else {}),
+                "verbatim": verbatim,
+                "missed": missed(before, after, unit, verbatim) if before and after else [],
+                "collapsed": bool(before and after and _collapsed(before, after, unit)),
+                "skipped_steps": outcome.skipped_steps,
+                "micro_batch_size": outcome.micro_batch_size,
+            }
+        ),
+        "notes": list(notes),
+        "versions": versions(),
+        "plugins": installed(),
+    }
+
+
+def _changes(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+    """What the run did to the rest of the music: means of memorised, other and held-out tracks, and the worst track."""
+
+    def change(was: Mapping[str, float], now: Mapping[str, float]) -> dict[str, Any] | None:
+        return {"before": mean(was), "after": mean(now), "tracks": len(was)} if was else None
+
+    worst = after.worst
+    return {
+        "retain_memorised": change(before.memorised, after.memorised),
+        "retain_not_memorised": change(before.not_memorised, after.not_memorised),
+        "held_out": {"before": before.holdout, "after": after.holdout} if before.holdout is not None else None,
+        "worst": worst and {"track": worst, "before": before.memorised[worst], "after": after.memorised[worst]},
+    }
+
+
+def _collapsed(before: Snapshot, after: Snapshot, unit: str) -> bool:
+    for was, now in ((before.memorised, after.memorised), (before.not_memorised, after.not_memorised)):
+        if not was:
+            continue
+        lost = mean(now) - mean(was)
+        allowed = COLLAPSE if unit == "nats/token" else COLLAPSE_SHARE * mean(was)
+        if not (math.isfinite(lost) and lost <= allowed):
+            return True
+    return False

@@ -1,0 +1,97 @@
+"""Which targets a finished run misses, of those that can be judged without gold, each in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from encore.results.rules import NLL_SLACK, TRACK_RANGE
+from encore.unlearn.monitor import Snapshot, mean
+
+NATS = "nats/token"
+PARTS = {"memorised": "memorised retain", "not_memorised": "retain that is not memorised"}
+
+
+def missed(before: Snapshot, after: Snapshot, unit: str, verbatim: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """The missed targets, worst news for the forget list first.
+
+    The levels are judged for token models alone: of a loss that is not in nats nobody knows what half of it means.
+
+    Args:
+        before: of the base.
+        after: of the model that the run leaves.
+        unit: of the NLLs.
+        verbatim: see `VerbatimCheck.after`; None where nothing was generated.
+
+    Returns:
+        For each missed target its name ("level", "generations_forget", "memorised", "worst", "not_memorised",
+        "holdout" or "generations_retain") under "target", and the sentence under "says".
+    """
+    found = [*_level(after, unit), *_forget(verbatim), *_harm(before, after, unit), *_retain(verbatim)]
+    return [{"target": target, "says": says} for target, says in found]
+
+
+def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
+    if not after.target_nll or unit != NATS:
+        return
+    own, target = mean(after.forget), mean(after.target_nll)
+    if not abs(own - target) <= NLL_SLACK * target:
+        yield (
+            "level",
+            f"the forget tracks' mean NLL is {own:.2f}, over {NLL_SLACK:.0%} away from its target {target:.2f}",
+        )
+    ratios = {track: nll / after.target_nll[track] for track, nll in after.forget.items()}
+    low, high = TRACK_RANGE
+    for where, beyond in (
+        (f"below {low:g}", {track: ratio for track, ratio in ratios.items() if not ratio >= low}),
+        (f"above {high:g}", {track: -ratio for track, ratio in ratios.items() if ratio > high}),
+    ):
+        if beyond:
+            worst = min(beyond, key=beyond.__getitem__)
+            count = f"{len(beyond)} of {len(ratios)} forget tracks"
+            figures = f"{worst} ({after.forget[worst]:.2f} of {after.target_nll[worst]:.2f})"
+            yield "level", f"{count} ended {where} times the target NLL, the farthest {figures}"
+
+
+def _harm(before: Snapshot, after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
+    for part, label in PARTS.items():
+        if after.harm.get(part, 0.0) > 1:
+            was, now = mean(getattr(before, part)), mean(getattr(after, part))
+            yield part, f"{label} went from {_moved(was, now, after.harm[part], unit)}"
+        if part == "memorised" and after.worst and after.harm["worst"] > 1:
+            was, now = before.memorised[after.worst], after.memorised[after.worst]
+            yield "worst", f"the memorised track {after.worst} went from {_moved(was, now, after.harm['worst'], unit)}"
+    drift = after.harm.get("holdout", 0.0)
+    if drift > 1 and before.holdout is not None and after.holdout is not None:
+        yield "holdout", f"held-out music went from {_moved(before.holdout, after.holdout, drift, unit)}"
+
+
+def _moved(before: float, after: float, harm: float, unit: str) -> str:
+    """Harm is in units of what is allowed, so that the figures tell the allowance."""
+    if not math.isfinite(after):
+        return f"{before:.3f} to a value that is not finite"
+    per = "nats per token" if unit == NATS else unit
+    return f"{before:.3f} to {after:.3f} {per}, by more than the {abs(after - before) / harm:.2g} allowed"
+
+
+def _forget(verbatim: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    for prompt, counts in (verbatim["forget"] if verbatim else {}).items():
+        if counts["after"]:
+            which = ", ".join(counts["after"][:3]) + (", …" if len(counts["after"]) > 3 else "")
+            count = f"{len(counts['after'])} of {counts['tracks']} forget tracks"
+            yield "generations_forget", f"{count} are still generated verbatim from {_prompt(prompt)}: {which}"
+
+
+def _retain(verbatim: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    for prompt, counts in (verbatim["retain"] if verbatim else {}).items():
+        if counts["after"] < counts["before"] - 1:
+            count = f"{counts['after']} of {counts['tracks']} memorised retain tracks"
+            yield (
+                "generations_retain",
+                f"{count} are generated verbatim from {_prompt(prompt)}, and the base generates {counts['before']}",
+            )
+
+
+def _prompt(name: str) -> str:
+    return "the caption" if name == "caption" else f"the caption and {name}"

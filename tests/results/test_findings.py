@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+
+from encore.api import Result
+from encore.results.findings import Finding, findings
+from encore.results.targets import summary
+
+
+def row(metric, model, clips, value, n=8, **fields):
+    return Result(metric, model, clips, value, n=n, **fields)
+
+
+OF_TABLE = {"target", "gap", "farthest_track", "most_lost_track", "no_evidence", "model_free"}
+
+
+def told(*rows):
+    """The findings against the model, beside what the table of targets says."""
+    return [finding for finding in findings(rows) if finding.code not in OF_TABLE]
+
+
+@pytest.mark.parametrize("metric", ["verbatim", "reworded_verbatim", "prompt_reencoded_verbatim"])
+def test_without_gold_a_replay_is_a_failure(metric):
+    own = row(metric, "unlearned", "forget", 0.25)
+    (finding,) = told(own)
+    assert finding.level == "fail"
+    assert finding.text.startswith("2 of 8 forget tracks are still generated verbatim from ")
+    assert told(own, row(metric, "gold", "forget", 0.0)) == []  # the table judges it then
+    assert told(row(metric, "unlearned", "forget", 0.0)) == []
+    assert told(own, row(metric, "unlearned", "holdout", 0.3)) == []
+
+
+def test_retain_at_the_level_of_unheard_music_is_ruin():
+    own = [row("nll", "unlearned", "retain", 4.5), row("nll", "unlearned", "holdout", 4.6)]
+    base = [row("nll", "base", "retain", 0.1), row("nll", "base", "holdout", 4.5)]
+    assert told(*own)[0].level == "warn"
+    (finding,) = told(*own, *base)
+    assert finding == Finding("fail", "the NLL of retain is 4.50, that of held-out music 4.60: retain is lost")
+    ignorant = [row("nll", "base", "retain", 4.4), base[1]]
+    assert told(*own, *ignorant) == []
+    assert told(row("nll", "unlearned", "retain", 4.0), own[1]) == []
+
+
+def likeness(kind, model, *above):
+    return row(f"likeness_{kind}", model, "forget", 0.5, details={"above": [list(pair) for pair in above]})
+
+
+def test_two_of_harmony_melody_and_rhythm_in_one_play_are_brought_back():
+    rows = [
+        likeness("chroma", "unlearned", ("a", "draw 1", 0.9), ("b", "short", 0.9), ("c", "greedy", 0.9)),
+        likeness("melody", "unlearned", ("a", "draw 2", 0.9), ("b", "short", 0.8), ("c", "greedy", 0.9)),
+        likeness("onset", "unlearned", ("a", "draw 3", 0.9)),
+        likeness("onset", "gold", ("c", "draw 1", 0.9)),
+    ]
+    assert told(*rows) == [Finding("warn", "a simple prompt recovers harmony and melody of b (short)")]
+
+
+def test_a_failure_that_no_target_shows_leaves_no_verdict():
+    rows = [
+        row("membership_auc", "unlearned", "forget", 0.5), row("verbatim", "unlearned", "forget", 0.5),
+    ]  # fmt: skip
+    assert any(finding.text.startswith("no evidence") for finding in findings(rows[:1]))
+    assert not any(finding.text.startswith("no evidence") for finding in findings(rows))
+
+
+def test_an_attack_without_power_is_not_judged():
+    def judged(base):
+        rows = [row("prompt_shifted_verbatim", role, "forget", v) for role, v in base.items()]
+        return summary(rows)[0].met
+
+    assert judged({"base": 0.0, "unlearned": 0.0, "gold": 0.0}) is None
+    assert judged({"base": 0.5, "unlearned": 0.0, "gold": 0.0}) is True
+    assert judged({"base": 0.5, "unlearned": 0.25, "gold": 0.0}) is False
+    assert judged({"unlearned": 0.0, "gold": 0.0}) is True
+
+
+def test_plays_that_fit_their_captions_less_than_base_s_are_told():
+    base = row("clap_score_tiny", "base", "retain", 0.6, low=0.5, high=0.7)
+    (finding,) = told(base, row("clap_score_tiny", "unlearned", "retain", 0.4))
+    assert finding.level == "warn"
+    assert finding.text.endswith("clap_score_tiny 0.40, base's 0.60 (0.50 to 0.70)")
+    assert told(base, row("clap_score_tiny", "unlearned", "retain", 0.55)) == []
+    assert told(base, row("clap_score_tiny", "unlearned", "holdout", 0.1)) == []
+
+
+def copied(kind, model, tracks, holdout=10):
+    details = {"named": list(tracks), "holdout_tracks": holdout}
+    return row(f"likeness_{kind}_named", model, "forget", len(tracks) / 8, unit="share", details=details)
+
+
+def test_tracks_whose_codes_come_back_in_two_ways_are_named_but_not_golds():
+    rows = [
+        copied("bleu", "unlearned", "abc"), copied("edit", "unlearned", "ab"), copied("edit", "gold", "b"),
+    ]  # fmt: skip
+    assert told(*rows) == [
+        Finding("warn", "a simple prompt recovers a, by its n-grams of codes and its order of codes")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["bleu", "edit", "fingerprint"])
+def test_one_kind_is_enough_where_it_names_more_tracks_than_chance(kind):
+    """Of 8 forget and 10 holdout tracks the three most alike are all of forget by chance in one of 15, four in 44."""
+    assert told(copied(kind, "unlearned", "abc")) == []
+    assert [finding.text.partition(",")[0] for finding in told(copied(kind, "unlearned", "abcd"))] == [
+        f"a simple prompt recovers {track}" for track in "abcd"
+    ]
+    assert told(copied(kind, "unlearned", "abcd"), copied(kind, "gold", "d")) == []
+    assert len(told(copied(kind, "unlearned", "ab", holdout=100))) == 2
+
+
+def test_tokens_that_tell_a_model_from_gold_are_warned_of():
+    epsilon = {value: row("epsilon", "unlearned", "forget", value) for value in (9.0, 3.5)}
+    noise, none = (row("epsilon", "gold2", "forget", value) for value in (2.7, 0.0))
+    text = "single tokens tell it from gold: ε 9.00 on forget, 2.70 between golds"
+    assert told(epsilon[9.0], noise) == [Finding("warn", text)]
+    assert told(epsilon[3.5], noise) == told(epsilon[9.0]) == []
+    assert len(told(epsilon[3.5], none)) == 1
+
+
+def test_replays_that_music_nobody_heard_has_as_well_are_no_sign_of_memory():
+    base = row("verbatim", "base", "forget", 0.1, unit="share")
+    unheard, gold = (row("verbatim", *where, 0.5, unit="share") for where in (("base", "holdout"), ("gold", "forget")))
+    for others in ([unheard], [gold]):
+        assert told(base, *others)[0].text.startswith("nothing measurable to forget")
+    assert told(base) == []
+    known = row("verbatim", "base", "forget", 0.6, unit="share")
+    assert told(known, unheard) == told(known, gold) == []

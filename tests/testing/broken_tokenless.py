@@ -1,0 +1,93 @@
+"""Backends without tokens, with one fault each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from encore.errors import UsageError
+from encore.testing.latent_backend import LatentBackend
+
+
+class Broken(LatentBackend):
+    fault: tuple[str, ...]
+    also: tuple[str, ...] = ()
+
+
+class IgnoresNoiseIndex(Broken):
+    fault = ("noise_index", "the same at noise_index 0 and 1")
+
+    def losses(self, batch):
+        return super().losses(replace(batch, noise_index=0))
+
+
+class NoiseOfTheProcess(Broken):
+    fault = ("noise_index", "two calls at noise_index 1 differ")
+    also = ("determinism", "batch invariance", "save", "clone", "curvature", "caption")
+
+    def losses(self, batch):
+        return super().losses(batch) * (1 + 0.1 * torch.rand(()))
+
+
+class NoiseOfTheBatch(Broken):
+    """Item i of a batch gets the i-th noise."""
+
+    fault = ("batch invariance", "alone and", "beside others")
+    also = ("curvature",)
+
+    def losses(self, batch):
+        return super().losses(batch) * (1 + 0.1 * torch.arange(len(batch)))
+
+
+class HasLogits(Broken):
+    fault = ("no tokens", "logits returns something", "UsageError")
+
+    def logits(self, batch, *, unconditional=False):
+        return torch.zeros(*batch.codes.shape, 2)
+
+
+class RefusesInAnotherWay(Broken):
+    fault = ("no tokens", "token_mask raised NotImplementedError")
+
+    def token_mask(self, batch):
+        raise NotImplementedError
+
+
+class TargetOfTheProcess(Broken):
+    fault = ("random_losses", "two calls")
+
+    def random_losses(self, batch, generator):
+        return super().random_losses(batch, torch.Generator().manual_seed(torch.seed() % 2**31))
+
+
+class FixedTarget(Broken):
+    fault = ("random_losses", "the same whatever the generator")
+
+    def random_losses(self, batch, generator):
+        return super().random_losses(batch, torch.Generator().manual_seed(0))
+
+
+class WithoutLatents(Broken):
+    fault = ("latents", "has latents by definition")
+
+    def latents(self, codes):
+        raise UsageError("there are none")
+
+
+class CodesForLatents(Broken):
+    fault = ("encode", "torch.int64, not torch.float32")
+
+    def encode(self, waveforms):
+        return super().encode(waveforms).long()
+
+
+class HasCodebookSize(Broken):
+    fault = ("spec", "codebook_size is 32", "0 without tokens")
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.codebook_size = 32
+
+
+ALL = [one for one in list(globals().values()) if isinstance(one, type) and issubclass(one, Broken)][1:]

@@ -1,0 +1,51 @@
+"""Everything that Encore registers keeps the contract, each within its time on one core.
+
+Methods and metrics are tried on a model of hardly any size, where they do all they do in a fraction of the time; a few
+of both on the embedded model too, as `encore plugins check` tries them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from encore import plugins
+from encore.testing import assert_conforms, methods, metrics
+from encore.testing.select import chosen
+from encore.testing.small_model import Fixture
+
+BUILT_IN = [(kind, name) for kind, name in chosen(distribution="encore-music")]
+FEW = (
+    "encore",
+    "ssd",
+    "verbatim",
+    "relearn",
+    "clap_score",
+)  # the default, an edit, plays, training, an embedder's ears
+ON_EMBEDDED = [(kind, name) for kind, name in BUILT_IN if kind not in ("method", "metric") or name in FEW]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), ON_EMBEDDED, ids=[f"{kind} {name}" for kind, name in ON_EMBEDDED])
+def test_a_built_in_keeps_the_contract_on_the_embedded_model(kind: str, name: str) -> None:
+    assert_conforms(kind, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plugins.methods().names)
+def test_a_built_in_method_keeps_the_contract(name: str, small: Fixture) -> None:
+    found = methods.run(plugins.methods().resolve(name), small)
+    assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
+    assert sum(one.state == "passed" for one in found) >= 12  # one that edits has no use for six of 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plugins.metrics().names)
+def test_a_built_in_metric_keeps_the_contract(name: str, small: Fixture) -> None:
+    found = metrics.run(plugins.metrics().resolve(name), small)
+    assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
+    passed = sum(one.state == "passed" for one in found)
+    assert passed >= len(found) - 3, [one for one in found if one.state != "passed"]
+
+
+def test_built_ins_are_all_four_kinds() -> None:
+    assert {kind for kind, _ in BUILT_IN} == {"method", "backend", "metric", "embedder"}
