@@ -112,8 +112,8 @@ def attribute(
     if not opened.has_tokens:
         raise UsageError(f"{opened.name} has no tokens, and a clip is attributed by those")
     cache = TensorCache()
-    heard = TrackEncoder(opened, cache).hear(
-        [heard_once, *tracks], lambda done, of: reporter.progress("hear tracks", done, of)
+    heard = TrackEncoder(opened, cache).encode(
+        [heard_once, *tracks], lambda done, of: reporter.progress("encode tracks", done, of)
     )
     scores = Scores(opened, [one for track in heard[1:] for one in track.clips], conditioned=bool(said), cache=cache)
     (best,) = scores.of([heard[0].clips], reporter)
@@ -160,7 +160,7 @@ class Scores:
             evaluating(self._backend.module),
             capture(self._backend.module, directions=directions, norms=True) as taken,
         ):
-            for batch in self._batches(self._played_back(reporter), "compare", reporter):
+            for batch in self._batches(self._codec_round_trip(reporter), "compare", reporter):
                 self.losses(batch).sum().backward()  # type: ignore[no-untyped-call]
                 seen += batch.clips
         norms = taken.sq_norms.sqrt().clamp(min=torch.finfo(torch.float32).tiny)  # [N]
@@ -212,7 +212,7 @@ class Scores:
             ("attribution fisher", settings, model_sha256(self._backend), clips_sha256(self._catalog)), make
         )
 
-    def _played_back(self, reporter: Reporter) -> list[Clip]:
+    def _codec_round_trip(self, reporter: Reporter) -> list[Clip]:
         """The catalogue's clips as the codec plays them back."""
         backend = self._backend
         frozen = module_sha256(*backend.frozen().values())

@@ -357,7 +357,7 @@ def reset() -> None:
         cached.cache_clear()
 
 
-def culprit(error: BaseException) -> EntryPoint | None:
+def failing_plugin(error: BaseException) -> EntryPoint | None:
     """The plugin whose code an exception came through: the one called last; None where it was Encore's own code."""
     packages = {point.module.partition(".")[0]: point for point in manager().points}
     for registry in registries().values():

@@ -51,7 +51,7 @@ def clips(backend: DiffusionBackend, music: Path, *sets: str) -> list[Clip]:
     from encore.data.track_list import read_list
 
     tracks = [track for name in sets for track in read_list(music / f"{name}.txt").tracks]
-    return [clip for heard in TrackEncoder(backend, TensorCache()).hear(tracks) for clip in heard.clips]
+    return [clip for heard in TrackEncoder(backend, TensorCache()).encode(tracks) for clip in heard.clips]
 
 
 def memorise(backend: DiffusionBackend, chosen: list[Clip]) -> None:

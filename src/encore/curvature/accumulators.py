@@ -85,21 +85,21 @@ class Tally:
     # ------------------------------------------------------------------------------------------------------ results
 
     def fisher(self) -> dict[str, Tensor]:
-        return self._every(_asked(self._fisher, "fisher"))
+        return self._every(_required(self._fisher, "fisher"))
 
     def total(self) -> dict[str, Tensor]:
-        return self._every(_asked(self._total, "total"))
+        return self._every(_required(self._total, "total"))
 
     def sq_norms(self) -> Tensor:
-        _asked(self._norms or None, "norms")
+        _required(self._norms or None, "norms")
         return torch.cat(self._sq_norms)
 
     def dots(self) -> Tensor:
-        _asked(self._directions, "directions")
+        _required(self._directions, "directions")
         return torch.cat(self._dots)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
-        _asked(self._keeps or None, "keep")
+        _required(self._keeps or None, "keep")
         if weights.shape != (sum(self.samples),):
             raise ValueError(f"weights [{sum(self.samples)}] are needed, not {list(weights.shape)}")
         sums: dict[str, Tensor] = {}
@@ -123,7 +123,7 @@ class Tally:
         return buffer.view(len(buffer), -1)[part.start : part.start + part.rows]
 
 
-def _asked(what: T | None, name: str) -> T:
+def _required(what: T | None, name: str) -> T:
     if what is None:
         raise AttributeError(f"{name} was not asked for: capture(..., {name}=...)")
     return what

@@ -64,7 +64,7 @@ def backend_fisher(
     about |= {"draws": draws, "seed": seed} if mode == "sampled" else {}
     stream = Stream(backend.module, dtype)
     if checkpoint is not None and Path(checkpoint).exists():
-        _go_on(stream, Path(checkpoint), model, mode, about)
+        _resume(stream, Path(checkpoint), model, mode, about)
     written = time.monotonic()
     with evaluating(backend.module):
         while stream.samples < len(clips):
@@ -92,7 +92,7 @@ def clips_sha256(clips: Sequence[Clip]) -> str:
     return total.hexdigest()
 
 
-def _go_on(stream: Stream, path: Path, model: str, mode: str, about: dict[str, Any]) -> None:
+def _resume(stream: Stream, path: Path, model: str, mode: str, about: dict[str, Any]) -> None:
     """Bring back what a checkpoint holds."""
     partial = Fisher.load(path)
     if (partial.model, partial.mode, read_about(path)) != (model, mode, about):

@@ -27,7 +27,7 @@ class Ast(Pretrained):
         self.tag_names = tuple(labels[i] for i in range(len(labels)))
         self.seconds = extractor.max_length * FRAME_SECONDS
 
-    def hear_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def embed_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         heard = self.extractor([one.numpy() for one in windows], sampling_rate=self.sample_rate, return_tensors="pt")
         vectors = self.network.audio_spectrogram_transformer(heard.input_values.to(self.device)).pooler_output
         return vectors, self.network.classifier(vectors).sigmoid()

@@ -66,7 +66,7 @@ class Clap(Pretrained):
         """[C, D]"""
         return self.embed_text([self.tag_caption.format(name) for name in self.tag_names]).to(self.device)
 
-    def hear_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def embed_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         heard = self.extractor([one.numpy() for one in windows], sampling_rate=self.sample_rate, return_tensors="pt")
         vectors = self.network.get_audio_features(input_features=heard.input_features.to(self.device)).pooler_output
         return vectors, (self.network.logit_scale_a.exp() * vectors @ self._captions.T).softmax(-1)

@@ -56,7 +56,7 @@ class Passt(Released):
         return network
 
     @torch.no_grad()
-    def hear(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_with_tags(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
         vectors, tags = [], []
         for waveform in waveforms.float().cpu():
             heard = torch.stack([log_mel(one) for one in windows(waveform, self.seconds * self.sample_rate)])
@@ -66,10 +66,10 @@ class Passt(Released):
         return torch.stack(vectors), torch.stack(tags)
 
     def embed(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[0]
+        return self.embed_with_tags(waveforms)[0]
 
     def tags(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[1]
+        return self.embed_with_tags(waveforms)[1]
 
 
 @cache

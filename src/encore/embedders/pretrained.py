@@ -69,7 +69,7 @@ class Pretrained(Embedder):
         with tried(f"can't use {model} for the embedder {cls.spec.name}", _hint(cls, model), kind):
             opened = cls(network.to(backend.device), processor, identity, backend.device)
             # some settings fail only when the network is used
-            opened.hear(torch.zeros(1, opened.sample_rate // 10))
+            opened.embed_with_tags(torch.zeros(1, opened.sample_rate // 10))
         return opened
 
     @classmethod
@@ -80,7 +80,7 @@ class Pretrained(Embedder):
     # ----------------------------------------------------------------------------------------------------- hearing
 
     @abstractmethod
-    def hear_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def embed_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Windows [S] of at most `seconds` -> vectors [N, D] and tags [N, C] on any device."""
 
     def pooled(self, vectors: Tensor) -> Tensor:
@@ -88,19 +88,19 @@ class Pretrained(Embedder):
         return vectors.mean(0)
 
     @torch.no_grad()
-    def hear(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_with_tags(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
         vectors, tags = [], []
         for waveform in waveforms:  # one at a time: what lies beside a sound changes nothing, not even rounding
-            found = self.hear_windows(windows(waveform.float().cpu(), round(self.seconds * self.sample_rate)))
+            found = self.embed_windows(windows(waveform.float().cpu(), round(self.seconds * self.sample_rate)))
             vectors.append(self.pooled(found[0]).float().cpu())
             tags.append(found[1].mean(0).float().cpu())
         return torch.stack(vectors), torch.stack(tags)
 
     def embed(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[0]
+        return self.embed_with_tags(waveforms)[0]
 
     def tags(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[1]
+        return self.embed_with_tags(waveforms)[1]
 
 
 def windows(waveform: Tensor, length: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ from encore.api import EditMethod, LossMethod, MethodSpec, Session
 from encore.options import TrainOptions
 
 
-class _Retain(LossMethod):
+class _RetainTraining(LossMethod):
     """min L_r."""
 
     spec = MethodSpec("retrain", "training on retain", "", needs=frozenset({"retain"}))
@@ -32,4 +32,4 @@ class Retrain(EditMethod):
 
     def edit(self, session: Session) -> None:
         session.backend.reinitialise(session.seed)
-        session.train(_Retain(self.options))
+        session.train(_RetainTraining(self.options))

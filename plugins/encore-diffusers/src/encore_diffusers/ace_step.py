@@ -74,7 +74,7 @@ class AceStep(DiffusionBackend):
 
     # ------------------------------------------------------------------------------------------------- the denoiser
 
-    def _alike(self, caption: str, frames: int) -> Hashable:
+    def _batch_key(self, caption: str, frames: int) -> Hashable:
         return frames, len(self.encode_text([caption])[0])
 
     def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:

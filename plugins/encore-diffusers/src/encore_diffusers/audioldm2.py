@@ -115,7 +115,7 @@ class AudioLdm2(DiffusionBackend):
 
     # ------------------------------------------------------------------------------------------------- the denoiser
 
-    def _alike(self, caption: str, frames: int) -> Hashable:
+    def _batch_key(self, caption: str, frames: int) -> Hashable:
         return frames
 
     def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:

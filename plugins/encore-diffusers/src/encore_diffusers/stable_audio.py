@@ -55,7 +55,7 @@ class StableAudio(DiffusionBackend):
 
     # ------------------------------------------------------------------------------------------------- the denoiser
 
-    def _alike(self, caption: str, frames: int) -> Hashable:
+    def _batch_key(self, caption: str, frames: int) -> Hashable:
         return None  # captions are padded with zeros, music with silence
 
     def _window(self, frames: int) -> int:
