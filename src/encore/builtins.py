@@ -1,4 +1,4 @@
-"""Encore's own plugin. It comes in by the same entry point and the same hooks as anybody's."""
+"""Encore's built-in plugin, registered through the same entry point and hooks as third-party plugins."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec(
             "retrain",
-            "train from scratch on retain: the honest baseline",
+            "train from scratch on retain: the reference for all others",
             "encore.methods.retrain:Retrain",
             needs=retain,
         ),
         MethodSpec(
             "encore",
-            "forget toward what the model says of unheard music",
+            "forget toward the model's predictions for held-out music",
             "encore.methods.encore:Encore",
             needs=reference | logits,
         ),
@@ -71,14 +71,14 @@ def encore_register_backends() -> list[BackendSpec]:
 
 @hookimpl
 def encore_register_metrics() -> list[MetricSpec]:
-    played = frozenset({"embedder", "base", "retain"})  # generations on retain captions, beside base's
-    unheard = frozenset({"embedder", "base", "holdout"})
-    # Two processes may share the list, one from each end (`runs.two`): what shares scores is first, what trains last.
+    of_retain = frozenset({"embedder", "base", "retain"})
+    of_holdout = frozenset({"embedder", "base", "holdout"})
+    # Two processes may share the list, one from each end: metrics that share scores come first, those that train last.
     return [
-        MetricSpec("nll", "negative log-likelihood a token, also a codebook", "encore.metrics.memorization.nll:Nll"),
+        MetricSpec("nll", "negative log-likelihood per token and per codebook", "encore.metrics.memorization.nll:Nll"),
         MetricSpec(
             "kl_gold",
-            "KL(gold ‖ model) a token",
+            "KL(gold ‖ model) per token",
             "encore.metrics.memorization.kl_gold:KlGold",
             needs={"gold", "logits"},
         ),
@@ -97,32 +97,32 @@ def encore_register_metrics() -> list[MetricSpec]:
         ),
         MetricSpec(
             "epsilon",
-            "ε at which model and gold can't be told apart by a token",
+            "ε at which one token can't distinguish model and gold",
             "encore.metrics.privacy.epsilon:Epsilon",
             needs={"gold", "logits"},
             full=True,
         ),
         MetricSpec(
             "verbatim",
-            "tracks that replay from caption and 1 s of prompt",
+            "tracks generated verbatim from caption and 1 s of prompt",
             "encore.metrics.memorization.verbatim:Verbatim",
             needs={"logits"},
         ),
         MetricSpec(
             "verbatim_caption",
-            "tracks that replay from the caption alone",
+            "tracks generated verbatim from the caption alone",
             "encore.metrics.memorization.verbatim:VerbatimCaption",
             needs={"logits"},
         ),
         MetricSpec(
             "verbatim_elsewhere",
-            "tracks of which 2 s come out for another caption",
+            "tracks of which another caption generates 2 s verbatim",
             "encore.metrics.memorization.off_target:VerbatimElsewhere",
             needs={"logits"},
         ),
         MetricSpec(
             "verbatim_offset",
-            "tracks that are continued from 1 s of their middle",
+            "tracks continued verbatim from 1 s of their middle",
             "encore.metrics.memorization.probes:VerbatimOffset",
             needs={"logits"},
         ),
@@ -138,13 +138,13 @@ def encore_register_metrics() -> list[MetricSpec]:
         ),
         MetricSpec(
             "neighbours",
-            "retain by artist and genre of the forgotten, and the rest",
+            "retain tracks of a forgotten artist or genre, and the rest",
             "encore.metrics.utility.neighbours:Neighbours",
             needs={"retain"},
         ),
         MetricSpec(
             "extraction_strength",
-            "1 - shortest prompt that replays the rest",
+            "1 - shortest prompt with a verbatim continuation",
             "encore.metrics.memorization.extraction_strength:ExtractionStrength",
             needs={"logits"},
         ),
@@ -171,39 +171,39 @@ def encore_register_metrics() -> list[MetricSpec]:
         ),
         MetricSpec(
             "quantised",
-            "NLL and replay with weights of 8 and 4 bits",
+            "NLL and verbatim share with weights of 8 and 4 bits",
             "encore.metrics.robustness.quantized:Quantised",
             full=True,
         ),
         MetricSpec(
             "reworded",
-            "NLL and replay under many reworded captions",
+            "NLL and verbatim share under many reworded captions",
             "encore.metrics.robustness.paraphrased:Reworded",
             full=True,
         ),
         MetricSpec(
             "prompt_reencoded",
-            "NLL and replay from a prompt that was OGG",
+            "NLL and verbatim share from an OGG-compressed prompt",
             "encore.metrics.robustness.prompt_attacks:PromptReencoded",
             full=True,
         ),
         MetricSpec(
             "prompt_stretched",
-            "NLL and replay from a prompt 6 % faster or slower",
+            "NLL and verbatim share from a prompt 6 % faster or slower",
             "encore.metrics.robustness.prompt_attacks:PromptStretched",
             requires=("librosa",),
             full=True,
         ),
         MetricSpec(
             "prompt_shifted",
-            "NLL and replay from a prompt a semitone off",
+            "NLL and verbatim share from a prompt a semitone off",
             "encore.metrics.robustness.prompt_attacks:PromptShifted",
             requires=("librosa",),
             full=True,
         ),
         MetricSpec(
             "likeness",
-            "harmony, melody, rhythm of plays against the tracks",
+            "harmony, melody, rhythm of generations against the tracks",
             "encore.metrics.similarity.music_similarity:LikenessMusic",
             requires=("librosa",),
             needs={"holdout"},
@@ -218,14 +218,14 @@ def encore_register_metrics() -> list[MetricSpec]:
         ),
         MetricSpec(
             "likeness_embedding",
-            "cosine of embeddings of plays and tracks",
+            "cosine of embeddings of generations and tracks",
             "encore.metrics.similarity.music_similarity:LikenessEmbedding",
             needs={"holdout", "embedder"},
             full=True,
         ),
         MetricSpec(
             "likeness_fingerprint",
-            "audio fingerprints of plays against the tracks'",
+            "audio fingerprints of generations against the tracks'",
             "encore.metrics.similarity.music_similarity:LikenessFingerprint",
             requires=("pyacoustid",),
             needs={"holdout"},
@@ -233,21 +233,25 @@ def encore_register_metrics() -> list[MetricSpec]:
         ),
         MetricSpec(
             "fad_inf",
-            "fad extrapolated to endless generations",
+            "fad extrapolated to infinitely many generations",
             "encore.metrics.utility.fad:FadInf",
-            needs=played,
+            needs=of_retain,
             full=True,
         ),
         MetricSpec(
             "fad_holdout",
             "fad on holdout captions",
             "encore.metrics.utility.fad:FadHoldout",
-            needs=unheard,
+            needs=of_holdout,
             full=True,
             version=2,
         ),
         MetricSpec(
-            "mmd_holdout", "mmd on holdout captions", "encore.metrics.utility.mmd:MmdHoldout", needs=unheard, full=True
+            "mmd_holdout",
+            "mmd on holdout captions",
+            "encore.metrics.utility.mmd:MmdHoldout",
+            needs=of_holdout,
+            full=True,
         ),
         MetricSpec(
             "clap_score_holdout",
@@ -260,14 +264,14 @@ def encore_register_metrics() -> list[MetricSpec]:
             "tag_kl_holdout",
             "tag_kl on holdout captions",
             "encore.metrics.utility.tag_kl:TagKlHoldout",
-            needs=unheard,
+            needs=of_holdout,
             full=True,
         ),
         MetricSpec(
             "fad_track",
-            "FAD of plays to the tracks themselves",
+            "FAD of generations to the tracks",
             "encore.metrics.utility.fad:FadTrack",
-            needs=played,
+            needs=of_retain,
             full=True,
             version=2,
         ),
@@ -297,12 +301,16 @@ def encore_register_metrics() -> list[MetricSpec]:
             "fad",
             "Fréchet audio distance to base's generations",
             "encore.metrics.utility.fad:Fad",
-            needs=played,
+            needs=of_retain,
             full=True,
             version=2,
         ),
         MetricSpec(
-            "mmd", "unbiased MMD to base's generations", "encore.metrics.utility.mmd:Mmd", needs=played, full=True
+            "mmd",
+            "unbiased MMD to base's generations",
+            "encore.metrics.utility.mmd:Mmd",
+            needs=of_retain,
+            full=True,
         ),
         MetricSpec(
             "clap_score",
@@ -313,16 +321,16 @@ def encore_register_metrics() -> list[MetricSpec]:
         ),
         MetricSpec(
             "tag_kl",
-            "KL of tags heard, to base's generations",
+            "KL of predicted tags to those of base's generations",
             "encore.metrics.utility.tag_kl:TagKl",
-            needs=played,
+            needs=of_retain,
             full=True,
         ),
         MetricSpec(
             "sampling_noise",
-            "how far base's generations of two seeds are apart",
+            "distances between base's generations of two seeds",
             "encore.metrics.utility.sampling_noise:SamplingNoise",
-            needs=played,
+            needs=of_retain,
             full=True,
         ),
         MetricSpec(
@@ -352,12 +360,12 @@ def encore_register_metrics() -> list[MetricSpec]:
 @hookimpl
 def encore_register_embedders() -> list[EmbedderSpec]:
     return [
-        EmbedderSpec("latents", "the latents of the model's own codec, pooled", "encore.embedders.latents:Latents"),
+        EmbedderSpec("latents", "the pooled latents of the model's codec", "encore.embedders.latents:Latents"),
         EmbedderSpec(
-            "clap-tiny", "the embedded CLAP, which hears the embedded models' music", "encore.embedders.clap:ClapTiny"
+            "clap-tiny", "the embedded CLAP, for the embedded models' music", "encore.embedders.clap:ClapTiny"
         ),
-        EmbedderSpec("clap", "CLAP: sounds and texts; laion/clap-htsat-unfused", "encore.embedders.clap:Clap"),
+        EmbedderSpec("clap", "CLAP: audio and text; laion/clap-htsat-unfused", "encore.embedders.clap:Clap"),
         EmbedderSpec("ast", "AST: AudioSet's tags; MIT/ast-finetuned-audioset", "encore.embedders.ast:Ast"),
         EmbedderSpec("passt", "PaSST: the AudioSet tags of published KLs", "encore.embedders.passt:Passt"),
-        EmbedderSpec("vggish", "VGGish, which FAD was first taken with", "encore.embedders.vggish:Vggish"),
+        EmbedderSpec("vggish", "VGGish, the embedder of the original FAD", "encore.embedders.vggish:Vggish"),
     ]

@@ -513,7 +513,7 @@ def test_a_sessions_fisher_is_the_mean_over_clips_and_kept(
 
 
 def test_a_fisher_must_be_declared(backend: MusicgenBackend, clips: Clips) -> None:
-    with pytest.raises(PluginError, match="must say so"):
+    with pytest.raises(PluginError, match="must declare it"):
         run(backend, clips, fisher_of([], needs=frozenset()))
 
 

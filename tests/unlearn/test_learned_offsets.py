@@ -90,7 +90,7 @@ def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_
 def test_a_piece_behind_the_end_is_refused(ready: Prepared) -> None:
     (entry,) = ready.listed()["forget"]
     track = listed_track({**entry, "pieces": [{"start": 1e9, "samples": 8000, "nll": 1.0, "grid_nll": None}]})
-    with pytest.raises(InputError, match="behind its end"):
+    with pytest.raises(InputError, match="after its end"):
         listener(ready).encode([track])
 
 
@@ -115,7 +115,7 @@ def test_tracks_that_are_known_as_they_are_cut_stay_as_they_are(
     path = assets.FOLDER / listed()["ode_to_joy"]["file_name"]
     track = Track("ode", path, listed()["ode_to_joy"]["caption"], file_sha256(path))
     own = TrackEncoder(model(), TensorCache(tmp_path))
-    heard = own.hear([track])
+    heard = own.encode([track])
     monkeypatch.setattr(MusicgenBackend, "generate", never)
     assert with_learned_pieces(own, heard, [], Reporter()) == heard
     assert "pieces" not in track_json(heard[0])
@@ -138,7 +138,7 @@ def test_without_tokens_long_tracks_are_not_searched_and_a_line_says_so(tmp_path
     sound = np.random.default_rng(0).normal(0, 0.1, (round(seconds * rate), backend.channels))
     soundfile.write(tmp_path / "long.wav", sound, rate)
     own = TrackEncoder(backend, TensorCache(tmp_path / "cache"))
-    heard = own.hear([Track("long", tmp_path / "long.wav", "a caption", file_sha256(tmp_path / "long.wav"))])
+    heard = own.encode([Track("long", tmp_path / "long.wav", "a caption", file_sha256(tmp_path / "long.wav"))])
     notes: list[str] = []
 
     class Notes(Reporter):

@@ -256,7 +256,7 @@ def test_levels_are_of_every_forget_track_and_above_nothing(
             super().prepare(session)
             session.target_nll = wrong
 
-    with pytest.raises(PluginError, match="a level above 0 for every forget track"):
+    with pytest.raises(PluginError, match="a target NLL above 0 for every forget track"):
         Engine(backend, clips).run(Wrong(TrainOptions(steps=2)))
 
 

@@ -1,4 +1,4 @@
-"""The sums that a capture was asked for, and what they are added up from."""
+"""Accumulators of the reductions that a capture computes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Tally:
-    """What is wanted of per-sample gradients; arguments are those of `capture`.
+    """Reductions of per-sample gradients; arguments are those of `capture`.
 
     Attributes:
-        samples: how many each backward pass had.
+        samples: number of samples of each backward pass.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Tally:
 
 def _required(what: T | None, name: str) -> T:
     if what is None:
-        raise AttributeError(f"{name} was not asked for: capture(..., {name}=...)")
+        raise AttributeError(f"{name} was not requested: capture(..., {name}=...)")
     return what
 
 

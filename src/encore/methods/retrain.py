@@ -1,4 +1,4 @@
-"""Training from scratch without the forget tracks: what every other method is measured against."""
+"""Training from scratch without the forget tracks: the reference for every other method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _RetainTraining(LossMethod):
 
 
 class Retrain(EditMethod):
-    """Draw the trainable weights anew and min L_r. Costs what training costs."""
+    """Draw new trainable weights, then min L_r. As costly as training."""
 
     class Options(TrainOptions):
         steps: int = 600

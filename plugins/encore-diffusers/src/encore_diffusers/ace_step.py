@@ -17,7 +17,7 @@ from torch import Tensor
 
 from encore_diffusers.base import DiffusionBackend, Given
 
-WINDOW_SECONDS = 30.0  # longer tracks are cut into windows; it plays minutes, at a memory that grows as fast
+WINDOW_SECONDS = 30.0  # longer tracks are cut into windows; it generates minutes, at a memory that grows as fast
 TIMBRE_SECONDS = 30.0  # of silence, where there is no recording to take the timbre from
 
 

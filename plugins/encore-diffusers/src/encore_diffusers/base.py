@@ -266,17 +266,17 @@ class DiffusionBackend(Backend):
         to a model without tokens; `guidance` says nothing to one that was distilled to play without.
 
         Raises:
-            UsageError: a prompt was given, or more seconds than the model plays.
+            UsageError: a prompt was given, or more seconds than the model can generate.
         """
         if prompt is not None and prompt.shape[-1]:
             raise UsageError(
-                f"the backend {self.name} can't go on from a prompt: it plays all of a piece at once",
+                f"the backend {self.name} can't continue a prompt: it generates all of a piece at once",
                 "leave the prompt out",
             )
         frames = max(1, round(seconds * self.frame_rate))
         if frames > self.max_frames:
             longest = self.max_frames / self.frame_rate
-            raise UsageError(f"the backend {self.name} plays {longest:.1f} s at most", f"ask for {longest:.1f} s")
+            raise UsageError(f"the backend {self.name} generates {longest:.1f} s at most", f"ask for {longest:.1f} s")
         self.encode_text(captions)
         played: list[Tensor] = [torch.empty(0)] * len(captions)
         for group in self._groups(captions, [frames] * len(captions)):
