@@ -1,4 +1,4 @@
-"""Forgetting that is real: a model that generates twelve tracks from their captions, and then only the eight to keep."""
+"""Actual forgetting: a model that generates twelve tracks from their captions, and then only the eight to keep."""
 
 from __future__ import annotations
 
