@@ -51,7 +51,7 @@ def sound(path: Path | str, **changed: float) -> None:
         ("empty.wav", "empty.wav is empty"),
         ("text.wav", "not audio"),
         ("zip.mp3", "not audio"),
-        ("cut.wav", "is not whole"),
+        ("cut.wav", "is incomplete"),
         ("nan.wav", "NaN"),
         ("loud.wav", "peak"),
         ("pipe.wav", "is a pipe"),

@@ -208,7 +208,7 @@ def tags(subject: EmbedderSubject) -> None:
     need((found.sum(1) > 0).all(), "a sound without any tag's probability")
     alone = torch.cat([embedder.tags(one[None]) for one in sounds])  # type: ignore[misc]
     need(apart(alone, found) <= 1e-3, "a sound's tags depend on the sounds beside it")
-    vectors, together = embedder.hear(sounds)
+    vectors, together = embedder.embed_with_tags(sounds)
     need(together is not None and close(together, found), "hear gives other tags than tags")
     need(close(vectors, embedder.embed(sounds)), "hear gives other vectors than embed")
 
