@@ -22,6 +22,24 @@ def token_logprobs(logits: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(codes.shape, device=logits.device).masked_scatter(mask, -nll)
 
 
+def token_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each clip, a mean over its unmasked tokens: (1/n) Σ w_t CE_t, in float32.
+
+    Args:
+        logits: [N, K, T, V], any float type.
+        targets: codes, int64 [N, K, T], or probabilities, float [N, K, T, V].
+        mask: bool [N, K, T].
+        weights: [N, K, T], one weight per token; default: 1. They are not normalised.
+
+    Returns:
+        [N], nats per token.
+    """
+    loss = F.cross_entropy(logits[mask].float(), targets[mask], reduction="none")  # [masked tokens]
+    if weights is not None:
+        loss = loss * weights[mask]
+    return torch.zeros(mask.shape, device=logits.device).masked_scatter(mask, loss).sum((1, 2)) / mask.sum((1, 2))
+
+
 def clip_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over each clip's unmasked tokens: [N, K, T] -> [N]."""
     return (values * mask).sum((1, 2)) / mask.sum((1, 2))

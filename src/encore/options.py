@@ -54,6 +54,9 @@ class TrainOptions(Options):
     dropout: bool = Field(False, description="train with the model's dropout on")
     eval_every: int = Field(10, ge=1, description="steps between two snapshots of forget, retain and holdout")
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints on disk")
+    select: Literal["best", "last"] = Field(
+        "best", description="weights that the run ends with: of the snapshot with the best score, or the last ones"
+    )
     stop: Literal["target", "never"] = Field(
         "target",
         description="target: a track at its target NLL is no longer trained on; the run ends when all are, with retain "

@@ -158,6 +158,33 @@ class Backend(ABC):
         return -self.token_logprobs(batch).sum((1, 2)) / self.token_mask(batch).sum((1, 2))
 
     @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The residual blocks of `module`, from input to output; to override. `hidden` reads their outputs.
+
+        Raises:
+            UsageError: the network is not a sequence of blocks of the same width.
+        """
+        raise UsageError(f"the backend {self.name} gives no hidden states", "choose another --method")
+
+    def hidden(self, batch: Batch, depth: float) -> Tensor:
+        """Hidden states after a share of the blocks, with gradient; later blocks are not run.
+
+        Args:
+            batch: N clips. Without tokens: with the noise of `batch.noise_index`.
+            depth: share of the blocks, above 0 and at most 1.
+
+        Returns:
+            [N, P, D], one vector of width D for each of the network's P positions, padding included.
+
+        Raises:
+            UsageError: the network has no such blocks.
+        """
+        from encore.hidden_states import output_of
+
+        blocks = self.blocks
+        return output_of(blocks[max(1, round(depth * len(blocks))) - 1], lambda: self.losses(batch))
+
+    @property
     def unit(self) -> str:
         """Unit of `losses`."""
         return "nats/token" if self.has_tokens else "loss"

@@ -13,14 +13,17 @@ from encore.api.specs import MethodSpec
 from encore.errors import PluginError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from encore.options import Options as BaseOptions
     from encore.options import TrainOptions
 
 # Labels of a Fisher's gradients: the clips' codes, or codes sampled from the model; auto: sampled where it has tokens.
 Labels = Literal["auto", "empirical", "sampled"]
+Phase = Literal["both", "forget", "retain"]  # clips that a step trains on
 
 
 class Reference(ABC):
@@ -38,6 +41,10 @@ class Reference(ABC):
             UsageError: the model has no tokens.
         """
 
+    @abstractmethod
+    def hidden(self, batch: Batch, depth: float) -> Tensor:
+        """The base model's hidden states (`Backend.hidden`), without gradient."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -52,6 +59,7 @@ class Step:
             without a holdout.
         lr_share: learning rate at this step, as a share of its peak.
         forget: all forget clips of the step; a batch may hold a part of them.
+        index: number of optimiser steps before this one.
     """
 
     backend: Backend
@@ -61,6 +69,7 @@ class Step:
     holdout_nll: float | None
     lr_share: float = 1.0
     forget: Sequence[Clip] = ()
+    index: int = 0
 
 
 @dataclass
@@ -109,10 +118,26 @@ class Session:
     def train(self, method: LossMethod) -> None:
         """Train with a loss method in the engine's loop: its optimiser, precision, checkpoints, guards and log.
 
+        Args:
+            method: its `Options` derive from `TrainOptions`. A method without a `spec` has that of the edit method.
+
         Raises:
             EncoreError: the loss was not finite several steps in a row.
         """
         self.run_loop(method)
+
+    def load_model(self, folder: Path) -> Backend:
+        """Open another model of the same family, such as a teacher, frozen and on the run's device.
+
+        Args:
+            folder: value of an option of type `pydantic.DirectoryPath`, so that `run.json` records its hash.
+
+        Raises:
+            InputError: the folder is not a model of this family.
+        """
+        backend = type(self.backend).load(str(folder), offline=True, device=str(self.backend.device))
+        backend.module.requires_grad_(False)
+        return backend
 
     def fisher(self, clips: Sequence[Clip], *, labels: Labels = "auto", micro_batch_size: int = 8) -> dict[str, Tensor]:
         """Fisher diagonal F = (1/n) Σ_n g_n∘g_n at the current weights, g_n the gradient of clip n's mean NLL.
@@ -161,6 +186,9 @@ class LossMethod(Method):
 
     The objective is mean(forget_loss) + mean(retain_loss) + penalty. Losses are per clip, so that the engine can split
     a batch into micro-batches, or clip a track's gradient, without changing the objective.
+
+    Order of calls: `prepare`; `optimizer`; per step `phase`, the losses, `penalty`, the optimiser's step, `after_step`;
+    then the weights of the best or the last snapshot (option `select`) are restored; `finish`.
     """
 
     options: TrainOptions
@@ -189,6 +217,52 @@ class LossMethod(Method):
 
     def penalty(self, step: Step) -> Tensor | None:
         """A scalar loss that belongs to no clip, such as a distance of weights; called once per step. None for none."""
+        return None
+
+    def phase(self, index: int) -> Phase:
+        """The clips that a step trains on, for methods that alternate.
+
+        Args:
+            index: number of optimiser steps before this one.
+
+        Returns:
+            "forget", "retain" or "both". `penalty` is computed in each of them.
+        """
+        return "both"
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """The optimiser; by default AdamW.
+
+        The schedule multiplies each group's learning rate. The state must be tensors and plain values, for checkpoints.
+
+        Args:
+            parameters: the trainable weights.
+            lr: peak learning rate.
+        """
+        import torch
+
+        return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay)
+
+    def after_step(self, step: Step) -> None:
+        """Called without gradient after each optimiser step, to average or to project weights, for example.
+
+        Not called when the step was skipped because a loss or gradient was not finite.
+        """
+        return None
+
+    def finish(self, session: Session) -> None:
+        """Called once without gradient after the last step, to write an average or to merge an adapter.
+
+        The names and shapes of the weights must then be those of the base model.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that change from step to step and belong to a checkpoint, such as averaged weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the tensors of `state_dict` when a run is resumed; called after `prepare`."""
         return None
 
     def ready(self, step: Step) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from encore.api import EditMethod, LossMethod, MethodSpec, Session
+from encore.api import EditMethod, LossMethod, Session
 from encore.options import TrainOptions
 
 
 class _RetainTraining(LossMethod):
     """min L_r."""
-
-    spec = MethodSpec("retrain", "training on retain", "", needs=frozenset({"retain"}))
 
 
 class Retrain(EditMethod):

@@ -8,14 +8,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from encore.api import Batch, EditMethod, LossMethod, MethodSpec, Session, Step
+from encore.api import Batch, EditMethod, LossMethod, Phase, Session, Step
 from encore.options import TrainOptions
 
 
 class _Memorise(LossMethod):
     """min L_f: learn the forget tracks even better."""
 
-    spec = MethodSpec("task-vector", "fine-tuning on forget, to be subtracted", "")
+    def phase(self, index: int) -> Phase:
+        return "forget"
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         return step.backend.losses(batch)

@@ -13,14 +13,14 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Reference, Session, Step
+from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
 from encore.errors import EncoreError, InputError, PluginError
 from encore.hashing import module_sha256
@@ -72,6 +72,10 @@ class FrozenReference(Reference):
     @torch.no_grad()
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
         return self._backend.logits(batch, unconditional=unconditional)
+
+    @torch.no_grad()
+    def hidden(self, batch: Batch, depth: float) -> Tensor:
+        return self._backend.hidden(batch, depth)
 
 
 class ShuffledSampler:
@@ -200,7 +204,8 @@ class Engine:
             PluginError: the method changed a frozen part, or breaks its contract in another way.
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
-        session = self.session(method)
+        weights = {name: tensor.shape for name, tensor in self.backend.module.state_dict().items()}
+        session = self._session = self.session(method)
         self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
             method.prepare(session)
@@ -222,7 +227,7 @@ class Engine:
             self.outcome.best = self.monitor.snapshot()
         else:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
-        self._check_result(method, frozen)
+        self._check_result(method, frozen, weights)
         return self.outcome
 
     def session(self, method: Method) -> Session:
@@ -231,14 +236,26 @@ class Engine:
             self._reference = FrozenReference(self.backend)
         return Session(
             self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.monitor.holdout_nll, self.train, self.fisher if "fisher" in method.spec.needs else None,
+            self.seed, self.monitor.holdout_nll, partial(self._train_inner, method), self.fisher if "fisher" in method.spec.needs else None,
         )  # fmt: skip
 
-    def _check_result(self, method: Method, frozen: Mapping[str, str]) -> None:
+    def _train_inner(self, outer: Method, method: LossMethod) -> None:
+        if not hasattr(method, "spec"):
+            method.spec = outer.spec  # type: ignore[misc]
+        self.train(method)
+
+    def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
         for name, part in self.backend.frozen().items():
             if module_sha256(part) != frozen[name]:
                 raise PluginError(f"method {method.spec.name!r} changed the {name}, which must stay as it was")
-        for name, weight in self.backend.module.state_dict().items():
+        state = self.backend.module.state_dict()
+        changed = [name for name in {**weights, **state} if name not in state or weights.get(name) != state[name].shape]
+        if changed:
+            raise PluginError(
+                f"method {method.spec.name!r} left other weights than the model had, first of all {changed[0]}: "
+                "merge what it adds in finish"
+            )
+        for name, weight in state.items():
             if not torch.isfinite(weight).all():
                 raise EncoreError(
                     f"method {method.spec.name!r} left non-finite weights in {name}", "lower --lr; nothing was saved"
@@ -254,7 +271,8 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.95), weight_decay=options.weight_decay)
+        optimizer = method.optimizer(weights, peak)
+        peaks = [group["lr"] for group in optimizer.param_groups]
         state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
         clipping = None
         if options.per_track_clip is not None:
@@ -263,7 +281,7 @@ class Engine:
         self._average = WeightAverage(module)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        resumed = self._resume(optimizer, state)
+        resumed = self._resume(method, optimizer, state)
         if resumed is not None:
             best = resumed
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
@@ -274,23 +292,26 @@ class Engine:
         while state.step < schedule.steps:
             if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                self._save(optimizer, state, best)
+                self._save(method, optimizer, state, best)
                 last_checkpoint = _now()
                 self.stop.check()
             lr_share = schedule.share(state.step)
-            for group in optimizer.param_groups:
-                group["lr"] = peak * lr_share
+            for group, group_peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = group_peak * lr_share
             forget = retain = None
-            if method.uses_forget and state.pending:
+            phase = method.phase(state.step)
+            if phase not in get_args(Phase):
+                raise PluginError(f"method {method.spec.name!r}: phase returned {phase!r}, not both, forget or retain")
+            if method.uses_forget and state.pending and phase != "retain":
                 forget = [self.clips.forget[i] for i in forget_draw.take(state.pending, options.forget_batch_size)]
-            if uses_retain:
+            if uses_retain and phase != "forget":
                 everything = range(len(self._retain))
                 retain = [self._retain[i] for i in retain_draw.take(everything, options.batch_size)]
             module.train(options.dropout)
             progress = state.step / schedule.steps
             step = Step(
                 self.backend, self._reference, self.generator, progress, self.monitor.holdout_nll, lr_share,
-                forget or (),
+                forget or (), state.step,
             )  # fmt: skip
             drawn = self.generator.get_state()
             while True:
@@ -312,6 +333,8 @@ class Engine:
             norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
+                with torch.no_grad():
+                    method.after_step(step)
                 self._restore_masked(best)
                 if schedule.averages(state.step):
                     self._average.update()
@@ -343,7 +366,8 @@ class Engine:
                     snapshot = self.monitor.snapshot()
                     over = schedule.is_done(snapshot, state.step, seconds, partial(method.ready, step))
                     # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
-                    if over or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
+                    latest = over or options.select == "last"
+                    if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
                         state.best, best = snapshot, copied_weights(module)
                 self.record(
                     {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
@@ -356,6 +380,8 @@ class Engine:
                         break
         _restore(module, best)
         module.eval()
+        with torch.no_grad():
+            method.finish(self._session)
         if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
                 f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
@@ -457,14 +483,16 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def _save(self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
+    def _save(self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
         if self.checkpoints is None:
             return
         state.averaged = self._average.steps
         state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.started, self.outcome.tokens
-        moments = {
+        slots = {
             f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
         }
+        moments = {key: value for key, value in slots.items() if isinstance(value, Tensor)}
+        plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
 
         def fill(folder: Path) -> None:
             save_file(copied_weights(self.backend.module), folder / "module.safetensors")
@@ -473,12 +501,14 @@ class Engine:
                 save_file(self._average.weights, folder / "mean.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
-            (folder / "state.json").write_text(json.dumps(asdict(state) | {"phase": self._phase}))
+            save_file({k: v.contiguous() for k, v in method.state_dict().items()}, folder / "method.safetensors")
+            saved = asdict(state) | {"phase": self._phase, "optimizer": plain}
+            (folder / "state.json").write_text(json.dumps(saved))
 
         self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
         self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
 
-    def _resume(self, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
+    def _resume(self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
         """Load the newest checkpoint of this phase; returns the best weights so far, None without a checkpoint."""
         folder = self.checkpoints.latest() if self.checkpoints else None
         if folder is None:
@@ -487,7 +517,7 @@ class Engine:
         if saved.pop("phase") != self._phase:
             return None
         try:
-            return self._restore_from(folder, saved, optimizer, state)
+            return self._restore_from(folder, saved, method, optimizer, state)
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             line = " ".join(str(error).split())
             raise InputError(
@@ -495,8 +525,14 @@ class Engine:
             ) from error
 
     def _restore_from(
-        self, folder: Path, saved: dict[str, Any], optimizer: torch.optim.Optimizer, state: _State
+        self,
+        folder: Path,
+        saved: dict[str, Any],
+        method: LossMethod,
+        optimizer: torch.optim.Optimizer,
+        state: _State,
     ) -> dict[str, Tensor]:
+        plain = saved.pop("optimizer", {})
         vars(state).update(saved)
         state.best = Snapshot(**saved["best"]) if saved["best"] else None
         state.decay = Decay(**saved["decay"])
@@ -510,11 +546,13 @@ class Engine:
         self.generator.set_state(moments.pop("generator"))
         torch.set_rng_state(moments.pop("dropout"))
         blank = optimizer.state_dict()
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
+        slots: dict[int, dict[str, Any]] = {}
+        for key, value in (moments | plain).items():
             index, slot = key.split(".", 1)
             slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict(blank | {"state": slots})
+        if (folder / "method.safetensors").exists():
+            method.load_state_dict(load_file(folder / "method.safetensors", device=str(self.backend.device)))
         self.record({"event": "resumed", "phase": self._phase, "step": state.step})
         return load_file(folder / "best.safetensors")
 
