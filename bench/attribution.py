@@ -42,7 +42,7 @@ def main() -> None:
     cache = TensorCache()
     tracks = [track for track in Catalog.open(assets.CATALOG).tracks() if track.meta["split"] != HOLDOUT]
     listener = TrackEncoder(backend, cache)
-    catalog = [clip for heard in listener.hear(tracks) for clip in heard.clips]
+    catalog = [clip for heard in listener.encode(tracks) for clip in heard.clips]
     asked = [track for track in tracks if track.meta["split"] in arguments.splits.split(",")]
     played: list[Track] = []
     rows: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ def main() -> None:
                 codes = backend.generate([track.caption], seconds=5.0, seed=seed)
                 write_wav(path, backend.decode(codes)[0], backend.sample_rate)
                 played.append(Track(track.id, path, track.caption, file_sha256(path)))
-        clips = [heard.clips for heard in listener.hear(played)]
+        clips = [heard.clips for heard in listener.encode(played)]
     for conditioned in (False, True):
         scores = Scores(backend, catalog, conditioned=conditioned, cache=cache).of(clips)
         own = [found[track.id] for track, found in zip(played, scores, strict=True)]

@@ -66,7 +66,7 @@ def main() -> None:
             options = resolve_options(method.Options, assignments=arguments.option).options
             twin = base.clone()
             began = time.monotonic()
-            Engine(twin, training, seed=seed, fishers=default_folder() / "fisher").run(method(options))
+            Engine(twin, training, seed=seed, fisher_folder=default_folder() / "fisher").run(method(options))
             seconds = time.monotonic() - began
             found = figures(measured, {**models, "unlearned": twin}, "unlearned")
             runs.append(row(name, found, seconds))
@@ -82,7 +82,7 @@ def hear(backend: Backend) -> tuple[Clips, dict[ClipSet, list[Clip]]]:
     catalog = Catalog.open(assets.CATALOG)
     listener = TrackEncoder(backend, TensorCache())
     heard = {
-        name: [clip for one in listener.hear(catalog.tracks(split=name)) for clip in one.clips]
+        name: [clip for one in listener.encode(catalog.tracks(split=name)) for clip in one.clips]
         for name in ("forget", "retain", "tune_forget", "tune_retain", "holdout", "background")
     }
     kept = heard["tune_retain"] + heard["retain"] + heard["forget"] + heard["background"]

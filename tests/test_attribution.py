@@ -140,14 +140,14 @@ def test_a_clip_played_from_a_memorised_caption_names_its_track_first(tmp_path: 
     backend = MusicgenBackend.load("tiny", offline=True)
     tracks = [track for track in Catalog.open(assets.CATALOG).tracks() if track.meta["split"] != "holdout"]
     cache = TensorCache(tmp_path / "cache")
-    heard = TrackEncoder(backend, cache).hear(tracks)
+    heard = TrackEncoder(backend, cache).encode(tracks)
     scores = Scores(backend, [clip for one in heard for clip in one.clips], conditioned=False, cache=cache)
     chosen = [track for track in tracks if track.meta["split"] == "forget"][:4]
     clips = []
     for track in chosen:
         path = tmp_path / f"{track.id}.wav"
         write_wav(path, backend.decode(backend.generate([track.caption], seconds=5.0))[0], backend.sample_rate)
-        (played,) = TrackEncoder(backend, cache).hear([Track("clip", path, "", file_sha256(path))])
+        (played,) = TrackEncoder(backend, cache).encode([Track("clip", path, "", file_sha256(path))])
         clips.append(played.clips)
     found = scores.of(clips)
     assert [max(one, key=one.__getitem__) for one in found] == [track.id for track in chosen]

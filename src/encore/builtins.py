@@ -1,4 +1,4 @@
-"""Encore's own plugin. It comes in by the same entry point and the same hooks as anybody's."""
+"""Encore's built-in plugin, registered through the same entry point and hooks as third-party plugins."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec(
             "retrain",
-            "train from scratch on retain: the honest baseline",
+            "train from scratch on retain: the reference for all others",
             "encore.methods.retrain:Retrain",
             needs=retain,
         ),
         MethodSpec(
             "encore",
-            "forget toward what the model predicts for new music",
+            "forget toward the model's predictions for held-out music",
             "encore.methods.encore:Encore",
             needs=reference | logits,
         ),
@@ -78,12 +78,12 @@ def encore_register_metrics() -> list[MetricSpec]:
 @hookimpl
 def encore_register_embedders() -> list[EmbedderSpec]:
     return [
-        EmbedderSpec("latents", "the latents of the model's own codec, pooled", "encore.embedders.latents:Latents"),
+        EmbedderSpec("latents", "the pooled latents of the model's codec", "encore.embedders.latents:Latents"),
         EmbedderSpec(
-            "clap-tiny", "the embedded CLAP, which hears the embedded models' music", "encore.embedders.clap:ClapTiny"
+            "clap-tiny", "the embedded CLAP, for the embedded models' music", "encore.embedders.clap:ClapTiny"
         ),
-        EmbedderSpec("clap", "CLAP: sounds and texts; laion/clap-htsat-unfused", "encore.embedders.clap:Clap"),
+        EmbedderSpec("clap", "CLAP: audio and text; laion/clap-htsat-unfused", "encore.embedders.clap:Clap"),
         EmbedderSpec("ast", "AST: AudioSet's tags; MIT/ast-finetuned-audioset", "encore.embedders.ast:Ast"),
         EmbedderSpec("passt", "PaSST: the AudioSet tags of published KLs", "encore.embedders.passt:Passt"),
-        EmbedderSpec("vggish", "VGGish, which FAD was first taken with", "encore.embedders.vggish:Vggish"),
+        EmbedderSpec("vggish", "VGGish, the embedder of the original FAD", "encore.embedders.vggish:Vggish"),
     ]

@@ -1,8 +1,8 @@
-"""Tensors that are costly to compute and follow from their inputs: kept on disk under a key made of those inputs.
+"""A disk cache of tensors, keyed by everything they depend on.
 
-An entry is one safetensors file; its metadata hold the key in full and a SHA-256 over names, types, shapes and bytes.
-What does not fit its hash or its key (flipped bits, a cut file, a lying header) is computed anew and replaced. Writes
-are atomic. A folder that can't be written costs speed and one warning, nothing else.
+An entry is one safetensors file; its metadata hold the full key and a SHA-256 over names, types, shapes and bytes. An
+entry that does not match its hash or key (flipped bits, a truncated file, a wrong header) is computed again and
+replaced. Writes are atomic. A folder that can't be written only costs time and one warning.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ VERSION = 1
 
 
 class CacheWarning(UserWarning):
-    """The cache can't be used; the work goes on without it."""
+    """The cache can't be used; work continues without it."""
 
 
 class TensorCache:
-    """A folder of tensors by content. Any number of processes may share one.
+    """A cache folder. Any number of processes may share one.
 
     Args:
-        folder: made when first written to; default `settings.cache_folder()`.
+        folder: created on the first write; default `settings.cache_folder()`.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
@@ -41,28 +41,28 @@ class TensorCache:
         self._warned = False
 
     def get_or_make(self, key_parts: tuple[str, ...], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors kept under a key; where there are none, those that `make` returns, kept from now on.
+        """The tensors cached under a key; if there are none, the result of `make`, which is then cached.
 
         Args:
-            key_parts: everything the result depends on: what it is, the input's hash, the weights' hash, settings.
-            make: computes the tensors; what it raises passes through, and nothing is kept.
+            key_parts: everything the result depends on: its kind, hashes of input and weights, settings.
+            make: computes the tensors; its exceptions are passed on, and nothing is cached.
 
         Returns:
-            tensors on the CPU, contiguous, owned by the caller, whether they were kept or made.
+            Contiguous tensors on the CPU that the caller may change.
         """
-        kept = self.get(key_parts)
-        return self.put(key_parts, make()) if kept is None else kept
+        cached = self.get(key_parts)
+        return self.put(key_parts, make()) if cached is None else cached
 
     def get(self, key_parts: tuple[str, ...]) -> dict[str, Tensor] | None:
-        """The tensors kept under a key, or None."""
+        """The tensors cached under a key; None if there are none."""
         key, path = self._place(key_parts)
         return self._read(path, key)
 
     def put(self, key_parts: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Keep tensors under a key, in place of what is there.
+        """Cache tensors under a key, replacing an earlier entry.
 
         Returns:
-            them as `get` will: on the CPU, contiguous, owned by the caller.
+            The tensors as `get` returns them.
         """
         key, path = self._place(key_parts)
         owned = {
@@ -72,7 +72,7 @@ class TensorCache:
         return owned
 
     def _place(self, key_parts: tuple[str, ...]) -> tuple[str, Path]:
-        """The key in full, and the file that it names."""
+        """The full key, and the path of its entry."""
         key = json.dumps([VERSION, *key_parts])
         name = hashlib.sha256(key.encode()).hexdigest()
         return key, self.folder / name[:2] / f"{name}.safetensors"
@@ -99,14 +99,14 @@ class TensorCache:
                 self._warned = True
                 reason = error.strerror or error
                 warnings.warn(
-                    f"nothing is kept in the cache {self.folder}: {reason}; set ENCORE_CACHE to another folder",
+                    f"the cache {self.folder} can't be written: {reason}; set ENCORE_CACHE to another folder",
                     CacheWarning,
                     stacklevel=3,
                 )
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over tensors: names in order, types, shapes, bytes."""
+    """SHA-256 over tensors, sorted by name: names, types, shapes, bytes."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

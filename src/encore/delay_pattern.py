@@ -1,7 +1,7 @@
-"""The delay pattern of MusicGen (Copet et al., arXiv 2306.05284, section 2.2), and how a model with one plays.
+"""The delay pattern of MusicGen (Copet et al., arXiv 2306.05284, section 2.2), and generation with it.
 
-At step s frame s - d_k of codebook k is predicted. Of a window of T frames, T steps are run, so that T - d_k tokens of
-codebook k are predicted. Backends of different libraries share this, so that equal weights play equal music.
+At step s, frame s - d_k of codebook k is predicted. A window of T frames takes T steps, so T - d_k tokens of codebook k
+are predicted. Backends of different libraries share this code, so that equal weights generate equal music.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LastLogits = Callable[[Tensor], Tensor]
-"""Tokens [R, K, S] of the next S steps -> logits [R, K, V] of the last of them; it remembers the steps before."""
+"""Tokens [R, K, S] of the next S steps -> logits [R, K, V] of the last of them; stateful over earlier steps."""
 
 
 def predicted(frames: Tensor, length: int, delays: Sequence[int]) -> Tensor:
-    """Which tokens of windows of `frames` [N] real frames are predicted: bool [N, K, length]."""
+    """The tokens that are predicted in windows of `frames` [N] frames without padding: bool [N, K, length]."""
     time = torch.arange(length, device=frames.device)
     return time < frames[:, None, None] - torch.tensor(delays, device=frames.device)[:, None]
 
 
 def inputs_of(codes: Tensor, delays: Sequence[int], start: int) -> Tensor:
-    """What a model is given at steps 0 … T - 1 to predict codes [N, K, T]: int64 [N, K, T].
+    """The inputs of steps 0 … T - 1.
 
     Args:
-        start: the token that stands before a codebook's first frame.
+        codes: the codes to predict, int64 [N, K, T].
+        delays: d_k of each codebook.
+        start: the token before a codebook's first frame.
+
+    Returns:
+        int64 [N, K, T].
     """
     steps = codes.shape[-1]
     inputs = torch.full_like(codes, start)
@@ -37,7 +42,7 @@ def inputs_of(codes: Tensor, delays: Sequence[int], start: int) -> Tensor:
 
 
 def by_frame(by_step: Tensor, delay: int) -> Tensor:
-    """Move what belongs to a codebook's steps to its frames, zeros at the end: [N, T, D] -> [N, T, D]."""
+    """Shift a codebook's values from steps to frames, with zeros at the end: [N, T, D] -> [N, T, D]."""
     return F.pad(by_step[:, delay:], (0, 0, 0, min(delay, by_step.shape[1])))
 
 
@@ -55,12 +60,23 @@ def play(
     temperature: float,
     top_k: int,
 ) -> Tensor:
-    """Play `count` rows of `frames` frames: codes int64 [N, K, frames], which begin with `prompt` [N, K, P].
+    """Generate codes.
 
     Args:
-        last_logits: with guidance it is given 2 N rows, the later half of them to be read without a caption.
-        guidance: logits are u + guidance * (c - u) of the captioned c and the uncaptioned u; 1 leaves u out.
-        seed: row n draws from the noise of seed + n, so that a batch's size changes nothing.
+        last_logits: the model; with guidance it receives 2 N rows, the second half without captions.
+        count: number of rows N.
+        frames: length of each, prompt included.
+        delays: d_k of each codebook.
+        start: the token before a codebook's first frame.
+        prompt: codes [N, K, P] that the rows begin with.
+        device: of the result.
+        seed: row n uses seed + n, so that the batch size does not change the result.
+        guidance: logits are u + guidance · (c - u), c with the caption and u without; 1 leaves u out.
+        temperature: of sampling; 0 is greedy decoding.
+        top_k: sample among this many likeliest codes.
+
+    Returns:
+        int64 [N, K, frames].
     """
     guided, codebooks = guidance != 1.0, len(delays)
     noise = [torch.Generator().manual_seed(seed + row) for row in range(count)]
@@ -91,7 +107,10 @@ def play(
 
 
 def draw(logits: Tensor, temperature: float, top_k: int, noise: Sequence[torch.Generator]) -> Tensor:
-    """One token a row and codebook, [N, K, V] -> [N, K], by Gumbel noise of each row's own; 0 degrees is greedy."""
+    """Sample one token per row and codebook, [N, K, V] -> [N, K], with Gumbel noise from each row's generator.
+
+    Temperature 0 is greedy decoding.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     kept = logits.topk(min(top_k, logits.shape[-1]), -1)

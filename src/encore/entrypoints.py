@@ -1,7 +1,7 @@
-"""Finds the entry points of a group. It says what `importlib.metadata` would, in a tenth of the time.
+"""Find the entry points of a group, as `importlib.metadata` does, in a tenth of the time.
 
-`encore --help` has to know which plugins there are, and importing `importlib.metadata` (it brings the email package
-along) costs more than all the rest of that command. Directories are read here; zip files are left to the slow way.
+`encore --help` lists plugins, and importing `importlib.metadata` (with the email package) takes longer than the rest
+of that command. Directories are read here; zip files are left to `importlib.metadata`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 
 class EntryPoint(NamedTuple):
-    """One line of an entry-point group, and the distribution that it belongs to.
+    """One line of an entry-point group, and its distribution.
 
     Args:
-        name: left of the `=`. value: right of it, "package.module" or "package.module:attribute".
-        distribution, version: as installed.
+        name: left of the `=`.
+        value: right of the `=`, "package.module" or "package.module:attribute".
+        distribution: name of the installed distribution.
+        version: of the distribution.
     """
 
     name: str
@@ -41,15 +43,15 @@ class EntryPoint(NamedTuple):
 
 def entry_points(group: str, path: Iterable[str] | None = None) -> list[EntryPoint]:
     """The entry points of `group` on `path` (default: `sys.path`); the first distribution of a name hides the later."""
-    found: list[EntryPoint] = []
+    points: list[EntryPoint] = []
     seen: set[str] = set()
     for folder in dict.fromkeys(sys.path if path is None else path):
         for name, version, text in _distributions(folder or os.curdir, group):
             canonical = re.sub(r"[-_.]+", "-", name).lower()
             if canonical not in seen:
                 seen.add(canonical)
-                found += [EntryPoint(key, value, name, version) for key, value in _section(text, group)]
-    return found
+                points += [EntryPoint(key, value, name, version) for key, value in _section(text, group)]
+    return points
 
 
 def _distributions(folder: str, group: str) -> Iterator[tuple[str, str, str]]:
@@ -61,7 +63,7 @@ def _distributions(folder: str, group: str) -> Iterator[tuple[str, str, str]]:
         yield from _zipped(folder, group)
         return
     except OSError:
-        return  # not there, or not ours to read: Python's own import passes over it too
+        return  # missing, or not readable: Python's import skips it as well
     for name in names:
         text = _read(folder, name, "entry_points.txt")
         if f"[{group}]" in text:
@@ -87,7 +89,7 @@ def _read(*parts: str) -> str:
 
 
 def _headers(metadata: str) -> dict[str, str]:
-    """The e-mail style headers at the head of METADATA, lower-case keys; the first of each counts."""
+    """The headers of METADATA, with lower-case keys; the first of each name counts."""
     fields: dict[str, str] = {}
     for line in metadata.partition("\n\n")[0].splitlines():
         key, colon, value = line.partition(":")

@@ -1,7 +1,7 @@
-"""Every exception Encore raises on purpose.
+"""The exceptions that Encore raises.
 
-Each says what happened in one sentence (`message`) and what to do about it (`hint`); the class carries the exit
-code of the command line, so that a caller of the library and a shell script can tell the same cases apart.
+Each has one sentence on what happened (`message`) and advice (`hint`); the class sets the exit code of the command
+line, so that library callers and shell scripts can distinguish the same cases.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import signal
 from collections.abc import Sequence
 
 MOST = 1_000
-"""Errors that one message names."""
+"""Most errors that one message names."""
 
 
 class EncoreError(Exception):
-    """Something went wrong that the user can be told about in one sentence.
+    """An error that can be explained to the user in one sentence.
 
     Args:
-        message: one sentence, no trailing newline.
-        hint: what to do about it; empty where there is nothing to advise.
+        message: one sentence, without a trailing newline.
+        hint: advice; may be empty.
     """
 
     exit_code = 1
@@ -30,7 +30,7 @@ class EncoreError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's class and text in one line; the class alone where it has no text, or raises when asked for it."""
+    """An exception's class and text in one line; the class alone where the text is empty or `str` fails."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # of third-party code
@@ -39,19 +39,19 @@ def one_line(error: BaseException) -> str:
 
 
 class UsageError(EncoreError):
-    """The command was called in a way that can't work: an unknown option, two flags that exclude each other."""
+    """Invalid use of a command or function: an unknown option, two flags that exclude each other."""
 
     exit_code = 2
 
 
 class InputError(EncoreError):
-    """What the user gave to read can't be used: a list, an audio file, a catalogue, a model folder."""
+    """An input can't be used: a list, an audio file, a catalogue, a model folder."""
 
     exit_code = 3
 
 
 def together(errors: Sequence[InputError]) -> InputError:
-    """One error that names all of them: what is wrong with a list is said at once, not one file a run."""
+    """One error for several, so that all faults of a list are reported at once."""
     if len(errors) == 1:
         return errors[0]
     messages = [error.message for error in errors[:MOST]]
@@ -62,29 +62,29 @@ def together(errors: Sequence[InputError]) -> InputError:
 
 
 class MissingWeightsError(InputError):
-    """Pretrained weights are not on disk, and can't be fetched."""
+    """Pretrained weights are not on disk, and can't be downloaded."""
 
 
 class GateError(EncoreError):
-    """The work was done, and its result failed a gate: utility collapse, `--fail-under`."""
+    """The work was done, but its result failed a gate: missed targets, `--fail-under`."""
 
     exit_code = 4
 
 
 class ToleranceError(GateError):
-    """Figures agree, but less closely than the verifier asked for."""
+    """Figures agree, but not within the verifier's tolerance."""
 
     exit_code = 5
 
 
 class NotCheckedError(EncoreError):
-    """Part of what was to be checked could not be: nothing contradicts it, and nothing confirms it."""
+    """Part of the verification could not be done: it is neither contradicted nor confirmed."""
 
     exit_code = 6
 
 
 class PluginError(EncoreError):
-    """A plugin failed to load, to register, or to keep its contract."""
+    """A plugin failed to load, to register, or to fulfil its contract."""
 
 
 class UnknownNameError(UsageError):
@@ -96,9 +96,9 @@ class MissingExtraError(EncoreError):
 
 
 class Interrupted(SystemExit):
-    """A signal asked the process to stop. Its code is the shell's, 128 + signal.
+    """A signal asked the process to stop. The exit code is that of the shell, 128 + signal.
 
-    No `except Exception` catches it, so that everything on the way out is cleaned up and nothing goes on.
+    Not an `Exception`, so that only clean-up code handles it.
     """
 
     def __init__(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also after a kill at any moment; and JSON that is checked as it is read."""
+"""Atomic file writes that survive a kill at any moment, and validated reading of JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from encore.errors import InputError
 
-MAX_JSON = 256 << 20  # bytes of a JSON file that is read
-STAGING = ".staging-"  # how the name of what is not whole yet begins
+MAX_JSON = 256 << 20  # largest JSON file that is read, bytes
+STAGING = ".staging-"  # prefix of the names of unfinished files
 
 
 def staging_name(path: Path) -> Path:
@@ -25,7 +25,7 @@ def staging_name(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which takes the place of `path` once the block ends without an error."""
+    """A path to write a file to; it replaces `path` when the block ends without an error."""
     staging = staging_name(path)
     with naming(path):
         try:
@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have the system's errors name a path: of a file that is open already it knows but a number."""
+    """Add a path to operating system errors without one, as those of open files."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Have the system put a file, or a folder's names, on the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,16 +62,17 @@ def read_json(path: Path, shape: Any = None) -> Any:
     """Read a JSON file.
 
     Args:
-        shape: the type it must have, for pydantic (see `encore.store.schemas`); None: any.
+        path: the file.
+        shape: required type, for pydantic (see `encore.store.schemas`); None accepts any.
 
     Raises:
-        InputError: it is missing, can't be read, is not JSON, or has another shape; names the file.
+        InputError: it is missing, can't be read, is not JSON, or has another type; names the file.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without end
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or device might never end
             raise InputError(f"{path} is not a regular file")
-        if found.st_size > MAX_JSON:
+        if status.st_size > MAX_JSON:
             raise InputError(f"{path} is larger than {MAX_JSON:,} bytes, too large for what it should be")
         data = path.read_bytes()
     except FileNotFoundError:
@@ -82,41 +83,43 @@ def read_json(path: Path, shape: Any = None) -> Any:
 
 
 def parsed_json(data: bytes | str, name: str, shape: Any = None) -> Any:
-    """Parse JSON that somebody else wrote.
+    """Parse untrusted JSON.
 
     Args:
-        name: what to call it in messages. shape: see `read_json`.
+        data: the text.
+        name: of the file, for messages.
+        shape: see `read_json`.
 
     Raises:
-        InputError: it is not JSON (NaN and Infinity are not), is nested too deeply, or has another shape.
+        InputError: it is not JSON (NaN and Infinity are not), is nested too deeply, or has another type.
     """
     try:
-        found = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise InputError(f"{name} can't be read as JSON: it is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{name} can't be read as JSON: {error}") from error
     if shape is not None:
-        _check_shape(found, name, shape)
-    return found
+        _check_shape(value, name, shape)
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text[:20]} is too large a number")
+        raise ValueError(f"the number {text[:20]} is too large")
     return value
 
 
-def _check_shape(found: Any, name: str, shape: Any) -> None:
+def _check_shape(value: Any, name: str, shape: Any) -> None:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        TypeAdapter(shape).validate_python(found, strict=True)
+        TypeAdapter(shape).validate_python(value, strict=True)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))

@@ -1,4 +1,4 @@
-"""Hashes that say whether two models hold the same weights."""
+"""Hashes of model weights."""
 
 from __future__ import annotations
 

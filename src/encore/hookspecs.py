@@ -1,4 +1,4 @@
-"""The hooks of the entry-point group `encore`, and nothing else. All are optional."""
+"""The hooks of the entry-point group `encore`. All are optional."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ hookspec = pluggy.HookspecMarker("encore")
 
 @hookspec
 def encore_register_methods() -> Iterable[MethodSpec]:
-    """Unlearning methods this plugin offers."""
+    """Unlearning methods of this plugin."""
     raise NotImplementedError
 
 
 @hookspec
 def encore_register_backends() -> Iterable[BackendSpec]:
-    """Model families this plugin can load, train, play and save."""
+    """Model families that this plugin can load, train, generate from and save."""
     raise NotImplementedError
 
 
@@ -35,7 +35,7 @@ def encore_register_metrics() -> Iterable[MetricSpec]:
 
 @hookspec
 def encore_register_embedders() -> Iterable[EmbedderSpec]:
-    """Audio embedders this plugin offers to the metrics."""
+    """Audio embedders of this plugin, for metrics."""
     raise NotImplementedError
 
 

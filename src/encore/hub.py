@@ -1,6 +1,6 @@
-"""Models that others made: the hub, and folders of settings and weights, which are data and never code.
+"""Load third-party models from the hub or from folders; their files are data, and code in them is never run.
 
-Of the hub one short look whether it answers, since its own client tries for half a minute.
+Whether the hub can be reached is tested with one short request, since its client retries for half a minute.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from encore import assets
 from encore.errors import InputError
 
 TIMEOUT = 5.0  # seconds
-CLOSED = (401, 403, 404)  # the hub tells nobody apart who may not read a model from a model that is not there
+CLOSED = (401, 403, 404)  # the hub's answers for private and for missing models
 
 
 def fetchable(model: str, revision: str | None = None, file: str = "config.json") -> bool:
-    """Whether the hub has the model and can be reached; False without a network, where only the cache can help.
+    """Whether the model can be downloaded from the hub; False without a network, so that only the cache is used.
 
     Args:
+        model: folder or hub name.
+        revision: on the hub.
         file: one that every model of the family has.
 
     Raises:
-        InputError: the name is no folder and no hub name, or the hub does not give it to us.
+        InputError: the name is neither a folder nor a hub name, or the hub refuses access.
     """
     if Path(model).is_dir():
         return False
-    if model in assets.MODELS:  # its own backend never asks
+    if model in assets.MODELS:  # its backend never calls this
         raise InputError(
             f"the embedded model {model} is one of transformers' MusicGen, not of this model family",
             f"open it with --backend musicgen, or turn it into another format with `encore convert {model} FOLDER`",
@@ -47,7 +49,7 @@ def fetchable(model: str, revision: str | None = None, file: str = "config.json"
     address = hf_hub_url(model, file, revision=revision)
     try:
         answer = get_session().head(address, headers=build_hf_headers(), timeout=TIMEOUT, follow_redirects=True)
-    except Exception:  # the HTTP client has changed twice, and each has errors of its own; all mean: no answer
+    except Exception:  # the errors depend on the HTTP client, which has changed twice; all mean: no answer
         return False
     if answer.status_code in CLOSED:
         raise InputError(
@@ -59,7 +61,7 @@ def fetchable(model: str, revision: str | None = None, file: str = "config.json"
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars, and its remarks on architectures it finds odd, off the terminal."""
+    """Suppress transformers' progress bars and warnings."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -73,20 +75,20 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# ------------------------------------------------------------------------------------------------ a stranger's folder
+# -------------------------------------------------------------------------------------------------- untrusted folders
 
-READ = (".json", ".safetensors", ".model", ".txt", ".jinja")  # how the names end of what libraries read of a folder
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja")  # suffixes of files that libraries read from a folder
 SETTINGS = re.compile(r"(model_index|config|.*_config|special_tokens_map|added_tokens|tokenizer|.*\.index)\.json")
-MAX_SETTINGS = 128 << 20  # bytes of one file of settings
-COUNTS = re.compile(r".*(layers|codebooks|blocks)|depths")  # settings that say how many parts a network is built of
-FEW = 200  # parts that take no time to build, be there weights for them or not
-NUMBERS = re.compile(r"num_labels|extra_ids|max_position_embeddings")  # settings that say how long a table is filled
-LONG = 1 << 21  # entries of such a table
+MAX_SETTINGS = 128 << 20  # largest settings file, bytes
+COUNTS = re.compile(r".*(layers|codebooks|blocks)|depths")  # settings that give the number of parts of a network
+FEW = 200  # this many parts are built quickly, even without weights for them
+NUMBERS = re.compile(r"num_labels|extra_ids|max_position_embeddings")  # settings that give the length of a table
+LONG = 1 << 21  # largest length of such a table
 NAMES_FILES = ("fast_tokenizer_files", "transformers_weights")  # settings that name other files of the folder
 
 
 def pretrained(
-    made: Any,
+    model_class: Any,
     source: str | Path,
     *,
     what: str = "",
@@ -95,58 +97,67 @@ def pretrained(
     subfolder: str = "",
     **where: Any,
 ) -> Any:
-    """`made.from_pretrained(source, **where)`, of what a stranger made; the only place that calls it.
+    """`model_class.from_pretrained(source, **where)` for untrusted models; the only place that calls it.
 
-    Code that a model brings along is neither run nor asked for. A folder is checked first (`check_folder`). Whatever
-    the library then raises is told in one sentence.
+    Code of a model is never run. A folder is checked first (`check_folder`). Exceptions of the library become one
+    sentence.
 
     Args:
-        made: a class of transformers or diffusers. source: a folder or a hub name.
-        what: how the message goes on after "can't load SOURCE": " as a MusicGen model". hint, kind: of the error.
+        model_class: a class of transformers or diffusers.
+        source: a folder or a hub name.
+        what: continues the message "can't load SOURCE", such as " as a MusicGen model".
+        hint: of the error.
+        kind: class of the error.
+        subfolder: of the source.
+        where: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: it can't be loaded, would need its own code, or names files that lie outside of it.
+        InputError: it can't be loaded, needs code of the model, or names files outside of the folder.
     """
     source, failed = str(source), f"can't load {source}{what}"
     if Path(source).is_dir():
         check_folder(Path(source, subfolder), failed, hint)
     if subfolder:
         where["subfolder"] = subfolder
-    if made.__module__.partition(".")[0] == "transformers":  # diffusers runs no code for a class that is named
+    if model_class.__module__.partition(".")[0] == "transformers":  # diffusers runs no code for an explicit class
         where["trust_remote_code"] = False
     with tried(failed, hint, kind):
-        return made.from_pretrained(source, **where)
+        return model_class.from_pretrained(source, **where)
 
 
 @contextmanager
 def tried(failed: str, hint: str = "", kind: type[InputError] = InputError) -> Iterator[None]:
-    """What a library raises over a model that a user gave it, as one sentence; for calls of that library only.
+    """Turn any exception of a library that loads an untrusted model into an error of one sentence.
 
     Args:
-        failed: how the sentence begins: "can't load NAME".
+        failed: beginning of the sentence: "can't load NAME".
+        hint: of the error.
+        kind: class of the error.
     """
     try:
         yield
     except (InputError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # any kind: settings of a wrong type surface anywhere, and tokenizers has panics
+    except BaseException as error:  # any kind: settings of a wrong type fail anywhere, and tokenizers panics
         reason = _first_line(error)
         if "trust_remote_code" in str(error):
-            reason = "it needs code that comes with it, and code of a model is never run"
-        if "ignore_mismatched_sizes" in str(error):  # which points at a table that is not shown
-            reason = "its weights are of other shapes than its settings say"
+            reason = "it needs code of its own, and code of a model is never run"
+        if "ignore_mismatched_sizes" in str(error):  # this message refers to a table that is not shown
+            reason = "the shapes of its weights don't match its settings"
         raise kind(f"{failed}: {reason}", hint) from error
 
 
 def check_folder(folder: Path, failed: str, hint: str = "") -> None:
-    """Refuse a model's folder that would have a library read what is not in it, or hang or run out of memory.
+    """Refuse a model's folder that would make a library read other files, hang or run out of memory.
 
     Args:
-        failed: how the message begins.
+        folder: the model's.
+        failed: beginning of the message.
+        hint: of the error.
 
     Raises:
-        InputError: a file is a pipe or leads out of the folder; settings are not JSON or no object, name files that lie
-            elsewhere or are no safetensors, ask for a kernel of the hub, or build far more than there are weights for.
+        InputError: a file is a pipe or leads out of the folder; settings are not a JSON object, name files elsewhere or
+            other than safetensors, require a kernel from the hub, or describe far more parts than there are weights.
     """
 
     def refuse(reason: str) -> NoReturn:
@@ -154,13 +165,13 @@ def check_folder(folder: Path, failed: str, hint: str = "") -> None:
 
     files = sorted(path for path in folder.iterdir() if path.name.endswith(READ))
     allowed = [os.path.realpath(folder)]
-    if folder.parent.name == "snapshots":  # of the hub's cache, whose files are links to its blobs
+    if folder.parent.name == "snapshots":  # in the hub's cache, files are links to its blobs
         allowed.append(os.path.realpath(folder.parents[1] / "blobs"))
     for path in files:
         if not any(os.path.realpath(path).startswith(root + os.sep) for root in allowed):
             refuse(f"{path.name} leads out of the folder")
         if not path.is_file():
-            refuse(f"{path.name} is no regular file")
+            refuse(f"{path.name} is not a regular file")
     if (folder / "adapter_config.json").exists():
         refuse("it is an adapter to another model; merge it into that model first")
     parts = sum(map(_tensors, folder.glob("*.safetensors")))
@@ -177,18 +188,19 @@ def check_folder(folder: Path, failed: str, hint: str = "") -> None:
             refuse(f"{path.name} can't be read as JSON: {error}")
         if not isinstance(settings, dict):
             refuse(f"{path.name} is not a JSON object")
-        wrong = _wrong_index(settings, folder) if path.name.endswith(".index.json") else _wrong(settings, parts)
-        if wrong and path.name != "tokenizer.json":
-            refuse(f"{path.name} {wrong}")
+        is_index = path.name.endswith(".index.json")
+        fault = _index_fault(settings, folder) if is_index else _settings_fault(settings, parts)
+        if fault and path.name != "tokenizer.json":
+            refuse(f"{path.name} {fault}")
 
 
 def is_code(name: str) -> bool:
-    """Whether a file, by its name, is code: no model has any that is read here."""
+    """Whether a file is code, by its name."""
     return name.lower().endswith((".py", ".pyc", ".pyd", ".so", ".dylib", ".dll"))
 
 
-def _wrong_index(index: dict[str, Any], folder: Path) -> str:
-    """What is wrong with the list of a model's files, in words that follow the file's name; empty where nothing is."""
+def _index_fault(index: dict[str, Any], folder: Path) -> str:
+    """The fault of a list of weight files, as a continuation of its name; empty without a fault."""
     names = index.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         return "names no files"
@@ -196,14 +208,14 @@ def _wrong_index(index: dict[str, Any], folder: Path) -> str:
         if Path(name).name != name or not name.endswith(".safetensors"):
             return f"names {name!r}, and only safetensors in the same folder are read"
         if not (folder / name).is_file():
-            return f"names {name!r}, which is not there"
+            return f"names {name!r}, which is missing"
     return ""
 
 
-def _wrong(settings: Any, parts: int) -> str:
-    """The same for other settings. `parts`: how many tensors the folder has."""
+def _settings_fault(settings: Any, parts: int) -> str:
+    """The same for other settings; `parts` is the number of tensors in the folder."""
     if isinstance(settings, list):
-        return next(filter(None, (_wrong(value, parts) for value in settings)), "")
+        return next(filter(None, (_settings_fault(value, parts) for value in settings)), "")
     if not isinstance(settings, dict):
         return ""
     for key, value in settings.items():
@@ -212,20 +224,19 @@ def _wrong(settings: Any, parts: int) -> str:
             if not all(isinstance(name, str) and Path(name).name == name for name in names):
                 return f"names files outside of the folder: {key}"
         if key.endswith("attn_implementation") and "/" in str(value):
-            return f"asks for a kernel that would have to be fetched: {key} {str(value)[:80]!r}"
+            return f"needs a kernel from the hub: {key} {str(value)[:80]!r}"
         for count in value if isinstance(value, list) else [value]:
             if COUNTS.fullmatch(key) and type(count) in (int, float) and count > max(parts, FEW):
                 return f"has {key} {count:,}, more than the model has weights"
             if NUMBERS.fullmatch(key) and type(count) in (int, float) and count > LONG:
                 return f"has {key} {count:,}, more than {LONG:,}"
-        found = _wrong(value, parts)
-        if found:
-            return found
+        if fault := _settings_fault(value, parts):
+            return fault
     return ""
 
 
 def _tensors(path: Path) -> int:
-    """How many tensors a safetensors file holds, by its header; 0 where it can't be read."""
+    """The number of tensors in a safetensors file, by its header; 0 where it can't be read."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

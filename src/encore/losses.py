@@ -1,4 +1,4 @@
-"""The arithmetic of token likelihoods, shared by backends, methods and metrics."""
+"""Token likelihoods and divergences, shared by backends, methods and metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
-    """log p of each code, in float32.
+    """Log-probability of each code, in float32.
 
     Args:
         logits: [N, K, T, V], any float type.
@@ -23,12 +23,12 @@ def token_logprobs(logits: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
 
 
 def clip_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over a clip's unmasked tokens: [N, K, T] -> [N]."""
+    """Mean over each clip's unmasked tokens: [N, K, T] -> [N]."""
     return (values * mask).sum((1, 2)) / mask.sum((1, 2))
 
 
 def kl_divergence(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-    """KL(target ‖ model) a token, nats, from log-probabilities: [N, K, T, V] twice -> [N, K, T], 0 where masked."""
+    """KL(target ‖ model) per token, nats: logits [N, K, T, V] of both -> [N, K, T], 0 where masked."""
     target = F.log_softmax(target_logits[mask].float(), -1)
     model = F.log_softmax(logits[mask].float(), -1)
     kl = F.kl_div(model, target, log_target=True, reduction="none").sum(-1)
@@ -36,7 +36,9 @@ def kl_divergence(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor
 
 
 def code_entropy(codes: Tensor) -> float:
-    """Mean entropy of the distributions of K codebooks in codes [K, T], nats: the NLL per token of the best guess that
-    looks at nothing but how often a code occurs."""
-    shares = [own.unique(return_counts=True)[1] / codes.shape[-1] for own in codes]
+    """Mean over K codebooks of the entropy of their codes' frequencies, nats, for codes [K, T].
+
+    This is the lowest NLL per token of a model that predicts every code by its frequency in the clip.
+    """
+    shares = [row.unique(return_counts=True)[1] / codes.shape[-1] for row in codes]
     return sum(float(-(share * share.log()).sum()) for share in shares) / len(shares)

@@ -1,18 +1,18 @@
-"""Which retain tracks a base has memorised, and what they, and all other music, may lose: each is judged apart.
+"""Threshold of memorised tracks, and tolerances for memorised and all other music.
 
-Their NLL is a hundredth of the others', so that in a mean of both their loss does not show.
+The NLL of memorised tracks is a hundredth of the others', so a mean over both would hide their loss.
 """
 
 from __future__ import annotations
 
 import math
 
-SHARE = 0.5  # of the held-out level, below which a track counts as memorised
-HELD_OUT = 2 / 3  # of log(codebook size): the level without held-out tracks; the embedded models' is .72 of it
-MEAN_RISE = 0.03  # nats per token that the mean NLL of memorised tracks may rise by since base
-TRACK_RISE = 0.25  # nats per token, of a single one: at .25 a token has lost a fifth of its probability
-OTHER_SHARE = 0.08  # of base's mean, that other retain may rise by: two seeds of a training differ by 7 % on such music
-HOLDOUT_DRIFT = 0.15  # nats per token that the mean of held-out tracks may move from base's, on either side
+SHARE = 0.5  # a track is memorised if its NLL is below this share of the held-out NLL
+HELD_OUT = 2 / 3  # held-out NLL as a share of log(codebook size), without held-out tracks; .72 for the embedded models
+MEAN_RISE = 0.03  # tolerated rise of the mean NLL of memorised tracks since base, nats per token
+TRACK_RISE = 0.25  # tolerated rise of a single track: at .25 a token has lost a fifth of its probability
+OTHER_SHARE = 0.08  # tolerated rise of other retain, as a share of base's mean: two seeds of a training differ by 7 %
+HOLDOUT_DRIFT = 0.15  # tolerated change of the held-out mean, up or down, nats per token
 
 
 def memorised_below(holdout: float | None, codebook_size: int) -> float:
@@ -20,6 +20,6 @@ def memorised_below(holdout: float | None, codebook_size: int) -> float:
 
     Args:
         holdout: mean NLL of held-out tracks under the base; None without any.
-        codebook_size: of the model's codes.
+        codebook_size: V.
     """
     return SHARE * (holdout if holdout is not None else HELD_OUT * math.log(codebook_size))

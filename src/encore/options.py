@@ -1,6 +1,6 @@
-"""Settings of a method: a pydantic model that refuses what it does not know.
+"""Options of methods: pydantic models that refuse unknown keys.
 
-This module, unlike `encore.api`, imports pydantic; import it where a method is defined, not where one is listed.
+Unlike `encore.api`, this module imports pydantic; import it where a method is defined, not where it is registered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Options(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """A field declared again for another default (`lr: float = 1e-4`) keeps its limits and description."""
+        """A field redeclared with another default (`lr: float = 1e-4`) keeps its limits and description."""
         parents = [getattr(parent, "__pydantic_fields__", {}) for parent in cls.__mro__[1:]]
         changed = False
         for name in cls.__annotations__.keys() & cls.__pydantic_fields__.keys():
@@ -31,18 +31,18 @@ class Options(BaseModel):
 
 
 class TrainOptions(Options):
-    """What the engine's loop needs to know. A method overrides the defaults with the settings tuned for it."""
+    """Options of the training loop. A method overrides the defaults with tuned values."""
 
     steps: int = Field(60, ge=1, description="optimiser steps at most")
     lr: float | None = Field(5e-4, gt=0, description="peak learning rate of AdamW")
-    batch_size: int = Field(6, ge=1, description="retain clips a step")
-    forget_batch_size: int = Field(8, ge=1, description="forget clips a step (fewer where fewer are left to forget)")
-    micro_batch_size: int = Field(16, ge=1, description="clips a forward pass; fewer save memory, change nothing else")
+    batch_size: int = Field(6, ge=1, description="retain clips per step")
+    forget_batch_size: int = Field(8, ge=1, description="forget clips per step (fewer where fewer are left to forget)")
+    micro_batch_size: int = Field(16, ge=1, description="clips per forward pass; fewer only save memory")
     warmup: int = Field(5, ge=0, description="steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant", "adaptive"] = Field(
         "linear",
-        description="decay after the warm-up; adaptive: constant until the forget tracks are near their levels, a "
-        "cosine over decay_steps, then the lowest rate until retain has recovered",
+        description="decay after the warm-up; adaptive: constant until the forget tracks are near their target NLLs, "
+        "a cosine over decay_steps, then the lowest rate until retain has recovered",
     )
     decay_steps: int = Field(90, ge=1, description="length of an adaptive schedule's decay")
     max_seconds: float | None = Field(None, gt=0, description="seconds of training at most")
@@ -52,30 +52,31 @@ class TrainOptions(Options):
         None, gt=0, description="a track's gradient, summed over its clips in the step, is clipped to this norm"
     )
     dropout: bool = Field(False, description="train with the model's dropout on")
-    eval_every: int = Field(10, ge=1, description="steps between two looks at forget, retain and holdout")
+    eval_every: int = Field(10, ge=1, description="steps between two snapshots of forget, retain and holdout")
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints on disk")
     stop: Literal["target", "never"] = Field(
         "target",
-        description="target: a track at the unseen level is left alone; the run ends when all are there, retain kept",
+        description="target: a track at its target NLL is no longer trained on; the run ends when all are, with retain "
+        "within its tolerances",
     )
 
     @property
     def usual_steps(self) -> int:
-        """What a run usually takes: all steps, or where the schedule is adaptive one decay, begun at the first look."""
+        """Usual length of a run: all steps; with an adaptive schedule, one decay from the first snapshot on."""
         if self.schedule != "adaptive":
             return self.steps
         return min(self.steps, self.eval_every + self.decay_steps)
 
 
 class FisherOptions(Options):
-    """What a method that takes a Fisher asks of it.
+    """Options of methods that compute a Fisher diagonal.
 
-    Labels are drawn from the model where it has tokens: a track known by heart leaves hardly any gradient on its own.
+    By default labels are sampled from a token model: the codes of a memorised track have almost no gradient.
     """
 
     labels: Literal["auto", "empirical", "sampled"] = Field(
         "auto",
-        description="the Fisher's gradients are of the clips' own codes (empirical) or of codes the model draws "
+        description="labels of the Fisher's gradients: the clips' codes (empirical) or codes sampled from the model "
         "(sampled); auto: sampled for a model with tokens",
     )
-    micro_batch_size: int = Field(8, ge=1, description="clips a pass; fewer save memory, change nothing else")
+    micro_batch_size: int = Field(8, ge=1, description="clips per pass; fewer only save memory")

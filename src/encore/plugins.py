@@ -1,7 +1,7 @@
-"""The plugin manager, and one lazy registry for each kind of thing that a plugin can offer.
+"""The plugin manager, and one lazy registry for each kind of object that plugins register.
 
-Entry points are loaded one by one and hooks are called plugin by plugin, so that a broken plugin costs only itself:
-what it did wrong is kept as a `Problem` and the rest works. Listing imports the plugins, never their targets.
+Entry points are loaded and hooks called plugin by plugin, so that a broken plugin affects only itself: its faults are
+recorded as `Problem`s. Listing imports the plugins, never their targets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ObjectT = TypeVar("ObjectT")
 
 
 class Broken(Exception):
-    """Third-party code raised something: in one line. `error`: what it raised."""
+    """Third-party code raised `error`; the text is that error in one line."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(one_line(error))
@@ -41,8 +41,7 @@ def third_party(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call third-party code.
 
     Raises:
-        Broken: it raised anything at all. `SystemExit` and `KeyboardInterrupt` are no exception: whether the process
-            ends is not a plugin's to decide.
+        Broken: it raised anything, also `SystemExit` or `KeyboardInterrupt`: a plugin must not end the process.
     """
     try:
         return function(*arguments)
@@ -53,18 +52,20 @@ def third_party(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Whether an exception says that a signal asked the process to stop, and so must not be held by anybody."""
-    if isinstance(error, KeyboardInterrupt):  # the command has a handler that raises Interrupted in its place
+    """Whether an exception comes from a signal that stops the process, and so must not be caught."""
+    if isinstance(error, KeyboardInterrupt):  # the command line has a handler that raises Interrupted instead
         return signal.getsignal(signal.SIGINT) is signal.default_int_handler
     return isinstance(error, Interrupted)
 
 
 class Problem(NamedTuple):
-    """Something a plugin did wrong.
+    """A fault of a plugin.
 
     Args:
-        source: the plugin. where: "import", a hook's name, or the name of what it registered.
-        message: one sentence. error: the exception behind it, if there was one.
+        source: the plugin.
+        where: "import", a hook's name, or the name of a registered object.
+        message: one sentence.
+        error: the exception that caused it, if any.
     """
 
     source: EntryPoint
@@ -83,20 +84,24 @@ class Entry(NamedTuple, Generic[SpecT]):
     source: EntryPoint
 
     def missing(self) -> list[str]:
-        """The distributions that this entry requires and that are not installed."""
+        """The required distributions that are not installed."""
         return [name for name in self.spec.requires if not _installed(name)]
 
 
 class Plugins:
-    """Every plugin that could be loaded, and what went wrong with the others.
+    """All plugins that could be loaded, and the problems of the others.
 
     Args:
         points: the entry points to load; default: all of the group `encore`.
+
+    Attributes:
+        points: Encore's first, then the others.
+        problems: every fault found so far.
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
-        found = entry_points(GROUP) if points is None else points
-        self.points = sorted(found, key=lambda point: (point.distribution != OWN, point))  # Encore's own come first
+        points = entry_points(GROUP) if points is None else points
+        self.points = sorted(points, key=lambda point: (point.distribution != OWN, point))
         self.problems: list[Problem] = []
         self._listeners: list[Callable[[Problem], None]] = []
         self._sources: dict[str, EntryPoint] = {}  # pluggy's plugin name -> where it came from
@@ -108,7 +113,7 @@ class Plugins:
     # ------------------------------------------------------------------------------------------------- problems
 
     def report(self, source: EntryPoint, where: str, message: str, error: BaseException | None = None) -> None:
-        """Keep a problem, and tell whoever listens; the same one is told once."""
+        """Record a problem once, and pass it to the listeners."""
         problem = Problem(source, where, message, error)
         if problem[:3] not in [known[:3] for known in self.problems]:
             self.problems.append(problem)
@@ -116,7 +121,7 @@ class Plugins:
                 listener(problem)
 
     def listen(self, listener: Callable[[Problem], None]) -> None:
-        """Call `listener` with every problem, those already met and those still to come."""
+        """Call `listener` with every problem, recorded or future."""
         for problem in self.problems:
             listener(problem)
         self._listeners.append(listener)
@@ -165,32 +170,31 @@ class Plugins:
 
         Args:
             hook: a name from `encore.hookspecs`.
-            arguments: makes the arguments anew for each plugin, so that none sees another's.
+            arguments: creates the arguments, separately for each plugin.
         """
         for source, function, names in self._implementations(hook):
-            given = arguments()
+            values = arguments()
             try:
-                result = third_party(function, *(given[name] for name in names))
+                result = third_party(function, *(values[name] for name in names))
             except Broken as broken:
                 self.report(source, hook, f"it raised {broken}", broken.error)
                 continue
-            yield source, given, result
+            yield source, values, result
 
     def specs(self, hook: str, spec_class: type[SpecT]) -> list[Entry[SpecT]]:
-        """What every plugin returned from a registering hook; what is not a spec is reported and left out."""
+        """The specs that all plugins returned from a registering hook; invalid ones are reported and left out."""
         entries: list[Entry[SpecT]] = []
+        expected = spec_class.__name__
         for source, _, result in self.call(hook):
             try:
                 specs = third_party(list, result)
             except Broken as broken:
-                wanted = spec_class.__name__
-                self.report(source, hook, f"it must return a list of {wanted}: {broken}", broken.error)
+                self.report(source, hook, f"it must return a list of {expected}: {broken}", broken.error)
                 continue
             for spec in specs:
-                given, wanted = type(spec).__name__, spec_class.__name__
                 if not issubclass(type(spec), spec_class):
-                    self.report(source, hook, f"it returned a {given} where a {wanted} belongs")
-                elif fault := api.Spec.fault(spec):  # not a method of the plugin's own
+                    self.report(source, hook, f"it returned a {type(spec).__name__} in place of a {expected}")
+                elif fault := api.Spec.fault(spec):  # not a method that the plugin may override
                     self.report(source, hook, f"it registered a {spec.kind} whose {fault}")
                 else:
                     entries.append(Entry(spec, source))
@@ -201,9 +205,9 @@ class Plugins:
 
 
 class Registry(Generic[SpecT, ObjectT]):
-    """What all plugins offer of one kind, by name.
+    """All registered objects of one kind, by name.
 
-    A name that two plugins register is not given to either: listing shows both, using it raises.
+    A name that two plugins register can't be used: listing shows both, using it raises.
     """
 
     def __init__(self, plugins: Plugins, hook: str, spec_class: type[SpecT], base: type[Any]) -> None:
@@ -217,7 +221,7 @@ class Registry(Generic[SpecT, ObjectT]):
                 plugins.report(entry.source, name, self._clash(name))
 
     def __iter__(self) -> Iterator[Entry[SpecT]]:
-        """Every entry, also those that share a name, in the order of registration."""
+        """All entries, also those that share a name, in the order of registration."""
         return (entry for entries in self._by_name.values() for entry in entries)
 
     def __contains__(self, name: object) -> bool:
@@ -225,6 +229,7 @@ class Registry(Generic[SpecT, ObjectT]):
 
     @property
     def names(self) -> list[str]:
+        """All names, in the order of registration."""
         return list(self._by_name)
 
     def get(self, name: str) -> Entry[SpecT]:
@@ -246,12 +251,12 @@ class Registry(Generic[SpecT, ObjectT]):
         return entries[0]
 
     def resolve(self, name: str) -> type[ObjectT]:
-        """Import what a name stands for, and check that it keeps its contract; the class has its `spec` set.
+        """Import the class of a name, check its contract, and set its `spec`.
 
         Raises:
-            UnknownNameError, PluginError: as `get`; PluginError also where the target can't be imported or is not
-                what it says.
-            MissingExtraError: packages it requires are not installed.
+            UnknownNameError: as in `get`.
+            PluginError: as in `get`; or the target can't be imported, or breaks its contract.
+            MissingExtraError: required packages are not installed.
         """
         entry = self.get(name)
         missing = entry.missing()
@@ -269,13 +274,13 @@ class Registry(Generic[SpecT, ObjectT]):
         fault = self._contract(target)
         if fault:
             raise self._broken(entry, fault)
-        if target.__dict__.get("spec", entry.spec) != entry.spec:  # two names, one class: each gets a class of its own
+        if target.__dict__.get("spec", entry.spec) != entry.spec:  # two names of one class: each gets a subclass
             target = type(target.__name__, (target,), {"__module__": target.__module__, "__doc__": target.__doc__})
         target.spec = entry.spec
         return target  # type: ignore[no-any-return]
 
     def _contract(self, target: Any) -> str:
-        """What is wrong with a target, or nothing."""
+        """Why a target breaks its contract; empty where it does not."""
         base = self.base.__name__
         if not (isinstance(target, type) and issubclass(target, self.base)):
             return f"is not a subclass of encore.api.{base}"
@@ -287,7 +292,7 @@ class Registry(Generic[SpecT, ObjectT]):
         spec = entry.spec
         return PluginError(
             f"the {self.kind} {spec.name!r} of {entry.source} is broken: its target {spec.target!r} {fault}",
-            "it is the plugin's fault: tell its authors, or uninstall it",
+            "report it to the plugin's authors, or uninstall the plugin",
         )
 
     def _clash(self, name: str) -> str:
@@ -311,7 +316,7 @@ def _method_contract(target: type[api.Method]) -> str:
     return ""
 
 
-# ---------------------------------------------------------------------------------------------------- what is there
+# ------------------------------------------------------------------------------------------------ loaded plugins
 
 
 @functools.cache
@@ -341,24 +346,24 @@ def embedders() -> Registry[api.EmbedderSpec, api.Embedder]:
 
 
 def registries() -> dict[str, Registry[Any, Any]]:
-    """All four, by the plural of their kind."""
+    """The four registries, by the plural of their kind."""
     return {"methods": methods(), "backends": backends(), "metrics": metrics(), "embedders": embedders()}
 
 
 def plugin_errors() -> list[Problem]:
-    """Everything that any plugin did wrong while it was loaded or registered something."""
+    """All problems of plugins while they were loaded and registered."""
     registries()
     return list(manager().problems)
 
 
 def reset() -> None:
-    """Forget what was loaded: for tests, and after packages were installed into a running process."""
+    """Forget all loaded plugins: for tests, and after an installation in a running process."""
     for cached in (manager, methods, backends, metrics, embedders):
         cached.cache_clear()
 
 
-def culprit(error: BaseException) -> EntryPoint | None:
-    """The plugin whose code an exception came through: the one called last; None where it was Encore's own code."""
+def failing_plugin(error: BaseException) -> EntryPoint | None:
+    """The third-party plugin that an exception passed through, the last called one; None where there is none."""
     packages = {point.module.partition(".")[0]: point for point in manager().points}
     for registry in registries().values():
         packages |= {entry.spec.target.partition(":")[0].partition(".")[0]: entry.source for entry in registry}
@@ -373,14 +378,14 @@ def hook_names() -> list[str]:
 
 
 def distributions(**used: Iterable[str]) -> list[str]:
-    """The distributions that provide what is named, sorted; a name that none provides is left out.
+    """The distributions that register some names, sorted; unknown names are ignored.
 
     Args:
         used: names by the plural of their kind: `methods=["npo"], backends=["musicgen"]`.
     """
-    known, wanted = registries(), {kind: set(names) for kind, names in used.items()}
+    known = registries()
     return sorted(
-        {e.source.distribution for kind, names in wanted.items() for e in known[kind] if e.spec.name in names}
+        {e.source.distribution for kind, names in used.items() for e in known[kind] if e.spec.name in set(names)}
     )
 
 
@@ -388,8 +393,8 @@ def installed() -> list[dict[str, str | None]]:
     """Every plugin with the hash of its code, as `run.json` records it.
 
     Returns:
-        name, distribution, version, module, and sha256: over the path and content of every file of the package that
-        the entry point names (an editable install has no other truth), None where it can't be found.
+        name, distribution, version, module, and sha256: over the path and content of every file of the entry point's
+        package (also for an editable install), None where the package can't be found.
     """
     return [
         {

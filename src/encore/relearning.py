@@ -1,4 +1,4 @@
-"""Training a model on clips again: what the relearning metrics measure, and what methods defend against."""
+"""Relearning: training a model on clips again, for metrics, and for methods that defend against it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MAX_GRAD_NORM = 1.0
 
 
 def relearn(backend: Backend, batches: Sequence[Sequence[Clip]], *, lr: float, steps: int) -> Iterator[Tensor]:
-    """Trains a model in place with AdamW, without dropout, all clips in each step.
+    """Train a model in place with AdamW, without dropout, on all clips in each step.
 
     Args:
-        backend: the model; what requires no gradient stays as it is.
-        batches: the clips, as many at a time as fit one pass. How they are split changes nothing but memory.
+        backend: the model; weights without gradient are not changed.
+        batches: the clips, split into passes, which only affects memory use.
         lr: learning rate.
         steps: number of steps.
 
@@ -35,9 +35,9 @@ def relearn(backend: Backend, batches: Sequence[Sequence[Clip]], *, lr: float, s
         losses = []
         with torch.enable_grad():
             for batch in stacked:
-                own = backend.losses(batch)
-                (own.sum() / count).backward()
-                losses.append(own.detach())
+                batch_losses = backend.losses(batch)
+                (batch_losses.sum() / count).backward()
+                losses.append(batch_losses.detach())
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
         yield torch.cat(losses)

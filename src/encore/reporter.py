@@ -1,4 +1,4 @@
-"""How a run tells the world how far it is. The library stays silent; the command line prints."""
+"""The interface for progress and notes. The library prints nothing; the command line overrides it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Reporter:
-    """Silent; override what you want to hear."""
+    """Ignores everything; override the methods you need."""
 
     def note(self, text: str) -> None:
-        """One sentence a person should know."""
+        """Receive one sentence for the user."""
 
     def progress(self, stage: str, done: int, of: int, info: Mapping[str, Any] | None = None) -> None:
-        """`done` of `of` units of a stage; `info` holds figures worth showing beside."""
+        """Receive progress: `done` of `of` units of a stage, with figures to show in `info`."""

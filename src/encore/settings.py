@@ -1,7 +1,7 @@
-"""Where every setting comes from: defaults < TOML file < environment < command line.
+"""Merge settings: defaults < TOML file < environment < command line.
 
-A method's options are a pydantic model, so a third party's method needs no change here: its fields are the keys.
-Whatever is wrong with a value is told in one sentence, never as a pydantic traceback.
+A method's options are a pydantic model whose fields are the keys, so third-party methods need no change here. An
+invalid value gives an error of one sentence, never a pydantic traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Origin = Literal["default", "config", "env", "cli"]
 
 ENV_PREFIX = "ENCORE_OPTION_"
 MAX_CONFIG_BYTES = 1 << 20
-ENVIRONMENT = {  # every variable that Encore reads of its own; `encore config --env` shows them
+ENVIRONMENT = {  # every variable of Encore; `encore config --env` shows them
     "ENCORE_CACHE": "the cache folder; default: encore in XDG_CACHE_HOME or ~/.cache",
     "ENCORE_DEBUG": "1 shows the traceback of every error",
     "ENCORE_OPTION_": "with the name of a method's option after it, sets that option: ENCORE_OPTION_LR=1e-4",
@@ -60,9 +60,9 @@ class OptionInfo(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where Encore keeps what it can compute again: `ENCORE_CACHE`, else the user's cache folder."""
-    given = os.environ.get("ENCORE_CACHE")
-    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "encore")
+    """Encore's cache folder: `ENCORE_CACHE`, else a folder in the user's cache folder."""
+    path = os.environ.get("ENCORE_CACHE")
+    folder = Path(path) if path else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "encore")
     return folder.expanduser()
 
 
@@ -70,12 +70,12 @@ def read_config(path: Path, flags: Collection[str]) -> Config:
     """Read a TOML file of settings.
 
     Args:
-        path: the file. Its table `[options]` holds the method's options; a top-level key mirrors a flag.
-        flags: parameter names that may stand at the top level ("batch_size" also as `batch-size`).
+        path: the file. Its table `[options]` holds the method's options; a top-level key sets a flag.
+        flags: parameter names allowed at the top level ("batch_size" also as `batch-size`).
 
     Raises:
         InputError: the file can't be read, or is not TOML.
-        UsageError: a top-level key is no flag, or `[options]` is no table.
+        UsageError: a top-level key is not a flag, or `[options]` is not a table.
     """
     import tomllib
 
@@ -92,15 +92,15 @@ def read_config(path: Path, flags: Collection[str]) -> Config:
         raise InputError(f"the config file {str(path)!r} is not valid TOML: {error}") from error
     options = table.pop("options", {})
     if not isinstance(options, dict):
-        raise UsageError(f"'options' in {str(path)!r} must be a table", "write [options], then one key = value a line")
-    given = {_key(name): value for name, value in table.items()}
-    for name in given:
+        raise UsageError(f"'options' in {str(path)!r} must be a table", "write [options], then key = value per line")
+    values = {_key(name): value for name, value in table.items()}
+    for name in values:
         if name not in flags:
             raise UsageError(
                 f"the config file {str(path)!r} has the unknown key {name!r}",
-                near_hint(name, flags, "the keys are") + " A method's own options go under [options]",
+                near_hint(name, flags, "the keys are") + " A method's options go under [options]",
             )
-    return Config(given, {_key(name): value for name, value in options.items()})
+    return Config(values, {_key(name): value for name, value in options.items()})
 
 
 def resolve_options(
@@ -111,22 +111,22 @@ def resolve_options(
     flags: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
 ) -> Settings[OptionsT]:
-    """Merge a method's options, the later beating the earlier, and validate them.
+    """Merge and validate a method's options; later arguments take precedence.
 
     Args:
         options: the method's `Options`.
         config: `Config.options`.
-        environ: where `ENCORE_OPTION_<KEY>` is looked up; default: the process environment.
-        flags: values of flags that name an option ("lr", "steps"); None means that the flag was not given.
-        assignments: what followed each `-o`: "key=value".
+        environ: searched for `ENCORE_OPTION_<KEY>`; default: the process environment.
+        flags: values of flags that name an option ("lr", "steps"); None for flags not given.
+        assignments: the arguments of `-o`: "key=value".
 
     Raises:
-        UsageError: a key that the method does not have, or a value that it does not take.
+        UsageError: the method has no such option, or the value is invalid.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origin: dict[str, Origin] = dict.fromkeys(options.model_fields, "default")
-    spelling: dict[str, str] = {}  # key -> what the user wrote it as
+    spelling: dict[str, str] = {}  # key -> where the user set it, in words
 
     def put(key: str, value: Any, source: Origin, written: str) -> None:
         if key not in options.model_fields:
@@ -175,7 +175,7 @@ def _key(text: str) -> str:
 
 
 def _parse(text: str) -> Any:
-    """Lists, tables and null are JSON; numbers and flags stay text, which pydantic reads by the field's type."""
+    """Parse lists, tables and null as JSON; other values stay text, which pydantic parses by the field's type."""
     import json
 
     if text == "null" or text.startswith(("[", "{")):
@@ -192,11 +192,11 @@ def _validate(options: type[OptionsT], values: Mapping[str, Any], spelling: Mapp
     try:
         return options.model_validate(values)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-    told = [_sentence(fault, spelling) for fault in found]
-    keys = {str(fault["loc"][0]) for fault in found if fault["loc"]}
+        faults = error.errors(include_url=False)
+    sentences = [_sentence(fault, spelling) for fault in faults]
+    keys = {str(fault["loc"][0]) for fault in faults if fault["loc"]}
     about = [f"{info.name}: {info.description}" for info in describe_options(options) if info.name in keys]
-    raise UsageError("; ".join(told), "; ".join(text for text in about if not text.endswith(": ")))
+    raise UsageError("; ".join(sentences), "; ".join(text for text in about if not text.endswith(": ")))
 
 
 def _sentence(fault: Mapping[str, Any], spelling: Mapping[str, str]) -> str:
@@ -213,20 +213,20 @@ def _sentence(fault: Mapping[str, Any], spelling: Mapping[str, str]) -> str:
 
 
 def near_names(name: str, known: Collection[str], most: int = 4) -> list[str]:
-    """Of the names there are, those that may have been meant: written alike, or with the name as a part of theirs."""
+    """Known names that may have been meant: those spelt similarly, or that contain the name or are contained in it."""
     parts = [other for other in known if name and (name in other or (other in name and len(other) > 2))]
     parts.sort(key=lambda other: (not other.startswith(name), len(other)))
     return list(dict.fromkeys([*difflib.get_close_matches(name, known, n=2), *parts]))[:most]
 
 
 def near_hint(name: str, known: Collection[str], listing: str, elsewhere: str = "") -> str:
-    """What to do about a name that there is none of: near names, else all of them where they are few.
+    """The hint for an unknown name: similar names, else all known names where they are few.
 
     Args:
-        name: as it was written.
-        known: the names there are.
-        listing: what comes before all of them: "the keys are".
-        elsewhere: where they are all listed; without it they always are, in the hint.
+        name: the unknown name.
+        known: all names.
+        listing: introduces the full list: "the keys are".
+        elsewhere: where all names are listed; without it the hint always lists them.
     """
     near = near_names(name, known)
     if near:

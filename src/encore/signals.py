@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first asks the run to stop at the next step, the second leaves at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first signal stops the run at the next step, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last does not exist on every s
 
 
 class StopFlag:
-    """Set by the first signal; `check` raises `Interrupted` then."""
+    """A flag that the first signal sets."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -24,19 +24,20 @@ class StopFlag:
         return self.number is not None
 
     def check(self) -> None:
+        """Raise `Interrupted` if a signal came."""
         if self.number is not None:
             raise Interrupted(self.number)
 
 
 def stopping() -> list[signal.Signals]:
-    """The signals that ask a process to stop, without those that whoever started it had it ignore (`nohup`)."""
+    """The signals that stop a process, without those that it was started to ignore (`nohup`)."""
     known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
     return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Catch the signals that ask to stop while the block runs (main thread only; elsewhere the flag is never set)."""
+    """Catch stopping signals while the block runs (main thread only; elsewhere the flag is never set)."""
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -1,7 +1,7 @@
 """Intervals, ROC figures and two-sample distances, on numpy arrays.
 
-Every interval here is meant for the few tracks that an unlearning request has: each is chosen to stay honest at
-n = 8 and at shares of 0 or 1, where the textbook formulas give an interval of no width.
+All intervals are chosen for the few tracks of an unlearning request: they keep their coverage at n = 8, and at shares
+of 0 or 1, where textbook formulas give intervals of no width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 LEVEL = 0.95
 RESAMPLES = 2000
 LEAST_RESAMPLED, MOST_RESAMPLED = 6, 500  # tracks
-MOST_NUMBERS = 4_000_000  # drawn at once
+MOST_NUMBERS = 4_000_000  # random numbers drawn at once
 TINY = 1e-9
 
 
@@ -35,7 +35,7 @@ def bootstrap_interval(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """Interval of a mean (or another statistic) over tracks that stays honest for few, skewed or bounded values.
+    """Interval of a mean (or another statistic) over tracks, for few, skewed or bounded values.
 
     Without bounds: the union of Student's t interval and of the bootstrap-t interval (Efron and Tibshirani, "An
     Introduction to the Bootstrap", 1993, chapter 12), the latter at half of the error rate. At n = 8 its simulated
@@ -51,9 +51,9 @@ def bootstrap_interval(
         statistic: maps rows [m, ...] to a number; default: the mean. Its interval is that of its jackknife
             pseudo-values.
         seed: of the resampling.
-        bounds: lowest and highest value that is possible, (0, 1) for shares.
+        bounds: lowest and highest possible value, (0, 1) for shares.
         level: confidence.
-        resamples: how many are drawn.
+        resamples: number of resamples.
 
     Returns:
         The interval; None for fewer than two tracks without bounds, for none with bounds, and where a value is not
@@ -126,12 +126,15 @@ def jackknife_interval(
     add identical pairs to an MMD and take rank from the covariances of a Fréchet distance.
 
     Args:
-        statistic: takes as many samples as are given. samples: [n, ...] each; their i-th rows belong together.
-        of: whose each row is, a track say: rows of one are not independent, and are left out together. By default
-            every row stands alone.
+        statistic: function of all samples.
+        samples: [n, ...] each; their i-th rows belong together.
+        of: owner of each row, such as a track: rows of one owner are not independent, and are left out together. By
+            default every row has another owner.
+        groups: number of groups.
+        level: confidence.
 
     Returns:
-        The interval, None for rows of fewer than three.
+        The interval; None for fewer than three owners.
     """
     rows = [np.asarray(sample) for sample in samples]
     names = range(len(rows[0])) if of is None else of
@@ -140,7 +143,7 @@ def jackknife_interval(
         return None
     count = min(groups, len(place))
     group = np.array([place[name] % count for name in names])
-    left_out = [statistic(*(sample[group != one] for sample in rows)) for one in range(count)]
+    left_out = [statistic(*(sample[group != i] for sample in rows)) for i in range(count)]
     return _jackknife(statistic(*rows), left_out, level)
 
 
@@ -164,7 +167,7 @@ def auc(members: ArrayLike, others: ArrayLike) -> float:
 
 
 def placements(members: ArrayLike, others: ArrayLike) -> Floats:
-    """For each member the share of others that score lower, ties counted half; their mean is the AUC. [n] -> [n]."""
+    """For each member the share of others that score lower, ties counted half; their mean is the AUC. [n] -> [n]"""
     ordered = np.sort(np.asarray(others, dtype=np.float64))
     scores = np.asarray(members, dtype=np.float64)
     below = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
@@ -195,7 +198,7 @@ def auc_interval(area: float, members: int, others: int, *, level: float = LEVEL
 def tpr_at_fpr(members: ArrayLike, others: ArrayLike, fpr: float) -> tuple[float, float]:
     """Highest true-positive rate among thresholds whose false-positive rate is at most `fpr`, and that threshold.
 
-    What scores above the threshold is called a member. With fewer than 1 / fpr others, no false positive is allowed.
+    Scores above the threshold are classified as members. With fewer than 1 / fpr others, no false positive is allowed.
     """
     ordered = np.sort(np.asarray(others, dtype=np.float64))[::-1]
     allowed = min(math.floor(fpr * len(ordered) + 1e-9), len(ordered) - 1)
@@ -232,13 +235,13 @@ def _root(covariance: Floats) -> Floats:
 
 
 def random_halves(n: int, *, seed: int, splits: int = 4) -> NDArray[np.bool_]:
-    """Ways to cut n rows in two halves, for `frechet_inf`: bool [n, splits]."""
+    """Random divisions of n rows into halves, for `frechet_inf`: bool [n, splits]."""
     rng = np.random.default_rng(seed)
     return np.stack([rng.permutation(n) % 2 == 0 for _ in range(splits)], 1)
 
 
 def frechet_inf(x: ArrayLike, y: ArrayLike, halves: ArrayLike) -> float:
-    """Fréchet distance extrapolated to endless samples: FAD∞ (Gui et al., ICASSP 2024, after Chong and Forsyth, 2020).
+    """Fréchet distance extrapolated to n = ∞: FAD∞ (Gui et al., ICASSP 2024, after Chong and Forsyth, 2020).
 
     The bias is about b / n. It is taken from the line in 1 / n through the distance of all rows and the mean distance
     of halves. The papers fit a line to many subsets drawn with replacement from far more rows than they use; here
@@ -247,8 +250,9 @@ def frechet_inf(x: ArrayLike, y: ArrayLike, halves: ArrayLike) -> float:
     bias falls otherwise than as 1 / n, and part of it stays. The figure can be negative.
 
     Args:
-        x, y: [n, D] each; their i-th rows belong together.
-        halves: bool [n, splits], from `random_halves`; given, so that a jackknife leaves the halves as they are.
+        x: [n, D].
+        y: [n, D]; i-th rows of x and y belong together.
+        halves: bool [n, splits], from `random_halves`; an argument, so that a jackknife does not change the halves.
 
     Raises:
         ValueError: the samples have different sizes, or a half has fewer than two rows.
@@ -339,7 +343,7 @@ def conformal_p(members: ArrayLike, others: ArrayLike) -> Floats:
     return np.asarray((1.0 + above) / (1.0 + len(ordered)), dtype=np.float64)
 
 
-FLIPS = 10_000  # at most, of a max-T test
+FLIPS = 10_000  # most sign flips in a max-T test
 
 
 def least_p(n: int) -> float:

@@ -1,4 +1,4 @@
-"""Text that came from outside: made safe to print, to write into a CSV, and to give to a tokenizer."""
+"""Make untrusted text safe to print, to write into a CSV, and to tokenise."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import unicodedata
 from collections.abc import Iterable
 
 MAX_CAPTION = 2_000
-"""Characters of a caption that are kept; text encoders read a few hundred tokens."""
+"""Longest caption, in characters; text encoders read a few hundred tokens."""
 
 MAX_CANDIDATES = 20_000
-"""Names compared at most when a near name is looked for: difflib is quadratic in their length."""
+"""Most names compared in a search for similar names: difflib is quadratic in their length."""
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # Categories that move the cursor, hide text or reorder it: control, format (bidi marks), surrogates, line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# Format characters that emoji and many scripts need to look right; they neither reorder nor hide anything.
+# Format characters that emoji and many scripts need; they neither reorder nor hide anything.
 _JOINERS = frozenset("\u200c\u200d")
 
 
 def printable(text: object) -> str:
-    """`text` with everything escaped that a terminal would act on instead of show.
+    """`text` with all characters escaped that a terminal would act on instead of show.
 
     Control characters, bidirectional marks, line separators and the surrogates that stand for undecodable bytes of a
     file name (`os.fsdecode`) become `\\n`, `\\x1b`, `\\u202e`; letters, emoji and brackets stay. The result encodes
@@ -37,13 +37,13 @@ def _escape(char: str) -> str:
     code = ord(char)
     if char in _SHORT:
         return _SHORT[char]
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8: show the byte
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def csv_cell(text: object) -> str:
-    """`text` as a cell no spreadsheet runs: a formula's first character gets an apostrophe before it.
+    """`text` as a cell that no spreadsheet evaluates: a formula gets an apostrophe before its first character.
 
     Numbers keep their sign (-1.5 stays a number).
     """
@@ -64,7 +64,7 @@ def clean_caption(text: str) -> str:
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Up to `count` names that look like `name`, best first, upper and lower case taken as equal."""
+    """Up to `count` names similar to `name` in any case, best first."""
     by_fold: dict[str, str] = {}
     for candidate in known:
         by_fold.setdefault(candidate.casefold(), candidate)
@@ -74,6 +74,6 @@ def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def did_you_mean(names: Iterable[str]) -> str:
-    """`did you mean 'a' or 'b'?`, or nothing."""
+    """`did you mean 'a' or 'b'?`; empty without names."""
     quoted = [f"'{printable(name)}'" for name in names]
     return f"did you mean {' or '.join(quoted)}?" if quoted else ""

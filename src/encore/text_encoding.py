@@ -1,8 +1,8 @@
-"""Text in the encoding that it has: UTF-8, UTF-16 or UTF-32, and Windows-1252 where nothing else can be meant.
+"""Decode text: UTF-8, UTF-16 or UTF-32, and Windows-1252 where that is unambiguous.
 
-Playlists (`.m3u`), Excel's CSV and side-car files are written in the code page of the machine they come from. Which one
-that was is nowhere written, so only the commonest is taken, only where what comes out looks like a Western European
-language, and never silently: whoever reads a text gets its encoding with it.
+Playlists (`.m3u`), Excel's CSV and side-car files are written in the code page of their machine, which they don't name.
+So only the most common one is tried, only where the result looks like a Western European language, and the encoding is
+always reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from encore.errors import InputError
 from encore.text import printable
 
 CHUNK = 1 << 16
-"""Bytes read at a time."""
+"""Bytes per read."""
 
 LEGACY = "Windows-1252"
 
@@ -25,25 +25,26 @@ _MARK = b"\xef\xbb\xbf"  # the byte order mark, in UTF-8
 _LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþ"
 _SIGNS = "“”–—…•€™«»¡¿°ºª§©®£\N{NO-BREAK SPACE}"
 _WESTERN = re.compile(rf"(?:[\0-\x7f{_LETTERS}{_SIGNS}‘’´]|[Œœ](?=[uU]))*")
-# Letters outside of ASCII come alone or in pairs there ("créée"); three in a row are another alphabet's. A sign inside
-# a word is a letter of another code page (Mac OS, DOS).
+# In these languages, letters outside of ASCII occur alone or in pairs ("créée"); three in a row are from another
+# alphabet. A sign inside a word is a letter of another code page (Mac OS, DOS).
 _ANOTHER = re.compile(rf"[{_LETTERS}]{{3}}|[A-Za-z{_LETTERS}][{_SIGNS}][A-Za-z{_LETTERS}]")
 
 
 def western(data: bytes) -> str | None:
-    """Windows-1252 text; None where that would be a guess: other alphabets, mixed encodings, binary."""
+    """Decode Windows-1252; None where that is uncertain: other alphabets, mixed encodings, binary data."""
     try:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         return None
-    mixed = re.search(rb"[\xc3-\xf4][\x80-\xbf]", data)  # most of all, a character that is UTF-8
+    mixed = re.search(rb"[\xc3-\xf4][\x80-\xbf]", data)  # probably a UTF-8 character
     return None if mixed or _ANOTHER.search(text) or not _WESTERN.fullmatch(text) else text
 
 
 def decoded(data: bytes, name: str) -> tuple[str, str]:
-    """A whole text, and how it is encoded: "UTF-8", "UTF-16", "UTF-32" or `LEGACY`.
+    """Decode a text; also returns its encoding: "UTF-8", "UTF-16", "UTF-32" or `LEGACY`.
 
     Args:
+        data: the bytes.
         name: the file, for messages.
 
     Raises:
@@ -63,14 +64,15 @@ ADVICE = "save it as UTF-8; where it is of an old code page: iconv -f CODEPAGE -
 
 
 def utf8_chunks(stream: BinaryIO, name: str, notes: list[str]) -> Iterator[bytes]:
-    """A file in pieces, those of UTF-16 and UTF-32 as UTF-8 without a mark; what is neither passes as it is.
+    """Read a file in pieces; UTF-16 and UTF-32 are converted to UTF-8 without a mark, other bytes are unchanged.
 
     Args:
-        name: the file, for messages.
-        notes: gets a sentence where the text is not UTF-8.
+        stream: the file.
+        name: the file's name, for messages.
+        notes: receives a sentence where the text is not UTF-8.
 
     Raises:
-        InputError: a text that is not what its first bytes announce.
+        InputError: the text is not in the encoding that its first bytes declare.
     """
     chunk = stream.read(CHUNK)
     encoding = _unicode(chunk)
@@ -95,8 +97,8 @@ def check_undecoded(texts: Iterable[object], where: str) -> None:
     """Refuse text that has bytes of an unknown encoding (surrogates, see `files.read_lines`).
 
     Args:
-        texts: what is no text passes.
-        where: how messages call the place that has them.
+        texts: values; those that are not text are ignored.
+        where: their place, for messages.
 
     Raises:
         InputError: a text has such bytes.
@@ -107,7 +109,7 @@ def check_undecoded(texts: Iterable[object], where: str) -> None:
 
 
 def _unicode(data: bytes) -> str:
-    """By a mark, or where the zero bytes of its first characters are (RFC 4627)."""
+    """The encoding by a mark, or by the zero bytes in the first characters (RFC 4627)."""
     return json.detect_encoding(data)
 
 

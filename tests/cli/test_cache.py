@@ -90,8 +90,8 @@ def test_links_are_neither_followed_nor_removed(call, cache, tmp_path):
 def test_bad_input(call, cache, monkeypatch, tmp_path):
     for given, code, words in (
         (["--clear", "everything"], 2, "the kinds are: tracks,"),
-        (["--max-size", "-1"], 2, "'-1' is no size"),
-        (["--max-size", "5 apples"], 2, "no size"),
+        (["--max-size", "-1"], 2, "'-1' is not a size"),
+        (["--max-size", "5 apples"], 2, "not a size"),
         (["--clear", "all", "--max-size", "1GB"], 2, "exclude each other"),
         (["--older", "-1"], 2, "older"),
     ):

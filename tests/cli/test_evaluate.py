@@ -260,7 +260,7 @@ def test_a_file_or_weight_that_is_not_what_it_was(mine: Path, call: Call) -> Non
         refused(words)
         path.write_bytes(kept)
 
-    flipped(music / "two.wav", "two.wav is not the file that the run heard")
+    flipped(music / "two.wav", "two.wav is not the file that the run read")
     flipped(run / "model/model.safetensors", "are not those the run wrote")
     flipped(mine / "model/model.safetensors", "is not the one the run was made from")
     (run / "request.json").write_text('{"seed": 0}')

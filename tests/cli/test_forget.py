@@ -79,7 +79,7 @@ def test_json_is_one_document_and_everything_else_is_on_stderr(studio: Path, cal
     assert told["run"] == "run"
     assert told["outcome"]["steps"] == 3
     assert [track["line"] for track in told["forget"]] == [1, 2, 3]
-    assert "hear tracks: 8/8" in done.err
+    assert "encode tracks: 8/8" in done.err
 
 
 def test_dry_run_writes_nothing_and_says_what_would_happen(studio: Path, call: Call) -> None:
@@ -138,7 +138,7 @@ def test_a_catalogue_without_a_holdout_split_runs_all_steps(studio: Path, call: 
     Path("ids.txt").write_text("id:one\n")
     done = call(*arguments(studio, tracks="ids.txt", retain=None, holdout=None, catalog="music/catalog.jsonl"))
     assert done.code == 0, done.err
-    assert "no held-out level" in done.err
+    assert "no target NLL" in done.err
     assert read("run/run.json")["outcome"]["unseen_level"] is None
 
 
@@ -185,7 +185,7 @@ def test_retain_self_plays_and_keeps(studio: Path, call: Call, monkeypatch: pyte
         save_file({**whole, first: other.contiguous()}, "run/retain-self/codes.safetensors")
         done = call("eval", "run", "--metrics", "nll")
         assert done.code == 3, done.err
-        assert f"codes of {first} that are none of musicgen" in done.err
+        assert f"invalid codes of {first} for musicgen" in done.err
 
 
 def test_a_method_that_needs_retain_is_refused_without(studio: Path, call: Call) -> None:

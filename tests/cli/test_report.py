@@ -40,7 +40,7 @@ def test_what_is_no_measured_run_is_refused_with_a_hint(tmp_path: Path, call: Ca
 
 def test_originals_that_are_gone_are_told(tmp_path: Path, call: Call) -> None:
     done = call("report", write_run(tmp_path / "made"), "--embed-audio")
-    assert (done.code, "one.wav is gone" in done.err) == (3, True), done.err
+    assert (done.code, "one.wav is missing" in done.err) == (3, True), done.err
 
 
 def test_a_measured_run_has_a_report_and_how_it_was_measured(studio: Path, call: Call) -> None:

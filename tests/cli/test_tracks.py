@@ -8,12 +8,12 @@ import pytest
 
 from encore.cli.tracks import note_sets
 from encore.data.encode import EncodedTrack
-from encore.data.file_info import Facts
+from encore.data.file_info import Decoding
 from encore.data.tracks import Track
 
 
 def test_a_set_of_one_track_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = Facts("0" * 64, 16_000, 1, 80_000, "wav")
+    facts = Decoding("0" * 64, 16_000, 1, 80_000, "wav")
     one, two = (
         EncodedTrack(Track(name, Path(name), "x", "0" * 64, caption_source=source), (), facts)
         for name, source in (("a", "side-car (read as UTF-16)"), ("b", "an archive"))

@@ -529,7 +529,7 @@ def test_what_was_not_asked_for_is_not_there() -> None:
     with capture(model, fisher=True) as c:
         pass
     for name in ("total", "sq_norms", "dots"):
-        with pytest.raises(AttributeError, match="not asked for"):
+        with pytest.raises(AttributeError, match="not requested"):
             getattr(c, name)
     with pytest.raises(AttributeError, match="keep"):
         c.weighted_sum(torch.ones(1))

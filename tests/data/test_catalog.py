@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from encore.data.catalog import Catalog, normal_isrc
+from encore.data.catalog import Catalog, normalised_isrc
 from encore.data.open_files import file_sha256
 from encore.errors import InputError
 
@@ -55,7 +55,7 @@ def test_lookups(tmp_path: Path, write: Write) -> None:
     assert [record.id for record in catalog.by_sha256(file_sha256(other).upper())] == ["B"]
     assert [record.id for record in catalog.by_sha256(file_sha256(path))] == ["A"]
     assert catalog.by_sha256("0" * 64) == ()
-    assert normal_isrc("gb-ayE-67-00123") == "GBAYE6700123"
+    assert normalised_isrc("gb-ayE-67-00123") == "GBAYE6700123"
 
 
 def test_splits(tmp_path: Path, write: Write) -> None:
@@ -109,7 +109,7 @@ def test_one_id_twice_and_missing_files_are_refused_with_their_line(tmp_path: Pa
     write("a.wav")
     write("b.wav", 1)
     (tmp_path / "c.csv").write_text("id,file,caption\nA,a.wav,x\nA,b.wav,y\n")
-    with pytest.raises(InputError, match=r"c.csv, line 3: the id 'A' is line 2's already"):
+    with pytest.raises(InputError, match=r"c.csv, line 3: the id 'A' is already that of line 2"):
         Catalog.open(tmp_path / "c.csv").tracks()
     (tmp_path / "c.csv").write_text("id,file,caption\nA,none.wav,x\n")
     with pytest.raises(InputError, match=r"c.csv, line 2: no file 'none.wav'"):

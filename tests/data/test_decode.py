@@ -76,7 +76,7 @@ def test_mixing_rules() -> None:
     np.testing.assert_allclose(two, np.ones((3, 2)), rtol=1e-6)
     assert np.abs(mix(block, 2)[0]).tolist()[1] == 0
     np.testing.assert_array_equal(mix(block[:, :1], 3), np.repeat(block[:, :1], 3, axis=1))
-    with pytest.raises(InputError, match="has 6 channels, and the model wants 4"):
+    with pytest.raises(InputError, match="has 6 channels, and the model needs 4"):
         mix(block, 4)
 
 
@@ -140,7 +140,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, write: Write) -> None:
         ("a.ffconcat", "ffconcat version 1.0\nfile a.wav\n"),
     ):
         (tmp_path / name).write_text(text)
-        with pytest.raises(InputError, match="is not audio that Encore knows"):
+        with pytest.raises(InputError, match="is not in an audio format that Encore reads"):
             load(tmp_path / name, sample_rate=16_000)
 
 

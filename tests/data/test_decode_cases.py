@@ -37,7 +37,7 @@ def frames(path: Path) -> int:
     return load(path, sample_rate=16_000).frames_decoded
 
 
-def refused(path: Path, says: str = "is not whole|is damaged|can't be decoded") -> None:
+def refused(path: Path, says: str = "is incomplete|is damaged|can't be decoded") -> None:
     with pytest.raises(InputError, match=says):
         load(path, sample_rate=16_000)
 
@@ -97,7 +97,7 @@ def test_case_A5_lengths_declared_twice_are_compared(tmp_path: Path) -> None:
     half = aiff[: at + 4] + struct.pack(">I", 8 + 12_000) + aiff[at + 8 : at + 16 + 12_000]
     refused(put(tmp_path, half[:4] + struct.pack(">I", len(half) - 8) + half[8:]), "declares 12,000 frames")
     for factor in (0.5, 1.5):
-        refused(put(tmp_path, audio_cases.flac_total(flac, factor)), r"declares [\d,]+ frames and gives 12,000")
+        refused(put(tmp_path, audio_cases.flac_total(flac, factor)), r"declares [\d,]+ frames and has 12,000")
     refused(put(tmp_path, audio_cases.over(flac, 26, b"\1" * 16)), "MD5")
 
 

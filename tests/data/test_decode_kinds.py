@@ -153,7 +153,7 @@ def test_the_later_frames_of_one_packet_have_no_time_of_their_own() -> None:
             decoder._check(frame(pts))
 
     check(0, None, None, None, 4 * 4_608, None)
-    with pytest.raises(Damage, match=r"a hole of 0.104 s after 0.3 s"):
+    with pytest.raises(Damage, match=r"a gap of 0.104 s after 0.3 s"):
         check(0, None, None, 4 * 4_608)
 
 
@@ -165,7 +165,10 @@ def test_an_mp3_shorter_than_what_is_to_be_trimmed_is_too_short_not_a_crash(tmp_
     for count in (0, 1, 9):
         tag = b"Info" + struct.pack(">II", 1, count) + b"LAME3.97 " + bytes(12) + b"\xff\xff\xff"
         head = (frame[:4] + bytes(header.side) + tag).ljust(header.length, b"\0")
-        refused(put(tmp_path, head + frame * count), "less than 0.1 s|can't be decoded|not audio that Encore knows")
+        refused(
+            put(tmp_path, head + frame * count),
+            "less than 0.1 s|can't be decoded|not in an audio format",
+        )
 
 
 def test_a_tag_that_leads_beyond_the_end_of_an_mp3_is_refused(tmp_path: Path) -> None:
@@ -182,4 +185,4 @@ def test_frames_behind_junk_that_ffmpeg_does_not_take_for_an_mp3_are_refused(
 
     monkeypatch.setattr("encore.data.decode.open_av", no_audio)
     refused(put(tmp_path, b"junk" * 50 + (FILES / "cbr-bare.mp3").read_bytes()), "can't be decoded: Invalid data")
-    refused(put(tmp_path, b"junk" * 50), "is not audio that Encore knows")
+    refused(put(tmp_path, b"junk" * 50), "is not in an audio format that Encore reads")

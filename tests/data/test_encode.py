@@ -26,7 +26,7 @@ def tracks(studio: Path) -> tuple[Track, ...]:
 def test_every_window_of_a_long_track_is_a_clip(
     backend: MusicgenBackend, tracks: tuple[Track, ...], tmp_path: Path
 ) -> None:
-    one, two, long = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)
+    one, two, long = TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks)
     assert (len(one.clips), len(two.clips), len(long.clips)) == (1, 1, 3)
     assert backend.max_frames == 59
     assert [clip.codes.shape[-1] for clip in long.clips] == [59, 59, 52]
@@ -43,14 +43,14 @@ def test_a_last_window_too_short_to_add_anything_is_left_out(
     backend: MusicgenBackend, tracks: tuple[Track, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("encore.data.encode.MIN_WINDOW_SECONDS", 0.55)
-    assert [len(heard.clips) for heard in TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)] == [1, 1, 2]
+    assert [len(heard.clips) for heard in TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks)] == [1, 1, 2]
 
 
 def test_nothing_is_computed_twice(
     backend: MusicgenBackend, tracks: tuple[Track, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.text_embeddings = {}
-    first = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)
+    first = TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks)
     states = dict(backend.text_embeddings)
 
     def never(*_: object) -> None:
@@ -59,7 +59,7 @@ def test_nothing_is_computed_twice(
     monkeypatch.setattr(backend, "encode", never)
     monkeypatch.setattr(backend, "encode_text", never)
     backend.text_embeddings = {}
-    again = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)
+    again = TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks)
     for one, other in zip(first, again, strict=True):
         assert one.pcm_sha256 == other.pcm_sha256
         assert all(torch.equal(a.codes, b.codes) for a, b in zip(one.clips, other.clips, strict=True))
@@ -79,10 +79,10 @@ def test_the_cache_is_keyed_by_what_codes_depend_on(
     tiny_folder: Path, tracks: tuple[Track, ...], tmp_path: Path, change: Callable[[MusicgenBackend], None]
 ) -> None:
     backend = MusicgenBackend.load(str(tiny_folder), offline=True)
-    before = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks[:1])[0]
+    before = TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks[:1])[0]
     change(backend)
-    after = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks[:1])[0]
-    fresh = TrackEncoder(backend, TensorCache(tmp_path / "empty")).hear(tracks[:1])[0]
+    after = TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks[:1])[0]
+    fresh = TrackEncoder(backend, TensorCache(tmp_path / "empty")).encode(tracks[:1])[0]
     assert len(after.clips) == len(fresh.clips)
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(after.clips, fresh.clips, strict=True))
     assert before.pcm_sha256 == after.pcm_sha256
@@ -92,17 +92,17 @@ def test_progress_and_a_track_too_short(
     backend: MusicgenBackend, tracks: tuple[Track, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, int]] = []
-    TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks, lambda done, of: told.append((done, of)))
+    TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks, lambda done, of: told.append((done, of)))
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     monkeypatch.setattr(backend, "encode", lambda piece: torch.zeros(1, 2, 2))
     with pytest.raises(InputError, match="too short for the model"):
-        TrackEncoder(backend, TensorCache(tmp_path / "other")).hear(tracks[:1])
+        TrackEncoder(backend, TensorCache(tmp_path / "other")).encode(tracks[:1])
 
 
 def test_case_B11_a_second_run_decodes_and_encodes_nothing(
     backend: MusicgenBackend, tracks: tuple[Track, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)
+    first = TrackEncoder(backend, TensorCache(tmp_path)).encode(tracks)
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a file was decoded")
@@ -110,6 +110,6 @@ def test_case_B11_a_second_run_decodes_and_encodes_nothing(
     monkeypatch.setattr("encore.data.file_info.load", never)
     monkeypatch.setattr(backend, "encode", never)
     moved = [replace(track, path=tmp_path / "gone") for track in tracks]  # known by content, wherever it lies
-    for one, other in zip(first, TrackEncoder(backend, TensorCache(tmp_path)).hear(moved), strict=True):
+    for one, other in zip(first, TrackEncoder(backend, TensorCache(tmp_path)).encode(moved), strict=True):
         assert (one.pcm_sha256, one.seconds) == (other.pcm_sha256, other.seconds)
         assert all(torch.equal(a.codes, b.codes) for a, b in zip(one.clips, other.clips, strict=True))

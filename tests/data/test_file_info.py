@@ -14,7 +14,7 @@ import pytest
 
 from encore.data import file_info
 from encore.data.decode import load
-from encore.data.file_info import Facts, FileCache
+from encore.data.file_info import Decoding, FileCache
 from encore.errors import InputError
 
 Write = Callable[..., Path]
@@ -74,13 +74,13 @@ def test_facts_are_those_of_the_decoder_and_go_with_the_content(
 ) -> None:
     file, cache = write("a.flac", 1, 1.0, 22_050), FileCache(tmp_path / "cache")
     digest = cache.sha256(file)
-    assert cache.facts(digest) is None
+    assert cache.decoding(digest) is None
     audio = cache.load(file, digest, sample_rate=8_000)
-    facts = cache.facts(digest)
-    assert facts == Facts(load(file, sample_rate=22_050).sha256_pcm, 22_050, 1, 22_050, "flac", 22_050)
+    facts = cache.decoding(digest)
+    assert facts == Decoding(load(file, sample_rate=22_050).sha256_pcm, 22_050, 1, 22_050, "flac", 22_050)
     assert (facts.seconds, audio.sample_rate) == (1.0, 8_000)
     monkeypatch.setattr(file_info, "decoder_sha256", lambda: "another version")
-    assert cache.facts(digest) is None
+    assert cache.decoding(digest) is None
 
 
 def test_what_is_refused_is_not_remembered_as_good(tmp_path: Path, write: Write) -> None:
@@ -89,7 +89,7 @@ def test_what_is_refused_is_not_remembered_as_good(tmp_path: Path, write: Write)
     for _ in range(2):
         with pytest.raises(InputError, match=r"damaged|not whole"):
             cache.load(file, cache.sha256(file), sample_rate=8_000)
-    assert cache.facts(cache.sha256(file)) is None
+    assert cache.decoding(cache.sha256(file)) is None
 
 
 def test_a_file_changed_between_listing_and_decoding_is_refused_and_poisons_nothing(
@@ -100,7 +100,7 @@ def test_a_file_changed_between_listing_and_decoding_is_refused_and_poisons_noth
     file.write_bytes(write("b.wav", 2).read_bytes())
     with pytest.raises(InputError, match="was changed after it was listed"):
         cache.load(file, listed, sample_rate=8_000)
-    assert cache.facts(listed) is None
+    assert cache.decoding(listed) is None
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "text", "empty", "other table", "folder"])
@@ -126,17 +126,17 @@ def test_a_damaged_cache_is_made_again_and_never_believed(
         cache.path.mkdir()
     else:
         cache.path.write_bytes({"cut": data[:5_000], "text": b"not a database" * 500, "empty": b""}[damage])
-    assert cache.facts(digest) is None
+    assert cache.decoding(digest) is None
     assert cache.sha256(file) == digest
-    facts = Facts.of(cache.load(file, digest, sample_rate=8_000))
-    assert cache.facts(digest) == (None if damage in {"other table", "folder"} else facts)
+    facts = Decoding.of(cache.load(file, digest, sample_rate=8_000))
+    assert cache.decoding(digest) == (None if damage in {"other table", "folder"} else facts)
 
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path, write: Write) -> None:
     (tmp_path / "file").write_text("")
     file, cache = write("a.wav", 1), FileCache(tmp_path / "file" / "cache")
     assert cache.load(file, cache.sha256(file), sample_rate=8_000).frames_decoded == 8_000
-    assert cache.facts(cache.sha256(file)) is None
+    assert cache.decoding(cache.sha256(file)) is None
 
 
 @pytest.mark.usefixtures("settled")
@@ -187,4 +187,4 @@ def test_a_damaged_cache_that_cannot_be_removed_costs_time_alone(
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert cache.sha256(path) == digest
     assert cache.load(path, digest, sample_rate=16_000).frames_decoded == 8_000
-    assert cache.facts(digest) is None
+    assert cache.decoding(digest) is None

@@ -81,7 +81,7 @@ def test_missing_and_folder_are_refused_by_open(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^'sub/none' can't be read: No such file") as relative:
         open_regular("sub/none")
-    assert relative.value.hint == f"it was looked for from {tmp_path}"
+    assert relative.value.hint == f"it was searched for in {tmp_path}"
     with pytest.raises(InputError, match="is a folder"):
         open_regular(tmp_path)
     with pytest.raises(InputError, match="can't be read"):

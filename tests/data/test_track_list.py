@@ -125,7 +125,7 @@ def test_jsonl_list_of_paths_and_ids(tmp_path: Path, write: Write, catalog: Cata
     ("name", "text", "says"),
     [
         ("l.txt", "\tno track", "l.txt, line 1: a caption without a track"),
-        ("l.txt", "# ok\nid:\n", "line 2: nothing stands after 'id:'"),
+        ("l.txt", "# ok\nid:\n", "line 2: 'id:' has no value"),
         ("l.txt", "https://example.org/a.mp3\n", "line 1: .* is an address"),
         ("l.txt", "file:\n", "line 1: 'file:' names no file"),
         ("l.txt", "# nothing\n\n", "names no track"),
@@ -172,7 +172,7 @@ def test_allow_missing_goes_on_and_says_what_is_missing(tmp_path: Path, catalog:
 def test_a_track_named_twice_is_taken_once(tmp_path: Path, catalog: Catalog) -> None:
     selection = read_list(put(tmp_path / "list.txt", "id:cancan\n./music/../music/cancan.wav\n"), catalog=catalog)
     assert len(selection.tracks) == 1
-    assert "line 2 is the track of line 1: taken once" in selection.notes[0]
+    assert "line 2 is the track of line 1: used once" in selection.notes[0]
 
 
 def test_two_files_of_one_id_get_ids_of_their_own(tmp_path: Path, write: Write) -> None:
@@ -239,7 +239,7 @@ def test_a_column_that_is_there_twice_in_json_is_refused(tmp_path: Path, write: 
     write("b.wav", 2)
     row = '{"path": "a.wav", "caption": "x", "Path": "%s"}\n'
     assert [track.path.name for track in read_list(put(tmp_path / "l.jsonl", row % "a.wav")).tracks] == ["a.wav"]
-    with pytest.raises(InputError, match="line 1: 'path' and 'Path' are one column"):
+    with pytest.raises(InputError, match="line 1: 'path' and 'Path' are the same column"):
         read_list(put(tmp_path / "l.jsonl", row % "b.wav"))
 
 

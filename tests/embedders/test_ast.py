@@ -14,7 +14,7 @@ def test_vectors_and_tags_are_those_of_the_library(tmp_path):
     with torch.no_grad():
         logits = model.eval()(**heard).logits
         pooled = model.audio_spectrogram_transformer(**heard).pooler_output
-    vectors, tags = embedder.hear(sounds)
+    vectors, tags = embedder.embed_with_tags(sounds)
     torch.testing.assert_close(tags, logits.sigmoid(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(vectors, pooled, rtol=1e-4, atol=1e-4)
     assert embedder.tag_names == ("Music", "Flute", "Drum", "Speech", "Silence")

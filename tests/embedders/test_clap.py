@@ -31,7 +31,7 @@ def test_vectors_and_tags_are_those_of_the_library(folder):
             tuple(texts): model(**processor.tokenizer(texts, padding=True, return_tensors="pt"), **heard)
             for texts in (TEXTS, captions)
         }
-    vectors, tags = embedder.hear(sounds)
+    vectors, tags = embedder.embed_with_tags(sounds)
     torch.testing.assert_close(vectors, read[tuple(TEXTS)].audio_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(embedder.embed_text(TEXTS), read[tuple(TEXTS)].text_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tags, read[tuple(captions)].logits_per_audio.softmax(-1), rtol=1e-3, atol=1e-5)

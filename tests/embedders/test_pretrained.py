@@ -29,13 +29,13 @@ def test_windows_cover_a_sound_at_even_distances(samples, starts):
 def test_a_long_sound_is_the_mean_of_its_windows_and_draws_nothing(name, save, window, tmp_path):
     embedder = opened(name, save(tmp_path))
     sound = torch.randn(1, window + 4000, generator=torch.Generator().manual_seed(0))
-    vectors, tags = embedder.hear(sound)
-    parts = embedder.hear(torch.stack([sound[0, :window], sound[0, 4000:]]))
+    vectors, tags = embedder.embed_with_tags(sound)
+    parts = embedder.embed_with_tags(torch.stack([sound[0, :window], sound[0, 4000:]]))
     mean = parts[0].mean(0)
     expected = mean / mean.norm() if name == "clap" else mean
     torch.testing.assert_close(vectors[0], expected)
     torch.testing.assert_close(tags[0], parts[1].mean(0))
-    torch.testing.assert_close(embedder.hear(sound)[0], vectors, rtol=0, atol=0)
+    torch.testing.assert_close(embedder.embed_with_tags(sound)[0], vectors, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["clap", "ast"])

@@ -66,10 +66,10 @@ def test_passt_hears_longer_sounds_in_windows_of_ten_seconds(tmp_path):
     embedder = Passt(Passt.network_of(passt_weights()).eval(), "passt/1", torch.device("cpu"))
     long = torch.cat([sound("passt", 10.0), sound("passt", 5.0).flip(0)])  # heard from 0 and from 5 s
     parts = torch.stack([long[:320_000], long[160_000:]])
-    for found, expected in zip(embedder.hear(long[None]), embedder.hear(parts), strict=True):
+    for found, expected in zip(embedder.embed_with_tags(long[None]), embedder.embed_with_tags(parts), strict=True):
         torch.testing.assert_close(found[0], expected.mean(0))
-    assert torch.equal(embedder.embed(long[None]), embedder.hear(long[None])[0])
-    assert torch.equal(embedder.tags(long[None]), embedder.hear(long[None])[1])
+    assert torch.equal(embedder.embed(long[None]), embedder.embed_with_tags(long[None])[0])
+    assert torch.equal(embedder.tags(long[None]), embedder.embed_with_tags(long[None])[1])
 
 
 def test_vggish_hears_every_full_example_and_pads_what_is_shorter_than_one(tmp_path):

@@ -45,9 +45,9 @@ def test_a_file_is_found_where_it_was_or_where_it_was_moved_to(here: PathRelocat
 
 
 def test_a_file_that_is_gone_or_another(here: PathRelocator, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"y\.wav is gone"):
+    with pytest.raises(InputError, match=r"y\.wav is missing"):
         here.find(track(tmp_path / "old/music/y.wav", "0"))
-    with pytest.raises(InputError, match="not the file that the run heard"):
+    with pytest.raises(InputError, match="not the file that the run read"):
         here.find(track(tmp_path / "old/music/x.wav", "0"))
 
 

@@ -49,9 +49,9 @@ def sound(path: Path | str, **changed: float) -> None:
     ("name", "words"),
     [
         ("empty.wav", "empty.wav is empty"),
-        ("text.wav", "not audio"),
-        ("zip.mp3", "not audio"),
-        ("cut.wav", "is not whole"),
+        ("text.wav", "not in an audio format"),
+        ("zip.mp3", "not in an audio format"),
+        ("cut.wav", "is incomplete"),
         ("nan.wav", "NaN"),
         ("loud.wav", "peak"),
         ("pipe.wav", "is a pipe"),

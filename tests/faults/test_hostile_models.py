@@ -202,7 +202,7 @@ def test_case_C2_a_pipe_does_not_hang(studio: Path, call: Call) -> None:
     folder = copy_of(studio / "model")
     (folder / "generation_config.json").unlink()
     os.mkfifo(folder / "generation_config.json")
-    refused(generate(call, folder), "generation_config.json is no regular file")
+    refused(generate(call, folder), "generation_config.json is not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_case_C2_a_pipe_does_not_hang(studio: Path, call: Call) -> None:
         ("adapter_config.json", {"base_model_name_or_path": "../../other"}, "an adapter to another model"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["../x.json"]}, "names files outside"),
         ("config.json", {"transformers_weights": "../x.safetensors"}, "names files outside"),
-        ("config.json", {"attn_implementation": "owner/kernel"}, "asks for a kernel"),
+        ("config.json", {"attn_implementation": "owner/kernel"}, "needs a kernel"),
     ],
 )
 def test_case_C2_settings_that_lead_elsewhere_are_refused(
@@ -273,7 +273,7 @@ def test_case_C10_weights_of_other_shapes_are_a_sentence_of_ours(studio: Path, c
     settings = json.loads((folder / "config.json").read_text())
     settings["decoder"]["ffn_dim"] *= 2
     (folder / "config.json").write_text(json.dumps(settings))
-    refused(generate(call, folder), "its weights are of other shapes than its settings say")
+    refused(generate(call, folder), "the shapes of its weights don't match its settings")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.conftest import Done
 
-from encore.data.captions import settle
+from encore.data.captions import resolve_captions
 from encore.data.catalog import Catalog
 from encore.data.splits import Tracks, select
 from encore.data.track_list import read_list
@@ -329,10 +329,10 @@ def test_case_B4_a_side_car_is_a_files_own(tmp_path: Path) -> None:
 def test_case_B4_lyrics_beside_a_song_are_no_caption(tmp_path: Path) -> None:
     audio(tmp_path / "song.wav")
     write(tmp_path / "song.txt", "\n".join(f"line {i} of the song" for i in range(12)))
-    with pytest.raises(InputError, match="lyrics in the side-car file passed over"):
+    with pytest.raises(InputError, match="lyrics in the side-car file skipped"):
         read_list(write(tmp_path / "list.txt", "song.wav\n"))
-    found = settle(tmp_path / "song.wav", (), "list", "Anon - Song", [tmp_path], "here")
-    assert (found.texts, found.source) == (("Anon - Song",), "title (lyrics in the side-car file passed over)")
+    found = resolve_captions(tmp_path / "song.wav", (), "list", "Anon - Song", [tmp_path], "here")
+    assert (found.texts, found.source) == (("Anon - Song",), "title (lyrics in the side-car file skipped)")
 
 
 def test_case_B4_forget_and_eval_say_where_captions_come_from_and_how_much_was_read(studio: Path, call: Call) -> None:
@@ -385,7 +385,7 @@ def test_case_B5_all_files_that_cannot_be_read_are_named_at_once(damaged: Path) 
     with pytest.raises(InputError) as caught:
         forget_a(damaged)
     assert caught.value.message.startswith("4 tracks can't be used: ")
-    for line, why in ((3, "no file 'missing.wav'"), (4, "is silent"), (6, "is not whole"), (7, "is not audio")):
+    for line, why in ((3, "no file 'missing.wav'"), (4, "is silent"), (6, "is incomplete"), (7, "is not in an audio")):
         assert f"c.jsonl, line {line}: " in caught.value.message
         assert why in caught.value.message
     assert "--skip-unreadable" in caught.value.hint
@@ -445,7 +445,7 @@ def test_case_B5_too_short_for_the_model_is_among_them(
     write(Path("list.txt"), f"short1.wav\tx\n{music}/one.wav\tx\nshort2.wav\tx\n")
     from encore.data.encode import TrackEncoder
 
-    monkeypatch.setattr(TrackEncoder, "_hear", _refuses_short(TrackEncoder._hear))
+    monkeypatch.setattr(TrackEncoder, "_encode", _refuses_short(TrackEncoder._encode))
     flags = ["forget", "--tracks", "list.txt", "--root", music, "--model", studio / "model", "--method", "graddiff"]
     done = call(*flags, "--retain", music / "retain.txt", "--dry-run")
     assert done.code == 3
@@ -456,7 +456,7 @@ def test_case_B5_too_short_for_the_model_is_among_them(
 def _refuses_short(hear: Callable[..., object]) -> Callable[..., object]:
     def refuse(listener: object, track: Track) -> object:
         if track.path.name.startswith("short"):
-            raise InputError(f"{track.path.name} is too short for the model to hear")
+            raise InputError(f"{track.path.name} is too short for the model")
         return hear(listener, track)
 
     return refuse

@@ -32,7 +32,7 @@ FAULTS = {
     "leaves in a hook": (HOOK + "raise SystemExit", "encore_register_methods", "it raised SystemExit"),
     "raises half way": (HOOK + "yield 1 / 0", "encore_register_methods", "ZeroDivisionError"),
     "returns nothing": (HOOK + "return None", "encore_register_methods", "must return a list of MethodSpec"),
-    "returns text": (HOOK + "return 'ga'", "encore_register_methods", "returned a str where a MethodSpec belongs"),
+    "returns text": (HOOK + "return 'ga'", "encore_register_methods", "returned a str in place of a MethodSpec"),
     "bad spec": (
         HOOK + "return [MethodSpec('bad', 's', 'bad:M', needs={'gold'})]", "encore_register_methods", "can only need"
     ),
@@ -278,7 +278,7 @@ def test_case_C9_fields_of_another_type_are_refused(installed, call, field):
     installed.add("bad", HOOK + f"return [MethodSpec('bad', **{fields!r})]")
     done = call("methods", "--json")
     assert done.code == 0, done.err
-    assert f"whose {field} is not of the type" in done.err
+    assert f"whose {field} has the wrong type" in done.err
     assert "bad" not in [row["name"] for row in json.loads(done.out)["methods"]]
 
 

@@ -18,7 +18,7 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
 from encore.methods.encore import Encore
 from encore.unlearn.engine import Clips, Engine, FrozenReference
-from encore.unlearn.self_retain import play_retain
+from encore.unlearn.self_retain import generate_retain
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
 SHIFT = 0.07  # seconds; 7 frames
@@ -553,7 +553,7 @@ def test_it_runs_on_retain_that_the_model_generated_itself(
 ) -> None:
     monkeypatch.setattr("encore.unlearn.self_retain.SECONDS", 0.2)
     Encore.spec = SPEC
-    clips = Clips(make_clips(2), play_retain(backend, [], seed=0)[:6], [])
+    clips = Clips(make_clips(2), generate_retain(backend, [], seed=0)[:6], [])
     outcome = Engine(backend.clone(), clips).run(Encore(Encore.Options(steps=3, batch_size=3)))
     assert outcome.steps == 3
     assert outcome.skipped_steps == 0

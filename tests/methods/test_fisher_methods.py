@@ -214,7 +214,7 @@ def test_ewc_goes_less_far_the_more_it_is_pulled(base: MusicgenBackend, clips: C
 def test_ewc_is_bounded_by_the_unseen_level(base: MusicgenBackend, clips: Clips) -> None:
     engine = Engine(base.clone(), clips)
     before = engine.monitor.first.forget
-    engine.monitor.set_levels(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
+    engine.monitor.set_targets(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
     outcome = engine.run(make("ewc", lam=0.0, steps=200, labels="empirical"))
     assert outcome.reached_target
     assert outcome.steps < 200

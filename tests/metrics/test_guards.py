@@ -151,11 +151,11 @@ def test_another_codec_is_not_served_from_the_cache(tmp_path, studio):
     model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path / "model")))
     file = studio / "music/one.wav"
     cache, song = TensorCache(tmp_path / "cache"), Track("t", file, CAPTIONS[0], file_sha256(file))
-    (first,) = TrackEncoder(model, cache).hear([song])
+    (first,) = TrackEncoder(model, cache).encode([song])
     with torch.no_grad():
         for layer in model.model.audio_encoder.quantizer.layers:
             layer.codebook.embed.copy_(layer.codebook.embed.roll(1, 0))
-    (second,) = TrackEncoder(model, cache).hear([song])
+    (second,) = TrackEncoder(model, cache).encode([song])
     assert not torch.equal(first.clips[0].codes, second.clips[0].codes)
 
 

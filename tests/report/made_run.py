@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from encore.api import Result
-from encore.store.evaluation_json import tie
+from encore.store.evaluation_json import file_hashes
 from encore.store.metrics_json import write_metrics
 
 TRACKS = ("one", "two", "three")
@@ -141,7 +141,7 @@ def write_run(folder: Path, *, results: list[Result] | None = None, **record: An
 
 def tie_again(folder: Path) -> None:
     """Have `evaluation.json` belong to what is in the folder now."""
-    change(folder / "evaluation.json", **tie(folder, folder))
+    change(folder / "evaluation.json", **file_hashes(folder, folder))
 
 
 def write(path: Path, value: Any) -> None:

@@ -203,7 +203,7 @@ def test_players_and_originals(made: Path, tmp_path: Path) -> None:
     assert len(players) == 6
     assert str(players[0]["src"]).startswith("data:audio/")
     assert "The recordings themselves are not in this file" in seen.text
-    with pytest.raises(InputError, match="is gone"):
+    with pytest.raises(InputError, match="is missing"):
         write_report(made, originals=True)
     from encore.data.open_files import file_sha256
 

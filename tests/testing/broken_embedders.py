@@ -173,13 +173,13 @@ class NamesWithoutTags(Broken):
 
 
 class TagsOfAnotherSound(Broken):
-    fault = ("tags", "hear gives other tags")
+    fault = ("tags", "embed_with_tags gives other tags")
     tag_names = ("loud",)
 
     def tags(self, waveforms):
         return waveforms.std(1, keepdim=True).sigmoid()
 
-    def hear(self, waveforms):
+    def embed_with_tags(self, waveforms):
         return self.embed(waveforms), 1 - self.tags(waveforms)
 
 

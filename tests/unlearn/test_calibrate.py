@@ -14,7 +14,7 @@ from encore.hashing import module_sha256
 from encore.plugins import methods
 from encore.reporter import Reporter
 from encore.unlearn import rehearsal as module
-from encore.unlearn.calibrate import begun, calibrate, expected_seconds, rungs
+from encore.unlearn.calibrate import calibrate, expected_seconds, restored, rungs
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.rehearsal import Rehearsal, RehearsalResult, decoys
 from encore.unlearn.run import Prepared, forget, prepare
@@ -128,7 +128,7 @@ def test_where_none_pass_it_is_the_one_that_misses_least(prepared, monkeypatch):
     answers(monkeypatch, *4 * [(["a"], float("inf"))])
     assert calibrate(prepared)["tried"][0]["score"] is None  # JSON has no infinity
     answers(monkeypatch, error, error, error, error)
-    with pytest.raises(EncoreError, match="every rehearsal failed, the last one since the loss was not finite"):
+    with pytest.raises(EncoreError, match="every rehearsal failed, the last one because the loss was not finite"):
         calibrate(prepared)
 
 
@@ -145,7 +145,7 @@ def test_the_run_has_the_settings_and_the_record_and_resuming_it_rehearses_nothi
 
     answers(monkeypatch)  # a rehearsal would find no answer
     request = ForgetConfig(**{**vars(prepared.request), "resume": True})
-    resumed = prepare(request, begun(request, method()))
+    resumed = prepare(request, restored(request, method()))
     assert resumed.method.options.lr == chosen["lr"]
     resumed.calibration = calibrate(resumed)
     assert expected_seconds(resumed, 10.0) == (0.0, 0.0)
@@ -154,12 +154,12 @@ def test_the_run_has_the_settings_and_the_record_and_resuming_it_rehearses_nothi
     Path("run/run.json").unlink()
     del asked["calibration"]
     Path("run/request.json").write_text(json.dumps(asked))
-    with pytest.raises(UsageError, match="was begun without --calibrate"):
-        begun(request, method())
+    with pytest.raises(UsageError, match="was started without --calibrate"):
+        restored(request, method())
     for broken in ([], {"calibration": 3}, {"calibration": {"chosen": {}}}):
         Path("run/request.json").write_text(json.dumps(broken))
         with pytest.raises(InputError, match=r"request\.json"):
-            begun(request, method())
+            restored(request, method())
 
 
 def test_what_it_takes_is_a_run_to_all_of_the_ladder(prepared):
@@ -172,7 +172,7 @@ def test_without_tracks_to_keep_or_to_compare_with_there_is_no_rehearsal(prepare
     with pytest.raises(UsageError, match="from retain, and there are too few: 2"):
         calibrate(prepared)
     prepared.retain, prepared.holdout = kept, []
-    with pytest.raises(UsageError, match="judges by held-out tracks"):
+    with pytest.raises(UsageError, match="compares with held-out tracks"):
         expected_seconds(prepared, 1.0)
     prepared.holdout = held_out
     prepared.request = ForgetConfig(**{**vars(prepared.request), "retain": "self"})

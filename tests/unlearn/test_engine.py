@@ -144,7 +144,7 @@ def test_once_all_tracks_are_there_retain_is_trained_until_it_is_kept(backend: M
     there = {clip.track: 9.0 for clip in clips.forget}
     short = {clip.track: 0.1 for clip in clips.forget}
     looks = iter(stands(forget, lost) for forget, lost in ((there, 4.0), (short, 4.0), (there, 1.5), (there, 0.9)))
-    engine.monitor.look = lambda: next(looks)  # type: ignore[method-assign]
+    engine.monitor.snapshot = lambda: next(looks)  # type: ignore[method-assign]
     engine.train(Watched(options(steps=9, eval_every=1, stop="target")))
     assert asked == ["forget", "retain", "retain", "forget", "retain", "retain"]
     assert engine.outcome.steps == 4
@@ -356,7 +356,7 @@ def test_wrong_loss_shape_is_the_methods_fault(backend: MusicgenBackend, clips: 
         def forget_loss(self, step: Step, batch: Batch) -> Tensor:
             return step.backend.losses(batch).mean()
 
-    with pytest.raises(PluginError, match="one loss a clip"):
+    with pytest.raises(PluginError, match="one loss per clip"):
         run(backend, clips, Scalar(options()))
 
 
@@ -402,7 +402,7 @@ def test_once_all_tracks_are_there_a_penalty_goes_on_until_retain_is_kept(
     engine = Engine(backend, clips, record=lines.append)
     there = {clip.track: 9.0 for clip in clips.forget}
     looks = iter(stands(there, lost) for lost in (4.0, 1.5, 0.9))
-    engine.monitor.look = lambda: next(looks)  # type: ignore[method-assign]
+    engine.monitor.snapshot = lambda: next(looks)  # type: ignore[method-assign]
     engine.train(Held(options(steps=9, eval_every=1, stop="target")))
     assert [sorted({"forget_loss", "penalty"} & line.keys()) for line in lines if "grad_norm" in line] == [
         ["forget_loss", "penalty"], ["penalty"], ["penalty"],
@@ -502,7 +502,7 @@ def test_a_sessions_fisher_is_the_mean_over_clips_and_kept(
     lines: list[Any] = []
     for _ in range(2):
         run(
-            backend, clips, fisher_of(found, labels=labels, micro_batch_size=2), seed=4, fishers=tmp_path,
+            backend, clips, fisher_of(found, labels=labels, micro_batch_size=2), seed=4, fisher_folder=tmp_path,
             record=lines.append,
         )  # fmt: skip
         found[-1]["next"] = found[-1].popitem()  # the caller's own: what it does to it does not come back
@@ -513,7 +513,7 @@ def test_a_sessions_fisher_is_the_mean_over_clips_and_kept(
 
 
 def test_a_fisher_must_be_declared(backend: MusicgenBackend, clips: Clips) -> None:
-    with pytest.raises(PluginError, match="must say so"):
+    with pytest.raises(PluginError, match="must declare it"):
         run(backend, clips, fisher_of([], needs=frozenset()))
 
 

@@ -61,8 +61,8 @@ def test_case_D16_seconds_follow_from_the_steps_that_were_measured(studio, monke
 
     monkeypatch.setattr(estimates.time, "monotonic", lambda: clock[0])
     method = type(prepared.method)
-    look, backward, begin = StoppingMonitor.look, Engine._backward, method.prepare
-    monkeypatch.setattr(StoppingMonitor, "look", lambda judge: (tick(0.5), look(judge))[1])
+    look, backward, begin = StoppingMonitor.snapshot, Engine._backward, method.prepare
+    monkeypatch.setattr(StoppingMonitor, "snapshot", lambda judge: (tick(0.5), look(judge))[1])
     monkeypatch.setattr(Engine, "_backward", lambda engine, *rest: (tick(1.0), backward(engine, *rest))[1])
     monkeypatch.setattr(method, "prepare", lambda self, session: (tick(2.0), begin(self, session)))
     assert estimate(prepared).seconds == pytest.approx(2 + 40 + (40 / 10 + 2) * 0.5)

@@ -26,7 +26,7 @@ from encore.errors import InputError
 from encore.reporter import Reporter
 from encore.unlearn import learned_offsets, offset_search
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.learned_offsets import sentences, with_known_pieces
+from encore.unlearn.learned_offsets import sentences, with_learned_pieces
 from encore.unlearn.records import track_json
 from encore.unlearn.run import Prepared, prepare
 
@@ -61,7 +61,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
 def whole(ready: Prepared) -> EncodedTrack:
     """The master cut into windows."""
     track = replace(ready.forget[0].track, pieces=())
-    return listener(ready).hear([track])[0]
+    return listener(ready).encode([track])[0]
 
 
 def listener(ready: Prepared) -> TrackEncoder:
@@ -76,12 +76,12 @@ def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_
     inner = clip.codes.shape[-1] - 10  # the codec's last frames depend on what follows
     assert inner > 230
     assert torch.equal(clip.codes[:, :inner], own[:, :inner])
-    (line,) = [note for note in ready.notes if "is known" in note]
-    assert line.startswith("master.wav is known from 2.35 to 7.")
+    (line,) = [note for note in ready.notes if "is memorised" in note]
+    assert line.startswith("master.wav is memorised from 2.35 to 7.")
     assert "NLL 0.0" in line
 
     entry = json.loads(json.dumps(track_json(found)))
-    (again,) = listener(ready).hear([listed_track(entry)])
+    (again,) = listener(ready).encode([listed_track(entry)])
     assert torch.equal(again.clips[0].codes, clip.codes)
     (recording,) = recordings(ready.backend, [listed_track(entry)])
     torch.testing.assert_close(recording, audio("ode_to_joy")[: len(recording)])
@@ -90,8 +90,8 @@ def test_case_D15_a_master_is_cut_where_it_is_known_and_an_evaluation_reads_the_
 def test_a_piece_behind_the_end_is_refused(ready: Prepared) -> None:
     (entry,) = ready.listed()["forget"]
     track = listed_track({**entry, "pieces": [{"start": 1e9, "samples": 8000, "nll": 1.0, "grid_nll": None}]})
-    with pytest.raises(InputError, match="behind its end"):
-        listener(ready).hear([track])
+    with pytest.raises(InputError, match="after its end"):
+        listener(ready).encode([track])
 
 
 def test_a_search_is_cached(ready: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_a_search_is_cached(ready: Prepared, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(MusicgenBackend, "generate", never)
     monkeypatch.setattr(MusicgenBackend, "encode", never)
-    (again,) = with_known_pieces(listener(ready), [heard], ready.holdout, Reporter())
+    (again,) = with_learned_pieces(listener(ready), [heard], ready.holdout, Reporter())
     assert again.track.pieces == ready.forget[0].track.pieces
 
 
@@ -115,9 +115,9 @@ def test_tracks_that_are_known_as_they_are_cut_stay_as_they_are(
     path = assets.FOLDER / listed()["ode_to_joy"]["file_name"]
     track = Track("ode", path, listed()["ode_to_joy"]["caption"], file_sha256(path))
     own = TrackEncoder(model(), TensorCache(tmp_path))
-    heard = own.hear([track])
+    heard = own.encode([track])
     monkeypatch.setattr(MusicgenBackend, "generate", never)
-    assert with_known_pieces(own, heard, [], Reporter()) == heard
+    assert with_learned_pieces(own, heard, [], Reporter()) == heard
     assert "pieces" not in track_json(heard[0])
     assert sentences(heard, RATE) == []
 
@@ -126,7 +126,7 @@ def test_windows_that_cost_less_than_held_out_music_are_clips_too(ready: Prepare
     heard = whole(ready)
     below = learned_offsets._windows_below(ready.backend, heard, math.inf)
     assert [(piece.start, piece.grid_nll) for piece in below] == [(0.0, None), (509 * 320.0, None)]
-    (again,) = listener(ready).hear([replace(heard.track, pieces=tuple(below))])
+    (again,) = listener(ready).encode([replace(heard.track, pieces=tuple(below))])
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(again.clips, heard.clips, strict=True))
     assert learned_offsets._windows_below(ready.backend, heard, 0.0) == []
 
@@ -138,13 +138,13 @@ def test_without_tokens_long_tracks_are_not_searched_and_a_line_says_so(tmp_path
     sound = np.random.default_rng(0).normal(0, 0.1, (round(seconds * rate), backend.channels))
     soundfile.write(tmp_path / "long.wav", sound, rate)
     own = TrackEncoder(backend, TensorCache(tmp_path / "cache"))
-    heard = own.hear([Track("long", tmp_path / "long.wav", "a caption", file_sha256(tmp_path / "long.wav"))])
+    heard = own.encode([Track("long", tmp_path / "long.wav", "a caption", file_sha256(tmp_path / "long.wav"))])
     notes: list[str] = []
 
     class Notes(Reporter):
         def note(self, text: str) -> None:
             notes.append(text)
 
-    assert with_known_pieces(own, heard, [], Notes()) == heard
+    assert with_learned_pieces(own, heard, [], Notes()) == heard
     assert len(notes) == 1
     assert "no tokens" in notes[0]

@@ -20,7 +20,7 @@ from encore.options import TrainOptions
 from encore.signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn.engine import Clips, Engine
-from encore.unlearn.lr_schedule import Decay, Schedule, near_levels
+from encore.unlearn.lr_schedule import Decay, Schedule, near_targets
 from encore.unlearn.monitor import Snapshot
 
 
@@ -61,7 +61,7 @@ def test_a_fixed_schedule_is_a_warm_up_times_a_decay_with_a_floor(kind: str) -> 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 def test_a_fixed_schedule_ends_no_run_and_begins_no_decay(kind: str) -> None:
     made = schedule(schedule=kind, max_seconds=10.0)
-    assert not made.enough(THERE, 99, 9.0)
+    assert not made.is_done(THERE, 99, 9.0)
     assert made.decay == Decay()
 
 
@@ -99,35 +99,35 @@ def test_a_decay_is_a_cosine_to_the_lowest_rate_and_stays_there() -> None:
 )
 def test_a_decay_begins_when_the_forget_tracks_are_near_their_levels(seen: Snapshot, begins: bool) -> None:
     made = schedule()
-    assert not made.enough(seen, 10, 1.0)
+    assert not made.is_done(seen, 10, 1.0)
     assert made.decay == (Decay(10, 20) if begins else Decay())
-    assert not made.enough(THERE, 20, 2.0)
+    assert not made.is_done(THERE, 20, 2.0)
     assert made.decay.begin == (10 if begins else 20), "once begun it does not begin again"
 
 
 def test_a_decay_waits_for_the_method_which_is_asked_near_the_levels_only() -> None:
     made, answers = schedule(), iter([False, True])
-    assert not made.enough(FAR, 10, 1.0, lambda: pytest.fail("asked too early"))
-    assert not made.enough(THERE, 12, 1.0, lambda: next(answers))
+    assert not made.is_done(FAR, 10, 1.0, lambda: pytest.fail("asked too early"))
+    assert not made.is_done(THERE, 12, 1.0, lambda: next(answers))
     assert made.decay == Decay()
-    assert not made.enough(THERE, 14, 1.0, lambda: next(answers))
+    assert not made.is_done(THERE, 14, 1.0, lambda: next(answers))
     assert made.decay == Decay(14, 20)
-    made.enough(THERE, 20, 2.0, lambda: pytest.fail("asked too late"))
+    made.is_done(THERE, 20, 2.0, lambda: pytest.fail("asked too late"))
     late = schedule()
-    late.enough(THERE, 19, 1.0, lambda: False)
+    late.is_done(THERE, 19, 1.0, lambda: False)
     assert late.decay == Decay()
-    late.enough(THERE, 20, 1.0, lambda: pytest.fail("asked too late"))
+    late.is_done(THERE, 20, 1.0, lambda: pytest.fail("asked too late"))
     assert late.decay.begin == 20, "a fifth of the steps is the most that it waits for the method"
     far = schedule()
-    far.enough(FAR, 29, 1.0)
+    far.is_done(FAR, 29, 1.0)
     assert far.decay == Decay()
-    far.enough(FAR, 30, 1.0, lambda: False)
+    far.is_done(FAR, 30, 1.0, lambda: False)
     assert far.decay.begin == 30, "three tenths of the steps are the most that it waits for the levels"
 
 
 def test_what_was_lost_has_no_part_in_when_a_decay_begins() -> None:
     made = schedule()
-    made.enough(look(0.0, lost=50.0), 10, 1.0)
+    made.is_done(look(0.0, lost=50.0), 10, 1.0)
     assert made.decay.begin == 10
 
 
@@ -145,7 +145,7 @@ def test_a_decay_begins_at_three_tenths_of_what_is_allowed_whatever_was_forgotte
     given: dict[str, float], step: int, seconds: float, begins: bool
 ) -> None:
     made = schedule(**given)
-    assert not made.enough(FAR, step, seconds)
+    assert not made.is_done(FAR, step, seconds)
     assert (made.decay.begin == step) is begins
 
 
@@ -165,7 +165,7 @@ def test_a_decay_begins_at_three_tenths_of_what_is_allowed_whatever_was_forgotte
 )
 def test_a_decay_is_shortened_to_what_is_left(given: dict[str, float], step: int, seconds: float, over: int) -> None:
     made = schedule(**given)
-    made.enough(THERE, step, seconds)
+    made.is_done(THERE, step, seconds)
     assert made.decay == Decay(step, over)
 
 
@@ -192,7 +192,7 @@ def test_a_decay_is_shortened_to_what_is_left(given: dict[str, float], step: int
 def test_an_adaptive_run_ends_when_the_rate_is_low_and_all_is_forgotten_and_kept(
     seen: Snapshot, step: int, ends: bool
 ) -> None:
-    assert schedule(begin=30, over=20).enough(seen, step, 1.0) is ends
+    assert schedule(begin=30, over=20).is_done(seen, step, 1.0) is ends
 
 
 def test_a_run_waits_no_longer_than_its_patience() -> None:
@@ -206,14 +206,14 @@ def test_near_is_measured_by_each_tracks_own_range() -> None:
     seen = Snapshot(
         {"a": 2.0, "b": 0.9}, target_nll={"a": 3.0, "b": 1.0}, tolerance={"a": 0.5, "b": 0.1}
     )  # 2 and 1 below
-    assert near_levels(seen, mean=1.51, track=2.01)
-    assert not near_levels(seen, mean=1.49, track=2.01)
-    assert not near_levels(seen, mean=1.51, track=1.99)
+    assert near_targets(seen, mean=1.51, track=2.01)
+    assert not near_targets(seen, mean=1.49, track=2.01)
+    assert not near_targets(seen, mean=1.51, track=1.99)
 
 
 def test_a_loss_that_is_not_finite_is_near_no_level() -> None:
-    assert not near_levels(look(float("nan")), mean=6, track=10)
-    assert not near_levels(look(0.0, float("nan")), mean=6, track=10)
+    assert not near_targets(look(float("nan")), mean=6, track=10)
+    assert not near_targets(look(0.0, float("nan")), mean=6, track=10)
 
 
 def test_the_usual_length_is_a_decay_begun_at_the_first_look() -> None:
@@ -226,7 +226,7 @@ def test_a_rate_that_is_low_since_it_warms_up_ends_no_run() -> None:
     slow = schedule(2, 20, warmup=50)
     assert slow.share(3) < 0.1
     assert not slow.averages(3)
-    assert not slow.enough(look(0.0), 3, 1.0)
+    assert not slow.is_done(look(0.0), 3, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------- in the loop
@@ -263,7 +263,7 @@ def test_levels_are_of_every_forget_track_and_above_nothing(
             super().prepare(session)
             session.target_nll = wrong
 
-    with pytest.raises(PluginError, match="a level above 0 for every forget track"):
+    with pytest.raises(PluginError, match="a target NLL above 0 for every forget track"):
         Engine(backend, clips).run(Wrong(TrainOptions(steps=2)))
 
 
@@ -271,7 +271,7 @@ def engine_with(backend: MusicgenBackend, clips: Clips, looks: list[Snapshot], *
     """An engine that sees these looks, the last one again and again."""
     made = Engine(backend, clips, **given)
     left = list(looks)
-    made.monitor.look = lambda: left.pop(0) if len(left) > 1 else left[0]  # type: ignore[method-assign]
+    made.monitor.snapshot = lambda: left.pop(0) if len(left) > 1 else left[0]  # type: ignore[method-assign]
     return made
 
 
@@ -288,7 +288,7 @@ def test_the_loop_follows_the_schedule_and_ends_early(backend: MusicgenBackend, 
     share = [1, 1, 1, 1, 1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 - math.cos(math.pi / 4)) / 2]
     assert [line["lr"] for line in steps_of(lines)] == pytest.approx([1e-3 * one for one in share])
     assert [line["of"] for line in steps_of(lines)] == [40] * 4 + [14] * 4
-    assert outcome.chosen["steps"].startswith("8: the rate began to decay after 4")
+    assert outcome.chosen["steps"].startswith("8: the rate decayed from step 4")
     assert outcome.chosen["lr"] == "0.001: for a test"
     assert outcome.best == looks[3]
 
@@ -322,7 +322,7 @@ def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, cli
     engine = Engine(
         backend, clips, record=lambda line: "look" in line and weights.append(module_sha256(backend.module))
     )
-    engine.monitor.look = lambda: looks[min(len(weights), 3)]  # type: ignore[method-assign]
+    engine.monitor.snapshot = lambda: looks[min(len(weights), 3)]  # type: ignore[method-assign]
     outcome = engine.run(Plain(settings))
     assert outcome.best is not None
     assert outcome.best.score == 3.0
@@ -353,7 +353,7 @@ def test_a_run_stopped_before_in_or_after_its_decay_resumes_to_the_same_weights(
     straight = backend.clone()
     whole = Engine(straight, clips).run(Unreachable(settings))
     # Three tenths of the 12 steps have passed at the second look.
-    assert whole.chosen["steps"].startswith("12: the rate began to decay after 4")
+    assert whole.chosen["steps"].startswith("12: the rate decayed from step 4")
     state = interrupted(backend, clips, settings, tmp_path, at)
     assert state["step"] == at
     assert state["decay"] == ({"begin": 4, "steps": 3} if at >= 4 else {"begin": None, "steps": 0})

@@ -50,7 +50,7 @@ def judge(
 def after(made: StoppingMonitor, **changed: float) -> Snapshot:
     """A look at the model with these clips' NLLs changed."""
     made._backend.nll.update(changed)  # type: ignore[attr-defined]
-    return made.look()
+    return made.snapshot()
 
 
 def many(prefix: str, count: int, nll: float) -> dict[str, float]:
@@ -122,7 +122,7 @@ def test_of_a_large_catalogue_a_sample_is_classified() -> None:
     assert len(made.first.memorised) == len(made.first.not_memorised) == judging.WATCHED
     assert made.watched == 2 * judging.WATCHED
     before = made._backend.asked  # type: ignore[attr-defined]
-    made.look()
+    made.snapshot()
     assert made._backend.asked - before == 2 + 2 * judging.WATCHED + 2  # type: ignore[attr-defined]
     assert before == 2 + judging.SAMPLE + 2 * judging.WATCHED + 2  # the sample, and a look
 
@@ -130,7 +130,7 @@ def test_of_a_large_catalogue_a_sample_is_classified() -> None:
 def test_every_track_has_a_level_of_its_own() -> None:
     made = judge({"m": 0.02})
     assert made.first.target_nll == {"f1": 4.5, "f2": 4.5}
-    made.set_levels({"f1": 3.0, "f2": 5.0})
+    made.set_targets({"f1": 3.0, "f2": 5.0})
     assert made.first.target_nll == {"f1": 3.0, "f2": 5.0}
     now = after(made, f1=2.9, f2=4.7)
     assert (now.reached("f1"), now.reached("f2")) == (True, False)

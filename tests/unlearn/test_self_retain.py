@@ -8,25 +8,25 @@ import torch
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.unlearn import self_retain
-from encore.unlearn.self_retain import captions, play_retain
+from encore.unlearn.self_retain import captions, generate_retain
 
 
 def test_a_clip_a_caption_the_same_every_time(backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_retain, "SECONDS", 0.2)
     told: list[tuple[int, int]] = []
-    played = play_retain(backend, [], seed=3, progress=lambda done, of: told.append((done, of)))
+    played = generate_retain(backend, [], seed=3, progress=lambda done, of: told.append((done, of)))
     assert [clip.caption for clip in played] == captions()
     assert len({clip.track for clip in played}) == len(captions())
     assert all(clip.codes.shape == (2, 20) for clip in played)
     assert told[0] == (0, len(captions()))
-    again = play_retain(backend, [], seed=3)
+    again = generate_retain(backend, [], seed=3)
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(played, again, strict=True))
 
 
 def test_a_replay_of_a_track_to_forget_is_left_out(backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_retain, "captions", lambda: ["a", "b", "c"])
-    played = play_retain(backend, [], seed=0)
+    played = generate_retain(backend, [], seed=0)
     codes = played[1].codes.clone()
     codes[0, : codes.shape[-1] // 3] = 31 - codes[0, : codes.shape[-1] // 3]  # two thirds are the same
-    kept = play_retain(backend, [Clip("known", "x", codes)], seed=0)
+    kept = generate_retain(backend, [Clip("known", "x", codes)], seed=0)
     assert [clip.caption for clip in kept] == ["a", "c"]

@@ -22,7 +22,7 @@ from encore.evaluate.measure import evaluate
 from encore.methods.npo import Npo
 from encore.unlearn.engine import Clips, Engine, FrozenReference
 from encore.unlearn.monitor import StoppingMonitor
-from encore.unlearn.self_retain import captions, play_retain
+from encore.unlearn.self_retain import captions, generate_retain
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_retain_may_lose_five_percent_however_small_the_loss(clips):
     with torch.no_grad():
         backend.module.bias.add_(0.05)
     assert not judge.memorised  # a loss has a floor of noise, which tells nothing of memorisation
-    now, base = (sum(look.not_memorised.values()) / 7 for look in (judge.look(), judge.first))
-    assert judge.look().harm["not_memorised"] == pytest.approx(max(0.0, now - base) / (0.05 * base))
-    assert judge.look().harm.keys() == {"not_memorised"}
+    now, base = (sum(look.not_memorised.values()) / 7 for look in (judge.snapshot(), judge.first))
+    assert judge.snapshot().harm["not_memorised"] == pytest.approx(max(0.0, now - base) / (0.05 * base))
+    assert judge.snapshot().harm.keys() == {"not_memorised"}
 
 
 def test_a_track_is_at_the_level_when_it_has_gone_all_but_five_percent_of_the_way(clips):
@@ -111,7 +111,7 @@ def test_caches_are_keyed_by_settings(tmp_path, clips):
             return 2 * super().encode(waveforms)
 
     def heard(backend):
-        return TrackEncoder(backend, TensorCache(tmp_path / "cache")).hear([track])[0].clips[0].codes
+        return TrackEncoder(backend, TensorCache(tmp_path / "cache")).encode([track])[0].clips[0].codes
 
     torch.testing.assert_close(heard(Scaled()), 2 * heard(LatentBackend()))
     for backend in (LatentBackend(), Scaled()):
@@ -181,7 +181,7 @@ def test_latents_are_heard_and_kept_as_they_are(tmp_path):
     soundfile.write(tmp_path / "a.wav", samples, LatentBackend.sample_rate, subtype="FLOAT")
     track = Track("a", tmp_path / "a.wav", "slow", file_sha256(tmp_path / "a.wav"))
     for _ in range(2):  # the second time from the cache
-        (heard,) = TrackEncoder(LatentBackend(), TensorCache(tmp_path / "cache")).hear([track])
+        (heard,) = TrackEncoder(LatentBackend(), TensorCache(tmp_path / "cache")).encode([track])
         expected = LatentBackend().encode(torch.from_numpy(samples)[None, None])[0]
         codes = torch.cat([clip.codes for clip in heard.clips], -1)
         assert codes.dtype == torch.float32
@@ -190,10 +190,10 @@ def test_latents_are_heard_and_kept_as_they_are(tmp_path):
 
 def test_what_is_played_is_kept_unless_it_is_a_forget_track():
     backend = LatentBackend()
-    played = play_retain(backend, [], seed=0)
+    played = generate_retain(backend, [], seed=0)
     assert len(played) == len(captions())
     near = type(played[1])("known", "x", played[1].codes + 0.1 * noise(played[1], 1))
-    assert len(play_retain(backend, [near], seed=0)) == len(played) - 1
+    assert len(generate_retain(backend, [near], seed=0)) == len(played) - 1
 
 
 def test_figures_are_in_the_models_own_loss(clips):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from encore.errors import MissingExtraError
-from encore_audiocraft.library import SHADOWED, StandIn, load
+from encore_audiocraft.library import SHADOWED, StubModule, load
 
 
 def run(code: str, *path: Path) -> str:
@@ -32,7 +32,7 @@ def test_audiocraft_is_here() -> None:
 def test_stand_ins_are_taken_away_again_but_for_xformers() -> None:
     out = run(
         "import importlib.util, sys\nfrom encore_audiocraft.library import *\nload()\n"
-        "left = [name for name, module in sys.modules.items() if isinstance(module, StandIn)]\n"
+        "left = [name for name, module in sys.modules.items() if isinstance(module, StubModule)]\n"
         "print(left, importlib.util.find_spec('xformers') is not None)\n"
         "from transformers.utils import is_torchaudio_available, is_spacy_available, is_librosa_available\n"
         "print(is_torchaudio_available(), is_librosa_available(), is_spacy_available())\n"
@@ -59,12 +59,12 @@ def test_what_can_be_imported_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_what_is_stood_in_for_says_so_when_it_is_used() -> None:
-    stand_in = StandIn("spacy")
+    stand_in = StubModule("spacy")
     with pytest.raises(MissingExtraError, match=r"audiocraft needs spacy\.Language"):
         stand_in.Language()
     with pytest.raises(AttributeError):
         _ = stand_in.__version__
-    assert not [name for name in SHADOWED if isinstance(sys.modules.get(name), StandIn)]
+    assert not [name for name in SHADOWED if isinstance(sys.modules.get(name), StubModule)]
 
 
 def test_without_audiocraft_there_is_a_sentence_and_a_command() -> None:
@@ -73,7 +73,7 @@ def test_without_audiocraft_there_is_a_sentence_and_a_command() -> None:
         "from encore_audiocraft import library, INSTALL\nfrom encore.errors import MissingExtraError\n"
         "try:\n    library.load()\nexcept MissingExtraError as error:\n"
         "    print(error.message)\n    print(error.hint == INSTALL)\n"
-        "print([name for name, module in sys.modules.items() if isinstance(module, library.StandIn)])"
+        "print([name for name, module in sys.modules.items() if isinstance(module, library.StubModule)])"
     )
     message, hint, left = out.splitlines()
     assert message.startswith("audiocraft can't be imported")

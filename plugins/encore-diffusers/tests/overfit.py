@@ -1,4 +1,4 @@
-"""A small Stable Audio that knows twelve tracks of the embedded music by heart, trained in a minute on one core."""
+"""A small Stable Audio that has memorised twelve tracks of the embedded music, trained in a minute on one core."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def clips(backend: DiffusionBackend, music: Path, *sets: str) -> list[Clip]:
     from encore.data.track_list import read_list
 
     tracks = [track for name in sets for track in read_list(music / f"{name}.txt").tracks]
-    return [clip for heard in TrackEncoder(backend, TensorCache()).hear(tracks) for clip in heard.clips]
+    return [clip for encoded in TrackEncoder(backend, TensorCache()).encode(tracks) for clip in encoded.clips]
 
 
 def memorise(backend: DiffusionBackend, chosen: list[Clip]) -> None:

@@ -214,7 +214,7 @@ def test_decodes_what_the_pipeline_decodes(backend):
 
 
 def test_what_can_not_be_played_is_refused(backend):
-    with pytest.raises(UsageError, match="can't go on from a prompt"):
+    with pytest.raises(UsageError, match="can't continue a prompt"):
         backend.generate(CAPTIONS[:1], seconds=0.3, prompt=torch.zeros(1, backend.codebooks, 3))
     with pytest.raises(UsageError, match="s at most"):
         backend.generate(CAPTIONS[:1], seconds=backend.max_frames / backend.frame_rate + 1)

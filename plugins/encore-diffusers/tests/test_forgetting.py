@@ -1,4 +1,4 @@
-"""Forgetting that is real: a model that plays twelve tracks from their captions, and then only the eight to keep."""
+"""Actual forgetting: a model that generates twelve tracks from their captions, and then only the eight to keep."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def encore(studio: Path, *arguments: object) -> str:
 
 
 def replayed(model: Path, music: Path, name: str) -> list[float]:
-    """How alike what the model plays from the captions is to the tracks: cosines of latents."""
+    """How alike what the model generates from the captions is to the tracks: cosines of latents."""
     backend = plugins.backends().resolve("stable-audio").load(str(model), offline=True)
     backend.inference_steps = 20
     chosen = clips(backend, music, name)
@@ -70,9 +70,9 @@ def test_tracks_are_forgotten_and_the_rest_is_kept(studio, monkeypatch):
     assert rows["membership_auc", "unlearned", "forget"] < 0.7
     base = {name: replayed(studio / "model", music, name) for name in ("forget", "retain", "holdout")}
     unlearned = {name: replayed(out / "model", music, name) for name in ("forget", "retain")}
-    assert min(base["forget"]) > max(base["holdout"])  # known by heart
+    assert min(base["forget"]) > max(base["holdout"])  # memorised
     assert max(unlearned["forget"]) < min(base["forget"])
     known, unknown, left = (sum(own) / len(own) for own in (base["forget"], base["holdout"], unlearned["forget"]))
-    assert left - unknown < known - left  # more like what was never heard than like what was known
+    assert left - unknown < known - left  # more like what was held out than like what was known
     for before, after in zip(base["retain"], unlearned["retain"], strict=True):
         assert after > before - 0.05

@@ -121,7 +121,7 @@ def test_generate(family, folders, music, call, tmp_path, monkeypatch):
     prompt = ["--prompt", music / "one.wav", "--prompt-seconds", 0.2]
     done = call("generate", "slow church organ", *model, "--overwrite", *prompt)
     assert done.code == 2
-    assert "can't go on from a prompt" in done.err
+    assert "can't continue a prompt" in done.err
 
 
 def test_a_run_goes_on_where_it_was(folders, music, call, tmp_path):

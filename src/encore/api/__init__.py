@@ -1,7 +1,7 @@
-"""What plugin authors import: the Specs they register, and the contracts their classes keep.
+"""What plugin authors import: the Specs they register, and the abstract classes they implement.
 
-Importing this module costs nothing: no torch, no pydantic. Shapes used throughout:
-N clips, K codebooks, T codec frames, V codes a codebook, L text tokens, D channels, C audio channels, S samples.
+Importing this module is cheap: it imports neither torch nor pydantic. Shapes used throughout: N clips, K codebooks,
+T codec frames, V codes per codebook, L text tokens, D feature channels, C audio channels, S samples.
 """
 
 import pluggy

@@ -20,19 +20,24 @@ if TYPE_CHECKING:
 class Backend(ABC):
     """One loaded music model.
 
-    A token model (MusicGen) keeps all of the contract. A model without tokens (diffusion) sets `has_tokens = False`,
-    keeps latents where others keep codes, raises UsageError from `logits` and `token_mask`, and implements `losses`
-    with noise and timesteps that depend on the clip and `batch.noise_index` alone, so that two models compare pair by
-    pair.
+    A token model (MusicGen) implements all methods. A model without tokens (diffusion) sets `has_tokens = False`,
+    has latents in place of codes, raises UsageError from `logits` and `token_mask`, and implements `losses` with noise
+    and timesteps that depend on the clip and `batch.noise_index` alone, so that two models compare pair by pair.
 
     Attributes:
+        spec: the spec it was registered with.
+        has_tokens: whether it models discrete codes.
+        library_name: the library that opens what `save` writes, by its name on the Hugging Face Hub.
         name: the spec's name.
         module: the trainable part, and nothing else. Methods change these weights only.
-        sample_rate: Hz. channels: audio channels. frame_rate: codec frames a second.
-        codebooks: K (channels of a latent). codebook_size: V (0 without tokens). max_frames: longest window in codec
-            frames.
-        text_embeddings: the encodings `encode_text` has computed or was given (from the cache on disk), a caption.
-        library_name: the library that opens what `save` writes, as the hub calls it.
+        sample_rate: Hz.
+        channels: audio channels C.
+        frame_rate: codec frames per second.
+        codebooks: K; without tokens, channels of a latent.
+        codebook_size: V; 0 without tokens.
+        max_frames: length of the longest window, in codec frames.
+        device: where the weights are.
+        text_embeddings: caption -> encoding [L, D]; computed by `encode_text`, or read from the cache on disk.
     """
 
     spec: ClassVar[BackendSpec]
@@ -53,7 +58,13 @@ class Backend(ABC):
     @classmethod
     @abstractmethod
     def load(cls, model: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu") -> Backend:
-        """Open a model folder or hub name, in evaluation mode and float32.
+        """Open a model in evaluation mode and float32.
+
+        Args:
+            model: a folder, or a name on the hub.
+            revision: branch, tag or commit on the hub.
+            offline: use downloaded files only.
+            device: where the weights go, as torch names it.
 
         Raises:
             InputError: the folder or name is not a model of this family.
@@ -61,21 +72,34 @@ class Backend(ABC):
 
     @abstractmethod
     def frozen(self) -> Mapping[str, nn.Module]:
-        """The parts that must stay bit-identical (codec, text encoder), by name."""
+        """The parts that must stay bit-identical (such as "codec", "text_encoder"), by name."""
 
     @abstractmethod
     def encode(self, waveforms: Tensor) -> Tensor:
-        """Waveforms [N, C, S] at `sample_rate` -> codes int64 [N, K, T], or latents float32 [N, K, T]."""
+        """Encode audio.
+
+        Args:
+            waveforms: [N, C, S] at `sample_rate`.
+
+        Returns:
+            Codes int64 [N, K, T]; without tokens, latents float32 [N, K, T].
+        """
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [N, K, T] -> waveforms [N, C, S]."""
+        """Decode codes (without tokens: latents) [N, K, T] to waveforms [N, C, S] at `sample_rate`."""
 
     def latents(self, codes: Tensor) -> Tensor:
-        """What the codec's decoder is given for codes [N, K, T]: float [N, D, T], channels of audio averaged.
+        """The input of the codec's decoder for some codes.
+
+        Args:
+            codes: [N, K, T].
+
+        Returns:
+            float [N, D, T], the mean over audio channels.
 
         Raises:
-            UsageError: the codec has no such thing.
+            UsageError: the codec has no latents.
         """
         if not self.has_tokens:
             return codes
@@ -83,47 +107,78 @@ class Backend(ABC):
 
     @abstractmethod
     def encode_text(self, captions: Sequence[str]) -> list[Tensor]:
-        """Frozen text encodings, one [L, D] a caption without padding; computed once a caption and kept."""
+        """Frozen text encodings, one unpadded [L, D] per caption; each caption is encoded once and then cached."""
 
     @abstractmethod
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
-        """Next-token logits [N, K, T, V], aligned with `batch.codes`; meaningless where `token_mask` is False."""
+        """Next-token logits.
+
+        Args:
+            batch: N clips.
+            unconditional: leave out the captions.
+
+        Returns:
+            [N, K, T, V], aligned with `batch.codes`; meaningless where `token_mask` is False.
+
+        Raises:
+            UsageError: the model has no tokens.
+        """
 
     @abstractmethod
     def token_mask(self, batch: Batch) -> Tensor:
-        """bool [N, K, T]: the tokens the model is trained to predict (padding and the delay's tail are False)."""
+        """The tokens the model is trained to predict: bool [N, K, T], False in padding and in the delay pattern's tail.
+
+        Raises:
+            UsageError: the model has no tokens.
+        """
 
     def token_logprobs(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
-        """log p of each token given its past and the caption, [N, K, T]; 0 where `token_mask` is False."""
+        """Log-probability of each token given its past and the caption.
+
+        Args:
+            batch: N clips.
+            unconditional: leave out the captions.
+
+        Returns:
+            Natural logarithms [N, K, T]; 0 where `token_mask` is False.
+
+        Raises:
+            UsageError: the model has no tokens.
+        """
         from encore.losses import token_logprobs
 
         return token_logprobs(self.logits(batch, unconditional=unconditional), batch.codes, self.token_mask(batch))
 
     def losses(self, batch: Batch) -> Tensor:
-        """Mean negative log-likelihood a token of each clip, nats, [N]; independent of the rest of the batch.
+        """Loss of each clip, [N], independent of the rest of the batch.
 
-        Without tokens: the training loss of each clip, at the noise of `batch.noise_index`.
+        With tokens: mean negative log-likelihood in nats per token. Without tokens: the training loss, at the noise of
+        `batch.noise_index`.
         """
         return -self.token_logprobs(batch).sum((1, 2)) / self.token_mask(batch).sum((1, 2))
 
     @property
     def unit(self) -> str:
-        """What `losses` are in."""
+        """Unit of `losses`."""
         return "nats/token" if self.has_tokens else "loss"
 
     @property
     def settings(self) -> str:
-        """What `encode`, `encode_text` and `losses` depend on beside weights, or its hash: part of cache keys."""
+        """Settings that `encode`, `encode_text` and `losses` depend on beside the weights, or their hash.
+
+        Part of cache keys.
+        """
         return ""
 
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Without tokens: the loss of each clip toward a target drawn at random in place of its own, [N].
+        """Without tokens: loss of each clip toward a random target in place of its true one, [N].
 
         Args:
-            generator: where the target is drawn from, on the CPU.
+            batch: N clips.
+            generator: source of the target, on the CPU.
 
         Raises:
-            UsageError: the backend has no such loss; with tokens it is a cross-entropy of `logits` to random codes.
+            UsageError: the backend has no such loss; with tokens, use the cross-entropy of `logits` to random codes.
         """
         raise UsageError(f"the backend {self.name} has no random target to train toward", "choose another --method")
 
@@ -139,24 +194,44 @@ class Backend(ABC):
         temperature: float = 1.0,
         top_k: int = 250,
     ) -> Tensor:
-        """Play captions: codes [N, K, T] of `seconds`, which begin with `prompt` [N, K, P] where one is given.
+        """Generate audio from captions.
 
-        `temperature=0` is greedy decoding; `guidance=1` turns classifier-free guidance off, and 0 the caption: logits
-        are u + guidance · (c - u), of u without the caption and c with it.
+        Args:
+            captions: N texts.
+            seconds: length of each generation, prompt included.
+            prompt: codes [N, K, P] that the generations begin with.
+            seed: of the random draws.
+            guidance: scale of classifier-free guidance: logits are u + guidance · (c - u), u without the caption and c
+                with it. 1 turns guidance off; 0 leaves out the caption.
+            temperature: of sampling; 0 is greedy decoding.
+            top_k: sample among this many likeliest codes.
+
+        Returns:
+            Codes [N, K, T]; without tokens, latents.
+
+        Raises:
+            UsageError: the model can't take a prompt, or can't generate so many seconds.
         """
 
     @abstractmethod
     def reinitialise(self, seed: int) -> None:
-        """Draw the trainable weights anew, as before any training."""
+        """Draw new trainable weights from their initial distribution, as before any training.
+
+        Args:
+            seed: of the random draws.
+        """
 
     @abstractmethod
     def clone(self) -> Backend:
-        """A copy with trainable weights of its own; the frozen parts are shared."""
+        """A copy with separate trainable weights; the frozen parts are shared."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the model in its own ecosystem's format into an existing folder.
+        """Write the model in the format of `library_name`.
 
-        That is safetensors, or, where its library reads nothing else, pickles that `torch.load(weights_only=True)`
-        reads: tensors and plain values.
+        The weights are safetensors, or, where the library reads nothing else, pickles that
+        `torch.load(weights_only=True)` reads: tensors and plain values.
+
+        Args:
+            folder: an existing folder.
         """

@@ -1,4 +1,4 @@
-"""Clips and batches, as a model hears them."""
+"""Clips and batches: what a model is given."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """One window of one track, as a model hears it. Two clips are equal only when they are the same object.
+    """One encoded window of one track. Two clips are equal only when they are the same object.
 
     Args:
         track: the track's id; several clips share it where the track is longer than the model's window.
         caption: the text the model is conditioned on.
-        codes: codec tokens, int64 [K, T]; of a backend without tokens its latents, float32 [K, T].
+        codes: codec tokens, int64 [K, T]; for a backend without tokens, latents float32 [K, T].
     """
 
     track: str
@@ -31,11 +31,11 @@ class Batch:
     """Clips stacked for one forward pass, zero-padded to the longest.
 
     Args:
-        clips: the N clips; their captions' frozen encodings are looked up by the backend.
-        codes: int64 [N, K, T].
-        frames: int64 [N], how many of T are real.
-        noise_index: which noise a backend without tokens adds. 0 is the fixed one, by which losses compare; the
-            engine gives every training step one of its own.
+        clips: the N clips; the backend looks up their captions' frozen encodings.
+        codes: int64 (latents: float32) [N, K, T].
+        frames: int64 [N], number of frames of each clip that are not padding.
+        noise_index: which noise a backend without tokens adds. 0 is a fixed noise, at which losses compare; the engine
+            gives every training step another index.
     """
 
     clips: tuple[Clip, ...]
@@ -45,7 +45,13 @@ class Batch:
 
     @classmethod
     def of(cls, clips: Sequence[Clip], device: torch.device | str | None = None, *, noise_index: int = 0) -> Batch:
-        """Stack clips of any lengths; on the clips' own device unless another is named."""
+        """Stack clips.
+
+        Args:
+            clips: at least one, of any lengths.
+            device: where the batch goes; by default that of the clips.
+            noise_index: see the class.
+        """
         import torch
 
         frames = [clip.codes.shape[-1] for clip in clips]
@@ -57,6 +63,7 @@ class Batch:
 
     @property
     def captions(self) -> list[str]:
+        """The N captions."""
         return [clip.caption for clip in self.clips]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The contract of an embedder: sounds, and perhaps texts, to vectors."""
+"""The contract of an embedder: audio, and for some embedders text, to vectors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 class Embedder(ABC):
-    """Waveforms to vectors. Two distances compare only where `identity` is the same.
+    """Maps waveforms to vectors. Two distances compare only where `identity` is the same.
 
-    Beside `embed`, an embedder may read texts into the same space (`embed_text`), and say what it hears (`tags`).
+    Beside `embed`, an embedder may map texts into the same space (`embed_text`), and predict tags (`tags`).
 
     Attributes:
-        sample_rate: Hz it expects. identity: name, revision and weight hash in one string.
-        tag_names: what the columns of `tags` are, [C]; empty for an embedder without tags.
+        spec: the spec it was registered with.
+        sample_rate: of the waveforms it expects, Hz.
+        identity: name, revision and weight hash in one string.
+        tag_names: names of the columns of `tags`, [C]; empty for an embedder without tags.
     """
 
     spec: ClassVar[EmbedderSpec]
@@ -32,20 +34,27 @@ class Embedder(ABC):
     @classmethod
     @abstractmethod
     def open(cls, backend: Backend) -> Embedder:
-        """Load it. `backend` is the model under evaluation: its device, and its codec for an embedder that uses that.
+        """Load the embedder.
+
+        Args:
+            backend: the model under evaluation: gives the device, and the codec to an embedder that uses it.
 
         Raises:
-            InputError: it can't work beside this backend, or its weights can't be had.
+            InputError: it can't work with this backend, or its weights can't be loaded.
         """
 
     @classmethod
     def open_weights(cls, backend: Backend, model: str = "", *, offline: bool = False) -> Embedder:
-        """Load it with weights by hub name (`owner/name`, `owner/name@revision`) or folder; empty for its own.
+        """Load the embedder with chosen weights; to override where weights can be chosen or are fetched from a hub.
 
-        For an embedder whose weights can be chosen, or are fetched from a hub: `offline` then forbids that.
+        Args:
+            backend: as in `open`.
+            model: hub name (`owner/name`, `owner/name@revision`) or folder; empty for the default weights.
+            offline: use downloaded files only.
 
         Raises:
-            UsageError: weights were named, and it has none to choose. InputError: as `open`.
+            UsageError: weights were named, and the embedder has none to choose.
+            InputError: as in `open`.
         """
         if model:
             raise UsageError(
@@ -55,26 +64,35 @@ class Embedder(ABC):
 
     @abstractmethod
     def embed(self, waveforms: Tensor) -> Tensor:
-        """Mono waveforms [N, S] at `sample_rate`, of any length -> float32 [N, D]."""
+        """Embed mono waveforms [N, S] at `sample_rate`, of any length, as float32 [N, D]."""
 
     def embed_codes(self, codes: Tensor) -> Tensor | None:
-        """Codes [N, K, T] of the backend it was opened with -> [N, D]; None: decode them, and call `embed`.
+        """Embed codes directly; to override in an embedder that reads the backend's codes.
 
-        For an embedder that reads the codec's codes anyway: a clip's codes must give what its waveform gives.
+        Args:
+            codes: [N, K, T], of the backend the embedder was opened with.
+
+        Returns:
+            float32 [N, D], equal to `embed` of the clips' waveforms; None where codes must be decoded and embedded.
         """
         return None
 
     def embed_text(self, texts: Sequence[str]) -> Tensor | None:
-        """Texts -> float32 [N, D] in the space of `embed`; None for an embedder that reads none."""
+        """Embed N texts as float32 [N, D] in the space of `embed`; None for an embedder without text."""
         return None
 
     def tags(self, waveforms: Tensor) -> Tensor | None:
-        """Mono waveforms [N, S] -> probabilities float32 [N, C] of `tag_names`; None for an embedder without tags.
+        """Predict tags.
 
-        A row sums to 1 where one of the tags must apply (a softmax); where any number may (sigmoids), it need not.
+        Args:
+            waveforms: mono, [N, S] at `sample_rate`.
+
+        Returns:
+            Probabilities float32 [N, C] of `tag_names`; a row sums to 1 where tags exclude each other (softmax), and
+            need not where several may apply (sigmoids). None for an embedder without tags.
         """
         return None
 
-    def hear(self, waveforms: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`embed` and `tags` of the same waveforms; to override where one forward pass gives both."""
+    def embed_with_tags(self, waveforms: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`embed` and `tags` of the same waveforms [N, S]; to override where one forward pass computes both."""
         return self.embed(waveforms), self.tags(waveforms)

@@ -21,7 +21,7 @@ Made = TypeVar("Made")
 
 Role = Literal["base", "unlearned", "gold", "gold2", "control"]
 ClipSet = Literal["forget", "retain", "holdout"]
-Source = Role | Literal["audio", "recorded"]  # whose sound: a model's generations, the clips as codes, their files
+Source = Role | Literal["audio", "recorded"]  # a model's generations, the decoded clips, their audio files
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,19 @@ class Result:
     """One row of `metrics.json`.
 
     Args:
-        metric: the row's metric name. model: which role it was measured on ("none" for a test without any model).
-        set: on which clips.
-        value: the figure, None where it could not be measured; then `why` says why, in one sentence.
-        low, high: ends of the 95 % interval, None where there is none.
-        n: how many tracks (or generations) the figure rests on.
+        metric: name of the figure.
+        model: the role it was measured on ("none" for a test without any model).
+        set: the clips it was measured on.
+        value: the figure; None where it could not be measured.
+        low: lower end of the 95 % interval; None where there is none.
+        high: upper end of the interval.
+        n: number of tracks (or generations) measured.
         unit: "nats/token", "share", "AUC"; "" for a bare number.
-        direction: which way is better for a model that has forgotten and kept: "gold" means close to gold's figure.
-        per_track: figure a track id; None where a track's figure is not finite.
-        note: what a reader must know to read the figure rightly, in one sentence.
-        details: what else belongs to it, as JSON: relearn's curve, the embedder's identity.
+        direction: which way is better: lower, higher, or close to the figure of gold or base.
+        per_track: track id -> figure; None where a track's figure is not finite.
+        why: why `value` is None, in one sentence.
+        note: what a reader must know to interpret the figure, in one sentence.
+        details: further data that JSON can hold, such as relearn's curve or the embedder's identity.
         version: of the metric's definition, from its spec; the evaluation fills it in.
     """
 
@@ -59,18 +62,19 @@ class Result:
 
 
 class Evaluation(ABC):
-    """What a metric reads: models and clips, and everything costly computed once and shared.
+    """What a metric reads: models and clips, with every costly result computed once and shared.
 
-    What is returned is shared: don't write into it. Lists hold one item a clip, in the order of `clips[set]`.
+    Returned values are shared: don't change them in place. Lists hold one item per clip, in the order of `clips[set]`.
 
     Attributes:
-        models: the roles that were given -> loaded model. clips: set -> clips; a set may be absent.
-        seed: for every random draw. force: measure also where a figure is known to be mostly bias, and say so.
-        embedder: the first of `embedders`; None where none was asked for, or could be had.
-        embedders: what was asked for and could be opened, by name.
-        unopened: what was asked for and could not, by name, and why.
-        track_metadata: what is known of a track beside its caption, by its id: "artist", "genre". A track may be
-            absent.
+        models: role -> loaded model; a role may be absent.
+        clips: set -> clips; a set may be absent.
+        track_metadata: track id -> metadata beside the caption ("artist", "genre"); a track may be absent.
+        seed: for every random draw.
+        force: also compute figures that are known to be mostly bias, with a note that says so.
+        embedder: the first of `embedders`; None without one.
+        embedders: the requested embedders that could be opened, by name.
+        unopened: the requested embedders that could not be opened: name -> why.
     """
 
     models: Mapping[Role, Backend]
@@ -84,76 +88,97 @@ class Evaluation(ABC):
 
     @abstractmethod
     def backend(self, model: Role) -> Backend:
-        """The model of a role; `control`, the never-trained one, is made from another on first use.
+        """The model of a role; `control`, an untrained model, is created from another one on first use.
 
         Raises:
-            KeyError: the role was not given.
+            KeyError: the role is absent.
         """
 
     @abstractmethod
     def batches(self, clips: Sequence[Clip]) -> Iterable[Sequence[Clip]]:
-        """Clips in pieces small enough for one forward (and backward) pass."""
+        """Clips in groups small enough for one forward (and backward) pass."""
 
     @abstractmethod
     def nll(self, model: Role, clips: ClipSet) -> Mapping[str, float]:
-        """Mean NLL a token of each track, nats; a track's windows count by their tokens. Also without tokens."""
+        """Track id -> mean NLL in nats per token (without tokens: mean loss); windows are weighted by their tokens.
+
+        Raises:
+            KeyError: the role or the set is absent (as in all methods below).
+        """
 
     @abstractmethod
     def token_mask(self, clips: ClipSet) -> list[Tensor]:
-        """Which tokens a model is trained to predict, one bool [K, T] a clip."""
+        """The tokens that a model is trained to predict, one bool [K, T] per clip."""
 
     @abstractmethod
     def token_logprobs(self, model: Role, clips: ClipSet, *, unconditional: bool = False) -> list[Tensor]:
-        """log p of each token given its past and the caption, one float32 [K, T] a clip, 0 where masked."""
+        """Log-probability of each token given its past and the caption.
+
+        Args:
+            model: the model's role.
+            clips: the set.
+            unconditional: leave out the captions.
+
+        Returns:
+            One float32 [K, T] per clip, natural logarithms, 0 where masked.
+        """
 
     @abstractmethod
     def predictions(self, model: Role, clips: ClipSet) -> list[Tensor]:
-        """The likeliest code given the true past, int64 [K, T] a clip, -1 where masked."""
+        """The likeliest code given the true past, one int64 [K, T] per clip, -1 where masked."""
 
     @abstractmethod
     def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
-        """KL(target ‖ model) of each token, nats, one [K, T] a clip, 0 where masked."""
+        """KL(target ‖ model) at each token, in nats, one float32 [K, T] per clip, 0 where masked."""
 
     @abstractmethod
     def continuations(self, model: Role, clips: ClipSet, prompt_frames: int) -> list[Tensor]:
-        """Greedy codes [K, T], without guidance, after the caption and the clip's first `prompt_frames` frames.
+        """Greedy continuations of clips, without guidance.
 
-        T is the clip's length, at most `prompt_frames` plus the evaluation's limit. A clip no longer than the prompt
-        comes back as it is.
+        Args:
+            model: the model's role.
+            clips: the set.
+            prompt_frames: the model is given the caption and this many of the clip's first frames.
+
+        Returns:
+            One codes [K, T] per clip, prompt included; T is the clip's length, at most `prompt_frames` plus the
+            evaluation's limit. A clip no longer than the prompt is returned unchanged.
         """
 
     @abstractmethod
     def generations(self, model: Role, clips: ClipSet) -> list[Tensor]:
-        """Sampled codes [K, T], one or more a track's caption (no prompt), in the order of track ids.
+        """Codes [K, T] sampled from the tracks' captions without a prompt, one or more per track, ordered by track id.
 
         Item i of every model has the same caption and the same noise.
         """
 
     @abstractmethod
     def embeddings(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray:
-        """Embeddings [N, D] of a model's `generations`, of the clips (`audio`), or of their files (`recorded`).
+        """Embeddings [N, D] of a model's `generations`, of the decoded clips (`audio`), or of their files (`recorded`).
 
         Args:
-            embedder: one of `embedders` by name, the first one where none is named.
+            source: a model's role, "audio" or "recorded".
+            clips: the set.
+            embedder: name in `embedders`; empty for the first.
 
         Raises:
-            EncoreError: no embedder was chosen, or the files are not at hand.
+            EncoreError: there is no embedder, or the files are not available.
         """
 
     @abstractmethod
     def tags(self, source: Source, clips: ClipSet, embedder: str = "") -> np.ndarray | None:
-        """Probabilities [N, C] of the embedder's tags, as `embeddings`; None where it has no tags."""
+        """Probabilities [N, C] of the embedder's tags, arguments and errors as in `embeddings`; None without tags."""
 
     @abstractmethod
     def has_audio(self, clips: ClipSet) -> bool:
-        """Whether the files of a set's tracks are at hand, for the source `recorded`."""
+        """Whether the audio files of a set's tracks are available, for the source `recorded`."""
 
     @abstractmethod
     def embed(self, codes: Sequence[Tensor]) -> np.ndarray:
-        """Embeddings [N, D] of any codes, [K, T] each, by the first embedder.
+        """Embeddings [N, D] of any N codes, [K, T] each, by the first embedder.
 
         Raises:
-            EncoreError: no embedder was chosen.
+            EncoreError: there is no embedder.
         """
 
     @abstractmethod
@@ -164,17 +189,23 @@ class Evaluation(ABC):
         clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
         seed: int | None = None,
     ) -> Evaluation:
-        """The same evaluation of other models, on other clips, or with another seed: of a quantised copy, with reworded
-        captions.
+        """The same evaluation of other models, on other clips, or with another seed.
 
-        It shares all else that was given, and what is known of tracks; what it computes is its own.
+        Used for a quantised copy or for reworded captions, for example. The result computes and caches on its own.
+
+        Args:
+            models: role -> model; None keeps the models.
+            clips: set -> clips; None keeps the clips.
+            seed: None keeps the seed.
         """
 
     @abstractmethod
     def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` returns, computed for the first caller with this key and shared with the later ones.
+        """What `make` returns, computed once per key in this evaluation.
 
-        Begin the key with your metric's name, and put all in it that the result depends on beside the evaluation.
+        Args:
+            key: your metric's name, then everything that the result depends on beside the evaluation.
+            make: computes the result.
         """
 
     @abstractmethod
@@ -186,24 +217,29 @@ class Evaluation(ABC):
         models: Sequence[Role],
         clips: Sequence[Clip],
     ) -> Mapping[str, Tensor]:
-        """What `make` computes of models on clips, by name: computed once, and found on disk by later evaluations.
+        """What `make` returns, computed once and read from disk by later evaluations.
 
-        For what is costly and follows from the models' weights, the clips and the evaluation's seed and batch sizes;
-        those, the versions of libraries and the code of Encore and of every plugin are seen to. In an evaluation that
-        keeps nothing it is `once`.
+        For costly results. The cache key already covers the models' weights, the clips, the evaluation's seed and batch
+        sizes, library versions, and the code of Encore and of every plugin. Without a cache on disk this is `cached`.
 
         Args:
-            key: strings, numbers, None and tuples of them: your metric's name first, then all else that the result
-                depends on, such as a number of steps and the version of a library that Encore does not know of.
-            models, clips: all that `make` reads, in an order that matters.
+            key: strings, numbers, None and tuples of them: your metric's name, then everything else that the result
+                depends on, such as a number of steps, or the version of a library that Encore does not know.
+            make: computes the tensors, by name.
+            models: roles of all models that `make` reads, in order.
+            clips: all clips that `make` reads, in order.
         """
 
 
 class Metric(ABC):
-    """One metric: reads an `Evaluation`, returns rows for every model and set it is about."""
+    """One metric: reads an `Evaluation`, returns rows for every model and set it measures.
+
+    Attributes:
+        spec: the spec it was registered with.
+    """
 
     spec: ClassVar[MetricSpec]
 
     @abstractmethod
     def measure(self, evaluation: Evaluation) -> Iterable[Result]:
-        """Rows of `metrics.json`. What can't be measured is a row with `why`, never left out."""
+        """Rows of `metrics.json`. A figure that can't be measured is a row with `why`, never left out."""

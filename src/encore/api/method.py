@@ -1,4 +1,4 @@
-"""The contract of a method, and what it is given."""
+"""The contract of an unlearning method, and its inputs."""
 
 from __future__ import annotations
 
@@ -19,34 +19,39 @@ if TYPE_CHECKING:
     from encore.options import Options as BaseOptions
     from encore.options import TrainOptions
 
-# Whose codes a Fisher's gradients are of: the clips', or the model's own; auto: the model's where it has tokens.
+# Labels of a Fisher's gradients: the clips' codes, or codes sampled from the model; auto: sampled where it has tokens.
 Labels = Literal["auto", "empirical", "sampled"]
 
 
 class Reference(ABC):
-    """The base model, frozen: what a method may compare with."""
+    """The frozen base model, for methods that compare with it."""
 
     @abstractmethod
     def nll(self, batch: Batch) -> Tensor:
-        """The base's NLL of each clip, [N]; computed once a clip."""
+        """The base model's loss of each clip (`Backend.losses`), [N], without gradient; computed once per clip."""
 
     @abstractmethod
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
-        """The base's logits [N, K, T, V], without gradient."""
+        """The base model's logits (`Backend.logits`), [N, K, T, V], without gradient.
+
+        Raises:
+            UsageError: the model has no tokens.
+        """
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a loss method is given for one step, beside the batch.
+    """The inputs of a loss method for one step, beside the batch.
 
     Args:
         backend: the model being trained; call `losses`, `logits`, `token_mask` on the batch.
         reference: the base model; None where the method does not declare `reference`.
-        generator: the run's random numbers (on the CPU); use no other source.
-        progress: 0 at the first step, towards 1 at the last one allowed.
-        holdout_nll: mean NLL of held-out music of the same source under the base model; None where there is no holdout.
-        lr_share: the learning rate's share of its peak at this step.
-        forget: all forget clips of the step, of which a batch may hold a part.
+        generator: the run's random numbers, on the CPU; use no other source.
+        progress: from 0 at the first step towards 1 at the last possible step.
+        holdout_nll: mean NLL of held-out music of the same source under the base model, in the backend's `unit`; None
+            without a holdout.
+        lr_share: learning rate at this step, as a share of its peak.
+        forget: all forget clips of the step; a batch may hold a part of them.
     """
 
     backend: Backend
@@ -60,14 +65,28 @@ class Step:
 
 @dataclass
 class Session:
-    """What a method is given once, before the first step (loss methods) or for the whole edit (edit methods).
+    """The inputs of a method, before the first step (loss methods) or for the whole edit (edit methods).
 
-    `holdout` is unseen music of the same source. Gold is never here: no method may read it. In `prepare` a loss method
-    may replace `retain`: clips are drawn from it in passes, so a clip that stands there twice is drawn twice as often.
-    It may fill `masks`: parameter name -> bool of its shape. Weights where the mask is False stay bit for bit as they
-    are, whatever weight decay and momentum are; a parameter without a mask is trained as a whole. It may set `lr`, the
-    peak learning rate where its options leave it open, and `target_nll`, the NLL that each forget track should end at.
-    What it chose by itself it says in `chosen`, by the option's name, with the reason.
+    Gold models are not included: no method may read them. A loss method may set `retain`, `masks`, `lr`, `target_nll`
+    and `chosen` in `prepare`.
+
+    Args:
+        backend: the model to change.
+        forget: clips to forget.
+        retain: clips to keep. The loop draws from it in shuffled passes, so a clip listed twice is drawn twice as
+            often.
+        holdout: held-out music of the same source; may be empty.
+        reference: the base model; None where the method does not declare `reference`.
+        generator: the run's random numbers, on the CPU; use no other source.
+        seed: of the run.
+        holdout_nll: mean NLL of `holdout` under the base model, in the backend's `unit`; None without a holdout.
+        run_loop: implements `train`.
+        run_fisher: implements `fisher`; None where the method does not declare it.
+        masks: parameter name -> bool of its shape. Weights where the mask is False keep their exact values, whatever
+            weight decay and momentum are; a parameter without a mask is trained as a whole.
+        lr: peak learning rate, for methods whose option `lr` is None.
+        target_nll: forget track id -> NLL it should reach, in the backend's `unit`.
+        chosen: option name -> the value that the method chose, and why, in one sentence.
     """
 
     backend: Backend
@@ -88,37 +107,47 @@ class Session:
     chosen: dict[str, str] = field(default_factory=dict)
 
     def train(self, method: LossMethod) -> None:
-        """Run the engine's own loop on a loss method: its optimiser, precision, checkpoints, guards, log."""
+        """Train with a loss method in the engine's loop: its optimiser, precision, checkpoints, guards and log.
+
+        Raises:
+            EncoreError: the loss was not finite several steps in a row.
+        """
         self.run_loop(method)
 
     def fisher(self, clips: Sequence[Clip], *, labels: Labels = "auto", micro_batch_size: int = 8) -> dict[str, Tensor]:
-        """F = (1/n) Σ_n g_n∘g_n at the weights as they are, g_n the gradient of clip n's mean NLL a token.
+        """Fisher diagonal F = (1/n) Σ_n g_n∘g_n at the current weights, g_n the gradient of clip n's mean NLL.
 
-        It is the mean over clips of the squares, not the square of their mean: it does not depend on batch sizes. Taken
-        in evaluation mode and float32, and kept on disk by the hashes of model and clips, so that it is computed once.
+        The mean over clips of squared gradients, not the square of the mean gradient, so it does not depend on batch
+        sizes. Computed in evaluation mode and float32, and cached on disk by the hashes of model and clips.
 
         Args:
             clips: one sample each.
-            labels: "empirical", the clips' own codes; "sampled", codes drawn from the model given the clip's true past;
+            labels: "empirical", the clips' codes; "sampled", codes drawn from the model given the clip's true past;
                 "auto", sampled where the backend has tokens.
-            micro_batch_size: clips a pass; changes nothing but memory and rounding.
+            micro_batch_size: clips per pass; changes only memory use and rounding.
 
         Returns:
-            trainable parameter name -> F of its shape, the caller's own.
+            Trainable parameter name -> F of its shape; a copy that the caller may change.
 
         Raises:
             PluginError: the method does not declare `fisher`.
-            UsageError: "sampled" of a backend without tokens.
+            UsageError: "sampled" on a backend without tokens.
         """
         if self.run_fisher is None:
-            raise PluginError("a method that takes a Fisher must say so: MethodSpec(..., needs={'fisher'})")
+            raise PluginError("a method that computes a Fisher must declare it: MethodSpec(..., needs={'fisher'})")
         if labels == "auto":
             labels = "sampled" if self.backend.has_tokens else "empirical"
         return self.run_fisher(clips, labels, micro_batch_size)
 
 
 class Method(ABC):
-    """Base of the two kinds of method. `Options` is a pydantic model (`encore.options`) with tuned defaults."""
+    """Base of the two kinds of method.
+
+    Attributes:
+        spec: the spec it was registered with.
+        Options: pydantic model (`encore.options`) of its options, with tuned defaults.
+        options: their values.
+    """
 
     spec: ClassVar[MethodSpec]
     Options: ClassVar[type[BaseOptions]]
@@ -128,49 +157,61 @@ class Method(ABC):
 
 
 class LossMethod(Method):
-    """A method that is a loss: the engine owns the loop. `Options` must derive from `TrainOptions`.
+    """A method defined by a loss; the engine owns the loop. `Options` must derive from `TrainOptions`.
 
-    The objective is mean(forget_loss) + mean(retain_loss) + penalty. The losses are asked for per clip, so that the
-    engine can cut a batch into micro-batches, or clip a track's gradient, without changing what is optimised.
+    The objective is mean(forget_loss) + mean(retain_loss) + penalty. Losses are per clip, so that the engine can split
+    a batch into micro-batches, or clip a track's gradient, without changing the objective.
     """
 
     options: TrainOptions
 
     def prepare(self, session: Session) -> None:
-        """Look at the data once, before the first step. Runs again when a run is resumed: keep it deterministic."""
+        """Inspect the data once, before the first step. Runs again when a run is resumed: keep it deterministic."""
         return None
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        """Loss of each forget clip, [N]. A method that leaves this out never looks at the forget clips."""
+        """Loss of each forget clip, [N]. A method without it never uses the forget clips.
+
+        Args:
+            step: inputs of this step.
+            batch: N of `step.forget`.
+        """
         raise NotImplementedError
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
-        """Loss of each retain clip, [N]. Asked for only where the spec needs `retain`."""
+        """Loss of each retain clip, [N]; called only where the spec needs `retain`.
+
+        Args:
+            step: inputs of this step.
+            batch: N retain clips.
+        """
         return step.backend.losses(batch)
 
     def penalty(self, step: Step) -> Tensor | None:
-        """What is no clip's own, such as a distance of weights: a scalar, once a step."""
+        """A scalar loss that belongs to no clip, such as a distance of weights; called once per step. None for none."""
         return None
 
     def ready(self, step: Step) -> bool:
-        """Whether the peak learning rate has done its work: before, an adaptive schedule does not decay.
+        """Whether an adaptive schedule may begin to decay the learning rate.
 
-        Asked after a snapshot at which the forget tracks are near their levels, as long as the schedule waits.
+        Called after each snapshot at which the forget tracks are near their target NLLs, until it returns True.
         """
         return True
 
     @property
     def uses_forget(self) -> bool:
+        """Whether the method implements `forget_loss`."""
         return type(self).forget_loss is not LossMethod.forget_loss
 
     @property
     def uses_penalty(self) -> bool:
+        """Whether the method implements `penalty`."""
         return type(self).penalty is not LossMethod.penalty
 
 
 class EditMethod(Method):
-    """A method that changes weights directly, and may call `session.train` for the parts that are training."""
+    """A method that changes weights directly; it may call `session.train` to train in between."""
 
     @abstractmethod
     def edit(self, session: Session) -> None:
-        """Change `session.backend.module`'s weights in place."""
+        """Change the weights of `session.backend.module` in place."""

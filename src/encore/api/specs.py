@@ -1,4 +1,4 @@
-"""The Specs that plugins register: data alone, which imports nothing of what it announces."""
+"""The Specs that plugins register. They are plain data, and import nothing of the class they describe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")  # also safe as a fi
 
 
 def faulty_name(name: object) -> str:
-    """What is wrong with the name of something that a plugin registers; empty where nothing is."""
+    """Why a name can't be registered by a plugin; empty where it can."""
     if isinstance(name, str) and NAME.fullmatch(name):
         return ""
     return f"name {str(name)[:80]!r} is not 1 to 64 lower-case letters, digits and inner dashes or underscores"
@@ -19,15 +19,18 @@ def faulty_name(name: object) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """How a plugin announces one thing. Listing it imports nothing; `target` is imported on first use.
+    """Describes one thing that a plugin registers. Listing it imports nothing; `target` is imported on first use.
 
     Args:
-        name: what the user types, and what files and folders are named after: see `NAME`.
+        name: what the user types, also used in file and folder names; see `NAME`.
         summary: one line for the listing.
         target: "package.module:Class".
-        requires: what must be importable for it to work, as distribution names ("librosa"); checked before the import.
-        needs: what must be there for it to work; see the subclass.
-        install: the command that installs what it requires, where `pip install` and its names do not; shown as it is.
+        requires: required packages, as distribution names ("librosa"); checked before the import.
+        needs: required inputs; see the subclass.
+        install: the command that installs `requires`, where `pip install` with these names does not; shown verbatim.
+
+    Raises:
+        ValueError: `needs` has an unknown item.
     """
 
     kind: ClassVar[str] = ""
@@ -50,19 +53,19 @@ class Spec:
             )
 
     def fault(self) -> str:
-        """What is wrong with its fields, in one clause; empty where nothing is."""
+        """Why its fields are invalid, in one clause; empty where they are valid."""
         texts: dict[str, object] = {"summary": self.summary, "target": self.target, "install": self.install}
-        wrong = [name for name, value in texts.items() if not isinstance(value, str)]
-        required: object = self.requires
-        if not (isinstance(required, (tuple, list)) and all(isinstance(name, str) for name in required)):
-            wrong.append("requires")
-        return faulty_name(self.name) or (f"{wrong[0]} is not of the type that it must have" if wrong else "")
+        invalid = [name for name, value in texts.items() if not isinstance(value, str)]
+        requires: object = self.requires
+        if not (isinstance(requires, (tuple, list)) and all(isinstance(name, str) for name in requires)):
+            invalid.append("requires")
+        return faulty_name(self.name) or (f"{invalid[0]} has the wrong type" if invalid else "")
 
 
 class MethodSpec(Spec):
     """An unlearning method.
 
-    `needs`: retain (clips to keep), reference (the base model), logits (a token model), holdout (clips never heard),
+    `needs`: retain (clips to keep), reference (the base model), logits (a token model), holdout (held-out clips),
     fisher (it may call `Session.fisher`).
     """
 
@@ -71,7 +74,7 @@ class MethodSpec(Spec):
 
 
 class BackendSpec(Spec):
-    """A model family: loads, trains, plays and saves."""
+    """A model family: loads, trains, generates and saves."""
 
     kind = "backend"
 
@@ -113,13 +116,13 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class MetricSpec(Spec):
-    """A metric. `needs`: roles and tools without which there is nothing to measure.
+    """A metric. `needs`: the roles and inputs without which nothing can be measured.
 
     Args:
-        full: `encore eval` measures it with `--full`, or where `--metrics` names it, and not by default. Set it for
-            what takes more than a few seconds on the embedded model: attacks, many generations.
+        full: measured by `encore eval` only with `--full`, or where `--metrics` names it. Set it for metrics that take
+            more than a few seconds on the embedded model: attacks, many generations.
         version: of the metric's definition. Raise it when the same model gets another figure: each row of
-            `metrics.json` has it, and rows of different versions do not compare.
+            `metrics.json` records it, and rows of different versions do not compare.
         rows: what its rows mean, in reading order. A row that is not declared is shown by its name, without a target.
         trains: whether it trains copies of the models: such metrics are measured last.
     """

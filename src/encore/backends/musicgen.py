@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGenera
 
 from encore import assets
 from encore.api import Backend, Batch, Clip
-from encore.backends.musicgen_steps import Steps
+from encore.backends.musicgen_steps import StepDecoder
 from encore.delay_pattern import by_frame, inputs_of, play, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, pretrained, quiet_transformers, tried
@@ -118,7 +118,7 @@ class MusicgenBackend(Backend):
     @property
     def settings(self) -> str:
         """Hash of the configuration and the vocabulary: the same weights under others are another model."""
-        told = _lasting(self.model.config.to_dict()), sorted(self.processor.tokenizer.get_vocab().items())
+        told = _without_provenance(self.model.config.to_dict()), sorted(self.processor.tokenizer.get_vocab().items())
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
     def reinitialise(self, seed: int) -> None:
@@ -211,16 +211,16 @@ class MusicgenBackend(Backend):
             states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
         frames = round(seconds * self.frame_rate)
         return play(
-            Steps(self.model.decoder, states, mask, frames + self.delays[-1]), count=len(captions), frames=frames,
+            StepDecoder(self.model.decoder, states, mask, frames + self.delays[-1]), count=len(captions), frames=frames,
             delays=self.delays, start=self.codebook_size, prompt=prompt, device=self.device, seed=seed,
             guidance=guidance, temperature=temperature, top_k=top_k,
         )  # fmt: skip
 
 
-def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+def _without_provenance(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without what only tells where and with what it was written."""
     kept = {key: value for key, value in config.items() if key not in PASSING}
-    return {key: _lasting(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    return {key: _without_provenance(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _refuse_unusable(model: str, config: Any, processor: Any) -> None:

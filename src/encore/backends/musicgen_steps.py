@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import MusicgenForCausalLM
 
 
-class Steps:
+class StepDecoder:
     """A `MusicgenForCausalLM` in evaluation mode, as `encore.delay_pattern.LastLogits`: it remembers the steps before.
 
     Args:
@@ -39,14 +39,14 @@ class Steps:
         x = sum(embed(tokens[:, k]) for k, embed in enumerate(model.embed_tokens))  # [R, S, D]
         x = x + model.embed_positions(tokens, self.done)
         for number, layer in enumerate(model.layers):
-            x = x + self._own(number, layer.self_attn, layer.self_attn_layer_norm(x))
+            x = x + self._self_attention(number, layer.self_attn, layer.self_attn_layer_norm(x))
             x = x + self._text(number, layer.encoder_attn, layer.encoder_attn_layer_norm(x))
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
         self.done += tokens.shape[-1]
         last = model.layer_norm(x[:, -1])
         return torch.stack([head(last) for head in self.decoder.lm_heads], 1)
 
-    def _own(self, number: int, attention: Any, x: Tensor) -> Tensor:
+    def _self_attention(self, number: int, attention: Any, x: Tensor) -> Tensor:
         """Attention to the steps before and these."""
         until = self.done + x.shape[1]
         keys, values = self.keys[number], self.values[number]  # [R, H, steps, D / H]

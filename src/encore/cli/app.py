@@ -97,7 +97,7 @@ def guarded(command: Any) -> Any:
         except BaseException as error:
             if isinstance(error, EncoreError) or plugins.is_interruption(error):
                 raise
-            source = plugins.culprit(error)
+            source = plugins.failing_plugin(error)
             if source is None:
                 raise
             raise PluginError(

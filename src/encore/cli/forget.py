@@ -105,8 +105,8 @@ def forget(
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
     from encore.unlearn import run as runs
-    from encore.unlearn.calibrate import begun
     from encore.unlearn.calibrate import calibrate as calibration
+    from encore.unlearn.calibrate import restored
     from encore.unlearn.config import ForgetConfig
 
     keep_freed_memory()
@@ -118,7 +118,7 @@ def forget(
         skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
         requester=requester, requested=check_date(requested) if requested is not None else None, calibrate=calibrate,
     )  # fmt: skip
-    ready = begun(request, chosen(settings.options))
+    ready = restored(request, chosen(settings.options))
     run = runs.finished(request, ready)
     if run is not None:
         console.note(f"nothing to do: the run in {out} is complete")

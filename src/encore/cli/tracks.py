@@ -47,7 +47,7 @@ def note_sets(sets: Mapping[Any, Sequence[EncodedTrack]]) -> None:
 
 def _seconds(heard: EncodedTrack) -> str:
     """`5.0`, or `5.0 of 5.2` where the file declares another length."""
-    read, facts = f"{heard.seconds:.1f}", heard.facts
+    read, facts = f"{heard.seconds:.1f}", heard.decoding
     declared = read if facts.declared is None else f"{facts.declared / facts.rate:.1f}"
     return read if declared == read else f"{read} of {declared}"
 

@@ -1,4 +1,4 @@
-"""The sums that a capture was asked for, and what they are added up from."""
+"""Accumulators of the reductions that a capture computes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Tally:
-    """What is wanted of per-sample gradients; arguments are those of `capture`.
+    """Reductions of per-sample gradients; arguments are those of `capture`.
 
     Attributes:
-        samples: how many each backward pass had.
+        samples: number of samples of each backward pass.
     """
 
     def __init__(
@@ -85,21 +85,21 @@ class Tally:
     # ------------------------------------------------------------------------------------------------------ results
 
     def fisher(self) -> dict[str, Tensor]:
-        return self._every(_asked(self._fisher, "fisher"))
+        return self._every(_required(self._fisher, "fisher"))
 
     def total(self) -> dict[str, Tensor]:
-        return self._every(_asked(self._total, "total"))
+        return self._every(_required(self._total, "total"))
 
     def sq_norms(self) -> Tensor:
-        _asked(self._norms or None, "norms")
+        _required(self._norms or None, "norms")
         return torch.cat(self._sq_norms)
 
     def dots(self) -> Tensor:
-        _asked(self._directions, "directions")
+        _required(self._directions, "directions")
         return torch.cat(self._dots)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
-        _asked(self._keeps or None, "keep")
+        _required(self._keeps or None, "keep")
         if weights.shape != (sum(self.samples),):
             raise ValueError(f"weights [{sum(self.samples)}] are needed, not {list(weights.shape)}")
         sums: dict[str, Tensor] = {}
@@ -123,9 +123,9 @@ class Tally:
         return buffer.view(len(buffer), -1)[part.start : part.start + part.rows]
 
 
-def _asked(what: T | None, name: str) -> T:
+def _required(what: T | None, name: str) -> T:
     if what is None:
-        raise AttributeError(f"{name} was not asked for: capture(..., {name}=...)")
+        raise AttributeError(f"{name} was not requested: capture(..., {name}=...)")
     return what
 
 

@@ -46,10 +46,10 @@ def backend_fisher(
         clips: one sample each.
         micro_batch_size: clips a pass; changes nothing but rounding.
         dtype: what is summed in, float32 or float64.
-        checkpoint: file of the Fisher so far. A partial one of the same model, clips and settings is gone on from, bit
-            for bit; at the end it holds the whole.
-        checkpoint_seconds: how often it is written.
-        progress: told after each batch how many clips are done, and of how many.
+        checkpoint: file of the partial Fisher diagonal. One of the same model, clips and settings is resumed, bit for
+            bit; at the end it holds the complete one.
+        checkpoint_seconds: interval between writes.
+        progress: called after each batch with the number of finished clips, and of all clips.
 
     Raises:
         UsageError: "sampled" was asked of a backend without tokens.
@@ -64,7 +64,7 @@ def backend_fisher(
     about |= {"draws": draws, "seed": seed} if mode == "sampled" else {}
     stream = Stream(backend.module, dtype)
     if checkpoint is not None and Path(checkpoint).exists():
-        _go_on(stream, Path(checkpoint), model, mode, about)
+        _resume(stream, Path(checkpoint), model, mode, about)
     written = time.monotonic()
     with evaluating(backend.module):
         while stream.samples < len(clips):
@@ -92,7 +92,7 @@ def clips_sha256(clips: Sequence[Clip]) -> str:
     return total.hexdigest()
 
 
-def _go_on(stream: Stream, path: Path, model: str, mode: str, about: dict[str, Any]) -> None:
+def _resume(stream: Stream, path: Path, model: str, mode: str, about: dict[str, Any]) -> None:
     """Bring back what a checkpoint holds."""
     partial = Fisher.load(path)
     if (partial.model, partial.mode, read_about(path)) != (model, mode, about):

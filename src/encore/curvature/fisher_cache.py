@@ -1,4 +1,4 @@
-"""Fishers of a backend kept on disk: each is computed once, and gone on from after a kill."""
+"""Cached Fisher diagonals of backends: each is computed once, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cached_fisher(
     checkpoint_seconds: float = 60.0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Fisher:
-    """`backend_fisher`, from `folder` where it is there; a file takes 4 bytes a trainable weight.
+    """`backend_fisher` with a cache in `folder`; a file takes 4 bytes per trainable weight.
 
     The file's name is the hash of everything that the Fisher depends on, to the last bit: weights (the text encoder's
     too), settings, clips, labels, their seed, and the batch size, which changes the order of sums. A damaged file is

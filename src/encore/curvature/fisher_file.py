@@ -1,4 +1,4 @@
-"""A Fisher diagonal: what it holds, how shards of it are added, and its file.
+"""Fisher diagonals: merging shards, saving and loading.
 
 The file is safetensors: float tensors by parameter name, and metadata that say of what it is the Fisher. A SHA-256 over
 the tensors is kept beside them, for the format itself does not notice a flipped bit.
@@ -49,9 +49,9 @@ class Fisher:
         """
         if (self.model, self.mode) != (other.model, other.mode):
             mine, others = f"{self.mode}, {self.model[:12]}", f"{other.mode}, {other.model[:12]}"
-            raise InputError(f"two Fishers of different model or mode can't be merged ({mine}; {others})")
+            raise InputError(f"two Fisher diagonals of different model or mode can't be merged ({mine}; {others})")
         if {n: v.shape for n, v in self.values.items()} != {n: v.shape for n, v in other.values.items()}:
-            raise InputError("two Fishers of different parameters can't be merged")
+            raise InputError("two Fisher diagonals of different parameters can't be merged")
         values = {name: value + other.values[name].to(value.device) for name, value in self.values.items()}
         return Fisher(values, self.samples + other.samples, self.mode, self.model)
 
@@ -83,7 +83,7 @@ class Fisher:
 
 
 def read_about(path: Path | str) -> dict[str, Any]:
-    """What `save` was told about a Fisher, without reading its tensors.
+    """The argument `about` of `save`, without reading the tensors.
 
     Raises:
         InputError: it is missing or not a Fisher.

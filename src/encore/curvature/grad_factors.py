@@ -128,7 +128,7 @@ def joined(parts: Sequence[Part]) -> list[Part] | None:
         lookups = [part for part in parts if isinstance(part, Lookup)]
         first = lookups[0]
         indices = torch.cat([part.indices for part in lookups], 1)
-        return [Lookup(indices, _strung([part.grads for part in lookups]), first.start, first.rows)]
+        return [Lookup(indices, _concatenated([part.grads for part in lookups]), first.start, first.rows)]
     alike = [part.as_matrix() if isinstance(part, Lookup) else part for part in parts]
     if len({type(part) for part in alike}) != 1:
         return None
@@ -139,13 +139,13 @@ def joined(parts: Sequence[Part]) -> list[Part] | None:
         matrices = [part for part in over if isinstance(part, Matrix)]
         vectors = [part for part in over if isinstance(part, Vector)]
         if matrices:
-            inputs, grads = _strung([m.inputs for m in matrices]), _strung([m.grads for m in matrices])
+            inputs, grads = _concatenated([m.inputs for m in matrices]), _concatenated([m.grads for m in matrices])
             made.append(Matrix(inputs, grads, start))
         elif vectors:
             made.append(Vector(torch.stack([v.values for v in vectors]).sum(0), start, stop - start))
     return made
 
 
-def _strung(tensors: Sequence[Tensor]) -> Tensor:
+def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
     """[N, T1, D], [N, T2, D], ... -> [N, T1 + T2 + ..., D], in the widest of their types; one alone as it is."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)

@@ -1,5 +1,5 @@
 """Track lists, catalogues, decoding, duplicates and the tensor cache.
 
-The modules here read what strangers wrote, so each of them refuses what it can't vouch for with an `InputError` that
-names the file and the line. Importing this package imports nothing heavy: take what you need from its modules.
+The modules here read untrusted files. Each refuses what it can't verify with an `InputError` that names the file and
+the line. Importing this package is cheap: import what you need from its modules.
 """

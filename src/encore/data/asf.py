@@ -1,4 +1,4 @@
-"""Packets of ASF (Advanced Systems Format specification, 5.2): parts of media objects, each with its own lengths."""
+"""Packets of ASF (Advanced Systems Format specification, 5.2): parts of media objects, each with declared lengths."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def check_asf_packet(packet: bytes) -> None:
         Damage: they don't.
     """
     try:
-        whole = _parts_fit(_Fields(packet))
+        valid = _parts_fit(_Fields(packet))
     except IndexError:
-        whole = False
-    if not whole:
+        valid = False
+    if not valid:
         raise Damage("has a packet whose lengths contradict each other")
 
 
@@ -55,7 +55,7 @@ def _parts_fit(fields: _Fields) -> bool:
 
 
 def _part_fits(fields: _Fields, widths: int, wide: int | None, end: int) -> bool:
-    """Read one part; `wide` is the width of its length, None for one that goes on to the packet's `end`."""
+    """Read one part; `wide` is the width of its length field, None for a part that extends to the packet's `end`."""
     fields.take(1)  # stream number
     fields.take(_WIDTHS[widths >> 4 & 3])  # media object number
     offset = fields.take(_WIDTHS[widths >> 2 & 3])

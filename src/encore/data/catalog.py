@@ -1,4 +1,4 @@
-"""A catalogue: the tracks a model was trained on, or may be asked about, and how to find one of them."""
+"""A catalogue of tracks, for example those a model was trained on, with look-up by id, ISRC, hash and path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from encore.data.captions import distinct, settle
+from encore.data.captions import distinct, resolve_captions
 from encore.data.file_info import FileCache
 from encore.data.manifest import CATALOG_FORMATS, Record, other_format
 from encore.data.open_files import CATALOG_CAPS, locate, open_regular, read_lines, spot
@@ -19,26 +19,26 @@ from encore.errors import InputError, together
 from encore.text import did_you_mean, near, printable
 
 FOLDER_NAMES = ("metadata.jsonl", "metadata.csv", "data.jsonl", "data.jsonl.gz", "manifest.jsonl", "catalog.csv")
-"""What a folder given as a catalogue is searched for, in this order."""
+"""File names that a folder given as a catalogue is searched for, in this order."""
 
 
 ONE_SPLIT = "a file is in one split: take it out of the other"
 
 
-def normal_isrc(isrc: str) -> str:
-    """An ISRC without its dashes and spaces, in upper case: `gb-ayE-67-00123` and `GBAYE6700123` are one."""
+def normalised_isrc(isrc: str) -> str:
+    """An ISRC without dashes and spaces, in upper case: `gb-ayE-67-00123` becomes `GBAYE6700123`."""
     return "".join(char for char in isrc if char.isalnum()).upper()
 
 
 class Catalog:
-    """Records of a catalogue file, indexed. Files are looked at only when a track is asked for.
+    """Indexed records of a catalogue file. Audio files are opened only when a track is requested.
 
     Attributes:
         path: the catalogue file.
-        name: how messages call it.
+        name: its name in messages.
         folder: its folder, to which the paths in it are relative.
-        roots: folders its files may lie in; its own, and those the caller allows.
-        notes: what a person may want to know, one sentence each: another encoding than UTF-8.
+        roots: folders its files may be in: `folder`, and those the caller allows.
+        notes: one sentence each for the user, such as an encoding other than UTF-8.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Catalog:
         self._unhashed = [record for record in self.records if record.path and not record.sha256]
         for record in self.records:
             self._ids[self.id_of(record)].append(record)
-            self._isrcs[normal_isrc(record.isrc)].append(record)
+            self._isrcs[normalised_isrc(record.isrc)].append(record)
             self._hashes[record.sha256.casefold()].append(record)
 
     @classmethod
@@ -65,10 +65,10 @@ class Catalog:
 
         Args:
             path: `.jsonl`, `.jsonl.gz`, `.csv` (`.csv.gz`), `.tsv`, or a folder.
-            roots: folders, besides the catalogue's own, in which its files may lie.
+            roots: further folders that its files may be in.
 
         Raises:
-            InputError: nothing there, another format, too large, or a line that can't be read.
+            InputError: it is missing, of another format, too large, or has a line that can't be read.
         """
         path = _find(Path(path))
         compressed = path.suffix.casefold() == ".gz"
@@ -93,22 +93,22 @@ class Catalog:
         return record.id or record.path
 
     def by_id(self, name: str) -> tuple[Record, ...]:
-        """Records of that id, exactly as written."""
+        """Records with that id, exactly as written."""
         return tuple(self._ids.get(name, ()))
 
     def by_isrc(self, isrc: str) -> tuple[Record, ...]:
-        """Records of that ISRC; several where one recording has several files."""
-        return tuple(self._isrcs.get(normal_isrc(isrc), ())) if normal_isrc(isrc) else ()
+        """Records with that ISRC; several where one recording has several files."""
+        return tuple(self._isrcs.get(normalised_isrc(isrc), ())) if normalised_isrc(isrc) else ()
 
     def by_sha256(self, digest: str) -> tuple[Record, ...]:
-        """Records whose file has that hash: by the catalogue's column, else by hashing files until one fits."""
+        """Records whose file has that hash: by the catalogue's column, else by hashing files until one matches."""
         digest = digest.casefold()
-        found = self.by_known_sha256(digest)
-        if found or not digest:
-            return found
+        records = self.by_known_sha256(digest)
+        if records or not digest:
+            return records
         while self._unhashed:
             record = self._unhashed.pop()
-            with contextlib.suppress(InputError):  # it is not the one that is asked for
+            with contextlib.suppress(InputError):  # an unusable file is no match
                 path = self._file(record)
                 if path is None:
                     continue
@@ -119,20 +119,23 @@ class Catalog:
         return ()
 
     def by_known_sha256(self, digest: str) -> tuple[Record, ...]:
-        """Records whose hash the catalogue (or an earlier look) knows to be that; hashes no file."""
+        """Records with that hash by the catalogue, or by a file hashed before; hashes no file."""
         return tuple(self._hashes.get(digest.casefold(), ())) if digest else ()
 
     def by_path(self, path: Path | str) -> tuple[Record, ...]:
-        """Records of that file, however they spell its path (links, Unicode forms, case); relative to the catalogue."""
+        """Records of a file, also with other spellings of its path (links, Unicode forms, case).
+
+        A relative path is relative to the catalogue.
+        """
         return tuple(self._files.get(_identity(self._absolute(str(path))), ())) if str(path) else ()
 
-    def of_file(self, path: Path, digest: str) -> tuple[Record, ...]:
-        """All records of a file: by its path, and by its hash where that is known."""
+    def records_of(self, path: Path, digest: str) -> tuple[Record, ...]:
+        """All records of a file, by its path and by its hash."""
         same = {record.line: record for record in (*self.by_path(path), *self.by_known_sha256(digest))}
         return tuple(same[line] for line in sorted(same))
 
-    def are_one(self, records: Sequence[Record]) -> bool:
-        """Whether all these records are of one file."""
+    def same_recording(self, records: Sequence[Record]) -> bool:
+        """Whether all records are of one file."""
         return len({self._record_identity(record) for record in records}) == 1
 
     @cached_property
@@ -152,7 +155,7 @@ class Catalog:
         return identity
 
     def near_ids(self, name: str) -> list[str]:
-        """Ids that look like `name`, or whose title does."""
+        """Ids similar to `name`, and ids of tracks with a similar title."""
         titles = {record.title: self.id_of(record) for record in self.records if record.title}
         return list(dict.fromkeys([*near(name, self._ids), *(titles[title] for title in near(name, titles))]))[:3]
 
@@ -175,51 +178,51 @@ class Catalog:
         """The track of a record, with the captions of all records of its file.
 
         Args:
-            record: one of them; its id and columns are the track's.
+            record: gives id and metadata.
             path: its file, checked already; None to find it.
-            captions: what a list says; they go before the catalogue's own.
+            captions: from a list; they precede the catalogue's.
             line: of the list.
-            source: that line's text.
+            source: text of that line.
 
         Raises:
-            InputError: the file is missing, leads outside, differs from the catalogue's hash, has no caption, or is in
-                two splits.
+            InputError: the file is missing, outside the allowed folders, differs from the catalogue's hash, has no
+                caption, or is in two splits.
         """
         where = spot(self.name, record.line)
         path = path or self._file(record)
         if path is None:
-            what = f"no file '{printable(record.path)}'" if record.path else "the record names no file"
+            reason = f"no file '{printable(record.path)}'" if record.path else "the record names no file"
             hint = why_missing(record.path, self.folder, self.roots)
-            raise InputError(f"{where}: {what}", hint or "paths in a catalogue are relative to it, or to a --root")
+            raise InputError(f"{where}: {reason}", hint or "paths in a catalogue are relative to it, or to a --root")
         digest = FileCache().sha256(path)
-        same = self.of_file(path, digest)
-        if any(one.sha256 and one.sha256.casefold() != digest for one in (record, *same)):
+        records = (record, *self.records_of(path, digest))
+        if any(entry.sha256 and entry.sha256.casefold() != digest for entry in records):
             raise InputError(
                 f"{where}: '{printable(path.name)}' is not the file the catalogue was written for: its SHA-256 differs",
-                "restore the file, or write the catalogue anew",
+                "restore the file, or write a new catalogue",
             )
-        splits = {one.split: one.line for one in same if one.split}
+        splits = {entry.split: entry.line for entry in records[1:] if entry.split}
         if len(splits) > 1:
             named = " and ".join(f"'{printable(split)}' (line {at})" for split, at in splits.items())
             raise InputError(f"{where}: '{printable(path.name)}' is in the splits {named}", ONE_SPLIT)
-        given = distinct(captions)
-        own = distinct(caption for one in (record, *same) for caption in one.captions)
-        origin = "list and catalogue" if given and own else "list" if given else "catalogue"
-        hint = next((one.hint for one in (record, *same) if one.hint), "")
-        found = settle(path, (*given, *own), origin, hint, self.roots, where)
+        listed = distinct(captions)
+        catalogued = distinct(caption for entry in records for caption in entry.captions)
+        origin = "list and catalogue" if listed and catalogued else "list" if listed else "catalogue"
+        hint = next((entry.hint for entry in records if entry.hint), "")
+        resolved = resolve_captions(path, (*listed, *catalogued), origin, hint, self.roots, where)
         return Track(
             id=printable(self.id_of(record)),
             path=path,
-            caption=found.texts[0],
+            caption=resolved.texts[0],
             sha256=digest,
             line=line,
             source=source,
-            title=record.title or found.tags.title or None,
-            artist=record.artist or found.tags.artist or None,
-            isrc=normal_isrc(record.isrc or found.tags.isrc) or None,
+            title=record.title or resolved.tags.title or None,
+            artist=record.artist or resolved.tags.artist or None,
+            isrc=normalised_isrc(record.isrc or resolved.tags.isrc) or None,
             meta={**record.meta, **({"split": next(iter(splits))} if splits else {})},
-            more_captions=found.texts[1:],
-            caption_source=found.source,
+            more_captions=resolved.texts[1:],
+            caption_source=resolved.source,
             place=where,
         )
 
@@ -227,42 +230,42 @@ class Catalog:
         """All tracks, or those of one split, in the catalogue's order; records of one file are one track.
 
         Args:
-            split: as the catalogue names it, in any case; None for all.
-            errors: gets what is wrong with single records, and the others are returned; None to refuse the catalogue.
+            split: its name, in any case; None for all.
+            errors: collects errors of single records, whose tracks are left out; None to raise them.
 
         Raises:
-            InputError: no such split, two files of one id, or what `track` raises.
+            InputError: there is no such split, two files share an id, or as in `track`.
         """
         split = None if split is None else split.casefold()
         if split is not None and split not in self.splits:
-            known = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
-            raise InputError(f"{printable(self.name)}: no track of split '{printable(split)}'", known)
+            names = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
+            raise InputError(f"{printable(self.name)}: no track of split '{printable(split)}'", names)
         tracks: dict[str, Track] = {}  # by hash of the file
         lines: dict[str, int] = {}  # by id
         done: set[int] = set()
-        wrong: list[InputError] = []
+        failures: list[InputError] = []
         for record in self.records:
             if record.line in done or (split is not None and record.split != split):
                 continue
             try:
                 track = self.track(record)
-                done |= {one.line for one in self.of_file(track.path, track.sha256)}
+                done |= {entry.line for entry in self.records_of(track.path, track.sha256)}
                 copy = tracks.get(track.sha256)
                 if copy is not None and len({copy.meta.get("split"), track.meta.get("split")} - {None}) > 1:
                     raise InputError(f"{track.place}: the same file as {copy.place}, in another split", ONE_SPLIT)
                 if copy is None and lines.setdefault(self.id_of(record), record.line) != record.line:
                     raise InputError(
-                        f"{spot(self.name, record.line)}: the id '{printable(self.id_of(record))}' is line "
-                        f"{lines[self.id_of(record)]}'s already",
-                        "give every track an id of its own",
+                        f"{spot(self.name, record.line)}: the id '{printable(self.id_of(record))}' is already that of "
+                        f"line {lines[self.id_of(record)]}",
+                        "give every track another id",
                     )
                 tracks[track.sha256] = track if copy is None else copy.with_captions(track.captions)
             except InputError as error:
-                wrong.append(error)
-        if wrong and errors is None:
-            raise together(wrong)
+                failures.append(error)
+        if failures and errors is None:
+            raise together(failures)
         if errors is not None:
-            errors += wrong
+            errors += failures
         return list(tracks.values())
 
     def _file(self, record: Record) -> Path | None:
@@ -274,13 +277,13 @@ class Catalog:
 
 
 def _identity(path: str) -> Hashable:
-    """What stays the same of a file in all its spellings; the path itself where there is none."""
+    """A key that is equal for all spellings of a file's path; the path itself where there is no file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return path
-    # Some network and user-space file systems number no files.
-    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
+    # Some network and user-space file systems have no inode numbers.
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def _find(path: Path) -> Path:
@@ -289,7 +292,7 @@ def _find(path: Path) -> Path:
             siblings = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
             raise InputError(f"no catalogue '{printable(path)}'", did_you_mean(near(path.name, siblings)))
         return path
-    found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
-    if not found:
+    files = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
+    if not files:
         raise InputError(f"the folder '{printable(path)}' holds no catalogue", f"expected {', '.join(FOLDER_NAMES)}")
-    return found[0]
+    return files[0]

@@ -1,7 +1,7 @@
 """Containers of chunks, each with a name and a length: RIFF, AIFF, Wave64, AU, CAF, MP4 and ASF.
 
-Chunks must follow each other without a gap and end inside the file; a placeholder of a writer that could not go back
-(it wrote into a pipe) is no length.
+Chunks must follow each other without a gap and end inside the file. Placeholders of writers that could not seek (they
+wrote into a pipe) are not lengths.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from encore.data.container_facts import Container, Damage, Unsupported, read_at,
 from encore.data.tags import tag_length
 
 _PLACEHOLDERS = (0x7F00_0000, 0x7FFF_FFFF, 0xFFFF_FFFF)
-"""Sizes of 32 bits written by who writes into a pipe, less or more a header: sox into AIFF; sox, arecord; FFmpeg."""
+"""32-bit sizes written into pipes, plus or minus a header: by sox (AIFF); sox and arecord; FFmpeg."""
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 

@@ -1,4 +1,4 @@
-"""What a container declares about itself, and the error for a file that is not what it declares."""
+"""What a container declares, and the errors for files that contradict it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import BinaryIO
 
 
 class Damage(Exception):
-    """The file is not whole; the text completes `the file …`."""
+    """The file is incomplete or damaged; the text completes `the file …`."""
 
 
 class Unsupported(Exception):
-    """The file may be whole, but FFmpeg decodes another sound from it, without an error; the text completes `it …`."""
+    """The file may be intact, but FFmpeg silently decodes it wrongly; the text completes `it …`."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """What a file says about itself.
+    """What a file declares.
 
     Args:
         kind: "wav", "flac", "mp3", "ogg", "aiff", "mp4" …; "other" where only FFmpeg's probing may recognise it.
         demuxer: FFmpeg's name of the demuxer that reads it; empty where its probing decides.
-        frames: audio frames declared; None where the container doesn't say. An estimate is no declaration.
+        frames: declared number of audio frames; None without an exact declaration.
         rate: Hz; None where not read here.
-        least: fewest audio frames that a decoder must give, as counted in the structure; 0 where nothing says how
-            many there are; None where FFmpeg's demuxer is to be asked for the duration that is declared.
-        start, end: the bytes that hold the audio, between tags and junk; an `end` of None is the file's end.
-        md5, bits: FLAC's checksum of the decoded samples and their width, where it has one.
+        least: fewest audio frames that a decoder must return, as counted in the structure; 0 where unknown; None where
+            it follows from the duration that FFmpeg's demuxer reports.
+        start: first byte of the audio, after tags and junk.
+        end: byte after the audio; None is the file's end.
+        md5: FLAC's checksum of the decoded samples; empty without one.
+        bits: FLAC's sample width, where `md5` is set.
     """
 
     kind: str
@@ -41,11 +43,11 @@ class Container:
 
 
 def read_at(stream: BinaryIO, position: int, length: int) -> bytes:
-    """Up to `length` bytes from `position` on."""
+    """Up to `length` bytes at `position`."""
     stream.seek(position)
     return stream.read(length)
 
 
 def short(declared: int, size: int) -> Damage:
-    """The error where a length leads beyond the file's end."""
+    """The error for a length that reaches beyond the file's end."""
     return Damage(f"declares {declared:,} bytes and has {size:,}")

@@ -1,10 +1,10 @@
-"""Is an audio file whole? Every length and checksum that its container declares, against the bytes that are there.
+"""Check that an audio file is complete: compare the lengths and checksums its container declares with its bytes.
 
-FFmpeg decodes what it finds: it passes over bytes that are no audio, and ends where the file does, without a word.
-So the structure is read here first, without decoding. One rule for all containers: what declares a length must lie
-inside the file, what follows must begin where it ends, and what is declared twice must be the same twice. Neither a
-placeholder of a writer that could not go back nor a decoder's estimate is a declaration. An MP3 without a Xing, Info
-or VBRI header that is cut exactly between two frames looks like a whole one.
+FFmpeg silently skips bytes that are not audio, and stops at the file's end, so the structure is checked here first,
+without decoding. Rules for all containers: an element of declared length must lie inside the file, the next one must
+begin at its end, and repeated declarations must agree. Placeholders of writers that could not seek, and estimates of
+decoders, are not declarations. An MP3 without a Xing, Info or VBRI header that is cut exactly between two frames can't
+be told from a complete one.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _ATOMS = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
 
 
 def inspect(stream: BinaryIO) -> Container:
-    """Recognise an audio file by its first bytes and check that it is whole.
+    """Recognise an audio file by its first bytes and check that it is complete.
 
     Args:
-        stream: seekable, its position does not matter.
+        stream: seekable, at any position.
 
     Raises:
-        Damage: bytes are missing, or what it declares contradicts itself.
+        Damage: bytes are missing, or its declarations contradict each other.
     """
     size = stream.seek(0, os.SEEK_END)
     start = after_tags(stream, size)
@@ -58,16 +58,16 @@ def inspect(stream: BinaryIO) -> Container:
                 return read(stream, size, start)
         if head[4:8] in _ATOMS:
             return chunk_containers.mp4(stream, size, start)
-    except (struct.error, OverflowError) as error:  # a header that is cut, a length that no file can have
-        raise Damage("has a header that makes no sense") from error
+    except (struct.error, OverflowError) as error:  # a truncated header, or an impossible length
+        raise Damage("has an invalid header") from error
     return mpeg_audio(stream, size, start) or Container("other", least=None, start=start)
 
 
 def behind_junk(stream: BinaryIO) -> Container | None:
-    """An MPEG audio stream behind bytes that are no tag; None where there is none, or junk at both ends (an archive).
+    """An MPEG audio stream after bytes that are no tag; None without one, or with junk at both ends (an archive).
 
     Raises:
-        Damage: as `inspect`.
+        Damage: as in `inspect`.
     """
     size = stream.seek(0, os.SEEK_END)
     return mpeg_audio(stream, size, after_tags(stream, size), junk=JUNK)

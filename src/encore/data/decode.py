@@ -1,9 +1,8 @@
-"""Decoding: an audio file to samples at the rate and channels a model wants, with everything doubtful refused.
+"""Decode an audio file to samples at a model's sample rate and channels; doubtful files are refused.
 
-What comes out is what FFmpeg decodes, frame for frame, or an error. Order of checks, cheapest first: a regular file,
-its size, its container (is it whole?), declared channels, rate and length, then block by block: length again, NaN and
-infinity, peak; last the length that was declared, and silence. Memory beyond the result is flat in a file's length,
-and bounded by the caps, whatever a header says.
+The result is exactly what FFmpeg decodes, or an error. Order of checks, cheapest first: a regular file, its size, its
+container (complete?), declared channels, rate and length; then per block: length, NaN and infinity, peak; last the
+declared length, and silence. Memory beyond the result does not grow with a file's length, whatever a header declares.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ MAX_SECONDS = 3_600.0
 MIN_SECONDS = 0.1
 MAX_CHANNELS = 32
 MAX_SAMPLES = 400_000_000
-"""Rate × channels × seconds: an hour of 48 kHz stereo is 345.6 million."""
+"""Rate × channels × seconds; an hour of 48 kHz stereo is 345.6 million."""
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_PEAK = 8.0
-"""Full scale is 1; MP3 and float files overshoot it a little. Beyond this the scale itself is wrong."""
+"""Full scale is 1; MP3 and float files overshoot it a little. A higher peak means a wrong scale."""
 SILENCE = 1e-5
-"""A peak below -100 dB of full scale: nothing to hear, nothing to forget."""
+"""A lower peak (-100 dB of full scale) is silence."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,12 @@ class Audio:
     Args:
         samples: float32 [C, S].
         sample_rate: Hz of `samples`.
-        sha256_pcm: of the decoded samples as the file has them (its own rate and channels, float32, little-endian,
-            interleaved), after a header with rate and channels; so a WAV and its FLAC share it, at any `sample_rate`.
-        source_rate, source_channels: the file's own.
-        frames_declared: by the container, exactly; None where it doesn't say (an estimate is no declaration).
-        frames_decoded: what came out.
+        sha256_pcm: of the decoded samples at the file's rate and channels (float32, little-endian, interleaved), after
+            a header with rate and channels; a WAV and its FLAC share it, at any `sample_rate`.
+        source_rate: sample rate of the file, Hz.
+        source_channels: channels of the file.
+        frames_declared: exact number declared by the container; None without one.
+        frames_decoded: number of decoded frames.
         format: "wav", "flac", "mp3", "ogg", "aiff", "mp4", "matroska" …, or FFmpeg's name of the container.
     """
 
@@ -78,15 +78,18 @@ def load(
 ) -> Audio:
     """Decode a file, mix it to `channels` and resample it to `sample_rate`.
 
-    FFmpeg's libraries (PyAV) decode every format, as `ffmpeg -i` does: trimmed of an encoder's delay and padding where
+    FFmpeg's libraries (PyAV) decode every format, as `ffmpeg -i` does; an encoder's delay and padding are trimmed where
     the file declares them.
 
     Args:
         path: a regular file.
-        channels: 1 is the mean of all; 2 from mono is twice the same; see `shape.mix`.
+        sample_rate: of the result, Hz.
+        channels: of the result: 1 is the mean of all; 2 from mono repeats it; see `resample.mix`.
+        max_seconds: longest accepted file.
+        allow_silence: accept a silent file.
 
     Raises:
-        InputError: no audio, not whole, out of the limits above, NaN or infinite samples, silence, unreadable.
+        InputError: no audio, incomplete, outside the limits above, NaN or infinite samples, silence, or unreadable.
     """
     name = printable(path)
     with open_regular(path) as stream:
@@ -100,7 +103,7 @@ def load(
             _check_declared(decoder, name, max_seconds)
             return _decode(decoder, name, sample_rate, channels, max_seconds, allow_silence)
         except Damage as damage:
-            raise InputError(f"{name} is not whole: it {damage}", "copy it again from its source") from damage
+            raise InputError(f"{name} is incomplete: it {damage}", "copy it again from its source") from damage
         except Unsupported as kind:
             raise InputError(f"{name} can't be decoded: it {kind}", "convert it to FLAC or WAV") from kind
         except OSError as error:
@@ -109,7 +112,7 @@ def load(
 
 def _open(stream: BinaryIO, name: str, max_seconds: float) -> Stream:
     container = inspect(stream)
-    if container.frames is not None and container.rate:  # before anything is allocated by a lying header
+    if container.frames is not None and container.rate:  # before anything is allocated by an untrusted header
         _check_seconds(container.frames / container.rate, name, max_seconds)
     try:
         try:
@@ -123,7 +126,7 @@ def _open(stream: BinaryIO, name: str, max_seconds: float) -> Stream:
     except NotAudio as error:
         if container.demuxer:
             raise InputError(f"{name} can't be decoded: {error}", "the file is damaged, or of another kind") from error
-        raise InputError(f"{name} is not audio that Encore knows", "its first bytes are of no audio format") from error
+        raise InputError(f"{name} is not in an audio format that Encore reads", "convert it to FLAC or WAV") from error
 
 
 def _check_declared(decoder: Stream, name: str, max_seconds: float) -> None:
@@ -168,7 +171,7 @@ def _decode(
             _check_samples(decoded, decoder.channels, name)
             loudest = float(np.abs(block).max(initial=0.0))  # NaN where one sample is
             if not np.isfinite(loudest):
-                raise InputError(f"{name} has samples that are no numbers (NaN or infinite)", "render it again")
+                raise InputError(f"{name} has samples that are NaN or infinite", "render it again")
             peak = max(peak, loudest)
             if peak > MAX_PEAK:
                 raise InputError(f"{name} peaks at {peak:.3g} where full scale is 1", "normalise it")
@@ -181,8 +184,8 @@ def _decode(
     except MemoryError as error:
         raise InputError(f"{name} does not fit into memory", "cut it into pieces") from error
     if decoded < decoder.least or decoder.frames not in {None, decoded}:
-        wanted = decoder.least if decoder.frames is None else decoder.frames
-        raise Damage(f"declares {wanted:,} frames and gives {decoded:,}")
+        declared = decoder.least if decoder.frames is None else decoder.frames
+        raise Damage(f"declares {declared:,} frames and has {decoded:,}")
     if decoded < MIN_SECONDS * decoder.rate or samples.shape[1] == 0:
         raise InputError(f"{name} has {decoded:,} frames of audio, less than {MIN_SECONDS} s")
     if peak < SILENCE and not allow_silence:

@@ -1,9 +1,9 @@
-"""The same music on two sides: a track to forget that is also kept, or a holdout track that is trained on.
+"""Find the same music in two sets: a forget track that is also kept, or a holdout track that is trained on.
 
 Three kinds are found, in this order: the same file, the same samples (a WAV and its FLAC), the same recording:
 re-encoded, resampled, louder, equalised, trimmed, padded, cut out of a longer one, or up to 5 % faster, slower, higher
-or lower. An index of landmarks proposes where a recording may lie in another (`matching.Index`), and the correlation of
-their spectra there confirms it. Newly played versions are not found.
+or lower. An index of landmarks proposes alignments of two recordings (`fingerprint_matching.Index`), and the
+correlation of their spectra confirms them. Other performances of a piece are not found.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from encore.cache import TensorCache
-from encore.data.file_info import Facts, FileCache, decoder_sha256
+from encore.data.file_info import Decoding, FileCache, decoder_sha256
 from encore.data.fingerprint_matching import Bands, Index, correlation
 from encore.data.fingerprints import FRAMES_PER_SECOND, RATE, Fingerprint, Floats, fingerprint, landmarks
 from encore.data.tracks import Track
@@ -26,23 +26,23 @@ from encore.errors import InputError, together
 from encore.text import printable
 
 OVERLAP = 0.75
-"""Part of the shorter track that must lie inside the longer one."""
+"""Share of the shorter track that must overlap the longer one."""
 LEAST = 4
-"""Landmarks that must agree for an alignment to be looked at."""
+"""Landmarks that must agree for an alignment to be tested."""
 PATIENCE = 30
-"""Alignments of one track, from the best on, that in a row may fail before the rest are left out."""
+"""Alignments of one track, best first, that may fail in a row before the rest are skipped."""
 SHORT = 1_000
 """Landmarks of a track of some 5 s."""
 SOME = 400
-"""Landmarks with which a track is looked for in longer ones."""
+"""Landmarks of a track that are searched for in longer tracks."""
 
 
 def threshold(frames: float) -> float:
-    """The correlation from which on two recordings that overlap by so many frames are one.
+    """The least correlation of two recordings that are the same, by frames of overlap.
 
-    It is .80 for 1 s, .59 for 5 s, .45 for 3 minutes: what different pieces reach falls with the length. Measured at
-    the alignments that the index proposes, on excerpts of 86 pieces from the soundtracks of six free games, and on
-    Encore's own music, whose 154 pieces are one synthesiser's:
+    It is .80 for 1 s, .59 for 5 s, .45 for 3 minutes, because the correlation of different pieces falls with the
+    length. Measured at the alignments that the index proposes, on excerpts of 86 pieces from the soundtracks of six
+    free games, and on Encore's embedded music, 154 pieces by one synthesiser:
 
     ======  ================  ===================================================================================
     length  different pieces  the same piece (of the games), changed: smallest correlation; share found
@@ -55,7 +55,7 @@ def threshold(frames: float) -> float:
             20 000 pairs
     ======  ================  ===================================================================================
 
-    A second is about the least: the index finds no copy of what has fewer than some ten peaks.
+    About one second is the minimum: the index finds no copy of a recording with fewer than some ten peaks.
     """
     return 0.42 + 0.38 / float(np.sqrt(max(frames, 1.0) / FRAMES_PER_SECOND))
 
@@ -69,11 +69,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two tracks of different sides that are the same.
+    """Two equal tracks of different sets.
 
     Args:
-        first, second: the tracks; the second is the one that `--drop-duplicates` drops.
-        sides: what either is for.
+        first: the track that is kept.
+        second: the track that `--drop-duplicates` drops.
+        sides: the sets of first and second.
         kind: what they share.
         similarity: 1 where bytes or samples are shared, else the correlation.
     """
@@ -98,46 +99,49 @@ def find_duplicates(
     progress: Progress = lambda stage, done, of: None,
     skip: Callable[[Track, InputError], bool] = lambda track, error: False,
 ) -> list[Pair]:
-    """Pairs of tracks of two sides that are the same file, samples or recording, in the lists' order.
+    """Pairs of tracks of two sets that are the same file, samples or recording, in the lists' order.
 
-    A file is decoded once where the cache has no fingerprint of it, and a comparison that was made is not made again.
-    Two tracks of one side may be the same: that makes no request contradict itself.
+    Fingerprints and comparisons are cached. Equal tracks within one set are not reported: they are no contradiction.
 
     Args:
-        cache: where fingerprints and comparisons are kept; None is the default folder.
-        skip: is asked for each track that can't be decoded; where it answers yes, the track is in no pair.
+        forget: tracks to forget.
+        retain: tracks to keep.
+        holdout: held-out tracks.
+        cache: of fingerprints and comparisons; None is the default folder.
+        progress: see `Progress`.
+        skip: called for each track that can't be decoded; returns whether to leave it out.
 
     Raises:
-        InputError: files that can't be decoded; it names all of them.
+        InputError: files can't be decoded; the message names all of them.
     """
     sides: dict[Side, Sequence[Track]] = {"forget": forget, "retain": retain, "holdout": holdout}
     compared = [(a, b) for a, b in COMPARED if sides[a] and sides[b]]
     prints = Fingerprints(cache or TensorCache())
-    facts, errors = prints.decode([track for side in {*sum(compared, ())} for track in sides[side]], progress)
+    decodings, errors = prints.decode([track for side in {*sum(compared, ())} for track in sides[side]], progress)
     unread = [(track, errors[track.sha256]) for side in sides.values() for track in side if track.sha256 in errors]
     refused = [track.refusal(error) for track, error in unread if not skip(track, error)]
     if refused:
         raise together(refused)
     for side, tracks in sides.items():
-        sides[side] = [track for track in tracks if track.sha256 in facts]
-    return [pair for a, b in compared for pair in _pairs((a, b), sides[a], sides[b], facts, prints, progress)]
+        sides[side] = [track for track in tracks if track.sha256 in decodings]
+    return [pair for a, b in compared for pair in _pairs((a, b), sides[a], sides[b], decodings, prints, progress)]
 
 
 def without_duplicates(tracks: Iterable[Track], pairs: Iterable[Pair]) -> list[Track]:
-    """`tracks` less those that are the second of a pair: what `--drop-duplicates` keeps."""
+    """`tracks` without the second track of each pair."""
     dropped = {(pair.second.id, pair.second.path) for pair in pairs}
     return [track for track in tracks if (track.id, track.path) not in dropped]
 
 
 def refusal(pairs: Sequence[Pair]) -> InputError:
-    """The error for pairs nobody asked to be dropped; it lists all of them."""
+    """The error for duplicates without `--drop-duplicates`; it lists all pairs."""
     parts = []
     for first, second in COMPARED:
-        mine = [pair for pair in pairs if pair.sides == (first, second)]
-        noun = "track is" if len(mine) == 1 else "tracks are"
-        if mine:
-            listed = "; ".join(map(str, mine))
-            parts.append(f"{len(mine)} {noun} both {PURPOSES[first]} and {PURPOSES[second]}: {listed}")
+        matches = [pair for pair in pairs if pair.sides == (first, second)]
+        noun = "track is" if len(matches) == 1 else "tracks are"
+        if matches:
+            listed = "; ".join(map(str, matches))
+            parts.append(f"{len(matches)} {noun} both {PURPOSES[first]} and {PURPOSES[second]}: {listed}")
     sides = sorted({pair.sides[1] for pair in pairs}, reverse=True)
     return InputError(". ".join(parts), f"--drop-duplicates takes them out of the {' and '.join(sides)} set")
 
@@ -146,140 +150,141 @@ def _pairs(
     sides: tuple[Side, Side],
     first: Sequence[Track],
     second: Sequence[Track],
-    facts: Mapping[str, Facts],
+    decodings: Mapping[str, Decoding],
     prints: Fingerprints,
     progress: Progress,
 ) -> list[Pair]:
-    pcm = {digest: fact.sha256_pcm for digest, fact in facts.items()}
+    pcm = {digest: decoding.sha256_pcm for digest, decoding in decodings.items()}
     alike = prints.alike([pcm[track.sha256] for track in first], [pcm[track.sha256] for track in second], progress)
     by_pcm: dict[str, list[Track]] = {}
-    for one in first:
-        by_pcm.setdefault(pcm[one.sha256], []).append(one)
+    for track in first:
+        by_pcm.setdefault(pcm[track.sha256], []).append(track)
     pairs = []
-    for two in second:
-        mine = pcm[two.sha256]
-        pairs += [
-            Pair(one, two, sides, "file" if one.sha256 == two.sha256 else "samples", 1.0)
-            for one in by_pcm.get(mine, ())
-        ]
-        for other, score in alike.get(mine, ()):
-            pairs += [Pair(one, two, sides, "recording", score) for one in by_pcm[other]]
+    for track in second:
+        digest = pcm[track.sha256]
+        for equal in by_pcm.get(digest, ()):
+            kind: Literal["file", "samples"] = "file" if equal.sha256 == track.sha256 else "samples"
+            pairs.append(Pair(equal, track, sides, kind, 1.0))
+        for similar, score in alike.get(digest, ()):
+            pairs += [Pair(original, track, sides, "recording", score) for original in by_pcm[similar]]
     return pairs
 
 
 class Fingerprints:
-    """Fingerprints of recordings by the hash of their samples, and which of them are alike; both kept on disk.
+    """Fingerprints of recordings by the hash of their samples, and comparisons of them; both cached on disk.
 
-    Only peaks are held for all recordings at once (some 30 kB for 3 minutes); bands are read for those to be compared.
+    Only peaks are in memory for all recordings at once (some 30 kB for 3 minutes); bands are read when compared.
     """
 
     def __init__(self, cache: TensorCache) -> None:
         self.cache = cache
         self.files = FileCache(cache.folder)
-        self._tracks: dict[str, Track] = {}  # by the hash of their samples: where to make a fingerprint from
+        self._tracks: dict[str, Track] = {}  # by the hash of their samples
         self._peaks: dict[str, Floats] = {}
-        self._unkept: dict[str, Bands] = {}  # where the cache can't keep them
+        self._uncached: dict[str, Bands] = {}  # where the cache can't be written
 
-    def decode(self, tracks: Iterable[Track], progress: Progress) -> tuple[dict[str, Facts], dict[str, InputError]]:
-        """Facts of each file that can be decoded, and what is wrong with each other one, by the hash of the file."""
+    def decode(self, tracks: Iterable[Track], progress: Progress) -> tuple[dict[str, Decoding], dict[str, InputError]]:
+        """Decoding results of the readable files, and errors of the others, by the hash of the file."""
         distinct = {track.sha256: track for track in tracks}
-        facts: dict[str, Facts] = {}
+        decodings: dict[str, Decoding] = {}
         errors: dict[str, InputError] = {}
         for done, (digest, track) in enumerate(distinct.items()):
             progress("read tracks", done, len(distinct))
             try:
-                facts[digest] = self.files.facts(digest) or self._make(track)[0]
+                decodings[digest] = self.files.decoding(digest) or self._make(track)[0]
             except InputError as error:
                 errors[digest] = error
                 continue
-            self._tracks[facts[digest].sha256_pcm] = track
+            self._tracks[decodings[digest].sha256_pcm] = track
         progress("read tracks", len(distinct), len(distinct))
-        return facts, errors
+        return decodings, errors
 
     def alike(
         self, first: Iterable[str], second: Iterable[str], progress: Progress
     ) -> dict[str, list[tuple[str, float]]]:
-        """Different recordings that are one, by PCM hash: for each of `second`, those of `first` and how alike."""
-        mine, theirs = sorted(set(first)), sorted(set(second))
-        listed = hashlib.sha256(json.dumps([mine, theirs]).encode()).hexdigest()
+        """Different versions of the same recording, by PCM hash: for each of `second`, those of `first`, with score."""
+        a, b = sorted(set(first)), sorted(set(second))
+        listed = hashlib.sha256(json.dumps([a, b]).encode()).hexdigest()
         key = ("alike", decoder_sha256(), listed)
-        kept = self.cache.get_or_make(key, lambda: self._compare(mine, theirs, progress))
+        result = self.cache.get_or_make(key, lambda: self._compare(a, b, progress))
         alike: dict[str, list[tuple[str, float]]] = {}
-        for (i, j), score in zip(kept["pairs"].tolist(), kept["scores"].tolist(), strict=True):
-            alike.setdefault(theirs[j], []).append((mine[i], score))
+        for (i, j), score in zip(result["pairs"].tolist(), result["scores"].tolist(), strict=True):
+            alike.setdefault(b[j], []).append((a[i], score))
         return alike
 
-    def _compare(self, mine: Sequence[str], theirs: Sequence[str], progress: Progress) -> dict[str, torch.Tensor]:
-        if len(mine) > len(theirs):  # the index is of the larger side
-            kept = self._compare(theirs, mine, progress)
-            return {**kept, "pairs": kept["pairs"].flip(1)}
-        marks = [landmarks(self._peaks_of(one)) for one in theirs]
+    def _compare(self, a: Sequence[str], b: Sequence[str], progress: Progress) -> dict[str, torch.Tensor]:
+        if len(a) > len(b):  # index the larger set
+            result = self._compare(b, a, progress)
+            return {**result, "pairs": result["pairs"].flip(1)}
+        marks = [landmarks(self._peaks_of(pcm)) for pcm in b]
         groups = []
         for most, chosen in (
-            (None, [i for i, one in enumerate(marks) if one.shape[1] <= SHORT]),
-            (SOME, [i for i, one in enumerate(marks) if one.shape[1] > SHORT]),
+            (None, [i for i, points in enumerate(marks) if points.shape[1] <= SHORT]),
+            (SOME, [i for i, points in enumerate(marks) if points.shape[1] > SHORT]),
         ):
-            groups.append(([theirs[i] for i in chosen], Index([marks[i] for i in chosen]), most))
+            groups.append(([b[i] for i in chosen], Index([marks[i] for i in chosen]), most))
         del marks
-        column = {one: i for i, one in enumerate(theirs)}
+        column = {pcm: i for i, pcm in enumerate(b)}
         pairs: list[tuple[int, int]] = []
         scores: list[float] = []
-        for row, one in enumerate(mine):
-            progress("compare tracks", row, len(mine))
-            for others, index, most in groups:
-                for other, score in self._found(one, others, index, most):
-                    pairs.append((row, column[other]))
+        for row, pcm in enumerate(a):
+            progress("compare tracks", row, len(a))
+            for candidates, index, most in groups:
+                for match, score in self._matches(pcm, candidates, index, most):
+                    pairs.append((row, column[match]))
                     scores.append(score)
-        progress("compare tracks", len(mine), len(mine))
+        progress("compare tracks", len(a), len(a))
         table = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
         return {"pairs": table, "scores": torch.tensor(scores, dtype=torch.float64)}
 
-    def _found(self, one: str, others: Sequence[str], index: Index, most: int | None) -> Iterator[tuple[str, float]]:
-        """Of `others`, which `index` is of, those that are the recording `one`, with their correlation."""
-        marks = landmarks(self._peaks_of(one))
-        some = marks if most is None else marks[:, :: -(-marks.shape[1] // most) or 1]
-        failed, mine = 0, None
-        for place, alignment in index.find(some, LEAST):
-            if others[place] == one:
+    def _matches(
+        self, pcm: str, candidates: Sequence[str], index: Index, most: int | None
+    ) -> Iterator[tuple[str, float]]:
+        """The candidates (the recordings of `index`) that are the same recording as `pcm`, with their correlation."""
+        marks = landmarks(self._peaks_of(pcm))
+        sample = marks if most is None else marks[:, :: -(-marks.shape[1] // most) or 1]
+        failed, bands = 0, None
+        for place, alignment in index.find(sample, LEAST):
+            if candidates[place] == pcm:
                 continue
             if failed == PATIENCE:
                 return
-            mine = self._bands(one) if mine is None else mine
-            theirs = self._bands(others[place])
+            bands = self._bands(pcm) if bands is None else bands
+            other = self._bands(candidates[place])
             alignment = index.fitted(alignment, marks, place)
-            score, frames = correlation(alignment, mine, theirs)
-            if frames >= OVERLAP * min(len(mine), len(theirs) / alignment.slope) and score >= threshold(frames):
-                yield others[place], score
+            score, frames = correlation(alignment, bands, other)
+            if frames >= OVERLAP * min(len(bands), len(other) / alignment.slope) and score >= threshold(frames):
+                yield candidates[place], score
                 failed = 0
             else:
                 failed += 1
 
     def _peaks_of(self, pcm: str) -> Floats:
         if pcm not in self._peaks:
-            kept = self.cache.get(_key("peaks", pcm))
-            self._peaks[pcm] = kept["peaks"].numpy() if kept else self._make(self._tracks[pcm])[1].peaks
+            cached = self.cache.get(_key("peaks", pcm))
+            self._peaks[pcm] = cached["peaks"].numpy() if cached else self._make(self._tracks[pcm])[1].peaks
         return self._peaks[pcm]
 
     def _bands(self, pcm: str) -> Bands:
-        if pcm in self._unkept:
-            return self._unkept[pcm]
-        kept = self.cache.get(_key("bands", pcm))
-        if kept is None:
-            self._unkept[pcm] = self._make(self._tracks[pcm])[1].bands
-        return self._unkept[pcm] if kept is None else kept["bands"].numpy()
+        if pcm in self._uncached:
+            return self._uncached[pcm]
+        cached = self.cache.get(_key("bands", pcm))
+        if cached is None:
+            self._uncached[pcm] = self._make(self._tracks[pcm])[1].bands
+        return self._uncached[pcm] if cached is None else cached["bands"].numpy()
 
-    def keep(self, pcm: str, made: Fingerprint) -> None:
-        """Keep the fingerprint of a recording."""
-        self.cache.put(_key("peaks", pcm), {"peaks": torch.from_numpy(made.peaks)})
-        self.cache.put(_key("bands", pcm), {"bands": torch.from_numpy(made.bands)})
-        self._peaks[pcm] = made.peaks
+    def keep(self, pcm: str, result: Fingerprint) -> None:
+        """Cache the fingerprint of a recording."""
+        self.cache.put(_key("peaks", pcm), {"peaks": torch.from_numpy(result.peaks)})
+        self.cache.put(_key("bands", pcm), {"bands": torch.from_numpy(result.bands)})
+        self._peaks[pcm] = result.peaks
 
-    def _make(self, track: Track) -> tuple[Facts, Fingerprint]:
+    def _make(self, track: Track) -> tuple[Decoding, Fingerprint]:
         audio = self.files.load(track.path, track.sha256, sample_rate=RATE)
-        made = fingerprint(audio.samples[0])
-        self.keep(audio.sha256_pcm, made)
-        return Facts.of(audio), made
+        result = fingerprint(audio.samples[0])
+        self.keep(audio.sha256_pcm, result)
+        return Decoding.of(audio), result
 
 
-def _key(what: str, pcm: str) -> tuple[str, ...]:
-    return what, decoder_sha256(), pcm
+def _key(kind: str, pcm: str) -> tuple[str, ...]:
+    return kind, decoder_sha256(), pcm

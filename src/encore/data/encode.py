@@ -1,4 +1,4 @@
-"""From tracks on disk to clips a model hears: decode, cut into windows, encode once and keep the codes."""
+"""Turn audio files into clips of codes: decode, cut into windows, encode, and cache the codes."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ import torch
 from encore.api import Backend, Clip
 from encore.cache import TensorCache
 from encore.data.decode import Audio, load
-from encore.data.file_info import Facts, FileCache, decoder_sha256
+from encore.data.file_info import Decoding, FileCache, decoder_sha256
 from encore.data.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.hashing import module_sha256
 from encore.text import printable
 
-MIN_WINDOW_SECONDS = 0.5  # a last window shorter than this adds nothing that the one before it has not
+MIN_WINDOW_SECONDS = 0.5  # a shorter last window is dropped
 MARGIN = 64  # samples
 
 
 @dataclass(frozen=True)
 class EncodedTrack:
-    """A track as it was read.
+    """A track with its clips.
 
     Args:
-        track: its captions are asked for.
+        track: the track.
         clips: one per caption and window (or piece): the windows of the first caption, then those of the next.
-        facts: what decoding its file found.
+        decoding: result of decoding its file.
     """
 
     track: Track
     clips: tuple[Clip, ...]
-    facts: Facts
+    decoding: Decoding
 
     @property
     def pcm_sha256(self) -> str:
         """Hash of the decoded samples."""
-        return self.facts.sha256_pcm
+        return self.decoding.sha256_pcm
 
     @property
     def seconds(self) -> float:
-        """Length as decoded."""
-        return self.facts.seconds
+        """Decoded length."""
+        return self.decoding.seconds
 
 
 class TrackEncoder:
-    """Turns tracks into clips for one backend; what was decoded or encoded once comes from the cache.
+    """Encodes tracks as clips for one backend, with a cache.
 
     Args:
-        backend: whose codec and text encoder are used; the cache is keyed by their weights and settings.
-        cache: where tensors are kept between runs; what is known of files lies in the same folder.
+        backend: its codec and text encoder are used; the cache is keyed by their weights and settings.
+        cache: of tensors; decoding results are cached in the same folder.
 
     Attributes:
         codes_key: what a track's codes depend on beside its samples.
@@ -66,7 +66,7 @@ class TrackEncoder:
         shape = (backend.sample_rate, backend.channels, backend.codebooks, backend.max_frames)
         self.codes_key = ("codes", decoder_sha256(), *map(str, shape), *self._frozen)
 
-    def hear(
+    def encode(
         self,
         tracks: Sequence[Track],
         progress: Callable[[int, int], None] = lambda done, of: None,
@@ -76,80 +76,82 @@ class TrackEncoder:
         """Decode and encode tracks in order.
 
         Args:
-            progress: is given how many are done, and of how many.
-            skip: is asked for each track that can't be read; where it answers yes, the track is left out.
+            tracks: any tracks.
+            progress: called with the number of finished tracks, and of all tracks.
+            skip: called for each track that can't be encoded; returns whether to leave it out.
 
         Raises:
-            InputError: files that can't be read, or are too short for the model; it names all of them.
+            InputError: files can't be read, or are too short for the model; the message names all of them.
         """
-        heard: list[EncodedTrack] = []
+        encoded: list[EncodedTrack] = []
         errors: list[InputError] = []
         for done, track in enumerate(tracks):
             progress(done, len(tracks))
             try:
-                heard.append(self._hear(track))
+                encoded.append(self._encode(track))
             except InputError as error:
                 refusal = track.refusal(error)
                 if not skip(track, refusal):
                     errors.append(refusal)
         if errors:
             raise together(errors)
-        self._condition([caption for one in heard for caption in one.track.captions])
+        self._encode_captions([caption for track in encoded for caption in track.track.captions])
         progress(len(tracks), len(tracks))
-        return heard
+        return encoded
 
-    def _hear(self, track: Track) -> EncodedTrack:
+    def _encode(self, track: Track) -> EncodedTrack:
         backend = self.backend
-        facts, codes = self._encoded(track)
+        decoding, codes = self._codes(track)
         windows = [codes[name] for name in sorted(codes)]
         if not windows or windows[0].shape[-1] <= (backend.codebooks if backend.has_tokens else 0):
-            raise InputError(f"{printable(track.path)} is too short for the model to hear", "take it off the list")
+            raise InputError(f"{printable(track.path)} is too short for the model", "take it off the list")
         clips = tuple(Clip(track.id, caption, wide(window)) for caption in track.captions for window in windows)
-        return EncodedTrack(track, clips, facts)
+        return EncodedTrack(track, clips, decoding)
 
-    def _encoded(self, track: Track) -> tuple[Facts, dict[str, torch.Tensor]]:
-        """What decoding found, and the codes; the file is read only where one of them is not in the cache."""
-        facts = self.files.facts(track.sha256)
+    def _codes(self, track: Track) -> tuple[Decoding, dict[str, torch.Tensor]]:
+        """The decoding result and the codes; the file is read only where one of them is not in the cache."""
+        decoding = self.files.decoding(track.sha256)
         key = (*self.codes_key, *(f"{piece.start} {piece.samples}" for piece in track.pieces))
-        codes = None if facts is None else self.cache.get((*key, facts.sha256_pcm))
-        if facts is not None and codes is not None:
-            return facts, codes
+        codes = None if decoding is None else self.cache.get((*key, decoding.sha256_pcm))
+        if decoding is not None and codes is not None:
+            return decoding, codes
         audio = self.load(track)
         samples = torch.from_numpy(audio.samples)
-        codes = self.cache.get_or_make((*key, audio.sha256_pcm), lambda: self._encode(samples, track.pieces))
-        return Facts.of(audio), codes
+        codes = self.cache.get_or_make((*key, audio.sha256_pcm), lambda: self._encode_pieces(samples, track.pieces))
+        return Decoding.of(audio), codes
 
     def load(self, track: Track) -> Audio:
-        """Decode a track at the model's rate.
+        """Decode a track at the model's sample rate and channels.
 
         Raises:
-            InputError: it can't be read, or is another file by now.
+            InputError: it can't be read, or was changed.
         """
         rate, channels = self.backend.sample_rate, self.backend.channels
         return self.files.load(track.path, track.sha256, sample_rate=rate, channels=channels)
 
-    def _encode(self, samples: torch.Tensor, cuts: Sequence[Piece]) -> dict[str, torch.Tensor]:
-        """Samples [C, S] -> one [K, T] a window (int16 codes, float32 latents), by a name that sorts in order."""
+    def _encode_pieces(self, samples: torch.Tensor, cuts: Sequence[Piece]) -> dict[str, torch.Tensor]:
+        """Samples [C, S] -> one [K, T] per window (int16 codes, float32 latents), under names that sort in order."""
         pieces = enumerate(pieces_of(self.backend, samples, cuts))
         return {f"{i:05d}": narrow(self.backend.encode(piece[None])[0]).cpu().contiguous() for i, piece in pieces}
 
-    def _condition(self, captions: Sequence[str]) -> None:
-        """Give the backend its captions' text encodings, each run through the text encoder once ever."""
-        for caption in sorted(set(captions) - set(self.backend.text_embeddings)):
-            states = self.cache.get_or_make(("text", caption, *self._frozen), partial(self._read, caption))
-            self.backend.text_embeddings[caption] = states["states"].to(self.backend.device)
+    def _encode_captions(self, captions: Sequence[str]) -> None:
+        """Fill the backend's `text_embeddings`, from the cache where possible."""
 
-    def _read(self, caption: str) -> dict[str, torch.Tensor]:
-        return {"states": self.backend.encode_text([caption])[0]}
+        def encode(caption: str) -> dict[str, torch.Tensor]:
+            return {"states": self.backend.encode_text([caption])[0]}
+
+        for caption in sorted(set(captions) - set(self.backend.text_embeddings)):
+            states = self.cache.get_or_make(("text", caption, *self._frozen), partial(encode, caption))
+            self.backend.text_embeddings[caption] = states["states"].to(self.backend.device)
 
 
 def window_samples(backend: Backend) -> int:
-    """Samples of the longest window."""
+    """Length of the longest window, in samples."""
     return int(backend.max_frames * backend.sample_rate / backend.frame_rate)
 
 
 def windows(backend: Backend, samples: torch.Tensor) -> list[torch.Tensor]:
-    """Samples [C, S] -> as the model hears them, a window each."""
+    """Cut samples [C, S] into windows of the model."""
     pieces = list(samples.split(window_samples(backend), dim=-1))
     if len(pieces) > 1 and pieces[-1].shape[-1] < MIN_WINDOW_SECONDS * backend.sample_rate:
         pieces.pop()
@@ -157,19 +159,24 @@ def windows(backend: Backend, samples: torch.Tensor) -> list[torch.Tensor]:
 
 
 def pieces_of(backend: Backend, samples: torch.Tensor, cuts: Sequence[Piece]) -> list[torch.Tensor]:
-    """Samples [C, S] -> what a track's clips are encoded from: its pieces, or its windows where it has none.
+    """The audio of a track's clips: its pieces, or its windows where it has none.
+
+    Args:
+        backend: gives the window.
+        samples: of the track, [C, S].
+        cuts: its pieces.
 
     Raises:
-        InputError: a piece begins behind the end.
+        InputError: a piece begins after the end.
     """
-    if any(one.start >= samples.shape[-1] for one in cuts):
-        raise InputError("a piece of a track begins behind its end", "was request.json edited? run encore forget again")
-    return [cut(samples, one.start, one.samples) for one in cuts] or windows(backend, samples)
+    if any(piece.start >= samples.shape[-1] for piece in cuts):
+        raise InputError("a piece of a track begins after its end", "was request.json edited? run encore forget again")
+    return [cut(samples, piece.start, piece.samples) for piece in cuts] or windows(backend, samples)
 
 
 def cut(samples: torch.Tensor, start: float, count: int) -> torch.Tensor:
-    """`count` samples of [C, S] from `start` on; a start between two samples by a band-limited shift (in the frequency
-    domain, with `MARGIN` samples on either side)."""
+    """`count` samples of [C, S] from `start`; fractional starts use a band-limited shift in the frequency domain, with
+    `MARGIN` samples on either side."""
     whole = math.floor(start)
     if start == whole:
         return samples[:, whole : whole + count]
@@ -182,24 +189,25 @@ def cut(samples: torch.Tensor, start: float, count: int) -> torch.Tensor:
 
 
 def recordings(backend: Backend, tracks: Sequence[Track]) -> list[torch.Tensor]:
-    """The windows of tracks as their files have them, mono [S]: what their clips were encoded from."""
+    """The audio of the tracks' clips, from their files, mono [S] each."""
     pieces: list[torch.Tensor] = []
     for track in tracks:
         samples = load(track.path, sample_rate=backend.sample_rate, channels=backend.channels).samples
-        own = [piece.mean(0) for piece in pieces_of(backend, torch.from_numpy(samples), track.pieces)]
-        pieces += own * len(track.captions)
+        mono = [piece.mean(0) for piece in pieces_of(backend, torch.from_numpy(samples), track.pieces)]
+        pieces += mono * len(track.captions)
     return pieces
 
 
 def narrow(codes: torch.Tensor) -> torch.Tensor:
-    """Codes as they are kept on disk; latents as they are."""
+    """Codes as int16, for storage; latents unchanged."""
     return codes if codes.is_floating_point() else codes.to(torch.int16)
 
 
 def wide(codes: torch.Tensor) -> torch.Tensor:
+    """The inverse of `narrow`."""
     return codes if codes.is_floating_point() else codes.long()
 
 
-def clips_of(heard: Sequence[EncodedTrack]) -> list[Clip]:
-    """The clips of tracks, in order."""
-    return [clip for one in heard for clip in one.clips]
+def clips_of(tracks: Sequence[EncodedTrack]) -> list[Clip]:
+    """All clips of some tracks, in order."""
+    return [clip for track in tracks for clip in track.clips]

@@ -1,9 +1,9 @@
-"""What is known of audio files: each is hashed once while it stays as it is, and decoded once as long as decoders do.
+"""A cache of file hashes and decoding results: a file is hashed and decoded again only when it or a decoder changes.
 
-Two kinds of records lie in one SQLite file of the cache folder: a file's identity (device, inode, size, times) with its
-SHA-256, and a SHA-256 with what decoding found. So a second run reads no audio, and a copied or renamed file is known
-by its content. A record is stored only after the file that was decoded was seen to be the one that was hashed, and each
-carries a checksum of its own. What does not fit is measured again; a cache that can't be used costs time alone.
+One SQLite file in the cache folder has two kinds of records: a file's identity (device, inode, size, times) with its
+SHA-256, and a SHA-256 with the decoding result. So a second run reads no audio, and a copied or renamed file is found
+by its content. A result is stored only after a check that the decoded file is the hashed one, and each record has a
+checksum. Invalid records are computed again; an unusable cache only costs time.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from encore.settings import cache_folder
 from encore.text import printable
 
 SETTLED = 2.0
-"""Seconds that a file must have been left alone before its identity is trusted: the coarsest clock of a file system in
-use (FAT) ticks every 2 s, and a file written twice within a tick has one identity and two contents."""
+"""Seconds since a file's last change before its identity is trusted: the coarsest file system clock in use (FAT) ticks
+every 2 s, and a file written twice within a tick has one identity and two contents."""
 
 WAIT = 5.0
 """Seconds to wait for another process that writes a record."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What decoding a file found; that there are facts says that nothing about the file was refused.
+class Decoding:
+    """The result of decoding a file that passed all checks.
 
     Args:
         sha256_pcm: see `Audio.sha256_pcm`.
-        rate: Hz.
-        channels, frames: the file's own.
+        rate: sample rate of the file, Hz.
+        channels: of the file.
+        frames: decoded frames.
         format: see `Audio.format`.
-        declared: frames by the container; None where it doesn't say.
+        declared: frames declared by the container; None without a declaration.
     """
 
     sha256_pcm: str
@@ -53,7 +54,8 @@ class Facts:
     declared: int | None = None
 
     @classmethod
-    def of(cls, audio: Audio) -> Facts:
+    def of(cls, audio: Audio) -> Decoding:
+        """The result without the samples."""
         return cls(
             audio.sha256_pcm, audio.source_rate, audio.source_channels, audio.frames_decoded, audio.format,
             audio.frames_declared,
@@ -61,22 +63,22 @@ class Facts:
 
     @property
     def seconds(self) -> float:
-        """Length as decoded."""
+        """Decoded length."""
         return self.frames / self.rate
 
 
 class FileCache:
-    """Hashes and facts of files, kept between runs. Any number of processes may share one.
+    """Cached hashes and decoding results of files. Any number of processes may share one.
 
     Args:
-        folder: made when first written to; default `settings.cache_folder()`.
+        folder: created on the first write; default `settings.cache_folder()`.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
         self.path = (cache_folder() if folder is None else Path(folder)) / "files.sqlite3"
 
     def sha256(self, path: Path | str) -> str:
-        """SHA-256 of a file's bytes, hexadecimal; they are read unless size, times and inode are known already.
+        """SHA-256 of a file's bytes, hexadecimal; the file is read only if its identity is not in the cache.
 
         Raises:
             InputError: it is missing, unreadable or not a regular file.
@@ -86,31 +88,34 @@ class FileCache:
             known = self._get(identity)
             if known is not None:
                 return str(known["sha256"])
-            begun = time.time()
+            started = time.time()
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             after = os.fstat(stream.fileno())
-        if _identity(after) == identity and begun - max(after.st_mtime, after.st_ctime) > SETTLED:
+        if _identity(after) == identity and started - max(after.st_mtime, after.st_ctime) > SETTLED:
             self._put(identity, {"sha256": digest})
         return digest
 
-    def facts(self, sha256: str) -> Facts | None:
-        """What decoding found in the file of that hash, where these decoders have read it before."""
+    def decoding(self, sha256: str) -> Decoding | None:
+        """The cached decoding result of the file with that hash; None where these decoders have not read it."""
         known = self._get(_audio_key(sha256))
-        return None if known is None else Facts(**known)
+        return None if known is None else Decoding(**known)
 
     def load(self, path: Path | str, sha256: str, *, sample_rate: int, channels: int = 1) -> Audio:
-        """Decode a file as `decode.load` does, and remember the facts.
+        """Decode a file with `decode.load`, and cache the result.
 
         Args:
-            sha256: of the file as it was listed.
+            path: a regular file.
+            sha256: of the file when it was listed.
+            sample_rate: of the result, Hz.
+            channels: of the result.
 
         Raises:
-            InputError: what `decode.load` raises; or the file is another one by now.
+            InputError: as in `decode.load`; or the file was changed.
         """
         audio = load(path, sample_rate=sample_rate, channels=channels)
         if self.sha256(path) != sha256:
             raise InputError(f"{printable(path)} was changed after it was listed", "run the command again")
-        self._put(_audio_key(sha256), asdict(Facts.of(audio)))
+        self._put(_audio_key(sha256), asdict(Decoding.of(audio)))
         return audio
 
     # --------------------------------------------------------------------------------------------------- records
@@ -134,21 +139,21 @@ class FileCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=WAIT)) as records, records:
-                records.execute("PRAGMA synchronous = OFF")  # what a power cut loses or tears is measured again
+                records.execute("PRAGMA synchronous = OFF")  # records lost in a power cut are computed again
                 records.execute("CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, value TEXT, checksum TEXT)")
                 records.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (key, text, _checksum(key, text)))
         except (OSError, sqlite3.Error) as error:
             self._discard(error)
 
     def _discard(self, error: Exception) -> None:
-        """Remove a file that SQLite can't read, so that the next record begins another; leave one that is only busy."""
+        """Remove a file that SQLite can't read, so that the next record creates a new one; keep a busy file."""
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-            with suppress(OSError):  # a folder that may only be read
+            with suppress(OSError):  # a read-only folder
                 self.path.unlink(missing_ok=True)
 
 
 def _identity(stat: os.stat_result) -> str:
-    """What changes when a file's content does. The change time can't be set back, as the modification time can."""
+    """A key that changes with a file's content: unlike the modification time, the change time can't be set back."""
     return f"file {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
@@ -158,9 +163,9 @@ def _audio_key(sha256: str) -> str:
 
 @cache
 def decoder_sha256() -> str:
-    """Hash of what samples follow from beside the file: Encore's own code for audio, and the libraries it decodes with.
+    """Hash of everything the samples depend on beside the file: the code of this package, and the decoding libraries.
 
-    A changed line or another version has every file decoded, and refused or not, once more.
+    After any change, every file is decoded and checked again.
     """
     import av
     import soxr

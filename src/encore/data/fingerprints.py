@@ -1,7 +1,7 @@
-"""What a recording is known again by: the peaks of its spectrum, which find it, and its bands, which confirm it.
+"""Audio fingerprints: the peaks of a recording's spectrum, to find it, and its bands, to confirm it.
 
 Peaks are paired into landmarks (Wang, *An Industrial-Strength Audio Search Algorithm*, ISMIR 2003): two frequencies and
-the time between them. Loudness, equalisation and most of what a lossy codec does leave enough of them where they are.
+the time between them. Enough of them survive changes of loudness, equalisation and lossy codecs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ LOW, OCTAVES = 100.0, 5
 BANDS_PER_OCTAVE = 10
 BANDS = OCTAVES * BANDS_PER_OCTAVE
 RANGE = 50.0
-"""dB below the loudest band: what lies further down is the codec's business, not the music's."""
+"""dB below the loudest band; lower levels are ignored, as lossy codecs change them."""
 
 AROUND = 9
 """Frames and bins (a quarter of a second, 70 Hz) in which a peak must be the highest."""
 PEAKS = 20
-"""At most in a second; the ones that stand out most from their frequency's mean."""
+"""At most this many peaks per second are used: those highest above the mean of their frequency."""
 NEAREST, FURTHEST = 3, 64
 """Frames between the two peaks of a landmark."""
 LANDMARKS = 4_000
-"""Of a recording, about: a peak is paired with 10 others in the shortest, with 2 in those of 2 minutes and more."""
+"""Approximate number per recording: a peak is paired with 10 others in the shortest, with 2 from 2 minutes on."""
 
 Samples = NDArray[np.float32]
 Floats = NDArray[np.float32]
@@ -36,11 +36,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of one recording.
+    """The fingerprint of one recording.
 
     Args:
         peaks: float32 [2, P]: frame (of 32 ms, interpolated) and octaves above 100 Hz, by time.
-        bands: uint8 [T, BANDS]: level from 50 dB below the loudest (0) to it (255), ten bands an octave from 100 Hz on.
+        bands: uint8 [T, BANDS]: level from 50 dB below the loudest (0) to it (255), ten bands per octave from 100 Hz.
     """
 
     peaks: Floats
@@ -48,13 +48,13 @@ class Fingerprint:
 
 
 def fingerprint(samples: Samples) -> Fingerprint:
-    """Mono samples [S] at `RATE` -> what they are known again by."""
+    """The fingerprint of mono samples [S] at `RATE`."""
     power = _power(samples)
     return Fingerprint(_peaks(power), _bands(power))
 
 
 def landmarks(peaks: Floats) -> Floats:
-    """Peaks [2, P] -> float32 [4, L]: frame of the first, frames to the second, octaves of the first and the second."""
+    """Landmarks of peaks [2, P]: float32 [4, L]: frame of the first peak, frames to the second, octaves of both."""
     time, octave = peaks
     fan = int(np.clip(LANDMARKS // max(1, len(time)), 2, 10))
     taken = np.zeros(len(time), int)
@@ -75,7 +75,7 @@ def _power(samples: Samples) -> Floats:
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]  # a view
     window = np.hanning(WINDOW).astype(np.float32)
     power = np.empty((len(frames), WINDOW // 2 + 1), np.float32)
-    for begin in range(0, len(frames), 1_024):  # by pieces: NumPy transforms in double precision
+    for begin in range(0, len(frames), 1_024):  # in pieces, because NumPy transforms in double precision
         power[begin : begin + 1_024] = np.abs(np.fft.rfft(frames[begin : begin + 1_024] * window)) ** 2
     return power
 
@@ -101,7 +101,7 @@ def _peaks(power: Floats) -> Floats:
 
 
 def _vertex(before: Floats, here: Floats, after: Floats) -> Floats:
-    """Where the parabola through three values at -1, 0 and 1 is highest."""
+    """Position of the maximum of the parabola through three values at -1, 0 and 1."""
     bend = before - 2 * here + after
     return np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, 1), 0).clip(-0.5, 0.5)
 

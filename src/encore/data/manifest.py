@@ -1,10 +1,10 @@
-"""The formats a list or a catalogue comes in, read into one kind of record.
+"""Readers of list and catalogue formats.
 
-Plain text and M3U: one item a line. CSV and JSON lines: columns, whose names are matched in any case:
+Plain text and M3U: one item per line. CSV and JSON lines: columns, whose names are matched in any case:
 
     path     file_name, path, file, filename, audio, …   (Hugging Face, audiocraft, DCASE and the like)
     caption  caption, description, text, prompt, … and their plurals, see `captions.captions_in`
-             (title, artist and tags serve where nothing says more)
+             (title, artist and tags where there is none)
     id       id, track_id      isrc      sha256      title      artist      split
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from encore.data.captions import Tags, captions_in, column_key, keywords_in, said
+from encore.data.captions import Tags, captions_in, column_key, keywords_in, nonempty_text
 from encore.data.open_files import spot
 from encore.data.path_variants import DRIVE
 from encore.errors import InputError
@@ -37,14 +37,21 @@ Lines = Iterable[tuple[int, str]]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One item as written: nothing is looked up yet. Empty strings where a column says nothing.
+    """One item as written, before any look-up. Missing values are empty strings.
 
     Args:
         line: 1-based line it begins on.
         source: its text.
-        hint: a caption to fall back on (title and artist, M3U's `#EXTINF`), weaker than a side-car file's.
+        path: of the audio file, as written.
+        id: the track's id.
+        isrc: as written.
+        sha256: of the file.
+        captions: of the track.
+        title: of the track.
+        artist: of the track.
         split: in lower case.
-        meta: the columns that have no field of their own; "split" and "genre" as one line of text.
+        hint: a fallback caption (title and artist, M3U's `#EXTINF`), used only without a side-car file.
+        meta: all other columns; "split" and "genre" as one line of text.
     """
 
     line: int
@@ -62,19 +69,19 @@ class Record:
 
     @property
     def caption(self) -> str:
-        """The first of its captions; empty where it has none."""
+        """The first caption; empty without one."""
         return self.captions[0] if self.captions else ""
 
 
 def text_records(lines: Lines, name: str) -> Iterator[Record]:
-    """Plain text: a path, `id:…`, `isrc:…` or `sha256:…`, then perhaps a TAB and a caption. `#` begins a comment."""
+    """Plain text: a path, `id:…`, `isrc:…` or `sha256:…`, optionally a TAB and a caption. `#` begins a comment."""
     for number, line in lines:
         if line.strip() and not line.lstrip().startswith("#"):
             yield _item(line, number, name)
 
 
 def m3u_records(lines: Lines, name: str) -> Iterator[Record]:
-    """An M3U playlist; `#EXTINF:123,Artist - Title` serves as a caption where nothing better is found."""
+    """An M3U playlist; `#EXTINF:123,Artist - Title` is the fallback caption."""
     hint = ""
     for number, line in lines:
         if line.startswith("#EXTINF:"):
@@ -95,7 +102,7 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
     kind, colon, value = item.partition(":")
     if colon and kind.casefold() in {"id", "isrc", "sha256"}:
         if not value.strip():
-            raise InputError(f"{spot(name, number)}: nothing stands after '{printable(item)}'")
+            raise InputError(f"{spot(name, number)}: '{printable(item)}' has no value")
         named: dict[str, Any] = {kind.casefold(): value.strip()}
         return Record(number, line, captions=captions, hint=hint, **named)
     path = local_path(item, spot(name, number))
@@ -105,7 +112,7 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
 
 
 def local_path(item: str, where: str) -> str:
-    """A path as written, `file:` addresses turned into paths.
+    """A path as written; `file:` addresses become paths.
 
     Raises:
         InputError: an address on the network.
@@ -122,7 +129,7 @@ def local_path(item: str, where: str) -> str:
 
 
 def jsonl_records(lines: Lines, name: str) -> Iterator[Record]:
-    """JSON lines: one object a line."""
+    """JSON lines: one object per line."""
     for number, line in lines:
         if not line.strip():
             continue
@@ -136,7 +143,7 @@ def jsonl_records(lines: Lines, name: str) -> Iterator[Record]:
 
 
 def csv_records(lines: Lines, name: str) -> Iterator[Record]:
-    """CSV with a header; comma, semicolon, TAB or bar, whichever makes sense of the header."""
+    """CSV with a header; separated by comma, semicolon, TAB or bar, whichever gives known columns."""
     iterator = iter(lines)
     first = next(((number, line) for number, line in iterator if line.strip()), None)
     if first is None:
@@ -156,7 +163,7 @@ def csv_records(lines: Lines, name: str) -> Iterator[Record]:
     begin = number + 1
     try:
         for cells in reader:
-            while len(cells) > len(keys) and not cells[-1].strip():  # Excel fills rows up
+            while len(cells) > len(keys) and not cells[-1].strip():  # Excel pads rows
                 cells.pop()
             if len(cells) > len(keys):
                 raise InputError(f"{spot(name, begin)}: {len(cells)} cells under {len(keys)} columns", "quote the cell")
@@ -177,9 +184,9 @@ def _header(header: str, where: str, delimiters: Iterable[str]) -> tuple[list[st
             continue
         names = [column_key(key) for key in keys]
         if known.intersection(names):
-            twice = next((name for name in names if name and names.count(name) > 1), None)
-            if twice is not None:
-                raise InputError(f"{where}: the header names '{printable(twice)}' twice", "rename one of the columns")
+            repeated = next((name for name in names if name and names.count(name) > 1), None)
+            if repeated is not None:
+                raise InputError(f"{where}: the header names '{printable(repeated)}' twice", "rename one column")
             return keys, delimiter
     raise InputError(
         f"{where}: the header names no column of files or ids: '{printable(header[:80])}'",
@@ -196,14 +203,14 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
             value = row[folded[key]] if key in folded else None
             if isinstance(value, dict):  # Hugging Face's Audio column: {"path": …, "bytes": …}
                 value = value.get("path")
-            if isinstance(value, (str, int)) and not isinstance(value, bool) and said(value):
+            if isinstance(value, (str, int)) and not isinstance(value, bool) and nonempty_text(value):
                 return str(value).strip(" \r\n") if key not in PATH_KEYS else str(value)
         return ""
 
     for key, other in ((key, folded[column_key(key)]) for key in row):
-        if key != other and said(row[key]) and said(row[other]) and row[key] != row[other]:
+        if key != other and nonempty_text(row[key]) and nonempty_text(row[other]) and row[key] != row[other]:
             raise InputError(
-                f"{where}: '{printable(key)}' and '{printable(other)}' are one column", "take one of them away"
+                f"{where}: '{printable(key)}' and '{printable(other)}' are the same column", "remove one of them"
             )
     path, title, artist = take(*PATH_KEYS), take("title"), take("artist")
     check_undecoded((title, artist), where)
@@ -226,7 +233,7 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
             for folded_key, key in folded.items()
             if folded_key not in {*PATH_KEYS, *ID_KEYS, "isrc", "sha256", "caption", "title", "artist", *known}
             and (value := row[key]) is not None
-            and said(value)
+            and nonempty_text(value)
         }
         | {name: value for name, value in known.items() if value},
     )
@@ -240,7 +247,7 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
 
 def _words(value: object) -> str:
     """A text, a number, or a list of them as one line of text."""
-    return ", ".join(filter(None, map(said, value if isinstance(value, list) else [value])))
+    return ", ".join(filter(None, map(nonempty_text, value if isinstance(value, list) else [value])))
 
 
 Reader = Callable[[Lines, str], Iterator[Record]]
@@ -264,7 +271,7 @@ CATALOG_FORMATS: Mapping[str, Reader] = {
 
 
 def other_format(suffix: str) -> str:
-    """What to do with a file of tracks in a format that is not read; empty for any other file."""
+    """Advice for a list in a format that is not read; empty for any other file."""
     return OTHER_FORMATS.get(suffix.casefold(), "")
 
 
@@ -272,7 +279,7 @@ OTHER_FORMATS: Mapping[str, str] = {
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers", ".parquet", ".arrow", ".feather"), "save it as CSV (UTF-8)"),
     **dict.fromkeys((".pls", ".xspf", ".wpl", ".asx", ".b4s"), "save the playlist as M3U8"),
     ".cue": "a cue sheet cuts a file into tracks, and whole files are forgotten: cut it first",
-    ".json": "write one object a line, into a .jsonl file: jq -c '.[]' FILE",
+    ".json": "write one object per line, into a .jsonl file: jq -c '.[]' FILE",
     ".xml": "save the playlist as M3U8",
 }
-"""Suffixes of other lists and catalogues, with what to do."""
+"""Suffixes of other list and catalogue formats, with advice."""

@@ -1,8 +1,8 @@
-"""Walking MP3 and AAC (ADTS) frame by frame, from header to header, without decoding.
+"""Check MP3 and AAC (ADTS) streams frame by frame, from header to header, without decoding.
 
-ISO 11172-3 and 13818-3 (MPEG audio), ISO 13818-7 (ADTS). Neither has a container: a decoder searches the next header
-wherever it lost one, so bytes that were cut out or overwritten are passed over. Here each frame must begin where the
-one before it ends; tags may stand before and behind them.
+ISO 11172-3 and 13818-3 (MPEG audio), ISO 13818-7 (ADTS). Neither has a container: decoders search for the next header
+after an error, and silently skip missing or overwritten bytes. Here each frame must begin where the one before it ends;
+tags may precede and follow them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 
 _ADTS_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
 
 JUNK = 64 << 10
-"""Bytes searched for the first frame; FFmpeg searches as many."""
+"""Bytes searched for the first frame, as in FFmpeg."""
 
 SURE = 4
-"""Frames that must follow each other before bytes that look like a header behind junk are one."""
+"""Consecutive frames needed to accept the first header after junk."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Header:
     layer: int
 
     def follows(self, other: Header) -> bool:
-        """Whether both can be of one stream."""
+        """Whether both can belong to one stream."""
         return (self.rate, self.samples, self.layer) == (other.rate, other.samples, other.layer)
 
 
@@ -59,7 +59,7 @@ Parse = Callable[[bytes], Header | None]
 
 
 def parse_header(raw: bytes) -> Header | None:
-    """The MPEG audio header in four bytes; None where they are none, or one of a free format."""
+    """The MPEG audio header in four bytes; None where there is none, or one of a free format."""
     if len(raw) < 4 or raw[0] != 0xFF or raw[1] & 0xE0 != 0xE0:
         return None
     version, layer = raw[1] >> 3 & 3, 4 - (raw[1] >> 1 & 3)
@@ -78,7 +78,7 @@ def parse_header(raw: bytes) -> Header | None:
 
 
 def parse_adts(raw: bytes) -> Header | None:
-    """The ADTS header in seven bytes; None where they are none."""
+    """The ADTS header in seven bytes; None where there is none."""
     if len(raw) < 7 or raw[0] != 0xFF or raw[1] & 0xF6 != 0xF0 or (raw[2] >> 2 & 15) >= len(_ADTS_RATES):
         return None
     length = (raw[3] & 3) << 11 | raw[4] << 3 | raw[5] >> 5
@@ -92,12 +92,11 @@ def mpeg_audio(stream: BinaryIO, size: int, start: int, junk: int = 0) -> Contai
     Args:
         stream: seekable.
         size: of the file, bytes.
-        start: where the first frame begins.
-        junk: bytes that may stand
-            before it. Junk at both ends is no stream but a file that holds one (an archive).
+        start: first byte that may belong to a frame.
+        junk: most bytes before the first frame. Junk at both ends means a file that contains a stream (an archive).
 
     Returns:
-        None where there is no such stream.
+        None without such a stream.
 
     Raises:
         Damage: a frame is missing, cut, or does not begin where the one before it ends.
@@ -114,10 +113,10 @@ def mpeg_audio(stream: BinaryIO, size: int, start: int, junk: int = 0) -> Contai
 
 
 def _check_front(junk: bytes, frames: bytes, parse: Parse) -> None:
-    """Whether what stands before the first frame is junk, not a damaged beginning.
+    """Check that the bytes before the first frame are junk, not a damaged beginning.
 
     Raises:
-        Damage: it is the rest of a frame, or the first frame needs bytes of one before it (layer III's reservoir).
+        Damage: they are the rest of a frame, or the first frame needs bytes of an earlier one (layer III's reservoir).
     """
     first, lost = parse(frames[:8]), parse(junk[:8])
     if first is None or not junk:
@@ -127,11 +126,11 @@ def _check_front(junk: bytes, frames: bytes, parse: Parse) -> None:
     reservoir = first.layer == 3 and int.from_bytes(frames[4 + protected : 6 + protected], "big")
     reservoir = reservoir >> 7 if first.samples == 1152 else reservoir >> 8
     if begins or reservoir or any(mark in junk for mark in _MARKS):
-        raise Damage("has a damaged beginning: its first frames are not whole")
+        raise Damage("has a damaged beginning: its first frames are incomplete")
 
 
 def _chain(stream: BinaryIO, position: int, size: int, parse: Parse) -> bool:
-    """Whether frames follow each other from here on: some, or up to the end."""
+    """Whether `SURE` frames follow each other at a position, or fewer up to the end."""
     first = None
     for _ in range(SURE):
         header = parse(read_at(stream, position, 8))
@@ -143,14 +142,14 @@ def _chain(stream: BinaryIO, position: int, size: int, parse: Parse) -> bool:
 
 
 class _Walk:
-    """From the first frame to the last."""
+    """A pass over all frames."""
 
     def __init__(self, stream: BinaryIO, size: int, parse: Parse, start: int) -> None:
         self.stream, self.size, self.parse, self.start = stream, size, parse, start
         first = parse(read_at(stream, start, 8))
         assert first is not None
         self.first = first
-        self.begin, self.declared = start, self._declared(start, first)  # of the part that is walked: see `_part`
+        self.begin, self.declared = start, self._declared(start, first)  # of the current part: see `_check_part`
         self.count = self.total = 0
         self.end = start
 
@@ -165,9 +164,9 @@ class _Walk:
                 position += tag
                 continue
             if position > self.end:
-                raise Damage("has a tag between its frames, where FFmpeg loses one")
+                raise Damage("has a tag between its frames, where FFmpeg loses a frame")
             if self.count and (declared := self._declared(position, header)) is not None:
-                self._part(self.end)  # one file was appended to another
+                self._check_part(self.end)  # one file was appended to another
                 self.begin, self.declared, self.count, parts = position, declared, 0, parts + 1
             if position + header.length > self.size:
                 if self.declared is not None and 0 < self.declared[0] < self.count:
@@ -177,7 +176,7 @@ class _Walk:
             self.count += 1
             self.total += 1
             self.end = position
-        self._part(self.end)
+        self._check_part(self.end)
         if junk and position < self.size:
             return None
         if not self._ends(position):
@@ -196,12 +195,12 @@ class _Walk:
             return None
         return declared(read_at(self.stream, position, header.length), header)
 
-    def _part(self, end: int) -> None:
-        """Compare a part (a file may be several, appended) with what its own header declares."""
+    def _check_part(self, end: int) -> None:
+        """Compare a part (a file may be several, appended) with the declarations in its header."""
         if self.declared is None:
             return
         frames, length, _, _ = self.declared
-        # Encoders differ in whether they count the header's own frame, its bytes, and the last frames they flush.
+        # Encoders differ in whether they count the header's frame, its bytes, and the last flushed frames.
         if frames and not frames <= self.count <= frames + 3:
             raise Damage(f"declares {frames:,} MP3 frames and has {self.count - 1:,}")
         if length and end - self.begin < length - self.first.length:
@@ -210,22 +209,22 @@ class _Walk:
             raise Damage(f"declares {length:,} bytes of MP3 frames and has {end - self.begin:,}")
 
     def _ends(self, position: int) -> bool:
-        """Whether the last frame may be the last: nothing follows, padding, or (all that is declared is there) anything
-        but another frame."""
+        """Whether the stream may end here: nothing follows, or padding, or a tag; or all declared frames were found."""
         rest = self.size - position
         if rest <= self.first.length and zeros(self.stream, position, rest) == rest:
             return True
-        if before_tags(self.stream, self.size, position - 1) == position:  # a tag that has no header, but a footer
+        if before_tags(self.stream, self.size, position - 1) == position:  # a tag with a footer only
             return True
         return self.declared is not None and self.declared[0] > 0
 
 
 def declared(frame: bytes, header: Header) -> tuple[int, int, int, int] | None:
-    """A Xing, Info or VBRI header's frames and bytes, and a LAME tag's delay and padding (0: not said); None where
-    the frame is plain audio.
+    """Frames and bytes declared by a Xing, Info or VBRI header, and a LAME tag's delay and padding (0: not declared).
+
+    None where the frame is plain audio.
 
     Raises:
-        Damage: the LAME tag's checksum is of other bytes.
+        Damage: the LAME tag's checksum does not match.
     """
     at = 4 + header.side
     if frame[at : at + 4] in {b"Xing", b"Info"}:
@@ -238,9 +237,9 @@ def declared(frame: bytes, header: Header) -> tuple[int, int, int, int] | None:
         if frame[at : at + 4] in _TRIMMERS:
             trims = int.from_bytes(frame[at + 21 : at + 24], "big")
             checksum = int.from_bytes(frame[at + 34 : at + 36], "big")
-            covered = frame[: at + 34]  # FFmpeg counts 190 bytes of it always
+            covered = frame[: at + 34]  # FFmpeg always checks 190 bytes
             if checksum not in {0, _crc16(covered), _crc16(covered.ljust(190, b"\0"))}:
-                raise Damage("has a LAME tag whose checksum is another")
+                raise Damage("has a LAME tag with a wrong checksum")
         return frames, length, trims >> 12, trims & 4095
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54], "big"), int.from_bytes(frame[46:50], "big"), 0, 0

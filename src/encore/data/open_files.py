@@ -1,4 +1,4 @@
-"""Opening what a list or a catalogue points at: inside the allowed folders, regular files only, with caps."""
+"""Safe opening of files that a list or a catalogue names: regular files in allowed folders, with size limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from encore.text_encoding import LEGACY, utf8_chunks, western
 
 @dataclass(frozen=True)
 class Caps:
-    """How much text is read before a file is refused, counted after decompression.
+    """Size limits of a text file, after decompression.
 
     Args:
         total: bytes.
@@ -45,32 +45,37 @@ NOT_TEXT = "give a text file: of a workbook or a library, export CSV (UTF-8) or 
 
 
 def spot(name: str, line: int | None = None) -> str:
-    """`list.txt, line 3`: how messages name a place."""
+    """A place in a file, for messages: `list.txt, line 3`."""
     return printable(name) if line is None else f"{printable(name)}, line {line}"
 
 
 def locate(
     raw: str, folders: Sequence[Path], roots: Sequence[Path], where: str, *, exactly: bool = False
 ) -> Path | None:
-    """The real path of the regular file that `raw` names, looked for in `folders` in turn; None where there is none.
+    """The real path of the regular file that `raw` names; None where there is none.
 
-    A path that leads nowhere as it is written is tried in its other spellings (`encore.data.path_variants`);
-    with `exactly`, in its Unicode forms alone.
-    The real path (all symbolic links followed) must lie inside one of `roots`: that one rule covers `..`, absolute
-    paths and links that lead out, whether or not something is there.
+    The real path (all symbolic links followed) must be inside one of `roots`. This rule covers `..`, absolute paths and
+    links that lead out, whether or not the file exists.
+
+    Args:
+        raw: the path as written. Other spellings (`encore.data.path_variants`) are tried where it does not exist.
+        folders: searched in turn.
+        roots: allowed folders.
+        where: the place that names the path, for messages.
+        exactly: try only its Unicode forms, no other spellings.
 
     Raises:
-        InputError: the path leads outside, or what is there is no regular file.
+        InputError: the path leads outside, or is not a regular file.
     """
     allowed = [os.path.realpath(root) for root in roots]
     outside = False
 
-    def may_look(real: str) -> bool:
+    def may_read(real: str) -> bool:
         return any(_inside(real, root) for root in allowed)
 
     ways: list[Callable[[str, str], str | None]] = [os.path.join]
     if not exactly:
-        ways.append(lambda folder, name: alike(folder, name, may_look))
+        ways.append(lambda folder, name: alike(folder, name, may_read))
     for find in ways:
         for name in forms(raw) if exactly else spellings(raw):
             for folder in folders:
@@ -79,12 +84,12 @@ def locate(
                     real = None if path is None else os.path.realpath(path)
                     if real is None:
                         continue
-                    if not may_look(real):
+                    if not may_read(real):
                         outside = True
                     elif os.path.lexists(real):
                         _require_regular(os.stat(real).st_mode, raw, f"{where}: ")
                         return Path(real)
-                except (OSError, ValueError):  # too long, a NUL, a loop of links, no right to look
+                except (OSError, ValueError):  # too long, a NUL, a loop of links, no permission
                     continue
     if outside:
         other = os.path.dirname(raw) if os.path.isabs(raw) else "FOLDER"
@@ -110,20 +115,20 @@ def _require_regular(mode: int, raw: str, where: str = "") -> None:
 
 
 def open_regular(path: Path | str) -> BufferedReader:
-    """Open a file for reading, and nothing but a file: a pipe, device or folder is refused without waiting for it.
+    """Open a regular file for reading; a pipe, device or folder is refused without waiting for it.
 
     Raises:
         InputError: it is missing, unreadable or not a regular file.
     """
-    # O_NONBLOCK: opening a pipe nobody writes to must not hang; it changes nothing for a regular file.
+    # O_NONBLOCK: opening a pipe without a writer must not hang; it has no effect on a regular file.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        _require_regular(os.stat(path).st_mode, str(path))  # a device may act on being opened: look first
+        _require_regular(os.stat(path).st_mode, str(path))  # before opening, which may trigger a device
         handle = os.open(path, flags)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         relative = isinstance(error, FileNotFoundError) and not os.path.isabs(path)
-        hint = f"it was looked for from {printable(Path.cwd())}" if relative else ""
+        hint = f"it was searched for in {printable(Path.cwd())}" if relative else ""
         raise InputError(f"'{printable(path)}' can't be read: {reason}", hint) from error
     try:
         _require_regular(os.fstat(handle).st_mode, str(path))
@@ -142,26 +147,26 @@ def file_sha256(path: Path) -> str:
 def read_lines(
     stream: BinaryIO, name: str, caps: Caps, *, compressed: bool = False, notes: list[str] | None = None
 ) -> Iterator[tuple[int, str]]:
-    r"""Lines of a text with their numbers from 1, without their ends (`\n`, `\r\n` or `\r`), read as a stream.
+    r"""Stream the lines of a text, numbered from 1, without their ends (`\n`, `\r\n` or `\r`).
 
-    The text is UTF-8, or UTF-16 or UTF-32 with a mark; a line that is neither is Windows-1252 where it can be nothing
-    else (`encodings.western`). In others, a byte that is no UTF-8 becomes a surrogate, as in `os.fsdecode`, so that a
-    file name made of such bytes is found; `records` refuses such a caption.
+    The text is UTF-8, or UTF-16 or UTF-32 with a mark; another line is Windows-1252 where that is unambiguous
+    (`text_encoding.western`). Else each byte that is not UTF-8 becomes a surrogate, as in `os.fsdecode`, so that a file
+    with such a name is found; captions with surrogates are refused later.
 
     Args:
         stream: the bytes.
-        name: how messages call it.
-        caps: what is refused as too much.
+        name: of the file, for messages.
+        caps: size limits.
         compressed: whether it is gzip.
-        notes: gets a sentence where the text is not UTF-8.
+        notes: receives a sentence where the text is not UTF-8.
 
     Raises:
-        InputError: not text, a broken gzip stream, or larger than `caps` (a bomb never reaches memory).
+        InputError: it is not text, a broken gzip stream, or larger than `caps` (checked before it is in memory).
     """
     source = cast(BinaryIO, gzip.GzipFile(fileobj=stream, mode="rb")) if compressed else stream
     notes = [] if notes is None else notes
     legacy: list[tuple[int, str]] = []
-    macintosh = False  # lines that end in \\r alone: older Macs had a code page of their own
+    macintosh = False  # lines that end in \\r alone: older Macs had another code page
 
     def chunks() -> Iterator[bytes]:
         nonlocal macintosh

@@ -49,7 +49,7 @@ def ogg(stream: BinaryIO, size: int, start: int) -> Container:
             raise Damage("ends in the middle of an Ogg page")
         serial, number, checksum = (int.from_bytes(head[at : at + 4], "little") for at in (14, 18, 22))
         if checksum != ogg_checksum(head[:22] + b"\0\0\0\0" + head[26:] + lengths + body):
-            raise Damage("has an Ogg page whose checksum is another")
+            raise Damage("has an Ogg page with a wrong checksum")
         begins, ends = head[5] & 2, head[5] & 4
         if begins:
             headers.begin(serial, chained=not numbers)
@@ -157,7 +157,7 @@ def _walk(stream: BinaryIO, parent: int, position: int, end: int | None, size: i
 
 
 def _element(stream: BinaryIO, position: int, size: int) -> tuple[int, int, int | None]:
-    """An element's name, where its content begins, and where it ends (None: not said)."""
+    """An element's name, and the start and end of its content (None: unknown length)."""
     raw = read_at(stream, position, 12)
     wide = 9 - raw[0].bit_length() if raw and raw[0] else 0
     if not 1 <= wide <= 4 or len(raw) <= wide or not raw[wide]:

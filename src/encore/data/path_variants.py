@@ -1,4 +1,4 @@
-"""One path, many spellings: what a line of a list may mean where no file is named exactly as it is written.
+"""Other spellings of a path, for lines of a list whose file does not exist as written.
 
 Playlists come from other machines: with backslashes, `%20` for spaces, quotes around the path, accents composed or not
 (NFC, NFD, or a folder in one and its file in the other), another case, a name in the code page of an old disk.
@@ -20,12 +20,12 @@ DRIVE = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
 
 
 def forms(raw: str) -> Iterator[str]:
-    """`raw` as it is, with accents composed, and with accents decomposed."""
+    """`raw` unchanged, with composed accents, and with decomposed accents."""
     yield from dict.fromkeys((raw, unicodedata.normalize("NFC", raw), unicodedata.normalize("NFD", raw)))
 
 
 def spellings(raw: str) -> Iterator[str]:
-    """`raw`, and what it may have been before a player or another system wrote it down."""
+    """`raw`, and paths that players or other systems write in this way."""
     seen = {""}
     plain = raw.strip()
     for quote in ('"', "'"):
@@ -42,20 +42,20 @@ def spellings(raw: str) -> Iterator[str]:
 
 
 def _as_bytes(name: str) -> str:
-    """A name that was written in Windows-1252 on a disk, as that disk gives it back where names are UTF-8."""
+    """A name stored in Windows-1252, as a system with UTF-8 names reports it."""
     try:
         return os.fsdecode(name.encode("cp1252"))
     except UnicodeEncodeError:
         return name
 
 
-def alike(folder: str, name: str, may_look: Callable[[str], bool]) -> str | None:
-    """The path below `folder` that `name` means whatever its case and Unicode form; None where none or several do.
+def alike(folder: str, name: str, may_read: Callable[[str], bool]) -> str | None:
+    """The only path below `folder` that equals `name` up to case and Unicode form; None where none or several do.
 
     Args:
-        folder: where a relative `name` begins.
+        folder: base of a relative `name`.
         name: with the separators of this system.
-        may_look: whether the names in a folder (its real path) may be read.
+        may_read: whether a folder (its real path) may be listed.
     """
     here = os.sep if os.path.isabs(name) else folder
     for part in Path(name).parts:
@@ -63,14 +63,14 @@ def alike(folder: str, name: str, may_look: Callable[[str], bool]) -> str | None
             here = os.path.join(here, part)
             continue
         real = os.path.realpath(here)
-        if not may_look(real):
+        if not may_read(real):
             return None
-        found = _names(real, os.stat(real).st_mtime_ns).get(_folded(part), ())
+        names = _names(real, os.stat(real).st_mtime_ns).get(_folded(part), ())
         form = unicodedata.normalize("NFC", part)
-        same = [one for one in found if unicodedata.normalize("NFC", one) == form] or found
-        if len(same) != 1:
+        matches = [name for name in names if unicodedata.normalize("NFC", name) == form] or names
+        if len(matches) != 1:
             return None
-        here = os.path.join(here, same[0])
+        here = os.path.join(here, matches[0])
     return here
 
 
@@ -80,7 +80,7 @@ def _folded(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def _names(folder: str, _changed: int) -> dict[str, list[str]]:
-    """The names in a folder as of its last change, by what is left of them without case and Unicode form."""
+    """The names in a folder as of its last change, by their normal form without case."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         names.setdefault(_folded(name), []).append(name)
@@ -88,11 +88,12 @@ def _names(folder: str, _changed: int) -> dict[str, list[str]]:
 
 
 def why_missing(raw: str, folder: Path, roots: Sequence[Path]) -> str:
-    """A hint for a path that leads to no file; empty where its spelling gives none.
+    """A hint for the path of a missing file; may be empty.
 
     Args:
+        raw: the path as written.
         folder: of the list or catalogue that names it.
-        roots: the folders it was looked for in.
+        roots: the folders that were searched.
     """
     if DRIVE.match(raw.strip("\"' ")):
         return "it is a path of a Windows machine: write it relative to the list, or to a --root FOLDER"

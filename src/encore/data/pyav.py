@@ -1,8 +1,7 @@
-"""Decoding through PyAV, that is FFmpeg's libraries: the one decoder, for every format.
+"""Decode audio with PyAV (FFmpeg's libraries), for all formats.
 
-FFmpeg passes over a packet that it can't decode. Here that is an error: a packet marked as corrupt, a decoder that
-complains, a hole in the timestamps, a change of rate or channels, and packets that the container counts and that
-don't come.
+FFmpeg skips packets that it can't decode. Here these are errors: a packet marked as corrupt, a decoder error, a gap in
+the timestamps, a change of rate or channels, and fewer packets than the container declares.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ if TYPE_CHECKING:
     from encore.data.resample import Samples
 
 BLOCK = 16_384
-"""Frames handed on at a time, about."""
+"""Approximate number of frames per block."""
 
 _PROBED = (
     "aa,aax,ac3,act,adx,amr,amrnb,amrwb,ape,apc,aptx,asf,avi,brstm,caf,dsf,dts,dtshd,eac3,flv,gsm,iff,ircam,epaf,loas,mlp,"
     "mpc,mpc8,mpeg,mpegts,nistsphere,nut,oma,paf,pvf,qcp,qoa,rm,rso,sds,shn,sox,svx,tak,truehd,tta,voc,vqf,w64,wsaud,"
     "wtv,xa,xwma"
 )
-"""Demuxers that may recognise a file which `containers` does not; none that opens other files (playlists)."""
+"""Demuxers for files that `containers` does not recognise; none that opens other files (playlists)."""
 
 _TIMELESS = "ac3,act,adx,amr,amrnb,amrwb,aptx,dts,dtshd,eac3,flv,gsm,loas,mlp,mpeg,mpegts,qoa,rm,shn,truehd"
-"""Demuxers whose length is an estimate (bytes by bit rate, or the last timestamp seen)."""
+"""Demuxers that only estimate the length (bytes by bit rate, or the last timestamp)."""
 
 _PLAIN = frozenset({"wav", "aiff", "au", "caf"})
-"""Kinds whose last packet is a short one where their length is not declared; FFmpeg marks it as corrupt."""
+"""Kinds whose last packet is short where their length is not declared; FFmpeg marks it as corrupt."""
 
 
 class NotAudio(Exception):
@@ -45,11 +44,15 @@ class NotAudio(Exception):
 
 @dataclass
 class Stream:
-    """An open decoder: what it declares, and its blocks, float32 [frames, channels].
+    """An open decoder.
 
     Args:
-        frames: audio frames declared, exactly; None where the container doesn't say.
-        least: fewest that must come.
+        rate: declared sample rate, Hz.
+        channels: declared channels.
+        frames: exact declared number of audio frames; None without one.
+        least: fewest frames that must be decoded.
+        format: as in `decode.Audio`.
+        blocks: decoded audio, float32 [frames, channels].
     """
 
     rate: int
@@ -61,16 +64,17 @@ class Stream:
 
 
 def open_av(stream: BinaryIO, container: Container, name: str) -> Stream:
-    """Open the audio stream that FFmpeg takes for the best.
+    """Open the audio stream that FFmpeg considers best.
 
     Args:
         stream: the open file.
-        container: what `containers.inspect` found.
-        name: how messages call it.
+        container: result of `containers.inspect`.
+        name: of the file, for messages.
 
     Raises:
         NotAudio: FFmpeg doesn't recognise it.
-        InputError: it has no audio in it. Damage: it declares what can't be.
+        InputError: it has no audio.
+        Damage: it has an impossible declaration.
     """
     import av
 
@@ -111,12 +115,12 @@ def open_av(stream: BinaryIO, container: Container, name: str) -> Stream:
 
 
 def _reason(error: Exception) -> str:
-    # FFmpeg's words without the errno before and the file after them
+    # FFmpeg's message without the errno before and the file name after it
     return printable(getattr(error, "strerror", None) or error)
 
 
 def _least(source: Any, track: Any, rate: int) -> int:
-    """Frames that the container's duration promises, less what it may count of an encoder's delay and padding."""
+    """Frames by the container's duration, minus the largest encoder delay and padding that it may include."""
     seconds = None
     several = len(source.streams) > 1
     if source.format.name not in _TIMELESS.split(",") and not (several and source.format.name == "asf"):
@@ -125,7 +129,7 @@ def _least(source: Any, track: Any, rate: int) -> int:
         elif source.duration and not several:
             seconds = source.duration / 1e6
     if seconds is not None and source.format.name == "ogg" and track.codec_context.name == "opus":
-        # FFmpeg counts from 0 on; an Opus stream may begin later, and skips its first samples (RFC 7845, 4.1 and 4.2).
+        # FFmpeg counts from 0; an Opus stream may begin later, and skips its first samples (RFC 7845, 4.1 and 4.2).
         skipped = int.from_bytes(bytes(track.codec_context.extradata or b"")[10:12], "little")
         seconds = max(0.0, seconds - skipped / 48_000 - max(0.0, float((track.start_time or 0) * track.time_base)))
     if seconds is not None and seconds < 0:
@@ -155,7 +159,7 @@ class _Decoder:
         if parts:
             yield self._block(parts)
         if self.container.md5 and self.md5.digest() != self.container.md5:
-            raise Damage("has samples whose MD5 is not the one that it declares")
+            raise Damage("has samples whose MD5 differs from the declared one")
 
     def _frames(self) -> Iterator[Any]:
         packets = samples = 0
@@ -170,14 +174,14 @@ class _Decoder:
         # MP4's tables count the packets (of PCM: the samples).
         given = samples if self.track.codec_context.name.startswith("pcm_") else packets
         if self.container.kind == "mp4" and given < self.track.frames:
-            raise Damage(f"declares {self.track.frames:,} packets and gives {given:,}")
+            raise Damage(f"declares {self.track.frames:,} packets and has {given:,}")
 
     def _check(self, frame: Any) -> None:
         if frame.is_corrupt:
-            raise Damage("has a packet that can't be decoded whole")
+            raise Damage("has a packet that can't be decoded completely")
         if (frame.sample_rate, frame.layout.nb_channels) != (self.rate, self.channels):
             raise Damage("changes its sample rate or channels in the middle")
-        # In other kinds the timestamps are FFmpeg's reconstruction, and the structure itself loses no packet unseen.
+        # For other kinds FFmpeg reconstructs the timestamps, and the check of their structure finds lost packets.
         if self.container.kind not in {"asf", "matroska", "other"}:
             return
         seconds = frame.samples / self.rate
@@ -187,11 +191,11 @@ class _Decoder:
         begin = float(frame.pts * frame.time_base)
         slack = max(0.5 * seconds, 2 * float(frame.time_base), 0.005)
         if self.next is not None and begin > self.next + slack:
-            raise Damage(f"has a hole of {begin - self.next:.3f} s after {self.next:.1f} s")
+            raise Damage(f"has a gap of {begin - self.next:.3f} s after {self.next:.1f} s")
         self.next = begin + seconds
 
     def _block(self, frames: list[Any]) -> Samples:
-        """Interleave and join frames; whole numbers become floats as everywhere: by the power of two that is 1."""
+        """Interleave and join frames; integers are divided by the power of two that is full scale."""
         arrays = [frame.to_ndarray() for frame in frames]
         if frames[0].format.is_planar:
             joined = np.concatenate(arrays, axis=1).T
@@ -209,14 +213,14 @@ class _Decoder:
 
 
 def _pcm(samples: Any, bits: int) -> bytes:
-    """Whole numbers as FLAC's MD5 takes them: shifted down to their width, little-endian, as few bytes as hold it."""
+    """Integer samples in the form that FLAC's MD5 covers: shifted down to their width, little-endian, fewest bytes."""
     width = samples.dtype.itemsize
     plain = np.ascontiguousarray(samples >> (8 * width - bits), dtype=f"<i{width}")
     return plain.view(np.uint8).reshape(-1, width)[:, : -(-bits // 8)].tobytes()
 
 
 class Window(io.RawIOBase):
-    """A file's bytes from `start` to `end` as a file of its own."""
+    """The bytes of a file from `start` to `end` as a file."""
 
     def __init__(self, stream: BinaryIO, start: int, end: int | None) -> None:
         self.stream, self.start = stream, start
@@ -239,7 +243,7 @@ class Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self.size - self.position)
-        if not left:  # no system seeks as far as a header may lead
+        if not left:  # a header may lead farther than the system can seek
             return b""
         self.stream.seek(self.start + self.position)
         data = self.stream.read(left if size < 0 else min(size, left))

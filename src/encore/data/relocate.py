@@ -1,4 +1,4 @@
-"""Tracks and models of a run, found again after its folder was moved."""
+"""Find the tracks and models of a run after its folder was moved."""
 
 from __future__ import annotations
 
@@ -19,45 +19,46 @@ from encore.text import printable
 
 @dataclass
 class PathRelocator:
-    """Finds a run's files again, also after the folder that holds them and the run was moved.
+    """Finds a run's files, also after the folder with the files and the run was moved.
 
-    A file is looked for where it was, then as far from the run's folder as it was when the run was made, then among
-    the embedded tracks. Its hash must be the one in `request.json`.
+    A file is searched for at its recorded path, then at the same path relative to the run's folder, then among the
+    embedded tracks. Its hash must be that in `request.json`.
 
     Args:
-        then: the run's folder when the run was made. now: the same folder today.
+        then: the run's folder when it was run.
+        now: the run's folder today.
     """
 
     then: Path
     now: Path
 
     def model(self, name: str) -> str:
-        """A model's folder; any other name as it is."""
+        """The current path of a model's folder; any other name unchanged."""
         return str(self._moved(Path(name))) if os.path.isabs(name) else name
 
     def find_all(self, sets: Mapping[ClipSet, Sequence[Track]]) -> dict[ClipSet, list[Track]]:
-        """The tracks of all sets with the paths they have now.
+        """The tracks of all sets with their current paths.
 
         Raises:
-            InputError: files that are gone, or are others; it names all of them.
+            InputError: files are missing or changed; the message names all of them.
         """
-        found: dict[ClipSet, list[Track]] = {name: [] for name in sets}
+        result: dict[ClipSet, list[Track]] = {name: [] for name in sets}
         errors: list[InputError] = []
         for name, tracks in sets.items():
             for track in tracks:
                 try:
-                    found[name].append(self.find(track))
+                    result[name].append(self.find(track))
                 except InputError as error:
                     errors.append(error)
         if errors:
             raise together(errors)
-        return found
+        return result
 
     def find(self, track: Track) -> Track:
-        """The track with the path it has now.
+        """The track with its current path.
 
         Raises:
-            InputError: its file is gone, or is another one.
+            InputError: its file is missing or changed.
         """
         path = self._moved(track.path)
         if not path.exists():
@@ -65,10 +66,10 @@ class PathRelocator:
             paths = [embedded.folder / record.path for record in embedded.by_known_sha256(track.sha256)]
             path = next(iter(paths), path)
         if not path.exists():
-            raise InputError(f"{printable(track.path)} is gone", "put the file back where the run found it")
+            raise InputError(f"{printable(track.path)} is missing", "put the file back where the run found it")
         if FileCache().sha256(path) != track.sha256:
             raise InputError(
-                f"{printable(path)} is not the file that the run heard: its hash differs", "put the original file back"
+                f"{printable(path)} is not the file that the run read: its hash differs", "put the original file back"
             )
         return replace(track, path=path)
 
@@ -79,7 +80,7 @@ class PathRelocator:
 
 
 def listed_track(entry: Mapping[str, Any]) -> Track:
-    """A track as `request.json` keeps it."""
+    """The track of an entry in `request.json`."""
     meta = {"split": entry["split"], "genre": entry.get("genre")}  # written since 0.1: older runs don't have it
     captions = entry.get("captions") or [entry["caption"]]
     return Track(

@@ -1,4 +1,4 @@
-"""Which tracks a run is about: what to forget, what to keep, and unseen music to compare with."""
+"""Select the tracks of a run: to forget, to keep, and held-out tracks to compare with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOLDOUT = "holdout"  # splits of a catalogue
 RETAIN = "retain"
 FORGET = "forget"
 SHOWN = 5  # tracks that a note names
-CHECK_SECONDS = 10.0  # spent on decoding where a list is refused anyway, to name files that can't be read with it
+CHECK_SECONDS = 10.0  # when a list is refused, decode its files for this long to name unreadable ones as well
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Tracks:
     """The tracks of a run.
 
     Args:
-        forget, retain, holdout: disjoint; retain is empty with `--retain self`.
-        missing: lines of the list that name no known track (only with `allow_missing`).
-        skipped: what is wrong with tracks to keep or to compare with that were left out (only with `skip_unreadable`).
-        notes: what a person may want to know, one sentence each.
-        retain_source: in words, where retain came from.
-        listed: tracks that the list names; `forget` has fewer where it is one of several requests.
+        forget: tracks to forget.
+        retain: tracks to keep; empty with `--retain self`.
+        holdout: held-out tracks; the three are disjoint.
+        missing: lines of the list without a known track (only with `allow_missing`).
+        skipped: errors of retain and holdout tracks that were left out (only with `skip_unreadable`).
+        notes: one sentence each for the user.
+        retain_source: description of where retain came from.
+        listed: number of tracks in the list; `forget` has fewer where it is one of several requests.
     """
 
     forget: tuple[Track, ...]
@@ -51,7 +53,7 @@ class Tracks:
 
 
 def open_catalog(catalog: Path | None, model: str, roots: Sequence[Path] = ()) -> Catalog | None:
-    """The catalogue named, else the model's own (the embedded model has one), else None."""
+    """The given catalogue, else that of the embedded model, else None."""
     if catalog is not None:
         return Catalog.open(catalog, roots=roots)
     return Catalog.open(assets.CATALOG) if assets.model_folder(model) else None
@@ -69,36 +71,37 @@ def select(
     skip_unreadable: bool = False,
     progress: Progress = lambda stage, done, of: None,
 ) -> Tracks:
-    """Read the list and settle what is kept and what is compared with.
+    """Read the list, and select retain and holdout.
 
     Args:
         listing: the list of tracks to forget, "-" for stdin.
-        catalog: what `id:`, `isrc:` and `sha256:` lines are looked up in; also what retain is taken from.
-        retain: a list of tracks to keep, "self" for the base model's own playing, None for the catalogue less the list.
-        holdout: a list of unseen tracks of the same source; None for the catalogue's split "holdout".
-        roots: folders, besides a list's own, that its paths may lead into.
-        drop_duplicates: take tracks out of retain that are also to be forgotten, and out of holdout that are on another
-            side, instead of refusing.
-        skip_unreadable: leave tracks out of retain and holdout that can't be read; those to forget are never left out.
-        progress: is given how many tracks are read and compared.
+        catalog: resolves `id:`, `isrc:` and `sha256:` lines, and supplies retain.
+        retain: a list of tracks to keep, "self" for generations of the base model, None for the catalogue without the
+            list.
+        holdout: a list of held-out tracks of the same source; None for the catalogue's split "holdout".
+        roots: further folders that listed files may be in.
+        allow_missing: record lines without a track in `Tracks.missing` instead of raising.
+        drop_duplicates: remove forget tracks from retain, and tracks of either from holdout, instead of raising.
+        skip_unreadable: leave unreadable tracks out of retain and holdout; forget tracks are never left out.
+        progress: see `duplicates.Progress`.
 
     Raises:
-        InputError: lines that match nothing, files that can't be read (all are named), or a track on two sides.
-        UsageError: two lists are to come from stdin.
+        InputError: lines without a track, unreadable files (all are named), or a track in two sets.
+        UsageError: two lists are read from stdin.
     """
     if [str(listing), retain, str(holdout)].count("-") > 1:
         raise UsageError("only one list can come from the standard input", "write the other one into a file")
-    wrong: list[InputError] = []
-    lost: list[InputError] = [] if skip_unreadable else wrong  # what is wrong with tracks to keep and to compare with
-    chosen = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing, errors=wrong)
-    forget: Sequence[Track] = chosen.tracks
-    of_forget = len(wrong)
-    notes = [*(catalog.notes if catalog is not None else ()), *chosen.notes]
+    errors: list[InputError] = []
+    lost: list[InputError] = [] if skip_unreadable else errors  # errors of retain and holdout
+    selection = read_list(listing, catalog=catalog, roots=roots, allow_missing=allow_missing, errors=errors)
+    forget: Sequence[Track] = selection.tracks
+    of_forget = len(errors)
+    notes = [*(catalog.notes if catalog is not None else ()), *selection.notes]
 
     def listed(source: Path | str) -> Sequence[Track]:
-        found = read_list(source, catalog=catalog, roots=roots, errors=lost, advice="")
-        notes.extend(found.notes)
-        return found.tracks
+        selected = read_list(source, catalog=catalog, roots=roots, errors=lost, advice="")
+        notes.extend(selected.notes)
+        return selected.tracks
 
     kept: Sequence[Track] = ()
     unseen: Sequence[Track] = ()
@@ -106,7 +109,7 @@ def select(
     if holdout is not None:
         unseen = listed(holdout)
     if retain == SELF:
-        source = "the base model's own playing"
+        source = "generations of the base model"
     elif retain is not None:
         kept, source = listed(retain), f"the list {printable(retain)}"
     elif catalog is not None:
@@ -116,33 +119,33 @@ def select(
         taken = {track.sha256 for track in (*forget, *unseen)}
         kept = [t for t in known.values() if t.meta.get("split") != HOLDOUT and t.sha256 not in taken]
         source = "the catalogue less the list"
-        # A copy of a file under another name is the same track, and its captions go too.
+        # A copy of a file under another name is the same track, so its captions are forgotten as well.
         forget = [track.with_captions(known.get(track.sha256, track).captions) for track in forget]
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
         unseen = catalog.tracks(split=HOLDOUT, errors=lost)
-    if wrong:
-        bad = unreadable(forget if skip_unreadable else (*forget, *kept, *unseen), CHECK_SECONDS)
-        raise _refusal([*wrong, *bad], of_forget)
-    never = {track.sha256 for track in forget}
-    gone: set[str] = set()
+    if errors:
+        unread = unreadable(forget if skip_unreadable else (*forget, *kept, *unseen), CHECK_SECONDS)
+        raise _refusal([*errors, *unread], of_forget)
+    required = {track.sha256 for track in forget}
+    failed: set[str] = set()
 
     def may_skip(track: Track, error: InputError) -> bool:
         nonlocal of_forget
-        of_forget += track.sha256 in never
-        skipped = skip_unreadable and track.sha256 not in never
-        (lost if skipped else wrong).append(track.refusal(error))
-        gone.add(track.sha256)
+        of_forget += track.sha256 in required
+        skipped = skip_unreadable and track.sha256 not in required
+        (lost if skipped else errors).append(track.refusal(error))
+        failed.add(track.sha256)
         return skipped
 
     of_forget = 0
     try:
         pairs = find_duplicates(forget, kept, unseen, cache=TensorCache(), progress=progress, skip=may_skip)
     except InputError as error:
-        raise (_refusal(wrong, of_forget) if wrong else error) from error
-    kept, unseen = ([track for track in side if track.sha256 not in gone] for side in (kept, unseen))
+        raise (_refusal(errors, of_forget) if errors else error) from error
+    kept, unseen = ([track for track in side if track.sha256 not in failed] for side in (kept, unseen))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
-    for side, what, why in (
+    for side, purpose, why in (
         ("retain", "to keep", "they are also to be forgotten"),
         ("holdout", "to compare with", "they are also to be forgotten or kept"),
     ):
@@ -150,51 +153,55 @@ def select(
         after = without_duplicates(before, [pair for pair in pairs if pair.sides[1] == side])
         kept, unseen = (after, unseen) if side == "retain" else (kept, after)
         if len(after) < len(before):
-            notes.append(f"{len(before) - len(after)} of {len(before)} tracks {what} were left out: {why}")
+            notes.append(f"{len(before) - len(after)} of {len(before)} tracks {purpose} were left out: {why}")
     notes += [*_several_captions(forget), *left_out(lost)]
     return Tracks(
-        tuple(forget), tuple(kept), tuple(unseen), chosen.missing, tuple(error.message for error in lost),
+        tuple(forget), tuple(kept), tuple(unseen), selection.missing, tuple(error.message for error in lost),
         tuple(dict.fromkeys(notes)), source, len(forget),
     )  # fmt: skip
 
 
-def _refusal(wrong: Sequence[InputError], of_forget: int) -> InputError:
-    """One error for all of `wrong`, of which `of_forget` can't be skipped."""
-    error = together(wrong)
-    if len(wrong) > of_forget:
+def _refusal(errors: Sequence[InputError], of_forget: int) -> InputError:
+    """One error for all of `errors`, of which `of_forget` can't be skipped."""
+    error = together(errors)
+    if len(errors) > of_forget:
         skip = "--skip-unreadable goes on without those to keep or to compare with"
         error = InputError(error.message, f"{error.hint}\n{skip}" if error.hint else skip)
     return error
 
 
 def unreadable(tracks: Sequence[Track], seconds: float) -> list[InputError]:
-    """What is wrong with the tracks that can't be decoded, with the lines that name them.
+    """Errors of the tracks that can't be decoded, with the lines that name them.
 
     Args:
-        tracks: those that were decoded in an earlier run take no time.
-        seconds: after which the rest are not tried.
+        tracks: any tracks; those in the cache take no time.
+        seconds: time limit, after which no more tracks are decoded.
     """
     files = FileCache()
-    bad: list[InputError] = []
+    errors: list[InputError] = []
     until = time.monotonic() + seconds
     for track in tracks:
         try:
-            if files.facts(track.sha256) is None and time.monotonic() < until:
+            if files.decoding(track.sha256) is None and time.monotonic() < until:
                 files.load(track.path, track.sha256, sample_rate=RATE)
         except InputError as error:
-            bad.append(track.refusal(error))
-    return bad
+            errors.append(track.refusal(error))
+    return errors
 
 
-class Expendable:
-    """Tracks that may be left out where they can't be read: `skip` is for `TrackEncoder.hear`."""
+class OptionalTracks:
+    """Tracks that may be left out if they can't be read; `skip` is an argument for `TrackEncoder.encode`.
+
+    Attributes:
+        lost: errors of the tracks left out.
+    """
 
     def __init__(self, tracks: Iterable[Track]) -> None:
         self._hashes = {track.sha256 for track in tracks}
         self.lost: list[InputError] = []
 
     def skip(self, track: Track, error: InputError) -> bool:
-        """Whether a track may be left out, which is then noted."""
+        """Whether a track may be left out; its error is then recorded."""
         if track.sha256 not in self._hashes:
             return False
         self.lost.append(error)
@@ -202,7 +209,7 @@ class Expendable:
 
 
 def left_out(lost: Sequence[InputError]) -> list[str]:
-    """A sentence on the tracks that `--skip-unreadable` leaves out; none where there are none."""
+    """A sentence on the tracks that `--skip-unreadable` left out, if there are any."""
     count = "1 track" if len(lost) == 1 else f"{len(lost):,} tracks"
     why = "; ".join(error.message for error in lost[:MOST])
     return [f"left out {count} to keep or to compare with that can't be used: {why}"] if lost else []
@@ -219,10 +226,15 @@ def _several_captions(forget: Sequence[Track]) -> list[str]:
 
 
 def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
-    """The retain tracks an evaluation is about: the split "retain" where there is one, else a seeded sample.
+    """The retain tracks that an evaluation measures: the split "retain" where there is one, else a random sample.
 
-    A sample begins with the split "forget": where another list is forgotten, these are kept, and may be all that the
-    model has memorised.
+    The sample begins with the split "forget": where another list is forgotten, these are kept, and may be the only
+    tracks that the model has memorised.
+
+    Args:
+        tracks: all retain tracks.
+        most: size of the sample.
+        seed: of the sample.
     """
     split = [track for track in tracks if track.meta.get("split") == RETAIN]
     if split:
@@ -234,12 +246,12 @@ def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
 
 
 def retain_sets(kept: Sequence[Track], measured: Sequence[Track], watched: int | None) -> str:
-    """Which retain tracks `encore eval` measures and how many `encore forget` watches, in words.
+    """A sentence on which retain tracks `encore eval` measures and how many `encore forget` watches.
 
     Args:
         kept: all retain tracks of the run.
-        measured: of them, those that `reported` returns.
-        watched: how many of them the run was stopped by; None where that is not known, and nothing is said of it.
+        measured: result of `reported`.
+        watched: number of retain tracks in the run's snapshots; None leaves it out.
     """
     if len(measured) == len(kept):
         which = f"all {len(kept)} tracks kept"

@@ -1,4 +1,4 @@
-"""Tags around audio: ID3v1, ID3v2, APE and Lyrics3, each of a length that it declares."""
+"""Tags before and after audio: ID3v1, ID3v2, APE and Lyrics3, each of a declared length."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import BinaryIO
 from encore.data.container_facts import read_at
 
 ID3V1 = 128
-"""Bytes of the old tag at a file's end."""
+"""Bytes of an ID3v1 tag at a file's end."""
 
 
 def tag_length(stream: BinaryIO, position: int) -> int:
-    """Bytes of the tag that begins here; 0 where none does."""
+    """Bytes of the tag that begins at a position; 0 where none does."""
     head = read_at(stream, position, 32)
     if head[:3] == b"ID3" and len(head) >= 10 and head[3] < 0xFF and max(head[6:10]) < 0x80:
         length = 0
@@ -39,7 +39,7 @@ def _lyrics(stream: BinaryIO, position: int) -> int:
 
 
 def after_tags(stream: BinaryIO, size: int) -> int:
-    """Where audio begins: behind tags and the zeros that players leave after them."""
+    """First byte of the audio: after tags, and zeros that players write after them."""
     start = 0
     for _ in range(8):
         length = tag_length(stream, start)
@@ -51,7 +51,7 @@ def after_tags(stream: BinaryIO, size: int) -> int:
 
 
 def after_id3v2(stream: BinaryIO, size: int) -> int:
-    """Where the ID3v2 tags at the front end."""
+    """First byte after the leading ID3v2 tags."""
     start = 0
     while read_at(stream, start, 3) == b"ID3" and 0 < (length := tag_length(stream, start)) <= size - start:
         start += length
@@ -59,7 +59,7 @@ def after_id3v2(stream: BinaryIO, size: int) -> int:
 
 
 def before_tags(stream: BinaryIO, size: int, start: int) -> int:
-    """Where audio ends: before ID3v1, Lyrics3 and APE tags."""
+    """End of the audio: before ID3v1, Lyrics3 and APE tags."""
     end = size
     while end > start:
         footer = read_at(stream, max(start, end - 32), 32)
@@ -76,6 +76,6 @@ def before_tags(stream: BinaryIO, size: int, start: int) -> int:
 
 
 def zeros(stream: BinaryIO, position: int, most: int) -> int:
-    """How many zero bytes follow each other here."""
+    """Number of consecutive zero bytes at a position."""
     block = read_at(stream, position, most)
     return len(block) - len(block.lstrip(b"\0"))

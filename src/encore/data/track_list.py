@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from encore.data.captions import settle
+from encore.data.captions import resolve_captions
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
 from encore.data.manifest import LIST_FORMATS, Record, other_format, text_records
@@ -20,11 +20,11 @@ from encore.errors import InputError, together
 from encore.text import did_you_mean, near, printable
 
 SUGGESTIONS = 5
-"""Lines of a list for which near names are looked for."""
+"""Similar names are searched for at most this many lines of a list."""
 
 
 class _Unmatched(Exception):
-    """A line no track answers to; carries the reason and a hint."""
+    """A line that matches no track."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
         super().__init__(reason)
@@ -39,28 +39,28 @@ def read_list(
     roots: Sequence[Path] = (),
     allow_missing: bool = False,
     errors: list[InputError] | None = None,
-    advice: str = "--allow-missing goes on without",
+    advice: str = "--allow-missing skips it",
     stdin: BinaryIO | None = None,
 ) -> Selection:
-    """Read a list of tracks and find every one of them.
+    """Read a list of tracks and find all of them.
 
-    The list is plain text (see `records.text_records`), `.m3u`, `.csv`, `.tsv` or `.jsonl`, in UTF-8 or see
-    `files.read_lines`; `-` reads plain text from standard input. A path is relative to the list's folder (standard
-    input: the working folder), then to each of `roots`, then to the catalogue's folder, and must stay inside these.
-    Captions: from the list and the catalogue, else from a side-car file, else from tags.
+    The list is plain text (see `manifest.text_records`), `.m3u`, `.csv`, `.tsv` or `.jsonl`; encodings are those of
+    `open_files.read_lines`. A path is relative to the list's folder (standard input: the working folder), then to each
+    of `roots`, then to the catalogue's folder, and must stay inside these. Captions come from the list and the
+    catalogue, else from a side-car file, else from tags.
 
     Args:
-        source: the list's path, or `-`.
-        catalog: resolves `id:`, `isrc:` and `sha256:`, and gives captions to the files it knows.
-        roots: folders, besides the list's own, that its paths may lead into.
-        allow_missing: lines without a track go to `Selection.missing` instead of raising.
-        errors: gets what is wrong with single lines, and the others' tracks are returned; None to refuse the list.
-        advice: what the hint says of missing tracks.
-        stdin: read instead of the process's own.
+        source: the list's path; `-` reads plain text from standard input.
+        catalog: resolves `id:`, `isrc:` and `sha256:`, and supplies captions of its files.
+        roots: further folders that listed files may be in.
+        allow_missing: record lines without a track in `Selection.missing` instead of raising.
+        errors: collects errors of single lines, whose tracks are left out; None to raise them.
+        advice: part of the hint for missing tracks.
+        stdin: read in place of the process's standard input.
 
     Raises:
-        InputError: lines that can't be read or matched, paths that lead outside or to no regular file, tracks
-            without a caption, a list without tracks. The message names the list and all such lines.
+        InputError: lines that can't be read or matched, paths that lead outside or to no regular file, tracks without
+            a caption, or a list without tracks. The message names the list and all such lines.
     """
     notes: list[str] = []
     if str(source) == "-":
@@ -75,7 +75,7 @@ def read_list(
         with open_regular(path) as stream:
             records = list(reader(read_lines(stream, name, LIST_CAPS, notes=notes), name))
     if not records:
-        raise InputError(f"{printable(name)} names no track", "write one path or id: a line")
+        raise InputError(f"{printable(name)} names no track", "write one path or id: per line")
     resolver = _Resolver(name, folder, catalog, roots, notes)
     return resolver.resolve(records, allow_missing, errors, advice)
 
@@ -96,30 +96,30 @@ class _Resolver:
     def resolve(
         self, records: Sequence[Record], allow_missing: bool, errors: list[InputError] | None, advice: str
     ) -> Selection:
-        tracks: dict[str, Track] = {}  # by file hash: a file counts once however often, and as whatever, it is named
+        tracks: dict[str, Track] = {}  # by file hash: a file counts once, however it is named
         missing: list[Missing] = []
-        wrong: list[InputError] = []
+        failures: list[InputError] = []
         for record in records:
             try:
-                found = list(self._tracks(record))
+                matches = list(self._tracks(record))
             except _Unmatched as unmatched:
                 missing.append(Missing(record.line, record.source, unmatched.reason))
                 if not allow_missing:
                     hint = "; ".join(part for part in (unmatched.hint, advice) if part)
-                    wrong.append(InputError(f"{spot(self.name, record.line)}: {unmatched.reason}", hint))
+                    failures.append(InputError(f"{spot(self.name, record.line)}: {unmatched.reason}", hint))
                 continue
             except InputError as error:
-                wrong.append(error)
+                failures.append(error)
                 continue
-            for track in found:
+            for track in matches:
                 self._add(track, record, tracks)
-        if wrong and errors is None:
-            raise together(wrong)
-        if not tracks and not wrong:
+        if failures and errors is None:
+            raise together(failures)
+        if not tracks and not failures:
             hint = missing[0].reason if missing else ""
-            raise InputError(f"{printable(self.name)}: none of its {len(records)} lines names a track there is", hint)
+            raise InputError(f"{printable(self.name)}: none of its {len(records)} lines matches a track", hint)
         if errors is not None:
-            errors += wrong
+            errors += failures
         return Selection(tuple(_distinct(tracks.values())), tuple(missing) if allow_missing else (), tuple(self.notes))
 
     def _add(self, track: Track, record: Record, tracks: dict[str, Track]) -> None:
@@ -130,7 +130,7 @@ class _Resolver:
         with_both = ", with the captions of both" if merged.captions != first.captions else ""
         if first.line != record.line or with_both:
             line = spot(self.name, record.line)
-            self.notes.append(f"{line} is the track of line {first.line}: taken once{with_both}")
+            self.notes.append(f"{line} is the track of line {first.line}: used once{with_both}")
 
     def _tracks(self, record: Record) -> Iterator[Track]:
         if record.path:
@@ -139,27 +139,27 @@ class _Resolver:
         kind, value = next((kind, text) for kind in ("id", "isrc", "sha256") if (text := getattr(record, kind)))
         if self.catalog is None:
             raise InputError(
-                f"{spot(self.name, record.line)}: '{kind}:{printable(value)}' needs a catalogue to be looked up in",
+                f"{spot(self.name, record.line)}: '{kind}:{printable(value)}' needs a catalogue",
                 "give one with --catalog",
             )
-        found = getattr(self.catalog, f"by_{kind}")(value)
-        if not found:
+        entries = getattr(self.catalog, f"by_{kind}")(value)
+        if not entries:
             near_ids = self.catalog.near_ids
             raise _Unmatched(
                 f"no track of {printable(self.catalog.name)} has {kind} '{printable(value)}'",
                 self._suggestion(lambda: near_ids(value) if kind == "id" else []),
             )
-        if kind == "id" and not self.catalog.are_one(found):
-            lines = " and ".join(str(entry.line) for entry in found[:2])
+        if kind == "id" and not self.catalog.same_recording(entries):
+            lines = " and ".join(str(entry.line) for entry in entries[:2])
             raise InputError(
                 f"{spot(self.name, record.line)}: the id '{printable(value)}' stands for lines {lines} of "
                 f"{printable(self.catalog.name)}",
                 "name the track by its path or sha256:",
             )
-        for entry in found if kind == "isrc" else found[:1]:  # an ISRC names a recording: all its files are meant
-            yield self._known(entry, record)
+        for entry in entries if kind == "isrc" else entries[:1]:  # an ISRC names a recording, which may have files
+            yield self._catalogued(entry, record)
 
-    def _known(self, entry: Record, record: Record, path: Path | None = None) -> Track:
+    def _catalogued(self, entry: Record, record: Record, path: Path | None = None) -> Track:
         assert self.catalog is not None
         place = spot(self.name, record.line)
         try:
@@ -179,30 +179,30 @@ class _Resolver:
         if record.sha256 and record.sha256.casefold() != digest:
             raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
         if self.catalog is not None:
-            known = self.catalog.of_file(path, digest)
-            if known:
-                return self._known(known[0], record, path)
-        found = settle(path, record.captions, "list", record.hint, self.roots, where)
+            entries = self.catalog.records_of(path, digest)
+            if entries:
+                return self._catalogued(entries[0], record, path)
+        captions = resolve_captions(path, record.captions, "list", record.hint, self.roots, where)
         return Track(
             id=self._id(record, path),
             path=path,
-            caption=found.texts[0],
+            caption=captions.texts[0],
             sha256=digest,
             line=record.line,
             source=record.source,
-            title=record.title or found.tags.title or None,
-            artist=record.artist or found.tags.artist or None,
-            isrc=record.isrc or found.tags.isrc or None,
+            title=record.title or captions.tags.title or None,
+            artist=record.artist or captions.tags.artist or None,
+            isrc=record.isrc or captions.tags.isrc or None,
             meta=record.meta,
-            more_captions=found.texts[1:],
-            caption_source=found.source,
+            more_captions=captions.texts[1:],
+            caption_source=captions.source,
             place=where,
         )
 
     def _by_catalog_path(self, record: Record) -> Track:
-        known = self.catalog.by_path(record.path) if self.catalog else ()
-        if known:
-            return self._known(known[0], record)
+        entries = self.catalog.by_path(record.path) if self.catalog else ()
+        if entries:
+            return self._catalogued(entries[0], record)
 
         def names() -> list[str]:
             beside = near(os.path.basename(record.path), self._siblings(record.path))
@@ -213,16 +213,16 @@ class _Resolver:
         raise _Unmatched(f"no file '{printable(record.path)}'", hint)
 
     def _suggestion(self, names: Callable[[], list[str]]) -> str:
-        """`did you mean …?`, for the first few lines alone: near names take long to find among many."""
+        """`did you mean …?` for the first few lines only, as the search for similar names is slow."""
         self.suggested += 1
         return did_you_mean(names()) if self.suggested <= SUGGESTIONS else ""
 
     def _siblings(self, raw: str) -> list[str]:
-        """Names in the folder a missing file should be in, if the list may look there."""
+        """Names in the folder of a missing file, if that folder is inside the list's."""
         folder = os.path.realpath(os.path.join(self.folder, os.path.dirname(raw)))
         try:
             names = os.listdir(folder) if Path(folder).is_relative_to(self.folder) else []
-            return sorted({*names} - {os.path.basename(raw)})  # a loop of links is there, and no file
+            return sorted({*names} - {os.path.basename(raw)})  # the name itself may be a loop of links
         except (OSError, ValueError):
             return []
 
@@ -234,7 +234,7 @@ class _Resolver:
 
 
 def _distinct(tracks: Iterable[Track]) -> Iterator[Track]:
-    """The same tracks; where two files share an id (from two folders), the later one's gets a piece of its hash."""
+    """The same tracks; where two files share an id (from two folders), part of its hash is added to the later one's."""
     seen: set[str] = set()
     for track in tracks:
         if track.id in seen:

@@ -1,4 +1,4 @@
-"""What a list or a catalogue comes down to: tracks, each with its file, its hash and its caption."""
+"""Tracks, each with its file, hash and captions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from encore.errors import InputError
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a track that is one clip, where clips are not its windows from the first sample on.
+    """A part of a track that is one clip, for tracks that are not cut at multiples of the model's window.
 
     Args:
-        start: where it begins, in samples at the model's rate; between two samples where it is no whole number.
-        samples: its length.
+        start: offset in samples at the model's rate; may be fractional.
+        samples: length.
         nll: mean NLL per token under the base model.
-        grid_nll: that of the whole track, cut at multiples of the model's window; None for a piece that is such a
+        grid_nll: mean NLL of the whole track cut at multiples of the model's window; None for a piece that is such a
             window.
     """
 
@@ -37,15 +37,17 @@ class Track:
         id: unique in its selection, printable; the catalogue's id, else the path below the list's folder.
         path: real path of a regular file inside an allowed folder.
         caption: one line, never empty.
-        more_captions: others of the same file; whatever is done with a track is done with each of them.
-        caption_source: where the captions come from, see `captions.Captions`.
-        place: how messages call the line that names it: `list.txt, line 3`.
         sha256: of the file's bytes.
-        line: 1-based line of the list it was named on; None where no list named it.
-        source: that line's text.
-        title, artist, isrc: where the catalogue or the tags know them; not escaped: see `text.printable`.
-        meta: the catalogue's other columns.
-        pieces: what its clips are cut from; without any they are its windows from the first sample on.
+        line: 1-based line of the list that names it; None without one.
+        source: text of that line.
+        title: from the catalogue or the tags; not escaped, see `text.printable`.
+        artist: likewise.
+        isrc: likewise.
+        meta: other columns of the catalogue.
+        more_captions: further captions of the file; every caption of a track is encoded and forgotten.
+        caption_source: origin of the captions, see `captions.Captions`.
+        place: the line that names it, for messages: `list.txt, line 3`.
+        pieces: its clips; without any, the clips are windows from the first sample on.
     """
 
     id: str
@@ -65,7 +67,7 @@ class Track:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All its captions, `caption` first."""
+        """All captions, `caption` first."""
         return (self.caption, *self.more_captions)
 
     def refusal(self, error: InputError) -> InputError:
@@ -73,7 +75,7 @@ class Track:
         return InputError(f"{self.place}: {error.message}" if self.place else error.message, error.hint)
 
     def with_captions(self, captions: Iterable[str]) -> Track:
-        """The same track, with those of `captions` that it hasn't."""
+        """The same track with further captions."""
         return replace(self, more_captions=tuple(dict.fromkeys((*self.captions, *captions)))[1:])
 
 
@@ -87,7 +89,7 @@ SOURCES = {
 
 
 def caption_sources(tracks: Iterable[Track]) -> str:
-    """`3 from the catalogue, 2 from tags`: where the captions of tracks come from."""
+    """A summary of the captions' origins: `3 from the catalogue, 2 from tags`."""
 
     def words(source: str) -> str:
         first, space, rest = source.partition(" ")
@@ -99,7 +101,7 @@ def caption_sources(tracks: Iterable[Track]) -> str:
 
 @dataclass(frozen=True)
 class Missing:
-    """A line of a list or a catalogue that no track answers to, or none that can be used, and why in one sentence."""
+    """A line of a list or catalogue without a usable track, and the reason in one sentence."""
 
     line: int
     source: str
@@ -108,12 +110,12 @@ class Missing:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a list selects.
+    """The tracks of a list.
 
     Args:
         tracks: in the list's order, each file once.
-        missing: lines without a track (only ever filled where that was asked for).
-        notes: what a person may want to know, one sentence each: a track that is named twice, another encoding.
+        missing: lines without a track (only with `allow_missing`).
+        notes: one sentence each for the user, such as a repeated track or another encoding.
     """
 
     tracks: tuple[Track, ...]

@@ -27,9 +27,10 @@ class Ast(Pretrained):
         self.tag_names = tuple(labels[i] for i in range(len(labels)))
         self.seconds = extractor.max_length * FRAME_SECONDS
 
-    def hear_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        heard = self.extractor([one.numpy() for one in windows], sampling_rate=self.sample_rate, return_tensors="pt")
-        vectors = self.network.audio_spectrogram_transformer(heard.input_values.to(self.device)).pooler_output
+    def embed_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        audio = [window.numpy() for window in windows]
+        inputs = self.extractor(audio, sampling_rate=self.sample_rate, return_tensors="pt").input_values
+        vectors = self.network.audio_spectrogram_transformer(inputs.to(self.device)).pooler_output
         return vectors, self.network.classifier(vectors).sigmoid()
 
 

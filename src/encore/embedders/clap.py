@@ -20,8 +20,8 @@ from encore.hub import pretrained
 class Clap(Pretrained):
     """Unit vectors of transformers' `ClapModel`, [N, D], their cosine with a text's being the CLAP score.
 
-    Tags are zero-shot, as in the paper's section 4.2: the softmax over the model's own scaled cosines to a caption a
-    tag. They are this CLAP's opinion, not that of a tagger.
+    Tags are zero-shot, as in the paper's section 4.2: the softmax over the model's scaled cosines to one caption per
+    tag. They are not those of a trained tagger.
     """
 
     default = "laion/clap-htsat-unfused"  # the text tower of larger_clap_music gives nearly the same vector to any text
@@ -54,21 +54,22 @@ class Clap(Pretrained):
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         longest = self.network.config.text_config.max_position_embeddings - 2  # RoBERTa counts from its padding's id
-        found = []
+        vectors = []
         for text in texts:
             tokens = self.tokenizer([text], truncation=True, max_length=longest, return_tensors="pt").to(self.device)
-            asked = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
-            found.append(self.network.get_text_features(**asked).pooler_output.float().cpu())
-        return torch.cat(found) if found else torch.empty(0, self.network.config.projection_dim)
+            inputs = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+            vectors.append(self.network.get_text_features(**inputs).pooler_output.float().cpu())
+        return torch.cat(vectors) if vectors else torch.empty(0, self.network.config.projection_dim)
 
     @cached_property
     def _captions(self) -> Tensor:
         """[C, D]"""
         return self.embed_text([self.tag_caption.format(name) for name in self.tag_names]).to(self.device)
 
-    def hear_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        heard = self.extractor([one.numpy() for one in windows], sampling_rate=self.sample_rate, return_tensors="pt")
-        vectors = self.network.get_audio_features(input_features=heard.input_features.to(self.device)).pooler_output
+    def embed_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        audio = [window.numpy() for window in windows]
+        inputs = self.extractor(audio, sampling_rate=self.sample_rate, return_tensors="pt").input_features
+        vectors = self.network.get_audio_features(input_features=inputs.to(self.device)).pooler_output
         return vectors, (self.network.logit_scale_a.exp() * vectors @ self._captions.T).softmax(-1)
 
     def pooled(self, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model's own codec as an embedder: no download, and it hears what the model can say."""
+"""The model's codec as an embedder, without a download."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from encore.hashing import module_sha256
 
 
 class Latents(Embedder):
-    """Mean and standard deviation over time of what the codec's decoder is given, [N, 2 D].
+    """Mean and standard deviation over time of the input of the codec's decoder, [N, 2 D].
 
-    A clip's codes hold all of that: it embeds alike from its waveform and from its codes, and generations, which are
-    codes, need not be played and heard again.
+    Codes determine it, so generations are embedded without decoding, with the same result as from waveforms.
     """
 
     def __init__(self, backend: Backend) -> None:

@@ -12,7 +12,7 @@ from transformers.audio_utils import mel_filter_bank
 from encore.embedders.pretrained import windows
 from encore.embedders.released import Released
 
-BINS, WINDOW, HOP = 1024, 800, 320  # samples of a Fourier transform, of what it hears, and from one to the next
+BINS, WINDOW, HOP = 1024, 800, 320  # samples of a Fourier transform, of its window, and of a hop
 PATCH, STRIDE = 16, 10  # frames and mel bands
 ROWS, COLUMNS = 12, 99  # patches of 128 bands and of ten seconds
 HEAD = 64  # width of an attention head
@@ -29,11 +29,11 @@ class Passt(Released):
     """The mean of class and distillation token, [N, 768]; tags are the softmax over AudioSet's 527 classes.
 
     The checkpoint and the softmax are those of the KL that MusicGen and its successors report (audiocraft's
-    `PasstKLDivergenceMetric`): of a tagger for which any number of tags may apply, but that is the figure's meaning.
-    Sounds longer than ten seconds are heard in windows, and vectors and tags averaged. Other checkpoints of the same
-    shape open too; those with other patches or lengths are refused. The authors' package is not used: it asks for
-    torchaudio and torchvision, which don't import beside a torch without CUDA, and for a way to call torch.stft that
-    torch no longer has. The tags' names are AudioSet's indices, for the checkpoint has no others.
+    `PasstKLDivergenceMetric`), although several tags may apply at once. Audio longer than ten seconds is cut into
+    windows, and vectors and tags are averaged. Other checkpoints of the same shape work as well; those with other
+    patches or lengths are refused. The authors' package is not used: it needs torchaudio and torchvision, which can't
+    be imported with a torch without CUDA, and a removed signature of torch.stft. The tags are named by AudioSet's
+    indices, as the checkpoint has no names.
     """
 
     sample_rate = 32_000
@@ -56,20 +56,20 @@ class Passt(Released):
         return network
 
     @torch.no_grad()
-    def hear(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_with_tags(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
         vectors, tags = [], []
         for waveform in waveforms.float().cpu():
-            heard = torch.stack([log_mel(one) for one in windows(waveform, self.seconds * self.sample_rate)])
-            found = self.network(heard.to(self.device))
-            vectors.append(found[0].mean(0).cpu())
-            tags.append(found[1].softmax(-1).mean(0).cpu())
+            mel = torch.stack([log_mel(window) for window in windows(waveform, self.seconds * self.sample_rate)])
+            pooled, logits = self.network(mel.to(self.device))
+            vectors.append(pooled.mean(0).cpu())
+            tags.append(logits.softmax(-1).mean(0).cpu())
         return torch.stack(vectors), torch.stack(tags)
 
     def embed(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[0]
+        return self.embed_with_tags(waveforms)[0]
 
     def tags(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[1]
+        return self.embed_with_tags(waveforms)[1]
 
 
 @cache
@@ -84,7 +84,7 @@ def _bank() -> Tensor:
 def log_mel(waveform: Tensor) -> Tensor:
     """[S] -> pre-emphasised, on a Kaldi mel scale, log, shifted and scaled as the network was trained, [128, T].
 
-    A sound of less than one patch is followed by silence.
+    Audio shorter than one patch is padded with silence.
     """
     waveform = nn.functional.pad(waveform, (0, max(0, (PATCH - 1) * HOP + 1 - len(waveform))))
     waveform = waveform[1:] - 0.97 * waveform[:-1]

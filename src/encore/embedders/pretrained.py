@@ -1,4 +1,4 @@
-"""What the embedders on transformers' pretrained networks share: weights from a folder or the hub, and windows."""
+"""Base of embedders on transformers' pretrained networks: weights from a folder or the hub, and windows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ PROVENANCE = ("_name_or_path", "_commit_hash", "transformers_version")  # of set
 
 
 class Pretrained(Embedder):
-    """A network of transformers with its own feature extractor, in evaluation mode and float32.
+    """A network of transformers with its feature extractor, in evaluation mode and float32.
 
-    A sound longer than the network's window is heard in windows of that length that overlap evenly and cover all of
-    it; its vector and its tags are the means over them.
+    Audio longer than the network's window is cut into windows of that length that overlap evenly and cover all of it;
+    its vector and tags are the means over them.
 
     Attributes:
-        default: weights where none are named. network_class: of transformers. seconds: of a window.
+        default: weights where none are named.
+        network_class: of transformers.
+        seconds: length of a window.
     """
 
     default: ClassVar[str]
@@ -69,42 +71,43 @@ class Pretrained(Embedder):
         with tried(f"can't use {model} for the embedder {cls.spec.name}", _hint(cls, model), kind):
             opened = cls(network.to(backend.device), processor, identity, backend.device)
             # some settings fail only when the network is used
-            opened.hear(torch.zeros(1, opened.sample_rate // 10))
+            opened.embed_with_tags(torch.zeros(1, opened.sample_rate // 10))
         return opened
 
     @classmethod
     def read_processor(cls, source: str, where: dict[str, Any]) -> Any:
-        """What makes the network's inputs: a feature extractor, or a processor that holds one."""
+        """The feature extractor, or a processor with one."""
         return pretrained(AutoFeatureExtractor, source, **where)
 
-    # ----------------------------------------------------------------------------------------------------- hearing
+    # --------------------------------------------------------------------------------------------------- embedding
 
     @abstractmethod
-    def hear_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def embed_windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Windows [S] of at most `seconds` -> vectors [N, D] and tags [N, C] on any device."""
 
     def pooled(self, vectors: Tensor) -> Tensor:
-        """Vectors of one sound's windows [W, D] -> [D]."""
+        """The vector [D] of audio from those of its windows, [W, D]."""
         return vectors.mean(0)
 
     @torch.no_grad()
-    def hear(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_with_tags(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
         vectors, tags = [], []
-        for waveform in waveforms:  # one at a time: what lies beside a sound changes nothing, not even rounding
-            found = self.hear_windows(windows(waveform.float().cpu(), round(self.seconds * self.sample_rate)))
-            vectors.append(self.pooled(found[0]).float().cpu())
-            tags.append(found[1].mean(0).float().cpu())
+        for waveform in waveforms:  # one at a time, so that the batch does not even change the rounding
+            parts = windows(waveform.float().cpu(), round(self.seconds * self.sample_rate))
+            window_vectors, window_tags = self.embed_windows(parts)
+            vectors.append(self.pooled(window_vectors).float().cpu())
+            tags.append(window_tags.mean(0).float().cpu())
         return torch.stack(vectors), torch.stack(tags)
 
     def embed(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[0]
+        return self.embed_with_tags(waveforms)[0]
 
     def tags(self, waveforms: Tensor) -> Tensor:
-        return self.hear(waveforms)[1]
+        return self.embed_with_tags(waveforms)[1]
 
 
 def windows(waveform: Tensor, length: int) -> list[Tensor]:
-    """[S] -> as few windows of `length` samples as cover it, at even distances; the whole where it is no longer."""
+    """Cut [S] into the fewest evenly spaced windows of `length` samples that cover it; unchanged where not longer."""
     last = len(waveform) - length
     if last <= 0:
         return [waveform]
@@ -114,7 +117,7 @@ def windows(waveform: Tensor, length: int) -> list[Tensor]:
 
 
 def _settings_sha256(*parts: Any) -> str:
-    """Of what is beside the weights and changes what is heard: a mel scale's top, a layer's kind of activation."""
+    """Hash of the settings that affect the vectors, such as mel scale and activations."""
     known = [{key: value for key, value in part.to_dict().items() if key not in PROVENANCE} for part in parts]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=_plain).encode()).hexdigest()
 

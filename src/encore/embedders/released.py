@@ -1,4 +1,4 @@
-"""What the embedders share whose weights were released as one file at an address, on no hub."""
+"""Base of embedders whose weights were released as one file at an address, not on a hub."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from encore.hub import TIMEOUT
 
 
 class Released(Embedder):
-    """A network in evaluation mode and float32, its weights a file that was named, or the released one.
+    """A network in evaluation mode and float32, with weights from a given file or the released one.
 
-    The released one is looked for where torch.hub keeps checkpoints, and fetched to there: who has used the authors'
-    own package has it already. Files are read by `torch.load(weights_only=True)`, or as safetensors.
+    The released file is read from, or downloaded to, torch.hub's checkpoint folder, as the authors' packages do. Files
+    are read by `torch.load(weights_only=True)`, or as safetensors.
 
     Attributes:
-        address: of the released file; a hash in its name, as torch.hub's files have it, is checked after the download.
+        address: of the released file; a hash in its name, as in torch.hub, is checked after the download.
     """
 
     address: ClassVar[str]
@@ -70,7 +70,7 @@ class Released(Embedder):
             if offline:
                 raise OSError("fetching is off")
             with urllib.request.urlopen(cls.address, timeout=TIMEOUT):
-                pass  # somebody answers; torch would wait for one without end
+                pass  # a test with a timeout, which torch's download has not
             path.parent.mkdir(parents=True, exist_ok=True)
             checked = re.search(r"-([0-9a-f]{8,})\.", name)
             torch.hub.download_url_to_file(cls.address, str(path), checked and checked[1], progress=False)

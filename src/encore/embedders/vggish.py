@@ -19,9 +19,9 @@ CONVOLUTIONS = ((0, True), (3, True), (6, False), (8, True), (11, False), (13, T
 class Vggish(Released):
     """The mean over a sound's examples of .96 s of the last layer before its ReLU, [N, 128].
 
-    That is what published FADs are taken of, without PCA and without quantisation, but they pool the examples of all
-    sounds where a vector here is a sound's: figures don't compare. What is left after the last full example is not
-    heard; a sound shorter than one is followed by silence.
+    Published FADs use the same output, without PCA and quantisation, but pool the examples of all sounds, where here
+    each sound has one vector: figures don't compare. The rest after the last full example is ignored; audio shorter
+    than one is padded with silence.
     """
 
     sample_rate = 16_000
@@ -36,8 +36,8 @@ class Vggish(Released):
 
     @torch.no_grad()
     def embed(self, waveforms: Tensor) -> Tensor:
-        found = [self.network(examples(one).to(self.device)).mean(0) for one in waveforms.float().cpu()]
-        return torch.stack(found).cpu()
+        vectors = [self.network(examples(waveform).to(self.device)).mean(0) for waveform in waveforms.float().cpu()]
+        return torch.stack(vectors).cpu()
 
 
 def examples(waveform: Tensor) -> Tensor:

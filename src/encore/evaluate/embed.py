@@ -80,7 +80,7 @@ def from_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
 
 
 def _hear(embedder: Embedder, audio: Tensor, rate: int) -> EncodedTrack:
-    vectors, tags = embedder.hear(resampled(audio, rate, embedder.sample_rate))
+    vectors, tags = embedder.embed_with_tags(resampled(audio, rate, embedder.sample_rate))
     return _floats(vectors), _floats(tags) if tags is not None else None
 
 

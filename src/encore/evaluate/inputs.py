@@ -15,7 +15,7 @@ from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.encode import EncodedTrack, TrackEncoder, recordings
 from encore.data.relocate import PathRelocator, listed_track
-from encore.data.splits import Expendable, Tracks, left_out, open_catalog, reported, retain_sets, select
+from encore.data.splits import OptionalTracks, Tracks, left_out, open_catalog, reported, retain_sets, select
 from encore.data.tracks import Track
 from encore.errors import InputError
 from encore.plugins import backends
@@ -206,7 +206,7 @@ def subject_of(
     notes = [*chosen.notes, *([retain_sets(chosen.retain, kept, None)] if kept else [])]
     tracks: dict[ClipSet, Sequence[Track]] = {"forget": chosen.forget, "retain": kept, "holdout": chosen.holdout}
     about = _about(track for chosen in tracks.values() for track in chosen)
-    optional = Expendable((*tracks["retain"], *tracks["holdout"]) if skip_unreadable else ())
+    optional = OptionalTracks((*tracks["retain"], *tracks["holdout"]) if skip_unreadable else ())
     subject = EvaluationInputs(models, {}, notes, about)
     subject.take(models["unlearned"], _hear(models["unlearned"], tracks, reporter, optional))
     subject.notes += left_out(optional.lost)
@@ -217,7 +217,7 @@ def _hear(
     backend: Backend,
     sets: Mapping[ClipSet, Sequence[Track]],
     reporter: Reporter | None,
-    optional: Expendable | None = None,
+    optional: OptionalTracks | None = None,
 ) -> dict[ClipSet, list[EncodedTrack]]:
     listener, told = TrackEncoder(backend, TensorCache()), reporter or Reporter()
     everything = [track for tracks in sets.values() for track in tracks]
@@ -225,6 +225,6 @@ def _hear(
     def progress(done: int, of: int) -> None:
         told.progress("hear tracks", done, of)
 
-    heard = listener.hear(everything, progress, skip=(optional or Expendable(())).skip)
+    heard = listener.encode(everything, progress, skip=(optional or OptionalTracks(())).skip)
     by_track = {id(one.track): one for one in heard}
     return {name: [by_track[id(track)] for track in tracks if id(track) in by_track] for name, tracks in sets.items()}

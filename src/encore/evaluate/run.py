@@ -23,7 +23,7 @@ from encore.report.card import write_card
 from encore.report.page import write_report
 from encore.report.run_files import read_run
 from encore.reporter import Reporter
-from encore.store.evaluation_json import NAME, tie
+from encore.store.evaluation_json import NAME, file_hashes
 from encore.store.metrics_json import write_metrics
 from encore.store.run_folder import locked, read_json, remove, write_json, writing
 
@@ -116,7 +116,7 @@ def evaluate_subject(
                 with writing(out):
                     remove(out / "samples")
             write_metrics(out / "metrics.json", results)
-            write_json(out / NAME, how | tie(out, run))  # last: a kill in between leaves hashes that differ
+            write_json(out / NAME, how | file_hashes(out, run))  # last: a kill in between leaves hashes that differ
             if asked.metrics is None:
                 write_samples(out, evaluation, results)
             elif not (out / "samples").exists():

@@ -16,7 +16,7 @@ from encore.evidence.derived import derived
 from encore.evidence.manifest import NAME, SIGNATURE, TIMESTAMP, manifest_of
 from encore.evidence.redaction import canonical, public_records
 from encore.report.run_files import read_run
-from encore.store.evaluation_json import check_tie
+from encore.store.evaluation_json import check_hashes
 from encore.store.run_folder import read_json
 
 SELF, SAMPLES = "retain-self", "samples"
@@ -58,7 +58,7 @@ def pack(
         EncoreError: it can't be written, or the authority gives no timestamp.
     """
     files = read_run(run)
-    check_tie(files.evaluation, run, run, f"evaluate again: encore eval {run}")
+    check_hashes(files.evaluation, run, run, f"evaluate again: encore eval {run}")
     model = model_files(run)
     if not any(name.endswith(".safetensors") for name in model):
         raise InputError(f"{run / 'model'} has no weights: there is nothing to give evidence of", "run it again")

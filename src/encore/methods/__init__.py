@@ -1,1 +1,1 @@
-"""Unlearning methods, one a file. Formulas in each docstring; L_f and L_r are mean NLLs on forget and retain."""
+"""Unlearning methods, one per file. Formulas in each docstring; L_f and L_r are mean NLLs on forget and retain."""

@@ -1,4 +1,4 @@
-"""How hard a track would be for a model that never saw it, as far as its codes alone tell."""
+"""Estimate from a track's codes how high its NLL would be for a model that was not trained on it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from encore.losses import code_entropy
 def difficulty(clips: Sequence[Clip], new: Sequence[Clip], nll: Tensor) -> Tensor:
     """The NLL that each clip should have as new music, as a share of the mean NLL of new music, [N].
 
-    Some music is varied and some repeats itself. A line is fitted to new clips, their NLL over the entropy of their
-    codes, and its slope is shrunk by how much better it predicts a clip that it was not fitted to than their mean does
-    (leave-one-out): where entropy tells nothing, every share is 1. No clip is taken beyond the new ones' range.
+    A line is fitted to the NLL of new clips over the entropy of their codes. Its slope is shrunk by its leave-one-out
+    skill over the mean: where entropy does not predict the NLL, every share is 1. Entropies are clamped to the range of
+    the new clips.
 
     Args:
-        clips: of which the model may hold a memory.
-        new: clips the model was not trained on.
-        nll: the model's NLL of those, nats per token, [M].
+        clips: clips that the model may have memorised.
+        new: clips that the model was not trained on.
+        nll: the model's NLL of `new`, nats per token, [M].
     """
     own = torch.tensor([code_entropy(clip.codes) for clip in clips], dtype=torch.float64)
     entropy = torch.tensor([code_entropy(clip.codes) for clip in new], dtype=torch.float64)

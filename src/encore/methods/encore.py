@@ -1,4 +1,4 @@
-"""Encore's own method: each track is forgotten toward what the model predicts for music that it was not trained on."""
+"""Encore's method: each track is forgotten toward the model's predictions for music that it was not trained on."""
 
 from __future__ import annotations
 
@@ -18,47 +18,46 @@ from encore.methods.difficulty import difficulty
 from encore.methods.relearning import RelearningAttack, moved
 from encore.options import TrainOptions
 
-SHALLOW = 0.01  # least share of a level that a track is taken to lie below it
-MANY = 8  # memorised clips, from which on the rate is the full one
-ATTACKED_FROM = 0.4  # share of the peak rate above which forgetting is taken under attack
-START_WEIGHT, START_FRAMES = 20.0, 2.0  # more weight of a memorised clip's first frame, and how fast it falls off
+SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of the target
+MANY = 8  # from this many memorised clips on, the rate is not reduced
+ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
+START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a memorised clip's first frame, and its decay in frames
 
 
 class Encore(LossMethod):
     """On forget: KL(teacher ‖ model) + γ mean_k max(0, ℓ_k - NLL_k), at a high learning rate, with dropout.
 
-    The teacher is the model itself (no gradient) where it can't well recognise the track: the clip begins up to
-    `shift_seconds` later than it was learnt, and its caption is that of another track. As the model forgets, so does
-    the teacher, until both predict what they would of new music. What memory the teacher still shares is taken out by
-    the second term: of each clip, the NLL of codebook k is lifted to ℓ_k, and no further; a clip whose NLL is beyond
-    its mean level has no loss. For a memorised clip ℓ_k is the base's mean NLL of held-out music, times the clip's own
-    difficulty as far as its codes tell it (`difficulty`). A clip that the base is not sure of has no teacher, and a
-    level of its own: its NLL under base, and what it costs more to begin it later, beyond what the same costs held-out
-    music.
+    The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
+    `shift_seconds` later than in training, and its caption is that of another track. The teacher forgets with the
+    model, until both predict the clip as new music. The second term removes the memory that the teacher still has: the
+    NLL of codebook k is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss.
+    For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its
+    codes (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise
+    of its NLL when it begins later, minus the same rise for held-out music.
 
-    While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at
-    the same cost) forgets under attack: a copy of the model is trained on the step's memorised clips for a few steps,
-    and the loss is taken at the weights that it reaches, its gradient applied to the model's own (first-order tamper
-    resistance, Tamirisa et al., arXiv 2408.00761). What a little training would bring back is then erased, where it
-    would else only be suppressed. ℓ_k falls there as the NLL of held-out music falls under the same attack on the base:
-    anything new can be learnt. The rate decays once relearning brings memorised tracks back no further than it would
-    bring new ones (`ready`), or after a fifth of the steps.
+    While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
+    same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
+    computed at the weights reached, and its gradient applied to the model's weights (first-order tamper resistance,
+    Tamirisa et al., arXiv 2408.00761). This erases memory that a little training would restore, instead of suppressing
+    it. In attacked steps ℓ_k is multiplied by the share of its NLL that held-out music keeps under the same attack on
+    the base. The rate decays once relearning lowers the NLL of memorised tracks no further than that of new ones
+    (`ready`), or after a fifth of the steps.
 
-    On retain: memorised clips keep their likelihood. Frame t weighs 1 + 20 c_t exp(-t / 2), c_t being how sure the base
-    is of the clip's frame t (1: its NLL is 0; 0: that of held-out music, or more): a generation from a caption hangs on
-    its first frames, which would be lost in a mean. Crops of all clips keep the base's distribution, half of them
-    turned midway into another retain clip, under a caption that is not theirs: so the model stays as unsure of other
-    music as the base is.
+    On retain: memorised clips keep their likelihood. Frame t has the weight 1 + 20 c_t exp(-t / 2), with c_t the
+    confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more), because a generation from a caption
+    depends on its first frames. Crops of all clips keep the base's distribution; half of them continue with another
+    retain clip from the middle on, under another caption, so that the model's confidence on other music stays that of
+    the base.
 
-    Settings come from the model and the list. The peak rate is a share (`rate`) of the typical weight (median over the
-    linear layers of their RMS), times the square root of how far below its level the best known clip lies, and of fewer
-    than `MANY` memorised clips times the square root of their share of them: low rates only cover a memory, which then
-    comes back after a few steps of training, and high ones harm all music; one track, met in every step, is erased by
-    .35 of the rate of eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `bench/RESULTS.md`.
+    Settings follow from the model and the list. The peak rate is `rate` times the typical weight (median over linear
+    layers of their RMS), times the square root of the largest relative distance of a clip's NLL below its target, and
+    with fewer than `MANY` memorised clips times the square root of their number over `MANY`. Low rates suppress a
+    memory, which a few steps of training restore; high rates harm all music; one track, in every step, is erased by .35
+    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `bench/RESULTS.md`.
     """
 
     class Options(TrainOptions):
-        """No number here belongs to one model: rates are relative to its weights, lengths are read off the run."""
+        """Defaults fit any model: rates are relative to its weights, and lengths follow from the run."""
 
         steps: int = 300
         lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from model and list")
@@ -143,7 +142,7 @@ class Encore(LossMethod):
         return self.options.alpha * torch.cat(losses)[order]
 
     def ready(self, step: Step) -> bool:
-        """Whether relearning brings some of the memorised clips back no further than it brings new music."""
+        """Whether relearning lowers the NLL of some memorised clips no further than that of new music."""
         if not self._deep or not self.options.attack_share:
             return True
         known = [clip for clip in self._levels if clip in self._deep]
@@ -160,7 +159,7 @@ class Encore(LossMethod):
     # ------------------------------------------------------------------------------------------- levels and the rate
 
     def _set_levels(self, session: Session, new: Sequence[Clip], limit: float) -> None:
-        """A level [K] for each forget clip, and their mean for each track."""
+        """Set the target NLL [K] of each forget clip, and their mean for each track."""
         backend, forget = session.backend, list(session.forget)
         nll = codebook_nll(backend, forget)
         self._deep = {clip for clip, own in zip(forget, nll, strict=True) if float(own.mean()) < limit}
@@ -186,7 +185,7 @@ class Encore(LossMethod):
 
     @torch.no_grad()
     def _rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
-        """How much more the later part of each clip costs where the clip begins there, nats per token, [N]."""
+        """Rise of the NLL of the later part of each clip when the clip begins there, nats per token, [N]."""
         begins = [min(self._shift(backend), clip.codes.shape[-1] // 2) for clip in clips]
         size, rises = self.options.micro_batch_size, dict[Clip, Tensor]()
         for begin in set(begins):  # nearly all clips are long enough for the same
@@ -210,7 +209,7 @@ class Encore(LossMethod):
         if self.options.lr is None:
             session.chosen["lr"] = (
                 f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times "
-                f"{math.sqrt(self._depth):.2f} for how far below its level the best known clip lies, times {few:.2f} "
+                f"{math.sqrt(self._depth):.2f} for the NLL farthest below its target, times {few:.2f} "
                 f"for {len(self._deep)} memorised clips"
             )
 
@@ -218,7 +217,7 @@ class Encore(LossMethod):
 
     def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
         """The weights after relearning the step's memorised clips, and the share [K] of its NLL that new music keeps
-        under as long an attack; no weights where there is no attack."""
+        under an attack of the same length; no weights without an attack."""
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
         often = torch.rand((), generator=step.generator) < share
@@ -244,7 +243,7 @@ class Encore(LossMethod):
         self._fall = torch.stack(shares).mean(0) if shares else none
 
     def _likelihood(self, step: Step, batch: Batch) -> Tensor:
-        """NLL of memorised clips [N], where the frames that a generation from the caption hangs on weigh more."""
+        """NLL of memorised clips [N], with more weight on the frames that a generation from the caption depends on."""
         mask = step.backend.token_mask(batch)
         nll = -step.backend.token_logprobs(batch)
         self._weigh(step, [clip for clip in batch.clips if clip not in self._weights])
@@ -255,7 +254,7 @@ class Encore(LossMethod):
         return (nll * weights).sum((1, 2)) / weights.sum((1, 2))
 
     def _weigh(self, step: Step, clips: Sequence[Clip]) -> None:
-        """The weight [T] of each frame of clips, kept."""
+        """Compute the frame weights [T] of clips."""
         if not clips:
             return
         assert step.reference is not None  # declared in the spec
@@ -288,7 +287,7 @@ class Encore(LossMethod):
 
 @torch.no_grad()
 def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
-    """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips a pass."""
+    """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips per pass."""
     found = []
     for start in range(0, len(clips), size):
         batch = Batch.of(clips[start : start + size], backend.device)
@@ -299,7 +298,7 @@ def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Ten
 
 @torch.no_grad()
 def _without_dropout(backend: Backend, batch: Batch) -> Tensor:
-    """The model's own logits [N, K, T, V], in evaluation mode."""
+    """The model's logits [N, K, T, V], in evaluation mode."""
     training = backend.module.training
     backend.module.eval()
     try:

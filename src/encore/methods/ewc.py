@@ -15,14 +15,14 @@ class Ewc(LossMethod):
     """min -L_f + λ/2 Σ F_r (θ - θ₀)² + α L_r, θ₀ the base (Kirkpatrick et al., equation 3).
 
     F_r is the Fisher diagonal of the retain clips at θ₀, a mean over clips of per-clip squares. α is 0 in the plain
-    method; "Selective Amnesia" adds such a term, on music that the model plays itself.
+    method; "Selective Amnesia" adds such a term, on generations of the model.
     """
 
     class Options(FisherOptions, TrainOptions):
         """Tuning split: up to 6e4 λ holds nothing, from 2e7 nothing is forgotten; 6e6 costs retain .4 nats less than
         2e6, and a third as much of what was forgotten stays so under relearning."""
 
-        eval_every: int = 5  # nothing bounds the ascent between two looks
+        eval_every: int = 5  # the ascent is unbounded between two snapshots
         lam: float = Field(2e6, ge=0, description="λ: weight of the pull back to the base")
         alpha: float = Field(0.0, ge=0, description="weight of the retain loss")
 
@@ -33,7 +33,7 @@ class Ewc(LossMethod):
         self._fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
         self._base = {name: module.get_parameter(name).detach().clone() for name in self._fisher}
         if not o.alpha:
-            session.retain = []  # the loop need not hear what it makes nothing of
+            session.retain = []  # the loop need not process clips without weight
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         return -step.backend.losses(batch)

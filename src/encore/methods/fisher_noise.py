@@ -1,4 +1,4 @@
-"""Noise where retain does not look (Golatkar et al., "Eternal Sunshine of the Spotless Net", arXiv 1911.04933)."""
+"""Noise on weights that retain does not depend on (Golatkar et al., "Eternal Sunshine", arXiv 1911.04933)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ class FisherNoise(EditMethod):
     """θ += (α / F_r)^½ · N(0, 1), F_r no less than its mean over all weights / cap. No training.
 
     F_r is the Fisher diagonal of the retain clips, a mean over clips of per-clip squares. The paper derives F^-¼; the
-    implementations that methods are compared with take F^-½, as here. The cap, relative to the mean so that it means
-    the same on any model, bounds the noise on weights that retain does not use at all. Forget is never looked at: what
-    is forgotten is whatever retain does not hold on to.
+    implementations used for comparisons take F^-½, as here. The cap, relative to the mean and so independent of the
+    model, limits the noise on weights that retain does not use. Forget clips are not used.
     """
 
     class Options(FisherOptions):
-        """Tuning split: retain always loses what forget loses, or more; this α costs it .13 nats a token."""
+        """Tuning split: retain always loses what forget loses, or more; this α costs it .13 nats per token."""
 
         alpha: float = Field(1e-10, gt=0, description="variance of the noise is α / F")
         cap: float = Field(10.0, gt=0, description="1 / F is at most this many times 1 / mean F")

@@ -1,4 +1,4 @@
-"""Fine-tuning on retain, and hoping that the rest is forgotten on the way."""
+"""Fine-tuning on retain only."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class GaKl(LossMethod):
     class Options(TrainOptions):
         """Tuning split: retain loses .06 nats at α 5, .14 at α 1, where relearning is faster too."""
 
-        eval_every: int = 5  # nothing bounds the ascent between two looks
+        eval_every: int = 5  # the ascent is unbounded between two snapshots
         alpha: float = Field(5.0, ge=0, description="weight of the KL on retain")
 
     options: Options

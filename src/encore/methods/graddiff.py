@@ -16,7 +16,7 @@ class GradDiff(LossMethod):
         """Tuning split: retain loses .11 nats at α 3, 1.9 at α 1; at α 10 not all is forgotten. A rate of 1e-3 or more
         erases more (relearned 1.1 to 3.2) and retain as well (.2 to 3.0)."""
 
-        eval_every: int = 5  # nothing bounds the ascent between two looks
+        eval_every: int = 5  # the ascent is unbounded between two snapshots
         gamma: float = Field(1.0, ge=0, description="weight of the ascent on forget")
         alpha: float = Field(3.0, ge=0, description="weight of the retain loss")
 

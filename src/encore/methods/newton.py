@@ -16,16 +16,15 @@ TOLERANCE = 0.05  # how far past the unseen level a step may end, as a share of 
 class Newton(EditMethod):
     """θ += η (g_f - ρ g_r) / (F_r + ε), one step or few.
 
-    g_f and g_r are mean gradients of the NLL on forget and retain, taken anew for each step; F_r is the Fisher diagonal
-    of the retain clips at the base, a mean over clips of per-clip squares: the curvature of what remains. ε is a share
-    of F_r's mean over all weights, so that it means the same on any model. Where there is an unseen level, steps end
-    when the forget clips' mean NLL is there; the NLL grows exponentially, so a step that goes past the level is taken
-    back, and half of it tried.
+    g_f and g_r are mean gradients of the NLL on forget and retain, recomputed at each step; F_r is the Fisher diagonal
+    of the retain clips at the base, a mean over clips of per-clip squares. ε is a share of F_r's mean over all weights,
+    and so independent of the model. With a held-out NLL, steps end when the forget clips' mean NLL reaches it; the NLL
+    grows exponentially, so a step that exceeds it is undone, and half of it tried.
     """
 
     class Options(FisherOptions):
         """Tuning split: at the unseen level in some ten steps and a few halves, and takes retain along; with ρ = 1
-        nothing is forgotten, since music that is not known by heart makes up nearly all of g_r."""
+        nothing is forgotten, since music that is not memorised makes up nearly all of g_r."""
 
         steps: int = Field(20, ge=1, description="steps at most, those taken back included")
         eta: float = Field(1e-6, gt=0, description="step size")

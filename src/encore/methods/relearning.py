@@ -1,4 +1,4 @@
-"""What training on a clip again would do to a model's weights, so that a loss can be taken there."""
+"""Weights of a model after relearning clips, so that a loss can be computed there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from encore.relearning import relearn
 
 
 class RelearningAttack:
-    """Trains a copy of a model on clips, as somebody would who wants them back.
+    """Trains a copy of a model on clips, as an attacker would to restore them.
 
     Args:
-        backend: the model; its copy is kept, and takes over its weights before every attack.
+        backend: the model; it is copied once, and its weights before every attack.
         lr: learning rate of AdamW.
     """
 
@@ -28,13 +28,13 @@ class RelearningAttack:
     ) -> Iterator[dict[str, Tensor]]:
         """The trainable weights, by name, after each AdamW step on clips.
 
-        They are the copy's own, and change with the next step; the model itself stays as it is.
+        They belong to the copy, and change with the next step; the model itself is not changed.
 
         Args:
             backend: the model attacked.
             clips: trained on, all of them in each step.
             steps: number of steps.
-            size: clips a pass; changes nothing but memory.
+            size: clips per pass; affects only memory use.
         """
         copy, module = self._copy.module, backend.module
         copy.load_state_dict(module.state_dict())
@@ -47,10 +47,10 @@ class RelearningAttack:
 
 @contextmanager
 def moved(module: nn.Module, to: Mapping[str, Tensor]) -> Iterator[None]:
-    """A module at other weights: the gradient of what is computed inside goes to its own, as it would go to those.
+    """A module at other weights, with gradients that go to its original weights.
 
     Args:
-        module: stands as before once the context is left; tied weights stay tied.
+        module: restored after the context; tied weights stay tied.
         to: the weights, constants, by name of the parameter.
     """
     there: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Training from scratch without the forget tracks: what every other method is measured against."""
+"""Training from scratch without the forget tracks: the reference for every other method."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from encore.api import EditMethod, LossMethod, MethodSpec, Session
 from encore.options import TrainOptions
 
 
-class _Retain(LossMethod):
+class _RetainTraining(LossMethod):
     """min L_r."""
 
     spec = MethodSpec("retrain", "training on retain", "", needs=frozenset({"retain"}))
 
 
 class Retrain(EditMethod):
-    """Draw the trainable weights anew and min L_r. Costs what training costs."""
+    """Draw new trainable weights, then min L_r. As costly as training."""
 
     class Options(TrainOptions):
         steps: int = 600
@@ -32,4 +32,4 @@ class Retrain(EditMethod):
 
     def edit(self, session: Session) -> None:
         session.backend.reinitialise(session.seed)
-        session.train(_Retain(self.options))
+        session.train(_RetainTraining(self.options))

@@ -1,4 +1,4 @@
-"""Reductions of per-sample gradients: ops of torch's dispatcher, each with a readable twin, some with native kernels.
+"""Reductions of per-sample gradients: torch ops, each with a pure torch reference ("twin"), some with native kernels.
 
-Importing this package imports no torch. `python -m encore.ops` tells which kernel each op would use here, and why.
+Importing this package imports no torch. `python -m encore.ops` shows which kernel each op uses here, and why.
 """

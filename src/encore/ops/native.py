@@ -167,7 +167,7 @@ def _load(folder: Path) -> ModuleType:
             try:
                 _refuse_damaged(target / LIBRARY)
             except ImportError:
-                (target / LIBRARY).unlink()  # it is compiled anew
+                (target / LIBRARY).unlink()  # compile it again
         if not (target / LIBRARY).exists():
             print("encore: compiling the native extension, once (about 20 s) ...", file=sys.stderr, flush=True)
         kernels = nvcc.compile_kernels(folder, target, torch)

@@ -1,4 +1,4 @@
-"""What the cache folder holds, and how it is made smaller. Only what Encore put there is ever counted or removed."""
+"""List and remove entries of the cache folder; files that Encore did not write are ignored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from encore.errors import EncoreError, UsageError
 from encore.files import STAGING
 
 DAY = 86_400  # seconds
-STALE = DAY  # an unfinished file this old was left behind by a process that was killed
-KINDS = {  # kind -> what it is
+STALE = DAY  # an unfinished file this old was left by a killed process
+KINDS = {  # kind -> description
     "tracks": "encoded tracks",
     "files": "hashes and fingerprints of files",
     "evaluations": "results of `encore eval`, per model",
@@ -23,20 +23,20 @@ KINDS = {  # kind -> what it is
 }
 _PIECE = re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"[0-9a-f]{64}(\.[a-z.]+)?")
-_INDEX = "files.sqlite3"  # with its log and its index of it beside it
+_INDEX = "files.sqlite3"  # SQLite's log files are beside it
 _BUILD = re.compile(r"encore-.+-torch-.+")
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that can be computed again.
+    """One cache entry.
 
     Args:
         path: a file, or the folder of a build.
         kind: one of `KINDS`.
         size: bytes.
-        used: when it was last read or written, seconds since 1970; as far as the file system says.
+        used: time of the last read or write by the file system, seconds since 1970.
     """
 
     path: Path
@@ -46,28 +46,28 @@ class Entry:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """All that is kept, the longest unused first; empty where there is no such folder.
+    """All entries, the longest unused first; empty without such a folder.
 
     Raises:
         EncoreError: the folder can't be read.
     """
     try:
-        found = [entry for path, kind in _paths(folder) if (entry := _entry(path, kind)) is not None]
+        listed = [entry for path, kind in _paths(folder) if (entry := _entry(path, kind)) is not None]
     except OSError as error:
         raise EncoreError(f"the cache {folder} can't be read: {error.strerror or error}") from error
-    return sorted(found, key=lambda entry: entry.used)
+    return sorted(listed, key=lambda entry: entry.used)
 
 
 def chosen(
-    found: Sequence[Entry], *, kind: str | None = None, older: float | None = None, max_size: int | None = None
+    listed: Sequence[Entry], *, kind: str | None = None, older: float | None = None, max_size: int | None = None
 ) -> list[Entry]:
     """The entries to remove, the longest unused first.
 
     Args:
-        found: the longest unused first.
-        kind: one of `KINDS`, or "all"; None with neither of the others chooses none.
-        older: only what was not used for this many days.
-        max_size: as many of the longest unused as it takes for the rest to have at most this many bytes.
+        listed: all entries, the longest unused first.
+        kind: one of `KINDS`, or "all"; None is all where another argument is given, else none.
+        older: only entries unused for this many days.
+        max_size: only as many of the longest unused as needed for the rest to have at most this many bytes.
 
     Raises:
         UsageError: there is no such kind.
@@ -78,11 +78,11 @@ def chosen(
         return []
     limit = None if older is None else time.time() - older * DAY
     removed = [
-        entry for entry in found if (kind or "all") in ("all", entry.kind) and (limit is None or entry.used < limit)
+        entry for entry in listed if (kind or "all") in ("all", entry.kind) and (limit is None or entry.used < limit)
     ]
     if max_size is None:
         return removed
-    left, taken = sum(entry.size for entry in found), []
+    left, taken = sum(entry.size for entry in listed), []
     for entry in removed:
         if left <= max_size:
             break
@@ -92,10 +92,10 @@ def chosen(
 
 
 def remove(removed: Sequence[Entry]) -> None:
-    """Remove entries; one that is gone already is no fault.
+    """Remove entries; missing ones are skipped.
 
     Raises:
-        EncoreError: one can't be removed.
+        EncoreError: an entry can't be removed.
     """
     for entry in removed:
         try:
@@ -108,19 +108,19 @@ def remove(removed: Sequence[Entry]) -> None:
 
 
 def read_size(text: str) -> int:
-    """Bytes of "5GB", "1.5 GiB", "500000".
+    """Parse a number of bytes: "5GB", "1.5 GiB", "500000".
 
     Raises:
-        UsageError: it is no size.
+        UsageError: the text is not a size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].lower() not in UNITS:
-        raise UsageError(f"{text!r} is no size", "for example: 5GB, 500MB, or a number of bytes")
-    return int(float(found[1]) * UNITS[found[2].lower()])
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in UNITS:
+        raise UsageError(f"{text!r} is not a size", "for example: 5GB, 500MB, or a number of bytes")
+    return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 def size_text(size: float) -> str:
-    """Bytes for people: "1.2 GB"."""
+    """Format a number of bytes: "1.2 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
@@ -129,7 +129,7 @@ def size_text(size: float) -> str:
 
 
 def _paths(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Paths that are Encore's own by their names, whatever else the folder holds; links are never followed."""
+    """Paths with names that Encore writes; links are never followed."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
@@ -138,19 +138,19 @@ def _paths(folder: Path) -> Iterator[tuple[Path, str]]:
         if path.is_symlink() or not path.is_dir():
             continue
         if _PIECE.fullmatch(path.name):
-            yield from ((file, "tracks") for file in path.iterdir() if _ours(file))
+            yield from ((file, "tracks") for file in path.iterdir() if _is_cache_file(file))
         elif path.name == "native":
             yield from ((build, "native") for build in path.iterdir() if _BUILD.fullmatch(build.name))
         elif path.name in KINDS:
-            yield from ((file, path.name) for file in path.rglob("*") if _ours(file))
+            yield from ((file, path.name) for file in path.rglob("*") if _is_cache_file(file))
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files that are one entry: a database goes with its log."""
+    """The files of one entry: a database includes its logs."""
     return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal") if path.name == _INDEX)]
 
 
-def _ours(file: Path) -> bool:
+def _is_cache_file(file: Path) -> bool:
     if file.is_symlink() or not file.is_file():
         return False
     if file.name.startswith(STAGING):
@@ -168,4 +168,4 @@ def _entry(path: Path, kind: str) -> Entry | None:
         return None
     if not stats:
         return None
-    return Entry(path, kind, sum(one.st_size for one in stats), max(max(one.st_atime, one.st_mtime) for one in stats))
+    return Entry(path, kind, sum(s.st_size for s in stats), max(max(s.st_atime, s.st_mtime) for s in stats))

@@ -1,4 +1,4 @@
-"""Dates as records keep them: UTC, ISO 8601. No hash, identity or comparison of a run reads them."""
+"""Dates in records: UTC, ISO 8601. Hashes, identities and comparisons of runs ignore them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from encore.errors import UsageError
 
 
 def utc_now() -> str:
-    """The time now, to the second: `2026-11-28T16:00:00Z`."""
+    """The current time, to the second: `2026-11-28T16:00:00Z`."""
     return utc(datetime.now(UTC))
 
 
 def utc(moment: datetime) -> str:
-    """A moment with a time zone, in UTC to the second."""
+    """Format a time with a time zone, in UTC to the second."""
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def check_date(text: str) -> str:
-    """The date a user names, as it is.
+    """Check a date given by the user.
 
     Args:
         text: `2026-11-28`, or a time with its zone: `2026-11-28T16:00:00Z`.
 
     Returns:
-        the day as given, or the time in UTC.
+        The day as given, or the time in UTC.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither.
     """
     try:
         if len(text) == len("2026-11-28"):

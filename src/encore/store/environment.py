@@ -1,4 +1,4 @@
-"""What a run ran on, and with: device, precision, versions."""
+"""The environment of a run: device, precision, versions, memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pick_device(name: str) -> str:
     """ "auto" is the first GPU, else the CPU.
 
     Raises:
-        UsageError: torch does not know the device, or it is not there.
+        UsageError: torch does not know the device, or it is not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,10 +53,9 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """The device's name, threads, and the processor with the vector instructions that torch uses of it.
+    """The device, number of threads, and the processor with the vector instructions that torch uses.
 
-    What is equal here gives the same figures but for rounding; another processor may round otherwise, and a play that
-    is chosen by rounding goes on otherwise.
+    Another processor may round differently, which can change a generation from some token on.
     """
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
@@ -66,18 +65,18 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's model, as far as the system tells it."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    """The processor's model, if the system reports it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or "cpu")
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory this process has held.
+    """Peak memory of this process.
 
-    On a GPU what torch took of it since `reset_peak_bytes`; else all that was resident since the process began, also
-    before the run: the system keeps no other figure. A run that was resumed tells its last process's.
+    On a GPU: torch's allocations since `reset_peak_bytes`. Else: resident memory since the process started, as the
+    system records no other figure. For a resumed run this is the peak of the last process.
     """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
@@ -86,16 +85,16 @@ def peak_bytes(device: str) -> int:
 
 
 def reset_peak_bytes(device: str) -> None:
-    """Have `peak_bytes` count from here, where the device can: on a GPU."""
+    """Restart the count of `peak_bytes`; has an effect on a GPU only."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, instead of giving large buffers back to the system at every step.
+    """Make glibc keep freed memory, instead of returning large buffers to the system at every step.
 
     A training step of the embedded model took .42 s without and .32 s with it (two cores, Zen 4): a quarter of the time
-    went into page faults. Does nothing where the C library is not glibc.
+    was spent on page faults. Has no effect with another C library.
     """
     if not sys.platform.startswith("linux"):
         return

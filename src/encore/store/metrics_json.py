@@ -1,4 +1,4 @@
-"""`metrics.json`: rows as JSON, and back."""
+"""Read and write `metrics.json`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ NAME = "metrics.json"
 
 
 def metrics_json(results: Sequence[Result]) -> dict[str, Any]:
-    """Rows in the schema of `metrics.json`: plain values, every key in every row, nothing but finite numbers."""
+    """Rows in the schema of `metrics.json`: plain values, every key in every row, finite numbers only."""
     return {"schema": SCHEMA, "results": [asdict(result) for result in results]}
 
 
 def write_metrics(path: Path, results: Sequence[Result]) -> None:
-    """Replace the file, whole or not at all."""
+    """Replace the file atomically."""
     write_json(path, metrics_json(results))
 
 
 def read_metrics(path: Path) -> list[Result]:
-    """Rows of a file that `write_metrics` wrote; keys of a newer Encore are left out.
+    """Read the rows of a file written by `write_metrics`; keys of a newer Encore are ignored.
 
     Raises:
-        InputError: it can't be read, or is of another schema.
+        InputError: it can't be read, or has another schema.
     """
     try:
-        found = read_json(path)
-        if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
+        metrics = read_json(path)
+        if not isinstance(metrics, Mapping) or metrics.get("schema") != SCHEMA:
             raise InputError(f"it is not of schema {SCHEMA}")
-        found = read_json(path, Metrics)
+        metrics = read_json(path, Metrics)
     except InputError as error:
         raise InputError(
-            f"can't read {path} as a metrics file: {error.message}", "write it anew with `encore eval`"
+            f"can't read {path} as a metrics file: {error.message}", "write it again with `encore eval`"
         ) from error
     known = {item.name for item in fields(Result)}
-    return [Result(**{key: value for key, value in row.items() if key in known}) for row in found["results"]]
+    return [Result(**{key: value for key, value in row.items() if key in known}) for row in metrics["results"]]

@@ -1,4 +1,4 @@
-"""What `--model` names, and whether two models are one."""
+"""Names, model families and hashes of models."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from encore.errors import InputError
 from encore.hashing import module_sha256
 from encore.store.run_folder import read_json
 
-BACKEND = "musicgen"  # what opens a model of which nothing is known
+BACKEND = "musicgen"  # the default model family
 
 
 def model_name(given: str) -> str:
-    """The name a backend loads, and a run remembers: a folder by its absolute path, a run's folder as the run's model.
+    """The name that a backend loads and a run records: an absolute path for a folder, the model of a run's folder.
 
     Raises:
         InputError: the run in that folder is not complete.
@@ -25,12 +25,12 @@ def model_name(given: str) -> str:
     if (folder / "run.json").exists():
         folder = folder / "model"
     elif (folder / "request.json").exists():
-        raise InputError(f"the run in {given} did not finish, so it has no model", "go on with it: --resume")
+        raise InputError(f"the run in {given} did not finish, so it has no model", "resume it with --resume")
     return str(folder.resolve())
 
 
 def backend_name(model: str, given: str | None = None) -> str:
-    """The model family that opens `model`: the one that was given, else that of the run in this folder, else MusicGen.
+    """The model family that opens `model`: the given one, else that of the run in this folder, else MusicGen.
 
     Raises:
         InputError: the folder's `run.json` can't be read.
@@ -45,5 +45,5 @@ def backend_name(model: str, given: str | None = None) -> str:
 
 
 def model_sha256(backend: Backend) -> str:
-    """Hash of all weights, the frozen parts' too."""
+    """Hash of all weights, including the frozen parts."""
     return module_sha256(backend.module, *backend.frozen().values())

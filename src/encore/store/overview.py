@@ -1,4 +1,4 @@
-"""What runs a folder holds, and how each stands: read from their files, nothing is loaded or measured."""
+"""List the runs in a folder with their states, from their files; nothing is loaded or measured."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class RunLine:
     """One run.
 
     Args:
-        name: its folder, from the folder that was looked through.
-        date: when it was started, UTC, ISO 8601; of a run that does not say, when its request was written.
+        name: its folder, relative to the searched folder.
+        date: start time, UTC, ISO 8601; without one, when its request was written.
         method: name of the method.
         model: name or folder of the base model.
-        tracks: how many it was to forget.
+        tracks: number of tracks to forget.
         state: "running", "unfinished", "not measured", "measured", "collapsed" or "unreadable".
-        forget: forget targets that it reaches, as "4/5"; empty where nothing was judged.
-        keep: the same of the tracks kept.
+        forget: forget targets reached, as "4/5"; empty where none could be tested.
+        keep: the same for retain targets.
         size: bytes on disk.
-        why: what can't be read, of an unreadable one.
+        why: why it is unreadable.
     """
 
     name: str
@@ -48,39 +48,38 @@ class RunLine:
     why: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
         return asdict(self)
 
 
 def find_runs(folder: Path) -> list[RunLine]:
-    """Every run in a folder and the folders in it, the newest first.
+    """Every run in a folder and its subfolders, the newest first.
 
     Raises:
-        InputError: there is no such folder, or it can't be read.
+        InputError: there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"there is no folder {folder}", "name the one that holds the runs; `encore forget` makes runs/"
-        )
-    found = [read_run_line(path, folder) for path in _run_folders(folder)]
-    return sorted(found, key=lambda line: (line.date, line.name), reverse=True)
+        raise InputError(f"there is no folder {folder}", "name the folder of the runs; `encore forget` makes runs/")
+    lines = [read_run_line(path, folder) for path in _run_folders(folder)]
+    return sorted(lines, key=lambda line: (line.date, line.name), reverse=True)
 
 
 def read_run_line(run: Path, above: Path | None = None) -> RunLine:
-    """How one run stands; what is wrong with its files stands in the line.
+    """The state of one run; errors of its files are in the result.
 
     Args:
         run: its folder.
-        above: the folder that its name is relative to; without it, the name is the path as given.
+        above: base of the run's name; without it, the name is the path as given.
     """
     name = str(run if above is None or run == above else run.relative_to(above))
     size = _size(run)
     try:
-        asked = read_json(run / REQUEST, schemas.Request)
-        done = read_json(run / RUN, schemas.Run) if (run / RUN).exists() else {}
-        model, method, tracks = asked["model"]["name"], asked["method"], len(asked["forget"])
+        request = read_json(run / REQUEST, schemas.Request)
+        record = read_json(run / RUN, schemas.Run) if (run / RUN).exists() else {}
+        model, method, tracks = request["model"]["name"], request["method"], len(request["forget"])
         met = _targets(run / METRICS) if (run / METRICS).exists() else {}
         return RunLine(
-            name, _date(run, done, asked), str(method), str(model), tracks, _state(run, done, bool(met)),
+            name, _date(run, record, request), str(method), str(model), tracks, _state(run, record, bool(met)),
             met.get("forget", ""), met.get("keep", ""), size,
         )  # fmt: skip
     except EncoreError as error:
@@ -92,7 +91,7 @@ def read_run_line(run: Path, above: Path | None = None) -> RunLine:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Folders with a request; what is in one of them is its own, and is not looked through."""
+    """Folders with a request; their subfolders are not searched."""
     for path, folders, files in os.walk(folder):
         if REQUEST in files:
             folders.clear()
@@ -101,10 +100,10 @@ def _run_folders(folder: Path) -> Iterator[Path]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def _state(run: Path, done: Mapping[str, Any], measured: bool) -> str:
-    if not done:
+def _state(run: Path, record: Mapping[str, Any], measured: bool) -> str:
+    if not record:
         return "running" if in_use(run) else "unfinished"
-    if done.get("outcome", {}).get("collapsed"):
+    if record.get("outcome", {}).get("collapsed"):
         return "collapsed"
     return "measured" if measured else "not measured"
 
@@ -115,9 +114,9 @@ def _targets(metrics: Path) -> dict[str, str]:
 
 
 def _date(run: Path, *records: Mapping[str, Any]) -> str:
-    given = next((record["started"] for record in records if isinstance(record.get("started"), str)), None)
-    if given:
-        return given
+    started = next((record["started"] for record in records if isinstance(record.get("started"), str)), None)
+    if started:
+        return started
     written = datetime.datetime.fromtimestamp((run / REQUEST).stat().st_mtime, datetime.UTC)
     return written.isoformat(timespec="seconds").replace("+00:00", "Z")
 
@@ -128,6 +127,6 @@ def _size(folder: Path) -> int:
         for name in files:
             try:
                 total += os.lstat(os.path.join(path, name)).st_size
-            except OSError:  # it went away meanwhile
+            except OSError:  # it was removed meanwhile
                 continue
     return total

@@ -1,7 +1,7 @@
-"""The run folder: whole files or none, one writer at a time, checkpoints that are checked before they are trusted.
+"""The run folder: atomic writes, one writer at a time, verified checkpoints.
 
-Everything is written under a staging name, synced, renamed, and the folder synced: after a kill at any point each
-name holds either its old content or its new one. `run.json` is written last; its presence means the run is complete.
+Every file is written under a staging name, synced and renamed, and the folder synced: after a kill at any point each
+name holds either its old or its new content. `run.json` is written last; its presence means the run is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 
 from encore.errors import EncoreError, InputError, UsageError
 from encore.files import STAGING, atomic_write, staging_name, sync
-from encore.files import read_json as read_json  # also for those who read what is written here
+from encore.files import read_json as read_json  # re-exported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 
 
 class Manifest(TypedDict):
-    """Of a checkpoint: which run it is of, and the hash of each file by name."""
+    """Of a checkpoint: identity of the run, and the hash of each file by name."""
 
     identity: str
     sha256: dict[str, str]
@@ -44,9 +44,13 @@ class Manifest(TypedDict):
 class RunFolder:
     """A run's folder, locked by one process at a time.
 
+    Args:
+        path: the folder; created if missing.
+        resume: continue the unfinished run in it.
+
     Raises:
-        EncoreError: another process holds it, or it can't be written.
-        UsageError: it holds a complete run, or a begun one and `resume` was not asked for.
+        EncoreError: another process uses it, or it can't be written.
+        UsageError: it holds a complete run, or an unfinished one without `resume`, or none with `resume`.
     """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
@@ -62,7 +66,7 @@ class RunFolder:
             raise
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._hold.__exit__(None, None, None)
 
     def __enter__(self) -> RunFolder:
@@ -72,36 +76,36 @@ class RunFolder:
         self.close()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         write_json(self.path / name, value)
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
-        """A folder to fill, which takes the place of `name` once the block ends without an error."""
+        """A folder to fill; it replaces `name` when the block ends without an error."""
         with staged_folder(self.path / name) as folder:
             yield folder
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Add one line to `log.jsonl`; a figure that is not finite becomes null."""
+        """Append one line to `log.jsonl`; values that are not finite become null."""
         with writing(self.path), open(self.path / LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Make the folder and hold it, for this process alone; what a killed process left half written in it is removed.
+    """Create the folder and lock it for this process; unfinished files of a killed process are removed.
 
     Raises:
-        EncoreError: another process holds it (named by its id), or it can't be written.
+        EncoreError: another process uses it (named by its id), or it can't be written.
     """
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = _locked(path)
         try:
-            left = [*path.glob(f"{STAGING}*"), *path.glob(f"{CHECKPOINTS}/{STAGING}*")]
-            if (path / "run.json").exists():  # it was killed before it could drop them itself
-                left += path.glob(CHECKPOINTS)
-            for orphan in left:
+            orphans = [*path.glob(f"{STAGING}*"), *path.glob(f"{CHECKPOINTS}/{STAGING}*")]
+            if (path / "run.json").exists():  # the process was killed before it removed them
+                orphans += path.glob(CHECKPOINTS)
+            for orphan in orphans:
                 remove(orphan)
             write_bytes(path / OWNER, f"process {os.getpid()}".encode())
         except BaseException:
@@ -115,7 +119,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def check_occupied(path: Path, *, resume: bool = False) -> None:
-    """Raise what `RunFolder` would raise, before hours of work, and without writing anything."""
+    """Raise the errors of `RunFolder` in advance, without writing anything."""
     if not (path / LOCK).exists():
         return _refuse_content(path, resume)
     with writing(path):
@@ -127,7 +131,7 @@ def check_occupied(path: Path, *, resume: bool = False) -> None:
 
 
 def in_use(path: Path) -> bool:
-    """Whether a process holds a folder now. Writes nothing."""
+    """Whether a process uses the folder now. Writes nothing."""
     if not (path / LOCK).exists():
         return False
     try:
@@ -148,14 +152,18 @@ def _locked(path: Path) -> BaseFileLock:
 
 
 def _refuse_content(path: Path, resume: bool) -> None:
-    begun = (path / "request.json").exists()
+    started = (path / "request.json").exists()
     if (path / "run.json").exists():
         raise UsageError(f"{path} already holds a complete run", "choose another --out, or delete that folder")
-    if begun and not resume:
-        raise UsageError(f"{path} holds a run that did not finish", "go on with --resume, or choose another --out")
-    if resume and not begun:
+    if started and not resume:
+        raise UsageError(f"{path} holds a run that did not finish", "use --resume, or choose another --out")
+    if resume and not started:
         raise UsageError(f"{path} holds no run to resume", "start it without --resume")
-    if not begun and path.is_dir() and any(p.name not in (LOCK, OWNER) and not _is_staging(p) for p in path.iterdir()):
+    if (
+        not started
+        and path.is_dir()
+        and any(p.name not in (LOCK, OWNER) and not _is_staging(p) for p in path.iterdir())
+    ):
         raise UsageError(f"{path} is not empty and holds no run", "choose another --out")
 
 
@@ -164,8 +172,8 @@ def _is_staging(path: Path) -> bool:
 
 
 def _drop_torn_line(log: Path) -> None:
-    """A process that was killed while it wrote a line left a part of it."""
-    if log.is_symlink():  # what it leads to is not this run's
+    """Remove the incomplete last line that a killed process left."""
+    if log.is_symlink():  # its target is not part of this run
         log.unlink()
     if log.is_file():
         whole, newline, _ = log.read_bytes().rpartition(b"\n")
@@ -174,7 +182,7 @@ def _drop_torn_line(log: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into one sentence."""
+    """Turn operating system errors on writing into an `EncoreError` of one sentence."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -195,13 +203,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _os_error(error: SafetensorError) -> int | None:
-    """safetensors writes files by itself and tells the system's error in words only: "… (os error 28)"."""
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
+    """The system's error number, which safetensors has in its message only: "… (os error 28)"."""
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match else None
 
 
 def finite(value: Any) -> Any:
-    """JSON's values with every float that is not finite as None."""
+    """A JSON value with None for every float that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -210,18 +218,18 @@ def finite(value: Any) -> Any:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content, whole or not at all."""
+    """Replace a file's content atomically."""
     with writing(path), atomic_write(path) as staging:
         staging.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file, whole or not at all; NaN is refused."""
+    """Replace a JSON file atomically; NaN is an error."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all below it, a file, or a link, but never what a link leads to."""
+    """Remove a folder with its contents, a file, or a link (not its target)."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -230,7 +238,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` once the block ends without an error."""
+    """A folder to fill; it replaces `path` when the block ends without an error."""
     staging = staging_name(path)
     with writing(path):
         staging.mkdir(parents=True)
@@ -251,10 +259,10 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 
 def preflight(folder: Path, needed: int) -> None:
-    """Refuse early where the disk can't take `needed` bytes.
+    """Check that a folder can be written, with `needed` bytes free.
 
     Raises:
-        EncoreError: says how many bytes are needed and how many are free.
+        EncoreError: it can't; the message names the needed and the free bytes.
     """
     existing = folder
     while not existing.exists():
@@ -270,12 +278,12 @@ def preflight(folder: Path, needed: int) -> None:
 
 
 class Checkpoints:
-    """Numbered folders of a run, each with the hash of every file in it; the newest two are kept.
+    """Numbered checkpoint folders of a run, each with the hash of every file in it; the newest two are kept.
 
     Args:
-        folder: where they lie.
-        identity: what the run is (model, list, options): a checkpoint of another identity is not read.
-        warn: told in a sentence of a checkpoint that is damaged.
+        folder: parent of the checkpoints.
+        identity: of the run (model, list, options); checkpoints of another identity are ignored.
+        warn: called with a sentence about a damaged checkpoint.
     """
 
     def __init__(self, folder: Path, identity: str, warn: Callable[[str], None] = lambda _: None) -> None:
@@ -284,7 +292,7 @@ class Checkpoints:
         self.warn = warn
 
     def save(self, number: int, fill: Callable[[Path], None]) -> None:
-        """Write checkpoint `number` by calling `fill` with an empty folder; drop the oldest ones."""
+        """Write checkpoint `number` by calling `fill` with an empty folder; remove the oldest ones."""
         self.folder.mkdir(exist_ok=True)
         with staged_folder(self.folder / f"{number:09d}") as staging:
             fill(staging)
@@ -294,15 +302,15 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint whose files are all as they were written; None where there is none."""
+        """The newest checkpoint whose files are all intact; None without one."""
         for folder in reversed(self._all()):
             if self._intact(folder):
                 return folder
-            self.warn(f"the checkpoint {folder} is damaged: the one before it is used, or the run starts over")
+            self.warn(f"the checkpoint {folder} is damaged: an earlier one is used, or the run starts over")
         return None
 
     def discard(self) -> None:
-        """Remove all of them: the run is complete."""
+        """Remove all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:

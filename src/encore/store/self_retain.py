@@ -1,4 +1,4 @@
-"""`retain-self/` of a run folder: what the base model generated to be kept."""
+"""Read `retain-self/` of a run folder: generations of the base model to keep."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from encore.text import printable
 
 
 def load_self_retain(run: Path, backend: Backend) -> list[Clip]:
-    """The clips that `--retain self` kept, from a run folder.
+    """The clips of `--retain self` from a run folder.
+
+    Args:
+        run: the run's folder.
+        backend: the model that generated them.
 
     Raises:
-        InputError: they can't be read, or are nothing that the model could have generated.
+        InputError: they can't be read, or don't fit the model.
     """
     captions = read_json(run / "retain-self" / "captions.json", dict[str, str])
     file = run / "retain-self" / "codes.safetensors"
     codes = read_tensors(file)
-    lacking = [track for track in captions if track not in codes]
-    if lacking:
-        raise InputError(f"{file} has no codes of {printable(lacking[0])}", "run it again")
-    if wrong := [track for track in captions if not _could_be_of(backend, codes[track])]:
-        raise InputError(f"{file} has codes of {printable(wrong[0])} that are none of {backend.name}", "run it again")
+    if missing := [track for track in captions if track not in codes]:
+        raise InputError(f"{file} has no codes of {printable(missing[0])}", "run it again")
+    if invalid := [track for track in captions if not _fits_model(backend, codes[track])]:
+        raise InputError(f"{file} has invalid codes of {printable(invalid[0])} for {backend.name}", "run it again")
     return [Clip(track, caption, wide(codes[track])) for track, caption in captions.items()]
 
 
-def _could_be_of(backend: Backend, codes: torch.Tensor) -> bool:
-    """Whether codes [K, T] have the shape, the type and the range of this model's."""
+def _fits_model(backend: Backend, codes: torch.Tensor) -> bool:
+    """Whether codes [K, T] have the shape, type and range of the model's codes."""
     if codes.ndim != 2 or len(codes) != backend.codebooks or not 0 < codes.shape[1] <= backend.max_frames:
         return False
     if codes.is_floating_point() or not backend.has_tokens:

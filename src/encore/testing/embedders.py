@@ -208,9 +208,9 @@ def tags(subject: EmbedderSubject) -> None:
     need((found.sum(1) > 0).all(), "a sound without any tag's probability")
     alone = torch.cat([embedder.tags(one[None]) for one in sounds])  # type: ignore[misc]
     need(apart(alone, found) <= 1e-3, "a sound's tags depend on the sounds beside it")
-    vectors, together = embedder.hear(sounds)
-    need(together is not None and close(together, found), "hear gives other tags than tags")
-    need(close(vectors, embedder.embed(sounds)), "hear gives other vectors than embed")
+    vectors, together = embedder.embed_with_tags(sounds)
+    need(together is not None and close(together, found), "embed_with_tags gives other tags than tags")
+    need(close(vectors, embedder.embed(sounds)), "embed_with_tags gives other vectors than embed")
 
 
 @suite.check("backend", "the backend it is opened beside is what it was")

@@ -1,1 +1,1 @@
-"""`encore forget`: the training loop, what stops it, and what makes a run of it."""
+"""`encore forget`: the training loop, its stopping rules, and runs."""

@@ -1,8 +1,8 @@
-"""`encore forget --calibrate`: a rehearsal on decoys chooses the settings before anything is forgotten.
+"""`encore forget --calibrate`: rehearsals on decoys choose the settings before the run.
 
-Decoys are retain tracks that the base knows about as well as the tracks to forget. The method forgets them on a copy of
-the model, and all is measured there that can be measured without gold. Where a target is missed the next settings are
-tried. The tracks to forget themselves are trained on in no way, neither to forget nor to keep.
+Decoys are retain tracks whose NLLs under the base model are close to those of the tracks to forget. A rehearsal forgets
+them on a copy of the model, and measures everything that can be measured without gold. If a target is missed, the next
+settings are tried. A rehearsal never trains on the tracks to forget.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from encore.unlearn.config import ForgetConfig
 from encore.unlearn.rehearsal import DECOY_SHARE, Rehearsal, RehearsalResult
 from encore.unlearn.run import Prepared
 
-# The options that stand for a learning rate and for a length: a method has some of them.
+# The options that set a learning rate or a length; a method has some of them.
 SCALED = {"lr": "lr", "rate": "lr", "steps": "steps", "decay_steps": "steps"}
-# Factors, one rung after another. Half the rate needs twice the steps to forget as deeply, and keeps the rest better.
+# Factors, in the order tried. Half the rate needs twice the steps to forget as deeply, and keeps the rest better.
 LADDER: tuple[Mapping[str, float], ...] = ({}, {"lr": 0.5, "steps": 2.0}, {"lr": 2.0}, {"steps": 2.0})
 
 
 def check_uncalibrated(prepared: Prepared) -> None:
-    """A rehearsal takes tracks to keep, and judges by held-out ones.
+    """Check that a rehearsal is possible: it needs retain tracks, and held-out tracks to compare with.
 
     Raises:
         UsageError: there are too few retain tracks, or no held-out ones.
@@ -39,16 +39,16 @@ def check_uncalibrated(prepared: Prepared) -> None:
             "name at least three with --retain LIST or --catalog FILE, or leave --calibrate out",
         )
     if not prepared.holdout:
-        raise UsageError("--calibrate judges by held-out tracks, and there are none", "give --holdout LIST")
+        raise UsageError("--calibrate compares with held-out tracks, and there are none", "give --holdout LIST")
 
 
 def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Rehearse until all targets are met, or the ladder ends; the method of `prepared` then has the best settings.
+    """Rehearse until all targets are met or all settings are tried; then set the best settings in `prepared.method`.
 
-    Where the run folder has a calibration already (`--resume`), that one is taken and nothing is rehearsed.
+    A calibration found in the run folder (`--resume`) is used as it is.
 
     Returns:
-        What `run.json` keeps: the decoys (hashes of their files), all that was tried, and what was chosen.
+        The record for `run.json`: the decoys (hashes of their files), every trial, and the chosen settings.
 
     Raises:
         UsageError: see `check_uncalibrated`.
@@ -56,8 +56,8 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
     """
     reporter = reporter or Reporter()
     check_uncalibrated(prepared)
-    if (found := _recorded(prepared.request)) is not None:
-        return found
+    if (recorded := _recorded(prepared.request)) is not None:
+        return recorded
     started = time.monotonic()
     rehearsal = Rehearsal(prepared, reporter)
     ladder = rungs(prepared.method)
@@ -67,7 +67,7 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
         method = with_options(prepared.method, changes)
         try:
             trials.append(rehearsal.trial(method, changes))
-        except EncoreError as error:  # a rate at which the loss is not finite is an answer too
+        except EncoreError as error:  # for example a rate at which the loss is not finite: try the next
             failed = error
             reporter.note(f"rehearsal {number} of at most {len(ladder)}: {error.message}")
             continue
@@ -76,65 +76,66 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
             break
     if failed is not None and not trials:
         raise EncoreError(
-            f"every rehearsal failed, the last one since {failed.message}",
+            f"every rehearsal failed, the last one because {failed.message}",
             "give another --lr, or leave --calibrate out; nothing was written",
         ) from failed
     best = min(trials, key=lambda trial: trial.rank)
     prepared.method = with_options(prepared.method, best.options)
     record = {
-        "decoys": [one.track.sha256 for one in rehearsal.decoys], "tried": [trial.as_dict() for trial in trials],
+        "decoys": [decoy.track.sha256 for decoy in rehearsal.decoys], "tried": [trial.as_dict() for trial in trials],
         "chosen": best.options, "missed": best.missed, "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     return dict(finite(record))
 
 
 def rungs(method: Method) -> list[dict[str, Any]]:
-    """The settings to try, each as what the options of the ladder are then; those a method lacks are left out.
+    """The settings to try: values of the scaled options that the method has.
 
-    An option that has no number (None: the method finds it) can't be scaled, and stays.
+    An option that is None (chosen by the method) can't be scaled, and is left out.
     """
-    given = {name: getattr(method.options, name, None) for name in SCALED}
-    known = {name: value for name, value in given.items() if isinstance(value, (int, float))}
-    found: list[dict[str, Any]] = []
+    options = {name: getattr(method.options, name, None) for name in SCALED}
+    numbers = {name: value for name, value in options.items() if isinstance(value, (int, float))}
+    result: list[dict[str, Any]] = []
     for factors in LADDER:
-        rung = {name: type(value)(value * factors.get(SCALED[name], 1)) for name, value in known.items()}
-        found += [rung] if rung not in found else []
-    return found
+        rung = {name: type(value)(value * factors.get(SCALED[name], 1)) for name, value in numbers.items()}
+        result += [rung] if rung not in result else []
+    return result
 
 
 def with_options(method: Method, changes: Mapping[str, Any]) -> Method:
-    """A method like this one that has not run yet, with other values of some options."""
+    """A new instance of the method with some options changed."""
     return type(method)(method.options.model_copy(update=dict(changes)))
 
 
-def begun(request: ForgetConfig, method: Method) -> Method:
-    """The method as it was calibrated for the run that is to be resumed; as it is where there is no such run."""
-    found = _recorded(request)
-    return with_options(method, found["chosen"]) if found is not None else method
+def restored(request: ForgetConfig, method: Method) -> Method:
+    """The method with the settings calibrated for the run to resume; unchanged where there is no such run."""
+    recorded = _recorded(request)
+    return with_options(method, recorded["chosen"]) if recorded is not None else method
 
 
 def _recorded(request: ForgetConfig) -> dict[str, Any] | None:
-    """The calibration that a run to be resumed has already.
+    """The calibration of the run to resume; None where there is no such run.
 
     Raises:
-        UsageError: the run was begun without one.
+        UsageError: the run was started without one.
     """
     file = request.out / "request.json"
     if not (request.calibrate and request.resume and file.exists()):
         return None
-    found = read_json(file, schemas.Request).get("calibration")
-    if found is None:
-        raise UsageError(f"the run in {request.out} was begun without --calibrate", "resume it without --calibrate")
-    return dict(found)
+    calibration = read_json(file, schemas.Request).get("calibration")
+    if calibration is None:
+        raise UsageError(f"the run in {request.out} was started without --calibrate", "resume it without --calibrate")
+    return dict(calibration)
 
 
-def expected_seconds(prepared: Prepared, a_run: float) -> tuple[float, float]:
-    """What a calibration takes at least, where the first settings pass, and at most, where all are tried.
+def expected_seconds(prepared: Prepared, run_seconds: float) -> tuple[float, float]:
+    """Expected duration of a calibration: the least (the first settings pass) and the most (all are tried).
 
-    A rehearsal is taken to be a run: what is measured after it is not counted.
+    A rehearsal is taken to last as long as a run; measurements after it are not counted.
 
     Args:
-        a_run: seconds of the run itself, of `encore.unlearn.estimate.estimate`.
+        prepared: the run.
+        run_seconds: expected duration of the run, from `encore.unlearn.estimate.estimate`.
 
     Raises:
         UsageError: see `check_uncalibrated`.
@@ -143,4 +144,4 @@ def expected_seconds(prepared: Prepared, a_run: float) -> tuple[float, float]:
     if _recorded(prepared.request) is not None:
         return 0.0, 0.0
     steps = [float(rung.get("steps", 1)) for rung in rungs(prepared.method)]
-    return a_run, a_run * sum(steps) / steps[0]
+    return run_seconds, run_seconds * sum(steps) / steps[0]

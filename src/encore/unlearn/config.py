@@ -1,4 +1,4 @@
-"""What `encore forget` is asked for."""
+"""The configuration of `encore forget`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ForgetConfig:
-    """What `encore forget` was asked for; the CLI's flags, one to one."""
+    """The flags of `encore forget`, one to one."""
 
     tracks: Path | str
     out: Path
@@ -33,11 +33,11 @@ class ForgetConfig:
     calibrate: bool = False
 
     def flags(self) -> dict[str, Any]:
-        """Every value as JSON keeps it."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        """Every value in a form that JSON can hold."""
+        return {item.name: _json_value(getattr(self, item.name)) for item in fields(self)}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [str(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,7 +1,7 @@
 """One training loop for every loss method, and the session that edit methods work in.
 
-The loop owns the optimiser, precision, micro-batches, the looks at the data, stopping, checkpoints and guards. A
-method only says what a clip's loss is.
+The loop owns the optimiser, precision, micro-batches, snapshots, stopping, checkpoints and guards. A method only
+defines the loss of a clip.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Clips:
 
 
 class FrozenReference(Reference):
-    """The base model as it was before the run. The NLL of a clip is computed once a draw of noise."""
+    """A frozen copy of the model before the run. The NLL of a clip at noise 0 is computed once."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend.clone()
@@ -56,12 +56,12 @@ class FrozenReference(Reference):
 
     @property
     def module(self) -> torch.nn.Module:
-        """Its weights, which nobody may change."""
+        """Its weights; don't change them."""
         return self._backend.module
 
     @torch.no_grad()
     def nll(self, batch: Batch) -> Tensor:
-        if batch.noise_index:  # this noise is never seen again
+        if batch.noise_index:  # this noise is used once
             return self._backend.losses(batch)
         missing = [clip for clip in batch.clips if clip not in self._nll]
         if missing:
@@ -99,11 +99,19 @@ class ShuffledSampler:
 
 @dataclass
 class TrainResult:
-    """What a run came to.
+    """The outcome of a run.
 
-    `tokens`: codes, or values of latents, that were trained on, each time counted; `earlier_seconds`: what processes
-    took before this one, up to the checkpoint it went on from. Both count what was done twice, as it cost twice.
-    `chosen`: what the method or the schedule chose by itself, with the reason, by the name of the option.
+    Args:
+        steps: optimiser steps taken.
+        tokens: codes, or values of latents, trained on, counted each time.
+        earlier_seconds: duration of earlier processes, up to the checkpoint that this one resumed. Steps that were
+            lost and repeated count twice, here and in `tokens`.
+        reached_target: whether every forget track reached its target NLL; None without targets.
+        before: the base model.
+        best: the model that the run ends with.
+        micro_batch_size: the last one used.
+        skipped_steps: steps skipped because a loss or gradient was not finite.
+        chosen: option name -> the value that the method or the schedule chose, and why.
     """
 
     steps: int = 0
@@ -119,9 +127,9 @@ class TrainResult:
 
 @dataclass
 class _State:
-    """Everything that a checkpoint must bring back.
+    """The state of the loop that a checkpoint saves beside tensors.
 
-    `averaged`: how many steps the mean of the weights is of; `seconds`, `tokens`: of the whole run, by all processes.
+    `averaged`: number of steps in the weight average; `seconds`, `tokens`: of the whole run, over all processes.
     """
 
     step: int = 0
@@ -142,14 +150,14 @@ class Engine:
 
     Args:
         backend: the model; its trainable weights are changed in place.
-        clips: what to forget, keep, and compare with.
+        clips: the clips to forget, to keep, and to compare with.
         seed: of every random draw.
         precision: "fp32", or "bf16" for autocast.
-        checkpoints: where to keep the loop's state; None keeps none.
-        fishers: folder where Fishers are kept; None keeps none.
-        record: receives a mapping for every step and every look (`log.jsonl`).
+        checkpoints: where to save the loop's state; None saves none.
+        fisher_folder: cache folder of Fisher diagonals; None caches none.
+        record: receives a mapping for every step and every snapshot (`log.jsonl`).
         stop: a flag that signals set.
-        began: when this process began to work on the run, of `time.monotonic`; None: now.
+        started: when this process started the run, by `time.monotonic`; None: now.
     """
 
     def __init__(
@@ -160,20 +168,20 @@ class Engine:
         seed: int = 0,
         precision: Literal["fp32", "bf16"] = "fp32",
         checkpoints: Checkpoints | None = None,
-        fishers: Path | None = None,
+        fisher_folder: Path | None = None,
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
-        began: float | None = None,
+        started: float | None = None,
     ) -> None:
         self.backend = backend
         self.clips = clips
         self.seed = seed
         self.precision = precision
         self.checkpoints = checkpoints
-        self.fishers = fishers
+        self.fisher_folder = fisher_folder
         self.record = record
         self.stop = stop if stop is not None else StopFlag()
-        self.began = began if began is not None else _now()
+        self.started = started if started is not None else _now()
         self.generator = torch.Generator().manual_seed(seed)
         self.outcome = TrainResult()
         self.monitor = StoppingMonitor(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
@@ -188,8 +196,8 @@ class Engine:
         """Apply the method and leave the result in the backend, in evaluation mode.
 
         Raises:
-            EncoreError: the loss was not finite several steps in a row, or the weights are not at the end.
-            PluginError: the method changed a part that must stay frozen, or breaks the contract otherwise.
+            EncoreError: the loss was not finite several steps in a row, or the final weights are not finite.
+            PluginError: the method changed a frozen part, or breaks its contract in another way.
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         session = self.session(method)
@@ -201,23 +209,24 @@ class Engine:
                 tracks = {clip.track for clip in self.clips.forget}
                 if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
                     raise PluginError(
-                        f"method {method.spec.name!r}: prepare must set a level above 0 for every forget track, or none"
+                        f"method {method.spec.name!r}: prepare must set a target NLL above 0 for every forget track, "
+                        "or for none"
                     )
-                self.monitor.set_levels(session.target_nll)
+                self.monitor.set_targets(session.target_nll)
                 self.outcome.before = self.monitor.first
             self.outcome.chosen |= session.chosen
             self.train(method)
         elif isinstance(method, EditMethod):
             method.edit(session)
             self.backend.module.eval()
-            self.outcome.best = self.monitor.look()
+            self.outcome.best = self.monitor.snapshot()
         else:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
         self._check_result(method, frozen)
         return self.outcome
 
     def session(self, method: Method) -> Session:
-        """What a method is given, before anything is changed: no more than its spec says that it needs."""
+        """The inputs of a method before any change: only what its spec needs."""
         if "reference" in method.spec.needs:
             self._reference = FrozenReference(self.backend)
         return Session(
@@ -238,7 +247,7 @@ class Engine:
     # ----------------------------------------------------------------------------------------------------- the loop
 
     def train(self, method: LossMethod) -> None:
-        """The loop itself; ends with the best weights in the backend."""
+        """Run the loop; ends with the best weights in the backend."""
         options, module = method.options, self.backend.module
         peak = options.lr if options.lr is not None else self._lr
         if peak is None:
@@ -319,7 +328,7 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
-            seconds = self.outcome.earlier_seconds + _now() - self.began
+            seconds = self.outcome.earlier_seconds + _now() - self.started
             late = options.max_seconds is not None and seconds >= options.max_seconds
             self.record(
                 {"phase": self._phase, "step": state.step, "of": schedule.steps, "lr": optimizer.param_groups[0]["lr"]}
@@ -328,27 +337,29 @@ class Engine:
             )
             if state.step % options.eval_every == 0 or late or state.step == schedule.steps:
                 if state.decay.begin is None and options.schedule == "adaptive":
-                    state.best = None  # at the full rate nothing has recovered yet
+                    state.best = None  # at the full rate, retain has not recovered yet
                 module.eval()
                 with self._average.applied():
-                    look = self.monitor.look()
-                    over = schedule.enough(look, state.step, seconds, partial(method.ready, step))
-                    # What an adaptive run ends for is taken: an earlier look may have a better score by chance.
-                    if over or state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
-                        state.best, best = look, copied_weights(module)
-                self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
+                    snapshot = self.monitor.snapshot()
+                    over = schedule.is_done(snapshot, state.step, seconds, partial(method.ready, step))
+                    # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
+                    if over or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
+                        state.best, best = snapshot, copied_weights(module)
+                self.record(
+                    {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
+                )
                 if late or over:
                     break
                 if options.stop == "target" and self.monitor.holdout_nll is not None and method.uses_forget:
-                    state.pending = [i for i, clip in enumerate(self.clips.forget) if not look.reached(clip.track)]
-                    if not state.pending and (look.retain_ok or not (uses_retain or method.uses_penalty)):
+                    state.pending = [i for i, clip in enumerate(self.clips.forget) if not snapshot.reached(clip.track)]
+                    if not state.pending and (snapshot.retain_ok or not (uses_retain or method.uses_penalty)):
                         break
         _restore(module, best)
         module.eval()
         if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
-                f"{state.step}: the rate began to decay after {state.decay.begin}, the forget tracks being near their "
-                f"levels or time short, over {state.decay.steps} more"
+                f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
+                "the forget tracks were near their target NLLs or time was short"
             )
         self.outcome.steps += state.step
         self.outcome.skipped_steps += state.skipped_steps
@@ -376,25 +387,23 @@ class Engine:
             if not clips:
                 continue
 
-            def ask(
-                part: Sequence[Clip], name: str = name, loss_of: Callable[[Step, Batch], Tensor] = loss_of
-            ) -> Tensor:
+            def compute(part: Sequence[Clip], name: str = name, loss_of: LossOf = loss_of) -> Tensor:
                 batch = Batch.of(part, self.backend.device, noise_index=draw)
                 with self._autocast():
                     losses = loss_of(step, batch)
                 if losses.shape != (len(batch),):
                     raise PluginError(
                         f"method {method.spec.name!r}: {name} returned shape {tuple(losses.shape)} for {len(batch)} "
-                        "clips, and must return one loss a clip"
+                        "clips, and must return one loss per clip"
                     )
                 return losses
 
             if clipping is not None:
-                sums[name] = clipping.add(name, ask, clips, micro)
+                sums[name] = clipping.add(name, compute, clips, micro)
                 continue
             total = 0.0
             for start in range(0, len(clips), micro):
-                loss = ask(clips[start : start + micro]).sum() / len(clips)
+                loss = compute(clips[start : start + micro]).sum() / len(clips)
                 loss.backward()
                 total += loss.item()
             sums[name] = total
@@ -405,7 +414,7 @@ class Engine:
         return sums
 
     def _mask_gradients(self) -> None:
-        """Without a gradient, masked weights gather no momentum, and have no part in the norm that is clipped."""
+        """Zero the gradients of masked weights, so that they gather no momentum and don't count in the clipped norm."""
         for name, mask in self._masks.items():
             gradient = self.backend.module.get_parameter(name).grad
             if gradient is not None:
@@ -413,7 +422,7 @@ class Engine:
 
     @torch.no_grad()
     def _restore_masked(self, best: Mapping[str, Tensor]) -> None:
-        """Undo what weight decay did to masked weights; they are the same in every state of the run, so in `best`."""
+        """Undo weight decay on masked weights; `best` has their values, which never change."""
         for name, mask in self._masks.items():
             weight = self.backend.module.get_parameter(name)
             weight.copy_(torch.where(mask, weight, best[name]))
@@ -426,7 +435,7 @@ class Engine:
     def fisher(
         self, clips: Sequence[Clip], labels: Literal["empirical", "sampled"], micro_batch_size: int
     ) -> dict[str, Tensor]:
-        """See `Session.fisher`. In place of memory that runs out, fewer clips a pass are taken."""
+        """See `Session.fisher`. When memory runs out, the micro-batch is halved."""
 
         def progress(done: int, of: int) -> None:
             self.record({"stage": "fisher", "step": done, "of": of})
@@ -434,12 +443,12 @@ class Engine:
 
         while True:
             try:
-                with torch.enable_grad():  # an edit as a whole may stand under no_grad
-                    found = cached_fisher(
-                        self.backend, clips, self.fishers, mode=labels, micro_batch_size=micro_batch_size,
+                with torch.enable_grad():  # a method may call this under no_grad
+                    fisher = cached_fisher(
+                        self.backend, clips, self.fisher_folder, mode=labels, micro_batch_size=micro_batch_size,
                         seed=self.seed, progress=progress,
                     )  # fmt: skip
-                return {name: value / found.samples for name, value in found.values.items()}
+                return {name: value / fisher.samples for name, value in fisher.values.items()}
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or micro_batch_size == 1:
                     raise
@@ -452,7 +461,7 @@ class Engine:
         if self.checkpoints is None:
             return
         state.averaged = self._average.steps
-        state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.began, self.outcome.tokens
+        state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.started, self.outcome.tokens
         moments = {
             f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
         }
@@ -470,7 +479,7 @@ class Engine:
         self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
 
     def _resume(self, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
-        """Bring back the newest checkpoint of this phase; the best weights so far, or None where there is none."""
+        """Load the newest checkpoint of this phase; returns the best weights so far, None without a checkpoint."""
         folder = self.checkpoints.latest() if self.checkpoints else None
         if folder is None:
             return None

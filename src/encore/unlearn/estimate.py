@@ -1,4 +1,4 @@
-"""What a run will take, before it: a few of its own steps are run on a copy of the model, timed and weighed."""
+"""Estimate time, memory and disk of a run: a few of its steps are measured on a copy of the model."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from encore.unlearn.run import Prepared
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3
 TRIAL_SECONDS = 12.0
-"""As many steps as fit: one whose batch is drawn at random may take more memory than those before. With the default
-method on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all); see
-`_growth`."""
+"""As many steps as fit are measured: any random batch may need more memory than those before. With the default method
+on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all); see `_growth`."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is expected of a run.
+    """The expected cost of a run.
 
     Args:
-        seconds: of forgetting: preparation, all steps, and the looks at the data between them.
-        peak_bytes: the most memory, as `run.json` has it: of the whole process, or on a GPU of torch's there.
-        disk_bytes: of the run folder at most.
+        seconds: duration of forgetting: preparation, steps and snapshots.
+        peak_bytes: peak memory, as in `run.json`: of the process, or on a GPU of torch's allocations there.
+        disk_bytes: largest size of the run folder.
     """
 
     seconds: float
@@ -44,15 +43,15 @@ class Estimate:
         return f"about {duration(self.seconds)}, {sizes}"
 
 
-class _Enough(Exception):
+class _TrialOver(Exception):
     """Ends a trial."""
 
 
 def estimate(prepared: Prepared) -> Estimate:
-    """Measure the first steps of a run on a copy of its model; the run itself may end sooner, never later.
+    """Measure the first steps of a run on a copy of its model; the run may end sooner, never later.
 
-    Of a method that edits weights directly, whose steps can't be run apart, the seconds follow from one forward and
-    backward pass, and the memory from what such a method holds.
+    For a method that edits weights directly, the time is extrapolated from one forward and backward pass, and the
+    memory from the tensors that such methods hold.
     """
     backend = prepared.backend.clone()
     clips = Clips(*(clips_of(tracks) for tracks in (prepared.forget, prepared.retain, prepared.holdout)))
@@ -67,71 +66,71 @@ def estimate(prepared: Prepared) -> Estimate:
             ends.append(time.monotonic())
             peaks.append(peak_bytes(str(backend.device)))
             if len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS):
-                raise _Enough
+                raise _TrialOver
 
     engine = Engine(
-        backend, clips, seed=prepared.request.seed, precision=prepared.precision, fishers=cache_folder() / "fisher",
-        record=record,
+        backend, clips, seed=prepared.request.seed, precision=prepared.precision,
+        fisher_folder=cache_folder() / "fisher", record=record,
     )  # fmt: skip
     started = time.monotonic()
-    engine.monitor.look()
-    look = time.monotonic() - started
+    engine.monitor.snapshot()
+    snapshot_seconds = time.monotonic() - started
     method = type(prepared.method)(prepared.method.options)
     if isinstance(method, LossMethod):
         started = time.monotonic()
-        with contextlib.suppress(_Enough):
+        with contextlib.suppress(_TrialOver):
             engine.run(method)
-        seconds = _loop_seconds(method, started, ends, look)
+        seconds = _loop_seconds(method, started, ends, snapshot_seconds)
     else:
-        seconds = _edit_seconds(method, backend, clips, look)
+        seconds = _edit_seconds(method, backend, clips, snapshot_seconds)
     weights = sum(weight.numel() * weight.element_size() for weight in backend.module.parameters())
     peak = peak_bytes(str(backend.device)) + _growth(peaks, getattr(method.options, "usual_steps", 0))
-    # The trial's copy is not there in the run. An edit's Fishers and trained copy were not there in the trial.
+    # A run has no copy of the model, unlike the trial. An edit has Fisher diagonals and a trained copy.
     peak += -weights if isinstance(method, LossMethod) else 4 * weights
     return Estimate(seconds, max(before, peak), prepared.disk_bytes())
 
 
-def _loop_seconds(method: LossMethod, started: float, ends: list[float], look: float) -> float:
-    """Of a method whose first steps ended at these times, of `time.monotonic`."""
+def _loop_seconds(method: LossMethod, started: float, ends: list[float], snapshot_seconds: float) -> float:
+    """Duration of a method whose first steps ended at these times, by `time.monotonic`."""
     options = method.options
-    if len(ends) < 2:  # the whole run is a step or none
-        return ends[-1] - started + 2 * look if ends else 2 * look
-    a_step = statistics.median(b - a for a, b in pairwise(ends))
-    preparation = max(0.0, ends[0] - started - a_step)
-    looks = options.usual_steps // options.eval_every + 2  # the first one, and one at the end
-    return preparation + options.usual_steps * a_step + looks * look
+    if len(ends) < 2:  # the whole run has at most one step
+        return ends[-1] - started + 2 * snapshot_seconds if ends else 2 * snapshot_seconds
+    step_seconds = statistics.median(b - a for a, b in pairwise(ends))
+    preparation = max(0.0, ends[0] - started - step_seconds)
+    snapshots = options.usual_steps // options.eval_every + 2  # the first one, and one at the end
+    return preparation + options.usual_steps * step_seconds + snapshots * snapshot_seconds
 
 
 def _growth(peaks: list[int], steps: int) -> int:
-    """By how much the peak of all steps is above that of the first ones.
+    """By how much the peak of all steps exceeds that of the measured ones.
 
-    The maximum of more and more draws goes on growing with the logarithm of their number. It is read off from the
-    second step on, after which the optimiser's state is there.
+    The maximum of random draws grows with the logarithm of their number. The slope is taken from the second step on,
+    when the optimiser's state exists.
     """
     if len(peaks) < LEAST_STEPS or steps <= len(peaks):
         return 0
     return int((peaks[-1] - peaks[1]) / math.log(len(peaks) / 2) * math.log(steps / len(peaks)))
 
 
-def _edit_seconds(method: Method, backend: Backend, clips: Clips, look: float) -> float:
-    """Of a method that edits weights: a pass per clip that its Fisher reads, and the steps that its options have."""
+def _edit_seconds(method: Method, backend: Backend, clips: Clips, snapshot_seconds: float) -> float:
+    """Duration of a method that edits weights: a pass per clip for its Fisher, and the steps in its options."""
     options = method.options
-    some = [*clips.forget, *clips.retain][: getattr(options, "micro_batch_size", 8)]
+    sample = [*clips.forget, *clips.retain][: getattr(options, "micro_batch_size", 8)]
     seconds = []
     for _ in range(2):  # the first pass warms up
         started = time.monotonic()
-        backend.losses(Batch.of(some, backend.device)).sum().backward()
+        backend.losses(Batch.of(sample, backend.device)).sum().backward()
         seconds.append(time.monotonic() - started)
-    a_clip = seconds[-1] / len(some)
+    clip_seconds = seconds[-1] / len(sample)
     passes = len(clips.forget) + len(clips.retain) if "fisher" in method.spec.needs else 0
     per_step = min(getattr(options, "forget_batch_size", 0), len(clips.forget))
     if "retain" in method.spec.needs:
         per_step += getattr(options, "batch_size", 0)
-    return (getattr(options, "steps", 0) * per_step + passes) * a_clip + 2 * look
+    return (getattr(options, "steps", 0) * per_step + passes) * clip_seconds + 2 * snapshot_seconds
 
 
 def duration(seconds: float) -> str:
-    """ "40 s", "5 min", "2.5 h": two digits are more than a shared machine keeps to."""
+    """Format seconds as "40 s", "5 min" or "2.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""What a run writes down: `request.json` before it, `run.json` after it."""
+"""The records of a run: `request.json` before it, `run.json` after it."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from encore.unlearn.monitor import Snapshot, mean
 from encore.unlearn.targets import missed
 
 SCHEMA = 1
-COLLAPSE = 1.0  # nats per token that the mean of memorised or of other retain may lose before a run has collapsed
-COLLAPSE_SHARE = 0.5  # of base's loss, where that is not in nats
+COLLAPSE = 1.0  # a run has collapsed if the mean NLL of memorised or other retain rises by more nats per token
+COLLAPSE_SHARE = 0.5  # the same for a loss that is not in nats, as a share of base's
 
 
-def track_json(heard: EncodedTrack) -> dict[str, Any]:
-    """A track: its line of the list, its file, what was read of it, and where its captions come from."""
-    track, facts = heard.track, heard.facts
+def track_json(encoded: EncodedTrack) -> dict[str, Any]:
+    """A track: its line in the list, its file, the decoding result, and the source of its captions."""
+    track, decoding = encoded.track, encoded.decoding
     return {
         "line": track.line,
         "text": printable(track.source),
         "id": track.id,
         "file": str(track.path),
         "sha256": track.sha256,
-        "pcm_sha256": heard.pcm_sha256,
-        "seconds": round(facts.seconds, 3),
-        "frames": facts.frames,
-        "frames_declared": facts.declared,
-        "sample_rate": facts.rate,
+        "pcm_sha256": encoded.pcm_sha256,
+        "seconds": round(decoding.seconds, 3),
+        "frames": decoding.frames,
+        "frames_declared": decoding.declared,
+        "sample_rate": decoding.rate,
         "caption": track.caption,
         "captions": list(track.captions),
         "caption_source": track.caption_source,
@@ -55,7 +55,7 @@ def track_json(heard: EncodedTrack) -> dict[str, Any]:
 def request_json(
     request: ForgetConfig, method: Method, *, model_sha256: str, precision: str, tracks: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the run is: a run can be resumed only by the same."""
+    """What defines a run; only a run with the same definition can resume it."""
     return {
         "schema": SCHEMA,
         "model": {
@@ -72,35 +72,39 @@ def request_json(
     }
 
 
-def check_other_run(file: Path, asked: Mapping[str, Any]) -> None:
-    """A run is resumed with the model, tracks and options it was begun with; where a track lies now says nothing.
+def check_other_run(file: Path, request: Mapping[str, Any]) -> None:
+    """Check that a run is resumed with the same model, tracks and options; paths of tracks may differ.
+
+    Args:
+        file: `request.json` of the run to resume.
+        request: the entries to compare.
 
     Raises:
-        UsageError: it is another; says what differs.
+        UsageError: an entry differs; the message names it.
         InputError: `request.json` can't be read.
     """
     try:
         before = read_json(file, schemas.Request)
-        pairs = {key: (_anywhere(before[key]), _anywhere(own)) for key, own in asked.items()}
+        pairs = {key: (_without_paths(before[key]), _without_paths(value)) for key, value in request.items()}
         changed = [f"{key}: {_change(*pair)}" for key, pair in pairs.items() if pair[0] != pair[1]]
     except KeyError as error:
-        raise InputError(f"{file} can't be read: {error}", "start anew with another --out") from error
+        raise InputError(f"{file} can't be read: {error}", "start a new run with another --out") from error
     if changed:
         raise UsageError(
-            f"this is not the run that was begun in {file.parent}: {'; '.join(changed)}",
-            "resume it with the settings it was begun with, or start anew with another --out",
+            f"this is not the run that was started in {file.parent}: {'; '.join(changed)}",
+            "resume it with the same settings, or start a new run with another --out",
         )
 
 
-def _anywhere(value: Any) -> Any:
-    """A list of tracks without where they lie: their samples, hashes and captions say which they are."""
+def _without_paths(value: Any) -> Any:
+    """A list of tracks without their paths; samples, hashes and captions identify them."""
     if not isinstance(value, list):
         return value
     return [{k: v for k, v in entry.items() if k not in ("line", "text", "file", "caption_source")} for entry in value]
 
 
 def _change(before: Any, now: Any) -> str:
-    """Two values in a few words: of tables only the keys that differ, of tracks which came and went."""
+    """A difference in a few words: of tables the keys that differ, of tracks those added and removed."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return ", ".join(f"{key} {_change(before.get(key), now.get(key))}" for key in keys)
@@ -109,13 +113,13 @@ def _change(before: Any, now: Any) -> str:
     return f"{before} -> {now}"
 
 
-def _tracks(these: list[Any], others: list[Any]) -> str:
-    only = [str(entry.get("id", entry)) for entry in these if entry not in others]
+def _tracks(entries: list[Any], others: list[Any]) -> str:
+    only = [str(entry.get("id", entry)) for entry in entries if entry not in others]
     return ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "") if only else "none"
 
 
 def run_json(
-    asked: Mapping[str, Any],
+    request: Mapping[str, Any],
     *,
     unit: str,
     flags: Mapping[str, Any],
@@ -124,22 +128,32 @@ def run_json(
     notes: Sequence[str],
     verbatim: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What came of the run, with the origin of every setting; `verbatim` is of `VerbatimCheck.after`."""
+    """The result of a run, with the origin of every setting.
+
+    Args:
+        request: output of `request_json`.
+        unit: of the NLLs.
+        flags: values of the command's flags.
+        origins: setting -> "cli", "config" or "env"; others are defaults.
+        outcome: of the engine.
+        notes: sentences for the user.
+        verbatim: output of `VerbatimCheck.after`.
+    """
     before, after = outcome.before, outcome.best
 
-    def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    def with_origin(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {name: {"value": value, "from": origins.get(name, "default")} for name, value in settings.items()}
 
     return {
         "schema": SCHEMA,
-        "model": asked["model"],
-        "method": asked["method"],
-        "options": told(asked["options"]),
-        "flags": told(flags),
-        "seed": asked["seed"],
-        "precision": asked["precision"],
+        "model": request["model"],
+        "method": request["method"],
+        "options": with_origin(request["options"]),
+        "flags": with_origin(flags),
+        "seed": request["seed"],
+        "precision": request["precision"],
         "unit": unit,
-        "tracks": {name: len(asked[name]) for name in ("forget", "retain", "holdout")},
+        "tracks": {name: len(request[name]) for name in ("forget", "retain", "holdout")},
         "outcome": finite(
             {
                 "steps": outcome.steps,
@@ -163,7 +177,7 @@ def run_json(
 
 
 def _changes(before: Snapshot, after: Snapshot) -> dict[str, Any]:
-    """What the run did to the rest of the music: means of memorised, other and held-out tracks, and the worst track."""
+    """Changes of the other music: means of memorised, other and held-out tracks, and the worst track."""
 
     def change(was: Mapping[str, float], now: Mapping[str, float]) -> dict[str, Any] | None:
         return {"before": mean(was), "after": mean(now), "tracks": len(was)} if was else None
@@ -181,8 +195,8 @@ def _collapsed(before: Snapshot, after: Snapshot, unit: str) -> bool:
     for was, now in ((before.memorised, after.memorised), (before.not_memorised, after.not_memorised)):
         if not was:
             continue
-        lost = mean(now) - mean(was)
+        rise = mean(now) - mean(was)
         allowed = COLLAPSE if unit == "nats/token" else COLLAPSE_SHARE * mean(was)
-        if not (math.isfinite(lost) and lost <= allowed):
+        if not (math.isfinite(rise) and rise <= allowed):
             return True
     return False

@@ -22,21 +22,21 @@ from encore.unlearn.verbatim_check import VerbatimCheck
 
 Item = TypeVar("Item")
 MOST_DECOYS = 8
-DECOY_SHARE = 1 / 3  # of the retain tracks at most: the others are what the rehearsal keeps
-CANDIDATES = 256  # retain tracks at most whose NLL is taken, to find decoys among them
-RELEARN_SLACK = 0.15  # of the NLL that held-out tracks have after the same steps
+DECOY_SHARE = 1 / 3  # at most this share of the retain tracks; the rehearsal keeps the others
+CANDIDATES = 256  # at most this many retain tracks are searched for decoys
+RELEARN_SLACK = 0.15  # as a share of the NLL that held-out tracks have after the same steps
 
 
 @dataclass(frozen=True)
 class RehearsalResult:
-    """One rehearsal.
+    """The result of one rehearsal.
 
     Args:
-        options: those of the ladder, with their values.
-        missed: the targets that were missed, a sentence each.
-        figures: what was measured, by name.
+        options: values of the scaled options.
+        missed: one sentence per missed target.
+        figures: measurements by name.
         score: of `encore.unlearn.monitor.Snapshot`; lower is better.
-        seconds: that it took.
+        seconds: duration.
     """
 
     options: dict[str, Any]
@@ -51,7 +51,7 @@ class RehearsalResult:
         return len(self.missed), self.score
 
     def as_dict(self) -> dict[str, Any]:
-        """As `run.json` keeps it."""
+        """The record for `run.json`."""
         return {
             "options": self.options, "missed": self.missed, "figures": self.figures, "score": self.score,
             "seconds": round(self.seconds, 3),
@@ -66,24 +66,28 @@ class Rehearsal:
     """Forgets decoys in copies of a run's model.
 
     Args:
-        prepared: the run; its backend is left as it is.
-        reporter: is told how far it is.
+        prepared: the run; its backend is not changed.
+        reporter: receives progress.
     """
 
     def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
         self._prepared, self._reporter = prepared, reporter
         backend = prepared.backend
         candidates = _spaced(prepared.retain, CANDIDATES)
-        known = track_nll(backend, clips_of(candidates))
-        wanted = list(track_nll(backend, clips_of(prepared.forget)).values())
+        nll = track_nll(backend, clips_of(candidates))
+        targets = list(track_nll(backend, clips_of(prepared.forget)).values())
         most = max(1, min(MOST_DECOYS, int(len(prepared.retain) * DECOY_SHARE)))
-        self.decoys = decoys(candidates, known, wanted, most)
-        taken = {one.track.id for one in self.decoys}
-        rest = [one for one in prepared.retain if one.track.id not in taken]
+        self.decoys = decoys(candidates, nll, targets, most)
+        taken = {decoy.track.id for decoy in self.decoys}
+        rest = [encoded for encoded in prepared.retain if encoded.track.id not in taken]
         self._clips = Clips(*map(clips_of, (self.decoys, rest, prepared.holdout)))
 
     def trial(self, method: Method, options: dict[str, Any]) -> RehearsalResult:
-        """One rehearsal, and what it leaves.
+        """Rehearse with a method, and measure the result.
+
+        Args:
+            method: has not run yet.
+            options: its scaled options, for the record.
 
         Raises:
             EncoreError: see `Engine.run`.
@@ -97,56 +101,58 @@ class Rehearsal:
         copy = prepared.backend.clone()
         engine = Engine(
             copy, self._clips, seed=prepared.request.seed, precision=prepared.precision,
-            fishers=cache_folder() / "fisher", record=record,
+            fisher_folder=cache_folder() / "fisher", record=record,
         )  # fmt: skip
         check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
-        look = engine.run(method).best
-        assert look is not None  # every run ends with a look
-        targets = missed(engine.monitor.first, look, copy.unit, check.after())
+        snapshot = engine.run(method).best
+        assert snapshot is not None  # every run ends with a snapshot
+        targets = missed(engine.monitor.first, snapshot, copy.unit, check.after())
         relearned, figures = self._relearned(prepared.backend, copy)
-        said = [one["says"].replace("forget track", "decoy") for one in targets] + relearned
-        figures |= {"decoys": mean(look.forget), "lost": look.worst_harm}
-        return RehearsalResult(options, said, figures, look.score, time.monotonic() - started)
+        sentences = [target["says"].replace("forget track", "decoy") for target in targets] + relearned
+        figures |= {"decoys": mean(snapshot.forget), "lost": snapshot.worst_harm}
+        return RehearsalResult(options, sentences, figures, snapshot.score, time.monotonic() - started)
 
     def _relearned(self, base: Backend, copy: Backend) -> tuple[list[str], dict[str, float]]:
-        """What a little training on the decoys recovers, beside what base learns of held-out tracks in the same steps.
+        """How much a little training on the decoys recovers, compared with base on held-out tracks in the same steps.
 
-        Gold would keep 85 % of its NLL and more; what it would learn is taken to be what base learns of held-out music.
+        Gold would keep 85 % of its NLL and more; its fall is approximated by that of base on held-out music.
 
         Returns:
-            The target that is missed, if it is, in a sentence; and the figures.
+            A sentence if the target is missed; and the figures.
         """
         clips: dict[ClipSet, Sequence[Clip]] = {"forget": self._clips.forget, "holdout": self._clips.holdout}
         evaluation = SharedEvaluation(
             {"base": base, "unlearned": copy}, clips, seed=self._prepared.request.seed, embedder=None,
             cache=evaluation_cache(),
         )  # fmt: skip
-        own, _ = _recovered(retrained(evaluation, "unlearned", self._clips.forget))
+        recovered, _ = _recovered(retrained(evaluation, "unlearned", self._clips.forget))
         held_out, after = _recovered(retrained(evaluation, "base", spread(self._clips.holdout, len(self.decoys))))
-        figures = {"recovered": own, "recovered_held_out": held_out}
-        if own <= held_out + RELEARN_SLACK * after:
+        figures = {"recovered": recovered, "recovered_held_out": held_out}
+        if recovered <= held_out + RELEARN_SLACK * after:
             return [], figures
-        text = f"a little training on the decoys takes {own:.2f} off their NLL, on held-out tracks {held_out:.2f}"
+        text = (
+            f"a little training lowers the NLL of the decoys by {recovered:.2f}, of held-out tracks by {held_out:.2f}"
+        )
         return [text], figures
 
 
 def decoys(
-    candidates: Sequence[EncodedTrack], known: Mapping[str, float], wanted: Sequence[float], most: int
+    candidates: Sequence[EncodedTrack], candidate_nll: Mapping[str, float], forget_nll: Sequence[float], most: int
 ) -> list[EncodedTrack]:
-    """As many tracks as there are to forget, `most` at most, whose NLLs in base are nearest to theirs.
+    """As many tracks as there are to forget, at most `most`, whose NLLs in base are nearest to theirs.
 
-    So the mix of memorised tracks and others is that of the list. Of a longer list, evenly spaced NLLs are matched.
+    So they have the same mix of memorised and other tracks. Of a longer list, evenly spaced NLLs are matched.
 
     Args:
         candidates: retain tracks.
-        known: id of a candidate -> NLL in base.
-        wanted: NLLs of the tracks to forget.
-        most: decoys at most, no more than there are candidates.
+        candidate_nll: id of a candidate -> NLL in base.
+        forget_nll: NLLs of the tracks to forget.
+        most: largest number of decoys, at most that of the candidates.
     """
     left = list(candidates)
     chosen = []
-    for nll in _spaced(sorted(wanted), most):
-        nearest = min(left, key=lambda one: abs(known[one.track.id] - nll))
+    for nll in _spaced(sorted(forget_nll), most):
+        nearest = min(left, key=lambda encoded: abs(candidate_nll[encoded.track.id] - nll))
         left.remove(nearest)
         chosen.append(nearest)
     return chosen
@@ -158,6 +164,6 @@ def _spaced(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def _recovered(curve: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    """By how much the mean NLL falls over a relearning curve, and where it ends."""
+    """The fall of the mean NLL over a relearning curve, and its last value."""
     first, last = mean(curve[0]), mean(curve[-1])
     return first - last, last

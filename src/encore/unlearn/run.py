@@ -1,4 +1,4 @@
-"""`encore forget`: from a list of tracks to a run folder that holds a model without them."""
+"""`encore forget`: from a list of tracks to a run folder with the unlearned model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encore.api import Backend, Clip, Method
 from encore.cache import TensorCache
 from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, narrow
 from encore.data.open_files import file_sha256
-from encore.data.splits import SELF, Expendable, Tracks, left_out, open_catalog, select
+from encore.data.splits import SELF, OptionalTracks, Tracks, left_out, open_catalog, select
 from encore.errors import GateError, UsageError
 from encore.plugins import backends, distributions
 from encore.report.card import model_card
@@ -42,20 +42,20 @@ from encore.store.self_retain import load_self_retain
 from encore.text import printable
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
-from encore.unlearn.learned_offsets import sentences, with_known_pieces
+from encore.unlearn.learned_offsets import sentences, with_learned_pieces
 from encore.unlearn.records import check_other_run, request_json, run_json, track_json
-from encore.unlearn.self_retain import play_retain
+from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.verbatim_check import VerbatimCheck
 
-LARGE, LARGE_LR = 50_000_000, 1e-4  # from how many weights on which learning rate is warned of
+LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model of more weights
 GIVEN = frozenset({"retain", "holdout", "reference", "logits", "fisher"})  # needs of a method that a run can meet
 
 
 @dataclass
 class Prepared:
-    """A run ready to start: nothing has been written yet but the cache.
+    """A run ready to start; only the cache has been written so far.
 
-    `calibration` is what `encore.unlearn.calibrate.calibrate` found, for the record.
+    `seconds` are durations of preparation by stage; `calibration` is the record of `encore.unlearn.calibrate`.
     """
 
     request: ForgetConfig
@@ -71,19 +71,19 @@ class Prepared:
     calibration: dict[str, Any] | None = None
 
     def listed(self) -> dict[str, Any]:
-        """The tracks as `request.json` keeps them."""
+        """The tracks as recorded in `request.json`."""
         sets = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout}
         return {
-            **{name: [track_json(heard) for heard in tracks] for name, tracks in sets.items()},
+            **{name: [track_json(encoded) for encoded in tracks] for name, tracks in sets.items()},
             "missing": [{"line": m.line, "text": printable(m.source), "why": m.reason} for m in self.tracks.missing],
             "skipped": list(self.tracks.skipped),
             "retain_source": self.tracks.retain_source,
         }
 
     def disk_bytes(self) -> int:
-        """What the run folder takes at most: the model, and checkpoints of weights, best weights and two moments.
+        """Largest size of the run folder: the model, and checkpoints of weights, best weights and two moments.
 
-        An adaptive run's checkpoints have the mean of its weights too.
+        Checkpoints of an adaptive run also hold the weight average.
         """
         weights = _bytes(self.backend.module)
         checkpoints = KEEP_CHECKPOINTS + 1  # one more while it is written
@@ -94,11 +94,11 @@ class Prepared:
 
 
 def check_unusable(request: ForgetConfig) -> None:
-    """Refuse what can be refused before a track is looked for: device, precision, model family, the run folder.
+    """Check device, precision, model family and run folder, before any track is searched for.
 
     Raises:
         UsageError: one of them can't be used, or there is nothing to resume.
-        EncoreError: another process works on the run folder.
+        EncoreError: another process uses the run folder.
     """
     pick_precision(request.precision, pick_device(request.device))
     backends().get(request.backend)
@@ -106,13 +106,14 @@ def check_unusable(request: ForgetConfig) -> None:
 
 
 def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
-    """What `run.json` holds of a run that was to be resumed and is complete; None where there is something to do.
+    """Contents of `run.json` where the run to resume is already complete; else None.
 
-    What a process left behind that was killed at the very end is removed.
+    Files left by a process that was killed at the very end are removed.
 
     Raises:
-        UsageError: it is the run of another method, seed or options. InputError: a file of it can't be read.
-        EncoreError: another process works on the folder.
+        UsageError: it is a run of another method, seed or options.
+        InputError: a file of it can't be read.
+        EncoreError: another process uses the folder.
     """
     if not (request.resume and (request.out / "run.json").exists()):
         return None
@@ -137,14 +138,18 @@ def choose(request: ForgetConfig, reporter: Reporter | None = None) -> Tracks:
 def prepare(
     request: ForgetConfig, method: Method, reporter: Reporter | None = None, *, tracks: Tracks | None = None
 ) -> Prepared:
-    """Open the model and hear every track; whatever can be refused is refused here, before anything is written.
+    """Load the model and encode every track; all checks are done here, before anything is written.
 
     Args:
-        tracks: from `choose`, where they were wanted earlier.
+        request: the configuration.
+        method: has not run yet.
+        reporter: receives progress.
+        tracks: output of `choose`, where it was called before.
 
     Raises:
-        UsageError, InputError: what was asked for can't be done, or not with these files.
-        EncoreError: another process works on the run folder, or it does not fit the disk.
+        UsageError: the configuration can't be run.
+        InputError: the model or a track can't be used.
+        EncoreError: another process uses the run folder, or it does not fit on the disk.
     """
     reporter = reporter or Reporter()
     check_unusable(request)
@@ -163,42 +168,42 @@ def prepare(
         )
     opened = time.monotonic()
     everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
-    listener = TrackEncoder(backend, TensorCache())
-    optional = Expendable(everything[len(tracks.forget) :] if request.skip_unreadable else ())
+    encoder = TrackEncoder(backend, TensorCache())
+    optional = OptionalTracks(everything[len(tracks.forget) :] if request.skip_unreadable else ())
 
     def progress(done: int, of: int) -> None:
-        reporter.progress("hear tracks", done, of)
+        reporter.progress("encode tracks", done, of)
 
-    heard = {id(one.track): one for one in listener.hear(everything, progress, skip=optional.skip)}
+    by_track = {id(encoded.track): encoded for encoded in encoder.encode(everything, progress, skip=optional.skip)}
     forget, retain, holdout = (
-        [heard[id(track)] for track in chosen if id(track) in heard]
+        [by_track[id(track)] for track in chosen if id(track) in by_track]
         for chosen in (tracks.forget, tracks.retain, tracks.holdout)
     )
-    listened = time.monotonic()
-    forget = with_known_pieces(listener, forget, holdout, reporter)
+    finished_encoding = time.monotonic()
+    forget = with_learned_pieces(encoder, forget, holdout, reporter)
     if optional.lost:
         tracks = replace(
-            tracks, retain=tuple(one.track for one in retain), holdout=tuple(one.track for one in holdout),
+            tracks, retain=tuple(e.track for e in retain), holdout=tuple(e.track for e in holdout),
             skipped=(*tracks.skipped, *(error.message for error in optional.lost)),
             notes=(*tracks.notes, *left_out(optional.lost)),
         )  # fmt: skip
         _refuse_unmet(method, tracks, request)
     prepared = Prepared(
         request, tracks, backend, method, precision, forget, retain, holdout,
-        {"load": opened - started, "hear": listened - opened, "search": time.monotonic() - listened},
+        {"load": opened - started, "hear": finished_encoding - opened, "search": time.monotonic() - finished_encoding},
         [*tracks.notes, *sentences(forget, backend.sample_rate)],
     )  # fmt: skip
     preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
         prepared.notes.append(
-            "there is no holdout, so no held-out level to stop at, and drift on held-out music is not judged; give "
-            "--holdout LIST for both"
+            "there is no holdout, so forget tracks have no target NLL, and drift on held-out music is not measured; "
+            "give --holdout LIST for both"
         )
     weights = sum(weight.numel() for weight in backend.module.parameters())
     if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
         prepared.notes.append(
             f"lr {method.options.lr:g} was tuned on a model of 2 million weights, and this one has {weights:,}: "  # type: ignore[attr-defined]
-            f"it is likely to do harm; start with --lr {LARGE_LR / 2:g}"
+            f"it is likely too high; start with --lr {LARGE_LR / 2:g}"
         )
     return prepared
 
@@ -213,34 +218,40 @@ def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None
             "give --retain LIST, --catalog FILE, or --retain self",
         )
     if "holdout" in needs and not tracks.holdout:
-        raise UsageError(f"method {name!r} needs tracks never heard, and there are none", "give --holdout LIST")
+        raise UsageError(f"method {name!r} needs held-out tracks, and there are none", "give --holdout LIST")
 
 
 def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None) -> dict[str, Any]:
-    """Run the method and write the run folder; returns what `run.json` holds.
+    """Run the method and write the run folder.
 
     Args:
-        origins: where each flag and option came from ("cli", "config", "env"), for the record.
+        prepared: the run.
+        origins: source of each flag and option ("cli", "config", "env"), for the record.
+        reporter: receives progress and notes.
+
+    Returns:
+        The contents of `run.json`.
 
     Raises:
-        EncoreError: see `Engine.run`. The folder then holds no `run.json`, and the last good checkpoint.
-        Interrupted: a signal came; a checkpoint of that moment is kept.
+        EncoreError: see `Engine.run`. The folder then has the last good checkpoint, and no `run.json`.
+        Interrupted: a signal came; a checkpoint of that moment is saved.
     """
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
-    asked = request_json(
+    definition = request_json(
         request, method, model_sha256=model_sha256(backend),
         precision=prepared.precision, tracks=prepared.listed(),
     )  # fmt: skip
-    identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
     with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
         if request.resume:
-            check_other_run(folder.path / "request.json", asked)
+            check_other_run(folder.path / "request.json", definition)
         else:
-            where = {"folder": str(folder.path.resolve())}
-            found = {"calibration": prepared.calibration} if prepared.calibration else {}
-            folder.write_json("request.json", {**where, **_circumstances(request), **found, **asked})
+            details = {"folder": str(folder.path.resolve()), **_request_details(request)}
+            if prepared.calibration:
+                details["calibration"] = prepared.calibration
+            folder.write_json("request.json", {**details, **definition})
         started = time.monotonic()
         clips = Clips(clips_of(prepared.forget), _retain_clips(prepared, folder, reporter), clips_of(prepared.holdout))
         stop.check()
@@ -253,7 +264,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         checkpoints = Checkpoints(folder.path / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
             backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
-            fishers=cache_folder() / "fisher", record=record, stop=stop, began=started,
+            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started,
         )  # fmt: skip
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)
@@ -266,8 +277,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         checked = time.monotonic()
         reporter.progress("save", 0, 1)
         run = run_json(
-            asked, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome, notes=prepared.notes,
-            verbatim=verbatim,
+            definition, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome,
+            notes=prepared.notes, verbatim=verbatim,
         )  # fmt: skip
         run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
         run["tracks"]["retain_watched"] = engine.monitor.watched
@@ -297,8 +308,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     return run
 
 
-def _circumstances(request: ForgetConfig) -> dict[str, Any]:
-    """Who asked and when, and the list's hash: beside what the run is, and in no comparison of runs."""
+def _request_details(request: ForgetConfig) -> dict[str, Any]:
+    """Requester, time, and the list's hash; not part of the run's definition."""
     listed = request.tracks if str(request.tracks) != "-" else None
     return {
         "requester": request.requester,
@@ -309,21 +320,23 @@ def _circumstances(request: ForgetConfig) -> dict[str, Any]:
 
 
 def check_missed(run: Mapping[str, Any]) -> None:
-    """The gate on a finished run: every target that can be judged without gold; see `encore.unlearn.targets`.
+    """Check a finished run against every target that needs no gold; see `encore.unlearn.targets`.
 
     Args:
-        run: what `run.json` holds.
+        run: contents of `run.json`.
 
     Raises:
-        GateError: a target is missed; names each.
+        GateError: targets are missed; the message names each.
     """
     outcome = run["outcome"]
-    missed = [one["says"] for one in outcome.get("missed", ())]
+    missed = [target["says"] for target in outcome.get("missed", ())]
     if not missed and not outcome["collapsed"]:
         return
-    what = "the model no longer generates the rest as before" if outcome["collapsed"] else "the run missed its targets"
+    summary = (
+        "the model no longer generates other music as before" if outcome["collapsed"] else "the run missed its targets"
+    )
     raise GateError(
-        ": ".join(filter(None, (what, "; ".join(missed)))),
+        ": ".join(filter(None, (summary, "; ".join(missed)))),
         "the run is kept; try another --steps, --lr or --method, and measure it with `encore eval`",
     )
 
@@ -332,13 +345,13 @@ def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> 
     if prepared.request.retain != SELF:
         return clips_of(prepared.retain)
     if not (folder.path / "retain-self").exists():
-        played = play_retain(
+        clips = generate_retain(
             prepared.backend, clips_of(prepared.forget), seed=prepared.request.seed,
-            progress=lambda done, of: reporter.progress("play retain", done, of),
+            progress=lambda done, of: reporter.progress("generate retain", done, of),
         )  # fmt: skip
         with folder.staged("retain-self") as staging:
-            save_file({clip.track: narrow(clip.codes).cpu() for clip in played}, staging / "codes.safetensors")
-            (staging / "captions.json").write_text(json.dumps({clip.track: clip.caption for clip in played}))
+            save_file({clip.track: narrow(clip.codes).cpu() for clip in clips}, staging / "codes.safetensors")
+            (staging / "captions.json").write_text(json.dumps({clip.track: clip.caption for clip in clips}))
     return load_self_retain(folder.path, prepared.backend)
 
 

@@ -1,4 +1,4 @@
-"""Which targets a finished run misses, of those that can be judged without gold, each in a sentence."""
+"""The targets that a finished run misses, of those that need no gold, one sentence each."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PARTS = {"memorised": "memorised retain", "not_memorised": "retain that is not m
 
 
 def missed(before: Snapshot, after: Snapshot, unit: str, verbatim: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """The missed targets, worst news for the forget list first.
+    """The missed targets, those of the forget list first.
 
-    The levels are judged for token models alone: of a loss that is not in nats nobody knows what half of it means.
+    Target NLLs are checked for token models alone: shares of a loss that is not in nats have no fixed meaning.
 
     Args:
-        before: of the base.
-        after: of the model that the run leaves.
+        before: snapshot of the base.
+        after: snapshot of the unlearned model.
         unit: of the NLLs.
-        verbatim: see `VerbatimCheck.after`; None where nothing was generated.
+        verbatim: output of `VerbatimCheck.after`; None where nothing was generated.
 
     Returns:
         For each missed target its name ("level", "generations_forget", "memorised", "worst", "not_memorised",
@@ -35,11 +35,11 @@ def missed(before: Snapshot, after: Snapshot, unit: str, verbatim: Mapping[str, 
 def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
     if not after.target_nll or unit != NATS:
         return
-    own, target = mean(after.forget), mean(after.target_nll)
-    if not abs(own - target) <= NLL_SLACK * target:
+    nll, target = mean(after.forget), mean(after.target_nll)
+    if not abs(nll - target) <= NLL_SLACK * target:
         yield (
             "level",
-            f"the forget tracks' mean NLL is {own:.2f}, over {NLL_SLACK:.0%} away from its target {target:.2f}",
+            f"the forget tracks' mean NLL is {nll:.2f}, over {NLL_SLACK:.0%} away from its target {target:.2f}",
         )
     ratios = {track: nll / after.target_nll[track] for track, nll in after.forget.items()}
     low, high = TRACK_RANGE
@@ -68,7 +68,7 @@ def _harm(before: Snapshot, after: Snapshot, unit: str) -> Iterator[tuple[str, s
 
 
 def _moved(before: float, after: float, harm: float, unit: str) -> str:
-    """Harm is in units of what is allowed, so that the figures tell the allowance."""
+    """A change with its tolerance, which follows from the harm, a multiple of it."""
     if not math.isfinite(after):
         return f"{before:.3f} to a value that is not finite"
     per = "nats per token" if unit == NATS else unit

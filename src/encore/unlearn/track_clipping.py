@@ -1,7 +1,7 @@
-"""Per-track clipping: in no step does one track's gradient weigh more than a given norm.
+"""Per-track gradient clipping.
 
-As DP-SGD clips the gradient of an example (Abadi et al., arXiv 1607.00133, algorithm 1, without its noise), here that
-of a track: the sum over its clips in the step is scaled to norm C where it is longer. A step's gradient is then
+As DP-SGD clips the gradient of an example (Abadi et al., arXiv 1607.00133, algorithm 1, without its noise), this clips
+the gradient of a track: the sum over its clips in the step is scaled to norm C where it is longer. A step's gradient is
 1/N Σ_t min(1, C / ‖g_t‖) g_t with g_t = Σ_{n of track t} ∇ℓ_n, and N the number of clips; C = ∞ is no clipping.
 """
 
@@ -19,23 +19,23 @@ from encore.curvature.capture import MIXED
 from encore.curvature.hooks import set_aside_grads
 from encore.errors import PluginError
 
-Ask = Callable[[Sequence[Clip]], Tensor]
-"""Clips -> one loss a clip, [n]."""
+Compute = Callable[[Sequence[Clip]], Tensor]
+"""Clips -> one loss per clip, [n]."""
 
 
 class TrackClipping:
     """Adds clipped gradients to `.grad`.
 
-    A track with one clip in the step shares a micro-batch with others: their norms, and the weighted sum, come from
-    what one backward pass left behind. A track with several clips is gone through by itself, however many micro-batches
-    that takes, for the norm of a sum needs all of it. So the micro-batch changes nothing. The first micro-batch of each
-    loss takes one backward pass more, which shows whether its clips are kept apart.
+    Tracks with one clip in the step share micro-batches: their norms, and the weighted sum, come from one backward
+    pass. A track with several clips is processed alone, in as many micro-batches as needed, because the norm of a sum
+    needs the whole sum. So the micro-batch does not change the result. The first micro-batch of each loss takes one
+    more backward pass, which checks that each clip's loss depends on that clip alone.
 
     Args:
-        module: what is trained.
+        module: the trained module.
         most: C, the norm that a track's gradient is clipped to.
-        generator: what losses draw from; put back where losses have to be asked for again.
-        record: told, once a loss, that its clips have to be gone through one by one, and why.
+        generator: random source of the losses; restored where losses have to be computed again.
+        record: called once per loss whose clips must be processed one by one, with the reason.
     """
 
     def __init__(
@@ -48,72 +48,74 @@ class TrackClipping:
         self._module, self._most = module, most
         self._generator, self._record = generator, record
         self._weights = [weight for weight in module.parameters() if weight.requires_grad]
-        self._apart: set[str] = set()  # losses that were seen to keep clips apart
+        self._separable: set[str] = set()  # losses whose clips were found independent
         self._one_by_one: set[str] = set()
 
-    def add(self, name: str, ask: Ask, clips: Sequence[Clip], micro: int) -> float:
-        """Add one loss's gradient over a step's clips to `.grad`; the mean loss.
+    def add(self, name: str, compute: Compute, clips: Sequence[Clip], micro: int) -> float:
+        """Add the gradient of one loss over a step's clips to `.grad`; returns the mean loss.
 
         Args:
-            name: the loss's, for messages.
-            micro: clips a forward pass.
+            name: of the loss, for messages.
+            compute: the loss.
+            clips: of the step.
+            micro: clips per forward pass.
 
         Raises:
-            PluginError: the loss of a clip depends on the other clips beside it.
+            PluginError: the loss of a clip depends on other clips.
         """
         tracks: dict[str, list[Clip]] = {}
         for clip in clips:
             tracks.setdefault(clip.track, []).append(clip)
-        single = [own[0] for own in tracks.values() if len(own) == 1]
+        single = [part[0] for part in tracks.values() if len(part) == 1]
         total = 0.0
         for start in range(0, len(single), micro):
-            total += self._add_single(name, ask, single[start : start + micro], len(clips))
-        for own in tracks.values():
-            if len(own) > 1:
-                total += self._add_track(ask, own, len(clips), micro)
+            total += self._add_single(name, compute, single[start : start + micro], len(clips))
+        for part in tracks.values():
+            if len(part) > 1:
+                total += self._add_track(compute, part, len(clips), micro)
         return total / len(clips)
 
-    def _add_single(self, name: str, ask: Ask, clips: Sequence[Clip], count: int) -> float:
-        """Clips of as many tracks, in one pass."""
+    def _add_single(self, name: str, compute: Compute, clips: Sequence[Clip], count: int) -> float:
+        """Clips of different tracks, in one pass."""
         if len(clips) > 1 and name not in self._one_by_one:
-            drawn = self._generator.get_state()
+            random_state = self._generator.get_state()
             try:
-                return self._add_captured(name, ask, clips, count)
+                return self._add_captured(name, compute, clips, count)
             except UnsupportedParameterError as error:
                 if MIXED in error.reasons.values():
                     raise PluginError(
-                        f"{name} does not keep its clips apart: {next(iter(error.reasons))} sees several at once",
-                        "per-track clipping needs a loss that depends on its own clip alone; leave it out",
+                        f"{name} mixes its clips: {next(iter(error.reasons))} receives several clips in one sample",
+                        "per-track clipping needs a loss that depends on one clip alone; leave it out",
                     ) from error
-                self._generator.set_state(drawn)
+                self._generator.set_state(random_state)
                 self._one_by_one.add(name)
                 self._record({"event": "one clip a pass", "loss": name, "why": error.message})
-        return sum(self._add_track(ask, [clip], count, 1) for clip in clips)
+        return sum(self._add_track(compute, [clip], count, 1) for clip in clips)
 
-    def _add_captured(self, name: str, ask: Ask, clips: Sequence[Clip], count: int) -> float:
-        with capture(self._module, norms=True, keep=True) as taken:
-            losses = ask(clips)
-            refused = {} if name in self._apart else taken.probe(losses)
+    def _add_captured(self, name: str, compute: Compute, clips: Sequence[Clip], count: int) -> float:
+        with capture(self._module, norms=True, keep=True) as captured:
+            losses = compute(clips)
+            refused = {} if name in self._separable else captured.probe(losses)
             if refused:
                 raise UnsupportedParameterError(refused)
             losses.sum().backward()
-        self._apart.add(name)
-        summed = taken.weighted_sum(self._scale(taken.sq_norms.sqrt()) / count)
-        for key, weight in taken.parameters.items():
-            _add_to_grad(weight, summed[key])
+        self._separable.add(name)
+        sums = captured.weighted_sum(self._scale(captured.sq_norms.sqrt()) / count)
+        for key, weight in captured.parameters.items():
+            _add_to_grad(weight, sums[key])
         return float(losses.detach().sum())
 
-    def _add_track(self, ask: Ask, clips: Sequence[Clip], count: int, micro: int) -> float:
-        """One track's clips, gone through by themselves."""
+    def _add_track(self, compute: Compute, clips: Sequence[Clip], count: int, micro: int) -> float:
+        """The clips of one track."""
         total = 0.0
         with set_aside_grads(self._weights):
             for start in range(0, len(clips), micro):
-                loss = ask(clips[start : start + micro]).sum()
+                loss = compute(clips[start : start + micro]).sum()
                 loss.backward()
                 total += loss.item()
-            own = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm([grad for _, grad in own])
-        for weight, grad in own:
+            grads = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm([grad for _, grad in grads])
+        for weight, grad in grads:
             _add_to_grad(weight, grad * (self._scale(norm) / count))
         return total
 

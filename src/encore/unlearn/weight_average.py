@@ -1,7 +1,7 @@
-"""The mean of a run's last weights, which an adaptive run ends with.
+"""The average of a run's last weights, which an adaptive run ends with.
 
-At the lowest rate weights still wander about a minimum, and with them the loss of held-out music; their mean lies
-nearer to it (Polyak and Juditsky, doi 10.1137/0330046; stochastic weight averaging, arXiv 1803.05407).
+Even at the lowest rate the weights fluctuate around a minimum, and the loss of held-out music with them; their average
+is nearer to it (Polyak and Juditsky, doi 10.1137/0330046; stochastic weight averaging, arXiv 1803.05407).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-MEMORY = 20  # steps that the mean goes back: a longer one still holds what has healed since
+MEMORY = 20  # steps averaged; a longer average would include weights from before retain recovered
 
 
 def copied_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -21,12 +21,14 @@ def copied_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 class WeightAverage:
-    """The mean of a module's weights after its last steps, some `MEMORY` of them.
-
-    `weights` has it by name, `steps` how many steps it is of; both are part of a checkpoint.
+    """Running mean of a module's weights over about the last `MEMORY` steps.
 
     Args:
-        module: whose weights are averaged.
+        module: the averaged module.
+
+    Attributes:
+        weights: the mean, by name; saved in checkpoints.
+        steps: number of steps averaged; saved in checkpoints.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,7 +38,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights as they are into the mean."""
+        """Add the current weights to the mean."""
         self.steps += 1
         for name, weight in self.module.state_dict().items():
             if name in self.weights and weight.is_floating_point():
@@ -46,7 +48,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The mean in place of the weights, where there is one."""
+        """Replace the weights by the mean, if there is one, inside the context."""
         if not self.steps:
             yield
             return

@@ -145,7 +145,7 @@ class AudiocraftBackend(Backend):
     def _logits(self, codes: Tensor, states: Sequence[Tensor]) -> Tensor:
         given, keep = self.language.conditions(states)
         inputs = inputs_of(codes, self.delays, self.codebook_size)
-        with self.language.looking_at(keep):
+        with self.language.masking_text(keep):
             by_step = self.language.lm(inputs, [], given)  # [N, K, T, V]
         return torch.stack([by_frame(by_step[:, k], delay) for k, delay in enumerate(self.delays)], 1)
 
@@ -176,7 +176,7 @@ class AudiocraftBackend(Backend):
             return torch.cat(alone)
         lm = self.language.lm
         given, keep = self.language.conditions(states, absent=len(captions) if guidance != 1.0 else 0)
-        with self.language.looking_at(keep), lm.streaming():
+        with self.language.masking_text(keep), lm.streaming():
             return play(
                 lambda tokens: lm(tokens, [], given)[:, :, -1], count=len(captions),
                 frames=round(seconds * self.frame_rate), delays=self.delays, start=self.codebook_size, prompt=prompt,

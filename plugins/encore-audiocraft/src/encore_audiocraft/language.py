@@ -107,7 +107,7 @@ class Language:
             absent: how many rows without a caption follow those of the captions.
 
         Returns:
-            audiocraft's condition tensors, and the mask for `looking_at`, None where all is to be looked at.
+            audiocraft's condition tensors, and the mask for `masking_text`, None where all is to be looked at.
         """
         device = states[0].device
         lengths = torch.tensor([len(one) for one in states] + [0] * absent, device=device)
@@ -129,7 +129,7 @@ class Language:
         return projected
 
     @contextmanager
-    def looking_at(self, keep: Tensor | None) -> Iterator[None]:
+    def masking_text(self, keep: Tensor | None) -> Iterator[None]:
         """Mask cross attention in every layer, for as long as the block runs."""
         for part in self.parts():
             part.keep = keep  # type: ignore[assignment]

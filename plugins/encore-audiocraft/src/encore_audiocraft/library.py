@@ -28,7 +28,7 @@ LOOKS_AROUND = ("EncodecModel", "RobertaTokenizer", "T5EncoderModel", "T5Tokeniz
 SHADOWED = ("audiocraft.solvers", "audiocraft.solvers.compression")  # training code, with many more imports of its own
 
 
-class StandIn(types.ModuleType):
+class StubModule(types.ModuleType):
     """A module of which every name is a class that can be derived from, and not be made an object of."""
 
     def __init__(self, name: str) -> None:
@@ -58,10 +58,10 @@ def load() -> types.ModuleType:
     for name in LOOKS_AROUND:  # before there are stand-ins: it keeps in mind what it found to be installed
         getattr(transformers, name)
     if not _importable("xformers.ops"):
-        _stand_in_for_xformers()
+        _stub_xformers()
     absent = [name for name in UNUSED if not _importable(name.partition(".")[0])]
     try:
-        with _standing_in([*absent, *SHADOWED]), warnings.catch_warnings():
+        with _stub_modules([*absent, *SHADOWED]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own, of what has changed in Python and torch since
             importlib.import_module("audiocraft.models.musicgen")
     except (ImportError, OSError) as error:
@@ -114,17 +114,17 @@ def _importable(name: str) -> bool:
     return True
 
 
-def _stand_in_for_xformers() -> None:
+def _stub_xformers() -> None:
     """The two things of it that MusicGen uses. Its attention is not one of them: audiocraft takes torch's."""
-    package, ops = StandIn("xformers"), StandIn("xformers.ops")
+    package, ops = StubModule("xformers"), StubModule("xformers.ops")
     ops.unbind, ops.LowerTriangularMask = torch.unbind, type("LowerTriangularMask", (), {})  # type: ignore[attr-defined]
     package.ops = ops  # type: ignore[attr-defined]
     sys.modules.update({"xformers": package, "xformers.ops": ops})
 
 
 @contextlib.contextmanager
-def _standing_in(names: Sequence[str]) -> Iterator[None]:
-    added = {name: StandIn(name) for name in names}
+def _stub_modules(names: Sequence[str]) -> Iterator[None]:
+    added = {name: StubModule(name) for name in names}
     for name, module in added.items():
         parent, _, child = name.rpartition(".")
         if parent in added:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from encore_diffusers.base import DiffusionBackend, Given
 
-WINDOW_SECONDS = 30.0  # longer tracks are cut into windows; it plays minutes, at a memory that grows as fast
+WINDOW_SECONDS = 30.0  # longer tracks are cut into windows; it generates minutes, at a memory that grows as fast
 TIMBRE_SECONDS = 30.0  # of silence, where there is no recording to take the timbre from
 
 
@@ -74,7 +74,7 @@ class AceStep(DiffusionBackend):
 
     # ------------------------------------------------------------------------------------------------- the denoiser
 
-    def _alike(self, caption: str, frames: int) -> Hashable:
+    def _batch_key(self, caption: str, frames: int) -> Hashable:
         return frames, len(self.encode_text([caption])[0])
 
     def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:

@@ -30,7 +30,7 @@ class DiffusionBackend(Backend):
     """A latent diffusion model; see `encore.api.Backend` for the contract.
 
     A family says how waveforms become latents, captions encodings, and both a call of its denoiser. Rows that can't
-    stand in one batch without changing one another (`_alike`) are run apart.
+    stand in one batch without changing one another (`_batch_key`) are run apart.
 
     Args:
         parts: the pipeline's components, by its own names.
@@ -81,7 +81,7 @@ class DiffusionBackend(Backend):
         """Parameters of `module` that are not trained."""
         return ()
 
-    def _alike(self, caption: str, frames: int) -> Hashable:
+    def _batch_key(self, caption: str, frames: int) -> Hashable:
         """Rows for which this is equal can be run together."""
         return frames
 
@@ -233,7 +233,7 @@ class DiffusionBackend(Backend):
     def _groups(self, captions: Sequence[str], frames: Sequence[int]) -> list[list[int]]:
         groups: dict[Hashable, list[int]] = {}
         for i, (caption, length) in enumerate(zip(captions, frames, strict=True)):
-            groups.setdefault(self._alike(caption, length), []).append(i)
+            groups.setdefault(self._batch_key(caption, length), []).append(i)
         return list(groups.values())
 
     def _noised(self, latents: Tensor, draw: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,27 +266,27 @@ class DiffusionBackend(Backend):
         to a model without tokens; `guidance` says nothing to one that was distilled to play without.
 
         Raises:
-            UsageError: a prompt was given, or more seconds than the model plays.
+            UsageError: a prompt was given, or more seconds than the model can generate.
         """
         if prompt is not None and prompt.shape[-1]:
             raise UsageError(
-                f"the backend {self.name} can't go on from a prompt: it plays all of a piece at once",
+                f"the backend {self.name} can't continue a prompt: it generates all of a piece at once",
                 "leave the prompt out",
             )
         frames = max(1, round(seconds * self.frame_rate))
         if frames > self.max_frames:
             longest = self.max_frames / self.frame_rate
-            raise UsageError(f"the backend {self.name} plays {longest:.1f} s at most", f"ask for {longest:.1f} s")
+            raise UsageError(f"the backend {self.name} generates {longest:.1f} s at most", f"ask for {longest:.1f} s")
         self.encode_text(captions)
         played: list[Tensor] = [torch.empty(0)] * len(captions)
         for group in self._groups(captions, [frames] * len(captions)):
             with quiet():
-                rows = self._play([captions[i] for i in group], frames, [seed + i for i in group], guidance)
+                rows = self._sample_latents([captions[i] for i in group], frames, [seed + i for i in group], guidance)
             for i, row in zip(group, rows, strict=True):
                 played[i] = row
         return torch.stack(played)
 
-    def _play(self, captions: Sequence[str], frames: int, seeds: Sequence[int], guidance: float) -> Tensor:
+    def _sample_latents(self, captions: Sequence[str], frames: int, seeds: Sequence[int], guidance: float) -> Tensor:
         """Rows that can be run together, from noise to latents [N, K, T]."""
         scheduler = type(self.parts["scheduler"]).from_config(self.parts["scheduler"].config)
         self._schedule(scheduler)

@@ -1,8 +1,8 @@
 """Stable Audio (Evans et al., "Long-form music generation with latent diffusion", arXiv 2404.10301; "Stable Audio
-Open", arXiv 2407.14358): a transformer on the latents of a 1-D autoencoder, given T5's states and the seconds it plays.
+Open", arXiv 2407.14358): a transformer on the latents of a 1-D autoencoder, given T5's states and the length.
 
 It is trained on windows of one length, shorter music followed by silence, and told how long the music is. So a clip is
-heard here: with silence up to the window, its length told, and the loss taken over its own frames.
+encoded here: padded with silence, its length as a condition, and the loss taken over its frames.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class StableAudio(DiffusionBackend):
 
     # ------------------------------------------------------------------------------------------------- the denoiser
 
-    def _alike(self, caption: str, frames: int) -> Hashable:
+    def _batch_key(self, caption: str, frames: int) -> Hashable:
         return None  # captions are padded with zeros, music with silence
 
     def _window(self, frames: int) -> int:

@@ -12,7 +12,7 @@ class Hinge(LossMethod):
     """min relu(level + margin - NLL_forget) + NLL_retain, a clip.
 
     `level` is the NLL of unseen music under the base model. A clip that has reached it pushes no more, so the model
-    is not driven past what it would say of music that it never heard.
+    is not driven past its predictions for held-out music.
     """
 
     class Options(TrainOptions):

@@ -13,7 +13,7 @@ from encore.api import Batch, Evaluation, Metric, Result
 class Entropy(Metric):
     """Mean entropy of the model's next-token distribution, H = -Σ p log p, in nats a token.
 
-    A model that merely shuns one token stays sure of itself; one that never heard the track is not.
+    A model that merely shuns one token stays sure of itself; one that was not trained on the track is not.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
