@@ -18,7 +18,7 @@ class Backend:
 @pytest.mark.parametrize(("margin", "expected"), [(0.0, [2.5, 1.0, 0.0]), (1.0, [3.5, 2.0, 0.0])])
 def test_forget_is_pushed_to_the_level_and_no_further(margin, expected):
     method = Hinge(Hinge.Options(margin=margin))
-    loss = method.forget_loss(SimpleNamespace(backend=Backend(), level=3.0), None)
+    loss = method.forget_loss(SimpleNamespace(backend=Backend(), holdout_nll=3.0), None)
     assert loss.tolist() == expected
 
 
