@@ -37,7 +37,7 @@ lint: .venv/.stamp
 
 # A broken link, an unknown anchor or a page that is in no menu is an error.
 docs: .venv-docs/.stamp
-	.venv-docs/bin/mkdocs build -q --strict
+	.venv-docs/bin/mkdocs build --strict
 
 # The pages need no torch: the API is read from the sources, and a test keeps the generated tables as they should be.
 .venv-docs/.stamp: pyproject.toml constraints.txt
