@@ -193,7 +193,6 @@ def package(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
             del sys.modules[name]
 
 
-@pytest.mark.slow
 def test_the_tutorial(place: Path, call: Call, package: Callable[[Path, str], None]) -> None:
     new, *steps = (block for block in RUNNABLE if block.how == "tutorial")
     for words in commands(new):
