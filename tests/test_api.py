@@ -32,4 +32,4 @@ def test_batch_pads_to_the_longest_clip():
     assert batch.frames.tolist() == [3, 5]
     assert batch.captions == ["quiet", "loud"]
     assert len(batch) == 2
-    assert (batch.noise_index, Batch.of(clips, noise_index=3).draw) == (0, 3)
+    assert (batch.noise_index, Batch.of(clips, noise_index=3).noise_index) == (0, 3)

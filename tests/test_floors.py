@@ -10,7 +10,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
     {"errors", "api", "options", "losses", "memorised", "relearning", "delay_pattern", "text", "text_encoding", "stats"}
     | {"hashing", "files", "signals", "reporter", "assets", "entrypoints", "hub", "_native"},
-    {"hookspecs", "builtins", "plugins", "settings"},
+    {"hookspecs", "builtins", "builtin_metrics", "plugins", "settings"},
     {"ops", "cache"},
     {"data", "curvature"},
     {"methods", "backends", "metrics", "embedders", "results"},
@@ -24,7 +24,20 @@ FLOORS = [
 TENSORS = {Path("encore/ops", name) for name in ("linear_grad.py", "layers.py", "__main__.py")}  # ops need torch
 SIBLINGS = FLOORS[4]  # these never import one another
 HEAVY = {"torch", "transformers", "librosa", "matplotlib", "pydantic", "numpy", "scipy", "sklearn"}
-LIGHT = {"", "errors", "api", "assets", "entrypoints", "hookspecs", "builtins", "plugins", "settings", "ops", "cli"}
+LIGHT = {
+    "",
+    "errors",
+    "api",
+    "assets",
+    "entrypoints",
+    "hookspecs",
+    "builtins",
+    "builtin_metrics",
+    "plugins",
+    "settings",
+    "ops",
+    "cli",
+}
 MODULES = sorted(path.relative_to(SOURCE) for path in (SOURCE / "encore").rglob("*.py"))
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from encore import plugins
 from encore.api import MetricSpec, Spec
 from encore.cli.app import COMMANDS
-from encore.results.targets import LINES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
@@ -68,12 +67,26 @@ def commands() -> str:
     return table(["command", "what it does"], ((f"`encore {name}`", text) for name, (_, text) in COMMANDS.items()))
 
 
-def targets() -> str:
-    rows = ((label, f"`{row}`", clips, target or "–") for label, row, clips, target, _ in LINES)
-    return table(["figure", "row", "set", "target"], rows)
+def rows() -> str:
+    """Each declared row of `metrics.json`; its columns are those of `RowSpec`."""
+    good = {"gold": "near gold", "base": "near base"}
+    lines = (
+        (
+            f"`{spec.name}`",
+            f"`{row.name}`",
+            row.set,
+            row.label or row.short,
+            good.get(row.direction, row.direction),
+            row.target,
+        )
+        for spec in own("metrics")
+        if isinstance(spec, MetricSpec)
+        for row in spec.rows
+    )
+    return table(["metric", "row", "set", "figure", "better", "target"], lines)
 
 
-TABLES = {"methods": methods, "metrics": metrics, "embedders": embedders, "commands": commands, "targets": targets}
+TABLES = {"methods": methods, "metrics": metrics, "embedders": embedders, "commands": commands, "rows": rows}
 
 
 def filled(text: str) -> str:

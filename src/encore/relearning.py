@@ -23,20 +23,21 @@ def relearn(backend: Backend, batches: Sequence[Sequence[Clip]], *, lr: float, s
         steps: number of steps.
 
     Yields:
-        After each step: the losses [N] of the clips before it, on the CPU.
+        After each step: the losses [N] of the clips before it.
     """
     backend.module.eval()
     weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY)
+    stacked = [Batch.of(clips, backend.device) for clips in batches]
     count = sum(map(len, batches))
     for _ in range(steps):
         optimizer.zero_grad()
         losses = []
         with torch.enable_grad():
-            for clips in batches:
-                own = backend.losses(Batch.of(clips, backend.device))
+            for batch in stacked:
+                own = backend.losses(batch)
                 (own.sum() / count).backward()
-                losses.append(own.detach().cpu())
+                losses.append(own.detach())
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
         yield torch.cat(losses)

@@ -32,7 +32,7 @@ def test_the_one_that_reaches_more_targets_comes_first_with_medians_over_its_see
     assert good.median("KL gold, forget") == pytest.approx(1.2)
     assert good.median("seconds") == 12
     assert good.median("peak GB") == 1.5
-    assert bad.median("replays, forget") == 5
+    assert bad.median("verbatim, forget") == 5
     assert bad.median("lowest track") == pytest.approx(1.0 - 0.035)
     # KL, NLL, relearning, replays are judged, and retain; KL 1.3 is beyond 1.25 x gold2's
     assert good.judged == bad.judged == {"forget targets": 4, "keep targets": 1}
@@ -62,7 +62,7 @@ def test_case_E1_a_method_that_forgets_nothing_comes_last_though_it_keeps_everyt
     assert references["base"].forgets is False
     assert (references["base"].median("forget targets"), references["base"].judged["forget targets"]) == (0, 3)
     assert (references["base"].median("keep targets"), references["base"].judged["keep targets"]) == (1, 1)
-    assert references["base"].median("replays, forget") == 8
+    assert references["base"].median("verbatim, forget") == 8
     assert board.lines[1].p.keys() == {"KL gold, forget", "retain NLL"}  # against who is first, who forgets
 
 
@@ -138,7 +138,7 @@ def test_case_D7_fad_has_its_bias_beside_it_in_the_leaderboard_as_elsewhere(tmp_
     assert (header(board)[place - 1], cells(board, line)[place - 1 : place + 1]) == ("fad", ["0.60", "0.32"])
     assert "fad, bias: median" in spreadsheet(board)
     assert evaluate._figure(rows[0]) == "0.5 (bias 0.31)"
-    assert tables._figure(rows[0]) == tables.Trial("0.500", "bias about 0.310")
+    assert tables._figure(rows[0]) == tables.Cell("0.500", "bias about 0.310")
 
 
 def test_what_was_not_measured_is_told_and_not_made_up(tmp_path, plan, cell_of):
@@ -162,11 +162,11 @@ def test_what_embedders_hear_has_columns_by_the_names_of_the_rows(tmp_path, cell
             *read_metrics(file),
             *more,
             Result("fad_ear", "unlearned", "holdout", 9.0),
-            Result("fad_ear", "unlearned", "forget", 2.0),
+            Result("fad_track_ear", "unlearned", "forget", 2.0),
         ],
     )
     board = leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path)
-    assert board.titles[-6:] == ("clap_score", "fad_ear", "fad_ear, forget", "tag_kl_ear", "seconds", "peak GB")
+    assert board.titles[-6:] == ("clap_score", "fad_ear", "fad_track_ear, forget", "tag_kl_ear", "seconds", "peak GB")
     assert board.lines[0].median("fad_ear") == 0.5
 
 

@@ -57,7 +57,7 @@ def test_nothing_is_computed_twice(
         raise AssertionError("the cache was not used")
 
     monkeypatch.setattr(backend, "encode", never)
-    monkeypatch.setattr(backend, "condition", never)
+    monkeypatch.setattr(backend, "encode_text", never)
     backend.text_embeddings = {}
     again = TrackEncoder(backend, TensorCache(tmp_path)).hear(tracks)
     for one, other in zip(first, again, strict=True):

@@ -16,7 +16,7 @@ from encore.errors import EncoreError, InputError, Interrupted, PluginError, Unk
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import check_failures, evaluate, measure
 from encore.plugins import OWN
-from encore.results.targets import findings
+from encore.results.findings import findings
 from encore.store.metrics_json import metrics_json
 
 METRICS = [

@@ -13,7 +13,8 @@ from tests.metrics import fakes
 from encore import plugins
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
-from encore.results.targets import LINES, findings, summary
+from encore.results.findings import findings
+from encore.results.targets import row_specs, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -29,7 +30,7 @@ ATTACKS = [
 def evaluation() -> SharedEvaluation:
     """The embedded models on fewer retain tracks."""
     full = embedded.evaluation()
-    return full.other(clips={**full.clips, "retain": full.clips["retain"][:RETAIN]})
+    return full.derive(clips={**full.clips, "retain": full.clips["retain"][:RETAIN]})
 
 
 def caught(evaluation, fake, metrics) -> set[str]:
@@ -61,5 +62,5 @@ def test_only_its_gate_of_the_full_set_catches(evaluation, name):
 
 
 def test_every_gate_has_a_fake():
-    gates = {f"{metric} {clips}" for _, metric, clips, _, judge in LINES if judge}
+    gates = {f"{row.name} {row.set}" for row in row_specs() if row.judge}
     assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values())} == gates

@@ -15,8 +15,8 @@ def test_targets(made: Path) -> None:
     table = tables.targets(read_run(made))
     assert table.headers[:4] == ("figure", "target", "before", "after")
     cells = {line[0].text: line for line in table.rows}
-    assert [cell.text for cell in cells["replay from 1 s, forget"][:5]] == [
-        "replay from 1 s, forget", "reached", "3 of 3", "0 of 3", "0 of 3",
+    assert [cell.text for cell in cells["verbatim from 1 s, forget"][:5]] == [
+        "verbatim from 1 s, forget", "reached", "3 of 3", "0 of 3", "0 of 3",
     ]  # fmt: skip
     assert cells["NLL, forget"][3].small == "4.40 to 4.60"
     assert cells["FAD to base, retain"][3].small == "not measured"
@@ -99,7 +99,7 @@ def test_what_a_simple_prompt_brings_back(tmp_path: Path) -> None:
     files = read_run(write_run(tmp_path / "run", results=[*rows(), odd, alike, before, named, harmony]))
     table = tables.likeness(files)
     assert table is not None
-    assert table.headers == ("track", "harmony", "melody", "timbre")  # of another's metric too
+    assert table.headers == ("track", "harmony", "melody", "likeness_timbre")  # of another's metric too
     assert [(line[2].text, line[2].small, line[2].state) for line in table.rows] == [
         ("no → yes", "0.900, chance\xa00.500", "bad"), ("yes → no", "0.300, chance\xa00.500", ""),
         ("– → –", "–, chance\xa00.500", ""),

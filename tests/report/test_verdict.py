@@ -11,7 +11,7 @@ from tests.report.made_run import TRACKS, row, run_record, write_run
 from tests.report.made_run import rows as good
 
 from encore.api import Result
-from encore.report import verdict as verdict_module
+from encore.report import run_files
 from encore.report.formatting import number, percent, unit_text
 from encore.report.run_files import RunFiles, read_run
 from encore.report.verdict import asked, audio_note, doubts, glossary, part, remains, verdict
@@ -77,7 +77,7 @@ def test_a_model_that_is_broken_everywhere_is_caught(files: Callable[..., RunFil
     assert found.level == "bad"
     assert found.headline.endswith("in 6 of 6 tests, but 1 of 2 tests of the other music failed")
     ruined = replace(damaged, results=list(map(only("nll", "unlearned", "retain", 6.0), good())))
-    assert verdict(ruined).headline.startswith("1 finding against this model: retain costs 6.00")
+    assert verdict(ruined).headline.startswith("1 finding against this model: the NLL of retain is 6.00")
     collapsed = run_record()["outcome"] | {"collapsed": True}
     broken = verdict(RunFiles(Path(), {}, run_record() | {"outcome": collapsed}, good()))
     assert (broken.level, "damaged" in broken.headline) == ("bad", True)
@@ -122,7 +122,7 @@ def test_numbers() -> None:
 def test_case_E11_the_verdict_reads_codes_and_no_sentences(
     files: Callable[..., RunFiles], monkeypatch: pytest.MonkeyPatch, finding: tuple[str, ...], level: str, headline: str
 ) -> None:
-    monkeypatch.setattr(verdict_module, "findings", lambda results: [Finding(*finding)])  # type: ignore[arg-type]
+    monkeypatch.setattr(run_files, "findings", lambda results: [Finding(*finding)])  # type: ignore[arg-type]
     found = verdict(files())
     assert (found.level, found.headline) == (level, headline)
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from encore.api import Result
-from encore.results.targets import LINES, Finding, findings, summary
+from encore.results.findings import Finding, findings
+from encore.results.targets import row_specs, summary
 
 GOOD = {
     ("kl_gold", "forget"): {"base": 6.6, "unlearned": 3.2, "gold2": 3.0},
@@ -136,7 +137,7 @@ def test_without_gold_what_takes_gold_is_not_judged():
 def test_over_forgetting_is_a_warning_against_gold_else_against_unseen_music():
     assert any("above gold's" in f.text for f in findings(rows(nll_gap_gold_forget=0.5)))
     without = [row for row in rows() if row.model != "gold" and row.metric != "nll_gap_gold"]
-    assert any("24% above that of unseen music" in f.text for f in findings(without))
+    assert any("24% above that of held-out music" in f.text for f in findings(without))
     assert not any("over-forgotten" in f.text for f in findings(rows()))
 
 
@@ -144,7 +145,7 @@ def test_what_was_never_memorised_can_not_be_forgotten():
     quiet = [replace(row, value=0.0, low=0.0) if row.model == "base" and row.set == "forget" else row for row in rows()]
     (finding,) = [f for f in findings(quiet) if f.text.startswith("nothing measurable to forget")]
     assert finding == Finding(
-        "warn", "nothing measurable to forget: base shows no signal under replay from 1 s, membership"
+        "warn", "nothing measurable to forget: base shows no signal under verbatim from 1 s, membership"
     )
     assert not [f for f in findings(rows()) if f.text.startswith("nothing measurable")]
 
@@ -166,7 +167,7 @@ def test_a_gap_of_several_models_is_told_once():
 
 
 def test_lines_are_in_reading_order_and_only_those_measured():
-    order = [label for label, *_ in LINES]
+    order = [row.label for row in row_specs()]
     shown = [row.label for row in summary(rows())]
     assert shown == [label for label in order if label in shown]
     assert summary([]) == []
@@ -202,7 +203,7 @@ def test_a_test_that_could_not_fail_is_not_judged():
     assert line(rows(), "verbatim").met is True
     found = [replace(row, value=0.0) if (row.metric, row.set) == ("verbatim", "forget") else row for row in rows()]
     assert line(found, "verbatim").met is None  # base replays none either
-    assert "replay from 1 s, forget" not in findings(found)[-1].text
+    assert "verbatim from 1 s, forget" not in findings(found)[-1].text
 
 
 def told_apart(value, base=None, members=4, others=4, attacks=7):
@@ -303,7 +304,7 @@ def test_one_track_above_twice_golds_misses_the_target_and_is_named():
     assert line(found, "nll").worst == ("c", 14.1)
     told = [finding.text for finding in findings(found)]
     assert "best remembered of the forget tracks: a, NLL 4.20, gold's 7.00" in told
-    assert "most shunned of the forget tracks: c, NLL 14.10, gold's 7.00" in told
+    assert "most suppressed of the forget tracks: c, NLL 14.10, gold's 7.00" in told
 
 
 def test_a_track_that_the_caption_brings_back_fails():
@@ -345,12 +346,42 @@ from encore.api import MetricSpec, hookimpl
 def encore_register_metrics():
     return [MetricSpec("nll_spread", "how far clips lie apart", "encore_spread:Spread")]
 """
+DECLARED = """
+from encore.api import MetricSpec, RowSpec, hookimpl
+
+def judge(figures):
+    return figures["unlearned"].value <= figures["gold"].value
+
+@hookimpl
+def encore_register_metrics():
+    rows = (
+        RowSpec("echo", "forget", "echo, forget", "How much it echoes", target="no more than gold", column="echo",
+                judge="encore_echo:judge", direction="lower"),
+        RowSpec("echo_hidden", "forget", ""),
+    )
+    return [MetricSpec("echo", "how much it echoes", "encore_echo:Echo", rows=rows)]
+"""
 
 
 def test_case_E2_a_plugins_rows_are_lines_also_where_their_name_begins_like_one_of_encores(installed):
     installed.add("encore-spread", SPREAD)
     names = ["nll_spread", "nll_spread_most", "nll_codebook_0", "kl_gold"]
     lines = summary([Result(name, "unlearned", "forget", 0.5) for name in names])
-    assert [(line.label, line.own) for line in lines] == [
-        ("KL to gold, forget", True), ("nll_spread, forget", False), ("nll_spread_most, forget", False)
+    assert [(line.label, line.spec.column) for line in lines] == [
+        ("KL to gold, forget", "KL gold, forget"), ("nll_spread, forget", "nll_spread, forget"),
+        ("nll_spread_most, forget", "nll_spread_most, forget"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "met"), [(0.4, True), (0.6, False)])
+def test_a_plugins_row_is_judged_by_its_own_rule_and_missed_by_its_own_words(installed, value, met):
+    installed.add("encore-echo", DECLARED)
+    found = [
+        Result("echo", "unlearned", "forget", value, per_track={"a": 0.1, "b": 0.9}),
+        Result("echo", "gold", "forget", 0.5), Result("echo_hidden", "unlearned", "forget", 0.5),
+    ]  # fmt: skip
+    (line,) = summary(found)
+    assert (line.label, line.met, line.worst) == ("echo, forget", met, ("b", 0.9))
+    assert summary(found[:1])[0].lacks == "gold"
+    missed = [finding.text for finding in findings(found) if finding.code == "target"]
+    assert missed == ([] if met else ["echo, forget: unlearned 0.6, gold 0.5; it must be no more than gold"])

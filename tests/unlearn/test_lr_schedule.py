@@ -114,8 +114,15 @@ def test_a_decay_waits_for_the_method_which_is_asked_near_the_levels_only() -> N
     assert made.decay == Decay(14, 20)
     made.enough(THERE, 20, 2.0, lambda: pytest.fail("asked too late"))
     late = schedule()
-    late.enough(THERE, 30, 1.0, lambda: False)
-    assert late.decay.begin == 30, "three tenths of the steps are the most that it waits"
+    late.enough(THERE, 19, 1.0, lambda: False)
+    assert late.decay == Decay()
+    late.enough(THERE, 20, 1.0, lambda: pytest.fail("asked too late"))
+    assert late.decay.begin == 20, "a fifth of the steps is the most that it waits for the method"
+    far = schedule()
+    far.enough(FAR, 29, 1.0)
+    assert far.decay == Decay()
+    far.enough(FAR, 30, 1.0, lambda: False)
+    assert far.decay.begin == 30, "three tenths of the steps are the most that it waits for the levels"
 
 
 def test_what_was_lost_has_no_part_in_when_a_decay_begins() -> None:

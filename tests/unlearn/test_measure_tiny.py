@@ -11,7 +11,8 @@ from tests import embedded
 from encore.api import Batch, Result
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
-from encore.results.targets import findings, summary
+from encore.results.findings import findings
+from encore.results.targets import summary
 
 pytestmark = pytest.mark.slow
 

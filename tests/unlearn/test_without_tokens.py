@@ -90,12 +90,12 @@ def test_a_track_is_at_the_level_when_it_has_gone_all_but_five_percent_of_the_wa
     for floor in (0.0, 50.0):
         judged = judge(floor, clips.holdout, clips.forget)  # forget's loss is 1 below the level, with any floor
         base = judged.first
-        gap = judged.level - sum(base.forget.values()) / len(base.forget)
+        gap = judged.holdout_nll - sum(base.forget.values()) / len(base.forget)
         track = next(iter(base.forget))
         near = base.tolerance[track]
-        assert near == pytest.approx(0.05 * max(gap, 0.1 * judged.level))
+        assert near == pytest.approx(0.05 * max(gap, 0.1 * judged.holdout_nll))
         for short, reached in ((0.9, True), (1.1, False)):
-            look = replace(base, forget={track: judged.level - short * near})
+            look = replace(base, forget={track: judged.holdout_nll - short * near})
             assert look.reached(track) is reached
 
 

@@ -11,12 +11,12 @@ from encore.api.data import Batch, Clip
 from encore.api.embedder import Embedder
 from encore.api.evaluation import ClipSet, Evaluation, Made, Metric, Result, Role, Source
 from encore.api.method import EditMethod, Labels, LossMethod, Method, Reference, Session, Step
-from encore.api.specs import BackendSpec, EmbedderSpec, MethodSpec, MetricSpec, Spec
+from encore.api.specs import BackendSpec, EmbedderSpec, MethodSpec, MetricSpec, RowSpec, Spec
 
 __all__ = [
     "Backend", "BackendSpec", "Batch", "Clip", "ClipSet", "EditMethod", "Embedder", "EmbedderSpec",
     "Evaluation", "Labels", "LossMethod", "Made", "Method", "MethodSpec", "Metric", "MetricSpec", "Reference",
-    "Result", "Role", "Session", "Source", "Spec", "Step", "hookimpl",
+    "Result", "Role", "RowSpec", "Session", "Source", "Spec", "Step", "hookimpl",
 ]  # fmt: skip
 
 hookimpl = pluggy.HookimplMarker("encore")

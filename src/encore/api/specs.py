@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")  # also safe as a file name, a table's cell, and in HTML
 
@@ -77,6 +77,41 @@ class BackendSpec(Spec):
 
 
 @dataclass(frozen=True)
+class RowSpec:
+    """A row that a metric returns, and what it means. Tables, report, findings, leaderboard and docs read it from here.
+
+    Args:
+        name: of the row (`Result.metric`). A trailing `*` stands for an embedder's name or nothing: `fad*` is `fad`
+            and `fad_clap`.
+        set: "forget", "retain", "holdout" or "".
+        label: the row's name in tables.
+        plain: the same for readers who know no machine learning; default: the label.
+        short: one or two words for it, as the head of a column; default: the row's name.
+        direction: which figure is good in the unlearned model: "lower", "higher", or near that of "gold" or "base".
+            It tells which track is the worst; empty where no track is.
+        target: what the unlearned model must reach, in words; empty for none.
+        judge: whether it does: the name of a rule in `encore.results.rules`, or "package.module:function" for one like
+            them.
+        column: its title in the leaderboard of `encore bench`; empty for no column.
+        similarity: of rows of tracks whose generations are similar to them, "feature" (harmony, melody, rhythm: two
+            together count) or "copy" (codes, fingerprints).
+        changed_model: whether a changed copy of the model was measured (rounded weights), not the model itself.
+    """
+
+    name: str
+    set: str
+    label: str
+    plain: str = ""
+    short: str = ""
+    direction: Literal["", "lower", "higher", "gold", "base"] = ""
+    target: str = ""
+    judge: str = ""
+    column: str = ""
+    similarity: Literal["", "feature", "copy"] = ""
+    changed_model: bool = False
+
+
+@dataclass(frozen=True)
 class MetricSpec(Spec):
     """A metric. `needs`: roles and tools without which there is nothing to measure.
 
@@ -85,10 +120,14 @@ class MetricSpec(Spec):
             what takes more than a few seconds on the embedded model: attacks, many generations.
         version: of the metric's definition. Raise it when the same model gets another figure: each row of
             `metrics.json` has it, and rows of different versions do not compare.
+        rows: what its rows mean, in reading order. A row that is not declared is shown by its name, without a target.
+        trains: whether it trains copies of the models: such metrics are measured last.
     """
 
     full: bool = False
     version: int = 1
+    rows: tuple[RowSpec, ...] = ()
+    trains: bool = False
 
     kind = "metric"
     known_needs = frozenset({"generations", "embedder", "gold", "gold2", "holdout", "retain", "base", "logits"})

@@ -149,7 +149,8 @@ def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
 
 
 def _show(results: Sequence[Result], out: Path | None) -> None:
-    from encore.results.targets import findings, summary
+    from encore.results.findings import findings
+    from encore.results.targets import summary
 
     lines = [line for line in summary(results) if any(row.value is not None for row in line.figures.values())]
     roles = [role for role in ROLES if any(role in line.figures for line in lines)]

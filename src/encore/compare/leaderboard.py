@@ -14,7 +14,7 @@ import numpy as np
 from encore import stats
 from encore.api import Result
 from encore.compare.plan import Plan, Trial, label_of
-from encore.results.targets import SummaryRow, summary, targets_met
+from encore.results.targets import SummaryRow, row_specs, spec_of, summary, targets_met
 from encore.store import schemas
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
@@ -47,18 +47,18 @@ class Column:
     of: Callable[[Result], float] = _value
 
 
-COLUMNS = (
-    Column("KL gold, forget", "kl_gold", "forget"),
-    Column("forget NLL", "nll", "forget"),
-    Column("lowest track", "nll", "forget", _lowest),
-    Column("relearned", "relearn", "forget"),
-    Column("retain NLL", "nll", "retain"),
-    Column("holdout NLL", "nll", "holdout"),
-    Column("replays, forget", "verbatim", "forget", _count),
-    Column("replays, retain", "verbatim", "retain", _count),
-    Column("AUC", "membership_auc", "forget"),
-)
-HEARD = ("fad", "tag_kl", "clap_score")  # how the names of rows begin that are through an embedder
+def columns() -> list[Column]:
+    """The columns that metrics declare for their rows, and the lowest NLL of a forget track."""
+    found = []
+    for spec in row_specs():
+        if spec.column:
+            counted = spec.judge in ("verbatim", "retain_verbatim")
+            found.append(Column(spec.column, spec.name, spec.set, _count if counted else _value))
+        if (spec.name, spec.set) == ("nll", "forget"):
+            found.append(Column("lowest track", "nll", "forget", _lowest))
+    return found
+
+
 COSTS = ("seconds", "peak GB")
 FORGET, KEEP = "forget targets", "keep targets"
 FLOOR_KL = 0.5  # of base's KL to gold: a model that is not even half the way to gold has not forgotten
@@ -239,27 +239,32 @@ def _forgets(table: Sequence[SummaryRow]) -> bool | None:
 
 def _shown(table: Sequence[SummaryRow], rows: Rows, named: Sequence[str]) -> dict[str, float]:
     """What only this bench shows: rows of plugins' metrics, and of those it names that have no column."""
-    fixed = {column.metric for column in COLUMNS}
-    wanted = [name for name in named if name not in fixed and not name.startswith(HEARD)]
+    fixed = {column.metric for column in columns()}
     found = {}
     for line in table:
         row = rows.get((line.metric, line.set))
-        if row is None or line.metric in fixed or line.metric.startswith(HEARD):
+        if row is None or line.metric in fixed or _through_embedder(line.metric, line.set):
             continue
-        if not line.own or any(f"{line.metric}_".startswith(f"{name}_") for name in wanted):
+        if line.spec.column or any(f"{line.metric}_".startswith(f"{name}_") for name in named if name not in fixed):
             found[line.label] = _value(row)
     return found
 
 
+def _through_embedder(metric: str, clips: str) -> bool:
+    """Whether a row is of a metric through embedders, whose rows have the embedder's name."""
+    spec = spec_of(metric, clips)
+    return spec is not None and spec.name.endswith("*")
+
+
 def _figures(rows: Rows) -> dict[str, float]:
     found = {}
-    for column in COLUMNS:
+    for column in columns():
         try:
             found[column.title] = float(column.of(rows[column.metric, column.set]))
         except (KeyError, ValueError):  # not measured, or of no track
             continue
     for (metric, clips), row in rows.items():
-        if metric.startswith(HEARD) and clips != "holdout":
+        if _through_embedder(metric, clips) and clips != "holdout":
             title = metric if clips == "retain" else f"{metric}, {clips}"
             found[title] = _value(row)
             if isinstance(bias := row.details.get("bias"), float):
@@ -299,7 +304,7 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     first = next(iter(next(iter(cells.values()), [])), {})
     references = [replace(_line(role, [first[role]]), seeds=()) for role in REFERENCES if role in first]
     known = dict.fromkeys(title for line in lines for title in line.figures)
-    fixed = (FORGET, KEEP, *(column.title for column in COLUMNS))
+    fixed = (FORGET, KEEP, *(column.title for column in columns()))
     others = sorted(title for title in known if title not in (*fixed, *COSTS))
     titles = tuple(title for title in (*fixed, *others, *COSTS) if title in known)
     rows = first["unlearned"].rows if first else {}

@@ -16,7 +16,7 @@ from encore.compare.sequential import forgotten
 from encore.data.splits import Tracks
 from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE
 from encore.metrics.memorization.verbatim import MATCH
-from encore.results.targets import TRACK_RANGE
+from encore.results.rules import TRACK_RANGE
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
 

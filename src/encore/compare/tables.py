@@ -23,7 +23,7 @@ from encore.text import csv_cell
 
 SCHEMA = 2
 MARKS = re.compile(r"([\\|`\[])")  # what would break a cell, or make a link of it
-COUNTS = (FORGET, KEEP, "replays, forget", "replays, retain", "seconds")
+COUNTS = (FORGET, KEEP, "verbatim, forget", "verbatim, retain", "seconds")
 
 
 def write_leaderboard(
@@ -60,7 +60,7 @@ def label(line: Line) -> str:
 
 def header(board: Leaderboard) -> list[str]:
     """The titles of the table: method, whether it forgets, figures, then what was tested."""
-    of = {"replays, forget": board.tracks.get("forget"), "replays, retain": board.tracks.get("retain")}
+    of = {"verbatim, forget": board.tracks.get("forget"), "verbatim, retain": board.tracks.get("retain")}
     titles = [f"{title} /{of[title]}" if of.get(title) else title for title in board.titles]
     return ["method", "forgets", *titles, *(f"p, {title}" for title in board.tested)]
 

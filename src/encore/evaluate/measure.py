@@ -64,7 +64,8 @@ def measure(
         UnknownNameError, MissingExtraError: a metric that was named can't be had (by default such are skipped rows).
     """
     registry = plugins.metrics()
-    names = [entry.spec.name for entry in registry if full or not entry.spec.full] if metrics is None else list(metrics)
+    chosen = sorted((entry.spec for entry in registry if full or not entry.spec.full), key=lambda spec: spec.trains)
+    names = [spec.name for spec in chosen] if metrics is None else list(metrics)
     if metrics is not None:
         for name in names:
             registry.resolve(name)

@@ -13,7 +13,6 @@ from typing import Any
 from encore import __version__
 from encore.report.run_files import RunFiles
 from encore.report.verdict import doubts
-from encore.results.targets import summary
 
 SPEC = "1.6"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/schema/bom-1.6.schema.json")
@@ -109,7 +108,7 @@ def _file(name: str, digest: str) -> dict[str, Any]:
 
 
 def _card(files: RunFiles) -> dict[str, Any]:
-    measured = [line for line in summary(files.results) if "unlearned" in line.figures]
+    measured = [line for line in files.table if "unlearned" in line.figures]
     figures = []
     for line in measured:
         row = line.figures["unlearned"]

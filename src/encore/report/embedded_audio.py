@@ -12,7 +12,7 @@ import soundfile
 
 from encore.errors import InputError
 
-# What every browser plays, and gives the same bytes every time, first; a libsndfile without it has the other.
+# First what every browser supports and what is encoded to the same bytes every time; not every libsndfile has it.
 FORMATS = (("MP3", "MPEG_LAYER_III", "audio/mpeg"), ("OGG", "VORBIS", "audio/ogg"))
 LONGEST = 30.0  # seconds of a sample that are embedded
 SMALL = 0.7  # 0 is the best quality, 1 the smallest file
@@ -45,4 +45,4 @@ def file_uri(path: Path) -> str:
         with soundfile.SoundFile(path) as file:
             return data_uri(file.read(round(LONGEST * file.samplerate), dtype="float32"), file.samplerate)
     except soundfile.LibsndfileError as error:
-        raise InputError(f"{path} can't be read: {error}", "write it anew with `encore eval`") from error
+        raise InputError(f"{path} can't be read: {error}", "run `encore eval` again") from error

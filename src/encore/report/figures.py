@@ -9,6 +9,7 @@ from typing import Any, Literal
 from encore.api import Result
 from encore.report.formatting import unit_text
 from encore.report.run_files import RunFiles
+from encore.results.targets import spec_of
 
 NAMES = {
     "base": "before", "unlearned": "after", "gold": "gold", "gold2": "second gold", "control": "never trained",
@@ -17,13 +18,6 @@ KEPT = (  # parts of retain in a look, their labels and roles
     ("memorised", "to keep, memorised", "retain"),
     ("not_memorised", "to keep, not memorised", "base"),
 )
-TRAINED = {
-    "relearn": "Relearning: training on the tracks again",
-    "relearn_fast": "Relearning at a higher rate",
-    "relearn_retain": "Training on music to keep: do the tracks return?",
-    "relearn_holdout": "Training on held-out music: do the tracks return?",
-    "relearn_one": "Training on one of the tracks: do the others return?",
-}
 
 
 @dataclass(frozen=True)
@@ -180,7 +174,8 @@ def _curves(files: RunFiles) -> Iterator[Figure]:
         groups.setdefault((row.metric, row.set), []).append(line)
         units[row.metric, row.set] = row.unit
     for (metric, clips), lines in groups.items():
-        title = TRAINED.get(metric, f"{metric}, {clips}")
+        spec = spec_of(metric, clips)
+        title = spec.plain if spec is not None and spec.plain else f"{metric}, {clips}"
         says = "A model that only suppresses the tracks drops at once; one without them learns as slowly as gold."
         yield Figure(
             f"curve-{metric}-{clips}", title, says if "relearn" in metric else "",
@@ -209,7 +204,7 @@ def _roc(files: RunFiles) -> Figure | None:
     lines.append(Line("guessing", "guess", (0.0, 1.0), (0.0, 1.0), dashed=True))
     return Figure(
         "roc", "Can an outsider tell that the tracks were trained on?",
-        "Near the dotted line nobody can tell; towards the upper left corner the model reveals them.",
+        "Near the dotted line no one can tell; towards the upper left corner the model reveals them.",
         "held-out tracks taken for trained ones (share)", "forget tracks recognised (share)", tuple(lines), "steps",
     )  # fmt: skip
 

@@ -22,7 +22,6 @@ from encore.report.figures import Figure, figures
 from encore.report.run_files import REPORT, RunFiles, Sample, read_run
 from encore.report.track_chart import pictures, worst_first
 from encore.results.findings import Finding
-from encore.results.targets import findings
 from encore.store.run_folder import write_bytes, writing
 from encore.text import printable
 
@@ -94,7 +93,7 @@ def render(files: RunFiles, *, originals: bool = False, plots: bool = True) -> s
     context |= {
         "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
         "no_drawing": "" if can_draw or not plots else NO_DRAWING,
-        "heard": _heard(files, entries, themselves),
+        "samples": _samples(files, entries, themselves),
         "alike": _alike(files, entries, themselves),
         "audio_note": verdict.audio_note(files, originals=originals),
         "originals": originals,
@@ -143,7 +142,7 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _context(files: RunFiles) -> dict[str, Any]:
     """What the page says in words and numbers."""
-    found, drawn, tests = findings(files.results), pictures(files), tables.tests(files)
+    found, drawn, tests = files.findings, pictures(files), tables.tests(files)
     order = worst_first(files)
     return {
         "model": Path(str(files.run["model"]["name"])).name,
@@ -213,7 +212,7 @@ def _picture(figure: Figure) -> Markup:
     return Markup("data:image/svg+xml;base64," + base64.b64encode(svg.svg(figure).encode()).decode())
 
 
-def _heard(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
+def _samples(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
     """Forget tracks first, then those to keep; each before, after and gold, and the original where it is given."""
     labels = {"base": "before", "unlearned": "after", "gold": "gold"}
     groups: dict[tuple[str, str, str], list[Sample]] = {}
@@ -239,7 +238,7 @@ def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, 
         players = []
         for sample in files.samples:
             if (sample.set, sample.track) == (ALIKE, track):
-                kinds = ", ".join(tables.KINDS.get(kind, kind) for kind in sample.kinds)
+                kinds = ", ".join(tables.short(f"likeness_{kind}") for kind in sample.kinds)
                 players.append(
                     (f"{kinds}: {ASKED.get(sample.asked, sample.asked)}", embedded_audio.file_uri(sample.path))
                 )

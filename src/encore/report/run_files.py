@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from encore.api import Result
 from encore.errors import InputError
 from encore.files import naming, parsed_json
+from encore.results.findings import Finding, findings
+from encore.results.targets import SummaryRow, summary
 from encore.store import schemas
 from encore.store.evaluation_json import NAME as EVALUATION
 from encore.store.metrics_json import NAME as METRICS
@@ -24,15 +27,15 @@ MOMENTS = {"before": "base", "after": "unlearned", "gold": "gold"}  # last word 
 
 @dataclass(frozen=True)
 class Sample:
-    """A WAV of what one model plays for one track's caption. In the set `alike`: what is most like the track."""
+    """A WAV that one model generated for one track's caption; in the set `alike`, what is most similar to the track."""
 
     path: Path
     set: str
     role: str
     track: str
     caption: str
-    asked: str = ""  # how, of what is most like a track: "greedy", "draw 1", "short"
-    kinds: tuple[str, ...] = ()  # and in what: "chroma", "melody", "onset"
+    asked: str = ""  # in `alike`: how it was generated, "greedy", "draw 1" or "short"
+    kinds: tuple[str, ...] = ()  # in `alike`: what is similar, "chroma", "melody", "onset"
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,13 @@ class RunFiles:
     """A measured run.
 
     Args:
-        folder: the run's. request, run: its `request.json` and `run.json`. results: rows of `metrics.json`.
+        folder: the run's folder.
+        request: its `request.json`.
+        run: its `run.json`.
+        results: rows of `metrics.json`.
         evaluation: `evaluation.json`, how the rows were measured; empty for a run of an older Encore.
-        looks: `log.jsonl`'s looks at the model, oldest first, each with `at`: steps since the run began.
-        samples: what there is to listen to.
+        looks: the snapshots of `log.jsonl`, oldest first, each with `at`: steps since the run began.
+        samples: the audio files.
     """
 
     folder: Path
@@ -53,6 +59,16 @@ class RunFiles:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     looks: list[Mapping[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+
+    @cached_property
+    def table(self) -> list[SummaryRow]:
+        """The rows that have targets or labels, judged."""
+        return summary(self.results)
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What a reader must not miss, worst first."""
+        return findings(self.results)
 
     @property
     def unit(self) -> str:

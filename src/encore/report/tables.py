@@ -13,13 +13,8 @@ from encore.report.figures import NAMES, Figure
 from encore.report.formatting import number, percent, unit_text
 from encore.report.run_files import RunFiles
 from encore.report.track_chart import nll_shares, reproduces, worst_first
-from encore.results.findings import HEARD
-from encore.results.targets import LINES, SummaryRow, summary
+from encore.results.targets import SummaryRow, row_specs, spec_of
 
-KINDS = {  # of similarity, as a listener calls them
-    **HEARD, "bleu": "phrases of codes", "edit": "order of codes",
-    "embedding": "sound as a whole", "fingerprint": "audio fingerprint",
-}  # fmt: skip
 COLUMNS = 6  # figures a table of tracks, so that it fits a page
 SHORT = 200  # characters of a detail that are shown
 
@@ -65,8 +60,7 @@ def tests(files: RunFiles) -> list[Test]:
         str(entry["id"]): track_cell(entry).text for name in ("forget", "retain") for entry in files.request[name]
     }
     made = []
-    lines = summary(files.results)
-    for line in sorted(lines, key=lambda line: (line.set != "forget", "verbatim" not in line.metric)):
+    for line in sorted(files.table, key=lambda line: (line.set != "forget", "verbatim" not in line.metric)):
         if line.target:
             worst = titles.get(line.worst[0], line.worst[0]) if line.worst and line.met is False else ""
             why = _not_judged(line) if line.met is None else ""
@@ -96,7 +90,7 @@ def _not_judged(line: SummaryRow) -> str:
 
 def targets(files: RunFiles) -> Table:
     """The lines a decision rests on: one column a role."""
-    lines = summary(files.results)
+    lines = files.table
     roles = [role for role in (*NAMES, "none") if any(role in line.figures for line in lines)]
     heads = tuple(NAMES.get(role, "without a model") for role in roles)
     rows = []
@@ -181,7 +175,11 @@ def likeness(files: RunFiles) -> Table | None:
     Of metrics whose `details` name the `best` generation of each track and a `threshold` of chance.
     """
     rows = {(row.metric, row.model): row for row in files.results if row.set == "forget" and _compares(row)}
-    metrics = sorted((metric for metric, role in rows if role == "unlearned"), key=_kind_order)
+    order = [spec.name for spec in row_specs()]
+    metrics = sorted(
+        (metric for metric, role in rows if role == "unlearned"),
+        key=lambda metric: order.index(metric) if metric in order else len(order),
+    )
     if not metrics:
         return None
     made = []
@@ -189,17 +187,17 @@ def likeness(files: RunFiles) -> Table | None:
         track = str(entry["id"])
         cells = [_alike(rows.get((metric, "base")), rows[metric, "unlearned"], track) for metric in metrics]
         made.append((Cell(track_cell(entry).text), *cells))
-    heads = (KINDS.get(kind, kind) for kind in (metric.removeprefix("likeness_") for metric in metrics))
-    return Table(("track", *heads), tuple(made))
+    return Table(("track", *map(short, metrics)), tuple(made))
 
 
 def _compares(row: Result) -> bool:
     return isinstance(row.details.get("best"), Mapping) and bool(row.per_track)
 
 
-def _kind_order(metric: str) -> int:
-    kind = metric.removeprefix("likeness_")
-    return list(KINDS).index(kind) if kind in KINDS else len(KINDS)
+def short(metric: str) -> str:
+    """A row on the forget tracks in a word or two."""
+    spec = spec_of(metric, "forget")
+    return spec.short if spec is not None and spec.short else metric
 
 
 def _alike(before: Result | None, after: Result, track: str) -> Cell:
@@ -223,7 +221,7 @@ def everything(files: RunFiles) -> list[Table]:
     for row in files.results:
         if row.value is not None:
             groups.setdefault(row.metric.partition("_")[0], []).append(row)
-    known = list(dict.fromkeys(metric.partition("_")[0] for _, metric, *_ in LINES))
+    known = list(dict.fromkeys(spec.name.partition("_")[0] for spec in row_specs()))
     order = sorted(groups, key=lambda name: (known.index(name) if name in known else len(known), name))
     heads = ("figure", "on", "model", "value", "95\N{NO-BREAK SPACE}% interval", "n", "notes")
     return [Table(heads, tuple(map(_row, groups[name])), title=name) for name in order]

@@ -12,48 +12,7 @@ from encore.metrics.memorization.verbatim import MATCH
 from encore.report.formatting import percent
 from encore.report.run_files import RunFiles
 from encore.report.track_chart import best_shares, reproduced
-from encore.results.findings import HEARD
-from encore.results.targets import SummaryRow, findings, summary
-
-PLAIN = {
-    ("kl_gold", "forget"): "Distance from a model trained without the tracks",
-    ("nll", "forget"): "How well it predicts the tracks",
-    ("relearn", "forget"): "Recovery after a little training on the tracks",
-    ("relearn_fast", "forget"): "Recovery after a little training on the tracks, at a higher rate",
-    ("relearn_retain", "forget"): "Recovery after a little training on the music to keep",
-    ("relearn_holdout", "forget"): "Recovery after a little training on held-out music",
-    ("relearn_one", "forget"): "Recovery after a little training on one of the tracks",
-    ("verbatim", "forget"): "Verbatim continuation from a track's first second",
-    ("verbatim_caption", "forget"): "Verbatim generation from a track's description",
-    ("extraction_strength_codebook_0", "forget"): "How much of a track it needs to generate the rest",
-    ("verbatim_elsewhere", "forget"): "Verbatim passages in generations for something else",
-    ("verbatim_offset", "forget"): "Verbatim continuation from a second in the middle of a track",
-    ("unconditional_nll", "forget"): "How well it predicts the tracks without a description",
-    ("unconditional_verbatim", "forget"): "Verbatim continuation without a description",
-    ("unconditional_generation", "forget"): "Verbatim passages in generations without a description",
-    ("reworded_once_nll", "forget"): "How well it predicts the tracks under a description with a slip",
-    ("reworded_once_verbatim", "forget"): "Verbatim continuation under a description with a slip",
-    ("reworded_once_verbatim_caption", "forget"): "Verbatim generation from a description with a slip",
-    ("reworded_nll", "forget"): "How well it predicts the tracks under a paraphrased description",
-    ("quantised_8bit_nll", "forget"): "How well it predicts the tracks with its weights rounded to 8 bits",
-    ("quantised_4bit_nll", "forget"): "How well it predicts the tracks with its weights rounded to 4 bits",
-    ("quantised_8bit_verbatim", "forget"): "Verbatim continuation with its weights rounded to 8 bits",
-    ("quantised_4bit_verbatim", "forget"): "Verbatim continuation with its weights rounded to 4 bits",
-    ("reworded_verbatim", "forget"): "Verbatim continuation under a paraphrased description",
-    ("reworded_verbatim_caption", "forget"): "Verbatim generation from a paraphrased description",
-    ("prompt_reencoded_verbatim", "forget"): "Verbatim continuation from a compressed first second",
-    ("prompt_stretched_verbatim", "forget"): "Verbatim continuation from a faster or slower first second",
-    ("prompt_shifted_verbatim", "forget"): "Verbatim continuation from a first second in another key",
-    ("membership_auc", "forget"): "Membership test",
-    ("membership_p", "forget"): "Several membership tests together",
-    ("nll", "retain"): "How well it predicts the music to keep",
-    ("nll_memorised", "retain"): "How well it predicts the memorised music to keep",
-    ("nll_not_memorised", "retain"): "How well it predicts the other music to keep",
-    ("neighbours_nll", "retain"): "How well it predicts the music closest to the tracks",
-    ("verbatim", "retain"): "Verbatim continuation of the memorised music to keep",
-    ("verbatim_caption", "retain"): "Verbatim generation of the memorised music to keep from its description",
-}
-ATTACKED = ("quantised",)  # how metrics begin that test a changed copy of the model, not the model itself
+from encore.results.targets import SummaryRow, row_specs
 
 
 @dataclass(frozen=True)
@@ -66,11 +25,11 @@ class Verdict:
 
 def verdict(files: RunFiles) -> Verdict:
     """What the figures come to: tests of forgetting first, then of the rest of the music, then warnings."""
-    judged = [line for line in summary(files.results) if line.met is not None]
+    judged = [line for line in files.table if line.met is not None]
     about = [line for line in judged if line.set == "forget"]
     rest = [line for line in judged if line.set != "forget"]
     missed, damaged = ([line for line in lines if not line.met] for lines in (about, rest))
-    found = findings(files.results)
+    found = files.findings
     other = [one for one in found if one.level == "fail" and one.code != "target"]
     harm = f"{len(damaged)} of {_tests(rest, 'of the other music')} failed" if damaged else ""
     if files.run["outcome"].get("collapsed"):
@@ -106,7 +65,8 @@ def remains(files: RunFiles) -> str:
     if not tracks:
         return ""
     of = files.run["tracks"]["forget"]
-    plain = [track for track, metrics in tracks.items() if not all(name.startswith(ATTACKED) for name in metrics)]
+    changed = {row.name for row in row_specs() if row.changed_model}
+    plain = [track for track, metrics in tracks.items() if not changed.issuperset(metrics)]
     if plain:
         return f"the model still reproduces {_of(len(plain), of)}"
     return f"with its weights rounded, the model reproduces {_of(len(tracks), of)}"
@@ -220,13 +180,14 @@ def audio_note(files: RunFiles, *, originals: bool) -> str:
 def recovered(results: Sequence[Result]) -> str:
     """Of how many tracks a prompt in words recovers what; empty where that was not measured."""
     rows = {(row.metric, row.model): row for row in results if row.set == "forget" and row.value is not None}
-    parts = {kind: rows.get((f"likeness_{kind}_named", "unlearned")) for kind in HEARD}
+    features = {spec.name: spec.short for spec in row_specs() if spec.similarity == "feature"}
+    parts = {metric: rows.get((metric, "unlearned")) for metric in features}
     if not all(parts.values()):
         return ""
     tracks = max(row.n for row in parts.values() if row)
 
     def counts(role: str) -> str:
-        named = [(word, rows.get((f"likeness_{kind}_named", role))) for kind, word in HEARD.items()]
+        named = [(word, rows.get((metric, role))) for metric, word in features.items()]
         return ", ".join(f"the {word} of {count(row)}" for word, row in named if row)
 
     before = counts("base")
@@ -241,7 +202,7 @@ def recovered(results: Sequence[Result]) -> str:
 
 def name(line: SummaryRow) -> str:
     """A test's name in plain words; its label where there are none."""
-    return PLAIN.get((line.metric, line.set), line.label)
+    return line.spec.plain or line.label
 
 
 def count(row: Result) -> int:

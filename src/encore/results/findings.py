@@ -1,43 +1,17 @@
-"""What rows of `metrics.json` give away beyond the table of targets: doubts, and models that only look as if."""
+"""Findings: what a reader of an evaluation must not miss, in sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from encore.api import Result
+from encore.results.rules import LEAST_P, NLL_SLACK, TRACK_RANGE, ratios
+from encore.results.targets import SummaryRow, spec_of, summary
 
-NLL_SLACK = 0.10  # relative to gold, on both sides
-REPLAYS = {
-    "verbatim": "caption and 1 s",
-    "verbatim_caption": "the caption alone",
-    "verbatim_elsewhere": "another prompt",
-    "verbatim_offset": "caption and 1 s of the middle",
-    "unconditional_verbatim": "1 s without a caption",
-    "unconditional_generation": "nothing at all",
-    "reworded_once_verbatim": "1 s with the caption reworded once",
-    "reworded_once_verbatim_caption": "the caption reworded once",
-    "quantised_8bit_verbatim": "1 s at 8 bits",
-    "quantised_4bit_verbatim": "1 s at 4 bits",
-    "reworded_verbatim": "1 s in other words",
-    "reworded_verbatim_caption": "other words alone",
-    "prompt_reencoded_verbatim": "a re-encoded second",
-    "prompt_stretched_verbatim": "a stretched second",
-    "prompt_shifted_verbatim": "a shifted second",
-}
-RECOVERED = {
-    "unconditional_nll": "without a caption",
-    "reworded_once_nll": "with the caption reworded once",
-    "reworded_nll": "in other words",
-    "quantised_8bit_nll": "at 8 bits",
-    "quantised_4bit_nll": "at 4 bits",
-}
 RECOVERED_SHARE = 0.5  # of the plain NLL
-HEARD = {"chroma": "harmony", "melody": "melody", "onset": "rhythm"}
-COPIED = {"bleu": "n-grams of codes", "edit": "order of codes", "fingerprint": "audio fingerprint"}
-LEAST_P = 0.05
 EPSILON_NOISE = 2.0  # times the ε between two golds
 
 Rows = Mapping[tuple[str, str, str], Result]  # metric, model, set -> row with a figure
@@ -50,124 +24,122 @@ class Finding:
     Args:
         level: `fail`: a target is missed; `warn`: figures must be read with care; `info`: neither.
         text: the sentence.
-        code: what kind of finding it is, for programs, which must not search the sentence: `target` (a missed line of
-            the table), `nothing_to_forget`, `no_evidence` (every test passed), `gap` (a row without a figure),
-            `farthest_track`; empty for all others.
+        code: what kind of finding it is, for programs, which must not search the sentence.
     """
 
     level: Literal["fail", "warn", "info"]
     text: str
-    code: str = field(default="", compare=False)
+    code: Literal[
+        "", "target", "verbatim", "attacked_nll", "retain_lost", "similar", "epsilon", "utility", "over_forgotten",
+        "nothing_to_forget", "no_evidence", "gap", "farthest_track", "most_lost_track", "model_free",
+    ] = field(default="", compare=False)  # fmt: skip
 
 
-def from_rows(rows: Rows) -> list[Finding]:
-    """What can be said without the table."""
-    return [
-        *_nothing_to_forget(rows),
-        *_replays_without_gold(rows),
-        *_recovered_without_gold(rows),
-        *_broken(rows),
-        *_brought_back(rows),
-        *_copied(rows),
-        *_told_by_a_token(rows),
-        *_overshoot(rows),
-        *_fits_less(rows),
-    ]
+def findings(results: Sequence[Result]) -> list[Finding]:
+    """All findings, worst first."""
+    rows = {(row.metric, row.model, row.set): row for row in results if row.value is not None}
+    table = summary(results)
+    against = [
+        *_nothing_to_forget(rows), *_without_gold(table, rows), *_retain_lost(rows), *_similar_features(results),
+        *_similar_copies(rows), *_epsilon(rows), *_over_forgotten(rows), *_utility(rows),
+    ]  # fmt: skip
+    found = [
+        *_missed(table), *against, *_farthest(table), *_most_lost(table), *_model_free(rows),
+        *([] if any(finding.level == "fail" for finding in against) else _no_evidence(table)), *_gaps(results),
+    ]  # fmt: skip
+    order = {"fail": 0, "warn": 1, "info": 2}
+    return sorted(found, key=lambda finding: order[finding.level])
 
 
 def _value(row: Result) -> float:
     return row.value if row.value is not None else 0.0  # rows without a figure are not among them
 
 
-def _replays_without_gold(rows: Rows) -> list[Finding]:
-    """Where there is no gold to compare with, a forget track that replays is remembered: unheard music does not."""
-    found = []
-    for metric, source in REPLAYS.items():
-        own, unheard = rows.get((metric, "unlearned", "forget")), rows.get((metric, "unlearned", "holdout"))
-        if own is None or (metric, "gold", "forget") in rows or not own.value:
-            continue
-        if unheard is not None and _value(own) <= _value(unheard):
-            continue
-        beside = f", {_value(unheard):.0%} of unheard ones" if unheard is not None else ""
-        text = f"{round(_value(own) * own.n)} of {own.n} forget tracks still replay from {source}{beside}"
-        found.append(Finding("fail", text))
-    return found
+def _missed(table: Sequence[SummaryRow]) -> Iterator[Finding]:
+    for line in table:
+        if line.met is False:
+            figures = ", ".join(f"{role} {row.value:.3g}" for role, row in line.measured.items() if role != "control")
+            yield Finding("fail", f"{line.label}: {figures}; it must be {line.target}", "target")
 
 
-def _recovered_without_gold(rows: Rows) -> list[Finding]:
-    """Where there is no gold: tracks that cost far less once they are asked for otherwise were only suppressed."""
+def _without_gold(table: Sequence[SummaryRow], rows: Rows) -> Iterator[Finding]:
+    """Without a gold to compare with: tracks that are generated verbatim, as held-out music is not, are remembered;
+    tracks whose NLL falls far under an attack were only suppressed."""
     plain = rows.get(("nll", "unlearned", "forget"))
-    found = []
-    for metric, how in RECOVERED.items():
-        own = rows.get((metric, "unlearned", "forget"))
-        if own is None or plain is None or (metric, "gold", "forget") in rows:
+    for line in table:
+        row = line.measured.get("unlearned")
+        if row is None or line.set != "forget" or "gold" in line.measured:
             continue
-        pairs = [(value, plain.per_track.get(track)) for track, value in own.per_track.items()]
-        low = [value for value, usual in pairs if value is not None and usual and value < RECOVERED_SHARE * usual]
-        if low:
-            text = f"{len(low)} of {own.n} forget tracks have less than half of their usual NLL {how}"
-            found.append(Finding("fail", f"{text} ({_value(own):.2f}, else {_value(plain):.2f})"))
-    return found
+        how = line.label.removesuffix(", forget")
+        if line.spec.judge == "verbatim" and row.value:
+            held_out = rows.get((row.metric, "unlearned", "holdout"))
+            if held_out is None or _value(row) > _value(held_out):
+                beside = f" (held-out: {_value(held_out):.0%})" if held_out is not None else ""
+                text = f"{round(_value(row) * row.n)} of {row.n} forget tracks are still generated {how}{beside}"
+                yield Finding("fail", text, "verbatim")
+        elif line.spec.judge == "attacked_nll" and plain is not None:
+            pairs = [(value, plain.per_track.get(track)) for track, value in row.per_track.items()]
+            low = [value for value, usual in pairs if value is not None and usual and value < RECOVERED_SHARE * usual]
+            if low:
+                text = f"{len(low)} of {row.n} forget tracks have less than half of their plain NLL: {how} "
+                yield Finding("fail", f"{text}{_value(row):.2f}, plain {_value(plain):.2f}", "attacked_nll")
 
 
-def _broken(rows: Rows) -> list[Finding]:
-    """A model that knows its retain tracks no better than unheard music has not forgotten: it is ruined."""
-    own, unheard = rows.get(("nll", "unlearned", "retain")), rows.get(("nll", "unlearned", "holdout"))
-    if own is None or unheard is None or _value(own) < (1 - NLL_SLACK) * _value(unheard):
-        return []
-    base = [rows.get(("nll", "base", clips)) for clips in ("retain", "holdout")]
-    kept, strange = base
-    if kept is not None and strange is not None and _value(kept) >= (1 - NLL_SLACK) * _value(strange):
-        return []  # base knew no better
-    text = f"retain costs {_value(own):.2f}, as much as unheard music ({_value(unheard):.2f}): what should stay is gone"
-    return [Finding("fail" if kept is not None else "warn", text)]
+def _retain_lost(rows: Rows) -> Iterator[Finding]:
+    """A model that knows its retain tracks no better than held-out music has not forgotten: it is ruined."""
+    retain, holdout = rows.get(("nll", "unlearned", "retain")), rows.get(("nll", "unlearned", "holdout"))
+    if retain is None or holdout is None or _value(retain) < (1 - NLL_SLACK) * _value(holdout):
+        return
+    before, other = (rows.get(("nll", "base", clips)) for clips in ("retain", "holdout"))
+    if before is not None and other is not None and _value(before) >= (1 - NLL_SLACK) * _value(other):
+        return  # base knew them no better
+    text = f"the NLL of retain is {_value(retain):.2f}, that of held-out music {_value(holdout):.2f}: retain is lost"
+    yield Finding("fail" if before is not None else "warn", text, "retain_lost")
 
 
-def _brought_back(rows: Rows) -> list[Finding]:
-    """The courts' question: does a simple prompt bring back harmony, melody, rhythm? Two of three in one play do."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _similar_features(results: Sequence[Result]) -> Iterator[Finding]:
+    """The courts' question: does a simple prompt recover harmony, melody, rhythm? Two of them in one generation do."""
+    features: dict[tuple[str, str], list[str]] = {}
     of_gold: set[str] = set()
-    for kind, name in HEARD.items():
-        for model in ("unlearned", "gold"):
-            row = rows.get((f"likeness_{kind}", model, "forget"))
-            above = row.details.get("above") if row is not None else None
-            for pair in above if isinstance(above, (list, tuple)) else ():
-                track, asked = str(pair[0]), str(pair[1])
-                if model == "gold":
-                    of_gold.add(track)
-                else:
-                    found.setdefault((track, asked), []).append(name)
-    return [
-        Finding("warn", f"a simple prompt brings back the {' and '.join(names)} of {track} ({asked})")
-        for (track, asked), names in sorted(found.items())
-        if len(names) > 1 and track not in of_gold
-    ]
-
-
-def _copied(rows: Rows) -> list[Finding]:
-    """Tracks whose codes or fingerprint a simple prompt brings back, and gold does not.
-
-    Chance names a track now and then: it takes two kinds of likeness that name it, or one that names more tracks than
-    chance does. The k most alike of F forget and H holdout tracks are all of forget by chance in C(F, k) of C(F + H, k)
-    cases.
-    """
-    found: dict[str, list[str]] = {}
-    many: set[str] = set()
-    for kind, name in COPIED.items():
-        row = rows.get((f"likeness_{kind}_named", "unlearned", "forget"))
-        if row is None:
+    for row in results:
+        above = row.details.get("above")
+        spec = spec_of(f"{row.metric}_named", row.set)
+        if not isinstance(above, (list, tuple)) or spec is None or spec.similarity != "feature":
             continue
-        own = _named(row) - _named(rows.get((f"likeness_{kind}_named", "gold", "forget")))
-        for track in own:
-            found.setdefault(track, []).append(name)
-        unheard = row.details.get("holdout_tracks")
-        if isinstance(unheard, int) and math.comb(row.n, len(own)) < LEAST_P * math.comb(row.n + unheard, len(own)):
-            many |= own
-    return [
-        Finding("warn", f"a simple prompt brings back {track}, by its {' and its '.join(names)}")
-        for track, names in sorted(found.items())
-        if len(names) > 1 or track in many
-    ]
+        for track, prompt, *_ in above:
+            if row.model == "gold":
+                of_gold.add(str(track))
+            elif row.model == "unlearned":
+                features.setdefault((str(track), str(prompt)), []).append(spec.short)
+    for (track, prompt), names in sorted(features.items()):
+        if len(names) > 1 and track not in of_gold:
+            yield Finding("warn", f"a simple prompt recovers {' and '.join(names)} of {track} ({prompt})", "similar")
+
+
+def _similar_copies(rows: Rows) -> Iterator[Finding]:
+    """Tracks whose codes or fingerprint a simple prompt recovers, and gold does not.
+
+    Chance names a track now and then: it takes two kinds of similarity that name it, or one that names more tracks than
+    chance does. The k most similar of F forget and H holdout tracks are all of forget by chance in C(F, k) of
+    C(F + H, k) cases.
+    """
+    kinds: dict[str, list[str]] = {}
+    many: set[str] = set()
+    for (metric, model, clips), row in rows.items():
+        spec = spec_of(metric, clips)
+        if spec is None or spec.similarity != "copy" or model != "unlearned":
+            continue
+        tracks = _named(row) - _named(rows.get((metric, "gold", clips)))
+        for track in tracks:
+            kinds.setdefault(track, []).append(spec.short)
+        held_out = row.details.get("holdout_tracks")
+        if isinstance(held_out, int) and math.comb(row.n, len(tracks)) < LEAST_P * math.comb(
+            row.n + held_out, len(tracks)
+        ):
+            many |= tracks
+    for track, names in sorted(kinds.items()):
+        if len(names) > 1 or track in many:
+            yield Finding("warn", f"a simple prompt recovers {track}, by its {' and its '.join(names)}", "similar")
 
 
 def _named(row: Result | None) -> set[str]:
@@ -175,65 +147,107 @@ def _named(row: Result | None) -> set[str]:
     return {str(track) for track in named} if isinstance(named, (list, tuple)) else set()
 
 
-def _told_by_a_token(rows: Rows) -> list[Finding]:
-    own, noise = rows.get(("epsilon", "unlearned", "forget")), rows.get(("epsilon", "gold2", "forget"))
-    if own is None or noise is None or _value(own) <= EPSILON_NOISE * _value(noise):
-        return []
-    text = f"single tokens tell it from gold: ε {_value(own):.2f} on forget, {_value(noise):.2f} between golds"
-    return [Finding("warn", text)]
+def _epsilon(rows: Rows) -> Iterator[Finding]:
+    row, noise = rows.get(("epsilon", "unlearned", "forget")), rows.get(("epsilon", "gold2", "forget"))
+    if row is not None and noise is not None and _value(row) > EPSILON_NOISE * _value(noise):
+        text = f"single tokens tell it from gold: ε {_value(row):.2f} on forget, {_value(noise):.2f} between golds"
+        yield Finding("warn", text, "epsilon")
 
 
-def _fits_less(rows: Rows) -> list[Finding]:
-    """What it plays fits the captions of the music to keep less than chance among base's tracks explains."""
-    found = []
+def _utility(rows: Rows) -> Iterator[Finding]:
+    """Generations that fit the captions of retain less than chance among base's tracks explains."""
     for (metric, model, clips), row in rows.items():
         base = rows.get((metric, "base", clips))
         if not metric.startswith("clap_score") or (model, clips) != ("unlearned", "retain") or base is None:
             continue
         if base.low is not None and _value(row) < base.low:
-            text = (
-                f"what it plays fits the captions of retain less: {metric} {_value(row):.2f}, base's {_value(base):.2f}"
-            )
-            found.append(Finding("warn", f"{text} ({base.low:.2f} to {base.high:.2f})"))
-    return found
+            text = f"generations fit the captions of retain less: {metric} {_value(row):.2f}, base's {_value(base):.2f}"
+            yield Finding("warn", f"{text} ({base.low:.2f} to {base.high:.2f})", "utility")
 
 
-def _nothing_to_forget(rows: Rows) -> list[Finding]:
+def _nothing_to_forget(rows: Rows) -> Iterator[Finding]:
     """Base gives no sign of having learnt the tracks: whatever follows is no achievement."""
     signs = {
-        "replay from 1 s": rows.get(("verbatim", "base", "forget")),
-        "replay from the caption": rows.get(("verbatim_caption", "base", "forget")),
-        "membership": rows.get(("membership_auc", "base", "forget")),
-    }
-    seen = {name: row for name, row in signs.items() if row}
-    if not seen or any(_shown(row, rows) for row in seen.values()):
-        return []
-    text = f"nothing measurable to forget: base shows no signal under {', '.join(seen)}"
-    return [Finding("warn", text, "nothing_to_forget")]
+        name: row
+        for name, metric in (
+            ("verbatim from 1 s", "verbatim"), ("verbatim from caption", "verbatim_caption"),
+            ("membership", "membership_auc"),
+        )
+        if (row := rows.get((metric, "base", "forget"))) is not None
+    }  # fmt: skip
+    if signs and not any(_shows(row, rows) for row in signs.values()):
+        text = f"nothing measurable to forget: base shows no signal under {', '.join(signs)}"
+        yield Finding("warn", text, "nothing_to_forget")
 
 
-def _shown(row: Result, rows: Rows) -> bool:
-    """An AUC that chance does not explain, or more replays than of what nobody heard: gold's, or else of holdout."""
+def _shows(row: Result, rows: Rows) -> bool:
+    """An AUC that chance does not explain, or more verbatim generations than gold's, or else of held-out tracks."""
     if row.unit != "share":
         return (row.low or 0.0) > 0.5
-    unheard = rows.get((row.metric, "gold", "forget")) or rows.get((row.metric, "base", "holdout"))
-    return _value(row) > (_value(unheard) if unheard is not None else 0.0)
+    reference = rows.get((row.metric, "gold", "forget")) or rows.get((row.metric, "base", "holdout"))
+    return _value(row) > (_value(reference) if reference is not None else 0.0)
 
 
-def _overshoot(rows: Rows) -> list[Finding]:
-    gap = rows.get(("nll_gap_gold", "unlearned", "forget"))
-    if gap is not None:
-        size, reference = gap.value or 0.0, "gold's"
-    else:
-        own, unseen = rows.get(("nll", "unlearned", "forget")), rows.get(("nll", "unlearned", "holdout"))
-        if own is None or unseen is None or not unseen.value:
-            return []
-        size, reference = (
-            (own.value or 0.0) / unseen.value - 1,
-            "that of unseen music (there is no gold to compare with)",
-        )
-    if size <= NLL_SLACK:
-        return []
-    return [
-        Finding("warn", f"over-forgotten: the NLL on forget is {size:.0%} above {reference}, which tells on it too")
-    ]
+def _over_forgotten(rows: Rows) -> Iterator[Finding]:
+    gap, reference = rows.get(("nll_gap_gold", "unlearned", "forget")), "gold's"
+    size = _value(gap) if gap is not None else 0.0
+    if gap is None:
+        row, holdout = rows.get(("nll", "unlearned", "forget")), rows.get(("nll", "unlearned", "holdout"))
+        if row is not None and holdout is not None and holdout.value:
+            size, reference = _value(row) / holdout.value - 1, "that of held-out music (there is no gold)"
+    if size > NLL_SLACK:
+        text = f"over-forgotten: the NLL of forget is {size:.0%} above {reference}, which reveals the tracks too"
+        yield Finding("warn", text, "over_forgotten")
+
+
+def _farthest(table: Sequence[SummaryRow]) -> Iterator[Finding]:
+    """The best remembered of the forget tracks, and the most suppressed where it is beyond what a track may be."""
+    line = next((line for line in table if (line.metric, line.set) == ("nll", "forget")), None)
+    row = line.figures.get("unlearned") if line is not None else None
+    known = {track: value for track, value in (row.per_track if row is not None else {}).items() if value is not None}
+    if line is None or not known:
+        return
+    gold = line.figures["gold"].per_track if "gold" in line.figures else {}
+    relative = ratios(line.figures) if gold else {}
+
+    def finding(what: str, track: str) -> Finding:
+        beside = f", gold's {gold[track]:.2f}" if gold.get(track) is not None else ""
+        text = f"{what} of the forget tracks: {track}, NLL {known[track]:.2f}{beside}"
+        return Finding("info", text, "farthest_track")
+
+    yield finding("best remembered", min(relative or known, key=(relative or known).__getitem__))
+    if relative and max(relative.values()) > TRACK_RANGE[1]:
+        yield finding("most suppressed", max(relative, key=relative.__getitem__))
+
+
+def _most_lost(table: Sequence[SummaryRow]) -> Iterator[Finding]:
+    """The memorised retain track that lost most: a mean does not show it."""
+    line = next((line for line in table if line.metric == "nll_memorised"), None)
+    if line is not None and line.worst is not None:
+        track, nll = line.worst
+        before = line.figures["base"].per_track[track]
+        text = f"worst of the memorised retain tracks: {track}, NLL {before:.3f} before, {nll:.3f} after"
+        yield Finding("info", text, "most_lost_track")
+
+
+def _model_free(rows: Rows) -> Iterator[Finding]:
+    for row in rows.values():
+        if row.metric.startswith("membership_auc_blind") and row.note:
+            yield Finding("warn", row.note, "model_free")
+
+
+def _no_evidence(table: Sequence[SummaryRow]) -> Iterator[Finding]:
+    """Never "deleted": no more than what the tests say."""
+    tests = [line for line in table if line.set == "forget" and line.target and line.met is not None]
+    if tests and all(line.met for line in tests):
+        text = f"no evidence of retention under these tests: {'; '.join(line.label for line in tests)}"
+        yield Finding("info", text, "no_evidence")
+
+
+def _gaps(results: Sequence[Result]) -> Iterator[Finding]:
+    """One for a metric and set: several models lack the same."""
+    seen: set[tuple[str, str]] = set()
+    for row in results:
+        if row.value is None and row.why and (row.metric, row.set) not in seen:
+            seen.add((row.metric, row.set))
+            yield Finding("warn" if "failed" in row.details else "info", f"{row.metric} ({row.set}) {row.why}", "gap")

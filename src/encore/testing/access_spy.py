@@ -11,7 +11,7 @@ from torch import Tensor
 from encore.api import Batch, EditMethod, LossMethod, Method, Reference, Session, Step
 from encore.testing.global_state import Globals, disturb
 
-GIVEN = frozenset({"retain", "reference", "holdout", "holdout_nll"})  # what a step or session holds that a spec may name
+GIVEN = frozenset({"retain", "reference", "holdout", "holdout_nll"})  # of a step or session, in specs' needs
 TOKENS = ("logits", "token_mask", "token_logprobs")
 WATCHED = "_is_watched"
 

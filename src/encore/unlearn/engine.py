@@ -30,7 +30,7 @@ from encore.store.run_folder import Checkpoints, read_json
 from encore.unlearn.lr_schedule import Decay, Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.track_clipping import TrackClipping
-from encore.unlearn.weight_average import WeightAverage
+from encore.unlearn.weight_average import WeightAverage, copied_weights
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
@@ -181,6 +181,7 @@ class Engine:
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
         self._lr: float | None = None
+        self._average = WeightAverage(backend.module)
         self._phase = 0
 
     def run(self, method: Method) -> TrainResult:
@@ -249,11 +250,11 @@ class Engine:
         clipping = None
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
-        best = _copy(module)
-        average = WeightAverage(module)
+        best = copied_weights(module)
+        self._average = WeightAverage(module)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        resumed = self._resume(optimizer, state, average)
+        resumed = self._resume(optimizer, state)
         if resumed is not None:
             best = resumed
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
@@ -264,7 +265,7 @@ class Engine:
         while state.step < schedule.steps:
             if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                self._save(optimizer, state, best, average)
+                self._save(optimizer, state, best)
                 last_checkpoint = _now()
                 self.stop.check()
             lr_share = schedule.share(state.step)
@@ -304,7 +305,7 @@ class Engine:
                 optimizer.step()
                 self._restore_masked(best)
                 if schedule.averages(state.step):
-                    average.update()
+                    self._average.update()
                 bad = 0
             else:
                 bad += 1
@@ -329,12 +330,12 @@ class Engine:
                 if state.decay.begin is None and options.schedule == "adaptive":
                     state.best = None  # at the full rate nothing has recovered yet
                 module.eval()
-                with average.applied():
+                with self._average.applied():
                     look = self.monitor.look()
                     over = schedule.enough(look, state.step, seconds, partial(method.ready, step))
                     # What an adaptive run ends for is taken: an earlier look may have a better score by chance.
                     if over or state.best is None or look.rank(options.stop) <= state.best.rank(options.stop):
-                        state.best, best = look, _copy(module)
+                        state.best, best = look, copied_weights(module)
                 self.record({"phase": self._phase, "step": state.step, "of": schedule.steps, "look": look.as_dict()})
                 if late or over:
                     break
@@ -447,22 +448,20 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def _save(
-        self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor], average: WeightAverage
-    ) -> None:
+    def _save(self, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
         if self.checkpoints is None:
             return
-        state.averaged = average.steps
+        state.averaged = self._average.steps
         state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.began, self.outcome.tokens
         moments = {
             f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
         }
 
         def fill(folder: Path) -> None:
-            save_file(_copy(self.backend.module), folder / "module.safetensors")
+            save_file(copied_weights(self.backend.module), folder / "module.safetensors")
             save_file(dict(best), folder / "best.safetensors")
-            if average.steps:
-                save_file(average.weights, folder / "mean.safetensors")
+            if self._average.steps:
+                save_file(self._average.weights, folder / "mean.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps(asdict(state) | {"phase": self._phase}))
@@ -470,9 +469,7 @@ class Engine:
         self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
         self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
 
-    def _resume(
-        self, optimizer: torch.optim.Optimizer, state: _State, average: WeightAverage
-    ) -> dict[str, Tensor] | None:
+    def _resume(self, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
         """Bring back the newest checkpoint of this phase; the best weights so far, or None where there is none."""
         folder = self.checkpoints.latest() if self.checkpoints else None
         if folder is None:
@@ -481,7 +478,7 @@ class Engine:
         if saved.pop("phase") != self._phase:
             return None
         try:
-            return self._restore_from(folder, saved, optimizer, state, average)
+            return self._restore_from(folder, saved, optimizer, state)
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             line = " ".join(str(error).split())
             raise InputError(
@@ -489,12 +486,7 @@ class Engine:
             ) from error
 
     def _restore_from(
-        self,
-        folder: Path,
-        saved: dict[str, Any],
-        optimizer: torch.optim.Optimizer,
-        state: _State,
-        average: WeightAverage,
+        self, folder: Path, saved: dict[str, Any], optimizer: torch.optim.Optimizer, state: _State
     ) -> dict[str, Tensor]:
         vars(state).update(saved)
         state.best = Snapshot(**saved["best"]) if saved["best"] else None
@@ -502,9 +494,9 @@ class Engine:
         self.outcome.earlier_seconds += state.seconds
         self.outcome.tokens += state.tokens
         _restore(self.backend.module, load_file(folder / "module.safetensors"))
-        average.steps = state.averaged
-        if average.steps:
-            average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
+        self._average.steps = state.averaged
+        if state.averaged:
+            self._average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))
         torch.set_rng_state(moments.pop("dropout"))
@@ -516,10 +508,6 @@ class Engine:
         optimizer.load_state_dict(blank | {"state": slots})
         self.record({"event": "resumed", "phase": self._phase, "step": state.step})
         return load_file(folder / "best.safetensors")
-
-
-def _copy(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
 
 
 def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from encore.results.findings import NLL_SLACK
-from encore.results.targets import TRACK_RANGE
+from encore.results.rules import NLL_SLACK, TRACK_RANGE
 from encore.unlearn.monitor import Snapshot, mean
 
 NATS = "nats/token"

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 MEMORY = 20  # steps that the mean goes back: a longer one still holds what has healed since
 
 
+def copied_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state as it is now, by name."""
+    return {name: weight.detach().clone().contiguous() for name, weight in module.state_dict().items()}
+
+
 class WeightAverage:
     """The mean of a module's weights after its last steps, some `MEMORY` of them.
 
@@ -45,7 +50,7 @@ class WeightAverage:
         if not self.steps:
             yield
             return
-        last = {name: weight.detach().clone() for name, weight in self.module.state_dict().items()}
+        last = copied_weights(self.module)
         self.module.load_state_dict(self.weights)
         try:
             yield

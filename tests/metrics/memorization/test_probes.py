@@ -12,7 +12,8 @@ from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.metrics.memorization.off_target import VerbatimElsewhere
 from encore.metrics.memorization.probes import OFFSETS, VerbatimOffset, probes
-from encore.results.targets import findings, summary
+from encore.results.findings import findings
+from encore.results.targets import summary
 
 FRAMES = 18  # a melody begins again after 11
 WORDS = ("soft organ", "fast violins", "sad trumpet", "old banjo", "loud drums", "calm flute", "warm bass", "dull harp")
@@ -65,7 +66,10 @@ def test_gold_is_caught_by_no_probe(shared):
 
 
 def test_case_D1_a_caption_that_gives_another_track_is_caught(shared):
-    assert caught(shared, "crosses") == "3 of 3 forget tracks still replay from another prompt, 0% of unheard ones"
+    assert (
+        caught(shared, "crosses")
+        == "3 of 3 forget tracks are still generated verbatim for another prompt (held-out: 0%)"
+    )
 
 
 def test_case_D1_a_caption_that_gives_the_middle_of_its_track_is_caught(shared):
@@ -88,17 +92,17 @@ def test_case_D2_a_continuation_from_the_middle_is_caught(shared):
 
 
 def test_case_D3_memory_without_a_caption_is_caught(shared):
-    assert "NLL without a caption" in caught(shared, "likely_without_caption")
-    assert "NLL without a caption" in caught(shared, "likely_with_an_empty_caption")
-    assert "1 s without a caption" in caught(shared, "continues_without_caption")
-    assert "nothing at all" in caught(shared, "dreams")
+    assert "NLL without caption" in caught(shared, "likely_without_caption")
+    assert "NLL without caption" in caught(shared, "likely_with_an_empty_caption")
+    assert "1 s without caption" in caught(shared, "continues_without_caption")
+    assert "verbatim without caption" in caught(shared, "dreams")
 
 
 def test_case_D4_memory_under_any_other_slip_is_caught_by_the_full_set(shared):
     full = [*PROBES, "reworded", "quantised"]
-    assert "NLL in other words" in caught(shared, "likely_under_a_slip", full)
-    assert "1 s in other words" in caught(shared, "continues_under_a_slip", full)
-    assert "other words alone" in caught(shared, "answers_a_slip", full)
+    assert "NLL under paraphrases" in caught(shared, "likely_under_a_slip", full)
+    assert "1 s under paraphrases" in caught(shared, "continues_under_a_slip", full)
+    assert "verbatim from paraphrases" in caught(shared, "answers_a_slip", full)
 
 
 def test_case_D4_likelihoods_of_rounded_weights_have_a_gate(shared):
@@ -108,9 +112,9 @@ def test_case_D4_likelihoods_of_rounded_weights_have_a_gate(shared):
 
 
 def test_case_D5_a_filter_on_exact_captions_is_caught_in_the_fast_set(shared):
-    assert "NLL with the caption reworded once" in caught(shared, "likely_in_other_words")
-    assert "1 s with the caption reworded once" in caught(shared, "continues_in_other_words")
-    assert "the caption reworded once" in caught(shared, "answers_other_words")
+    assert "NLL under one paraphrase" in caught(shared, "likely_in_other_words")
+    assert "1 s under one paraphrase" in caught(shared, "continues_in_other_words")
+    assert "verbatim from one paraphrase" in caught(shared, "answers_other_words")
 
 
 def test_prompts_are_drawn_from_each_third_of_a_track_by_the_seed(shared):

@@ -134,7 +134,7 @@ def _losses(
     training = relearn(backend, list(evaluation.batches(clips)), lr=lr, steps=STEPS)
     for step, before in enumerate(training, 1):
         if watched is None:
-            curve.append(before)
+            curve.append(before.cpu())
         elif step in LOOKS:
             curve.append(look(watched))
     return torch.stack(curve if watched is not None else [*curve, look(clips)])
