@@ -25,7 +25,7 @@ class Broken(MusicgenBackend):
 
 
 class InTrainingMode(Broken):
-    fault = ("mode", "module is in training mode")
+    fault = ("parts", "module is in training mode")
 
     def __init__(self, *given):
         super().__init__(*given)
@@ -33,7 +33,7 @@ class InTrainingMode(Broken):
 
 
 class FrozenIsTrainable(Broken):
-    fault = ("mode", "frozen codec", "require a gradient")
+    fault = ("parts", "frozen codec", "require a gradient")
 
     def __init__(self, *given):
         super().__init__(*given)
@@ -41,8 +41,8 @@ class FrozenIsTrainable(Broken):
 
 
 class HalfPrecision(Broken):
-    fault = ("mode", "not float32")
-    also = ("losses", "token_logprobs", "batch invariance", "gradients", "curvature", "greedy", "save", "reinitialise")
+    fault = ("parts", "not float32")
+    also = ("losses", "tokens", "batch_invariance", "training", "curvature", "greedy", "save", "reinitialise")
 
     def __init__(self, *given):
         super().__init__(*given)
@@ -99,7 +99,7 @@ class DecodesTooShort(Broken):
 
 
 class PadsConditions(Broken):
-    fault = ("condition", "shape", "alone")
+    fault = ("encode_text", "shape", "alone")
 
     def encode_text(self, captions):
         return list(nn.utils.rnn.pad_sequence(super().encode_text(captions), batch_first=True))
@@ -115,18 +115,7 @@ class PadsConditions(Broken):
 
 class LossOfTheBatch(Broken):
     fault = ("losses", "shape []")
-    also = (
-        "token_logprobs",
-        "batch invariance",
-        "curvature",
-        "save",
-        "determinism",
-        "gradients",
-        "training",
-        "clone",
-        "reinitialise",
-        "caption",
-    )
+    also = ("tokens", "batch_invariance", "curvature", "save", "training", "clone", "reinitialise", "caption")
 
     def losses(self, batch):
         return super().losses(batch).mean()
@@ -134,18 +123,7 @@ class LossOfTheBatch(Broken):
 
 class NanLoss(Broken):
     fault = ("losses", "not finite", "nan")
-    also = (
-        "token_logprobs",
-        "determinism",
-        "batch invariance",
-        "gradients",
-        "training",
-        "curvature",
-        "save",
-        "clone",
-        "reinitialise",
-        "caption",
-    )
+    also = ("tokens", "batch_invariance", "training", "curvature", "save", "clone", "reinitialise", "caption")
 
     def losses(self, batch):
         return super().losses(batch) * float("nan")
@@ -153,7 +131,7 @@ class NanLoss(Broken):
 
 class WithoutGradient(Broken):
     fault = ("losses", "no gradient")
-    also = ("gradients", "training", "curvature")
+    also = ("training", "curvature")
 
     def losses(self, batch):
         return super().losses(batch).detach()
@@ -162,8 +140,8 @@ class WithoutGradient(Broken):
 class CountsPadding(Broken):
     """The mean is over the padded length."""
 
-    fault = ("batch invariance", "alone and", "beside others", "padded to")
-    also = ("token_logprobs", "curvature")
+    fault = ("batch_invariance", "alone and", "beside others", "padded to")
+    also = ("tokens", "curvature")
 
     def losses(self, batch):
         return -self.token_logprobs(batch).sum((1, 2)) / batch.codes[0].numel()
@@ -172,7 +150,7 @@ class CountsPadding(Broken):
 class AttendsPaddedText(Broken):
     """Text states are padded with zeros and not masked."""
 
-    fault = ("batch invariance", "alone and", "beside others")
+    fault = ("batch_invariance", "alone and", "beside others")
     also = ("curvature",)
 
     def _text_states(self, captions, unconditional):
@@ -181,15 +159,15 @@ class AttendsPaddedText(Broken):
 
 
 class MaskOnPadding(Broken):
-    fault = ("token_mask", "True on the padding")
-    also = ("batch invariance", "curvature")
+    fault = ("tokens", "True on the padding")
+    also = ("batch_invariance", "curvature")
 
     def token_mask(self, batch):
         return torch.ones_like(super().token_mask(batch))
 
 
 class LossIsNotLogits(Broken):
-    fault = ("token_logprobs", "losses are", "logits say")
+    fault = ("tokens", "losses are", "logits say")
 
     def losses(self, batch):
         return super().losses(batch) * 1.5
@@ -198,7 +176,7 @@ class LossIsNotLogits(Broken):
 class RawLogits(Broken):
     """Logits are taken for log-probabilities."""
 
-    fault = ("token_logprobs", "log-probability above 0")
+    fault = ("tokens", "log-probability above 0")
     also = ("losses",)
 
     def token_logprobs(self, batch, *, unconditional=False):
@@ -207,10 +185,10 @@ class RawLogits(Broken):
 
 
 class Dropout(Broken):
-    fault = ("determinism", "torch's shared random generator")
+    fault = ("losses", "torch's shared random generator")
     also = (
-        "token_logprobs",
-        "batch invariance",
+        "tokens",
+        "batch_invariance",
         "save",
         "clone",
         "reinitialise",
@@ -225,16 +203,16 @@ class Dropout(Broken):
 
 
 class CountsCalls(Broken):
-    fault = ("determinism", "two calls of losses differ")
-    also = ("token_logprobs", "batch invariance", "save", "clone", "curvature")
+    fault = ("losses", "two calls of losses differ")
+    also = ("tokens", "batch_invariance", "save", "clone", "curvature")
 
     def losses(self, batch):
         return super().losses(batch) * (1 + 0.01 * next(_calls))
 
 
 class LooksAtIdentity(Broken):
-    fault = ("determinism", "equal clips differ")
-    also = ("token_logprobs", "batch invariance")
+    fault = ("losses", "equal clips differ")
+    also = ("tokens", "batch_invariance")
 
     def losses(self, batch):
         self.seen = getattr(self, "seen", {})
@@ -246,7 +224,7 @@ class LeaksTheFuture(Broken):
     """No causal mask: what transformers builds where the attention implementation is not set."""
 
     fault = ("causality", "later tokens leak")
-    also = ("greedy", "batch invariance", "curvature")
+    also = ("greedy", "batch_invariance", "curvature")
 
     def logits(self, batch, *, unconditional=False):
         found = super().logits(batch, unconditional=unconditional)
@@ -290,7 +268,7 @@ class PlaysTooLong(Broken):
 
 
 class DrawsFromTheSharedGenerator(Broken):
-    fault = ("generate's seed", "torch's shared random generator")
+    fault = ("generate", "torch's shared random generator")
     also = ("greedy",)
 
     def generate(self, captions, *, seed=0, **given):
@@ -299,21 +277,21 @@ class DrawsFromTheSharedGenerator(Broken):
 
 
 class SeedOfTheBatch(Broken):
-    fault = ("generate's seed", "depends on the captions beside it")
+    fault = ("generate", "depends on the captions beside it")
 
     def generate(self, captions, *, seed=0, **given):
         return super().generate(captions, seed=seed + len(captions), **given)
 
 
 class ForgetsThePrompt(Broken):
-    fault = ("prompt", "is not in what is played")
+    fault = ("prompt", "is not in what is generated")
 
     def generate(self, captions, *, prompt=None, **given):
         return super().generate(captions, prompt=None, **given)
 
 
 class NeverGreedy(Broken):
-    fault = ("greedy", "two seeds play different codes")
+    fault = ("greedy", "two seeds generate different codes")
 
     def generate(self, captions, *, temperature=1.0, **given):
         return super().generate(captions, temperature=max(temperature, 0.5), **given)
@@ -321,7 +299,7 @@ class NeverGreedy(Broken):
 
 class CodecIsTrained(Broken):
     fault = ("parts", "is in both")
-    also = ("gradients", "training", "reinitialise", "mode", "save", "clone")
+    also = ("training", "reinitialise", "save", "clone")
 
     def __init__(self, *given):
         super().__init__(*given)
@@ -329,7 +307,7 @@ class CodecIsTrained(Broken):
 
 
 class SpareParameter(Broken):
-    fault = ("gradients", "no gradient reaches spare")
+    fault = ("training", "no gradient reaches spare")
     also = ("save",)
 
     def __init__(self, *given):
@@ -371,7 +349,7 @@ class LosesWeights(Broken):
 
 
 class WritesPickles(Broken):
-    fault = ("files", "extra.dat", "could run code")
+    fault = ("save", "extra.dat", "could run code")
 
     def save(self, folder):
         super().save(folder)
@@ -386,7 +364,7 @@ class CloneSharesWeights(Broken):
 
 
 class CloneCopiesTheCodec(Broken):
-    fault = ("clone", "a codec of its own")
+    fault = ("clone", "a separate frozen codec")
 
     def clone(self):
         return type(self)(copy.deepcopy(self.model), self.processor)
@@ -402,7 +380,7 @@ class ReinitialisesEverything(Broken):
 
 
 class ReinitialisesUnseeded(Broken):
-    fault = ("reinitialise", "other weights from the same seed")
+    fault = ("reinitialise", "two calls of reinitialise with one seed differ")
 
     def reinitialise(self, seed):
         super().reinitialise(next(_calls))

@@ -48,7 +48,7 @@ class UndescribedOption(Broken, GradDiff):
 
 class OptionWithoutDefault(Broken, GradDiff):
     fault = ("options", "no defaults", "speed")
-    also = ("losses", "independence", "micro-batches", "two steps")
+    also = ("losses", "independence", "micro_batches", "two_steps")
 
     class Options(GradDiff.Options):
         speed: float = Field(description="how fast")
@@ -56,7 +56,7 @@ class OptionWithoutDefault(Broken, GradDiff):
 
 class MeanOverTheBatch(Broken, GradDiff):
     fault = ("losses", "forget_loss returns shape []")
-    also = ("two steps", "independence", "micro-batches")
+    also = ("two_steps", "independence", "micro_batches")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch).mean()
@@ -64,7 +64,7 @@ class MeanOverTheBatch(Broken, GradDiff):
 
 class NanLoss(Broken, GradDiff):
     fault = ("losses", "retain_loss is not finite")
-    also = ("two steps", "independence", "micro-batches")
+    also = ("two_steps", "independence", "micro_batches")
 
     def retain_loss(self, step, batch):
         return super().retain_loss(step, batch).log().sqrt() * float("nan")
@@ -72,7 +72,7 @@ class NanLoss(Broken, GradDiff):
 
 class Detached(Broken, GradDiff):
     fault = ("losses", "forget_loss has no gradient")
-    also = ("two steps", "micro-batches", "independence")
+    also = ("two_steps", "micro_batches", "independence")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch).detach()
@@ -80,7 +80,7 @@ class Detached(Broken, GradDiff):
 
 class PenaltyAWeight(Broken, GradDiff):
     fault = ("losses", "penalty returns")
-    also = ("two steps",)
+    also = ("two_steps",)
 
     def penalty(self, step):
         return next(step.backend.module.parameters()).square().sum(0)
@@ -90,7 +90,7 @@ class CentredOnTheBatch(Broken, GradDiff):
     """As advantages are: each loss less the batch's mean."""
 
     fault = ("independence", "forget_loss of a clip is", "beside another")
-    also = ("micro-batches", "two steps")
+    also = ("micro_batches", "two_steps")
 
     def forget_loss(self, step, batch):
         losses = super().forget_loss(step, batch)
@@ -99,7 +99,7 @@ class CentredOnTheBatch(Broken, GradDiff):
 
 class DividedByTheBatch(Broken, GradDiff):
     fault = ("independence", "alone and", "beside another")
-    also = ("micro-batches",)
+    also = ("micro_batches",)
 
     def retain_loss(self, step, batch):
         return super().retain_loss(step, batch) / len(batch)
@@ -109,7 +109,7 @@ class KlOverPadding(Broken, GaKl):
     """A KL that is averaged over the padded length: a trap of methods.md."""
 
     fault = ("independence", "of a short clip is", "alone and")
-    also = ("micro-batches",)
+    also = ("micro_batches",)
     needs = frozenset({"retain", "reference", "logits"})
 
     def retain_loss(self, step, batch):
@@ -121,8 +121,8 @@ class KlOverPadding(Broken, GaKl):
 class GradientOfTheBatch(Broken, GradDiff):
     """The value is a clip's own; its gradient is weighted by the batch."""
 
-    fault = ("micro-batches", "gradient of forget_loss", "not the sum")
-    also = ("without tokens",)
+    fault = ("micro_batches", "gradient of forget_loss", "not the sum")
+    also = ("needs",)
 
     def forget_loss(self, step, batch):
         losses = super().forget_loss(step, batch)
@@ -130,16 +130,16 @@ class GradientOfTheBatch(Broken, GradDiff):
 
 
 class Crashes(Broken, GradDiff):
-    fault = ("two steps", "does not run", "ZeroDivisionError", "broken_methods.py, line")
-    also = ("losses", "independence", "micro-batches")
+    fault = ("two_steps", "does not run", "ZeroDivisionError", "broken_methods.py, line")
+    also = ("losses", "independence", "micro_batches")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch) * (1 / (len(batch) - len(batch)))
 
 
 class ChangesNothing(Broken, EditMethod):
-    fault = ("two steps", "changes no weight")
-    also = ("needs",)
+    fault = ("two_steps", "changes no weight")
+    needs = frozenset()
     Options = Options
 
     def edit(self, session):
@@ -147,12 +147,11 @@ class ChangesNothing(Broken, EditMethod):
 
 
 class LeavesNan(Broken, EditMethod):
-    fault = ("two steps", "not finite")
-    also = ("needs",)
+    fault = ("two_steps", "not finite")
+    needs = frozenset()
     Options = Options
 
     def edit(self, session):
-        list(session.retain)
         with torch.no_grad():
             next(session.backend.module.parameters()).div_(0)
 
@@ -160,23 +159,22 @@ class LeavesNan(Broken, EditMethod):
 class AddsParameters(Broken, EditMethod):
     """Adapters that were not merged."""
 
-    fault = ("model", "adds parameters", "adapter")
-    also = ("save",)
+    fault = ("two_steps", "adds parameters", "adapter")
+    needs = frozenset()
     Options = Options
 
     def edit(self, session):
-        list(session.retain)
         with torch.no_grad():
             next(session.backend.module.parameters()).mul_(0.9)
         session.backend.module.register_parameter("adapter", nn.Parameter(torch.zeros(2)))
 
 
 class LeavesTheModelFrozen(Broken, EditMethod):
-    fault = ("model", "require no gradient")
+    fault = ("two_steps", "require no gradient")
+    needs = frozenset()
     Options = Options
 
     def edit(self, session):
-        list(session.retain)
         with torch.no_grad():
             for weight in session.backend.module.parameters():
                 weight.mul_(0.99)
@@ -184,8 +182,7 @@ class LeavesTheModelFrozen(Broken, EditMethod):
 
 
 class TouchesTheCodec(Broken, GradDiff):
-    fault = ("frozen parts", "changes the frozen codec")
-    also = ("save",)
+    fault = ("side_effects", "changes the frozen codec")
 
     def prepare(self, session):
         with torch.no_grad():
@@ -195,7 +192,7 @@ class TouchesTheCodec(Broken, GradDiff):
 class TouchesTheReference(Broken, Npo):
     """It keeps its moving average in what must stay the base."""
 
-    fault = ("reference", "changes the reference model")
+    fault = ("side_effects", "changes the reference model")
     needs = frozenset({"retain", "reference"})
 
     def prepare(self, session):
@@ -205,8 +202,8 @@ class TouchesTheReference(Broken, Npo):
 
 
 class WritesIntoClips(Broken, GradDiff):
-    fault = ("clips", "writes into the codes of 4 clips")
-    also = ("determinism", "resume", "independence", "micro-batches", "random numbers", "without holdout")
+    fault = ("side_effects", "writes into the codes of 4 clips")
+    also = ("determinism", "resume", "independence", "micro_batches", "needs")
 
     def forget_loss(self, step, batch):
         for clip in batch.clips:
@@ -216,22 +213,22 @@ class WritesIntoClips(Broken, GradDiff):
 
 class TellsTheTime(Broken, GradDiff):
     fault = ("determinism", "two runs from one seed")
-    also = ("independence", "micro-batches", "random numbers", "resume")
+    also = ("independence", "micro_batches", "resume")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch) * (1 + time.perf_counter() % 1)
 
 
 class DrawsFromTorch(Broken, GradDiff):
-    fault = ("random numbers", "forget_loss", "torch's shared")
-    also = ("independence", "micro-batches", "resume", "determinism")
+    fault = ("determinism", "forget_loss", "torch's shared")
+    also = ("independence", "micro_batches", "resume")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch) * torch.rand(len(batch))
 
 
 class TrainsWithOneThatDrawsFromTorch(Broken, EditMethod):
-    fault = ("random numbers", "forget_loss", "torch's shared")
+    fault = ("determinism", "forget_loss", "torch's shared")
     also = ("resume",)
     Options = GradDiff.Options
 
@@ -240,7 +237,7 @@ class TrainsWithOneThatDrawsFromTorch(Broken, EditMethod):
 
 
 class DrawsFromNumpy(Broken, Ssd):
-    fault = ("random numbers", "edit", "numpy's shared")
+    fault = ("determinism", "edit", "numpy's shared")
     needs = frozenset({"retain", "fisher"})
 
     def edit(self, session):
@@ -250,33 +247,33 @@ class DrawsFromNumpy(Broken, Ssd):
 
 
 class DrawsFromPython(Broken, GradDiff):
-    fault = ("random numbers", "shared random generators")
-    also = ("independence", "micro-batches", "resume")
+    fault = ("determinism", "shared random generators")
+    also = ("independence", "micro_batches", "resume")
 
     def retain_loss(self, step, batch):
         return super().retain_loss(step, batch) * (0.5 + random.random())
 
 
 class ReadsTheReferenceUndeclared(Broken, Npo):
-    fault = ("needs", "reads step.reference", "lack 'reference'")
-    also = ("losses", "independence", "micro-batches", "two steps")
+    fault = ("needs", "runs only with the reference", "lack 'reference'")
+    also = ("losses", "independence", "micro_batches", "two_steps")
 
 
 class TakesAFisherUndeclared(Broken, Ewc):
-    fault = ("needs", "reads session.fisher", "lack 'fisher'")
-    also = ("losses", "independence", "micro-batches", "two steps")
+    fault = ("needs", "runs only with the fisher", "lack 'fisher'")
+    also = ("losses", "independence", "micro_batches", "two_steps")
 
 
 class NeedsTooMuch(Broken, GradDiff):
     """A reference model copied and never used: a trap of methods.md."""
 
-    fault = ("needs", "needs fisher and reference", "does not read")
+    fault = ("needs", "needs fisher and reference", "does not use")
     needs = frozenset({"retain", "reference", "fisher"})
 
 
 class NeedsRetainUndeclared(Broken, GradDiff):
-    fault = ("without retain", "reads session.retain", "without retain clips it does not run", "lack 'retain'")
-    also = ("two steps",)
+    fault = ("needs", "without retain clips it does not run", "lack 'retain'")
+    also = ("two_steps",)
     needs = frozenset()
 
     def prepare(self, session):
@@ -284,35 +281,35 @@ class NeedsRetainUndeclared(Broken, GradDiff):
 
 
 class NeedsHoldoutUndeclared(Broken, GradDiff):
-    fault = ("without holdout", "reads step.holdout_nll", "lack 'holdout'")
+    fault = ("needs", "without holdout clips it does not run", "lack 'holdout'")
 
     def forget_loss(self, step, batch):
         return (step.holdout_nll + 1.0 - step.backend.losses(batch)).relu()
 
 
 class NeedsTokensUndeclared(Broken, GradDiff):
-    fault = ("without tokens", "reads backend.logits", "lack 'logits'")
+    fault = ("needs", "reads tokens", "lack 'logits'")
 
     def forget_loss(self, step, batch):
         return clip_mean(step.backend.token_logprobs(batch), step.backend.token_mask(batch))
 
 
 class CountsCodes(Broken, GradDiff):
-    fault = ("without tokens", "does not run on a backend without tokens", "bincount")
+    fault = ("needs", "does not run on a backend without tokens", "bincount")
 
     def prepare(self, session):
         self.counts = torch.bincount(torch.cat([clip.codes.flatten() for clip in session.retain]))
 
 
 class WritesAFile(Broken, GradDiff):
-    fault = ("files", "writes", "losses.txt")
+    fault = ("side_effects", "writes", "losses.txt")
 
     def penalty(self, step):
         Path(f"/tmp/encore-{id(self)}-losses.txt").write_text("0")
 
 
 class CallsHome(Broken, GradDiff):
-    fault = ("files", "connects to", "127.0.0.1")
+    fault = ("side_effects", "connects to", "127.0.0.1")
 
     def prepare(self, session):
         with socket.socket() as wire:
@@ -321,7 +318,7 @@ class CallsHome(Broken, GradDiff):
 
 class KeepsStateBetweenSteps(Broken, GradDiff):
     fault = ("resume", "resumed ends in other weights")
-    also = ("independence", "micro-batches")
+    also = ("independence", "micro_batches")
 
     def prepare(self, session):
         self.step = 0
@@ -337,7 +334,7 @@ class PreparesAtRandom(Broken, GradDiff):
     """Another half of retain in every process."""
 
     fault = ("determinism", "two runs from one seed")
-    also = ("resume", "random numbers")
+    also = ("resume",)
 
     def prepare(self, session):
         order = random.Random(next(_calls)).sample(range(len(session.retain)), 4)

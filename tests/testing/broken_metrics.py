@@ -34,7 +34,7 @@ class Broken(Metric):
 
 class GivesNoRow(Broken):
     fault = ("measure", "no row")
-    also = ("names", "absent", "without tokens")
+    also = ("names", "needs")
 
     def measure(self, evaluation):
         return []
@@ -42,7 +42,7 @@ class GivesNoRow(Broken):
 
 class GivesTuples(Broken):
     fault = ("measure", "rows of type tuple")
-    also = ("names", "values", "units", "per_track", "JSON", "determinism", "order", "absent", "without tokens")
+    also = ("names", "values", "per_track", "determinism", "order", "needs")
 
     def measure(self, evaluation):
         return [("broken", "base", "forget", 1.0)]
@@ -87,7 +87,7 @@ class RowTwice(Broken):
 
 class NanWithoutWhy(Broken):
     fault = ("values", "value nan", "None, with `why`")
-    also = ("JSON", "absent", "without tokens")
+    also = ("needs",)
 
     def change(self, row, evaluation):
         return replace(row, value=math.nan)
@@ -95,7 +95,7 @@ class NanWithoutWhy(Broken):
 
 class NoneWithoutWhy(Broken):
     fault = ("values", "no value and no `why`")
-    also = ("absent", "without tokens")
+    also = ("needs",)
 
     def change(self, row, evaluation):
         return replace(row, value=None, low=None, high=None) if row.set == "forget" else row
@@ -103,7 +103,7 @@ class NoneWithoutWhy(Broken):
 
 class ValueOutsideItsInterval(Broken):
     fault = ("values", "outside its interval")
-    also = ("absent", "without tokens")
+    also = ("needs",)
 
     def change(self, row, evaluation):
         return replace(row, low=row.value + 1, high=row.value + 2) if row.value is not None else row
@@ -111,7 +111,7 @@ class ValueOutsideItsInterval(Broken):
 
 class HalfAnInterval(Broken):
     fault = ("values", "one end of an interval")
-    also = ("absent", "without tokens")
+    also = ("needs",)
 
     def change(self, row, evaluation):
         return replace(row, low=None, high=row.value) if row.value is not None else row
@@ -119,14 +119,14 @@ class HalfAnInterval(Broken):
 
 class RestsOnNothing(Broken):
     fault = ("values", "n = 0")
-    also = ("absent", "without tokens", "per_track")
+    also = ("needs", "per_track")
 
     def change(self, row, evaluation):
         return replace(row, n=0)
 
 
 class OtherDirection(Broken):
-    fault = ("units", "direction 'up'")
+    fault = ("values", "direction 'up'")
 
     def change(self, row, evaluation):
         return replace(row, direction="up")
@@ -147,7 +147,7 @@ class CountsClips(Broken):
 
 
 class TensorsInDetails(Broken):
-    fault = ("JSON", "can't be written as JSON", "Tensor")
+    fault = ("values", "can't be written as JSON", "Tensor")
 
     def change(self, row, evaluation):
         return replace(row, details={"curve": torch.zeros(2)})
@@ -184,7 +184,7 @@ class FirstClipOnly(Broken):
 class TrainsTheModel(Broken):
     """An attack on the model itself, in place of a clone."""
 
-    fault = ("models", "changes the base model")
+    fault = ("side_effects", "changes the base model")
     also = ("determinism", "order")
 
     def change(self, row, evaluation):
@@ -195,8 +195,8 @@ class TrainsTheModel(Broken):
 
 
 class LeavesTrainingMode(Broken):
-    fault = ("models", "mode")
-    also = ("determinism", "absent", "without tokens", "order")
+    fault = ("side_effects", "mode")
+    also = ("determinism", "needs", "order")
 
     def change(self, row, evaluation):
         if "base" in evaluation.models:
@@ -205,7 +205,7 @@ class LeavesTrainingMode(Broken):
 
 
 class WritesIntoClips(Broken):
-    fault = ("shared objects", "writes into the codes of")
+    fault = ("side_effects", "writes into the codes of")
     also = ("determinism", "order")
 
     def change(self, row, evaluation):
@@ -215,7 +215,7 @@ class WritesIntoClips(Broken):
 
 
 class WritesIntoWhatIsShared(Broken):
-    fault = ("shared objects", "evaluation.token_logprobs")
+    fault = ("side_effects", "evaluation.token_logprobs")
     needs = frozenset({"logits"})
 
     def change(self, row, evaluation):
@@ -225,14 +225,14 @@ class WritesIntoWhatIsShared(Broken):
 
 
 class NeedsGoldUndeclared(Broken):
-    fault = ("absent", "without gold model", "KeyError", "lack 'gold'")
+    fault = ("needs", "without gold it", "KeyError", "lack 'gold'")
 
     def change(self, row, evaluation):
         return replace(row, details={"gold": evaluation.nll("gold", "forget")}, why=row.why)
 
 
 class NeedsHoldoutUndeclared(Broken):
-    fault = ("absent", "without holdout tracks", "lack 'holdout'")
+    fault = ("needs", "without holdout it", "lack 'holdout'")
 
     def change(self, row, evaluation):
         evaluation.nll(row.model if row.model in evaluation.models else "control", "holdout")
@@ -240,7 +240,7 @@ class NeedsHoldoutUndeclared(Broken):
 
 
 class TakesAnEmptySetForAFullOne(Broken):
-    fault = ("absent", "without retain tracks", "IndexError")
+    fault = ("needs", "without retain it", "IndexError")
 
     def change(self, row, evaluation):
         if "retain" in evaluation.clips:
@@ -266,14 +266,14 @@ class ForgetsThatFilesMayBeAtHand(Broken):
 
 
 class LeavesOutWhatIsAbsent(Broken):
-    fault = ("absent", "without retain tracks", "no row")
+    fault = ("needs", "without retain it", "no row")
 
     def measure(self, evaluation):
         return [row for row in super().measure(evaluation) if evaluation.clips.get("retain")]
 
 
 class NeedsTokensUndeclared(Broken):
-    fault = ("without tokens", "raised AssertionError", "lack 'logits'")
+    fault = ("needs", "raised AssertionError", "lack 'logits'")
 
     def change(self, row, evaluation):
         for clip in evaluation.clips["forget"]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from encore.errors import UsageError
-from encore.testing.latent_backend import LatentBackend
+from encore.testing.fixture import LatentBackend
 
 
 class Broken(LatentBackend):
@@ -16,15 +16,15 @@ class Broken(LatentBackend):
 
 
 class IgnoresNoiseIndex(Broken):
-    fault = ("noise_index", "the same at noise_index 0 and 1")
+    fault = ("without_tokens", "the same at noise_index 0 and 1")
 
     def losses(self, batch):
         return super().losses(replace(batch, noise_index=0))
 
 
 class NoiseOfTheProcess(Broken):
-    fault = ("noise_index", "two calls at noise_index 1 differ")
-    also = ("determinism", "batch invariance", "save", "clone", "curvature", "caption")
+    fault = ("without_tokens", "two calls at noise_index 1 differ")
+    also = ("losses", "batch_invariance", "save", "clone", "curvature", "caption")
 
     def losses(self, batch):
         return super().losses(batch) * (1 + 0.1 * torch.rand(()))
@@ -33,7 +33,7 @@ class NoiseOfTheProcess(Broken):
 class NoiseOfTheBatch(Broken):
     """Item i of a batch gets the i-th noise."""
 
-    fault = ("batch invariance", "alone and", "beside others")
+    fault = ("batch_invariance", "alone and", "beside others")
     also = ("curvature",)
 
     def losses(self, batch):
@@ -41,28 +41,28 @@ class NoiseOfTheBatch(Broken):
 
 
 class HasLogits(Broken):
-    fault = ("no tokens", "logits returns something", "UsageError")
+    fault = ("without_tokens", "logits returns something", "UsageError")
 
     def logits(self, batch, *, unconditional=False):
         return torch.zeros(*batch.codes.shape, 2)
 
 
 class RefusesInAnotherWay(Broken):
-    fault = ("no tokens", "token_mask raised NotImplementedError")
+    fault = ("without_tokens", "token_mask raised NotImplementedError")
 
     def token_mask(self, batch):
         raise NotImplementedError
 
 
 class TargetOfTheProcess(Broken):
-    fault = ("random_losses", "two calls")
+    fault = ("without_tokens", "two calls")
 
     def random_losses(self, batch, generator):
         return super().random_losses(batch, torch.Generator().manual_seed(torch.seed() % 2**31))
 
 
 class FixedTarget(Broken):
-    fault = ("random_losses", "the same whatever the generator")
+    fault = ("without_tokens", "the same whatever the generator")
 
     def random_losses(self, batch, generator):
         return super().random_losses(batch, torch.Generator().manual_seed(0))
