@@ -1,13 +1,13 @@
 # `make demo` forgets the tracks of examples/opt-out.txt in the embedded model and evaluates the result;
 # `make test` runs all tests of Encore, `make plugins` those of the plugins beside it. All build the environment in .venv
-# first, and again when what it is made of changes.
+# first, and again when what it is made of changes. `make docs` builds the documentation into site/, in .venv-docs.
 
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PLUGINS := example audiocraft diffusers
 
-.PHONY: demo test tests lint plugins wheel clean $(PLUGINS:%=plugin-%)
+.PHONY: demo test tests lint docs plugins wheel clean $(PLUGINS:%=plugin-%)
 
 demo: .venv/.stamp
 	rm -rf runs/demo
@@ -35,6 +35,18 @@ lint: .venv/.stamp
 	$(BIN)/python -m compileall -q src # as installing a wheel does; an editable install leaves it to the first import
 	touch $@
 
+# A broken link, an unknown anchor or a page that is in no menu is an error.
+docs: .venv-docs/.stamp
+	.venv-docs/bin/mkdocs build --strict
+
+# The pages need no torch: the API is read from the sources, and a test keeps the generated tables as they should be.
+.venv-docs/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project'] \
+		['optional-dependencies']['docs'], sep='\n')" >.venv-docs/requirements.txt
+	.venv-docs/bin/python -m pip install -q -c constraints.txt -r .venv-docs/requirements.txt
+	touch $@
+
 # Every plugin in a fresh environment of its own, beside a wheel of Encore, with all of its tests. What a plugin needs and
 # pip could not resolve beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
 plugins: $(PLUGINS:%=plugin-%)
@@ -57,4 +69,4 @@ wheel: .venv/.stamp
 PLUGIN_PIP = $(BIN)/python -m pip --python plugins/encore-$*/.venv/bin/python install -q
 
 clean:
-	rm -rf build dist runs .venv plugins/*/.venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist runs site .venv .venv-docs plugins/*/.venv .pytest_cache .mypy_cache .ruff_cache

@@ -48,7 +48,7 @@ def part(module: str) -> str:
 
 def floor(name: str) -> int:
     found = [number for number, names in enumerate(FLOORS) if name in names]
-    assert found, f"encore.{name} stands on no floor: add it to FLOORS and to CONTRIBUTING.md"
+    assert found, f"encore.{name} stands on no floor: add it to FLOORS and to docs/architecture.md"
     return found[0]
 
 
@@ -84,6 +84,12 @@ def test_light_modules_import_nothing_heavy_at_the_top(path):
     if own in LIGHT and path not in TENSORS:
         top = imported(ast.parse((SOURCE / path).read_text()).body, "encore")
         assert not {name.partition(".")[0] for name in top} & HEAVY
+
+
+def test_the_documentation_lists_the_floors():
+    text = (SOURCE.parent / "docs/architecture.md").read_text("utf-8").partition("```text\n")[2].partition("```")[0]
+    listed = [set(line.split(", ")) for line in text.replace(",\n  ", ", ").splitlines()]
+    assert listed == [names - {"_native"} for names in reversed(FLOORS)]
 
 
 def test_floors_name_only_what_exists():

@@ -26,12 +26,12 @@ def test_a_table_of_ranks_and_scores(studio: Path, call: Call) -> None:
     assert "compare scores only with one another" in done.err
 
 
-def test_case_E5_help_and_readme_say_the_same_of_a_score(call: Call) -> None:
+def test_case_E5_help_and_documentation_say_the_same_of_a_score(call: Call) -> None:
     help_ = " ".join(call("attribute", "--help").out.split())
-    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    page = " ".join((ROOT / "docs/attribution.md").read_text("utf-8").split())
     assert "Only the order of scores means something" in help_
     assert "has .08 in the median, and the highest other track .05" in help_
-    assert "had .08 in the median, the highest other .05" in readme
+    assert "had .08 in the median, the highest other .05" in page
 
 
 def test_json_says_what_was_compared_and_how(studio: Path, call: Call) -> None:

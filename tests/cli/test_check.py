@@ -21,9 +21,11 @@ def test_a_method_is_checked_on_a_model(call, model: Path) -> None:
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0].split() == ["of", "check", "result", "what"]
-    assert any("method ft" in line and "resume" in line and "passed" in line for line in lines)
     assert any("reference" in line and "skipped   it does not need the reference" in line for line in lines)
+    assert lines[-1].split() == ["method", "ft", "17", "of", "19", "passed"]
     assert "checking method ft" in done.err
+    (checked,) = json.loads(call("plugins", "check", "ft", "--model", model, "--offline", "--json").out)["checked"]
+    assert ("resume", "passed") in [(row["check"], row["result"]) for row in checked["checks"]]
     assert "1 checked: 17 checks passed, 0 failed, 2 skipped" in done.err
 
 
@@ -35,6 +37,10 @@ def test_a_failing_check_ends_in_4_and_names_the_fault(call, model: Path, monkey
     (checked,) = json.loads(done.out)["checked"]
     assert (checked["kind"], checked["name"], checked["passed"]) == ("backend", "musicgen", False)
     assert [row["check"] for row in checked["checks"] if row["result"] == "failed"] == ["decode"]
+    table = call("plugins", "check", "musicgen", "--model", model).out.splitlines()[2:]
+    assert [line.split()[3] for line in table if "FAILED" in line or "skipped" in line] == ["FAILED"] + ["skipped"] * 3
+    assert table[0].split()[:4] == ["backend", "musicgen", "decode", "FAILED"]
+    assert table[-1].split() == ["backend", "musicgen", "28", "of", "32", "passed"]
     assert "error: backend musicgen does not keep the contract: 1 check failed" in done.err
     assert "hint:" in done.err
 
@@ -42,7 +48,7 @@ def test_a_failing_check_ends_in_4_and_names_the_fault(call, model: Path, monkey
 def test_a_backend_of_anybodys_needs_a_model(call, installed) -> None:
     code = "from encore.api import BackendSpec, hookimpl\n@hookimpl\ndef encore_register_backends():\n"
     installed.add(
-        "encore-waves", code + "    return [BackendSpec('waves', '', 'encore.testing.latent_backend:LatentBackend')]\n"
+        "encore-waves", code + "    return [BackendSpec('waves', '', 'encore.testing.fixture:LatentBackend')]\n"
     )
     done = call("plugins", "check", "waves")
     assert done.code == 2

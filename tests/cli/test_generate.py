@@ -98,7 +98,7 @@ def test_a_checkpoint_of_audiocraft_is_called_so(call: Call, tmp_path: Path) -> 
         (["--captions", "nowhere.txt"], 3, "can't be read"),
         (["--captions", "pipe"], 3, "is a pipe"),
         (["--captions", "zeros"], 3, "not text"),
-        (["x", "--seconds", 0.5, "--prompt", "zeros", "--prompt-seconds", 0.1], 3, "not audio"),
+        (["x", "--seconds", 0.5, "--prompt", "zeros", "--prompt-seconds", 0.1], 3, "not in an audio format"),
         (["x", "--seconds", 0.5, "--out", "zeros"], 1, "in the way"),
         (["x", "--backend", "musicgn"], 2, "did you mean musicgen"),
     ],

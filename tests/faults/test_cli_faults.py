@@ -49,8 +49,8 @@ def sound(path: Path | str, **changed: float) -> None:
     ("name", "words"),
     [
         ("empty.wav", "empty.wav is empty"),
-        ("text.wav", "not audio"),
-        ("zip.mp3", "not audio"),
+        ("text.wav", "not in an audio format"),
+        ("zip.mp3", "not in an audio format"),
         ("cut.wav", "is incomplete"),
         ("nan.wav", "NaN"),
         ("loud.wav", "peak"),

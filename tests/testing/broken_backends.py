@@ -42,7 +42,7 @@ class FrozenIsTrainable(Broken):
 
 class HalfPrecision(Broken):
     fault = ("mode", "not float32")
-    also = ("losses", "token_logprobs", "batch invariance", "gradients", "curvature", "greedy", "save", "reinitialise")
+    also = ("losses", "token_logprobs", "batch_invariance", "gradients", "curvature", "greedy", "save", "reinitialise")
 
     def __init__(self, *given):
         super().__init__(*given)
@@ -99,7 +99,7 @@ class DecodesTooShort(Broken):
 
 
 class PadsConditions(Broken):
-    fault = ("condition", "shape", "alone")
+    fault = ("encode_text", "shape", "alone")
 
     def encode_text(self, captions):
         return list(nn.utils.rnn.pad_sequence(super().encode_text(captions), batch_first=True))
@@ -117,7 +117,7 @@ class LossOfTheBatch(Broken):
     fault = ("losses", "shape []")
     also = (
         "token_logprobs",
-        "batch invariance",
+        "batch_invariance",
         "curvature",
         "save",
         "determinism",
@@ -137,7 +137,7 @@ class NanLoss(Broken):
     also = (
         "token_logprobs",
         "determinism",
-        "batch invariance",
+        "batch_invariance",
         "gradients",
         "training",
         "curvature",
@@ -162,7 +162,7 @@ class WithoutGradient(Broken):
 class CountsPadding(Broken):
     """The mean is over the padded length."""
 
-    fault = ("batch invariance", "alone and", "beside others", "padded to")
+    fault = ("batch_invariance", "alone and", "beside others", "padded to")
     also = ("token_logprobs", "curvature")
 
     def losses(self, batch):
@@ -172,7 +172,7 @@ class CountsPadding(Broken):
 class AttendsPaddedText(Broken):
     """Text states are padded with zeros and not masked."""
 
-    fault = ("batch invariance", "alone and", "beside others")
+    fault = ("batch_invariance", "alone and", "beside others")
     also = ("curvature",)
 
     def _text_states(self, captions, unconditional):
@@ -182,7 +182,7 @@ class AttendsPaddedText(Broken):
 
 class MaskOnPadding(Broken):
     fault = ("token_mask", "True on the padding")
-    also = ("batch invariance", "curvature")
+    also = ("batch_invariance", "curvature")
 
     def token_mask(self, batch):
         return torch.ones_like(super().token_mask(batch))
@@ -210,7 +210,7 @@ class Dropout(Broken):
     fault = ("determinism", "torch's shared random generator")
     also = (
         "token_logprobs",
-        "batch invariance",
+        "batch_invariance",
         "save",
         "clone",
         "reinitialise",
@@ -226,7 +226,7 @@ class Dropout(Broken):
 
 class CountsCalls(Broken):
     fault = ("determinism", "two calls of losses differ")
-    also = ("token_logprobs", "batch invariance", "save", "clone", "curvature")
+    also = ("token_logprobs", "batch_invariance", "save", "clone", "curvature")
 
     def losses(self, batch):
         return super().losses(batch) * (1 + 0.01 * next(_calls))
@@ -234,7 +234,7 @@ class CountsCalls(Broken):
 
 class LooksAtIdentity(Broken):
     fault = ("determinism", "equal clips differ")
-    also = ("token_logprobs", "batch invariance")
+    also = ("token_logprobs", "batch_invariance")
 
     def losses(self, batch):
         self.seen = getattr(self, "seen", {})
@@ -246,7 +246,7 @@ class LeaksTheFuture(Broken):
     """No causal mask: what transformers builds where the attention implementation is not set."""
 
     fault = ("causality", "later tokens leak")
-    also = ("greedy", "batch invariance", "curvature")
+    also = ("greedy", "batch_invariance", "curvature")
 
     def logits(self, batch, *, unconditional=False):
         found = super().logits(batch, unconditional=unconditional)
@@ -290,7 +290,7 @@ class PlaysTooLong(Broken):
 
 
 class DrawsFromTheSharedGenerator(Broken):
-    fault = ("generate's seed", "torch's shared random generator")
+    fault = ("generate_seed", "torch's shared random generator")
     also = ("greedy",)
 
     def generate(self, captions, *, seed=0, **given):
@@ -299,21 +299,21 @@ class DrawsFromTheSharedGenerator(Broken):
 
 
 class SeedOfTheBatch(Broken):
-    fault = ("generate's seed", "depends on the captions beside it")
+    fault = ("generate_seed", "depends on the captions beside it")
 
     def generate(self, captions, *, seed=0, **given):
         return super().generate(captions, seed=seed + len(captions), **given)
 
 
 class ForgetsThePrompt(Broken):
-    fault = ("prompt", "is not in what is played")
+    fault = ("prompt", "is not in what is generated")
 
     def generate(self, captions, *, prompt=None, **given):
         return super().generate(captions, prompt=None, **given)
 
 
 class NeverGreedy(Broken):
-    fault = ("greedy", "two seeds play different codes")
+    fault = ("greedy", "two seeds generate different codes")
 
     def generate(self, captions, *, temperature=1.0, **given):
         return super().generate(captions, temperature=max(temperature, 0.5), **given)
@@ -386,7 +386,7 @@ class CloneSharesWeights(Broken):
 
 
 class CloneCopiesTheCodec(Broken):
-    fault = ("clone", "a codec of its own")
+    fault = ("clone", "a separate frozen codec")
 
     def clone(self):
         return type(self)(copy.deepcopy(self.model), self.processor)
@@ -402,7 +402,7 @@ class ReinitialisesEverything(Broken):
 
 
 class ReinitialisesUnseeded(Broken):
-    fault = ("reinitialise", "other weights from the same seed")
+    fault = ("reinitialise", "two calls of reinitialise with one seed differ")
 
     def reinitialise(self, seed):
         super().reinitialise(next(_calls))

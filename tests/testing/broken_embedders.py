@@ -54,7 +54,7 @@ class Doubles(Broken):
 
 
 class WithGradient(Broken):
-    fault = ("embed", "have a gradient")
+    fault = ("embed", "embed has a gradient")
 
     def embed(self, waveforms):
         return super().embed(waveforms).requires_grad_()
@@ -62,7 +62,7 @@ class WithGradient(Broken):
 
 class DrawsNoise(Broken):
     fault = ("determinism", "two calls of embed differ")
-    also = ("batch invariance", "identity", "embed_codes", "sounds")
+    also = ("batch_invariance", "identity", "embed_codes", "sounds")
 
     def embed(self, waveforms):
         found = super().embed(waveforms)
@@ -78,7 +78,7 @@ class SeedsTheProcess(Broken):
 
 
 class NormalisedOverTheBatch(Broken):
-    fault = ("batch invariance", "alone")
+    fault = ("batch_invariance", "alone")
     also = ("sounds", "embed_codes", "embed")
 
     def embed(self, waveforms):
@@ -103,7 +103,7 @@ class DividesByLoudness(Broken):
 
 
 class WidthOfTheSound(Broken):
-    fault = ("sounds", "half of a sound gets shape")
+    fault = ("sounds", "half a clip returns shape")
     also = ("embed_codes", "identity")
 
     def embed(self, waveforms):
@@ -146,7 +146,7 @@ class CodesEmbedOtherwise(Broken):
 
 
 class TextsInASpaceOfTheirOwn(Broken):
-    fault = ("embed_text", "shape [3, 2]", "192 dimensions")
+    fault = ("embed_text", "shape [3, 2], not [3, 192]")
 
     def embed_text(self, texts):
         return torch.tensor([[len(text), 1.0] for text in texts])
@@ -173,19 +173,19 @@ class NamesWithoutTags(Broken):
 
 
 class TagsOfAnotherSound(Broken):
-    fault = ("tags", "hear gives other tags")
+    fault = ("tags", "embed_with_tags gives other tags")
     tag_names = ("loud",)
 
     def tags(self, waveforms):
         return waveforms.std(1, keepdim=True).sigmoid()
 
-    def hear(self, waveforms):
+    def embed_with_tags(self, waveforms):
         return self.embed(waveforms), 1 - self.tags(waveforms)
 
 
 class ChangesTheCodec(Broken):
     fault = ("backend", "changes weights of the backend")
-    also = ("determinism", "identity", "batch invariance", "embed_codes")
+    also = ("determinism", "identity", "batch_invariance", "embed_codes")
 
     def embed(self, waveforms):
         with torch.no_grad():

@@ -48,7 +48,7 @@ class UndescribedOption(Broken, GradDiff):
 
 class OptionWithoutDefault(Broken, GradDiff):
     fault = ("options", "no defaults", "speed")
-    also = ("losses", "independence", "micro-batches", "two steps")
+    also = ("losses", "independence", "micro_batches", "two_steps")
 
     class Options(GradDiff.Options):
         speed: float = Field(description="how fast")
@@ -56,7 +56,7 @@ class OptionWithoutDefault(Broken, GradDiff):
 
 class MeanOverTheBatch(Broken, GradDiff):
     fault = ("losses", "forget_loss returns shape []")
-    also = ("two steps", "independence", "micro-batches")
+    also = ("two_steps", "independence", "micro_batches")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch).mean()
@@ -64,7 +64,7 @@ class MeanOverTheBatch(Broken, GradDiff):
 
 class NanLoss(Broken, GradDiff):
     fault = ("losses", "retain_loss is not finite")
-    also = ("two steps", "independence", "micro-batches")
+    also = ("two_steps", "independence", "micro_batches")
 
     def retain_loss(self, step, batch):
         return super().retain_loss(step, batch).log().sqrt() * float("nan")
@@ -72,7 +72,7 @@ class NanLoss(Broken, GradDiff):
 
 class Detached(Broken, GradDiff):
     fault = ("losses", "forget_loss has no gradient")
-    also = ("two steps", "micro-batches", "independence")
+    also = ("two_steps", "micro_batches", "independence")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch).detach()
@@ -80,7 +80,7 @@ class Detached(Broken, GradDiff):
 
 class PenaltyAWeight(Broken, GradDiff):
     fault = ("losses", "penalty returns")
-    also = ("two steps",)
+    also = ("two_steps",)
 
     def penalty(self, step):
         return next(step.backend.module.parameters()).square().sum(0)
@@ -90,7 +90,7 @@ class CentredOnTheBatch(Broken, GradDiff):
     """As advantages are: each loss less the batch's mean."""
 
     fault = ("independence", "forget_loss of a clip is", "beside another")
-    also = ("micro-batches", "two steps")
+    also = ("micro_batches", "two_steps")
 
     def forget_loss(self, step, batch):
         losses = super().forget_loss(step, batch)
@@ -99,7 +99,7 @@ class CentredOnTheBatch(Broken, GradDiff):
 
 class DividedByTheBatch(Broken, GradDiff):
     fault = ("independence", "alone and", "beside another")
-    also = ("micro-batches",)
+    also = ("micro_batches",)
 
     def retain_loss(self, step, batch):
         return super().retain_loss(step, batch) / len(batch)
@@ -109,7 +109,7 @@ class KlOverPadding(Broken, GaKl):
     """A KL that is averaged over the padded length: a trap of methods.md."""
 
     fault = ("independence", "of a short clip is", "alone and")
-    also = ("micro-batches",)
+    also = ("micro_batches",)
     needs = frozenset({"retain", "reference", "logits"})
 
     def retain_loss(self, step, batch):
@@ -121,8 +121,8 @@ class KlOverPadding(Broken, GaKl):
 class GradientOfTheBatch(Broken, GradDiff):
     """The value is a clip's own; its gradient is weighted by the batch."""
 
-    fault = ("micro-batches", "gradient of forget_loss", "not the sum")
-    also = ("without tokens",)
+    fault = ("micro_batches", "gradient of forget_loss", "not the sum")
+    also = ("without_tokens",)
 
     def forget_loss(self, step, batch):
         losses = super().forget_loss(step, batch)
@@ -130,15 +130,15 @@ class GradientOfTheBatch(Broken, GradDiff):
 
 
 class Crashes(Broken, GradDiff):
-    fault = ("two steps", "does not run", "ZeroDivisionError", "broken_methods.py, line")
-    also = ("losses", "independence", "micro-batches")
+    fault = ("two_steps", "does not run", "ZeroDivisionError", "broken_methods.py, line")
+    also = ("losses", "independence", "micro_batches")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch) * (1 / (len(batch) - len(batch)))
 
 
 class ChangesNothing(Broken, EditMethod):
-    fault = ("two steps", "changes no weight")
+    fault = ("two_steps", "changes no weight")
     also = ("needs",)
     Options = Options
 
@@ -147,7 +147,7 @@ class ChangesNothing(Broken, EditMethod):
 
 
 class LeavesNan(Broken, EditMethod):
-    fault = ("two steps", "not finite")
+    fault = ("two_steps", "not finite")
     also = ("needs",)
     Options = Options
 
@@ -184,7 +184,7 @@ class LeavesTheModelFrozen(Broken, EditMethod):
 
 
 class TouchesTheCodec(Broken, GradDiff):
-    fault = ("frozen parts", "changes the frozen codec")
+    fault = ("frozen_parts", "changes the frozen codec")
     also = ("save",)
 
     def prepare(self, session):
@@ -206,7 +206,7 @@ class TouchesTheReference(Broken, Npo):
 
 class WritesIntoClips(Broken, GradDiff):
     fault = ("clips", "writes into the codes of 4 clips")
-    also = ("determinism", "resume", "independence", "micro-batches", "random numbers", "without holdout")
+    also = ("determinism", "resume", "independence", "micro_batches", "random_numbers", "without_holdout")
 
     def forget_loss(self, step, batch):
         for clip in batch.clips:
@@ -216,22 +216,22 @@ class WritesIntoClips(Broken, GradDiff):
 
 class TellsTheTime(Broken, GradDiff):
     fault = ("determinism", "two runs from one seed")
-    also = ("independence", "micro-batches", "random numbers", "resume")
+    also = ("independence", "micro_batches", "random_numbers", "resume")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch) * (1 + time.perf_counter() % 1)
 
 
 class DrawsFromTorch(Broken, GradDiff):
-    fault = ("random numbers", "forget_loss", "torch's shared")
-    also = ("independence", "micro-batches", "resume", "determinism")
+    fault = ("random_numbers", "forget_loss", "torch's shared")
+    also = ("independence", "micro_batches", "resume", "determinism")
 
     def forget_loss(self, step, batch):
         return super().forget_loss(step, batch) * torch.rand(len(batch))
 
 
 class TrainsWithOneThatDrawsFromTorch(Broken, EditMethod):
-    fault = ("random numbers", "forget_loss", "torch's shared")
+    fault = ("random_numbers", "forget_loss", "torch's shared")
     also = ("resume",)
     Options = GradDiff.Options
 
@@ -240,7 +240,7 @@ class TrainsWithOneThatDrawsFromTorch(Broken, EditMethod):
 
 
 class DrawsFromNumpy(Broken, Ssd):
-    fault = ("random numbers", "edit", "numpy's shared")
+    fault = ("random_numbers", "edit", "numpy's shared")
     needs = frozenset({"retain", "fisher"})
 
     def edit(self, session):
@@ -250,8 +250,8 @@ class DrawsFromNumpy(Broken, Ssd):
 
 
 class DrawsFromPython(Broken, GradDiff):
-    fault = ("random numbers", "shared random generators")
-    also = ("independence", "micro-batches", "resume")
+    fault = ("random_numbers", "shared random generators")
+    also = ("independence", "micro_batches", "resume")
 
     def retain_loss(self, step, batch):
         return super().retain_loss(step, batch) * (0.5 + random.random())
@@ -259,12 +259,12 @@ class DrawsFromPython(Broken, GradDiff):
 
 class ReadsTheReferenceUndeclared(Broken, Npo):
     fault = ("needs", "reads step.reference", "lack 'reference'")
-    also = ("losses", "independence", "micro-batches", "two steps")
+    also = ("losses", "independence", "micro_batches", "two_steps")
 
 
 class TakesAFisherUndeclared(Broken, Ewc):
     fault = ("needs", "reads session.fisher", "lack 'fisher'")
-    also = ("losses", "independence", "micro-batches", "two steps")
+    also = ("losses", "independence", "micro_batches", "two_steps")
 
 
 class NeedsTooMuch(Broken, GradDiff):
@@ -275,8 +275,8 @@ class NeedsTooMuch(Broken, GradDiff):
 
 
 class NeedsRetainUndeclared(Broken, GradDiff):
-    fault = ("without retain", "reads session.retain", "without retain clips it does not run", "lack 'retain'")
-    also = ("two steps",)
+    fault = ("without_retain", "reads session.retain", "without retain clips it does not run", "lack 'retain'")
+    also = ("two_steps",)
     needs = frozenset()
 
     def prepare(self, session):
@@ -284,21 +284,21 @@ class NeedsRetainUndeclared(Broken, GradDiff):
 
 
 class NeedsHoldoutUndeclared(Broken, GradDiff):
-    fault = ("without holdout", "reads step.holdout_nll", "lack 'holdout'")
+    fault = ("without_holdout", "reads step.holdout_nll", "lack 'holdout'")
 
     def forget_loss(self, step, batch):
         return (step.holdout_nll + 1.0 - step.backend.losses(batch)).relu()
 
 
 class NeedsTokensUndeclared(Broken, GradDiff):
-    fault = ("without tokens", "reads backend.logits", "lack 'logits'")
+    fault = ("without_tokens", "reads backend.logits", "lack 'logits'")
 
     def forget_loss(self, step, batch):
         return clip_mean(step.backend.token_logprobs(batch), step.backend.token_mask(batch))
 
 
 class CountsCodes(Broken, GradDiff):
-    fault = ("without tokens", "does not run on a backend without tokens", "bincount")
+    fault = ("without_tokens", "does not run on a backend without tokens", "bincount")
 
     def prepare(self, session):
         self.counts = torch.bincount(torch.cat([clip.codes.flatten() for clip in session.retain]))
@@ -321,7 +321,7 @@ class CallsHome(Broken, GradDiff):
 
 class KeepsStateBetweenSteps(Broken, GradDiff):
     fault = ("resume", "resumed ends in other weights")
-    also = ("independence", "micro-batches")
+    also = ("independence", "micro_batches")
 
     def prepare(self, session):
         self.step = 0
@@ -337,7 +337,7 @@ class PreparesAtRandom(Broken, GradDiff):
     """Another half of retain in every process."""
 
     fault = ("determinism", "two runs from one seed")
-    also = ("resume", "random numbers")
+    also = ("resume", "random_numbers")
 
     def prepare(self, session):
         order = random.Random(next(_calls)).sample(range(len(session.retain)), 4)

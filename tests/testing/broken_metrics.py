@@ -34,7 +34,7 @@ class Broken(Metric):
 
 class GivesNoRow(Broken):
     fault = ("measure", "no row")
-    also = ("names", "absent", "without tokens")
+    also = ("names", "absent", "without_tokens")
 
     def measure(self, evaluation):
         return []
@@ -42,7 +42,7 @@ class GivesNoRow(Broken):
 
 class GivesTuples(Broken):
     fault = ("measure", "rows of type tuple")
-    also = ("names", "values", "units", "per_track", "JSON", "determinism", "order", "absent", "without tokens")
+    also = ("names", "values", "units", "per_track", "json", "determinism", "order", "absent", "without_tokens")
 
     def measure(self, evaluation):
         return [("broken", "base", "forget", 1.0)]
@@ -87,7 +87,7 @@ class RowTwice(Broken):
 
 class NanWithoutWhy(Broken):
     fault = ("values", "value nan", "None, with `why`")
-    also = ("JSON", "absent", "without tokens")
+    also = ("json", "absent", "without_tokens")
 
     def change(self, row, evaluation):
         return replace(row, value=math.nan)
@@ -95,7 +95,7 @@ class NanWithoutWhy(Broken):
 
 class NoneWithoutWhy(Broken):
     fault = ("values", "no value and no `why`")
-    also = ("absent", "without tokens")
+    also = ("absent", "without_tokens")
 
     def change(self, row, evaluation):
         return replace(row, value=None, low=None, high=None) if row.set == "forget" else row
@@ -103,7 +103,7 @@ class NoneWithoutWhy(Broken):
 
 class ValueOutsideItsInterval(Broken):
     fault = ("values", "outside its interval")
-    also = ("absent", "without tokens")
+    also = ("absent", "without_tokens")
 
     def change(self, row, evaluation):
         return replace(row, low=row.value + 1, high=row.value + 2) if row.value is not None else row
@@ -111,7 +111,7 @@ class ValueOutsideItsInterval(Broken):
 
 class HalfAnInterval(Broken):
     fault = ("values", "one end of an interval")
-    also = ("absent", "without tokens")
+    also = ("absent", "without_tokens")
 
     def change(self, row, evaluation):
         return replace(row, low=None, high=row.value) if row.value is not None else row
@@ -119,7 +119,7 @@ class HalfAnInterval(Broken):
 
 class RestsOnNothing(Broken):
     fault = ("values", "n = 0")
-    also = ("absent", "without tokens", "per_track")
+    also = ("absent", "without_tokens", "per_track")
 
     def change(self, row, evaluation):
         return replace(row, n=0)
@@ -147,7 +147,7 @@ class CountsClips(Broken):
 
 
 class TensorsInDetails(Broken):
-    fault = ("JSON", "can't be written as JSON", "Tensor")
+    fault = ("json", "can't be written as JSON", "Tensor")
 
     def change(self, row, evaluation):
         return replace(row, details={"curve": torch.zeros(2)})
@@ -196,7 +196,7 @@ class TrainsTheModel(Broken):
 
 class LeavesTrainingMode(Broken):
     fault = ("models", "mode")
-    also = ("determinism", "absent", "without tokens", "order")
+    also = ("determinism", "absent", "without_tokens", "order")
 
     def change(self, row, evaluation):
         if "base" in evaluation.models:
@@ -205,7 +205,7 @@ class LeavesTrainingMode(Broken):
 
 
 class WritesIntoClips(Broken):
-    fault = ("shared objects", "writes into the codes of")
+    fault = ("shared_objects", "writes into the codes of")
     also = ("determinism", "order")
 
     def change(self, row, evaluation):
@@ -215,7 +215,7 @@ class WritesIntoClips(Broken):
 
 
 class WritesIntoWhatIsShared(Broken):
-    fault = ("shared objects", "evaluation.token_logprobs")
+    fault = ("shared_objects", "evaluation.token_logprobs")
     needs = frozenset({"logits"})
 
     def change(self, row, evaluation):
@@ -273,7 +273,7 @@ class LeavesOutWhatIsAbsent(Broken):
 
 
 class NeedsTokensUndeclared(Broken):
-    fault = ("without tokens", "raised AssertionError", "lack 'logits'")
+    fault = ("without_tokens", "raised AssertionError", "lack 'logits'")
 
     def change(self, row, evaluation):
         for clip in evaluation.clips["forget"]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from encore.errors import UsageError
-from encore.testing.latent_backend import LatentBackend
+from encore.testing.fixture import LatentBackend
 
 
 class Broken(LatentBackend):
@@ -24,7 +24,7 @@ class IgnoresNoiseIndex(Broken):
 
 class NoiseOfTheProcess(Broken):
     fault = ("noise_index", "two calls at noise_index 1 differ")
-    also = ("determinism", "batch invariance", "save", "clone", "curvature", "caption")
+    also = ("determinism", "batch_invariance", "save", "clone", "curvature", "caption")
 
     def losses(self, batch):
         return super().losses(batch) * (1 + 0.1 * torch.rand(()))
@@ -33,7 +33,7 @@ class NoiseOfTheProcess(Broken):
 class NoiseOfTheBatch(Broken):
     """Item i of a batch gets the i-th noise."""
 
-    fault = ("batch invariance", "alone and", "beside others")
+    fault = ("batch_invariance", "alone and", "beside others")
     also = ("curvature",)
 
     def losses(self, batch):
@@ -41,14 +41,14 @@ class NoiseOfTheBatch(Broken):
 
 
 class HasLogits(Broken):
-    fault = ("no tokens", "logits returns something", "UsageError")
+    fault = ("no_tokens", "logits returns something", "UsageError")
 
     def logits(self, batch, *, unconditional=False):
         return torch.zeros(*batch.codes.shape, 2)
 
 
 class RefusesInAnotherWay(Broken):
-    fault = ("no tokens", "token_mask raised NotImplementedError")
+    fault = ("no_tokens", "token_mask raised NotImplementedError")
 
     def token_mask(self, batch):
         raise NotImplementedError

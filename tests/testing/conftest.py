@@ -8,7 +8,7 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.testing.small_model import Fixture
+from encore.testing.fixture import Fixture
 from encore.unlearn.engine import Clips
 
 
@@ -29,7 +29,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Fixture:
         backend.losses(Batch.of(forget)).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    assert fixture.known
+    assert fixture.memorised
     return fixture
 
 

@@ -10,8 +10,8 @@ from tests.tiny_model import write_tiny_musicgen
 
 from encore import plugins
 from encore.testing import backends
-from encore.testing.backend_weights import is_pickle
-from encore.testing.latent_backend import LatentBackend
+from encore.testing.backends import is_pickle
+from encore.testing.fixture import LatentBackend
 
 BROKEN = [*broken_backends.ALL, *broken_tokenless.ALL]
 
@@ -29,7 +29,7 @@ def mono(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def failed(target: type, folder: Path, only: set[str] | None = None) -> dict[str, str]:
     """The checks that failed, and what they said."""
     found = backends.run(target, str(folder), offline=True, only=only)
-    return {one.check: one.said for one in found if one.state == "FAILED"}
+    return {one.check: one.message for one in found if one.state == "FAILED"}
 
 
 def test_musicgen_of_random_weights_keeps_the_contract(folder: Path) -> None:
@@ -38,7 +38,7 @@ def test_musicgen_of_random_weights_keeps_the_contract(folder: Path) -> None:
 
 def test_a_backend_without_tokens_keeps_the_contract(mono: Path) -> None:
     found = backends.run(LatentBackend, str(mono), offline=True)
-    assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
+    assert {one.check: one.message for one in found if one.state == "FAILED"} == {}
     skipped = {one.check for one in found if one.state == "skipped"}
     assert skipped == {"token_mask", "logits", "token_logprobs", "causality", "prompt", "greedy"}
 
@@ -66,7 +66,7 @@ def test_what_is_not_trained_may_stand_in_module_where_it_says_so(mono: Path) ->
 
     found = backends.run(Fixed, str(mono), offline=True, only={"mode", "gradients", "training", "curvature"})
     assert [one.check for one in found if one.state == "FAILED"] == []
-    assert "spare of module requires no gradient" in found[1].said
+    assert "spare of module requires no gradient" in found[1].message
 
 
 def test_pickles_are_known_by_what_is_in_them(tmp_path: Path) -> None:

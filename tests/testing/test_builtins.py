@@ -10,10 +10,10 @@ import pytest
 
 from encore import plugins
 from encore.testing import assert_conforms, methods, metrics
-from encore.testing.select import chosen
-from encore.testing.small_model import Fixture
+from encore.testing.fixture import Fixture
+from encore.testing.run import choose
 
-BUILT_IN = [(kind, name) for kind, name in chosen(distribution="encore-music")]
+BUILT_IN = [(kind, name) for kind, name in choose(distribution="encore-music")]
 FEW = (
     "encore",
     "ssd",
@@ -34,15 +34,15 @@ def test_a_built_in_keeps_the_contract_on_the_embedded_model(kind: str, name: st
 @pytest.mark.parametrize("name", plugins.methods().names)
 def test_a_built_in_method_keeps_the_contract(name: str, small: Fixture) -> None:
     found = methods.run(plugins.methods().resolve(name), small)
-    assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
-    assert sum(one.state == "passed" for one in found) >= 12  # one that edits has no use for six of 18
+    assert {one.check: one.message for one in found if one.state == "FAILED"} == {}
+    assert sum(one.state == "passed" for one in found) >= 12  # six of 18 don't apply to one that edits
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", plugins.metrics().names)
 def test_a_built_in_metric_keeps_the_contract(name: str, small: Fixture) -> None:
     found = metrics.run(plugins.metrics().resolve(name), small)
-    assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
+    assert {one.check: one.message for one in found if one.state == "FAILED"} == {}
     passed = sum(one.state == "passed" for one in found)
     assert passed >= len(found) - 3, [one for one in found if one.state != "passed"]
 

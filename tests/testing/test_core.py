@@ -1,4 +1,4 @@
-"""How a suite is gone through, and what is said of a check."""
+"""How checks are run, and how their results are reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from encore.errors import InputError, Interrupted
-from encore.testing.core import ContractViolation, Report, Skip, Suite, named, telling
+from encore.testing.core import ContractViolation, Report, Skip, during, listed, run_checks
 
 
 class Subject:
@@ -17,11 +17,10 @@ class Subject:
         return nullcontext()
 
 
-def suite(*functions, first=()) -> Suite:
-    made = Suite("thing")
-    for function in functions:
-        made.check(function.__name__, "it does", first=function in first)(function)
-    return made
+def run(*checks, **how):
+    for check in checks:
+        check.__doc__ = "it does.\n\nMore of it."
+    return run_checks(checks, Subject(), **how)
 
 
 def passes(_):
@@ -49,9 +48,9 @@ def leaves(_):
 
 
 def test_every_check_runs_whatever_the_others_do():
-    outcomes = suite(breaks, leaves, fails, skips, passes, remarks).run(Subject())
-    assert [outcome.state for outcome in outcomes] == ["FAILED", "FAILED", "FAILED", "skipped", "passed", "passed"]
-    assert [outcome.sentence.partition(" (test_core.py")[0] for outcome in outcomes] == [
+    results = run(breaks, leaves, fails, skips, passes, remarks)
+    assert [result.state for result in results] == ["FAILED", "FAILED", "FAILED", "skipped", "passed", "passed"]
+    assert [result.sentence.partition(" (test_core.py")[0] for result in results] == [
         "raised InputError: no such file",
         "raised SystemExit: 3",
         "it does not; the contract: it does",
@@ -59,8 +58,8 @@ def test_every_check_runs_whatever_the_others_do():
         "it does",
         "it does; slowly",
     ]
-    assert "(test_core.py, line" in outcomes[0].said
-    report = Report("thing", "a", "", outcomes)
+    assert "(test_core.py, line" in results[0].message
+    report = Report("thing", "a", "", results)
     assert not report.passed
     assert len(report.failed) == 3
 
@@ -70,32 +69,32 @@ def test_a_signal_to_stop_is_no_fault_of_what_is_checked():
         raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        suite(stopped, passes).run(Subject())
+        run(stopped, passes)
 
 
-def test_nothing_is_asked_of_what_is_not_there():
-    outcomes = suite(fails, passes, first=(fails,)).run(Subject())
-    assert [outcome.state for outcome in outcomes] == ["FAILED", "skipped"]
-    assert outcomes[1].said == "there is nothing to check where 'fails' fails"
+def test_the_others_are_skipped_where_the_first_fails():
+    results = run(fails, passes, first=fails)
+    assert [result.state for result in results] == ["FAILED", "skipped"]
+    assert results[1].message == "it needs the check 'fails', which fails"
 
 
 def test_named_checks_run_alone_but_for_the_first():
-    outcomes = suite(passes, remarks, fails, first=(passes,)).run(Subject(), only={"fails"})
-    assert [outcome.check for outcome in outcomes] == ["passes", "fails"]
+    results = run(passes, remarks, fails, first=passes, only={"fails"})
+    assert [result.check for result in results] == ["passes", "fails"]
 
 
-def test_progress_is_told_before_each_check_and_at_the_end():
-    told = []
-    suite(passes, remarks).run(Subject(), lambda *given: told.append(given))
-    assert told == [("passes", 0, 2), ("remarks", 1, 2), ("", 2, 2)]
+def test_progress_is_reported_before_each_check_and_at_the_end():
+    calls = []
+    run(passes, remarks, progress=lambda *given: calls.append(given))
+    assert calls == [("passes", 0, 2), ("remarks", 1, 2), ("", 2, 2)]
 
 
-def test_what_was_being_done_is_told_with_what_was_raised():
-    with pytest.raises(ContractViolation, match="loading it raised ValueError: odd"), telling("loading it"):
+def test_a_fault_names_the_action_that_raised():
+    with pytest.raises(ContractViolation, match="loading it raised ValueError: odd"), during("loading it"):
         raise ValueError("odd")
-    with pytest.raises(Skip), telling("loading it"):
+    with pytest.raises(Skip), during("loading it"):
         raise Skip("no")
 
 
 def test_long_lists_are_cut():
-    assert [named(["a"] * n) for n in (0, 1, 2, 3)] == ["", "a", "a and a", "a, a and 1 more"]
+    assert [listed(["a"] * n) for n in (0, 1, 2, 3)] == ["", "a", "a and a", "a, a and 1 more"]

@@ -10,12 +10,12 @@ from tests.testing import broken_embedders
 
 from encore import plugins
 from encore.testing import embedders
-from encore.testing.small_model import Fixture
+from encore.testing.fixture import Fixture
 
 
 def failed(target: type, fixture: Fixture, only: set[str] | None = None) -> dict[str, str]:
     """The checks that failed, and what they said."""
-    return {one.check: one.said for one in embedders.run(target, fixture, only=only) if one.state == "FAILED"}
+    return {one.check: one.message for one in embedders.run(target, fixture, only=only) if one.state == "FAILED"}
 
 
 @pytest.mark.parametrize("name", plugins.embedders().names)
@@ -28,7 +28,7 @@ def test_networks_with_weights_of_their_own_do(name: str, save, tmp_path: Path, 
     target = plugins.embedders().resolve(name)
     small = type("Small", (target,), {"default": str(save(tmp_path)), "spec": target.spec})
     found = embedders.run(small, tiny)
-    assert {one.check: one.said for one in found if one.state == "FAILED"} == {}
+    assert {one.check: one.message for one in found if one.state == "FAILED"} == {}
     skipped = {one.check for one in found if one.state == "skipped"}
     assert skipped == ({"embed_codes"} if name == "clap" else {"embed_codes", "embed_text"})
 
@@ -38,7 +38,7 @@ def test_weights_that_are_not_on_disk_are_no_fault(tiny: Fixture) -> None:
     absent = type("Absent", (target,), {"default": "nobody/nothing", "spec": target.spec})
     found = embedders.run(absent, tiny)
     assert {one.state for one in found} == {"skipped"}
-    assert all("can't load nobody/nothing" in one.said for one in found)
+    assert all("can't load nobody/nothing" in one.message for one in found)
 
 
 @pytest.mark.parametrize("broken", broken_embedders.ALL, ids=lambda broken: broken.__name__)

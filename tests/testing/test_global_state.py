@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from encore.hashing import module_sha256
-from encore.testing.global_state import Globals, close, disturb, undisturbed
-from encore.testing.small_model import Fixture
+from encore.testing.fixture import Fixture
+from encore.testing.state import close, seed_shared, undisturbed
 
 
 def test_weights_modes_and_gradients_come_back(small: Fixture) -> None:
@@ -45,8 +45,7 @@ def test_clips_come_back(small: Fixture) -> None:
 
 
 def test_shared_generators_are_watched_and_restored() -> None:
-    disturb(3)
-    known = Globals()
+    known = seed_shared(3)
     assert known.moved() == ""
     torch.rand(1)
     assert known.moved() == "torch's"

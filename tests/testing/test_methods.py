@@ -9,12 +9,12 @@ from encore import plugins
 from encore.api import EditMethod, LossMethod, MethodSpec
 from encore.methods.graddiff import GradDiff
 from encore.testing import methods
-from encore.testing.small_model import Fixture
+from encore.testing.fixture import Fixture
 
 
 def failed(target: type, fixture: Fixture, only: set[str] | None = None) -> dict[str, str]:
     """The checks that failed, and what they said."""
-    return {one.check: one.said for one in methods.run(target, fixture, only=only) if one.state == "FAILED"}
+    return {one.check: one.message for one in methods.run(target, fixture, only=only) if one.state == "FAILED"}
 
 
 @pytest.mark.parametrize("name", ["graddiff", "ssd"])

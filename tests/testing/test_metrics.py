@@ -7,12 +7,12 @@ from tests.testing import broken_metrics
 
 from encore import plugins
 from encore.testing import metrics
-from encore.testing.small_model import Fixture
+from encore.testing.fixture import Fixture
 
 
 def failed(target: type, fixture: Fixture, only: set[str] | None = None) -> dict[str, str]:
     """The checks that failed, and what they said."""
-    return {one.check: one.said for one in metrics.run(target, fixture, only=only) if one.state == "FAILED"}
+    return {one.check: one.message for one in metrics.run(target, fixture, only=only) if one.state == "FAILED"}
 
 
 @pytest.mark.parametrize("name", ["membership_auc", "extraction_strength"])

@@ -36,8 +36,8 @@ def test_a_load_that_breaks_fails_one_check_and_skips_the_rest(monkeypatch: pyte
 
     monkeypatch.setattr(MusicgenBackend, "load", breaks)
     report = check("backend", "musicgen", model="tiny", offline=True)
-    assert [outcome.check for outcome in report.failed] == ["load"]
-    assert {outcome.state for outcome in report.outcomes[2:]} == {"skipped"}
+    assert [result.check for result in report.failed] == ["load"]
+    assert {result.state for result in report.results[2:]} == {"skipped"}
 
 
 def test_unknown_kinds_and_names_are_refused() -> None:
@@ -57,6 +57,6 @@ def test_a_target_that_is_not_what_it_says_fails_the_first_check(installed: Inst
     )
     for name, words in (("odd", "is not a subclass of encore.api.Method"), ("gone", "can't be imported")):
         report = check("method", name)
-        assert [outcome.check for outcome in report.failed] == ["resolve"]
-        assert words in report.failed[0].said
+        assert [result.check for result in report.failed] == ["resolve"]
+        assert words in report.failed[0].message
         assert report.source == "encore-odd 1.0"

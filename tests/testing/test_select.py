@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import Installer
 
 from encore.errors import MissingExtraError, UnknownNameError, UsageError
-from encore.testing import select
+from encore.testing import run
 from encore.testing.core import CheckResult, Report
 
 PLUGIN = """
@@ -32,16 +32,16 @@ def plugin(installed: Installer) -> None:
 
 
 def test_one_name_is_one_thing() -> None:
-    assert select.chosen("npo") == [("method", "npo")]
-    assert select.chosen("twice", kind="metric") == [("metric", "twice")]
-    assert select.chosen("latents") == [("embedder", "latents")]
+    assert run.choose("npo") == [("method", "npo")]
+    assert run.choose("twice", kind="metric") == [("metric", "twice")]
+    assert run.choose("latents") == [("embedder", "latents")]
 
 
 def test_a_distribution_is_all_that_it_registers() -> None:
     everything = [("method", "twice"), ("method", "lonely"), ("backend", "waves"), ("metric", "twice")]
-    assert select.chosen(distribution="encore-odd") == everything
-    assert select.chosen(distribution="encore-odd", kind="backend") == [("backend", "waves")]
-    assert set(everything) | {("backend", "musicgen"), ("metric", "nll")} <= set(select.chosen(everything=True))
+    assert run.choose(distribution="encore-odd") == everything
+    assert run.choose(distribution="encore-odd", kind="backend") == [("backend", "waves")]
+    assert set(everything) | {("backend", "musicgen"), ("metric", "nll")} <= set(run.choose(everything=True))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_a_distribution_is_all_that_it_registers() -> None:
 )
 def test_what_is_not_clear_is_refused(given: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        select.chosen(**given)
+        run.choose(**given)
 
 
 def test_a_near_name_is_offered() -> None:
     with pytest.raises(UnknownNameError) as caught:
-        select.chosen("simpno")
+        run.choose("simpno")
     assert "simnpo" in caught.value.hint
 
 
@@ -74,15 +74,15 @@ def test_of_several_those_that_can_not_be_tried_are_skipped_with_the_reason(monk
             raise MissingExtraError("it needs no-such-package", "pip install no-such-package")
         return Report(kind, name, "", (CheckResult("a", "b", "passed"),))
 
-    monkeypatch.setattr(select, "check", check)
-    things = select.chosen(distribution="encore-odd")
-    reports = {(report.kind, report.name): report.outcomes[0] for report in select.check_all(things)}
+    monkeypatch.setattr(run, "check", check)
+    things = run.choose(distribution="encore-odd")
+    reports = {(report.kind, report.name): report.results[0] for report in run.check_all(things)}
     assert reports["method", "lonely"].state == reports["backend", "waves"].state == "skipped"
-    assert "pip install no-such-package" in reports["method", "lonely"].said
-    assert "--model" in reports["backend", "waves"].said
+    assert "pip install no-such-package" in reports["method", "lonely"].message
+    assert "--model" in reports["backend", "waves"].message
     assert reports["metric", "twice"].state == "passed"
     with pytest.raises(MissingExtraError):
-        select.check_all([("method", "lonely")])
+        run.check_all([("method", "lonely")])
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_a_model_goes_to_the_backend_that_reads_it(backend, expected, monkeypatc
         asked.add((kind, name, model, backend))
         return Report(kind, name, "", ())
 
-    monkeypatch.setattr(select, "check", check)
-    select.check_all([("backend", "waves"), ("metric", "twice")], model="folder", backend=backend)
+    monkeypatch.setattr(run, "check", check)
+    run.check_all([("backend", "waves"), ("metric", "twice")], model="folder", backend=backend)
     assert asked == expected
 
 
 def test_one_method_takes_the_model_of_the_default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(select, "check", lambda kind, name, **given: asked.append(given["model"]))
-    select.check_all([("method", "npo")], model="folder")
+    monkeypatch.setattr(run, "check", lambda kind, name, **given: asked.append(given["model"]))
+    run.check_all([("method", "npo")], model="folder")
     assert asked == ["folder"]

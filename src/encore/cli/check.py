@@ -9,7 +9,9 @@ import typer
 from encore.cli import console
 
 if TYPE_CHECKING:
-    from encore.testing import CheckResult, Report
+    from collections.abc import Sequence
+
+    from encore.testing import Report
 
 
 def check(
@@ -31,26 +33,21 @@ def check(
     """Run the contract on what a plugin offers; exit code 4 where a check fails."""
     from encore.cli.progress import reporting
     from encore.errors import GateError
-    from encore.testing.select import check_all, chosen
+    from encore.testing.run import check_all, choose
 
-    things = chosen(name, kind=kind, distribution=distribution, everything=everything)
+    chosen = choose(name, kind=kind, distribution=distribution, everything=everything)
     with reporting() as reporter:
         reports = check_all(
-            things, model=model, backend=backend, offline=offline,
-            progress=lambda thing, check, done, of: reporter.progress(f"checking {thing}", done, of, {"metric": check}),
+            chosen, model=model, backend=backend, offline=offline,
+            progress=lambda plugin, name, done, total: reporter.progress(
+                f"checking {plugin}", done, total, {"metric": name}
+            ),
         )  # fmt: skip
     if json:
         console.data_json({"schema": 1, "checked": [_as_json(report) for report in reports]})
     else:
-        console.table(
-            ["of", "check", "result", "what"],
-            [
-                [f"{report.kind} {report.name}", outcome.check, outcome.state, _what(outcome)]
-                for report in reports
-                for outcome in report.outcomes
-            ],
-        )
-    states = [outcome.state for report in reports for outcome in report.outcomes]
+        console.table(["of", "check", "result", "what"], _rows(reports))
+    states = [result.state for report in reports for result in report.results]
     passed, failed, skipped = (states.count(state) for state in ("passed", "FAILED", "skipped"))
     console.note(f"{len(reports)} checked: {passed} checks passed, {failed} failed, {skipped} skipped")
     broken = [f"{report.kind} {report.name}" for report in reports if report.failed]
@@ -58,12 +55,23 @@ def check(
         verb = "does" if len(broken) == 1 else "do"
         raise GateError(
             f"{', '.join(broken)} {verb} not keep the contract: {failed} {'check' if failed == 1 else 'checks'} failed",
-            "each sentence names the fault, then what the contract says; encore.api has the whole of it",
+            "each sentence names the fault, then the contract; see encore.api for all of it",
         )
 
 
-def _what(outcome: CheckResult) -> str:
-    return outcome.said if outcome.state == "skipped" else outcome.sentence
+def _rows(reports: Sequence[Report]) -> list[list[str]]:
+    """Failures, then what was skipped, then how many checks each plugin passed."""
+    rows = [
+        [f"{report.kind} {report.name}", result.check, state, result.sentence.removeprefix("skipped: ")]
+        for state in ("FAILED", "skipped")
+        for report in reports
+        for result in report.results
+        if result.state == state
+    ]
+    for report in reports:
+        passed = sum(result.state == "passed" for result in report.results)
+        rows.append([f"{report.kind} {report.name}", f"{passed} of {len(report.results)}", "passed", ""])
+    return rows
 
 
 def _as_json(report: Report) -> dict[str, Any]:
@@ -74,12 +82,12 @@ def _as_json(report: Report) -> dict[str, Any]:
         "passed": report.passed,
         "checks": [
             {
-                "check": outcome.check,
-                "contract": outcome.contract,
-                "result": outcome.state.lower(),
-                "said": outcome.said or None,
-                "seconds": round(outcome.seconds, 3),
+                "check": result.check,
+                "contract": result.contract,
+                "result": result.state.lower(),
+                "said": result.message or None,
+                "seconds": round(result.seconds, 3),
             }
-            for outcome in report.outcomes
+            for result in report.results
         ],
     }

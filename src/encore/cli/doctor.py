@@ -94,7 +94,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
     return [*broken, *wrong, *closed, *(row["problem"] for row in found["plugins"])]
 
 
-_OURS = ("assets", "bench", "dev")  # extras that only developing Encore takes
+_OURS = ("assets", "bench", "dev", "docs")  # extras that only developing Encore takes
 _ADVICE = "pip install --upgrade encore-music repairs packages"
 
 

@@ -1,4 +1,4 @@
-"""The contract, run: does a method, backend, metric or embedder keep what `encore.api` says?
+"""Check that a method, backend, metric or embedder keeps the contract in `encore.api`.
 
     from encore.testing import assert_conforms
 

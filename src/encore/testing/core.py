@@ -1,8 +1,8 @@
-"""What the four suites share: a check, what it came to, and how a suite is gone through.
+"""What the checks of all kinds share.
 
-A check is a function of a subject (what is checked, with the music it is checked on). It returns, perhaps with a
-remark; raises `ContractViolation` with the sentence that names what is wrong; or raises `Skip` with why it can't apply.
-Whatever else it raises is a violation as well, and the checks after it go on.
+A check is a function `check_NAME` of a subject: the plugin, with the clips it is tried on. The first line of its
+docstring is the contract. It returns None or a remark, or raises `ContractViolation` with the fault, or `Skip` with the
+reason why it does not apply. Any other exception is a fault too.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal
 
 from encore.errors import EncoreError, InputError
 from encore.plugins import is_interruption
 
-State = Literal["passed", "FAILED", "skipped"]
+Check = Callable[[Any], str | None]
 Progress = Callable[[str, int, int], None]
+State = Literal["passed", "FAILED", "skipped"]
 
 
 class ContractViolation(Exception):
-    """What is wrong, in one sentence."""
+    """The fault, in one sentence."""
 
 
 class Skip(Exception):
-    """Why a check can't apply, in one sentence."""
+    """Why a check does not apply, in one sentence."""
 
 
 class Unusable(InputError):
-    """What a plugin was to be tried on can't be used, so that no check says anything of the plugin."""
+    """The model that a backend is tried on can't be loaded, which is no fault of the backend."""
 
 
-def need(held: object, fault: str) -> None:
+def need(condition: object, fault: str) -> None:
     """Raise the fault unless the condition holds."""
-    if not held:
+    if not condition:
         raise ContractViolation(fault)
 
 
-def named(names: Sequence[object]) -> str:
+def listed(names: Sequence[object]) -> str:
     """ "a", "a and b", "a, b and 3 more"."""
     if len(names) <= 2:
         return " and ".join(map(str, names))
@@ -50,43 +51,47 @@ def named(names: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check came to.
+    """The result of one check.
 
     Args:
-        check: its name. contract: the sentence it holds a plugin to.
+        check: its name.
+        contract: the sentence that a plugin must keep.
         state: passed, FAILED or skipped.
-        said: the fault, the reason it was skipped, or a remark on what passed; empty where there is none.
+        message: the fault, the reason for skipping, or a remark; may be empty.
         seconds: how long it took.
     """
 
     check: str
     contract: str
     state: State
-    said: str = ""
+    message: str = ""
     seconds: float = 0.0
 
     @property
     def sentence(self) -> str:
-        """For a person: the fault beside what the contract says, the reason, or the contract."""
+        """The fault and the contract, or the reason for skipping, or the contract and the remark."""
         if self.state == "FAILED":
-            return f"{self.said}; the contract: {self.contract}"
-        return (
-            f"skipped: {self.said}" if self.state == "skipped" else "; ".join(filter(None, (self.contract, self.said)))
-        )
+            return f"{self.message}; the contract: {self.contract}"
+        if self.state == "skipped":
+            return f"skipped: {self.message}"
+        return f"{self.contract}; {self.message}" if self.message else self.contract
 
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one plugin's method, backend, metric or embedder, in the order they ran.
+    """The results of one plugin, in the order of the checks.
 
     Args:
-        kind, name: what was checked. source: the distribution and version it came from.
+        kind: method, backend, metric or embedder.
+        name: as it is registered.
+        source: distribution and version.
+        results: one per check.
     """
 
     kind: str
     name: str
     source: str
-    outcomes: tuple[CheckResult, ...]
+    results: tuple[CheckResult, ...]
 
     @property
     def passed(self) -> bool:
@@ -94,114 +99,79 @@ class Report:
 
     @property
     def failed(self) -> tuple[CheckResult, ...]:
-        return tuple(outcome for outcome in self.outcomes if outcome.state == "FAILED")
+        return tuple(result for result in self.results if result.state == "FAILED")
 
 
-class Subject(Protocol):
-    """What a suite is run on."""
+def run_checks(
+    checks: Sequence[Check],
+    subject: Any,
+    *,
+    first: Check | None = None,
+    progress: Progress = lambda name, done, total: None,
+    only: Collection[str] | None = None,
+) -> tuple[CheckResult, ...]:
+    """Run checks in order. `subject.undisturbed()` undoes what each does to models, clips and random state.
 
-    def undisturbed(self) -> AbstractContextManager[None]:
-        """Whatever a check does in here to models or global state is undone afterwards."""
+    Args:
+        checks: functions of the subject.
+        subject: what they check.
+        first: a check without which the others mean nothing: they are skipped where it fails or is skipped.
+        progress: receives the check's name, how many are done, and of how many.
+        only: names of checks; all others but `first` are left out.
 
-
-SubjectT = TypeVar("SubjectT", bound=Subject)
-
-
-class Check(NamedTuple, Generic[SubjectT]):
-    """One check. Where `first` fails or is skipped, the others have nothing to look at."""
-
-    name: str
-    contract: str
-    run: Callable[[SubjectT], str | None]
-    first: bool
-
-
-@dataclass
-class Suite(Generic[SubjectT]):
-    """The checks of one kind, in order; `check` adds one."""
-
-    kind: str
-    checks: list[Check[SubjectT]] = field(default_factory=list)
-
-    def check(
-        self, name: str, contract: str, *, first: bool = False
-    ) -> Callable[[Callable[[SubjectT], str | None]], Callable[[SubjectT], str | None]]:
-        """Add a function to the suite. `contract`: what it holds a plugin to, a sentence without its full stop."""
-
-        def add(function: Callable[[SubjectT], str | None]) -> Callable[[SubjectT], str | None]:
-            self.checks.append(Check(name, contract, function, first))
-            return function
-
-        return add
-
-    def run(
-        self,
-        subject: SubjectT,
-        progress: Progress = lambda name, done, of: None,
-        only: Collection[str] | None = None,
-    ) -> tuple[CheckResult, ...]:
-        """Run every check, none of which can stop the others, but for those marked `first`.
-
-        Args:
-            only: names of checks; the others are left out, but for those marked `first`.
-
-        Raises:
-            Unusable: what the subject was to be made of can't be used.
-        """
-        outcomes: list[CheckResult] = []
-        missing = ""
-        chosen = [check for check in self.checks if only is None or check.first or check.name in only]
-        for done, check in enumerate(chosen):
-            progress(check.name, done, len(chosen))
-            if missing:
-                outcomes.append(CheckResult(check.name, check.contract, "skipped", missing))
-                continue
-            outcomes.append(_outcome(check, subject))
-            if check.first and outcomes[-1].state == "FAILED":
-                missing = f"there is nothing to check where {check.name!r} fails"
-            elif check.first and outcomes[-1].state == "skipped":
-                missing = outcomes[-1].said
-        progress("", len(chosen), len(chosen))
-        return tuple(outcomes)
+    Raises:
+        Unusable: the model that a backend is tried on can't be loaded.
+    """
+    names = {check: check.__name__.removeprefix("check_") for check in checks}  # type: ignore[attr-defined]
+    chosen = [check for check in checks if only is None or check is first or names[check] in only]
+    results: list[CheckResult] = []
+    reason = ""
+    for done, check in enumerate(chosen):
+        progress(names[check], done, len(chosen))
+        contract = (check.__doc__ or "").partition("\n")[0].rstrip(".")
+        started = time.monotonic()
+        state, message = _run(check, subject, reason)
+        results.append(CheckResult(names[check], contract, state, message, time.monotonic() - started))
+        if check is first and state != "passed":
+            reason = f"it needs the check {names[check]!r}, which fails" if state == "FAILED" else message
+    progress("", len(chosen), len(chosen))
+    return tuple(results)
 
 
-def _outcome(check: Check[Any], subject: Any) -> CheckResult:
-    started = time.monotonic()
-    state: State = "passed"
-    said: str | None
+def _run(check: Check, subject: Any, reason: str) -> tuple[State, str]:
+    if reason:
+        return "skipped", reason
     try:
         with warnings.catch_warnings(), subject.undisturbed():
             warnings.simplefilter("ignore")
-            said = check.run(subject)
+            return "passed", check(subject) or ""
     except ContractViolation as fault:
-        state, said = "FAILED", str(fault)
-    except Skip as reason:
-        state, said = "skipped", str(reason)
+        return "FAILED", str(fault)
+    except Skip as error:
+        return "skipped", str(error)
     except Unusable:
         raise
     except BaseException as error:
         if is_interruption(error):
-            raise  # whoever checks was told to stop: that says nothing of the plugin
-        state, said = "FAILED", raised(error)
-    return CheckResult(check.name, check.contract, state, said or "", time.monotonic() - started)
+            raise
+        return "FAILED", describe(error)
 
 
-def raised(error: BaseException) -> str:
-    """An exception that nobody expected, in one sentence: what it is and the line of the plugin it came from."""
+def describe(error: BaseException) -> str:
+    """An unexpected exception in one sentence: its type, its text, and the line of the plugin that raised it."""
     text = " ".join((error.message if isinstance(error, EncoreError) else str(error)).split())
-    said = f"raised {type(error).__name__}" + (f": {text}" if text else "")
-    own = str(Path(__file__).parent)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
-    where = frames[-1] if frames else None
-    return f"{said} ({Path(where.filename).name}, line {where.lineno})" if where else said
+    sentence = f"raised {type(error).__name__}" + (f": {text}" if text else "")
+    here = str(Path(__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(here)]
+    return f"{sentence} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else sentence
 
 
 @contextmanager
-def telling(doing: str) -> Iterator[None]:
-    """An exception raised in here is told with what was being done."""
+def during(action: str) -> Iterator[None]:
+    """An unexpected exception is a fault that begins with the action."""
     try:
         yield
     except (ContractViolation, Skip):
         raise
     except Exception as error:
-        raise ContractViolation(f"{doing} {raised(error)}") from error
+        raise ContractViolation(f"{action} {describe(error)}") from error

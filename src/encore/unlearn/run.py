@@ -332,7 +332,9 @@ def check_missed(run: Mapping[str, Any]) -> None:
     missed = [target["says"] for target in outcome.get("missed", ())]
     if not missed and not outcome["collapsed"]:
         return
-    summary = "the model lost its other music" if outcome["collapsed"] else "the run missed its targets"
+    summary = (
+        "the model no longer generates other music as before" if outcome["collapsed"] else "the run missed its targets"
+    )
     raise GateError(
         ": ".join(filter(None, (summary, "; ".join(missed)))),
         "the run is kept; try another --steps, --lr or --method, and measure it with `encore eval`",

@@ -82,8 +82,8 @@ class AudioLdm2(DiffusionBackend):
         Args:
             tokens: pad what T5 reads to so many; GPT-2 does not see the padding, but counts it.
         """
-        clap, tokens = self.parts["text_encoder"], self._tokens("tokenizer", caption)
-        features = clap.get_text_features(**tokens)
+        clap, clap_tokens = self.parts["text_encoder"], self._tokens("tokenizer", caption)
+        features = clap.get_text_features(**clap_tokens)
         pooled = getattr(features, "pooler_output", features)[:, None]  # [1, 1, D]
         read = self._tokens("tokenizer_2", caption, tokens)
         states = self.parts["text_encoder_2"](**read).last_hidden_state  # [1, L, D]
