@@ -116,6 +116,10 @@ class MusicgenBackend(Backend):
         return {"codec": self.model.audio_encoder, "text_encoder": self.model.text_encoder}
 
     @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.decoder.model.decoder.layers)
+
+    @property
     def settings(self) -> str:
         """Hash of the configuration and the vocabulary: the same weights under others are another model."""
         told = _without_provenance(self.model.config.to_dict()), sorted(self.processor.tokenizer.get_vocab().items())

@@ -144,6 +144,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def path_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, over the names and hashes of the files below it."""
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
 def read_lines(
     stream: BinaryIO, name: str, caps: Caps, *, compressed: bool = False, notes: list[str] | None = None
 ) -> Iterator[tuple[int, str]]:

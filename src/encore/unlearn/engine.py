@@ -189,6 +189,7 @@ class Engine:
         self.generator = torch.Generator().manual_seed(seed)
         self.outcome = TrainResult()
         self.monitor = StoppingMonitor(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
+        self._session: Session | None = None
         self._reference: Reference | None = None
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
@@ -236,7 +237,8 @@ class Engine:
             self._reference = FrozenReference(self.backend)
         return Session(
             self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.monitor.holdout_nll, partial(self._train_inner, method), self.fisher if "fisher" in method.spec.needs else None,
+            self.seed, self.monitor.holdout_nll, partial(self._train_inner, method),
+            self.fisher if "fisher" in method.spec.needs else None,
         )  # fmt: skip
 
     def _train_inner(self, outer: Method, method: LossMethod) -> None:
@@ -381,7 +383,7 @@ class Engine:
         _restore(module, best)
         module.eval()
         with torch.no_grad():
-            method.finish(self._session)
+            method.finish(self._session or self.session(method))
         if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
                 f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
@@ -483,7 +485,9 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def _save(self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]) -> None:
+    def _save(
+        self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]
+    ) -> None:
         if self.checkpoints is None:
             return
         state.averaged = self._average.steps

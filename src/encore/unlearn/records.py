@@ -10,7 +10,9 @@ from typing import Any
 
 from encore.api import Method
 from encore.data.encode import EncodedTrack
+from encore.data.open_files import path_sha256
 from encore.errors import InputError, UsageError
+from encore.options import Options
 from encore.plugins import installed
 from encore.store import schemas
 from encore.store.environment import versions
@@ -66,10 +68,17 @@ def request_json(
         },
         "method": method.spec.name,
         "options": method.options.model_dump(mode="json"),
+        **option_files(method.options),
         "seed": request.seed,
         "precision": precision,
         **tracks,
     }
+
+
+def option_files(options: Options) -> dict[str, dict[str, str]]:
+    """The entry `option_files`, option -> SHA-256 of the file or folder it names; nothing without such options."""
+    paths = {name: value for name, value in options if isinstance(value, Path)}
+    return {"option_files": {name: path_sha256(path) for name, path in paths.items()}} if paths else {}
 
 
 def check_other_run(file: Path, request: Mapping[str, Any]) -> None:
@@ -149,6 +158,7 @@ def run_json(
         "model": request["model"],
         "method": request["method"],
         "options": with_origin(request["options"]),
+        **{key: request[key] for key in ("option_files",) if key in request},
         "flags": with_origin(flags),
         "seed": request["seed"],
         "precision": request["precision"],

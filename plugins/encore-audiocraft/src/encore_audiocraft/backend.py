@@ -129,6 +129,13 @@ class AudiocraftBackend(Backend):
     def token_mask(self, batch: Batch) -> Tensor:
         return predicted(batch.frames, batch.codes.shape[-1], self.delays)
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        if self.language.prefixed:  # runs clips apart, by the length of their captions
+            return super().blocks
+        layers: nn.ModuleList = self.language.lm.transformer.layers
+        return list(layers)
+
     def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
         states = self._states(batch.captions, unconditional)
         codes = batch.codes.to(self.device)
