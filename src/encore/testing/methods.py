@@ -105,7 +105,7 @@ class Trial(Engine):
             (self.backend, "backend", TOKENS),
             (self._reference, "reference", ("nll", "logits")),
         ):
-            for name in names if owner else ():
+            for name in names if owner is not None else ():
                 setattr(owner, name, self._spy(getattr(owner, name), note=f"{label}.{name}"))
         setattr(self.backend, "losses", self._spy(self.backend.losses, on=False))  # noqa: B010
         return session
@@ -140,12 +140,11 @@ class Trial(Engine):
         def watched(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(target: Method, given: Step | Session, *rest: Any) -> Any:
                 before, known = RandomState(), seed_shared(1000 * self.salt + next(self._calls))
-                plain = type(given)
-                object.__setattr__(given, "__class__", _spied(plain, self._note))
+                if type(given) in (Step, Session):  # it stays spied, for a method may keep it
+                    object.__setattr__(given, "__class__", _spied(type(given), self._note))
                 try:
                     return self._spy(function, on=True)(target, given, *rest)
                 finally:
-                    object.__setattr__(given, "__class__", plain)
                     if known.moved():
                         self.moved[function.__name__] = known.moved()
                     before.restore()
