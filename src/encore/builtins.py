@@ -204,7 +204,7 @@ def encore_register_metrics() -> list[MetricSpec]:
         MetricSpec(
             "likeness",
             "harmony, melody, rhythm of plays against the tracks",
-            "encore.metrics.similarity.music_similarity:LikenessMusic",
+            "encore.metrics.similarity.music_similarity:MusicSimilarity",
             requires=("librosa",),
             needs={"holdout"},
             full=True,
@@ -212,21 +212,21 @@ def encore_register_metrics() -> list[MetricSpec]:
         MetricSpec(
             "likeness_codes",
             "BLEU and edit distance of codes against the tracks'",
-            "encore.metrics.similarity.music_similarity:LikenessCodes",
+            "encore.metrics.similarity.music_similarity:CodeSimilarity",
             needs={"holdout", "logits"},
             full=True,
         ),
         MetricSpec(
             "likeness_embedding",
             "cosine of embeddings of plays and tracks",
-            "encore.metrics.similarity.music_similarity:LikenessEmbedding",
+            "encore.metrics.similarity.music_similarity:EmbeddingSimilarity",
             needs={"holdout", "embedder"},
             full=True,
         ),
         MetricSpec(
             "likeness_fingerprint",
             "audio fingerprints of plays against the tracks'",
-            "encore.metrics.similarity.music_similarity:LikenessFingerprint",
+            "encore.metrics.similarity.music_similarity:FingerprintSimilarity",
             requires=("pyacoustid",),
             needs={"holdout"},
             full=True,
