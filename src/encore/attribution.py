@@ -1,23 +1,23 @@
-"""`encore attribute`: which tracks of a catalogue a clip owes most to.
+"""Attribution: which tracks of a catalogue influenced a clip most.
 
-The score of a track is a diagonal influence, as a cosine: with g the gradient of a clip's loss,
+A track's score is a diagonal influence, normalised to a cosine: with g the gradient of a clip's loss,
 
     score_n = ⟨g_clip / (F + ε), g_n⟩ / (‖g_clip / (F + ε)‖ ‖g_n‖),
 
 the inner product of TracIn (Pruthi et al., arXiv 2002.08484, with one checkpoint) under the Fisher diagonal F of the
-catalogue, ε a share of F's mean. The catalogue is streamed: g_clip / (F + ε) is one direction of `encore.curvature`,
-so that no track's gradient is ever stored. Of a track of several windows, the one closest to the clip counts.
+catalogue, ε relative to F's mean. The catalogue is streamed: g_clip / (F + ε) is one direction of `encore.curvature`,
+so no track's gradient is stored. A track's score is the highest over its windows.
 
-Three things were chosen by measurement (`bench/RESULTS.md`, "Attribution"), each for a reason:
+Three choices are based on measurements (`bench/RESULTS.md`, "Attribution"):
 
-- The loss is the NLL of a softmax at temperature 6. At 1, a model that knows a track by heart has next to no gradient
-  on it, and what is left points anywhere; flattened, every token of it counts.
-- g_n is divided by its norm, else tracks that are merely loud in gradient come first for any clip.
-- g_n is taken on the track as the codec plays it back (decoded, encoded again), for that is what has happened to a clip
-  that the model made. F is taken on the codes that the model was trained on.
+- The loss is the NLL of a softmax at temperature 6. At 1, memorised tracks have almost no gradient, and its direction
+  is arbitrary; at 6, every token contributes.
+- g_n is normalised, else tracks with large gradients rank first for any clip.
+- g_n is computed on the track's decoded and re-encoded codes, as a generated clip has also passed through the codec. F
+  is computed on the codes that the model was trained on.
 
-Without a caption, neither side is conditioned. With one, the loss is the mean of the NLLs with and without the own
-caption: the two that classifier-free guidance plays from.
+Without a caption, both sides are unconditional. With one, the loss is the mean of the NLLs with and without each clip's
+caption, the two predictions of classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from encore.curvature import capture, clips_sha256, fisher
 from encore.curvature.fisher_stream import evaluating
 from encore.curvature.hooks import set_aside_grads
 from encore.data.captions import read_tags, sidecar_captions
-from encore.data.encode import TrackEncoder
+from encore.data.encode import TrackEncoder, clips_of
 from encore.data.file_info import FileCache
 from encore.data.splits import HOLDOUT, open_catalog
 from encore.data.tracks import Track
@@ -51,12 +51,12 @@ from encore.text import clean_caption
 
 TEMPERATURE = 6.0
 DAMPING = 0.003  # ε, relative to F's mean
-MICRO_BATCH = 8  # clips a pass
+MICRO_BATCH = 8  # clips per pass
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A track of the catalogue, and how much of it is in the clip: 1 is the same direction, 0 is none of it."""
+    """A track of the catalogue and its score: 1 for equal gradient directions, 0 for orthogonal ones."""
 
     id: str
     title: str | None
@@ -65,12 +65,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What a clip owes.
+    """The scores of a clip.
 
     Args:
-        caption: what the clip was conditioned on; None where it was scored without one.
+        caption: caption of the clip; None if it was scored without one.
         caption_source: "given", "side-car", "tags" or "none".
-        tracks: all that were compared, highest score first.
+        tracks: all compared tracks, highest score first.
     """
 
     caption: str | None
@@ -91,7 +91,19 @@ def attribute(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> Attribution:
-    """Score a catalogue's tracks for a clip; those of its split "holdout", which no model has heard, are left out.
+    """Score a catalogue's tracks for a clip, except its split "holdout", on which no model was trained.
+
+    Args:
+        clip: audio file.
+        model: folder or name of the model.
+        catalog: the catalogue; by default the model's own.
+        caption: caption of the clip; by default from a side-car file or tags, see `find_caption`.
+        backend: name of the model family.
+        revision: revision of the model.
+        offline: do not download models.
+        roots: folders that relative paths are searched in.
+        device: "auto", "cpu", "cuda", …
+        reporter: shows progress.
 
     Raises:
         InputError: the clip, the model or a track can't be used.
@@ -102,8 +114,8 @@ def attribute(
     if chosen is None:
         raise UsageError("there are no tracks to compare the clip with", "give --catalog FILE")
     device = pick_device(device)
-    said, source = find_caption(clip, caption)
-    heard_once = Track("the clip", clip, said, FileCache().sha256(clip))
+    caption, source = find_caption(clip, caption)
+    clip_track = Track("the clip", clip, caption, FileCache().sha256(clip))
     tracks = [track for track in chosen.tracks() if track.meta.get("split") != HOLDOUT]
     if not tracks:
         raise InputError(f"{chosen.name} holds no track but those of the split {HOLDOUT!r}", "give another --catalog")
@@ -112,25 +124,24 @@ def attribute(
     if not opened.has_tokens:
         raise UsageError(f"{opened.name} has no tokens, and a clip is attributed by those")
     cache = TensorCache()
-    heard = TrackEncoder(opened, cache).hear(
-        [heard_once, *tracks], lambda done, of: reporter.progress("hear tracks", done, of)
+    encoded = TrackEncoder(opened, cache).hear(
+        [clip_track, *tracks], lambda done, of: reporter.progress("encode tracks", done, of)
     )
-    scores = Scores(opened, [one for track in heard[1:] for one in track.clips], conditioned=bool(said), cache=cache)
-    (best,) = scores.of([heard[0].clips], reporter)
-    ranked = [Scored(track.id, track.title, best[track.id]) for track in tracks]
-    ranked.sort(key=lambda one: -one.score)
-    return Attribution(said or None, source, tuple(ranked))
+    scores = Scores(opened, clips_of(encoded[1:]), conditioned=bool(caption), cache=cache)
+    (best,) = scores.of([encoded[0].clips], reporter)
+    ranked = sorted((Scored(track.id, track.title, best[track.id]) for track in tracks), key=lambda item: -item.score)
+    return Attribution(caption or None, source, tuple(ranked))
 
 
 def find_caption(clip: Path, given: str | None) -> tuple[str, str]:
-    """The caption of a clip, and where it is from: given, side-car, tags; "none" where there is none, which is ""."""
-    for source, caption in (
+    """The caption of a clip and its source ("given", "side-car" or "tags"), or "" and "none"."""
+    for source, read in (
         ("given", lambda: clean_caption(given or "")),
         ("side-car", lambda: next(iter(sidecar_captions(clip, [clip.parent]).texts), "")),
         ("tags", lambda: read_tags(clip).caption()),
     ):
-        if found := caption():
-            return found, source
+        if caption := read():
+            return caption, source
     return "", "none"
 
 
@@ -138,42 +149,46 @@ class Scores:
     """Scores of a catalogue's tracks.
 
     Args:
-        backend: a token model; its module is in evaluation mode meanwhile and stays as it is.
+        backend: a token model; its module is not changed.
         catalog: the tracks' clips, with the codes that the model was trained on.
-        conditioned: whether clips are scored under their captions too, or without any alone.
-        cache: keeps the Fisher, by the model's and the clips' hashes, and the tracks' codes as played back.
+        conditioned: whether clips are also scored under their captions.
+        cache: caches the Fisher diagonal and the re-encoded codes.
     """
 
     def __init__(self, backend: Backend, catalog: Sequence[Clip], *, conditioned: bool, cache: TensorCache) -> None:
         self._backend, self._catalog, self._conditioned, self._cache = backend, catalog, conditioned, cache
 
     def of(self, clips: Sequence[Sequence[Clip]], reporter: Reporter | None = None) -> list[dict[str, float]]:
-        """Track id -> score, for each of the clips, which are given by their windows; one pass over the catalogue.
+        """Score by track id for each clip, in one pass over the catalogue.
+
+        Args:
+            clips: the windows of each clip.
+            reporter: shows progress.
 
         Raises:
             EncoreError: a clip's gradient is zero or not finite.
         """
         reporter = reporter or Reporter()
         directions = self._directions(clips, reporter)
-        seen: list[Clip] = []
+        windows: list[Clip] = []
         with (
             evaluating(self._backend.module),
-            capture(self._backend.module, directions=directions, norms=True) as taken,
+            capture(self._backend.module, directions=directions, norms=True) as captured,
         ):
-            for batch in self._batches(self._played_back(reporter), "compare", reporter):
+            for batch in self._batches(self._reencoded(reporter), "compare", reporter):
                 self.losses(batch).sum().backward()  # type: ignore[no-untyped-call]
-                seen += batch.clips
-        norms = taken.sq_norms.sqrt().clamp(min=torch.finfo(torch.float32).tiny)  # [N]
+                windows += batch.clips
+        norms = captured.sq_norms.sqrt().clamp(min=torch.finfo(torch.float32).tiny)  # [N]
         best: list[dict[str, float]] = [{} for _ in clips]
-        for found, cosines in zip(best, (taken.dots.T / norms).tolist(), strict=True):
-            for window, cosine in zip(seen, cosines, strict=True):
-                found[window.track] = max(cosine, found.get(window.track, -1.0))
+        for scores, cosines in zip(best, (captured.dots.T / norms).tolist(), strict=True):
+            for window, cosine in zip(windows, cosines, strict=True):
+                scores[window.track] = max(cosine, scores.get(window.track, -1.0))
         return best
 
     def losses(self, batch: Batch) -> Tensor:
-        """Mean NLL a token at the temperature, [N]."""
-        free = self._nll(batch, unconditional=True)
-        return (free + self._nll(batch, unconditional=False)) / 2 if self._conditioned else free
+        """Mean NLL per token at the temperature, [N]."""
+        unconditional = self._nll(batch, unconditional=True)
+        return (unconditional + self._nll(batch, unconditional=False)) / 2 if self._conditioned else unconditional
 
     def _nll(self, batch: Batch, *, unconditional: bool) -> Tensor:
         logits = self._backend.logits(batch, unconditional=unconditional)
@@ -181,13 +196,13 @@ class Scores:
         return -clip_mean(token_logprobs(logits / TEMPERATURE, batch.codes, mask), mask)
 
     def _directions(self, clips: Sequence[Sequence[Clip]], reporter: Reporter) -> list[dict[str, Tensor]]:
-        """g_clip / (F + ε) of each clip, of norm 1, a parameter."""
+        """g_clip / (F + ε) of each clip, normalised, by parameter."""
         module = self._backend.module
-        information = self._fisher(reporter)
+        diagonal = self._fisher(reporter)
         weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        count = sum(value.numel() for value in information.values())
-        epsilon = DAMPING * sum(float(value.sum(dtype=torch.float64)) for value in information.values()) / count
-        scale = {name: 1 / (value + epsilon).to(weights[name].device) for name, value in information.items()}
+        count = sum(value.numel() for value in diagonal.values())
+        epsilon = DAMPING * sum(float(value.sum(dtype=torch.float64)) for value in diagonal.values()) / count
+        scale = {name: 1 / (value + epsilon).to(weights[name].device) for name, value in diagonal.items()}
         directions = []
         for clip in clips:
             with evaluating(module), set_aside_grads(weights.values()):
@@ -196,12 +211,12 @@ class Scores:
                 raw = {name: w.grad * scale[name] for name, w in weights.items() if w.grad is not None}
             norm = torch.nn.utils.get_total_norm(list(raw.values()))
             if not torch.isfinite(norm) or not norm:
-                raise EncoreError("the clip's gradient is zero or not finite", "are the model's weights sound?")
+                raise EncoreError("the clip's gradient is zero or not finite", "check the model's weights")
             directions.append({name: value / norm for name, value in raw.items()})
         return directions
 
     def _fisher(self, reporter: Reporter) -> Mapping[str, Tensor]:
-        """F of the catalogue, by the loss that is scored, from the cache where it is there."""
+        """The Fisher diagonal of the catalogue under `losses`, cached."""
 
         def make() -> dict[str, Tensor]:
             batches = self._batches(self._catalog, "fisher", reporter)
@@ -212,21 +227,22 @@ class Scores:
             ("attribution fisher", settings, model_sha256(self._backend), clips_sha256(self._catalog)), make
         )
 
-    def _played_back(self, reporter: Reporter) -> list[Clip]:
-        """The catalogue's clips as the codec plays them back."""
+    def _reencoded(self, reporter: Reporter) -> list[Clip]:
+        """The catalogue's clips with their codes decoded and encoded again."""
         backend = self._backend
         frozen = module_sha256(*backend.frozen().values())
-        played = []
+        reencoded = []
         for done, clip in enumerate(self._catalog):
-            reporter.progress("play back", done, len(self._catalog))
+            reporter.progress("re-encode", done, len(self._catalog))
             codes = clip.codes.cpu().contiguous()
             digest = hashlib.sha256(f"{tuple(codes.shape)}".encode() + codes.numpy().tobytes()).hexdigest()
 
             def make(codes: Tensor = codes) -> dict[str, Tensor]:
                 return {"codes": backend.encode(backend.decode(codes[None].to(backend.device)))[0].to(torch.int16)}
 
-            played.append(replace(clip, codes=self._cache.get_or_make(("played back", frozen, digest), make)["codes"]))
-        return [replace(clip, codes=clip.codes.long()) for clip in played]
+            codes = self._cache.get_or_make(("played back", frozen, digest), make)["codes"]
+            reencoded.append(replace(clip, codes=codes.long()))
+        return reencoded
 
     def _batches(self, clips: Sequence[Clip], stage: str = "", reporter: Reporter | None = None) -> Iterator[Batch]:
         for start in range(0, len(clips), MICRO_BATCH):

@@ -137,5 +137,5 @@ def test_what_breaks_in_a_backend_is_no_fault_of_the_files(
 
 def test_a_revision_is_that_of_the_base_model(family: Loaded) -> None:
     tracks = Tracks((Track("a", Path("a.wav"), "c", "0"),), (), ())
-    inputs.subject_of("u", tracks, others={"base": "owner/base", "gold": "g"}, revision="v1")
+    inputs.open_inputs("u", tracks, others={"base": "owner/base", "gold": "g"}, revision="v1")
     assert family.revisions == {"owner/base": "v1", "g": None, "u": None}

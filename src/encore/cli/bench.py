@@ -91,10 +91,10 @@ def bench(
     if cell is not None:
         _one(out, cell)
         return
-    from encore.compare.forget_lists import names_of
+    from encore.compare.forget_lists import list_names
     from encore.compare.leaderboard import leaderboard
     from encore.compare.matrix import METRICS_READ, matrix_lines
-    from encore.compare.plan import PLAN, Plan, checked, measured_otherwise, read_plan, unfinished, write_plan
+    from encore.compare.plan import PLAN, Plan, changed_measurement, check_plan, read_plan, unfinished, write_plan
     from encore.compare.presets import preset as find
     from encore.compare.scheduler import run_cells
     from encore.compare.sequential import request_lines
@@ -104,7 +104,7 @@ def bench(
 
     laid = find(preset) if preset else None
     sizes, lists = _sizes(forget_sizes), _lists(listed_as or [])
-    golds = _golds(gold or [], gold2 or [], [*names_of(sizes), *lists])
+    golds = _golds(gold or [], gold2 or [], [*list_names(sizes), *lists])
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     embedded = model == "tiny"
@@ -124,9 +124,9 @@ def bench(
         metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
     out = out.resolve()
-    chosen_tracks = checked(plan, out)
+    chosen_tracks = check_plan(plan, out)
     with locked(out):
-        changes = measured_otherwise(plan, read_plan(out)) if (out / PLAN).exists() else []
+        changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
         left = list(unfinished(plan, out, chosen_tracks))
         of, made = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
@@ -134,7 +134,7 @@ def bench(
         if made:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
             console.note(f"{made} more are made, and only measured anew: {why}")
-        failed = run_cells(left, out, jobs=jobs, told=lambda cell, what: console.note(f"{cell.name}: {what}"))
+        failed = run_cells(left, out, jobs=jobs, progress=lambda cell, status: console.note(f"{cell.name}: {status}"))
         board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
         matrix = matrix_lines(plan, out, chosen_tracks, failed)
         written = write_leaderboard(out, board, requests, matrix)

@@ -93,7 +93,7 @@ def evaluate(
     from encore.cli.tracks import note_sets, show_tracks
     from encore.evaluate.inputs import from_flags, from_run
     from encore.evaluate.measure import check_failures
-    from encore.evaluate.run import EvalConfig, evaluate_subject
+    from encore.evaluate.run import EvalConfig, evaluate_inputs
     from encore.store.environment import keep_freed_memory
     from encore.store.metrics_json import metrics_json
     from encore.store.model_name import backend_name
@@ -121,10 +121,10 @@ def evaluate(
                 offline=offline, seed=seed, reporter=reporter,
             )  # fmt: skip
     if not json:
-        show_tracks(subject.heard["forget"])
-        note_sets(subject.heard)
+        show_tracks(subject.encoded["forget"])
+        note_sets(subject.encoded)
     with reporting() as reporter:
-        results = evaluate_subject(subject, asked, out=out, run=run, offline=offline, reporter=reporter)
+        results = evaluate_inputs(subject, asked, out=out, run=run, offline=offline, reporter=reporter)
     if json:
         console.data_json(metrics_json(results))
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from encore import stats
 from encore.compare.leaderboard import REFERENCES, Rows, cost, rows_of
-from encore.compare.plan import Plan, Trial, gold_note, label_of, of_list
+from encore.compare.plan import Plan, Trial, gold_note, label_of, list_tracks
 from encore.compare.sequential import forgotten
 from encore.data.splits import Tracks
 from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE
@@ -249,7 +249,7 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial]
     """A line for each list and method (and each number of requests) of a bench that has lists.
 
     Args:
-        whole: of `encore.compare.plan.selected`.
+        whole: of `encore.compare.plan.plan_tracks`.
         failed: cells that failed this time.
     """
     if not plan.list_names:
@@ -258,7 +258,9 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial]
     for cell in plan.cells:
         if cell not in failed and (out / cell.name / METRICS).exists():
             groups.setdefault((cell.list, cell.method, cell.requests), {})[cell.seed] = _found(out / cell.name, cell)
-    notes = {name: gold_note(plan, of_list(plan, out, name, whole).forget, name, whole.forget) for name, _, _ in groups}
+    notes = {
+        name: gold_note(plan, list_tracks(plan, out, name, whole).forget, name, whole.forget) for name, _, _ in groups
+    }
     return [
         MatrixLine(
             name, next(iter(of_seeds.values())).tracks, label_of(method, plan.methods[method]), requests,

@@ -98,8 +98,8 @@ def rerun(
         NotCheckedError: nothing can be measured: the tracks to forget or the base model are not at hand.
     """
     from encore.evaluate.inputs import OtherWeightsError, from_run
-    from encore.evaluate.parallel import shared
-    from encore.evaluate.run import EvalConfig, evaluate_subject
+    from encore.evaluate.parallel import threads_for_two
+    from encore.evaluate.run import EvalConfig, evaluate_inputs
     from encore.evidence.inputs import as_kept, find_inputs
     from encore.evidence.redaction import public_rows
     from encore.store.environment import hardware, versions
@@ -126,9 +126,9 @@ def rerun(
         tuple(how["metrics"]) if how["metrics"] is not None else None, how["full"], how["embedder"], how["seed"],
         how["force"], golds, False, how.get("draws", 1),
     )  # fmt: skip
-    found = evaluate_subject(subject, asked, offline=offline, reporter=reporter)
+    found = evaluate_inputs(subject, asked, offline=offline, reporter=reporter)
     models = list(subject.models.values())
-    with shared(models):  # as many threads as `evaluation.json` was written with
+    with threads_for_two(models):  # as many threads as `evaluation.json` was written with
         here = hardware(str(models[0].device))
     rows = as_kept(metrics_json(found)["results"])
     rows = public_rows(folder, rows, catalog=True)  # no folder of today

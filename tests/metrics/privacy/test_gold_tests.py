@@ -48,13 +48,13 @@ def test_a_shift_that_all_tracks_share_goes_unseen_by_ks_and_is_told_of():
     """NLLs of eight tracks that differ by far more than each of them moved."""
     gold = {f"t{i}": 1.0 + i for i in range(8)}
     shared = SharedEvaluation({role: models()[role] for role in ("unlearned", "gold")}, clips(), embedder=None)
-    shared._made["nll", "gold", "forget"] = gold
-    shared._made["nll", "unlearned", "forget"] = {track: nll + 0.1 for track, nll in gold.items()}
+    shared._results["nll", "gold", "forget"] = gold
+    shared._results["nll", "unlearned", "forget"] = {track: nll + 0.1 for track, nll in gold.items()}
     row = rows(GoldKs, shared)["unlearned"]
     assert row.value > 0.99
     assert row.details["wilcoxon_p"] == pytest.approx(2 / 2**8)
     assert row.note.endswith("track by track, Wilcoxon's p is 0.0078")
-    shared._made["nll", "unlearned", "forget"] = gold
+    shared._results["nll", "unlearned", "forget"] = gold
     assert rows(GoldKs, shared)["unlearned"].details["wilcoxon_p"] == 1
 
 

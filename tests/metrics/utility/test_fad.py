@@ -118,7 +118,7 @@ def test_case_D7_fads_interval_covers_the_true_distance(apart):
     for seed in range(200):
         own, base = np.random.default_rng(seed).normal(size=(2, 24, 10))  # of two Gaussians whose means are `apart`
         base[:, 0] += apart
-        row = Fad().compared(shared, Samples("fad", "gold", "retain", own, base, base, tracks, {}))
+        row = Fad().compare(shared, Samples("fad", "gold", "retain", own, base, base, tracks, {}))
         covered.append(row.low <= apart**2 <= row.high)
     assert np.mean(covered) >= 0.93
 
@@ -172,7 +172,7 @@ def test_without_base_or_retain_it_says_so(metric):
 def test_mmd_of_a_base_that_plays_one_thing_has_no_width():
     roles = models()
     shared = SharedEvaluation(roles, clips(), embedder=Loudness())
-    shared._made["heard", "base", "retain"] = {"": (np.ones((3, 2)), None)}
+    shared._results["embeddings", "base", "retain"] = {"": (np.ones((3, 2)), None)}
     (row, *_) = Mmd().measure(shared)
     assert row.value is None
     assert "do not differ" in row.why
