@@ -90,7 +90,7 @@ def test_figures_are_the_best_of_a_captions_own_plays_and_the_threshold_that_of_
     assert (found.details["holdout_tracks"], found.details["holdout_pairs"]) == (3, 15)
     assert found.details["chance"] == 0.25
     named = rows(CodeSimilarity, shared)["likeness_bleu_named", "unlearned"]
-    assert "by chance alone about 0.8 of 3 tracks would be named" in named.note
+    assert "by chance about 0.8 of 3 tracks would be named" in named.note
     for track, _, value in found.details["above"]:
         assert value > found.details["threshold"]
         assert value <= best[track] + 1e-9
@@ -190,7 +190,7 @@ def test_case_D18_clips_too_short_for_a_fingerprint_are_left_out_and_said(capfd)
     assert found.value == 1.0
     assert found.details["too_short"] == ["short"]
     (row,) = measure(SharedEvaluation(models(), clips(), embedder=None), ["likeness_fingerprint"])
-    assert row.why == "not measured: 8 Hz are too few for a fingerprint"
+    assert row.why == "not measured: a sample rate of 8 Hz is too low for a fingerprint"
     assert capfd.readouterr().err == ""  # the library itself says nothing
 
 
