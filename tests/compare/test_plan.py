@@ -72,7 +72,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="there is no bench in"):
         read_plan(tmp_path)
     (tmp_path / "bench.json").write_text('{"schema": 1, "methods": 3}')
-    with pytest.raises(InputError, match="is not whole, or was written by another version"):
+    with pytest.raises(InputError, match="is incomplete or was written by another version"):
         read_plan(tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_another_model_needs_a_list(tmp_path):
 
 
 def test_more_requests_than_tracks_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="8 tracks can't be sent in 9 requests"):
+    with pytest.raises(UsageError, match="8 tracks can't be split into 9 requests"):
         check_plan(Plan(methods={"ga": ()}, seeds=(0,), requests=(9,)), tmp_path)
 
 

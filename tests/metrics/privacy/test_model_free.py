@@ -100,8 +100,8 @@ def test_other_codes_are_told_apart_where_neither_compression_nor_captions_do():
     assert found["_codes"].value > 0.95
     assert found["_codes"].details["p_holm"] < 0.05
     assert found["_codes"].note == (
-        f"forget and holdout differ without any model (blind AUC {found['_codes'].value:.2f}, by which codes there "
-        "are): no membership AUC is reliable"
+        f"forget and holdout differ without any model (blind AUC {found['_codes'].value:.2f}, by the frequency of "
+        "codes): no membership AUC is reliable"
     )
     assert found["_words"].value == 0.5  # one caption for all
     assert found["_words"].note is None
