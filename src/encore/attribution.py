@@ -94,16 +94,9 @@ def attribute(
     """Score a catalogue's tracks for a clip, except its split "holdout", on which no model was trained.
 
     Args:
-        clip: audio file.
-        model: folder or name of the model.
         catalog: the catalogue; by default the model's own.
         caption: caption of the clip; by default from a side-car file or tags, see `find_caption`.
-        backend: name of the model family.
-        revision: revision of the model.
-        offline: do not download models.
         roots: folders that relative paths are searched in.
-        device: "auto", "cpu", "cuda", …
-        reporter: shows progress.
 
     Raises:
         InputError: the clip, the model or a track can't be used.
@@ -163,7 +156,6 @@ class Scores:
 
         Args:
             clips: the windows of each clip.
-            reporter: shows progress.
 
         Raises:
             EncoreError: a clip's gradient is zero or not finite.

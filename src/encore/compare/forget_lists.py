@@ -26,10 +26,6 @@ def draw(whole: Tracks, name: str) -> Tracks:
     "retain" if the catalogue has one, in the embedded one the memorised tracks). Each of `SINGLES` is one of the first
     three tracks. Forget tracks that are not drawn become retain tracks, if there are retain tracks.
 
-    Args:
-        whole: all tracks of the bench.
-        name: name of the list.
-
     Raises:
         UsageError: there are fewer tracks.
     """

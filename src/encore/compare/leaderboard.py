@@ -84,7 +84,6 @@ class Measured:
     """One model of a measured cell: the unlearned model or a reference.
 
     Args:
-        cell: the cell.
         rows: the model's rows with a value.
         shown: values by title that only this bench shows: of plugins' metrics and of the metrics that it names.
         targets: the targets it meets.
@@ -178,8 +177,6 @@ def read_cell(out: Path, cell: Trial, named: Sequence[str] = ()) -> dict[str, Me
     """The models of a cell by role; empty if it is not measured.
 
     Args:
-        out: folder of the bench.
-        cell: the cell.
         named: metrics that the bench names; each has a column.
     """
     folder = out / cell.name
@@ -289,8 +286,6 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     that do not forget), then by KL to gold, then by NLL after relearning.
 
     Args:
-        plan: the bench.
-        out: its folder.
         failed: reasons by failed cell.
     """
     why = {cell.name: reason for cell, reason in (failed or {}).items()}

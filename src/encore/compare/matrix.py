@@ -249,8 +249,6 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial]
     """One line per list, method and number of requests, if the bench has lists.
 
     Args:
-        plan: the bench.
-        out: its folder.
         whole: all tracks, see `encore.compare.plan.plan_tracks`.
         failed: cells that failed in this run of the bench.
     """

@@ -305,8 +305,6 @@ def list_tracks(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
     """The tracks of one of the plan's lists.
 
     Args:
-        plan: the plan.
-        out: folder of the bench.
         name: name of the list; empty for all tracks.
         whole: the result of `plan_tracks`.
 
@@ -351,9 +349,6 @@ def model_hashes(
     """Current hashes of the base model and the golds; empty if the folder has no runs.
 
     Args:
-        plan: the plan.
-        golds: names of the gold models.
-        folder: folder of the runs.
         known: hashes by model, to which those of newly opened models are added.
 
     Raises:
@@ -376,9 +371,7 @@ def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str
     """Check that an existing run is the one that the plan requires.
 
     Args:
-        plan: the plan.
         cell: the cell of the run.
-        run: folder of the run.
         tracks: the run's tracks.
         base: required hash of the run's base model, if known.
 
@@ -407,8 +400,6 @@ def is_measured(folder: Path, config: EvalConfig, models: Mapping[Role, str]) ->
     """Whether a folder has results of these settings and of the installed plugins' versions.
 
     Args:
-        folder: folder of the results.
-        config: the settings.
         models: required hashes of models.
     """
     if not (folder / METRICS).exists() or not (folder / EVALUATION).exists():
@@ -429,8 +420,6 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
     """The cells that are not complete.
 
     Args:
-        plan: the plan.
-        out: folder of the bench.
         tracks: the result of `plan_tracks`.
 
     Raises:

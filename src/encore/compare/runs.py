@@ -44,8 +44,6 @@ class ComparedRow:
 
     Args:
         label: label of the row.
-        metric: metric of the row.
-        set: set of the row.
         figures: each run's row; None if it has no value.
         differences: differences of the other runs from the first.
     """

@@ -30,7 +30,6 @@ def run_cells(
 
     Args:
         cells: the cells.
-        out: folder of the bench.
         jobs: number of concurrent processes.
         progress: called with a cell and "started", "done" or an error.
 

@@ -79,12 +79,8 @@ def from_run(
     """Open a complete run: base and unlearned model, the tracks of its request, and the gold models.
 
     Args:
-        run: the run's folder.
         golds: folders or names for "gold" and "gold2"; by default the embedded golds, if they match the forget tracks.
         seed: the evaluation's seed, so that runs of several seeds are measured on the same retain tracks.
-        device: "auto", "cpu", "cuda", …
-        offline: do not download models.
-        reporter: shows progress.
 
     Raises:
         InputError: the run is not complete, or a file has changed since the run.
@@ -173,19 +169,14 @@ def from_flags(
     """Open models and tracks named on the command line; `model` is measured as "unlearned".
 
     Args:
-        model: folder or name of the model.
         listing: list of the forget tracks.
         others: folders or names of other models by role.
-        backend: name of the model family.
         catalog: catalogue of tracks.
         retain: the retain tracks, see `encore.data.splits.select`.
         holdout: list of the holdout tracks.
         roots: folders that relative paths are searched in.
         skip_unreadable: skip retain and holdout tracks that can't be read.
-        device: "auto", "cpu", "cuda", …
-        offline: do not download models.
         seed: the evaluation's seed; it selects the retain tracks if there are many.
-        reporter: shows progress.
 
     Raises:
         InputError: a model or a track can't be used.
@@ -217,16 +208,9 @@ def open_inputs(
     """Open models on selected tracks; arguments as in `from_flags`.
 
     Args:
-        model: folder or name of the model.
         chosen: the selected tracks.
         others: folders or names of other models by role.
-        revision: revision of the base model.
-        backend: name of the model family.
         skip_unreadable: skip retain and holdout tracks that can't be read.
-        device: "auto", "cpu", "cuda", …
-        offline: do not download models.
-        seed: the evaluation's seed.
-        reporter: shows progress.
     """
     device = pick_device(device)
     family = backends().resolve(backend)

@@ -30,7 +30,6 @@ def evaluation_json(
     """The settings of an evaluation, the hashes of the models, and the environment.
 
     Args:
-        evaluation: the evaluation.
         golds: the gold models that were named.
         metrics: the metrics that were named, or None.
         full: whether `--full` was given.

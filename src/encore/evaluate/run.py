@@ -65,12 +65,7 @@ def evaluate_run(
     """Measure a complete run and write the results; see `evaluate_inputs`.
 
     Args:
-        run: the run's folder.
-        config: settings.
         out: where results are written, by default the run's folder.
-        device: "auto", "cpu", "cuda", …
-        offline: do not download models or embedder weights.
-        reporter: shows progress.
 
     Raises:
         InputError: the run is not complete, or a file has changed since.
@@ -93,13 +88,10 @@ def evaluate_inputs(
     """Measure models on tracks and write the results.
 
     Args:
-        inputs: models and tracks.
-        config: settings.
         out: where `metrics.json`, `evaluation.json` and, if no metrics are named, samples are written; None writes
             nothing. It is locked before anything is measured. Samples of other models are removed.
         run: the run that is measured; its report is written to `out`, and its model card if `out` is its folder.
         offline: do not download embedder weights.
-        reporter: shows progress.
 
     Raises:
         EncoreError: another process has locked `out`, or it can't be written.

@@ -41,7 +41,6 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
     """Write members atomically, in the order of their names.
 
     Args:
-        path: the archive.
         members: contents, or files that hold them, by name.
 
     Raises:

@@ -22,7 +22,6 @@ def bom(files: RunFiles, model: Mapping[str, str]) -> dict[str, Any]:
     """The components of the model: base, tracks and libraries, by hash and version.
 
     Args:
-        files: the run.
         model: SHA-256 of each of the model's files, by name.
     """
     run = files.run

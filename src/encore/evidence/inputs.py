@@ -114,7 +114,6 @@ class _Finder:
         """The entries of a set with current paths, and the ids of tracks that are not found.
 
         Args:
-            entries: the set's entries.
             seed: seed of an evaluation that measures a sample of the set; None if it measures all.
         """
         wanted = {str(entry["id"]) for entry in entries}

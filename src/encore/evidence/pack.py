@@ -44,7 +44,6 @@ def pack(
     Without a key and a timestamp the bundle is deterministic.
 
     Args:
-        run: the run's folder.
         out: the file; default: `<run>.evidence.zip` beside the run's folder.
         key: PEM file of a private key to sign with.
         timestamp_url: time-stamping authority (RFC 3161).

@@ -35,7 +35,6 @@ def public_records(run: Path, *, catalog: bool = False, measured: bool = True) -
     """`request.json`, `run.json`, `metrics.json` and `evaluation.json` of a run, as a bundle has them.
 
     Args:
-        run: folder of a complete run.
         catalog: keep titles, captions and ids of the retain and held-out tracks.
         measured: include the last two, which the folder must then have.
 

@@ -34,9 +34,6 @@ class Compared:
     """One row, as bundled and as measured again. Bundled values may be forged, so they set no tolerance.
 
     Args:
-        metric: metric of the row.
-        model: role of the row.
-        set: set of the row.
         bundled: value in the bundle.
         low: lower end of the interval, measured again.
         high: upper end of the interval, measured again.
@@ -96,14 +93,7 @@ def rerun(
     Args:
         folder: a run's folder made of the bundle; its `request.json` is updated with current paths.
         how: content of `evaluation.json`.
-        bundled: rows of the bundle.
-        run: the run's folder.
         catalog_is_in: whether the bundle names the retain and held-out tracks.
-        roots: see `find_inputs`.
-        catalogs: see `find_inputs`.
-        device: "auto", "cpu", "cuda", …
-        offline: do not download models.
-        reporter: shows progress.
 
     Raises:
         InputError: the settings can't be read, or the run's model is not the one that was measured.
@@ -182,7 +172,6 @@ def check_rerun(found: Rerun, tolerance: Tolerance = "machine") -> None:
     """Check the values that were measured again.
 
     Args:
-        found: the result of `rerun`.
         tolerance: differences that are accepted.
 
     Raises:
@@ -235,8 +224,6 @@ def compare(bundled: Sequence[Result], again: Sequence[Result], *, alike: bool, 
     values are within half of its width, and only details differ beside; else it "differs".
 
     Args:
-        bundled: rows of the bundle.
-        again: rows measured again.
         alike: the bundle claims the same hardware and versions: "chance" is then not accepted. A claim can only make
             the comparison stricter.
         absent: some tracks or models were not found: rows that lack them are no mismatch.

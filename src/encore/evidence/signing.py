@@ -19,7 +19,6 @@ def sign(manifest: bytes, key: Path) -> bytes:
     """The signature of a manifest: a Sigstore bundle, as JSON.
 
     Args:
-        manifest: the manifest.
         key: PEM file of an elliptic-curve private key, not encrypted.
 
     Raises:
@@ -40,8 +39,6 @@ def check(manifest: bytes, signature: bytes, key: Path) -> None:
     """Check that a signature is of this manifest and by this key.
 
     Args:
-        manifest: the manifest.
-        signature: the signature.
         key: PEM file of the public key.
 
     Raises:

@@ -20,7 +20,6 @@ def request(manifest: bytes, url: str) -> bytes:
     """The authority's answer for the hash of a manifest; only the hash is sent.
 
     Args:
-        manifest: the manifest.
         url: URL of the authority, `http:` or `https:`.
 
     Raises:
@@ -70,8 +69,6 @@ def check(manifest: bytes, token: bytes, certificate: Path) -> datetime:
     """The time of a token, after checking that it is of this manifest and by this authority.
 
     Args:
-        manifest: the manifest.
-        token: the token.
         certificate: PEM file of the authority's root certificate and intermediate certificates.
 
     Raises:

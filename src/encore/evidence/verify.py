@@ -87,16 +87,12 @@ def verify(
     """Check hashes, signature, timestamp, the consistency of members, and on request the values.
 
     Args:
-        bundle: the archive.
         key: PEM file of the maker's public key.
         tsa_certificate: PEM file of the time-stamping authority's root certificate.
         run: the run's folder, to compare request, record and model with.
         again: measure again, with the model in the bundle or in that folder.
         roots: folders that are searched for tracks and models, by hash.
         catalogs: catalogues or lists with the captions of tracks that the bundle has only hashes of.
-        device: "auto", "cpu", "cuda", …
-        offline: do not download models.
-        reporter: shows progress.
 
     Raises:
         InputError: the bundle is inconsistent, or the run's folder differs from it; names every difference.

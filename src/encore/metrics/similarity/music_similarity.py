@@ -59,7 +59,6 @@ class SimilarityMetric(Metric):
         """Similarities of each kind, [P, R].
 
         Args:
-            evaluation: the evaluation.
             generations: P code tensors, [K, T] each.
             references: R code tensors, [K, T] each.
         """

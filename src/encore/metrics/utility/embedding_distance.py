@@ -82,7 +82,6 @@ class Samples:
 
     Args:
         metric: name of the row.
-        model: role of the row.
         clips: set of the row.
         embeddings: the sample, [n, D].
         reference: the sample it is compared with, [n, D]; row i belongs to row i of `embeddings`.
