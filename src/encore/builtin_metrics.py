@@ -316,25 +316,25 @@ METRICS = (
     ),
     MetricSpec(
         "likeness", "harmony, melody and rhythm of generations against the tracks",
-        "encore.metrics.similarity.music_similarity:LikenessMusic", requires=("librosa",), needs={"holdout"}, full=True,
-        rows=(
+        "encore.metrics.similarity.music_similarity:MusicSimilarity", requires=("librosa",), needs={"holdout"},
+        full=True, rows=(
             *_similar("chroma", "harmony", "feature"), *_similar("melody", "melody", "feature"),
             *_similar("onset", "rhythm", "feature"),
         ),
     ),
     MetricSpec(
         "likeness_codes", "BLEU and edit distance of generations' codes to tracks'",
-        "encore.metrics.similarity.music_similarity:LikenessCodes", needs={"holdout", "logits"}, full=True,
+        "encore.metrics.similarity.music_similarity:CodeSimilarity", needs={"holdout", "logits"}, full=True,
         rows=(*_similar("bleu", "n-grams of codes", "copy"), *_similar("edit", "order of codes", "copy")),
     ),
     MetricSpec(
         "likeness_embedding", "cosine of embeddings of generations and tracks",
-        "encore.metrics.similarity.music_similarity:LikenessEmbedding", needs={"holdout", "embedder"}, full=True,
+        "encore.metrics.similarity.music_similarity:EmbeddingSimilarity", needs={"holdout", "embedder"}, full=True,
         rows=_similar("embedding", "sound as a whole"),
     ),
     MetricSpec(
         "likeness_fingerprint", "audio fingerprints of generations against the tracks'",
-        "encore.metrics.similarity.music_similarity:LikenessFingerprint", requires=("pyacoustid",), needs={"holdout"},
+        "encore.metrics.similarity.music_similarity:FingerprintSimilarity", requires=("pyacoustid",), needs={"holdout"},
         full=True, rows=_similar("fingerprint", "audio fingerprint", "copy"),
     ),
     MetricSpec(

@@ -31,7 +31,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "-o", "npo.beta=1"], 2, "'npo.beta=1' is not METHOD.KEY=VALUE"),
         (["--methods", "ga", "-o", "ga.stps=1"], 2, "stps"),
         (["--methods", ","], 2, "--methods names nothing"),
-        (["--methods", "ga", "--gold2", "x"], 2, "--gold2 is read against --gold"),
+        (["--methods", "ga", "--gold2", "x"], 2, "--gold2 is compared with --gold"),
         (["--methods", "ga", "--preset", "encore"], 2, "no preset 'encore'"),
         (["--methods", "ga", "--full"], 2, "--full means all metrics"),
         (["--methods", "ga", "--backend", "abacus"], 2, "abacus"),
@@ -44,7 +44,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "--list", "a=x", "--list", "a=y"], 2, "is given twice"),
         (["--methods", "ga", "--list", "a=nowhere.txt"], 3, "nowhere.txt"),
         (["--methods", "ga", "--gold", "heard=tiny-gold"], 2, "there is no list 'heard' for --gold"),
-        (["--methods", "ga", "--forget-sizes", "2", "--gold2", "2=tiny-gold"], 2, "--gold2 of 2 is read against"),
+        (["--methods", "ga", "--forget-sizes", "2", "--gold2", "2=tiny-gold"], 2, "--gold2 of 2 is compared with"),
         (["--methods", "ga", "--gold", "x", "--gold", "y"], 2, "--gold is given twice"),
         (["--methods", "ga", "--preset", "no-encore", "-o", "rl.lr=1"], 2, "'rl.lr=1' is not METHOD.KEY=VALUE"),
     ):
@@ -80,7 +80,7 @@ def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(studio, tmp_pa
     command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "-o", "graddiff@one.steps=1", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "1 of 3 cells failed, first of all snag/seed-0" in done.stderr
+    assert "1 of 3 cells failed, the first is snag/seed-0" in done.stderr
     assert "stumbled" in done.stderr
     told = json.loads(done.stdout)
     assert {line["label"] for line in told["methods"]} == {"graddiff (steps=2)", "graddiff@one (steps=1)"}

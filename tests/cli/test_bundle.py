@@ -74,7 +74,7 @@ def test_case_C8_an_outsider_finds_tracks_and_models_by_hash(
         done = call("verify", "b.zip", "--rerun", "--json")
         told = json.loads(done.out)
         assert (done.code, told["verdict"]) == (6, "not all could be checked"), done.err
-        assert "forget tracks not at hand: one.wav, two.wav, long.wav" in told["why"]
+        assert "forget tracks not found: one.wav, two.wav, long.wav" in told["why"]
         everything = ["verify", "b.zip", "--rerun", "--json", "--root", elsewhere]
         done = call(*everything)  # the captions of what is to be kept are in no bundle
         told = json.loads(done.out)

@@ -149,10 +149,10 @@ def test_case_D17_metrics_that_lack_an_embedder_say_so_in_a_sentence_each(
     assert "tag_kl, retain" not in done.out  # no table of blank rows
     fad, clap, tags = (line for line in done.out.splitlines() if line.startswith("info:"))
     assert fad.startswith("info: fad (retain) not measured: 3 generations")
-    assert "it takes" in fad
-    assert clap.endswith("none of the embedders (latents) reads text: give --embedder clap")
+    assert "at least" in fad
+    assert clap.endswith("none of the embedders (latents) embeds text: give --embedder clap")
     assert tags.endswith("none of the embedders (latents) has tags: give --embedder clap, ast or passt")
-    assert "no samples are written where --metrics names some of the metrics" in done.err
+    assert "no samples are written if --metrics is given" in done.err
 
 
 def test_case_D19_a_metric_that_raises_leaves_the_others_written(
@@ -223,7 +223,7 @@ def test_a_moved_project_is_found_again(project: Path, mine: Path, call: Call, m
         (["RUN", "--model", "x"], 2, "either a run folder, or --model"),
         (["--model", "x"], 2, "--model needs --tracks"),
         (["RUN", "--base", "x", "--retain", "y"], 2, "--base, --retain can't be chosen for a run"),
-        (["RUN", "--gold2", "x"], 2, "--gold2 is read against --gold"),
+        (["RUN", "--gold2", "x"], 2, "--gold2 is compared with --gold"),
         (["RUN", "--metrics", "nll,fadd"], 2, "did you mean fad"),
         (["RUN", "--metrics", ","], 2, "names no metric"),
         (["RUN", "--metrics", "nll", "--full"], 2, "--full means all metrics"),

@@ -75,7 +75,7 @@ def test_what_was_played_before_is_replaced_only_on_request(studio: Path, call: 
     Path("w").mkdir()
     Path("w/001.wav").write_text("years of work")
     done = call(*play)
-    assert (done.code, "w/001.wav is there already" in done.err) == (2, True), done.err
+    assert (done.code, "w/001.wav exists already" in done.err) == (2, True), done.err
     assert [path.name for path in Path("w").iterdir()] == ["001.wav"]
     assert Path("w/001.wav").read_text() == "years of work"
     assert call(*play, "--overwrite").code == 0
@@ -91,10 +91,10 @@ def test_a_checkpoint_of_audiocraft_is_called_so(call: Call, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("given", "code", "words"),
     [
-        ([], 2, "nothing to play"),
-        (["", "\n"], 2, "nothing to play"),
-        (["x", "--seconds", 0.58, "--prompt", "p.wav"], 2, "leaves nothing"),
-        (["x", "--seconds", 9], 2, "plays 0.6 s at most"),
+        ([], 2, "there are no captions"),
+        (["", "\n"], 2, "there are no captions"),
+        (["x", "--seconds", 0.58, "--prompt", "p.wav"], 2, "leaves none"),
+        (["x", "--seconds", 9], 2, "generates at most 0.6 s"),
         (["--captions", "nowhere.txt"], 3, "can't be read"),
         (["--captions", "pipe"], 3, "is a pipe"),
         (["--captions", "zeros"], 3, "not text"),

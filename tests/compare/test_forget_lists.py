@@ -7,8 +7,8 @@ import json
 import pytest
 
 from encore import assets
-from encore.compare.forget_lists import draw, names_of
-from encore.compare.plan import Plan, checked, gold_note, of_list, read_plan, selected, write_plan
+from encore.compare.forget_lists import draw, list_names
+from encore.compare.plan import Plan, check_plan, gold_note, list_tracks, plan_tracks, read_plan, write_plan
 from encore.data.catalog import Catalog
 from encore.data.splits import Tracks
 from encore.data.tracks import Track
@@ -29,11 +29,11 @@ def ids(chosen: tuple[Track, ...]) -> set[str]:
 
 
 def test_size_one_is_three_lists_and_every_other_size_one():
-    assert names_of((1, 3, 8, 3)) == ("1a", "1b", "1c", "3", "8")
+    assert list_names((1, 3, 8, 3)) == ("1a", "1b", "1c", "3", "8")
 
 
 def test_the_lists_are_nested_and_all_that_is_not_drawn_is_kept():
-    lists = {name: draw(WHOLE, name) for name in names_of((1, 2, 3, 8, 24))}
+    lists = {name: draw(WHOLE, name) for name in list_names((1, 2, 3, 8, 24))}
     sizes = {name: len(drawn.forget) for name, drawn in lists.items()}
     assert sizes == {"1a": 1, "1b": 1, "1c": 1, "2": 2, "3": 3, "8": 8, "24": 24}
     assert set.union(*(ids(lists[name].forget) for name in ("1a", "1b", "1c"))) == ids(lists["3"].forget)
@@ -80,18 +80,18 @@ def test_a_bench_that_was_made_without_lists_is_read_and_takes_them(tmp_path):
     (tmp_path / "bench.json").write_text(json.dumps(told))
     before = read_plan(tmp_path)
     assert [cell.name for cell in before.cells] == ["ga/seed-0"]
-    checked(before.model_copy(update={"forget_sizes": (3,)}), tmp_path)
+    check_plan(before.model_copy(update={"forget_sizes": (3,)}), tmp_path)
 
 
 def test_golds_are_a_lists_own_or_lack_all_of_its_tracks(tmp_path):
     names = [track.id for track in Catalog.open(assets.CATALOG).tracks(split="background")[:2]]
     (tmp_path / "heard.txt").write_text("".join(f"id:{name}\n" for name in names))
     plan = Plan(methods={"ga": ()}, seeds=(0,), forget_sizes=(3, 8, 9), lists={"heard": str(tmp_path / "heard.txt")})
-    whole = checked(plan, tmp_path / "b")
+    whole = check_plan(plan, tmp_path / "b")
 
     def golds(plan: Plan, name: str) -> tuple[dict[str, str], str]:
-        forget = of_list(plan, tmp_path, name, whole).forget
-        return plan.asked(forget, name, whole.forget).golds, gold_note(plan, forget, name, whole.forget)
+        forget = list_tracks(plan, tmp_path, name, whole).forget
+        return plan.eval_config(forget, name, whole.forget).golds, gold_note(plan, forget, name, whole.forget)
 
     embedded = {"gold": "tiny-gold", "gold2": "tiny-gold2"}
     assert golds(plan, "3") == (embedded, "its gold was trained without 5 more tracks")
@@ -103,8 +103,8 @@ def test_golds_are_a_lists_own_or_lack_all_of_its_tracks(tmp_path):
     assert golds(given, "heard") == ({"gold": "h"}, "")
     taken = plan.model_copy(update={"lists": {**plan.lists, "3": plan.lists["heard"]}})  # the drawn one's place
     assert taken.list_names == plan.list_names
-    assert [track.id for track in of_list(taken, tmp_path, "3", whole).forget] == names
-    heard = of_list(plan, tmp_path, "heard", whole)
+    assert [track.id for track in list_tracks(taken, tmp_path, "3", whole).forget] == names
+    heard = list_tracks(plan, tmp_path, "heard", whole)
     assert [track.id for track in heard.forget] == names
     assert ids(whole.forget) < ids(heard.retain)
 
@@ -117,5 +117,5 @@ def test_names_of_lists_that_can_not_be(tmp_path):
         ({}, {"heard": {"gold": "tiny-gold"}}, "which is no list of this bench"),
     ):
         with pytest.raises(UsageError, match=told):
-            checked(plan.model_copy(update={"lists": lists, "list_golds": golds}), tmp_path / "b")
-    assert selected(plan, tmp_path).forget
+            check_plan(plan.model_copy(update={"lists": lists, "list_golds": golds}), tmp_path / "b")
+    assert plan_tracks(plan, tmp_path).forget

@@ -74,7 +74,7 @@ def plan(**fields: object) -> Plan:
 
 @pytest.fixture(autouse=True)
 def no_file_is_read(monkeypatch):
-    monkeypatch.setattr("encore.compare.matrix.of_list", lambda *_: WHOLE)
+    monkeypatch.setattr("encore.compare.matrix.list_tracks", lambda *_: WHOLE)
 
 
 def met(line: object) -> Mapping[str, bool | None]:

@@ -10,12 +10,12 @@ from encore import assets
 from encore.compare.plan import (
     Plan,
     Trial,
-    checked,
+    changed_measurement,
+    check_plan,
     is_measured,
-    measured_otherwise,
+    plan_tracks,
     read_plan,
     runs,
-    selected,
     write_plan,
 )
 from encore.compare.presets import PRESETS, preset
@@ -42,7 +42,7 @@ def test_a_plan_comes_back_from_its_folder(tmp_path):
 
 
 def test_without_a_list_it_is_the_forget_split_of_the_embedded_catalogue(tmp_path):
-    tracks = checked(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path / "b")
+    tracks = check_plan(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path / "b")
     split = Catalog.open(assets.CATALOG).tracks(split="forget")
     assert [track.id for track in tracks.forget] == [track.id for track in split]
     assert not (tmp_path / "b").exists()
@@ -53,7 +53,7 @@ def test_without_a_list_it_is_the_forget_split_of_the_embedded_catalogue(tmp_pat
 )
 def test_a_gold_that_is_not_there_is_refused_before_anything_is_trained(tmp_path, golds):
     with pytest.raises(InputError, match=r"there is no model '\.?/no'"):
-        checked(Plan(methods={"ga": ()}, seeds=(0,), **golds), tmp_path / "b")
+        check_plan(Plan(methods={"ga": ()}, seeds=(0,), **golds), tmp_path / "b")
 
 
 def test_methods_seeds_and_measures_may_change_and_what_is_compared_may_not(tmp_path):
@@ -61,18 +61,18 @@ def test_methods_seeds_and_measures_may_change_and_what_is_compared_may_not(tmp_
     write_plan(plan, tmp_path)
     write_plan(plan.model_copy(update={"seeds": (0, 1), "methods": {"rl": ()}, "full": True}), tmp_path)
     with pytest.raises(UsageError, match="holds another bench: retain None -> /x"):
-        checked(plan.model_copy(update={"retain": "/x"}), tmp_path)
+        check_plan(plan.model_copy(update={"retain": "/x"}), tmp_path)
     assert read_plan(tmp_path).full
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(UsageError, match="not empty"):
-        checked(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path)
+        check_plan(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path)
     with pytest.raises(InputError, match="there is no bench in"):
         read_plan(tmp_path)
     (tmp_path / "bench.json").write_text('{"schema": 1, "methods": 3}')
-    with pytest.raises(InputError, match="is not whole, or was written by another version"):
+    with pytest.raises(InputError, match="is incomplete or was written by another version"):
         read_plan(tmp_path)
 
 
@@ -83,27 +83,27 @@ def test_a_plan_that_was_lost_can_be_written_anew_beside_what_was_done(tmp_path)
         (tmp_path / name).write_text("")
     (tmp_path / "bench.json").write_text("{")
     with pytest.raises(InputError) as caught:
-        checked(plan, tmp_path)
+        check_plan(plan, tmp_path)
     assert "remove it" in str(caught.value.hint)
     (tmp_path / "bench.json").unlink()
-    assert checked(plan, tmp_path)
+    assert check_plan(plan, tmp_path)
 
 
 def test_what_is_measured_otherwise_is_named():
     plan = Plan(methods={"ga": ()}, seeds=(0,), metrics=("nll",))
-    assert measured_otherwise(plan, plan) == []
+    assert changed_measurement(plan, plan) == []
     other = plan.model_copy(update={"metrics": None, "seeds": (0, 1)})
-    assert measured_otherwise(other, plan) == ["metrics nll -> by default"]
+    assert changed_measurement(other, plan) == ["metrics nll -> by default"]
 
 
 def test_another_model_needs_a_list(tmp_path):
     with pytest.raises(UsageError, match="--tracks is missing"):
-        checked(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path / "b")
+        check_plan(Plan(methods={"ga": ()}, seeds=(0,), model="facebook/musicgen-small"), tmp_path / "b")
 
 
 def test_more_requests_than_tracks_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="8 tracks can't be sent in 9 requests"):
-        checked(Plan(methods={"ga": ()}, seeds=(0,), requests=(9,)), tmp_path)
+    with pytest.raises(UsageError, match="8 tracks can't be split into 9 requests"):
+        check_plan(Plan(methods={"ga": ()}, seeds=(0,), requests=(9,)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_the_runs_of_several_requests_cover_the_list_in_its_order(tmp_path, reta
 def test_the_embedded_golds_belong_to_the_embedded_tracks(tmp_path):
     plan = Plan(methods={"ga": ()}, seeds=(0,))
     write_plan(plan, tmp_path)
-    tracks = selected(plan, tmp_path)
-    assert plan.asked(tracks.forget).golds == {"gold": "tiny-gold", "gold2": "tiny-gold2"}
-    assert plan.asked(tracks.forget[1:]).golds == {}
-    assert plan.model_copy(update={"golds": {"gold": "mine"}}).asked(tracks.forget).golds == {"gold": "mine"}
+    tracks = plan_tracks(plan, tmp_path)
+    assert plan.eval_config(tracks.forget).golds == {"gold": "tiny-gold", "gold2": "tiny-gold2"}
+    assert plan.eval_config(tracks.forget[1:]).golds == {}
+    assert plan.model_copy(update={"golds": {"gold": "mine"}}).eval_config(tracks.forget).golds == {"gold": "mine"}
 
 
 def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
@@ -181,12 +181,12 @@ def test_a_method_that_is_not_there_or_has_no_such_option():
 
 def test_case_E3_two_variants_of_a_method_in_one_bench(tmp_path):
     plan = Plan(methods={"ga": ("steps=3",), "ga@long": ("steps=30",)}, seeds=(0,))
-    checked(plan, tmp_path / "b")
+    check_plan(plan, tmp_path / "b")
     assert [cell.name for cell in plan.cells] == ["ga/seed-0", "ga@long/seed-0"]
     assert [plan.method(name).options.steps for name in plan.methods] == [3, 30]
     assert plan.method("ga@long").spec.name == "ga"
     for name in ("ga@", "ga@../x", "ga@a.b"):
         with pytest.raises(UsageError, match="can't name a variant"):
-            checked(Plan(methods={name: ()}, seeds=(0,)), tmp_path / "b")
+            check_plan(Plan(methods={name: ()}, seeds=(0,)), tmp_path / "b")
     with pytest.raises(UnknownNameError, match="gaa"):
-        checked(Plan(methods={"gaa@x": ()}, seeds=(0,)), tmp_path / "b")
+        check_plan(Plan(methods={"gaa@x": ()}, seeds=(0,)), tmp_path / "b")

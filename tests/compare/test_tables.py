@@ -55,7 +55,7 @@ def test_the_page_is_a_table_that_no_text_of_others_breaks(board):
     assert "| good | yes | 4/4 | 1/1 | 1.10 |" in page
     assert "| base | NO | 0/3 | 1/1 | 5.63 |" in page
     assert "- `bad/seed-1`: it broke \\| badly \\# really" in page  # on one line, and no heading
-    assert "The least it can be: KL gold, forget 0.0078 (8 tracks)" in page
+    assert "Lowest possible p: KL gold, forget 0.0078 (8 tracks)" in page
 
 
 def test_case_C9_no_cell_is_a_formula_or_markup(board):
@@ -90,7 +90,7 @@ def test_half_a_count_is_shown_as_one(tmp_path, plan, cell_of):
 def test_one_seed_is_one_seed(tmp_path, cell_of):
     cell_of("good", 0, **GOOD)
     page = markdown(leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path))
-    assert "Medians over 1 seed a method" in page
+    assert "Medians over 1 seed per method" in page
     assert "p:" not in page
 
 

@@ -11,7 +11,7 @@ import torch
 
 from encore.backends.musicgen import MusicgenBackend
 from encore.compare.matrix import matrix_lines
-from encore.compare.plan import Plan, selected, unfinished, write_plan
+from encore.compare.plan import Plan, plan_tracks, unfinished, write_plan
 from encore.compare.sequential import request_lines
 from encore.compare.trial import run_cell
 from encore.errors import UsageError
@@ -31,7 +31,7 @@ def studio_plan(studio):
 def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
     out = tmp_path / "bench"
     write_plan(studio_plan, out)
-    (cell,) = unfinished(studio_plan, out, selected(studio_plan, out))
+    (cell,) = unfinished(studio_plan, out, plan_tracks(studio_plan, out))
     run_cell(out, cell.name, Reporter())
     run = out / "graddiff/seed-0"
     told = json.loads((run / "run.json").read_text())
@@ -41,7 +41,7 @@ def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
     assert told["cost"]["peak_bytes"] > 1e6
     assert told["cost"]["tokens_per_second"] > 0
     assert {row.metric for row in read_metrics(run / "metrics.json")} >= {"nll", "verbatim"}
-    assert not list(unfinished(studio_plan, out, selected(studio_plan, out)))
+    assert not list(unfinished(studio_plan, out, plan_tracks(studio_plan, out)))
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     run_cell(out, cell.name, Reporter())
@@ -49,14 +49,14 @@ def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
 
     wider = studio_plan.model_copy(update={"metrics": ("nll",)})
     write_plan(wider, out)
-    assert [cell.name for cell in unfinished(wider, out, selected(wider, out))] == ["graddiff/seed-0"]
+    assert [cell.name for cell in unfinished(wider, out, plan_tracks(wider, out))] == ["graddiff/seed-0"]
     run_cell(out, cell.name, Reporter())
     assert (run / "run.json").stat().st_mtime_ns == before[run / "run.json"]  # measured anew, not made anew
     assert {row.metric.partition("_")[0] for row in read_metrics(run / "metrics.json")} == {"nll"}
 
     other = wider.model_copy(update={"methods": {"graddiff": ("steps=3",)}})
     with pytest.raises(UsageError, match="options: steps 2 -> 3"):
-        list(unfinished(other, out, selected(other, out)))
+        list(unfinished(other, out, plan_tracks(other, out)))
     with pytest.raises(UsageError, match="no cell 'graddiff/seed-7'"):
         run_cell(out, "graddiff/seed-7", Reporter())
 
@@ -82,7 +82,7 @@ def test_requests_begin_where_the_last_one_left_off(tmp_path, studio_plan):
     assert set(whole["unlearned"].per_track) == ids[0] | ids[1]
     lines = request_lines(plan, out)
     assert [line.tracks for line in lines] == [len(own) for own in ids]
-    assert not list(unfinished(plan, out, selected(plan, out)))
+    assert not list(unfinished(plan, out, plan_tracks(plan, out)))
 
 
 def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
@@ -92,7 +92,7 @@ def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
     lists = {"forget_sizes": (2,), "lists": {"alone": str(alone)}, "list_golds": {"alone": {"gold": studio_plan.model}}}
     plan = studio_plan.model_copy(update=lists)
     write_plan(plan, out)
-    whole = selected(plan, out)
+    whole = plan_tracks(plan, out)
     cells = list(unfinished(plan, out, whole))
     assert [cell.name for cell in cells] == ["2/graddiff/seed-0", "alone/graddiff/seed-0"]
     for cell in cells:
@@ -128,7 +128,7 @@ def test_what_changed_since_is_not_taken_as_done(tmp_path, studio_plan):
     plan = studio_plan.model_copy(update={"model": str(model), "golds": {"gold": str(gold)}})
     write_plan(plan, out)
     run_cell(out, plan.cells[0].name, Reporter())
-    tracks = selected(plan, out)
+    tracks = plan_tracks(plan, out)
     assert not list(unfinished(plan, out, tracks))
     renamed = [replace(track, caption="another") for track in tracks.forget]
     with pytest.raises(UsageError, match="other forget tracks or captions"):

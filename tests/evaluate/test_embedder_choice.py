@@ -9,7 +9,7 @@ from encore import assets
 from encore.backends.musicgen import MusicgenBackend
 from encore.embedders.clap import ClapTiny
 from encore.errors import UnknownNameError, UsageError
-from encore.evaluate.embedder_choice import fitting, open_embedders, parsed
+from encore.evaluate.embedder_choice import default_embedders, open_embedders, parsed
 from encore.hashing import module_sha256
 
 
@@ -33,9 +33,9 @@ def test_without_a_choice_the_embedded_clap_hears_the_embedded_codec_alone():
     tiny = MusicgenBackend.load("tiny", offline=True)
     record = json.loads((assets.FOLDER / "build.json").read_text())["clap"]
     assert record["codec_sha256"] == module_sha256(tiny.frozen()["codec"])
-    assert fitting(tiny) == "latents,clap-tiny"
+    assert default_embedders(tiny) == "latents,clap-tiny"
     next(tiny.frozen()["codec"].parameters()).data[0] += 1.0
-    assert fitting(tiny) == "latents"
+    assert default_embedders(tiny) == "latents"
     opened, unopened = open_embedders("clap-tiny", tiny)
     assert isinstance(opened["clap-tiny"], ClapTiny)
     assert not unopened

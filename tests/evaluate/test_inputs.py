@@ -18,7 +18,7 @@ from encore.data.splits import Tracks
 from encore.data.tracks import Track
 from encore.errors import InputError
 from encore.evaluate import inputs
-from encore.evaluate.inputs import _about
+from encore.evaluate.inputs import _metadata
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_an_embedded_track_is_found_wherever_encore_is_installed(here: PathReloc
 def test_what_is_known_of_a_track_is_its_artist_and_genre(tmp_path: Path) -> None:
     entry = {"id": "a", "file": "a.wav", "caption": "c", "sha256": "0", "split": None}
     tracks = [listed_track(entry | {"artist": "Ada", "genre": "waltz"}), listed_track(entry | {"id": "b"})]
-    assert _about(tracks) == {"a": {"artist": "Ada", "genre": "waltz"}}
+    assert _metadata(tracks) == {"a": {"artist": "Ada", "genre": "waltz"}}
 
 
 class Loaded:
@@ -75,16 +75,16 @@ class Loaded:
 
 @pytest.fixture
 def family(monkeypatch: pytest.MonkeyPatch) -> Loaded:
-    """No model is loaded and no track is heard."""
+    """No model is loaded and no track is encoded."""
     found = Loaded()
     monkeypatch.setattr(inputs, "backends", lambda: SimpleNamespace(resolve=lambda name: found))
     monkeypatch.setattr(inputs, "model_name", str)
     monkeypatch.setattr(inputs, "model_sha256", lambda model: "unlearned" if str(model).endswith("model") else "base")
 
-    def hear(backend: object, sets: dict[str, list[Track]], *_: object) -> dict[str, list[SimpleNamespace]]:
+    def encode(backend: object, sets: dict[str, list[Track]], *_: object) -> dict[str, list[SimpleNamespace]]:
         return {name: [SimpleNamespace(track=one, clips=[one]) for one in tracks] for name, tracks in sets.items()}
 
-    monkeypatch.setattr(inputs, "_hear", hear)
+    monkeypatch.setattr(inputs, "_encode", encode)
     return found
 
 
@@ -137,5 +137,5 @@ def test_what_breaks_in_a_backend_is_no_fault_of_the_files(
 
 def test_a_revision_is_that_of_the_base_model(family: Loaded) -> None:
     tracks = Tracks((Track("a", Path("a.wav"), "c", "0"),), (), ())
-    inputs.subject_of("u", tracks, others={"base": "owner/base", "gold": "g"}, revision="v1")
+    inputs.open_inputs("u", tracks, others={"base": "owner/base", "gold": "g"}, revision="v1")
     assert family.revisions == {"owner/base": "v1", "g": None, "u": None}

@@ -144,7 +144,7 @@ def test_a_figure_that_is_not_finite_is_none_and_says_why():
     json.dumps(metrics_json(rows), allow_nan=False)
     row = next(row for row in rows if (row.metric, row.model, row.set) == ("nll", "unlearned", "forget"))
     assert (row.value, row.low, row.high) == (None, None, None)
-    assert row.why == "not measured: the figure came out as nan"
+    assert row.why == "not measured: the value is nan"
     assert row.per_track["track01"] is None
     assert row.per_track["track02"] is not None
     found = figures(rows)

@@ -34,12 +34,12 @@ def test_each_is_made_once_by_one_of_two_processes_and_comes_in_order():
         return number, os.getpid()
 
     told: list[tuple[int, int]] = []
-    made = parallel.by_two(make, 9, lambda number, done: told.append((number, done)))
+    made = parallel.map_in_two_processes(make, 9, lambda number, done: told.append((number, done)))
     assert [number for number, _ in made] == list(range(9))
     assert len({process for _, process in made}) == 2
     assert [number for number, _ in told] == [number for number, process in made if process == os.getpid()]
     assert [done for _, done in told] == sorted(done for _, done in told)
-    assert parallel.by_two(make, 1, lambda *_: None)[0][0] == 0
+    assert parallel.map_in_two_processes(make, 1, lambda *_: None)[0][0] == 0
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -53,7 +53,7 @@ def test_an_error_of_either_is_raised_here(here):
         return number
 
     with pytest.raises(InputError, match="what is wrong") as raised:
-        parallel.by_two(make, 6, lambda *_: None)
+        parallel.map_in_two_processes(make, 6, lambda *_: None)
     assert raised.value.hint == "what to do"
 
 
@@ -66,7 +66,7 @@ def test_what_a_killed_process_left_is_made_here():
             os.kill(os.getpid(), signal.SIGKILL)
         return number * number
 
-    assert parallel.by_two(make, 9, lambda *_: None) == [number * number for number in range(9)]
+    assert parallel.map_in_two_processes(make, 9, lambda *_: None) == [number * number for number in range(9)]
 
 
 def test_figures_are_those_of_one_process(threads, tmp_path):
@@ -81,14 +81,14 @@ def test_figures_are_those_of_one_process(threads, tmp_path):
         evaluation = SharedEvaluation({"base": model, "unlearned": model.clone()}, sets, embedder=None)
         return measure(evaluation, names, two_processes=two_processes)
 
-    with parallel.shared([model]) as worth:
-        assert worth
+    with parallel.threads_for_two([model]) as two:
+        assert two
         assert torch.get_num_threads() == 1
         assert rows(True) == rows(False)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    with parallel.shared([model]) as worth:
-        assert not worth
+    with parallel.threads_for_two([model]) as two:
+        assert not two
 
 
 def test_a_metric_that_breaks_in_the_other_process_costs_its_own_rows(monkeypatch):

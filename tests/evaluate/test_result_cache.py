@@ -14,9 +14,9 @@ from encore.api import Clip
 from encore.cache import TensorCache
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
-from encore.evaluate.result_cache import Kept, listed, named
+from encore.evaluate.result_cache import ResultCache, listed, named
 from encore.metrics.privacy.membership_attacks import gradient_norm, min_k_plus
-from encore.metrics.robustness.relearn import retrained
+from encore.metrics.robustness.relearn import relearning_curve
 from encore.store.metrics_json import metrics_json
 
 METRICS = ["verbatim", "membership_attacks", "likeness_codes", "likeness_embedding", "relearn_one", "quantised"]
@@ -41,7 +41,7 @@ def figures(cache, roles=None, sets=None, **options) -> list[object]:
         *shared.continuations("unlearned", "forget", 4), *shared.continuations("unlearned", "holdout", 0),
         *shared.generations("unlearned", "holdout"), torch.from_numpy(shared.embeddings("unlearned", "forget")),
     ]  # fmt: skip
-    trained = retrained(shared, "unlearned", sets["retain"], sets["forget"])
+    trained = relearning_curve(shared, "unlearned", sets["retain"], sets["forget"])
     norms = [gradient_norm(shared, "unlearned", "forget"), min_k_plus(shared, "unlearned", "forget")]
     return [*(tensor.tolist() for tensor in tensors), trained, norms]
 
@@ -124,8 +124,8 @@ def test_whatever_else_a_figure_depends_on_is_in_its_key(
     setting: str, cache: TensorCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, chosen = MarkovBackend(), clips()["forget"]
-    before = Kept(cache).key("x", 0, [model], chosen)
-    assert before == Kept(cache).key("x", 0, [MarkovBackend()], clips()["forget"])
+    before = ResultCache(cache).key("x", 0, [model], chosen)
+    assert before == ResultCache(cache).key("x", 0, [MarkovBackend()], clips()["forget"])
     where = "encore.evaluate.result_cache."
     threads = torch.get_num_threads()
     if setting == "frozen weights":
@@ -145,7 +145,7 @@ def test_whatever_else_a_figure_depends_on_is_in_its_key(
     else:
         monkeypatch.setenv("ENCORE_CPU_ISA", "portable")
     try:
-        assert Kept(cache).key("x", 0, [model], chosen) != before
+        assert ResultCache(cache).key("x", 0, [model], chosen) != before
     finally:
         torch.set_num_threads(threads)
 

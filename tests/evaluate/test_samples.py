@@ -13,7 +13,7 @@ from encore.api import Clip, Result
 from encore.backends.musicgen import MusicgenBackend
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.samples import write_samples, write_wav
-from encore.metrics.memorization.generations import plays
+from encore.metrics.memorization.generations import caption_generations
 
 
 def test_before_and_after_of_every_forgotten_window_and_a_few_kept_ones(
@@ -56,10 +56,10 @@ def test_what_is_most_like_a_track_is_kept_once_a_play(backend: MusicgenBackend,
     assert {key: item["kinds"] for key, item in told.items()} == {
         ("a", "draw 2"): ["chroma", "melody"], ("b", "greedy"): ["chroma"], ("b", "draw 1"): ["melody"],
     }  # fmt: skip
-    for play in plays(evaluation, "unlearned", "forget"):
-        if (play.track, play.asked) in told:
-            audio, _ = soundfile.read(tmp_path / "samples" / told[play.track, play.asked]["file"])
-            sound = evaluation.models["unlearned"].decode(play.codes[None])[0, 0].numpy()
+    for generation in caption_generations(evaluation, "unlearned", "forget"):
+        if (generation.track, generation.variant) in told:
+            audio, _ = soundfile.read(tmp_path / "samples" / told[generation.track, generation.variant]["file"])
+            sound = evaluation.models["unlearned"].decode(generation.codes[None])[0, 0].numpy()
             assert np.allclose(audio, sound.clip(-1, 1), atol=1e-4)
 
 

@@ -24,7 +24,7 @@ Remembered = Callable[..., Any]
 
 
 def remembered(subject: Any, asked: Any, **more: Any) -> Any:
-    """`evaluate_subject`, once for equal models, clips and settings: what is measured is a function of these."""
+    """`evaluate_inputs`, once for equal models, clips and settings: what is measured is a function of these."""
     from encore.store.model_name import model_sha256
 
     clips = {n: [(c.track, c.caption, c.codes.numpy().tobytes()) for c in own] for n, own in subject.clips.items()}
@@ -35,7 +35,7 @@ def remembered(subject: Any, asked: Any, **more: Any) -> Any:
     return MEMORY[key]
 
 
-ORIGINAL = evaluate_run.evaluate_subject
+ORIGINAL = evaluate_run.evaluate_inputs
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_every_forged_bundle_is_caught_or_the_forged_member_is_named_as_unchecke
     shutil.copytree(run.parent / "model", outsider / "model")
     shutil.copytree(run.parent / "music", outsider / "music")
     shutil.rmtree(run.parent)
-    monkeypatch.setattr(evaluate_run, "evaluate_subject", remembered)
+    monkeypatch.setattr(evaluate_run, "evaluate_inputs", remembered)
     catalogs = [outsider / "music/retain.txt", outsider / "music/holdout.txt"]
 
     def judged(bundle: Path) -> Any:

@@ -277,10 +277,8 @@ def test_case_C8_what_could_not_be_measured_is_no_mismatch() -> None:
     again += [row("c", "base", "forget", None, why="no gold model was given")]
     found = compare(bundled, again, alike=False, absent=True)
     assert [one.state for one in found] == ["same", "unmeasured", "unmeasured"]
-    rerun = Rerun(found, {"retain": "retain tracks not at hand: x"}, False)
-    with pytest.raises(
-        NotCheckedError, match=r"2 of 3 figures could not be measured \(retain tracks not at hand"
-    ) as no:
+    rerun = Rerun(found, {"retain": "retain tracks not found: x"}, False)
+    with pytest.raises(NotCheckedError, match=r"2 of 3 figures could not be measured \(retain tracks not found") as no:
         check_rerun(rerun)
     assert no.value.exit_code == 6
     lie = compare([row("a", "base", "forget", 2.0)], again, alike=False, absent=True)

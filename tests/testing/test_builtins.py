@@ -20,7 +20,7 @@ FEW = (
     "verbatim",
     "relearn",
     "clap_score",
-)  # the default, an edit, plays, training, an embedder's ears
+)  # the default, an edit, generation, training, an audio embedder
 ON_EMBEDDED = [(kind, name) for kind, name in BUILT_IN if kind not in ("method", "metric") or name in FEW]
 
 

@@ -67,3 +67,20 @@ def test_case_E4_what_an_inner_loss_reads_the_edit_reads(small: Fixture) -> None
     assert failed(TrainsNearBase, small) == {}
     said = failed(TrainsNearBaseUndeclared, small, {"needs"})
     assert "it reads step.reference, but its spec's needs lack 'reference'" in said["needs"]
+
+
+class KeepsTheSession(GradDiff):
+    """It reads what it needs later, from the session that it kept."""
+
+    spec = MethodSpec("keeps-the-session", "", "", needs=frozenset({"retain", "holdout"}))
+
+    def prepare(self, session):
+        super().prepare(session)
+        self.session = session
+
+    def forget_loss(self, step, batch):
+        return super().forget_loss(step, batch) + self.session.holdout_nll
+
+
+def test_a_kept_session_is_still_watched(small: Fixture) -> None:
+    assert failed(KeepsTheSession, small, {"needs"}) == {}

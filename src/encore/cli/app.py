@@ -1,4 +1,4 @@
-"""Puts the application together, runs it, and turns whatever happens into an exit code."""
+"""Builds the application, runs it, and maps all errors to exit codes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COMMANDS = {
     "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
     "eval": ("encore.cli.evaluate:evaluate", "Measure what a run forgot and what it kept."),
     "bench": ("encore.cli.bench:bench", "Compare methods over seeds, and write a leaderboard."),
-    "report": ("encore.cli.report:report", "Write a run's report anew from its files."),
+    "report": ("encore.cli.report:report", "Write a run's report again from its files."),
     "bundle": ("encore.cli.bundle:bundle", "Pack a run's evidence into one archive."),
     "verify": ("encore.cli.bundle:verify", "Check an evidence bundle."),
-    "generate": ("encore.cli.generate:generate", "Play captions with a model and write WAV files."),
-    "attribute": ("encore.cli.attribute:attribute", "Name the tracks of a catalogue that a clip owes most to."),
-    "runs": ("encore.cli.overview:runs", "List the runs in a folder, and how each stands."),
+    "generate": ("encore.cli.generate:generate", "Generate music for captions and write WAV files."),
+    "attribute": ("encore.cli.attribute:attribute", "Rank a catalogue's tracks by influence on a clip."),
+    "runs": ("encore.cli.overview:runs", "List the runs in a folder and their state."),
     "compare": ("encore.cli.overview:compare", "Show figures of several runs side by side."),
     "open": ("encore.cli.overview:open_report", "Open a run's report in the browser."),
     "methods": ("encore.cli.listing:methods", "List the unlearning methods; with NAME, its options."),
@@ -41,15 +41,15 @@ COMMANDS = {
         "encore.cli.plugin_commands:app",
         "Show the plugins; `new` writes one, `check` tries one.",
     ),
-    "cache": ("encore.cli.cache:cache", "Show what the cache holds; make it smaller."),
-    "config": ("encore.cli.example:config", "Print a config file with every setting in it."),
-    "doctor": ("encore.cli.doctor:doctor", "Show what this installation can do, and its problems."),
+    "cache": ("encore.cli.cache:cache", "Show the cache's contents, or remove some."),
+    "config": ("encore.cli.example:config", "Print a config file with all settings."),
+    "doctor": ("encore.cli.doctor:doctor", "Show the features of this installation, and its problems."),
 }
 COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options
 
 
 def new_app() -> typer.Typer:
-    """An empty application with Encore's settings; what a plugin gets to add its commands to."""
+    """An empty application with Encore's settings; plugins add their commands to one."""
     return typer.Typer(
         name="encore",
         rich_markup_mode=None,  # plain help: user text is never markup, and rich's renderer costs as much as the rest
@@ -59,10 +59,10 @@ def new_app() -> typer.Typer:
 
 
 def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
-    """The whole application: Encore's own commands, then those of the plugins.
+    """The application: Encore's commands, then those of the plugins.
 
     Args:
-        wanted: the commands that may run; the others are there in name only, which is all that `--help` shows.
+        wanted: the commands that may run; the others are only listed in `--help`.
     """
     app = new_app()
     app.callback(no_args_is_help=True, cls=Group)(root)
@@ -78,10 +78,10 @@ def build(wanted: Container[str] = COMMANDS) -> typer.Typer:
 
 
 def guarded(command: Any) -> Any:
-    """One of Encore's own commands, or an application of them, in which no plugin decides how the process ends.
+    """One of Encore's commands, or a group of them; what a plugin raises in it can't choose the exit code.
 
     Raises:
-        PluginError: a plugin raised what is no `EncoreError`, be it `SystemExit`; names the plugin.
+        PluginError: a plugin raised anything but an `EncoreError`, even `SystemExit`; names the plugin.
     """
     if isinstance(command, typer.Typer):
         for registered in command.registered_commands:
@@ -127,7 +127,7 @@ def root(
 
 
 def _add_plugin_commands(app: typer.Typer) -> None:
-    """Each plugin fills an application of its own, which is tried out before anything of it is taken over."""
+    """Each plugin fills a separate application, which is checked before its commands are added."""
     taken = set(COMMANDS)
     hook = "encore_register_commands"
     manager = plugins.manager()
@@ -154,7 +154,7 @@ def _add_plugin_commands(app: typer.Typer) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; nothing that happens in it gets past this function."""
+    """Run one command and return its exit code; no exception leaves this function."""
     console.set_verbosity()
     try:
         plugins.manager().listen(lambda problem: _warn_of_plugin(problem, arguments))
@@ -204,7 +204,7 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _usage(error: BaseException) -> BaseException:
-    """Typer's own complaints in Encore's words; its classes are click's, which is not ours to import."""
+    """Typer's usage errors as `UsageError`; their classes are click's, which is not imported here."""
     if isinstance(error, typer.Abort):
         return UsageError("aborted")
     if not hasattr(error, "format_message"):

@@ -1,4 +1,4 @@
-"""`encore attribute`: which tracks a clip owes most to."""
+"""`encore attribute`: rank tracks by their influence on a clip."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def attribute(
         str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
     ] = None,
     caption: Annotated[
-        str | None, typer.Option(help="What the clip was asked for with; default: its side-car's or tags', or none.")
+        str | None, typer.Option(help="Caption of the clip; default: from its side-car file or tags, or none.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many tracks to name.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of tracks to show.")] = 5,
     root: Annotated[
         list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
     ] = None,
@@ -31,7 +31,7 @@ def attribute(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Name the tracks of a catalogue that a clip owes most to.
+    """Rank a catalogue's tracks by influence on a clip.
 
     A score is a cosine of gradients. Only the order of scores means something, no level of them proves anything: on the
     embedded model the track that a clip reproduces has .08 in the median, and the highest other track .05.
@@ -54,7 +54,7 @@ def attribute(
         console.data_json({"schema": 1, **told, "compared": len(found.tracks), "tracks": tracks})
         return
     if found.caption is None:
-        console.note("the clip has no caption: it is compared without one; --caption TEXT gives it one")
+        console.note("the clip has no caption and is compared without one; --caption TEXT gives one")
     else:
         console.note(f"caption ({found.caption_source}): {found.caption}")
     console.table(

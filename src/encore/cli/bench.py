@@ -21,14 +21,12 @@ SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
 
 
 def bench(
-    out: Annotated[Path, typer.Option(help="Folder of the bench; the same command goes on with it.")] = Path(
-        "runs/bench"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of the bench; the same command continues it.")] = Path("runs/bench"),
     methods: Annotated[
         str | None,
         typer.Option(help="Names, with commas between; NAME@VARIANT is the same with other options. Default: all."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs a method, with seeds 0, 1, …")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per method, with seeds 0, 1, …")] = 3,
     preset: Annotated[
         str | None, typer.Option(help="`no-encore`: the experiment of arXiv 2509.06277. Other flags win over it.")
     ] = None,
@@ -59,7 +57,7 @@ def bench(
     ] = None,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue for id: lines, retain and holdout.")] = None,
     retain: Annotated[str | None, typer.Option(help="List of tracks to keep, or `self`.")] = None,
-    holdout: Annotated[Path | None, typer.Option(help="List of tracks the model never heard.")] = None,
+    holdout: Annotated[Path | None, typer.Option(help="List of held-out tracks.")] = None,
     root: Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into.")] = None,
     gold: Annotated[
         list[str] | None,
@@ -75,7 +73,7 @@ def bench(
         str | None, typer.Option(help="As `encore eval` takes them; default: what fits the model.")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(min=1, help="Generations a caption; default: 1, or the preset's.")
+        int | None, typer.Option(min=1, help="Generations per caption; default: 1, or the preset's.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the processor's cores.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
@@ -83,18 +81,18 @@ def bench(
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also figures known to be mostly bias at this size.")] = False,
     cell: Annotated[
-        str | None, typer.Option(metavar="METHOD/seed-N", help="Do this cell of a bench that was begun, and no other.")
+        str | None, typer.Option(metavar="METHOD/seed-N", help="Run only this cell of an existing bench.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
 ) -> None:
-    """Compare methods over seeds, and write a leaderboard; what is done already is not done again."""
+    """Compare methods over seeds, and write a leaderboard; completed cells are kept."""
     if cell is not None:
         _one(out, cell)
         return
-    from encore.compare.forget_lists import names_of
+    from encore.compare.forget_lists import list_names
     from encore.compare.leaderboard import leaderboard
     from encore.compare.matrix import METRICS_READ, matrix_lines
-    from encore.compare.plan import PLAN, Plan, checked, measured_otherwise, read_plan, unfinished, write_plan
+    from encore.compare.plan import PLAN, Plan, changed_measurement, check_plan, read_plan, unfinished, write_plan
     from encore.compare.presets import preset as find
     from encore.compare.scheduler import run_cells
     from encore.compare.sequential import request_lines
@@ -104,7 +102,7 @@ def bench(
 
     laid = find(preset) if preset else None
     sizes, lists = _sizes(forget_sizes), _lists(listed_as or [])
-    golds = _golds(gold or [], gold2 or [], [*names_of(sizes), *lists])
+    golds = _golds(gold or [], gold2 or [], [*list_names(sizes), *lists])
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     embedded = model == "tiny"
@@ -124,17 +122,17 @@ def bench(
         metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
     out = out.resolve()
-    chosen_tracks = checked(plan, out)
+    chosen_tracks = check_plan(plan, out)
     with locked(out):
-        changes = measured_otherwise(plan, read_plan(out)) if (out / PLAN).exists() else []
+        changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
         left = list(unfinished(plan, out, chosen_tracks))
         of, made = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
         console.note(f"cells: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
         if made:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
-            console.note(f"{made} more are made, and only measured anew: {why}")
-        failed = run_cells(left, out, jobs=jobs, told=lambda cell, what: console.note(f"{cell.name}: {what}"))
+            console.note(f"{made} more are only measured again: {why}")
+        failed = run_cells(left, out, jobs=jobs, progress=lambda cell, status: console.note(f"{cell.name}: {status}"))
         board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
         matrix = matrix_lines(plan, out, chosen_tracks, failed)
         written = write_leaderboard(out, board, requests, matrix)
@@ -142,8 +140,8 @@ def bench(
     if failed:
         first, why = next(iter(failed.items()))
         raise EncoreError(
-            f"{len(failed)} of {of} cells failed, first of all {first.name}: {why}",
-            f"their logs are in {out / 'logs'}; the same command tries them again",
+            f"{len(failed)} of {of} cells failed, the first is {first.name}: {why}",
+            f"their logs are in {out / 'logs'}; run the same command to try again",
         )
 
 
@@ -162,12 +160,12 @@ def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
         return None
     names = tuple(listed(given))
     if not names:
-        raise UsageError(f"{flag} names nothing", f"`encore {flag[2:]}` lists what there is")
+        raise UsageError(f"{flag} names nothing", f"`encore {flag[2:]}` lists them")
     return names
 
 
 def _installed() -> list[str]:
-    """All methods but those that lack an extra, which are named."""
+    """All methods except those whose extra is missing; these are noted."""
     from encore import plugins
 
     found, registry = [], plugins.methods()
@@ -203,19 +201,19 @@ def _sizes(given: str | None) -> tuple[int, ...]:
 
 
 def _lists(given: Sequence[str]) -> dict[str, str]:
-    """ "heard=heard.txt" """
+    """ "pop=pop.txt" """
     lists: dict[str, str] = {}
     for item in given:
         name, sign, path = item.partition("=")
         if not (name and sign and path) or name in lists:
             why = "is given twice" if name in lists else "is not NAME=FILE"
-            raise UsageError(f"the list {item!r} {why}", "as in: --list heard=heard.txt")
+            raise UsageError(f"the list {item!r} {why}", "as in: --list pop=pop.txt")
         lists[name] = str(Path(path).resolve())
     return lists
 
 
 def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> dict[str, dict[str, str]]:
-    """List ("" for all tracks) -> role -> model. "NAME=MODEL" is for a list, if there is one of that name."""
+    """Models by list ("" for all tracks) and role. "NAME=MODEL" is for a list, if there is one of that name."""
     golds: dict[str, dict[str, str]] = {}
     for role, given in (("gold", gold), ("gold2", gold2)):
         for item in given:
@@ -231,7 +229,7 @@ def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> d
             golds[name][role] = _folder(model)
     if lacking := [name for name, own in golds.items() if "gold" not in own]:
         of = f" of {lacking[0]}" if lacking[0] else ""
-        raise UsageError(f"--gold2{of} is read against --gold, which is missing", "give both, or leave --gold2 out")
+        raise UsageError(f"--gold2{of} is compared with --gold, which is missing", "give both, or leave --gold2 out")
     return golds
 
 

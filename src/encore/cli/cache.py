@@ -24,7 +24,7 @@ def cache(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what the cache holds; make it smaller. What is removed is computed again when it is needed."""
+    """Show the cache's contents, or remove some. Removed entries are computed again when needed."""
     from encore.settings import cache_folder
     from encore.store.cache_folder import KINDS, chosen, entries, read_size, remove, size_text
 

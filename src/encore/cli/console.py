@@ -1,4 +1,4 @@
-"""What the user sees: data on stdout, everything else on stderr, and no text of theirs taken for markup.
+"""Output: data on stdout, everything else on stderr; user text is never markup.
 
 Titles and file names come from strangers. They are printed with control characters escaped, so that none of them
 can move the cursor, forge a second line or reverse the text; rich never sees them as markup.
@@ -47,7 +47,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     """A table on stdout: fitted to a terminal, as wide as it needs to be in a pipe.
 
     Args:
-        headers: the columns' titles. rows: one cell a column; None is shown empty.
+        headers: the columns' titles. rows: one cell per column; None is shown empty.
         right: titles of the columns that are aligned to the right (numbers).
     """
     from rich import box
@@ -67,7 +67,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
-    """What -q and -v ask of the command that runs; -q wins."""
+    """Set by -q and -v; -q wins."""
     _verbosity.update(quiet=quiet, verbose=verbose and not quiet)
 
 
@@ -94,7 +94,7 @@ def warn(message: str, hint: str = "") -> None:
 
 
 def fail(error: BaseException) -> int:
-    """Tell an error on stderr: `error:` one sentence, then `hint:`. Returns the exit code.
+    """Print an error on stderr: `error:` one sentence, then `hint:`. Returns the exit code.
 
     With `ENCORE_DEBUG=1` the traceback comes first.
     """
@@ -139,7 +139,7 @@ def _hint(hint: str) -> None:
 
 
 def _stderr(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError, ValueError):  # nobody reads it any more
+    with contextlib.suppress(BrokenPipeError, ValueError):  # the pipe was closed
         print(text, file=sys.stderr, flush=True)
 
 

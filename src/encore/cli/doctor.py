@@ -21,7 +21,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Compile the native extension now if it is missing.")] = False,
 ) -> None:
-    """Show what this installation can do, and its problems; exit code 1 where there are any."""
+    """Show the features of this installation, and its problems; exit code 1 if there are any."""
     found = examine(build=build)
     if json:
         console.data_json({"schema": 1, **found})

@@ -32,7 +32,7 @@ def evaluate(
         Path | None, typer.Option(help="With --model: catalogue for id: lines, retain and holdout.")
     ] = None,
     retain: Annotated[str | None, typer.Option(help="With --model: list of tracks to keep.")] = None,
-    holdout: Annotated[Path | None, typer.Option(help="With --model: list of tracks it never heard.")] = None,
+    holdout: Annotated[Path | None, typer.Option(help="With --model: list of held-out tracks.")] = None,
     root: Annotated[
         list[Path] | None, typer.Option(help="With --model: folder that paths in lists may lead into; repeat for more.")
     ] = None,
@@ -64,9 +64,7 @@ def evaluate(
     force: Annotated[
         bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")
     ] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Compute all anew, and keep nothing for a later evaluation.")
-    ] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute everything again, and store nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
@@ -82,18 +80,18 @@ def evaluate(
         given = ", ".join(f"--{name}" for name, value in only_model.items() if value is not None)
         raise UsageError(f"{given} can't be chosen for a run: it knows its own", "leave it out, or give --model")
     if gold2 and not gold:
-        raise UsageError("--gold2 is read against --gold, which is missing")
+        raise UsageError("--gold2 is compared with --gold, which is missing")
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     names = listed(metrics) if metrics is not None else None
-    heard = ",".join(embedder or ())
-    _check_names(names, heard)
+    embedders = ",".join(embedder or ())
+    _check_names(names, embedders)
 
     from encore.cli.progress import reporting
     from encore.cli.tracks import note_sets, show_tracks
     from encore.evaluate.inputs import from_flags, from_run
     from encore.evaluate.measure import check_failures
-    from encore.evaluate.run import EvalConfig, evaluate_subject
+    from encore.evaluate.run import EvalConfig, evaluate_inputs
     from encore.store.environment import keep_freed_memory
     from encore.store.metrics_json import metrics_json
     from encore.store.model_name import backend_name
@@ -105,7 +103,7 @@ def evaluate(
     if gold2:
         golds["gold2"] = gold2
     asked = EvalConfig(
-        tuple(names) if names is not None else None, full, heard, seed, force, golds, not no_cache, draws
+        tuple(names) if names is not None else None, full, embedders, seed, force, golds, not no_cache, draws
     )
     with reporting() as reporter:
         if run is not None:
@@ -121,10 +119,10 @@ def evaluate(
                 offline=offline, seed=seed, reporter=reporter,
             )  # fmt: skip
     if not json:
-        show_tracks(subject.heard["forget"])
-        note_sets(subject.heard)
+        show_tracks(subject.encoded["forget"])
+        note_sets(subject.encoded)
     with reporting() as reporter:
-        results = evaluate_subject(subject, asked, out=out, run=run, offline=offline, reporter=reporter)
+        results = evaluate_inputs(subject, asked, out=out, run=run, offline=offline, reporter=reporter)
     if json:
         console.data_json(metrics_json(results))
     else:

@@ -18,7 +18,7 @@ def config(
     env: Annotated[bool, typer.Option("--env", help="List the environment variables instead.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --env: print JSON.")] = False,
 ) -> None:
-    """Print a config file with every setting in it, for `encore forget --config FILE`; all are commented out."""
+    """Print a config file with all settings for `encore forget --config FILE`; all are commented out."""
     if env:
         _environment(json)
         return

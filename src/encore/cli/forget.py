@@ -43,9 +43,7 @@ def forget(
     retain: Annotated[
         str | None, typer.Option(help="List of tracks to keep, or `self`; default: the catalogue less the list.")
     ] = None,
-    holdout: Annotated[
-        Path | None, typer.Option(help="List of tracks of the same source the model never heard.")
-    ] = None,
+    holdout: Annotated[Path | None, typer.Option(help="List of held-out tracks from the same source.")] = None,
     root: Annotated[
         list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
     ] = None,

@@ -21,7 +21,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="Folder that holds runs, at any depth.")] = Path("runs"),
     json: Json = False,
 ) -> None:
-    """List the runs in a folder, and how each stands."""
+    """List the runs in a folder and their state."""
     from encore.store.cache_folder import size_text
     from encore.store.overview import find_runs
 

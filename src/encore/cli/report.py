@@ -1,4 +1,4 @@
-"""`encore report`: the report of a run, made anew from its files."""
+"""`encore report`: write a run's report again from its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="The file; default: report.html in the run's folder.")] = None,
 ) -> None:
-    """Write a run's report anew from its files, and the model's card; nothing is measured again."""
+    """Write a run's report again from its files, and the model's card, without measuring again."""
     from encore.report.card import write_card
     from encore.report.page import write_report
     from encore.report.run_files import read_run
@@ -28,5 +28,5 @@ def report(
     files = read_run(run)
     write_card(run, files.run, files.results)
     if not can_draw():
-        console.note('the figures are tables: pip install "encore-music[report]" draws them')
+        console.note('the figures are tables; to draw them: pip install "encore-music[report]"')
     console.data(target)

@@ -1,4 +1,4 @@
-"""What `encore forget` and `encore eval` show of tracks: each file, how much of it was read, and its captions."""
+"""The tables of tracks of `encore forget` and `encore eval`."""
 
 from __future__ import annotations
 
@@ -14,45 +14,40 @@ if TYPE_CHECKING:
 SHOWN = 60  # characters of a caption
 
 
-def show_tracks(heard: Iterable[EncodedTrack], missing: Iterable[Missing] = ()) -> None:
-    """A table with a row a track: the list's line, the seconds read, the caption and its origin, the file."""
+def show_tracks(tracks: Iterable[EncodedTrack], missing: Iterable[Missing] = ()) -> None:
+    """Print a table with one row per track: line of the list, seconds read, caption and its source, file."""
     rows: list[tuple[object, ...]] = [
         (
-            one.track.line,
-            one.track.id,
-            _seconds(one),
-            _captions(one.track),
-            one.track.caption_source,
-            one.track.path,
-            one.track.sha256[:16],
+            item.track.line, item.track.id, _seconds(item), _captions(item.track), item.track.caption_source,
+            item.track.path, item.track.sha256[:16],
         )
-        for one in heard
-    ]
-    rows += [(gone.line, gone.source, "", f"not found: {gone.reason}", "", "", "") for gone in missing]
+        for item in tracks
+    ]  # fmt: skip
+    rows += [(item.line, item.source, "", f"not found: {item.reason}", "", "", "") for item in missing]
     headers = ["line", "track", "seconds", "caption", "caption from", "file", "sha256"]
     console.table(headers, rows, right=["line", "seconds"])
 
 
 def note_sets(sets: Mapping[Any, Sequence[EncodedTrack]]) -> None:
-    """A line per set, on stderr: how much was read, and where the captions come from."""
+    """Print one line per set on stderr: seconds read, and the sources of the captions."""
     from encore.data.tracks import caption_sources
 
-    for name, heard in sets.items():
-        if heard:
-            seconds = sum(one.seconds for one in heard)
-            sources = caption_sources(one.track for one in heard)
-            count = "1 track" if len(heard) == 1 else f"{len(heard):,} tracks"
+    for name, tracks in sets.items():
+        if tracks:
+            seconds = sum(item.seconds for item in tracks)
+            sources = caption_sources(item.track for item in tracks)
+            count = "1 track" if len(tracks) == 1 else f"{len(tracks):,} tracks"
             console.note(f"{name}: {seconds:,.1f} s read of {count}; captions: {sources}")
 
 
-def _seconds(heard: EncodedTrack) -> str:
-    """`5.0`, or `5.0 of 5.2` where the file declares another length."""
-    read, facts = f"{heard.seconds:.1f}", heard.decoding
+def _seconds(item: EncodedTrack) -> str:
+    """`5.0`, or `5.0 of 5.2` if the file declares another length."""
+    read, facts = f"{item.seconds:.1f}", item.decoding
     declared = read if facts.declared is None else f"{facts.declared / facts.rate:.1f}"
     return read if declared == read else f"{read} of {declared}"
 
 
 def _captions(track: Track) -> str:
-    """The caption, shortened, and how many more there are."""
+    """The shortened caption, and the number of further captions."""
     text = track.caption if len(track.caption) <= SHOWN else track.caption[: SHOWN - 1] + "…"
     return text + (f" (and {len(track.more_captions)} more)" if track.more_captions else "")

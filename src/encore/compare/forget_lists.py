@@ -1,4 +1,4 @@
-"""Lists of tracks of several sizes, drawn so that the larger ones hold the smaller ones."""
+"""Random forget lists of several sizes; larger lists contain the smaller ones."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ from encore.data.tracks import Track
 from encore.errors import UsageError
 
 SEED = 0
-SINGLES = ("1a", "1b", "1c")  # one track says little: size 1 is three lists
+SINGLES = ("1a", "1b", "1c")  # size 1 is three lists, as one track is not representative
 
 
-def names_of(sizes: Iterable[int]) -> tuple[str, ...]:
+def list_names(sizes: Iterable[int]) -> tuple[str, ...]:
     """The names of the lists of these sizes: "3" for three tracks, `SINGLES` for one."""
     return tuple(name for size in dict.fromkeys(sizes) for name in (SINGLES if size == 1 else (str(size),)))
 
 
 def draw(whole: Tracks, name: str) -> Tracks:
-    """The list of a name that `names_of` gives.
+    """The tracks of a list, by a name of `list_names`.
 
-    The order is that of one seeded shuffle of the list, then of the tracks to keep: of the split "retain" where the
-    catalogue has one (those that the model has memorised, in the embedded one), else of all. A list is the beginning of
-    it; each of `SINGLES` is one of its first three tracks. What the list names and was not drawn is kept, where
-    tracks are kept at all.
-
-    Args:
-        whole: the list's tracks, and the others.
+    All lists are prefixes of one order: a seeded shuffle of the forget tracks, then of the retain tracks (of the split
+    "retain" if the catalogue has one, in the embedded one the memorised tracks). Each of `SINGLES` is one of the first
+    three tracks. Forget tracks that are not drawn become retain tracks, if there are retain tracks.
 
     Raises:
         UsageError: there are fewer tracks.
@@ -42,9 +38,9 @@ def draw(whole: Tracks, name: str) -> Tracks:
             "leave that size out of --forget-sizes, or name more tracks",
         )
     drawn = {track.sha256 for track in order[begin:end]}
-    kept = (*whole.retain, *whole.forget) if whole.retain else ()
+    rest = (*whole.retain, *whole.forget) if whole.retain else ()
     return replace(
-        whole, forget=tuple(order[begin:end]), retain=tuple(track for track in kept if track.sha256 not in drawn),
+        whole, forget=tuple(order[begin:end]), retain=tuple(track for track in rest if track.sha256 not in drawn),
         listed=end - begin,
     )  # fmt: skip
 

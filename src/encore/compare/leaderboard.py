@@ -1,4 +1,4 @@
-"""What a bench found: a line a method, in order, with how far seeds lie apart and what chance could have done."""
+"""The leaderboard of a bench: methods in order, with the spread over seeds and permutation tests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
 from encore.store.run_folder import read_json
 
-Rows = Mapping[tuple[str, str], Result]  # (metric, set) -> one model's row with a figure
+Rows = Mapping[tuple[str, str], Result]  # (metric, set) -> row of one model, with a value
 REFERENCES = ("base", "gold", "gold2")
 
 
 def _value(row: Result) -> float:
-    assert row.value is not None  # rows without a figure are not among them
+    assert row.value is not None  # `rows_of` has only rows with a value
     return row.value
 
 
@@ -39,7 +39,7 @@ def _lowest(row: Result) -> float:
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a line: `of` reads it from the row of a metric on a set of tracks."""
+    """A column of the table: `of` computes its value from the row of a metric on a set."""
 
     title: str
     metric: str
@@ -48,30 +48,30 @@ class Column:
 
 
 def columns() -> list[Column]:
-    """The columns that metrics declare for their rows, and the lowest NLL of a forget track."""
-    found = []
+    """The columns that the metrics declare, and the lowest NLL of a forget track."""
+    result = []
     for spec in row_specs():
         if spec.column:
             counted = spec.judge in ("verbatim", "retain_verbatim")
-            found.append(Column(spec.column, spec.name, spec.set, _count if counted else _value))
+            result.append(Column(spec.column, spec.name, spec.set, _count if counted else _value))
         if (spec.name, spec.set) == ("nll", "forget"):
-            found.append(Column("lowest track", "nll", "forget", _lowest))
-    return found
+            result.append(Column("lowest track", "nll", "forget", _lowest))
+    return result
 
 
 COSTS = ("seconds", "peak GB")
 FORGET, KEEP = "forget targets", "keep targets"
-FLOOR_KL = 0.5  # of base's KL to gold: a model that is not even half the way to gold has not forgotten
+FLOOR_KL = 0.5  # relative to base's KL to gold: a model further away has not forgotten
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets that one model reaches.
+    """The targets that one model meets.
 
     Args:
-        met: title (`FORGET`, `KEEP`) -> how many it reaches.
-        judged: title -> how many could be judged.
-        forgets: whether it is above the floor of forgetting; None where nothing measured it.
+        met: number of targets met, by title (`FORGET`, `KEEP`).
+        judged: number of targets judged, by title.
+        forgets: whether it forgets at all, see `_forgets`; None if not measured.
     """
 
     met: Mapping[str, int] = field(default_factory=dict)
@@ -81,14 +81,13 @@ class Targets:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model of a cell that was measured: the unlearned one, or one that it is compared with.
+    """One model of a measured cell: the unlearned model or a reference.
 
     Args:
-        cell: where it was measured.
-        rows: the model's rows with a figure.
-        shown: title -> figure of what only this bench shows: metrics of plugins, and those that it names.
-        targets: what it reaches.
-        cost: `COSTS` -> figure, as far as the run tells.
+        rows: the model's rows with a value.
+        shown: values by title that only this bench shows: of plugins' metrics and of the metrics that it names.
+        targets: the targets it meets.
+        cost: values by title (`COSTS`), as far as known.
     """
 
     cell: Trial
@@ -98,7 +97,7 @@ class Measured:
     cost: Mapping[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
-        """Title -> figure."""
+        """Values by title."""
         met = {title: float(count) for title, count in self.targets.met.items()}
         return _figures(self.rows) | dict(self.shown) | met | dict(self.cost)
 
@@ -108,15 +107,14 @@ class Line:
     """A method over its seeds, or a reference.
 
     Args:
-        name: of the method, with the variant's after an @; or the reference's role.
-        requests: how many the tracks came in.
-        seeds: of its runs.
-        figures: title -> its figure of every seed, in the order of `seeds`.
-        options: those that were given in place of the method's defaults, as "key=value".
-        judged: `FORGET`, `KEEP` -> how many targets could be judged.
-        forgets: whether it is above the floor of forgetting with every seed; None where a seed's was not measured and
-            no other is below.
-        p: what was tested -> the p of this method's tracks being like those of the first line.
+        name: name of the method, with an @VARIANT if it has one; or role of the reference.
+        requests: number of requests that the tracks are split into.
+        seeds: seeds of its runs.
+        figures: values by title, one per seed.
+        options: options that differ from the method's defaults, as "key=value".
+        judged: number of targets judged, by title (`FORGET`, `KEEP`).
+        forgets: whether it forgets with every seed; None if a seed was not measured and no other fails.
+        p: p-values of the difference from the first line, by title.
     """
 
     name: str
@@ -134,7 +132,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """The name with what was given in place of the method's defaults."""
+        """The name and the options that differ from the method's defaults."""
         return label_of(self.name, self.options)
 
     def median(self, title: str) -> float | None:
@@ -142,7 +140,7 @@ class Line:
         return statistics.median(values) if values else None
 
     def as_dict(self) -> dict[str, Any]:
-        """As `leaderboard.json` keeps it."""
+        """The entry in `leaderboard.json`."""
         return {
             "method": self.name, "label": self.label, "options": list(self.options), "requests": self.requests,
             "seeds": list(self.seeds), "forgets": self.forgets, "targets_judged": dict(self.judged),
@@ -156,15 +154,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All of it.
+    """The leaderboard.
 
     Args:
-        references: base and golds, judged as if each were what a method had left.
-        lines: methods from the first to the last.
-        failed: cells that came to nothing -> the reason.
-        titles: of the figures.
-        tracks: how many the sets have.
-        tested: title -> how many tracks its p rests on.
+        references: base and golds, judged by the targets of the unlearned model.
+        lines: methods, best first.
+        failed: reasons by name of cells without results.
+        titles: titles of the values.
+        tracks: number of tracks by set.
+        tested: number of tracks of each test, by title.
     """
 
     references: list[Line]
@@ -176,27 +174,27 @@ class Leaderboard:
 
 
 def read_cell(out: Path, cell: Trial, named: Sequence[str] = ()) -> dict[str, Measured]:
-    """Every model that a cell measured, by role; empty where it was not measured.
+    """The models of a cell by role; empty if it is not measured.
 
     Args:
-        named: the metrics that the bench names: each has a column.
+        named: metrics that the bench names; each has a column.
     """
     folder = out / cell.name
     if not (folder / METRICS).exists():
         return {}
     results = read_metrics(folder / METRICS)
-    found = {}
+    models = {}
     for role in ("unlearned", *REFERENCES):
         rows = rows_of(results, role)
         if role == "unlearned" or rows:
             table = summary(_in_place_of_unlearned(results, role))
-            spent = cost(folder, cell) if role == "unlearned" else {}
-            found[role] = Measured(cell, rows, _shown(table, rows, named), _targets(table), spent)
-    return found
+            costs = cost(folder, cell) if role == "unlearned" else {}
+            models[role] = Measured(cell, rows, _shown(table, rows, named), _targets(table), costs)
+    return models
 
 
 def _in_place_of_unlearned(results: Sequence[Result], role: str) -> Sequence[Result]:
-    """The rows, with those of a model also as the unlearned one's, so that it is judged as that is."""
+    """The rows with those of a role relabelled as the unlearned model's, to judge it by the same targets."""
     if role == "unlearned":
         return results
     others = [row for row in results if row.model != "unlearned"]
@@ -204,7 +202,7 @@ def _in_place_of_unlearned(results: Sequence[Result], role: str) -> Sequence[Res
 
 
 def rows_of(results: Sequence[Result], role: str) -> Rows:
-    """A model's rows with a figure."""
+    """A model's rows with a value."""
     return {(row.metric, row.set): row for row in results if row.model == role and row.value is not None}
 
 
@@ -216,88 +214,91 @@ def _targets(table: Sequence[SummaryRow]) -> Targets:
 
 
 def _forgets(table: Sequence[SummaryRow]) -> bool | None:
-    """The floor: no more forget tracks replay than gold's, and the model is at least half the way from base to gold.
+    """Whether no more forget tracks are continued verbatim than by gold, and KL to gold is at most half of base's.
 
-    A test that base passes too shows nothing.
+    The verbatim test counts only if base fails it.
     """
     lines = {(line.metric, line.set): line for line in table}
-    found = []
-    replays, kl = lines.get(("verbatim", "forget")), lines.get(("kl_gold", "forget"))
-    if replays is not None:
+    passed = []
+    verbatim, kl = lines.get(("verbatim", "forget")), lines.get(("kl_gold", "forget"))
+    if verbatim is not None:
         counts = {
-            role: round((row.value or 0) * row.n) for role, row in replays.figures.items() if row.value is not None
+            role: round((row.value or 0) * row.n) for role, row in verbatim.figures.items() if row.value is not None
         }
         fewest = counts.get("gold", 0)
         if "unlearned" in counts and counts.get("base", fewest + 1) > fewest:
-            found.append(counts["unlearned"] <= fewest)
+            passed.append(counts["unlearned"] <= fewest)
     if kl is not None:
         values = {role: row.value for role, row in kl.figures.items() if row.value is not None}
         if "unlearned" in values and "base" in values:
-            found.append(values["unlearned"] <= FLOOR_KL * values["base"])
-    return all(found) if found else None
+            passed.append(values["unlearned"] <= FLOOR_KL * values["base"])
+    return all(passed) if passed else None
 
 
 def _shown(table: Sequence[SummaryRow], rows: Rows, named: Sequence[str]) -> dict[str, float]:
-    """What only this bench shows: rows of plugins' metrics, and of those it names that have no column."""
+    """Values of plugins' metrics, and of the named metrics that have no column."""
     fixed = {column.metric for column in columns()}
-    found = {}
+    values = {}
     for line in table:
         row = rows.get((line.metric, line.set))
-        if row is None or line.metric in fixed or _through_embedder(line.metric, line.set):
+        if row is None or line.metric in fixed or _of_embedder(line.metric, line.set):
             continue
         if line.spec.column or any(f"{line.metric}_".startswith(f"{name}_") for name in named if name not in fixed):
-            found[line.label] = _value(row)
-    return found
+            values[line.label] = _value(row)
+    return values
 
 
-def _through_embedder(metric: str, clips: str) -> bool:
-    """Whether a row is of a metric through embedders, whose rows have the embedder's name."""
+def _of_embedder(metric: str, clips: str) -> bool:
+    """Whether a row is of an embedder-based metric, whose rows have the embedder's name."""
     spec = spec_of(metric, clips)
     return spec is not None and spec.name.endswith("*")
 
 
 def _figures(rows: Rows) -> dict[str, float]:
-    found = {}
+    values = {}
     for column in columns():
         try:
-            found[column.title] = float(column.of(rows[column.metric, column.set]))
-        except (KeyError, ValueError):  # not measured, or of no track
+            values[column.title] = float(column.of(rows[column.metric, column.set]))
+        except (KeyError, ValueError):  # not measured, or no tracks
             continue
     for (metric, clips), row in rows.items():
-        if _through_embedder(metric, clips) and clips != "holdout":
+        if _of_embedder(metric, clips) and clips != "holdout":
             title = metric if clips == "retain" else f"{metric}, {clips}"
-            found[title] = _value(row)
+            values[title] = _value(row)
             if isinstance(bias := row.details.get("bias"), float):
-                found[f"{title}, bias"] = bias
-    return found
+                values[f"{title}, bias"] = bias
+    return values
 
 
 def cost(folder: Path, cell: Trial) -> dict[str, float]:
-    """Seconds of all requests together, and the largest peak of memory."""
+    """Total seconds of all requests, and the highest peak memory."""
     runs = [folder / str(number) for number in range(1, cell.requests + 1)] if cell.requests > 1 else [folder]
-    told = [read_json(run / "run.json", schemas.Run) for run in runs]
-    spent = {"seconds": float(sum(run.get("timings", {}).get("forget", 0.0) for run in told))}
-    peaks = [run["cost"]["peak_bytes"] / 1e9 for run in told if run.get("cost", {}).get("peak_bytes")]
-    return spent | ({"peak GB": max(peaks)} if peaks else {})
+    records = [read_json(run / "run.json", schemas.Run) for run in runs]
+    seconds = float(sum(record.get("timings", {}).get("forget", 0.0) for record in records))
+    peaks = [run["cost"]["peak_bytes"] / 1e9 for run in records if run.get("cost", {}).get("peak_bytes")]
+    return {"seconds": seconds} | ({"peak GB": max(peaks)} if peaks else {})
 
 
 def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None) -> Leaderboard:
-    """Read what was measured of all tracks of the bench and put the methods in order; lists are the matrix's.
+    """Read the results on all tracks of the bench and order the methods; for lists, see the matrix.
 
-    First come those above the floor of forgetting, then, among equals, those that reach the greater share of targets
-    (of forgetting alone, below the floor), that are nearer to gold, and that are harder to bring back.
+    Methods that forget (`_forgets`) come first. Ties are broken by share of targets met (forget targets only, for those
+    that do not forget), then by KL to gold, then by NLL after relearning.
+
+    Args:
+        failed: reasons by failed cell.
     """
     why = {cell.name: reason for cell, reason in (failed or {}).items()}
     cells: dict[tuple[str, int], list[dict[str, Measured]]] = {}
     for cell in plan.cells:
         if cell.list and (out / cell.name / METRICS).exists():
             continue
-        found = {} if cell.list or cell.name in why else read_cell(out, cell, plan.metrics or ())
-        if found:
-            cells.setdefault((cell.method, cell.requests), []).append(found)
+        models = {} if cell.list or cell.name in why else read_cell(out, cell, plan.metrics or ())
+        if models:
+            cells.setdefault((cell.method, cell.requests), []).append(models)
         else:
             why.setdefault(cell.name, "not run yet")
-    groups = {key: [found["unlearned"] for found in runs] for key, runs in cells.items()}
+    groups = {key: [models["unlearned"] for models in runs] for key, runs in cells.items()}
     lines = sorted(
         (_line(name, runs, plan.methods[name], requests) for (name, requests), runs in groups.items()), key=_rank
     )
@@ -314,20 +315,20 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
 
 
 def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requests: int = 1) -> Line:
-    found = [run.figures() for run in runs]
-    titles = dict.fromkeys(title for figures in found for title in figures)
-    above = [run.targets.forgets for run in runs]
+    values = [run.figures() for run in runs]
+    titles = dict.fromkeys(title for figures in values for title in figures)
+    forgets = [run.targets.forgets for run in runs]
     return Line(
         name, requests, tuple(run.cell.seed for run in runs),
-        {title: tuple(figures[title] for figures in found if title in figures) for title in titles},
+        {title: tuple(figures[title] for figures in values if title in figures) for title in titles},
         tuple(options),
         {title: max(run.targets.judged.get(title, 0) for run in runs) for title in (FORGET, KEEP)},
-        False if False in above else None if None in above else True,
+        False if False in forgets else None if None in forgets else True,
     )  # fmt: skip
 
 
 def _rank(line: Line) -> tuple[float, ...]:
-    """Lower comes first."""
+    """Sort key; lower comes first."""
     counted = (FORGET, KEEP) if line.forgets else (FORGET,)
     met = sum(line.median(title) or 0.0 for title in counted)
     kl, relearned = line.median("KL gold, forget"), line.median("relearned")
@@ -346,9 +347,9 @@ TESTED = (("KL gold, forget", "kl_gold", "forget"), ("retain NLL", "nll", "retai
 def _tested(
     lines: Sequence[Line], groups: Mapping[tuple[str, int], Sequence[Measured]]
 ) -> tuple[list[Line], dict[str, int]]:
-    """Each line with p, and how many tracks a test had: a track's figure is its mean over seeds.
+    """The lines with p-values, and the number of tracks per test; a track's value is its mean over seeds.
 
-    Who is first was seen on these tracks, so that all pairs are tested together, not those with the first alone.
+    The order was chosen on the same tracks, so all pairs of methods are tested jointly, not only those with the first.
     """
     p: dict[tuple[str, int], dict[str, float]] = {key: {} for key in groups}
     tested = {}
@@ -361,19 +362,19 @@ def _tested(
         if len(common) < 2:
             continue
         figures = [np.array([tracks[key][track] for track in common]) for key in keys]
-        found = stats.max_t_test([one - other for one, other in combinations(figures, 2)])
+        values = stats.max_t_test([first - second for first, second in combinations(figures, 2)])
         tested[title] = len(common)
-        for key, value in zip(keys[1:], found, strict=False):  # the pairs with the first come first
+        for key, value in zip(keys[1:], values, strict=False):  # the pairs with the first come first
             p[key][title] = float(value)
     return [replace(line, p=p[line.key]) for line in lines], tested
 
 
 def _per_track(runs: Sequence[Measured], metric: str, clips: str) -> dict[str, float]:
-    """Track -> mean over the seeds that know it."""
-    seen: dict[str, list[float]] = {}
+    """Mean over the seeds that have the track."""
+    by_track: dict[str, list[float]] = {}
     for run in runs:
         row = run.rows.get((metric, clips))
         for track, value in (row.per_track if row else {}).items():
             if value is not None:
-                seen.setdefault(track, []).append(value)
-    return {track: statistics.fmean(values) for track, values in seen.items()}
+                by_track.setdefault(track, []).append(value)
+    return {track: statistics.fmean(values) for track, values in by_track.items()}

@@ -1,4 +1,4 @@
-"""How each method fares with each list of tracks: the rows that an unlearned model is accepted by, met or missed."""
+"""The matrix of a bench: acceptance criteria of each method on each forget list, met or missed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from encore import stats
 from encore.compare.leaderboard import REFERENCES, Rows, cost, rows_of
-from encore.compare.plan import Plan, Trial, gold_note, label_of, of_list
+from encore.compare.plan import Plan, Trial, gold_note, label_of, list_tracks
 from encore.compare.sequential import forgotten
 from encore.data.splits import Tracks
 from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE
@@ -24,14 +24,14 @@ METRICS_READ = (
     "nll", "kl_gold", "verbatim", "verbatim_caption", "membership_auc", "clap_score", "tag_kl", "mmd", "sampling_noise",
     "relearn_fast", "relearn",
 )  # fmt: skip
-AUC_TRACKS = 8  # fewer tracks say nothing of an AUC
-SECONDS, SECONDS_TRACKS = 60.0, 8  # what forgetting so many tracks may take
+AUC_TRACKS = 8  # an AUC of fewer tracks is not judged
+SECONDS, SECONDS_TRACKS = 60.0, 8  # maximum time to forget at most so many tracks
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure and where it must lie; None: no bound, so it is not judged."""
+    """A value and its bounds; None is no bound, and without bounds it is not judged."""
 
     value: float
     low: float | None = None
@@ -49,14 +49,14 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was measured of one cell.
+class Measurements:
+    """The measurements of one cell.
 
     Args:
-        models: role -> its rows.
-        tracks: to forget.
-        pieces: the tracks of each request, where there are several.
-        seconds: of forgetting.
+        models: rows by role.
+        tracks: number of forget tracks.
+        pieces: forget tracks of each request, if there are several.
+        seconds: time to forget.
     """
 
     models: Mapping[str, Rows]
@@ -66,106 +66,106 @@ class Found:
 
     def value(self, role: str, metric: str, clips: str) -> float:
         value = self.models[role][metric, clips].value
-        assert value is not None  # rows without a figure are not among them
+        assert value is not None  # `rows_of` has only rows with a value
         return value
 
     def each(self, role: str, metric: str, clips: str) -> dict[str, float]:
-        """Track -> figure."""
-        found = self.models[role][metric, clips].per_track
-        return {track: value for track, value in found.items() if value is not None}
+        """Values by track."""
+        per_track = self.models[role][metric, clips].per_track
+        return {track: value for track, value in per_track.items() if value is not None}
 
     def optional(self, role: str, metric: str, clips: str) -> float | None:
         return self.value(role, metric, clips) if (metric, clips) in self.models.get(role, {}) else None
 
 
 # --------------------------------------------------------------------------------------------------------- the rows
-# Each returns a figure, or raises KeyError where what it reads was not measured.
+# Each raises KeyError if a value that it needs was not measured.
 
 
-def _kl(clips: str, slack: float, found: Found) -> Figure:
-    noise = found.optional("gold2", "kl_gold", clips)
-    return Figure(found.value("unlearned", "kl_gold", clips), high=None if noise is None else slack * noise)
+def _kl(clips: str, slack: float, cell: Measurements) -> Figure:
+    noise = cell.optional("gold2", "kl_gold", clips)
+    return Figure(cell.value("unlearned", "kl_gold", clips), high=None if noise is None else slack * noise)
 
 
-def _request_kl(found: Found) -> Figure:
-    """Of the worst request, in units of the noise on its own tracks."""
-    if not found.pieces:
+def _request_kl(cell: Measurements) -> Figure:
+    """KL / noise on a request's tracks, of the worst request."""
+    if not cell.pieces:
         raise KeyError("requests")
-    own, noise = (found.each(role, "kl_gold", "forget") for role in ("unlearned", "gold2"))
-    shares = [sum(own[track] for track in piece) / sum(noise[track] for track in piece) for piece in found.pieces]
+    own, noise = (cell.each(role, "kl_gold", "forget") for role in ("unlearned", "gold2"))
+    shares = [sum(own[track] for track in piece) / sum(noise[track] for track in piece) for piece in cell.pieces]
     return Figure(max(shares), high=1.25)
 
 
-def _forget_nll(found: Found) -> Figure:
-    gold = found.value("gold", "nll", "forget")
-    return Figure(found.value("unlearned", "nll", "forget"), 0.9 * gold, 1.1 * gold)
+def _forget_nll(cell: Measurements) -> Figure:
+    gold = cell.value("gold", "nll", "forget")
+    return Figure(cell.value("unlearned", "nll", "forget"), 0.9 * gold, 1.1 * gold)
 
 
-def _track_ratio(extreme: Callable[[Sequence[float]], float], found: Found) -> Figure:
-    own, gold = (found.each(role, "nll", "forget") for role in ("unlearned", "gold"))
+def _track_ratio(extreme: Callable[[Sequence[float]], float], cell: Measurements) -> Figure:
+    own, gold = (cell.each(role, "nll", "forget") for role in ("unlearned", "gold"))
     return Figure(extreme([own[track] / gold[track] for track in own]), *TRACK_RANGE)
 
 
-def _relearned(metric: str, found: Found) -> Figure:
-    return Figure(found.value("unlearned", metric, "forget") / found.value("gold", metric, "forget"), low=0.85)
+def _relearned(metric: str, cell: Measurements) -> Figure:
+    return Figure(cell.value("unlearned", metric, "forget") / cell.value("gold", metric, "forget"), low=0.85)
 
 
-def _retain_change(extreme: Callable[[Sequence[float]], float], high: float | None, found: Found) -> Figure:
-    own, base = (found.each(role, "nll_memorised", "retain") for role in ("unlearned", "base"))
+def _retain_change(extreme: Callable[[Sequence[float]], float], high: float | None, cell: Measurements) -> Figure:
+    own, base = (cell.each(role, "nll_memorised", "retain") for role in ("unlearned", "base"))
     return Figure(extreme([own[track] - base[track] for track in base]), high=high)
 
 
-def _retain_replays(metric: str, found: Found) -> Figure:
+def _retain_verbatim(metric: str, cell: Measurements) -> Figure:
     own, base = (
-        sum(share >= MATCH for share in found.each(role, metric, "retain").values()) for role in ("unlearned", "base")
+        sum(share >= MATCH for share in cell.each(role, metric, "retain").values()) for role in ("unlearned", "base")
     )
     return Figure(own, low=base - 1)
 
 
-def _through(start: str, found: Found) -> str:
-    """The first metric whose name begins so and of which base's noise was measured."""
-    rows = found.models["base"]
-    names = [name for name, clips in found.models["unlearned"] if clips == "retain" and name.startswith(start)]
+def _embedder_metric(start: str, cell: Measurements) -> str:
+    """The first metric with this prefix whose sampling noise was measured."""
+    rows = cell.models["base"]
+    names = [name for name, clips in cell.models["unlearned"] if clips == "retain" and name.startswith(start)]
     return next((name for name in names if (f"sampling_{name}", "retain") in rows), start)
 
 
-def _clap_change(found: Found) -> Figure:
-    """No lower than base's by more than its own change with another seed, at the far end of its interval."""
-    metric = _through("clap_score", found)
-    first, second = found.each("base", metric, "retain"), found.each("base", f"sampling_{metric}", "retain")
+def _clap_change(cell: Measurements) -> Figure:
+    """Bounded by base's change with another seed, at the far end of its interval."""
+    metric = _embedder_metric("clap_score", cell)
+    first, second = cell.each("base", metric, "retain"), cell.each("base", f"sampling_{metric}", "retain")
     interval = stats.bootstrap_interval([second[track] - first[track] for track in first], seed=0)
-    change = found.value("unlearned", metric, "retain") - found.value("base", metric, "retain")
+    change = cell.value("unlearned", metric, "retain") - cell.value("base", metric, "retain")
     return Figure(change, low=None if interval is None else -max(map(abs, interval)))
 
 
-def _to_base(start: str, found: Found) -> Figure:
-    """A distance to base's generations, no larger than that of base's own with another seed, at its interval's end."""
-    metric = _through(start, found)
-    noise = found.models["base"][f"sampling_{metric}", "retain"]
-    return Figure(found.value("unlearned", metric, "retain"), high=noise.value if noise.high is None else noise.high)
+def _to_base(start: str, cell: Measurements) -> Figure:
+    """Distance to base's generations, bounded by that of base with another seed, at the upper end of its interval."""
+    metric = _embedder_metric(start, cell)
+    noise = cell.models["base"][f"sampling_{metric}", "retain"]
+    return Figure(cell.value("unlearned", metric, "retain"), high=noise.value if noise.high is None else noise.high)
 
 
-def _holdout_change(found: Found) -> Figure:
-    change = found.value("unlearned", "nll", "holdout") - found.value("base", "nll", "holdout")
+def _holdout_change(cell: Measurements) -> Figure:
+    change = cell.value("unlearned", "nll", "holdout") - cell.value("base", "nll", "holdout")
     return Figure(change, -HOLDOUT_DRIFT, HOLDOUT_DRIFT)
 
 
-def _auc(found: Found) -> Figure:
+def _auc(cell: Measurements) -> Figure:
     value, gold = (
-        found.value("unlearned", "membership_auc", "forget"),
-        found.optional("gold", "membership_auc", "forget"),
+        cell.value("unlearned", "membership_auc", "forget"),
+        cell.optional("gold", "membership_auc", "forget"),
     )
-    if found.tracks < AUC_TRACKS or gold is None:
+    if cell.tracks < AUC_TRACKS or gold is None:
         return Figure(value)
     slack = abs(gold - 0.5) + 0.1
     return Figure(value, 0.5 - slack, 0.5 + slack)
 
 
-def _seconds(found: Found) -> Figure:
-    return Figure(found.seconds, high=SECONDS if found.tracks <= SECONDS_TRACKS and not found.pieces else None)
+def _seconds(cell: Measurements) -> Figure:
+    return Figure(cell.seconds, high=SECONDS if cell.tracks <= SECONDS_TRACKS and not cell.pieces else None)
 
 
-ROWS: dict[str, Callable[[Found], Figure]] = {
+ROWS: dict[str, Callable[[Measurements], Figure]] = {
     "KL(gold ‖ model), forget: ≤ 1.25 × noise": partial(_kl, "forget", 1.25),
     "the same of the worst request / noise": _request_kl,
     "KL(gold ‖ model), retain: ≤ 2 × noise": partial(_kl, "retain", 2.0),
@@ -176,8 +176,8 @@ ROWS: dict[str, Callable[[Found], Figure]] = {
     "relearned / gold's, lr 1e-3": partial(_relearned, "relearn_fast"),
     "memorised retain, change of NLL": partial(_retain_change, statistics.fmean, MEAN_RISE),
     "the same of the worst track": partial(_retain_change, max, None),
-    "retain, verbatim from 1 s: ≥ base - 1": partial(_retain_replays, "verbatim"),
-    "retain, verbatim from captions: ≥ base - 1": partial(_retain_replays, "verbatim_caption"),
+    "retain, verbatim from 1 s: ≥ base - 1": partial(_retain_verbatim, "verbatim"),
+    "retain, verbatim from captions: ≥ base - 1": partial(_retain_verbatim, "verbatim_caption"),
     "retain, change of CLAP score: within base's noise": _clap_change,
     "retain, tag KL to base: within base's noise": partial(_to_base, "tag_kl"),
     "retain, MMD² to base: within base's noise": partial(_to_base, "mmd"),
@@ -195,13 +195,13 @@ class MatrixLine:
     """A method on a list.
 
     Args:
-        list: its name; empty for all tracks of the bench.
-        tracks: how many there are to forget.
-        method: with what was given in place of its defaults.
-        requests: how many the tracks came in.
-        seeds: of its runs.
-        rows: title of `ROWS` -> the figure of each seed that has one.
-        note: what a reader should know of the list's gold.
+        list: name of the list; empty for all tracks of the bench.
+        tracks: number of forget tracks.
+        method: label of the method.
+        requests: number of requests that the tracks are split into.
+        seeds: seeds of its runs.
+        rows: values by title of `ROWS`, of each seed that has one.
+        note: note about the list's gold.
     """
 
     list: str
@@ -214,27 +214,27 @@ class MatrixLine:
 
     @property
     def label(self) -> str:
-        """What the list is called in a table."""
+        """The name of the list in tables."""
         several = f", {self.requests} requests" if self.requests > 1 else ""
         return f"{self.list or 'all'} ({self.tracks}{several})"
 
     def median(self, title: str) -> Figure | None:
-        """Medians over the seeds, of the figure and of its bounds."""
-        found = self.rows.get(title, ())
-        if not found:
+        """Medians over the seeds, of the value and its bounds."""
+        figures = self.rows.get(title, ())
+        if not figures:
             return None
-        bounds = [[getattr(one, name) for one in found] for name in ("low", "high")]
+        bounds = [[getattr(figure, name) for figure in figures] for name in ("low", "high")]
         return Figure(
-            statistics.median(one.value for one in found),
+            statistics.median(figure.value for figure in figures),
             *(None if None in part else statistics.median(part) for part in bounds),
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """As `leaderboard.json` keeps it."""
+        """The entry in `leaderboard.json`."""
         rows = []
         for title in ROWS:
             if figure := self.median(title):
-                values = [one.value for one in self.rows[title]]
+                values = [row.value for row in self.rows[title]]
                 rows.append(
                     {"row": title, "median": figure.value, "of_seeds": values, "low": figure.low, "high": figure.high,
                      "met": figure.met}
@@ -246,19 +246,23 @@ class MatrixLine:
 
 
 def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial] = ()) -> list[MatrixLine]:
-    """A line for each list and method (and each number of requests) of a bench that has lists.
+    """One line per list, method and number of requests, if the bench has lists.
 
     Args:
-        whole: of `encore.compare.plan.selected`.
-        failed: cells that failed this time.
+        whole: all tracks, see `encore.compare.plan.plan_tracks`.
+        failed: cells that failed in this run of the bench.
     """
     if not plan.list_names:
         return []
-    groups: dict[tuple[str, str, int], dict[int, Found]] = {}
+    groups: dict[tuple[str, str, int], dict[int, Measurements]] = {}
     for cell in plan.cells:
         if cell not in failed and (out / cell.name / METRICS).exists():
-            groups.setdefault((cell.list, cell.method, cell.requests), {})[cell.seed] = _found(out / cell.name, cell)
-    notes = {name: gold_note(plan, of_list(plan, out, name, whole).forget, name, whole.forget) for name, _, _ in groups}
+            groups.setdefault((cell.list, cell.method, cell.requests), {})[cell.seed] = _measurements(
+                out / cell.name, cell
+            )
+    notes = {
+        name: gold_note(plan, list_tracks(plan, out, name, whole).forget, name, whole.forget) for name, _, _ in groups
+    }
     return [
         MatrixLine(
             name, next(iter(of_seeds.values())).tracks, label_of(method, plan.methods[method]), requests,
@@ -268,19 +272,19 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial]
     ]  # fmt: skip
 
 
-def _found(folder: Path, cell: Trial) -> Found:
+def _measurements(folder: Path, cell: Trial) -> Measurements:
     results = read_metrics(folder / METRICS)
     models = {role: rows_of(results, role) for role in ("unlearned", *REFERENCES)}
     pieces = [forgotten(folder / str(n + 1), "nll") for n in range(cell.requests)] if cell.requests > 1 else []
     tracks = next((len(row.per_track) for key, row in models["unlearned"].items() if key == ("nll", "forget")), 0)
-    return Found(models, tracks, pieces, cost(folder, cell)["seconds"])
+    return Measurements(models, tracks, pieces, cost(folder, cell)["seconds"])
 
 
-def _figures(of_seeds: Collection[Found], row: Callable[[Found], Figure]) -> tuple[Figure, ...]:
+def _figures(of_seeds: Collection[Measurements], row: Callable[[Measurements], Figure]) -> tuple[Figure, ...]:
     figures = []
-    for found in of_seeds:
+    for measurements in of_seeds:
         try:
-            figures.append(row(found))
-        except (KeyError, ValueError, ZeroDivisionError):  # not measured, or of no track
+            figures.append(row(measurements))
+        except (KeyError, ValueError, ZeroDivisionError):  # not measured, or no tracks
             continue
     return tuple(figures)

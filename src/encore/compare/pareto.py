@@ -1,4 +1,4 @@
-"""Forgetting against its cost, a point a method: who is beaten by nobody on both?"""
+"""Pareto plot: forgetting against its cost, one point per method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 COST = "retain NLL"
-PANELS = (  # figure, whether less of it is better, what the axis says
+PANELS = (  # column, whether lower is better, axis label
     ("KL gold, forget", True, "KL(gold ‖ model), forget: down is nearer"),
     ("relearned", False, "NLL after relearning: up is harder to bring back"),
 )
@@ -23,20 +23,17 @@ OFFSETS = ((6, 4), (6, -10), (-6, 4), (-6, -10), (6, 16), (6, -22), (-6, 16), (6
 
 
 def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that no other point beats: none is as low on both and lower on one. From the cheapest on."""
-    kept = [
+    """Names of the Pareto-optimal points (lower is better on both axes), in the order of x."""
+    optimal = [
         name
         for name, (x, y) in points.items()
         if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points.values())
     ]
-    return sorted(kept, key=points.__getitem__)
+    return sorted(optimal, key=points.__getitem__)
 
 
 def pareto_svg(board: Leaderboard) -> str | None:
-    """One panel a figure that was measured, against what retain costs; a line joins the methods that nobody beats.
-
-    None where no method has both.
-    """
+    """One panel per measured column against the retain NLL, with the Pareto front as a line; None without data."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -50,7 +47,7 @@ def pareto_svg(board: Leaderboard) -> str | None:
         drawn = [canvas.add_subplot(len(panels), 1, number + 1) for number in range(len(panels))]
         for axes, (title, low, axis) in zip(drawn, panels, strict=True):
             _draw(axes, board, title, low, axis)
-        canvas.draw_without_rendering()  # from here on it is known where everything lies
+        canvas.draw_without_rendering()  # computes the layout, for the positions of the names
         for axes, (title, _, _) in zip(drawn, panels, strict=True):
             _name_all(axes, board, title)
         file = io.StringIO()
@@ -60,13 +57,13 @@ def pareto_svg(board: Leaderboard) -> str | None:
 
 def _draw(axes: Axes, board: Leaderboard, title: str, low: bool, axis: str) -> None:
     methods, references = _points(board.lines, title), _points(board.references, title)
-    every = {**references, **methods}
-    if all(x > 0 for x, _ in every.values()):
+    points = {**references, **methods}
+    if all(x > 0 for x, _ in points.values()):
         axes.set_xscale("log")
     best = frontier({name: (x, y if low else -y) for name, (x, y) in methods.items()})
     axes.plot(*zip(*(methods[name] for name in best), strict=True), color=OTHERS, alpha=0.35, zorder=2)
     colours = _colours(board)
-    axes.scatter(*zip(*every.values(), strict=True), color=[colours[name] for name in every], zorder=3)
+    axes.scatter(*zip(*points.values(), strict=True), color=[colours[name] for name in points], zorder=3)
     axes.margins(0.15)
     axes.set_xlabel(f"{COST}, nats/token: left is cheaper")
     axes.set_ylabel(axis)
@@ -81,7 +78,7 @@ def _name_all(axes: Axes, board: Leaderboard, title: str) -> None:
 
 
 def _colours(board: Leaderboard) -> dict[str, str]:
-    """Of every point: references, the method that comes first, the others."""
+    """Colour of each point: references, the first method, the others."""
     names = [_label(line) for line in board.lines]
     return dict.fromkeys(names, OTHERS) | dict.fromkeys(names[:1], FIRST) | COLOURS
 
@@ -91,16 +88,16 @@ def _label(line: Line) -> str:
 
 
 def _points(lines: Sequence[Line], title: str) -> dict[str, tuple[float, float]]:
-    found = {}
+    points = {}
     for line in lines:
         x, y = line.median(COST), line.median(title)
         if x is not None and y is not None:
-            found[_label(line)] = (x, y)
-    return found
+            points[_label(line)] = (x, y)
+    return points
 
 
 def _name(axes: Axes, name: str, at: tuple[float, float], colour: str, taken: list[Bbox]) -> None:
-    """Name a point where no other name stands yet: right of it, else left, above or below, ever farther off."""
+    """Label a point at the first offset that overlaps no other label."""
     for offset in OFFSETS:
         side = "left" if offset[0] > 0 else "right"
         text = axes.annotate(

@@ -1,4 +1,4 @@
-"""What a bench compares: methods × seeds × lists of tracks (or requests that they come in), all on the same model."""
+"""The plan of a bench: methods × seeds × forget lists (or sequential requests) on one model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pydantic
 
 from encore import __version__, assets, plugins
 from encore.api import Method, Role
-from encore.compare.forget_lists import draw, names_of
+from encore.compare.forget_lists import draw, list_names
 from encore.data.catalog import Catalog
 from encore.data.splits import Tracks
 from encore.data.tracks import Track
@@ -38,19 +38,20 @@ BOARD = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", 
 
 
 class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A bench, as `bench.json` keeps it; folders and files are absolute paths.
+    """The contents of `bench.json`; folders and files are absolute paths.
+
+    Fields from `model` to `offline` are those of `encore.unlearn.config.ForgetConfig`, fields from `metrics` to
+    `eval_seed` those of `encore.evaluate.run.EvalConfig`.
 
     Args:
-        methods: name -> its options that were given, as "key=value". A name may stand for a variant of a method, which
-            is named after an @: "npo@long".
-        seeds: of the runs. requests: in how many requests, one after another, the tracks are sent.
-        tracks: the list; None for the embedded catalogue's own.
+        methods: options by method, as "key=value". A name may have a variant after an @: "npo@long".
+        seeds: seeds of the runs.
+        requests: numbers of sequential requests that the tracks are split into.
+        tracks: the forget list; None for the embedded catalogue's.
         forget_sizes: sizes of lists that are drawn from it, see `encore.compare.forget_lists.draw`.
-        lists: name -> file of further lists, or of such that take the place of a drawn one of that name.
-        model, …, precision: as in `encore.unlearn.config.ForgetConfig`.
-        golds: "gold" and "gold2", trained without `tracks`; where there are none, the embedded ones where they fit.
-        list_golds: name of a list -> "gold" and "gold2" of its own; see `asked` for lists without.
-        metrics, …, eval_seed: how every run is measured; see `encore.evaluate.run.EvalConfig`.
+        lists: files of further lists by name; a drawn list of the same name is replaced.
+        golds: "gold" and "gold2", trained without `tracks`; by default the embedded ones, if they match.
+        list_golds: "gold" and "gold2" by name of the list; see `eval_config` for lists without.
     """
 
     methods: dict[str, tuple[str, ...]]
@@ -80,26 +81,26 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @property
     def cells(self) -> list[Trial]:
-        """Seeds outermost, so that a bench that is stopped early has every method and every list.
+        """All cells, seeds outermost, so that an interrupted bench covers every method and list.
 
-        Where there are lists, each comes in one request, and several requests are of all of `tracks`.
+        With lists, each list is one request, and several requests are of all `tracks`.
         """
-        pieces = [("", requests) for requests in self.requests]
+        targets = [("", requests) for requests in self.requests]
         if self.list_names:
-            pieces = [*((name, 1) for name in self.list_names), *(piece for piece in pieces if piece[1] > 1)]
+            targets = [*((name, 1) for name in self.list_names), *(target for target in targets if target[1] > 1)]
         return [
             Trial(method, seed, requests, name)
             for seed in self.seeds
-            for name, requests in pieces
+            for name, requests in targets
             for method in self.methods
         ]
 
     @property
     def list_names(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*names_of(self.forget_sizes), *self.lists)))
+        return tuple(dict.fromkeys((*list_names(self.forget_sizes), *self.lists)))
 
     def request(self, cell: Trial, out: Path) -> ForgetConfig:
-        """What `encore forget` is asked for in a cell of the bench in folder `out`."""
+        """The forget request of a cell of the bench in folder `out`."""
         listing = self.lists.get(cell.list, self.tracks)
         return ForgetConfig(
             tracks=Path(listing) if listing else assets.FORGET, out=out / cell.name, model=self.model,
@@ -113,37 +114,39 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         """The method with its options.
 
         Raises:
-            UnknownNameError, MissingExtraError: there is no such method here. UsageError: it has no such option.
+            UnknownNameError: there is no such method.
+            MissingExtraError: a package of the method is not installed.
+            UsageError: the method has no such option.
         """
-        chosen = plugins.methods().resolve(method_of(name))
-        return chosen(resolve_options(chosen.Options, assignments=self.methods[name]).options)
+        method = plugins.methods().resolve(method_of(name))
+        return method(resolve_options(method.Options, assignments=self.methods[name]).options)
 
-    def asked(self, forget: tuple[Track, ...], name: str = "", whole: tuple[Track, ...] = ()) -> EvalConfig:
-        """How a run is measured, with the golds named that fit its tracks.
+    def eval_config(self, forget: tuple[Track, ...], name: str = "", whole: tuple[Track, ...] = ()) -> EvalConfig:
+        """The settings of a run's evaluation, with gold models that match its tracks.
 
-        A list has golds of its own. Without them it has those that lack all of its tracks, and maybe more: the bench's
-        golds where it is a part of `tracks`, or the embedded ones.
+        A list without golds of its own uses golds that were trained without its tracks and maybe others: the bench's
+        golds if it is a subset of `tracks`, or the embedded ones.
 
         Args:
             forget: the list's tracks.
-            name: of the list; empty for `tracks`.
-            whole: all of `tracks`, where `name` is given.
+            name: name of the list; empty for `tracks`.
+            whole: all of `tracks`, if `name` is given.
         """
-        given = self.list_golds.get(name, {}) if name else self.golds
-        if not given and {track.sha256 for track in forget} <= {track.sha256 for track in whole}:
-            given = self.golds
-        golds: dict[Role, str] = {role: given[role] for role in _GOLDS if role in given}
-        golds = golds or embedded_golds(self.model, forget, or_fewer=bool(name))
+        chosen = self.list_golds.get(name, {}) if name else self.golds
+        if not chosen and {track.sha256 for track in forget} <= {track.sha256 for track in whole}:
+            chosen = self.golds
+        golds: dict[Role, str] = {role: chosen[role] for role in _GOLDS if role in chosen}
+        golds = golds or embedded_golds(self.model, forget, allow_subset=bool(name))
         return EvalConfig(
             self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds, draws=self.draws
         )  # fmt: skip
 
 
 def gold_note(plan: Plan, forget: tuple[Track, ...], name: str, whole: tuple[Track, ...]) -> str:
-    """What a reader should know of the gold that a list is measured against; see `Plan.asked`."""
+    """A note on the gold model of a list; see `Plan.eval_config`."""
     if not name or name in plan.list_golds:
         return ""
-    golds = plan.asked(forget, name, whole).golds
+    golds = plan.eval_config(forget, name, whole).golds
     if not golds:
         return "it has no gold: give one with --gold NAME=FOLDER"
     lacks = whole if dict(plan.golds) else Catalog.open(assets.CATALOG).tracks(split="forget")
@@ -152,10 +155,10 @@ def gold_note(plan: Plan, forget: tuple[Track, ...], name: str, whole: tuple[Tra
 
 
 def method_of(name: str) -> str:
-    """The method that a name of a bench stands for: "npo" of "npo@long".
+    """The method of a name with an optional variant: "npo" of "npo@long".
 
     Raises:
-        UsageError: the variant's name is not one that a folder may have.
+        UsageError: the variant's name is not a valid folder name.
     """
     method, at, variant = name.partition("@")
     if at and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", variant):
@@ -164,16 +167,20 @@ def method_of(name: str) -> str:
 
 
 def label_of(method: str, options: Iterable[str]) -> str:
-    """What a method with some options is called: "npo (steps=30)"."""
-    given = dict(item.partition("=")[::2] for item in options)  # the last of a key counts
-    return f"{method} ({', '.join(f'{key}={value}' for key, value in given.items())})" if given else method
+    """The label of a method with options: "npo (steps=30)"."""
+    values = dict(item.partition("=")[::2] for item in options)  # the last of a key counts
+    return f"{method} ({', '.join(f'{key}={value}' for key, value in values.items())})" if values else method
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of the grid, or a row of runs where the tracks come in several requests. `name` is its folder.
+    """A cell of the grid: one run, or a sequence of runs with several requests.
 
-    `list` is one of the plan's lists by name; empty for all of its tracks.
+    Args:
+        method: name of the method, with its variant.
+        seed: seed of the runs.
+        requests: number of sequential requests.
+        list: name of one of the plan's lists; empty for all of its tracks.
     """
 
     method: str
@@ -183,6 +190,7 @@ class Trial:
 
     @property
     def name(self) -> str:
+        """The cell's folder."""
         several = f"-requests-{self.requests}" if self.requests > 1 else ""
         return "/".join(filter(None, [self.list, self.method, f"seed-{self.seed}{several}"]))
 
@@ -190,19 +198,20 @@ class Trial:
 # ----------------------------------------------------------------------------------------------------------- on disk
 
 
-def checked(plan: Plan, out: Path) -> Tracks:
-    """The tracks that every cell is about, once all is refused that can be before anything is written.
+def check_plan(plan: Plan, out: Path) -> Tracks:
+    """Validate a plan before anything is written; returns the tracks of all cells.
 
     Raises:
-        UsageError: the folder holds a bench of another model or other tracks, or no bench at all; a name or a value is
-            wrong. InputError: the list or a gold can't be used.
+        UsageError: the folder has a bench of another model or other tracks, or other files; a name or a value is
+            invalid.
+        InputError: the list or a gold can't be used.
     """
     if (out / PLAN).exists():
         before = read_plan(out)
-        kept = set(Plan.model_fields) - {"methods", "seeds", "requests", "forget_sizes", "lists", *_MEASURING}
+        fixed = set(Plan.model_fields) - {"methods", "seeds", "requests", "forget_sizes", "lists", *_MEASURING}
         changed = [
             f"{name} {getattr(before, name)} -> {getattr(plan, name)}"
-            for name in sorted(kept)
+            for name in sorted(fixed)
             if getattr(before, name) != getattr(plan, name)
         ]
         if changed:
@@ -211,7 +220,7 @@ def checked(plan: Plan, out: Path) -> Tracks:
         raise UsageError(f"{out} is not empty and holds no bench", "choose another --out")
     if plan.tracks is None and not assets.model_folder(plan.model):
         raise UsageError(
-            f"--tracks is missing: which tracks should {plan.model} forget?", "name a list, as for `encore forget`"
+            f"--tracks is missing: which tracks should {plan.model} forget?", "give a list, as for `encore forget`"
         )
     plugins.backends().get(plan.backend)
     for name in plan.metrics or ():
@@ -221,24 +230,24 @@ def checked(plan: Plan, out: Path) -> Tracks:
     if plan.embedder:
         parsed(plan.embedder)
     pick_precision(plan.precision, pick_device(plan.device))
-    for name in (plan.model, *plan.golds.values(), *(one for own in plan.list_golds.values() for one in own.values())):
+    for name in (plan.model, *plan.golds.values(), *(name for g in plan.list_golds.values() for name in g.values())):
         if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
             raise InputError(f"there is no model {name!r}", "give `tiny`, a folder, or a hub name like owner/name")
         model_name(name)
-    _refuse_names(plan)
-    tracks = selected(plan, out)
+    _check_list_names(plan)
+    tracks = plan_tracks(plan, out)
     for name in plan.list_names:
-        of_list(plan, out, name, tracks)
+        list_tracks(plan, out, name, tracks)
     if max(plan.requests) > len(tracks.forget):
         raise UsageError(
-            f"{len(tracks.forget)} tracks can't be sent in {max(plan.requests)} requests, one after another",
+            f"{len(tracks.forget)} tracks can't be split into {max(plan.requests)} requests",
             "leave --sequential out, or name more tracks",
         )
     return tracks
 
 
 def write_plan(plan: Plan, out: Path) -> None:
-    """Keep the plan, which `checked` has passed."""
+    """Write a plan that `check_plan` has accepted."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     write_json(out / PLAN, {"schema": SCHEMA, "encore": __version__, **plan.model_dump(mode="json")})
@@ -257,27 +266,27 @@ def read_plan(out: Path) -> Plan:
     if not (out / PLAN).exists():
         raise InputError(f"there is no bench in {out}", f"begin it: encore bench --out {out} --methods …")
     try:
-        found = read_json(out / PLAN)
-        return Plan.model_validate({k: v for k, v in found.items() if k not in ("schema", "encore")})
+        contents = read_json(out / PLAN)
+        return Plan.model_validate({k: v for k, v in contents.items() if k not in ("schema", "encore")})
     except (InputError, pydantic.ValidationError, AttributeError) as error:
         raise InputError(
-            f"{out / PLAN} is not whole, or was written by another version of Encore",
-            "remove it and give the bench's command again: what is done stays done",
+            f"{out / PLAN} is incomplete or was written by another version of Encore",
+            "remove it and run the bench's command again: completed runs are kept",
         ) from error
 
 
-def measured_otherwise(plan: Plan, before: Plan) -> list[str]:
-    """What a plan asks of measuring that the bench in its folder did not, in words: all of it is measured anew then."""
+def changed_measurement(plan: Plan, before: Plan) -> list[str]:
+    """Descriptions of the changed evaluation settings; if there are any, all cells are measured again."""
     pairs = ((name, getattr(before, name), getattr(plan, name)) for name in _MEASURING)
-    return [f"{name} {_words(old)} -> {_words(new)}" for name, old, new in pairs if old != new]
+    return [f"{name} {_text(old)} -> {_text(new)}" for name, old, new in pairs if old != new]
 
 
-def _words(setting: object) -> str:
+def _text(setting: object) -> str:
     return ",".join(map(str, setting)) if isinstance(setting, tuple) else str(setting or "by default")
 
 
-def _refuse_names(plan: Plan) -> None:
-    """Names of lists are names of folders."""
+def _check_list_names(plan: Plan) -> None:
+    """Names of lists must be valid folder names, and golds must belong to a list."""
     for name in plan.lists:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "logs" or name in plan.methods:
             raise UsageError(f"{name!r} can't name a list", "use letters, digits, dashes, and no method's name")
@@ -287,20 +296,20 @@ def _refuse_names(plan: Plan) -> None:
             raise UsageError(f"a gold is given for {name!r}, which is no list of this bench", f"its lists: {known}")
 
 
-def selected(plan: Plan, out: Path) -> Tracks:
-    """What `tracks` names, what is kept, and what is compared with."""
+def plan_tracks(plan: Plan, out: Path) -> Tracks:
+    """The forget tracks of `plan.tracks`, the retain and the holdout tracks."""
     return choose(replace(plan.request(plan.cells[0], out), tracks=Path(plan.tracks) if plan.tracks else assets.FORGET))
 
 
-def of_list(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
+def list_tracks(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
     """The tracks of one of the plan's lists.
 
     Args:
-        name: empty for all of `tracks`.
-        whole: of `selected`.
+        name: name of the list; empty for all tracks.
+        whole: the result of `plan_tracks`.
 
     Raises:
-        UsageError: there are not that many tracks to draw from.
+        UsageError: there are too few tracks to draw from.
         InputError: the list can't be used.
     """
     if name in plan.lists:
@@ -309,11 +318,11 @@ def of_list(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
 
 
 def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
-    """The folders of a cell's runs, with the tracks of each: one run, or one a request.
+    """Folder and tracks of each of a cell's runs: one run, or one per request.
 
-    Of several requests each has a piece of the list, of about the same size and in its order. What was forgotten is
-    never trained on again. What is yet to be asked for is kept until then, where retain is the catalogue less the
-    list, as it would be if nobody knew of it.
+    Several requests split the list in order into parts of about equal size. Tracks of earlier requests are never
+    trained on again. If retain is the catalogue without the list, tracks of later requests are retain tracks until
+    then, as they would be if the requests were not known in advance.
     """
     if cell.requests == 1:
         return [(out / cell.name, tracks)]
@@ -331,43 +340,43 @@ def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path,
     ]  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------- what is there already
+# ----------------------------------------------------------------------------------------------------- existing runs
 
 
-def weights(
+def model_hashes(
     plan: Plan, golds: Mapping[Role, str], folder: Path, known: dict[str, str] | None = None
 ) -> dict[Role, str]:
-    """Hashes of the base model and the golds as they are now, to hold what is in a folder against.
-
-    One is opened after the other, and none where no run was begun in the folder: the result is then empty.
+    """Current hashes of the base model and the golds; empty if the folder has no runs.
 
     Args:
-        known: name of a model -> its hash, where that was taken before; those that are opened are added.
+        known: hashes by model, to which those of newly opened models are added.
 
     Raises:
-        InputError: one can't be opened.
+        InputError: a model can't be opened.
     """
     if not any(folder.glob("**/request.json")):
         return {}
     family, known = plugins.backends().resolve(plan.backend), {} if known is None else known
-    found: dict[Role, str] = {}
+    hashes: dict[Role, str] = {}
     for role, name in {"base": plan.model, **golds}.items():
-        key = f"{role == 'base'} {name}"  # a hub's model may have another revision as base
+        key = f"{role == 'base'} {name}"  # the revision applies to base only
         if key not in known:
             revision = plan.revision if role == "base" else None
             known[key] = model_sha256(family.load(model_name(name), revision=revision, offline=plan.offline))
-        found[role] = known[key]
-    return found
+        hashes[role] = known[key]
+    return hashes
 
 
-def check_other_cell(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str | None = None) -> None:
-    """A run that is there already must be the one that the plan wants in its place.
+def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str | None = None) -> None:
+    """Check that an existing run is the one that the plan requires.
 
     Args:
-        base: hash of the model that it must have been made from, where that is known.
+        cell: the cell of the run.
+        tracks: the run's tracks.
+        base: required hash of the run's base model, if known.
 
     Raises:
-        UsageError: it was made with other options, tracks or captions, or from another model.
+        UsageError: the run has other options, tracks or captions, or another base model.
     """
     method = plan.method(cell.method)
     precision = pick_precision(plan.precision, pick_device(plan.device))
@@ -376,56 +385,56 @@ def check_other_cell(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: s
         run / "request.json",
         {"method": method_of(cell.method), "seed": cell.seed, "options": options, "precision": precision},
     )
-    asked = read_json(run / "request.json", schemas.Request)
-    if base is not None and asked["model"]["sha256"] != base:
+    request = read_json(run / "request.json", schemas.Request)
+    if base is not None and request["model"]["sha256"] != base:
         raise UsageError(
             f"the run in {run} was made from a model that has changed since: its weights differ", "choose another --out"
         )
-    for name, own in (("forget", tracks.forget), ("retain", tracks.retain), ("holdout", tracks.holdout)):
-        made_with = [(entry["sha256"], tuple(entry.get("captions") or [entry["caption"]])) for entry in asked[name]]
-        if made_with != [(track.sha256, track.captions) for track in own]:
+    for name, required in (("forget", tracks.forget), ("retain", tracks.retain), ("holdout", tracks.holdout)):
+        entries = [(entry["sha256"], tuple(entry.get("captions") or [entry["caption"]])) for entry in request[name]]
+        if entries != [(track.sha256, track.captions) for track in required]:
             raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")
 
 
-def is_measured(folder: Path, asked: EvalConfig, models: Mapping[Role, str]) -> bool:
-    """Whether a folder has figures that were measured as asked for, by the code that is installed now.
+def is_measured(folder: Path, config: EvalConfig, models: Mapping[Role, str]) -> bool:
+    """Whether a folder has results of these settings and of the installed plugins' versions.
 
     Args:
-        models: hashes of those that must have been measured too.
+        models: required hashes of models.
     """
     if not (folder / METRICS).exists() or not (folder / EVALUATION).exists():
         return False
-    how = read_json(folder / EVALUATION, schemas.Evaluation)
-    wanted: dict[str, Any] = {
-        "metrics": list(asked.metrics) if asked.metrics is not None else None, "full": asked.full,
-        "draws": asked.draws, "seed": asked.seed, "force": asked.force, "golds": dict(asked.golds),
-        "plugins": plugins.installed(), "asked_embedder": asked.embedder,
+    record = read_json(folder / EVALUATION, schemas.Evaluation)
+    required: dict[str, Any] = {
+        "metrics": list(config.metrics) if config.metrics is not None else None, "full": config.full,
+        "draws": config.draws, "seed": config.seed, "force": config.force, "golds": dict(config.golds),
+        "plugins": plugins.installed(), "asked_embedder": config.embedder,
     }  # fmt: skip
-    measured = how.get("models") or {}
-    return all(how.get(key) == value for key, value in wanted.items()) and all(
+    measured = record.get("models") or {}
+    return all(record.get(key) == value for key, value in required.items()) and all(
         measured.get(role) == sha256 for role, sha256 in models.items()
     )
 
 
 def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
-    """The cells that still have something to do.
+    """The cells that are not complete.
 
     Args:
-        tracks: of `selected`.
+        tracks: the result of `plan_tracks`.
 
     Raises:
-        UsageError: a run that is there is not the one that is wanted.
+        UsageError: an existing run is not the one that the plan requires.
     """
     known: dict[str, str] = {}
-    lists = {name: of_list(plan, out, name, tracks) for name in dict.fromkeys(cell.list for cell in plan.cells)}
+    lists = {name: list_tracks(plan, out, name, tracks) for name in dict.fromkeys(cell.list for cell in plan.cells)}
     for cell in plan.cells:
-        asked = plan.asked(lists[cell.list].forget, cell.list, tracks.forget)
-        models = weights(plan, asked.golds, out, known)
+        config = plan.eval_config(lists[cell.list].forget, cell.list, tracks.forget)
+        models = model_hashes(plan, config.golds, out, known)
         complete = True
-        for number, (run, own) in enumerate(runs(plan, cell, out, lists[cell.list])):
+        for number, (run, run_tracks) in enumerate(runs(plan, cell, out, lists[cell.list])):
             if (run / "run.json").exists():
-                check_other_cell(plan, cell, run, own, models.get("base") if number == 0 else None)
+                check_same_run(plan, cell, run, run_tracks, models.get("base") if number == 0 else None)
             else:
                 complete = False
-        if not (complete and is_measured(out / cell.name, asked, models)):
+        if not (complete and is_measured(out / cell.name, config, models)):
             yield cell

@@ -1,4 +1,4 @@
-"""Benches that others have run, laid out."""
+"""Presets: the setups of published benchmarks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from encore.errors import UnknownNameError
 
 @dataclass(frozen=True)
 class Preset:
-    """What `--preset` stands in for; a flag that is given wins.
+    """The defaults of `--preset`; flags take precedence.
 
     Args:
-        summary: what it is, and whose.
-        methods: in the order of the table. metrics: what is measured. draws: generations a caption.
-        embedder, options: for any other model than the embedded one, whose own are tuned.
+        summary: description and source.
+        methods: methods, in the order of the table.
+        metrics: metrics to measure.
+        embedder: embedders for other models than the embedded one, for which defaults are tuned.
+        draws: generations per caption.
+        options: method options for other models than the embedded one.
     """
 
     summary: str
@@ -50,10 +53,10 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """One of them by name.
+    """The preset of a name.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: there is no preset of that name.
     """
     if name not in PRESETS:
         raise UnknownNameError(f"there is no preset {name!r}", f"there is {', '.join(PRESETS)}")

@@ -1,4 +1,4 @@
-"""Runs side by side: how far each figure of one is from the first's, and whether that is more than chance."""
+"""Comparison of runs: the differences of their values from the first run's, and whether chance explains them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SAME, NOISE, DIFFERS, UNKNOWN = "same", "within noise", "differs", ""
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of another run less the first's.
+    """A run's value less the first run's.
 
     Args:
-        value: None where one of the two has no figure, or their definitions differ.
-        low: of the 95 % interval of the mean difference over the tracks that both measured.
-        high: of the same.
-        said: `SAME`, `NOISE`, `DIFFERS`, or `UNKNOWN` where nothing tells how much is chance.
+        value: None if either value is missing, or their definitions differ.
+        low: lower end of the 95 % interval of the mean difference over common tracks.
+        high: upper end.
+        said: `SAME`, `NOISE`, `DIFFERS`, or `UNKNOWN` without intervals.
     """
 
     value: float | None
@@ -40,14 +40,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One figure of the unlearned models of several runs.
+    """One value of the unlearned models of several runs.
 
     Args:
-        label: what a person calls it.
-        metric: of `metrics.json`.
-        set: of tracks.
-        figures: of each run, in their order; None where it has none.
-        differences: of each run but the first from the first.
+        label: label of the row.
+        figures: each run's row; None if it has no value.
+        differences: differences of the other runs from the first.
     """
 
     label: str
@@ -57,22 +55,22 @@ class ComparedRow:
     differences: Sequence[Difference]
 
     def as_dict(self) -> dict[str, Any]:
-        """As `encore compare --json` prints it."""
+        """The entry in the output of `encore compare --json`."""
         return {
             "label": self.label, "metric": self.metric, "set": self.set,
             "values": [row.value if row else None for row in self.figures],
-            "differences": [vars(one) for one in self.differences],
+            "differences": [vars(difference) for difference in self.differences],
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs.
+    """The comparison of several runs.
 
     Args:
-        runs: their folders.
-        rows: in the order of `encore eval`.
-        doubts: what makes figures of these runs incomparable, a sentence each.
+        runs: folders of the runs.
+        rows: values in the order of `encore eval`.
+        doubts: reasons why values are not comparable, one sentence each.
     """
 
     runs: Sequence[Path]
@@ -81,10 +79,10 @@ class Comparison:
 
 
 def compare(runs: Sequence[Path]) -> Comparison:
-    """Every figure that a decision rests on, of two runs or more.
+    """Compare the labelled values (`encore.results.targets.summary`) of two or more runs.
 
     Raises:
-        InputError: one was not measured, or can't be read.
+        InputError: a run is not measured or can't be read.
     """
     tables = [_table(run) for run in runs]
     keys = dict.fromkeys(key for table in tables for key in table)
@@ -99,9 +97,9 @@ def compare(runs: Sequence[Path]) -> Comparison:
 
 def _table(run: Path) -> dict[tuple[str, str], SummaryRow]:
     if not run.is_dir():
-        raise InputError(f"there is no folder {run}", "`encore runs` lists the runs that there are")
+        raise InputError(f"there is no folder {run}", "`encore runs` lists the runs")
     if not (run / METRICS).exists():
-        raise InputError(f"{run} has no figures to compare", f"measure it: encore eval {run}")
+        raise InputError(f"{run} is not measured", f"measure it: encore eval {run}")
     return {(line.metric, line.set): line for line in summary(read_metrics(run / METRICS))}
 
 
@@ -116,7 +114,7 @@ def _difference(first: Result | None, other: Result | None) -> Difference:
     if first.version != other.version:
         return Difference(None)
     value = other.value - first.value
-    if of_tracks(first):  # how many tracks passed a bar: what each came to, is not what is counted
+    if of_tracks(first):  # a count of tracks: per-track values are not what is averaged
         return Difference(value, said=SAME if value == 0 else _apart(first, other))
     pairs = [
         (before, after)
@@ -126,58 +124,58 @@ def _difference(first: Result | None, other: Result | None) -> Difference:
     if value == 0 and all(before == after for before, after in pairs):
         return Difference(0.0, 0.0, 0.0, SAME)
     bounds = (-1.0, 1.0) if first.unit in ("share", "AUC") else None
-    apart = [after - before for before, after in pairs]
-    interval = stats.bootstrap_interval(apart, seed=0, bounds=bounds) if pairs else None
+    changes = [after - before for before, after in pairs]
+    interval = stats.bootstrap_interval(changes, seed=0, bounds=bounds) if pairs else None
     low, high = interval or (1.0, -1.0)
     slack = 0.01 * abs(value)
-    if low - slack <= value <= high + slack:  # else a track's figure is not what the figure is the mean of
+    if low - slack <= value <= high + slack:  # else the value is not the mean of the per-track values
         return Difference(value, low, high, NOISE if low <= 0 <= high else DIFFERS)
     return Difference(value, said=_apart(first, other))
 
 
 def _apart(first: Result, other: Result) -> str:
-    """By the intervals of the two figures; where they overlap, the difference may be chance."""
+    """Compare the intervals of both values; if they overlap, the difference may be chance."""
     if first.low is None or first.high is None or other.low is None or other.high is None:
         return UNKNOWN
     return DIFFERS if other.low > first.high or first.low > other.high else NOISE
 
 
 def _doubts(runs: Sequence[Path], rows: Sequence[ComparedRow]) -> list[str]:
-    """What figures depend on beside the method, where it is not the same in all runs; a sentence each."""
-    found = []
+    """Conditions beside the method that differ between the runs, one sentence each."""
+    doubts = []
     conditions = [_conditions(run) for run in runs]
-    for run, own in zip(runs, conditions, strict=True):
-        if own is None:
-            found.append(f"{run} has no request.json: nothing says what its figures are of")
+    for run, condition in zip(runs, conditions, strict=True):
+        if condition is None:
+            doubts.append(f"{run} has no request.json: its tracks and model are unknown")
     first = conditions[0] or {}
     for run, other in zip(runs[1:], conditions[1:], strict=True):
-        found += [
-            f"{runs[0]} and {run} have different {what}: figures that depend on them can't be compared"
-            for what, own in first.items()
-            if other is not None and what in other and other[what] != own
+        doubts += [
+            f"{runs[0]} and {run} have different {name}: values that depend on them can't be compared"
+            for name, value in first.items()
+            if other is not None and name in other and other[name] != value
         ]
-    changed = [row.label for row in rows if len({one.version for one in row.figures if one is not None}) > 1]
+    changed = [row.label for row in rows if len({result.version for result in row.figures if result is not None}) > 1]
     if changed:
-        found.append(
+        doubts.append(
             f"defined differently by the versions of Encore that measured them, so not compared: {'; '.join(changed)}"
         )
-    return found
+    return doubts
 
 
 def _conditions(run: Path) -> dict[str, Any] | None:
-    """What a run's figures depend on beside its method; None where it has no request."""
+    """What a run's values depend on beside its method; None without a request."""
     if not (run / "request.json").exists():
         return None
-    asked = read_json(run / "request.json", schemas.Request)
-    found: dict[str, Any] = {"base model": asked.get("model", {}).get("sha256")}
+    request = read_json(run / "request.json", schemas.Request)
+    conditions: dict[str, Any] = {"base model": request.get("model", {}).get("sha256")}
     for name in ("forget", "retain", "holdout"):
-        found[f"{name} tracks or captions"] = {
-            (entry.get("sha256"), *(entry.get("captions") or [entry.get("caption")])) for entry in asked.get(name, ())
+        conditions[f"{name} tracks or captions"] = {
+            (entry.get("sha256"), *(entry.get("captions") or [entry.get("caption")])) for entry in request.get(name, ())
         }
     if (run / EVALUATION).exists():
-        how = read_json(run / EVALUATION, schemas.Evaluation)
-        models = how.get("models", {})
-        found |= {f"{role} models": models[role] for role in ("gold", "gold2") if role in models}
-        found |= {f"versions of the embedder {name}": identity for name, identity in how.get("embedders", {}).items()}
-        found |= {"numbers of generations per caption (--draws)": how["draws"]} if "draws" in how else {}
-    return found
+        record = read_json(run / EVALUATION, schemas.Evaluation)
+        models, embedders = record.get("models", {}), record.get("embedders", {})
+        conditions |= {f"{role} models": models[role] for role in ("gold", "gold2") if role in models}
+        conditions |= {f"versions of the embedder {name}": identity for name, identity in embedders.items()}
+        conditions |= {"numbers of generations per caption (--draws)": record["draws"]} if "draws" in record else {}
+    return conditions

@@ -1,4 +1,4 @@
-"""Runs the cells, each in a process of its own, a few at a time; what one of them breaks stays its own."""
+"""Runs the cells, each in its own process, several at a time; a failure affects only its cell."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from encore.signals import stop_on_signals
 
 POLL = 0.2  # seconds
 LOGS = "logs"
-SAID = 4096  # bytes of the end of a log that are looked at for what went wrong
+LOG_TAIL = 4096  # bytes at the end of a log that are searched for an error
 
-Told = Callable[[Trial, str], None]
+Progress = Callable[[Trial, str], None]
 
 
 def run_cells(
-    cells: Sequence[Trial], out: Path, *, jobs: int = 1, told: Told = lambda cell, what: None
+    cells: Sequence[Trial], out: Path, *, jobs: int = 1, progress: Progress = lambda cell, status: None
 ) -> dict[Trial, str]:
-    """Run `encore bench --cell` for each; returns what went wrong, by cell.
+    """Run `encore bench --cell` for each cell; returns the error of each failed cell.
 
-    A cell's output goes to `logs/<cell>.log`. The processor's cores are shared out between the jobs, unless
-    OMP_NUM_THREADS says otherwise. A signal is passed on, so that runs keep a checkpoint to go on from.
+    A cell's output goes to `logs/<cell>.log`. The CPU cores are divided between the jobs, unless OMP_NUM_THREADS is
+    set. Signals are passed on, so that runs write a checkpoint.
 
     Args:
-        jobs: processes at once. told: called with "started", "done" or what went wrong.
+        cells: the cells.
+        jobs: number of concurrent processes.
+        progress: called with a cell and "started", "done" or an error.
 
     Raises:
-        Interrupted: a signal came, and every process has ended.
+        Interrupted: a signal arrived, and all processes have ended.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
     waiting, running, failed = list(cells), dict[Trial, subprocess.Popen[bytes]](), dict[Trial, str]()
-    sizes: dict[Trial, int] = {}  # of the logs when a process began: what stands before is of an earlier one
+    sizes: dict[Trial, int] = {}  # of the logs at the start of a process: earlier bytes are of earlier processes
     with stop_on_signals() as stop:
         try:
             while waiting or running:
@@ -46,12 +48,12 @@ def run_cells(
                     cell = waiting.pop(0)
                     sizes[cell] = _log(cell, out).stat().st_size if _log(cell, out).exists() else 0
                     running[cell] = _start(cell, out, environment)
-                    told(cell, "started")
+                    progress(cell, "started")
                 for cell in [cell for cell, process in running.items() if process.poll() is not None]:
                     code = running.pop(cell).returncode
                     if code:
-                        failed[cell] = _complaint(_log(cell, out), sizes[cell], code)
-                    told(cell, failed.get(cell, "done"))
+                        failed[cell] = _error(_log(cell, out), sizes[cell], code)
+                    progress(cell, failed.get(cell, "done"))
                 time.sleep(POLL)
         finally:
             for process in running.values():
@@ -69,7 +71,7 @@ def _start(cell: Trial, out: Path, environment: Mapping[str, str]) -> subprocess
     with log.open("ab") as file:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment,
-            start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which tells the others once
+            start_new_session=True,  # a terminal's Ctrl-C reaches only this process, which signals the others once
         )  # fmt: skip
 
 
@@ -77,10 +79,10 @@ def _log(cell: Trial, out: Path) -> Path:
     return out / LOGS / f"{cell.name.replace('/', '-')}.log"
 
 
-def _complaint(log: Path, start: int, code: int) -> str:
-    """The last error that a process told from byte `start` on, or how it ended."""
+def _error(log: Path, start: int, code: int) -> str:
+    """The last error in a log from byte `start` on, or how the process ended."""
     with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - SAID))
+        file.seek(max(start, log.stat().st_size - LOG_TAIL))
         lines = file.read().decode("utf-8", "replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code < 0:

@@ -1,4 +1,4 @@
-"""Opt-outs that come one after another: does what was forgotten first stay forgotten?"""
+"""Sequential forget requests: do the tracks of earlier requests stay forgotten?"""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from encore.store.metrics_json import read_metrics
 
 @dataclass(frozen=True)
 class RequestLine:
-    """One of several requests, median over seeds: its own tracks right after it, and when all had been made.
+    """One of several requests: its tracks right after it and after the last request, medians over seeds.
 
     Args:
-        nll_after, nll_end: mean NLL of its tracks.
-        replays_after, replays_end: how many of them are continued verbatim (`verbatim.MATCH`); None: not measured.
+        method: label of the method.
+        requests: number of requests.
+        number: number of this request, from 1.
+        tracks: number of its tracks.
+        nll_after: mean NLL of its tracks right after it.
+        nll_end: mean NLL of its tracks after the last request.
+        replays_after: number of its tracks that are continued verbatim (`verbatim.MATCH`) right after it; None if not
+            measured.
+        replays_end: the same after the last request.
     """
 
     method: str
@@ -33,46 +40,46 @@ class RequestLine:
     replays_end: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As `leaderboard.json` keeps it."""
+        """The entry in `leaderboard.json`."""
         return asdict(self)
 
 
 def request_lines(plan: Plan, out: Path, failed: Collection[Trial] = ()) -> list[RequestLine]:
-    """Every request of the cells that came in several and were measured, but those that failed this time."""
-    seen: dict[tuple[str, int, int], list[RequestLine]] = {}
+    """The requests of all measured cells with several requests, except failed cells."""
+    groups: dict[tuple[str, int, int], list[RequestLine]] = {}
     for cell in plan.cells:
         if cell.requests > 1 and cell not in failed and (out / cell.name / METRICS).exists():
-            for line in _of_cell(out / cell.name, cell, label_of(cell.method, plan.methods[cell.method])):
-                seen.setdefault((line.method, line.requests, line.number), []).append(line)
-    return [_median(lines) for _, lines in sorted(seen.items())]
+            for line in _cell_lines(out / cell.name, cell, label_of(cell.method, plan.methods[cell.method])):
+                groups.setdefault((line.method, line.requests, line.number), []).append(line)
+    return [_median(lines) for _, lines in sorted(groups.items())]
 
 
-def _of_cell(folder: Path, cell: Trial, label: str) -> list[RequestLine]:
+def _cell_lines(folder: Path, cell: Trial, label: str) -> list[RequestLine]:
     end = {metric: forgotten(folder, metric) for metric in ("nll", "verbatim")}
     lines = []
     for number in range(1, cell.requests + 1):
         after = {metric: forgotten(folder / str(number), metric) for metric in end}
-        own = [track for track in after["nll"] if track in end["nll"]]
-        if own:
+        tracks = [track for track in after["nll"] if track in end["nll"]]
+        if tracks:
             lines.append(
                 RequestLine(
-                    label, cell.requests, number, len(own),
-                    statistics.fmean(after["nll"][track] for track in own),
-                    statistics.fmean(end["nll"][track] for track in own),
-                    _replays(after["verbatim"], own),
-                    _replays(end["verbatim"], own),
+                    label, cell.requests, number, len(tracks),
+                    statistics.fmean(after["nll"][track] for track in tracks),
+                    statistics.fmean(end["nll"][track] for track in tracks),
+                    _verbatim(after["verbatim"], tracks),
+                    _verbatim(end["verbatim"], tracks),
                 )
             )  # fmt: skip
     return lines
 
 
-def _replays(shares: Mapping[str, float], tracks: Collection[str]) -> int | None:
-    """How many of the tracks replay, by the share of right tokens of each; None where there are no shares."""
+def _verbatim(shares: Mapping[str, float], tracks: Collection[str]) -> int | None:
+    """The number of tracks that are continued verbatim, from shares of right tokens; None without shares."""
     return sum(shares.get(track, 0.0) >= MATCH for track in tracks) if shares else None
 
 
 def forgotten(folder: Path, metric: str) -> Mapping[str, float]:
-    """Track -> the unlearned model's figure, of the tracks that a folder's evaluation was to forget."""
+    """The unlearned model's value of each forget track in a folder's evaluation."""
     for row in read_metrics(folder / METRICS):
         if (row.metric, row.model, row.set) == (metric, "unlearned", "forget"):
             return {track: value for track, value in row.per_track.items() if value is not None}

@@ -1,4 +1,4 @@
-"""A leaderboard as files: Markdown for people, CSV for spreadsheets, JSON for programs, SVG to look at."""
+"""The files of a leaderboard: Markdown, CSV, JSON and SVG."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from encore.store.run_folder import write_bytes, write_json
 from encore.text import csv_cell
 
 SCHEMA = 2
-MARKS = re.compile(r"([\\|`\[])")  # what would break a cell, or make a link of it
+MARKS = re.compile(r"([\\|`\[])")  # would end a cell or begin a link
 COUNTS = (FORGET, KEEP, "verbatim, forget", "verbatim, retain", "seconds")
 
 
 def write_leaderboard(
     out: Path, board: Leaderboard, requests: Sequence[RequestLine], matrix: Sequence[MatrixLine] = ()
 ) -> list[Path]:
-    """Write `leaderboard.json`, `.md`, `.csv`, where there are lists `matrix.csv`, and where matplotlib is there
-    `pareto.svg`; returns their paths.
+    """Write `leaderboard.json`, `.md`, `.csv`, with lists `matrix.csv`, and with matplotlib `pareto.svg`.
+
+    Returns:
+        Paths of the written files.
     """
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "schema": SCHEMA, "encore": __version__, "tracks": dict(board.tracks),
         "references": [line.as_dict() for line in board.references],
         "methods": [line.as_dict() for line in board.lines],
@@ -40,7 +42,7 @@ def write_leaderboard(
         "matrix": [line.as_dict() for line in matrix], "failed": dict(board.failed),
     }  # fmt: skip
     page, sheet, data, drawing, matrix_sheet = (out / name for name in BOARD)
-    write_json(data, told)
+    write_json(data, content)
     write_bytes(page, markdown(board, requests, matrix).encode())
     write_bytes(sheet, spreadsheet(board).encode())
     written = [page, sheet, data]
@@ -54,12 +56,12 @@ def write_leaderboard(
 
 
 def label(line: Line) -> str:
-    """What a line is called in a table."""
+    """The name of a line in tables."""
     return line.label if line.requests == 1 else f"{line.label}, {line.requests} requests"
 
 
 def header(board: Leaderboard) -> list[str]:
-    """The titles of the table: method, whether it forgets, figures, then what was tested."""
+    """The titles of the table: method, whether it forgets, values, p-values."""
     of = {"verbatim, forget": board.tracks.get("forget"), "verbatim, retain": board.tracks.get("retain")}
     titles = [f"{title} /{of[title]}" if of.get(title) else title for title in board.titles]
     return ["method", "forgets", *titles, *(f"p, {title}" for title in board.tested)]
@@ -75,7 +77,7 @@ def _shown(line: Line, title: str) -> str:
     value = line.median(title)
     if value is None:
         return "–"
-    if title in (FORGET, KEEP) and not line.judged.get(title):  # nothing could be judged
+    if title in (FORGET, KEEP) and not line.judged.get(title):  # none was judged
         return "–"
     if title in COUNTS:
         count = f"{value:.0f}" if value == round(value) or title == "seconds" else f"{value:.1f}"
@@ -88,7 +90,7 @@ def _ps(board: Leaderboard, line: Line) -> list[str]:
 
 
 def markdown(board: Leaderboard, requests: Sequence[RequestLine] = (), matrix: Sequence[MatrixLine] = ()) -> str:
-    """The whole of it as a page."""
+    """The leaderboard as a Markdown page."""
     lines = ["# Leaderboard"]
     if board.lines or not matrix:
         lines += ["", _explained(board), ""]
@@ -96,10 +98,10 @@ def markdown(board: Leaderboard, requests: Sequence[RequestLine] = (), matrix: S
     if matrix:
         lines += _matrix(matrix)
     if requests:
-        lines += ["", "## Requests one after another", ""]
-        lines += ["Each request's own tracks, right after it and when all requests had been made.", ""]
-        titles = ["method", "requests", "request", "tracks", "NLL after it", "NLL at the end", "replays after it"]
-        lines += _table([*titles, "replays at the end"], [
+        lines += ["", "## Sequential requests", ""]
+        lines += ["The tracks of each request, right after it and after the last request.", ""]
+        titles = ["method", "requests", "request", "tracks", "NLL after it", "NLL at the end", "verbatim after it"]
+        lines += _table([*titles, "verbatim at the end"], [
             [r.method, str(r.requests), str(r.number), str(r.tracks), f"{r.nll_after:.2f}", f"{r.nll_end:.2f}",
              *("–" if count is None else f"{count:.0f}" for count in (r.replays_after, r.replays_end))]
             for r in requests
@@ -113,29 +115,29 @@ def markdown(board: Leaderboard, requests: Sequence[RequestLine] = (), matrix: S
 def _explained(board: Leaderboard) -> str:
     seeds = sorted({len(line.seeds) for line in board.lines})
     many = " to ".join(dict.fromkeys(str(n) for n in (seeds[0], seeds[-1]))) if seeds else "no"
-    said = (
-        f"Medians over {many} seed{'' if many == '1' else 's'} a method (low and high are in leaderboard.json). Order: "
+    text = (
+        f"Medians over {many} seed{'' if many == '1' else 's'} per method (low, high: see leaderboard.json). Order: "
         "methods that forget come first (with every seed, they reproduce no more forget tracks than gold, and their KL "
         "to gold is at most half of base's), by share of all targets met, then by KL to gold; the others follow by "
         "share of forget targets met, then by KL to gold. base and gold are judged by the same targets."
     )
     if board.tested:
         least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())
-        said += (
-            " p: that a method's tracks are like those of the first one, by flipping the signs of their differences, "
-            f"for all pairs of methods together (Westfall and Young's max-T). The least it can be: {least}."
+        text += (
+            " p: sign-flip test of the per-track differences from the first method, corrected for all pairs of "
+            f"methods (Westfall and Young's max-T). Lowest possible p: {least}."
         )
-    return said
+    return text
 
 
 def matrix_table(matrix: Sequence[MatrixLine]) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of one method's lines: a row a figure, a column a list."""
+    """Titles and rows of one method: one row per value, one column per list."""
     rows = [[title, *(judged(line.median(title)) for line in matrix)] for title in ROWS]
     return ["row", *(line.label for line in matrix)], [row for row in rows if any(text != "–" for text in row[1:])]
 
 
 def judged(figure: Figure | None) -> str:
-    """A figure with what it must reach, and a mark: ✓ met, ✗ missed."""
+    """A value with its bounds and a mark: ✓ met, ✗ missed."""
     if figure is None:
         return "–"
 
@@ -154,20 +156,19 @@ def judged(figure: Figure | None) -> str:
 def _matrix(matrix: Sequence[MatrixLine]) -> list[str]:
     lines = ["", "## Lists of tracks", ""]
     lines += [
-        "Medians over seeds; in brackets what a figure must reach: ✓ met, ✗ missed, no mark where it is not judged. "
-        "noise: KL(gold ‖ gold2). Memorised: base's NLL is below half of its held-out NLL. base's noise: its own "
-        "generations with another seed."
+        "Medians over seeds, with bounds in brackets: ✓ met, ✗ missed, no mark if not judged. noise: KL(gold ‖ gold2). "
+        "Memorised: base's NLL is below half of its held-out NLL. base's noise: its generations with another seed."
     ]
     for method in dict.fromkeys(line.method for line in matrix):
-        own = [line for line in matrix if line.method == method]
-        seeds = ", ".join(f"{line.label}: {len(line.seeds)}" for line in own)
-        lines += ["", f"### {text(method)}", "", *_table(*matrix_table(own)), "", f"Seeds: {seeds}."]
+        group = [line for line in matrix if line.method == method]
+        seeds = ", ".join(f"{line.label}: {len(line.seeds)}" for line in group)
+        lines += ["", f"### {text(method)}", "", *_table(*matrix_table(group)), "", f"Seeds: {seeds}."]
     notes = dict.fromkeys(f"- {line.label}: {line.note}" for line in matrix if line.note)
     return [*lines, *(["", *notes] if notes else [])]
 
 
 def matrix_spreadsheet(matrix: Sequence[MatrixLine]) -> str:
-    """A row a list, method and figure."""
+    """The matrix as CSV, one row per list, method and value."""
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     table.writerow(
@@ -190,7 +191,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def spreadsheet(board: Leaderboard) -> str:
-    """A row a method, with median, low and high of each figure in columns of their own."""
+    """The leaderboard as CSV: one row per method, with columns for median, low and high of each value."""
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     spread = [f"{title}: {part}" for title in board.titles for part in ("median", "low", "high")]

@@ -1,1 +1,1 @@
-"""What `encore eval` does: models and tracks in, rows of `metrics.json` out."""
+"""Evaluation: models and tracks in, rows of `metrics.json` out."""

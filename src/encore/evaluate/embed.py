@@ -1,4 +1,4 @@
-"""What embedders make of codes and of recordings: vectors, and tags where they have some."""
+"""Embeddings and tags of codes and of audio."""
 
 from __future__ import annotations
 
@@ -13,73 +13,73 @@ from torch import Tensor
 from encore.api import Backend, Embedder
 
 Floats = NDArray[np.float64]
-EncodedTrack = tuple[Floats, Floats | None]  # vectors [N, D], tags [N, C]
+Embeddings = tuple[Floats, Floats | None]  # vectors [N, D], tags [N, C]
 Embedders = Mapping[str, Embedder]
-BATCH = 8  # items played and heard at once
+BATCH = 8  # items decoded and embedded at once
 
 
 @torch.no_grad()
-def hear_codes(embedders: Embedders, codes: Iterable[Tensor], backend: Backend) -> dict[str, EncodedTrack]:
-    """Codes [K, T] of any lengths, by the name of each embedder; what has to be played is played once for all.
+def embed_codes(embedders: Embedders, codes: Iterable[Tensor], backend: Backend) -> dict[str, Embeddings]:
+    """Embeddings of codes [K, T] of any lengths, by embedder; each batch is decoded at most once.
 
-    Neighbours of one length go together: an embedder that pools over time must not see padding.
+    Only consecutive codes of equal length are batched: an embedder that pools over time must not see padding.
     """
-    found: dict[str, list[EncodedTrack]] = {name: [] for name in embedders}
-    for batch in _alike(codes):
-        played = None
+    parts: dict[str, list[Embeddings]] = {name: [] for name in embedders}
+    for batch in _batches(codes):
+        audio = None
         for name, embedder in embedders.items():
             vectors = embedder.embed_codes(batch)
             if vectors is not None:
-                found[name].append((_floats(vectors), None))
+                parts[name].append((_floats(vectors), None))
                 continue
-            if played is None:
-                played = backend.decode(batch.to(backend.device)).mean(1).cpu()  # [N, S], mono
-            found[name].append(_hear(embedder, played, backend.sample_rate))
-    return {name: _stacked(rows) for name, rows in found.items()}
+            if audio is None:
+                audio = backend.decode(batch.to(backend.device)).mean(1).cpu()  # [N, S], mono
+            parts[name].append(_embed(embedder, audio, backend.sample_rate))
+    return {name: _concatenated(rows) for name, rows in parts.items()}
 
 
-def _alike(codes: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Neighbours of one shape, stacked, at most `BATCH`."""
+def _batches(codes: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Consecutive codes of equal shape, stacked, at most `BATCH`."""
     for _, group in itertools.groupby(codes, lambda item: item.shape):
         items = list(group)
         yield from (torch.stack(items[start : start + BATCH]) for start in range(0, len(items), BATCH))
 
 
 @torch.no_grad()
-def hear_audio(embedder: Embedder, sounds: Iterable[Tensor], rate: int) -> EncodedTrack:
-    """Mono waveforms [S] of any lengths, at `rate` Hz."""
-    return _stacked([_hear(embedder, sound[None], rate) for sound in sounds])
+def embed_audio(embedder: Embedder, waveforms: Iterable[Tensor], rate: int) -> Embeddings:
+    """Embeddings of mono waveforms [S] of any lengths, at `rate` Hz."""
+    return _concatenated([_embed(embedder, waveform[None], rate) for waveform in waveforms])
 
 
-def resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
-    """[N, S] at `rate` -> [N, S'] at `wanted`."""
-    if rate == wanted:
+def resampled(audio: Tensor, rate: int, target_rate: int) -> Tensor:
+    """Resample [N, S] from `rate` to `target_rate`, [N, S']."""
+    if rate == target_rate:
         return audio
     import soxr
 
-    return torch.from_numpy(soxr.resample(audio.numpy().T, rate, wanted).T.copy())
+    return torch.from_numpy(soxr.resample(audio.numpy().T, rate, target_rate).T.copy())
 
 
-def as_tensors(heard: Mapping[str, EncodedTrack]) -> dict[str, Tensor]:
-    """By kind and name, as a file of tensors keeps them."""
+def as_tensors(embeddings: Mapping[str, Embeddings]) -> dict[str, Tensor]:
+    """Embeddings by embedder as named tensors, for the cache."""
     return {
         f"{kind}.{name}": torch.from_numpy(array)
-        for name, arrays in heard.items()
+        for name, arrays in embeddings.items()
         for kind, array in zip(("vectors", "tags"), arrays, strict=True)
         if array is not None
     }
 
 
-def from_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, EncodedTrack]:
-    """What `as_tensors` was given."""
+def from_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Embeddings]:
+    """The inverse of `as_tensors`."""
     tags = {name: tensors.get(f"tags.{name}") for name in names}
     return {
-        name: (tensors[f"vectors.{name}"].numpy(), own.numpy() if own is not None else None)
-        for name, own in tags.items()
+        name: (tensors[f"vectors.{name}"].numpy(), array.numpy() if array is not None else None)
+        for name, array in tags.items()
     }
 
 
-def _hear(embedder: Embedder, audio: Tensor, rate: int) -> EncodedTrack:
+def _embed(embedder: Embedder, audio: Tensor, rate: int) -> Embeddings:
     vectors, tags = embedder.embed_with_tags(resampled(audio, rate, embedder.sample_rate))
     return _floats(vectors), _floats(tags) if tags is not None else None
 
@@ -88,6 +88,6 @@ def _floats(tensor: Tensor) -> Floats:
     return np.asarray(tensor.double().cpu().numpy())
 
 
-def _stacked(rows: Sequence[EncodedTrack]) -> EncodedTrack:
+def _concatenated(rows: Sequence[Embeddings]) -> Embeddings:
     tags = [tags for _, tags in rows if tags is not None]
     return np.concatenate([vectors for vectors, _ in rows]), np.concatenate(tags) if tags else None

@@ -1,4 +1,4 @@
-"""Which embedders an evaluation hears with: `latents,clap-tiny`, `clap=FOLDER`, or what fits the model."""
+"""Selection of embedders: `latents,clap-tiny`, `clap=FOLDER`, or the default for a model."""
 
 from __future__ import annotations
 
@@ -11,45 +11,48 @@ from encore.errors import InputError, UsageError
 from encore.hashing import module_sha256
 
 
-def parsed(asked: str) -> dict[str, str]:
-    """`name,name=WEIGHTS` -> name -> weights, empty where none are named.
+def parsed(choice: str) -> dict[str, str]:
+    """Parse `name,name=WEIGHTS` into weights by name, "" if none are given.
 
     Raises:
-        UsageError: a name is missing or given twice. UnknownNameError: there is no such embedder.
+        UsageError: a name is missing or given twice.
+        UnknownNameError: there is no such embedder.
     """
-    found: dict[str, str] = {}
-    for part in (part.strip() for part in asked.split(",")):
+    weights_by_name: dict[str, str] = {}
+    for part in (part.strip() for part in choice.split(",")):
         name, _, weights = part.partition("=")
-        if not name or name in found:
-            raise UsageError(
-                f"--embedder {asked!r} {'names one twice' if name else 'lacks a name'}", "encore embedders"
-            )
+        if not name or name in weights_by_name:
+            problem = f"names {name} twice" if name else "lacks a name"
+            raise UsageError(f"--embedder {choice!r} {problem}", "encore embedders")
         plugins.embedders().get(name)
-        found[name] = weights
-    return found
+        weights_by_name[name] = weights
+    return weights_by_name
 
 
-def fitting(model: Backend) -> str:
-    """The embedders of an evaluation that names none: `latents`, and beside the embedded codec the embedded CLAP.
+def default_embedders(model: Backend) -> str:
+    """The default choice: `latents`, and for the embedded codec also the embedded CLAP.
 
-    None that has to be downloaded, nor one that was trained on other music than the model's.
+    Never an embedder that must be downloaded, nor one trained on other music than the model.
     """
     codec = model.frozen().get("codec")
-    known = json.loads((assets.FOLDER / "build.json").read_text(encoding="utf-8")).get("clap", {}).get("codec_sha256")
+    embedded = json.loads((assets.FOLDER / "build.json").read_text(encoding="utf-8")).get("clap", {})
+    known = embedded.get("codec_sha256")
     return "latents,clap-tiny" if codec is not None and module_sha256(codec) == known else "latents"
 
 
-def open_embedders(asked: str, model: Backend, *, offline: bool = False) -> tuple[dict[str, Embedder], dict[str, str]]:
-    """Opened embedders by name, in the order asked for; and why those can't be used that can't, by name.
+def open_embedders(choice: str, model: Backend, *, offline: bool = False) -> tuple[dict[str, Embedder], dict[str, str]]:
+    """The opened embedders by name, in order; and the reason for each that could not be opened, by name.
 
-    An embedder that was asked for and is not there is no reason to measure nothing, nor to measure with another.
+    A missing embedder neither fails the evaluation nor is replaced by another.
 
     Raises:
-        UsageError, UnknownNameError: see `parsed`. MissingExtraError: an embedder's package is not installed.
+        UsageError: see `parsed`.
+        UnknownNameError: see `parsed`.
+        MissingExtraError: an embedder's package is not installed.
     """
     opened: dict[str, Embedder] = {}
     unopened: dict[str, str] = {}
-    for name, weights in parsed(asked).items():
+    for name, weights in parsed(choice).items():
         target = plugins.embedders().resolve(name)
         try:
             opened[name] = target.open_weights(model, weights, offline=offline)
@@ -58,8 +61,8 @@ def open_embedders(asked: str, model: Backend, *, offline: bool = False) -> tupl
     return opened, unopened
 
 
-def by_name(given: Embedder | Mapping[str, Embedder] | None) -> dict[str, Embedder]:
-    """Embedders that are open already; one alone goes by the name of its spec, where it has one."""
-    if isinstance(given, Embedder):
-        return {given.spec.name if hasattr(given, "spec") else "": given}
-    return dict(given or {})
+def by_name(embedders: Embedder | Mapping[str, Embedder] | None) -> dict[str, Embedder]:
+    """Opened embedders by name; a single one under the name of its spec, or "" without a spec."""
+    if isinstance(embedders, Embedder):
+        return {embedders.spec.name if hasattr(embedders, "spec") else "": embedders}
+    return dict(embedders or {})

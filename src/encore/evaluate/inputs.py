@@ -1,4 +1,4 @@
-"""What `encore eval` measures: models and clips, from a run folder or from flags."""
+"""The models and clips of an evaluation, from a run folder or from flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
 from encore.cache import TensorCache
 from encore.data.catalog import Catalog
-from encore.data.encode import EncodedTrack, TrackEncoder, recordings
+from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, recordings
 from encore.data.relocate import PathRelocator, listed_track
 from encore.data.splits import OptionalTracks, Tracks, left_out, open_catalog, reported, retain_sets, select
 from encore.data.tracks import Track
@@ -26,21 +26,24 @@ from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import read_json
 from encore.store.self_retain import load_self_retain
 
-RETAIN_TRACKS = 32  # at most, where the catalogue has no split "retain"
+RETAIN_TRACKS = 32  # maximum, if the catalogue has no split "retain"
 
 
 class OtherWeightsError(InputError):
-    """The run's own model is not the one that the run wrote."""
+    """The weights in a run's folder are not those that the run wrote."""
 
 
 @dataclass
 class EvaluationInputs:
-    """Models by role, clips by set, and what a reader should know about where they came from.
+    """Models, clips and their provenance.
 
     Args:
-        track_metadata: track id -> its artist and genre, where known.
-        recordings: reads a set's files, where there are files.
-        heard: the tracks of each set as they were read.
+        models: models by role.
+        clips: clips by set.
+        notes: messages for the user about the models and tracks.
+        track_metadata: artist and genre by track id, if known.
+        recordings: functions that read a set's audio files, for sets that have files.
+        encoded: the encoded tracks of each set.
     """
 
     models: dict[Role, Backend]
@@ -48,15 +51,15 @@ class EvaluationInputs:
     notes: list[str] = field(default_factory=list)
     track_metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     recordings: dict[ClipSet, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
-    heard: dict[ClipSet, list[EncodedTrack]] = field(default_factory=dict)
+    encoded: dict[ClipSet, list[EncodedTrack]] = field(default_factory=dict)
 
-    def take(self, backend: Backend, heard: dict[ClipSet, list[EncodedTrack]]) -> None:
-        """Measure on these tracks, which were encoded for `backend`."""
-        self.heard = heard
-        self.clips = {name: [clip for one in members for clip in one.clips] for name, members in heard.items()}
+    def set_tracks(self, backend: Backend, encoded: dict[ClipSet, list[EncodedTrack]]) -> None:
+        """Use these tracks, which were encoded by `backend`."""
+        self.encoded = encoded
+        self.clips = {name: clips_of(members) for name, members in encoded.items()}
         self.recordings = {
-            name: partial(recordings, backend, [one.track for one in members])
-            for name, members in heard.items()
+            name: partial(recordings, backend, [member.track for member in members])
+            for name, members in encoded.items()
             if members
         }
 
@@ -73,31 +76,35 @@ def from_run(
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> EvaluationInputs:
-    """Open a complete run: base and unlearned, the tracks of its request, and gold where one is known.
+    """Open a complete run: base and unlearned model, the tracks of its request, and the gold models.
 
     Args:
-        golds: folders or names for "gold" and "gold2"; without them, the embedded golds are used where they fit.
-        seed: the evaluation's, so that runs of several seeds are measured on the same tracks to keep.
+        golds: folders or names for "gold" and "gold2"; by default the embedded golds, if they match the forget tracks.
+        seed: the evaluation's seed, so that runs of several seeds are measured on the same retain tracks.
 
     Raises:
-        InputError: the run is not complete, or a file is not what it was when the run was made.
+        InputError: the run is not complete, or a file has changed since the run.
     """
     device = pick_device(device)
-    done, asked = read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
+    record, request = read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
     try:
-        tracks = {name: [listed_track(entry) for entry in asked[name]] for name in ("forget", "retain", "holdout")}
-        here, model, written = PathRelocator(Path(asked["folder"]), run), asked["model"], done["unlearned_sha256"]
+        tracks = {name: [listed_track(entry) for entry in request[name]] for name in ("forget", "retain", "holdout")}
+        paths, model, written = (
+            PathRelocator(Path(request["folder"]), run),
+            request["model"],
+            record["unlearned_sha256"],
+        )
         kind, name, revision, sha256 = (model[key] for key in ("backend", "name", "revision", "sha256"))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
-    subject, golds = EvaluationInputs({}, {}), golds or {}
-    kept = reported(tracks["retain"], RETAIN_TRACKS, seed)
-    if kept:
-        subject.notes.append(retain_sets(tracks["retain"], kept, done.get("tracks", {}).get("retain_watched")))
-    present = here.find_all({"forget": tracks["forget"], "retain": kept, "holdout": tracks["holdout"]})
+    inputs, golds = EvaluationInputs({}, {}), golds or {}
+    retain = reported(tracks["retain"], RETAIN_TRACKS, seed)
+    if retain:
+        inputs.notes.append(retain_sets(tracks["retain"], retain, record.get("tracks", {}).get("retain_watched")))
+    present = paths.find_all({"forget": tracks["forget"], "retain": retain, "holdout": tracks["holdout"]})
 
     family = backends().resolve(kind)
-    base = family.load(here.model(name), revision=revision, offline=offline, device=device)
+    base = family.load(paths.model(name), revision=revision, offline=offline, device=device)
     if model_sha256(base) != sha256:
         raise InputError(
             f"the base model {name} is not the one the run was made from: its weights differ",
@@ -108,36 +115,36 @@ def from_run(
         raise OtherWeightsError(
             f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again"
         )
-    subject.models |= {"base": base, "unlearned": unlearned}
+    inputs.models |= {"base": base, "unlearned": unlearned}
     embedded = {} if golds else embedded_golds(name, tracks["forget"])
     if embedded:
-        subject.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
+        inputs.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
     for role, gold in {**golds, **embedded}.items():
-        subject.models[role] = family.load(model_name(gold), offline=offline, device=device)
-    subject.take(base, _hear(base, present, reporter))
-    subject.track_metadata = _about(track for chosen in present.values() for track in chosen)
+        inputs.models[role] = family.load(model_name(gold), offline=offline, device=device)
+    inputs.set_tracks(base, _encode(base, present, reporter))
+    inputs.track_metadata = _metadata(track for members in present.values() for track in members)
     if (run / "retain-self").exists():
-        subject.clips["retain"] = load_self_retain(run, base)[:RETAIN_TRACKS]
-        subject.recordings.pop("retain", None)
-    return subject
+        inputs.clips["retain"] = load_self_retain(run, base)[:RETAIN_TRACKS]
+        inputs.recordings.pop("retain", None)
+    return inputs
 
 
-def _about(tracks: Iterable[Track]) -> dict[str, dict[str, str]]:
-    """Artist and genre of the tracks, of what is known of them."""
-    known = {track.id: {"artist": track.artist, "genre": track.meta.get("genre")} for track in tracks}
-    return {name: told for name, facts in known.items() if (told := {k: str(v) for k, v in facts.items() if v})}
+def _metadata(tracks: Iterable[Track]) -> dict[str, dict[str, str]]:
+    """Known artists and genres by track id."""
+    fields = {track.id: {"artist": track.artist, "genre": track.meta.get("genre")} for track in tracks}
+    return {name: known for name, facts in fields.items() if (known := {k: str(v) for k, v in facts.items() if v})}
 
 
-def embedded_golds(model: str, forget: Sequence[Track], *, or_fewer: bool = False) -> dict[Role, str]:
-    """The embedded golds, where the run forgot exactly what they were trained without, or a part of it."""
+def embedded_golds(model: str, forget: Sequence[Track], *, allow_subset: bool = False) -> dict[Role, str]:
+    """The embedded golds if they were trained without exactly the forget tracks (or, if allowed, a superset)."""
     if model != "tiny":
         return {}
     split = {track.sha256 for track in Catalog.open(assets.CATALOG).tracks(split="forget")}
     hashes = {track.sha256 for track in forget}
-    if not (hashes <= split if or_fewer else hashes == split):
+    if not (hashes <= split if allow_subset else hashes == split):
         return {}
     names: dict[Role, str] = {"gold": "tiny-gold", "gold2": "tiny-gold2"}
-    return {role: name for role, name in names.items() if (found := assets.model_folder(name)) and found.exists()}
+    return {role: name for role, name in names.items() if (folder := assets.model_folder(name)) and folder.exists()}
 
 
 # -------------------------------------------------------------------------------------------------------- from flags
@@ -161,6 +168,16 @@ def from_flags(
 ) -> EvaluationInputs:
     """Open models and tracks named on the command line; `model` is measured as "unlearned".
 
+    Args:
+        listing: list of the forget tracks.
+        others: folders or names of other models by role.
+        catalog: catalogue of tracks.
+        retain: the retain tracks, see `encore.data.splits.select`.
+        holdout: list of the holdout tracks.
+        roots: folders that relative paths are searched in.
+        skip_unreadable: skip retain and holdout tracks that can't be read.
+        seed: the evaluation's seed; it selects the retain tracks if there are many.
+
     Raises:
         InputError: a model or a track can't be used.
     """
@@ -169,13 +186,13 @@ def from_flags(
         roots=roots, drop_duplicates=True, skip_unreadable=skip_unreadable,
         progress=(reporter or Reporter()).progress,
     )  # fmt: skip
-    return subject_of(
+    return open_inputs(
         model, chosen, others=others, backend=backend, skip_unreadable=skip_unreadable, device=device, offline=offline,
         seed=seed, reporter=reporter,
     )  # fmt: skip
 
 
-def subject_of(
+def open_inputs(
     model: str,
     chosen: Tracks,
     *,
@@ -188,10 +205,12 @@ def subject_of(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> EvaluationInputs:
-    """Open models on tracks that were found already; see `from_flags`.
+    """Open models on selected tracks; arguments as in `from_flags`.
 
     Args:
-        revision: of the base model. seed: the evaluation's; it chooses the tracks to keep where there are many.
+        chosen: the selected tracks.
+        others: folders or names of other models by role.
+        skip_unreadable: skip retain and holdout tracks that can't be read.
     """
     device = pick_device(device)
     family = backends().resolve(backend)
@@ -202,29 +221,28 @@ def subject_of(
         )
         for role, name in names.items()
     }
-    kept = reported(chosen.retain, RETAIN_TRACKS, seed)
-    notes = [*chosen.notes, *([retain_sets(chosen.retain, kept, None)] if kept else [])]
-    tracks: dict[ClipSet, Sequence[Track]] = {"forget": chosen.forget, "retain": kept, "holdout": chosen.holdout}
-    about = _about(track for chosen in tracks.values() for track in chosen)
+    retain_tracks = reported(chosen.retain, RETAIN_TRACKS, seed)
+    notes = [*chosen.notes, *([retain_sets(chosen.retain, retain_tracks, None)] if retain_tracks else [])]
+    tracks: dict[ClipSet, Sequence[Track]] = {
+        "forget": chosen.forget, "retain": retain_tracks, "holdout": chosen.holdout,
+    }  # fmt: skip
     optional = OptionalTracks((*tracks["retain"], *tracks["holdout"]) if skip_unreadable else ())
-    subject = EvaluationInputs(models, {}, notes, about)
-    subject.take(models["unlearned"], _hear(models["unlearned"], tracks, reporter, optional))
-    subject.notes += left_out(optional.lost)
-    return subject
+    inputs = EvaluationInputs(models, {}, notes, _metadata(track for members in tracks.values() for track in members))
+    inputs.set_tracks(models["unlearned"], _encode(models["unlearned"], tracks, reporter, optional))
+    inputs.notes += left_out(optional.lost)
+    return inputs
 
 
-def _hear(
+def _encode(
     backend: Backend,
     sets: Mapping[ClipSet, Sequence[Track]],
     reporter: Reporter | None,
     optional: OptionalTracks | None = None,
 ) -> dict[ClipSet, list[EncodedTrack]]:
-    listener, told = TrackEncoder(backend, TensorCache()), reporter or Reporter()
-    everything = [track for tracks in sets.values() for track in tracks]
-
-    def progress(done: int, of: int) -> None:
-        told.progress("hear tracks", done, of)
-
-    heard = listener.encode(everything, progress, skip=(optional or OptionalTracks(())).skip)
-    by_track = {id(one.track): one for one in heard}
+    encoded = TrackEncoder(backend, TensorCache()).encode(
+        [track for tracks in sets.values() for track in tracks],
+        partial((reporter or Reporter()).progress, "encode tracks"),
+        skip=(optional or OptionalTracks(())).skip,
+    )
+    by_track = {id(member.track): member for member in encoded}
     return {name: [by_track[id(track)] for track in tracks if id(track) in by_track] for name, tracks in sets.items()}

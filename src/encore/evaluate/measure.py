@@ -1,4 +1,4 @@
-"""Measure models on tracks, a metric after the other, or by two processes."""
+"""Measure the metrics, one after another or in two processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from encore.evaluate import parallel
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.metrics.rows import unmeasured
 
-FAILED = "failed"  # key of `Result.details`: what a metric raised
+FAILED = "failed"  # key of `Result.details`: the exception of a metric
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,11 +33,24 @@ def evaluate(
     full: bool = False,
     progress: Progress | None = None,
 ) -> list[Result]:
-    """Measure every metric that was asked for; see `SharedEvaluation` and `measure`.
+    """Measure metrics; see `SharedEvaluation` and `measure` for the arguments.
+
+    Args:
+        models: models by role.
+        clips: clips by set.
+        metrics: names of metrics; None for all installed that are fast, or for all with `full`.
+        seed: seed of resampling and generations.
+        embedder: embedders of the embedding metrics.
+        draws: generations per caption.
+        force: also report values that are mostly bias.
+        full: include slow metrics by default.
+        progress: called before each metric.
 
     Raises:
-        InputError: there is nothing to forget, or the models don't belong together.
-        UnknownNameError, MissingExtraError, PluginError: a metric or the embedder can't be had.
+        InputError: there are no forget clips, or the models have different codecs.
+        UnknownNameError: there is no such metric or embedder.
+        MissingExtraError: a package of a metric or an embedder is not installed.
+        PluginError: a metric or an embedder can't be loaded.
     """
     evaluation = SharedEvaluation(models, clips, seed=seed, embedder=embedder, draws=draws, force=force)
     return measure(evaluation, metrics, progress, full=full)
@@ -51,17 +64,21 @@ def measure(
     full: bool = False,
     two_processes: bool = False,
 ) -> list[Result]:
-    """Rows of the named metrics, in that order; where none are named, of all installed that are fast, or of all.
+    """Rows of the metrics, in order.
 
-    A metric whose needs are not met gives one row that says which; a figure that is not finite becomes None, with the
-    reason. A metric that raises costs its own rows only: see `check_failures`.
+    A metric with an unmet need gives one row with the reason. A value that is not finite becomes None, with the reason.
+    A metric that raises loses only its own rows: see `check_failures`.
 
     Args:
-        full: also those whose spec says `full`. two_processes: see `encore.evaluate.parallel`.
-        progress: called with a metric's name, how many are done and how many there are, and once at the end.
+        evaluation: models and clips.
+        metrics: names of metrics; None for all installed that are fast, or for all with `full`.
+        progress: called with a metric's name, the number done and the total, and once at the end.
+        full: include metrics whose spec is `full`.
+        two_processes: see `encore.evaluate.parallel`.
 
     Raises:
-        UnknownNameError, MissingExtraError: a metric that was named can't be had (by default such are skipped rows).
+        UnknownNameError: there is no metric of that name.
+        MissingExtraError: a named metric's package is not installed (unnamed ones give an unmeasured row).
     """
     registry = plugins.metrics()
     chosen = sorted((entry.spec for entry in registry if full or not entry.spec.full), key=lambda spec: spec.trains)
@@ -70,7 +87,7 @@ def measure(
         for name in names:
             registry.resolve(name)
 
-    def told(number: int, done: int) -> None:
+    def report(number: int, done: int) -> None:
         if progress:
             progress(names[number], done, len(names))
 
@@ -84,22 +101,21 @@ def measure(
         return [replace(row, version=metric.spec.version) for row in _rows(metric, evaluation)]
 
     if two_processes and len(names) > 1:
-        measured = parallel.by_two(rows, len(names), told)
+        measured = parallel.map_in_two_processes(rows, len(names), report)
     else:
         measured = []
         for number in range(len(names)):
-            told(number, number)
+            report(number, number)
             measured.append(rows(number))
     if progress:
         progress("", len(names), len(names))
-    return [row for own in measured for row in own]
+    return [row for metric_rows in measured for row in metric_rows]
 
 
 def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> list[Result]:
-    """A metric's rows; where it raises, those that it gave before, and one that says what failed."""
+    """A metric's rows; if it raises, the rows up to then and one with the error."""
     name = metric.spec.name
-    unmet = evaluation.unmet(metric.spec)
-    if unmet:
+    if unmet := evaluation.unmet(metric.spec):
         clips: ClipSet = "retain" if "retain" in metric.spec.needs else "forget"
         return [unmeasured(name, "unlearned", clips, unmet)]
     rows: list[Result] = []
@@ -111,7 +127,7 @@ def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> list[Result]:
     try:
         plugins.third_party(collect)
     except plugins.Broken as broken:
-        if isinstance(broken.error, EncoreError):  # a metric's way to say that it can't measure
+        if isinstance(broken.error, EncoreError):  # deliberate: the metric can't measure
             rows.append(unmeasured(name, "unlearned", "forget", broken.error.message))
         else:
             rows.append(_failed(name, broken.error))
@@ -119,43 +135,42 @@ def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> list[Result]:
 
 
 def _failed(name: str, error: BaseException) -> Result:
-    """The row of a metric that raised what it should not."""
+    """The row of a metric that raised an unexpected exception."""
     text = " ".join(str(error).split())
-    what = type(error).__name__ + (f": {text}" if text else "")
+    message = type(error).__name__ + (f": {text}" if text else "")
     if frames := traceback.extract_tb(error.__traceback__):
-        what += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    return unmeasured(name, "unlearned", "forget", f"the metric {name!r} failed: {what}", details={FAILED: what})
+        message += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return unmeasured(name, "unlearned", "forget", f"the metric {name!r} failed: {message}", details={FAILED: message})
 
 
 def check_failures(results: Sequence[Result]) -> None:
-    """Raise where a metric failed: to call once everything is written and shown.
+    """Raise if a metric failed; call it after all results are written and shown.
 
     Args:
         results: rows of `measure`.
 
     Raises:
-        PluginError: names the metrics that raised what they should not.
+        PluginError: names the metrics that raised unexpected exceptions.
     """
     failed = {row.metric: row.details[FAILED] for row in results if FAILED in row.details}
     if failed:
-        what = "; ".join(f"{name!r} failed: {error}" for name, error in failed.items())
+        message = "; ".join(f"{name!r} failed: {error}" for name, error in failed.items())
         raise PluginError(
-            f"the metric{'s' if len(failed) > 1 else ''} {what}",
+            f"the metric{'s' if len(failed) > 1 else ''} {message}",
             "all other metrics were measured; a failed metric's row in metrics.json has the same reason",
         )
 
 
 def _finite(row: Result) -> Result:
-    """The row with every figure finite or None."""
+    """The row with every number finite or None."""
     value = _or_none(row.value)
     why = row.why
     if row.value is not None and value is None:
-        why = f"not measured: the figure came out as {row.value}"
-    known = value is not None
+        why = f"not measured: the value is {row.value}"
+    low, high = (None, None) if value is None else (_or_none(row.low), _or_none(row.high))
     return replace(
-        row, value=value, low=_or_none(row.low) if known else None, high=_or_none(row.high) if known else None,
-        per_track={track: _or_none(figure) for track, figure in row.per_track.items()}, why=why,
-        details={key: _plain(detail) for key, detail in row.details.items()},
+        row, value=value, low=low, high=high, why=why, details=_finite_values(row.details),
+        per_track={track: _or_none(number) for track, number in row.per_track.items()},
     )  # fmt: skip
 
 
@@ -163,9 +178,9 @@ def _or_none(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _plain(value: Any) -> Any:
+def _finite_values(value: Any) -> Any:
     if isinstance(value, float):
         return _or_none(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _finite_values(item) for key, item in value.items()}
+    return [_finite_values(item) for item in value] if isinstance(value, (list, tuple)) else value

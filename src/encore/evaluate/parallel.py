@@ -1,7 +1,7 @@
-"""Metrics of a small model by two processes: its products are too small for a second thread to be of use.
+"""Metrics of a small model in two processes: its matrix products are too small to profit from a second thread.
 
-One process takes metrics from the front of the list, the other from the back, until they meet. What both need is
-computed by each, or found on disk if the other was first.
+One process takes metrics from the front of the list, the other from the back, until they meet. Shared intermediate
+results are computed by each, or read from the disk cache if the other was first.
 """
 
 from __future__ import annotations
@@ -20,45 +20,47 @@ import torch
 from encore.api import Backend
 from encore.errors import EncoreError
 
-SMALL = 20_000_000  # weights; with more, the threads of one process do as well, and memory counts
+SMALL = 20_000_000  # parameters; with more, threads are as fast and need less memory
 
 Made = TypeVar("Made")
 Take = Callable[[], int | None]
 
 
 @contextmanager
-def shared(models: Sequence[Backend]) -> Iterator[bool]:
-    """Whether two processes are worth it: models that small, on a system that forks, and threads for both.
+def threads_for_two(models: Sequence[Backend]) -> Iterator[bool]:
+    """Whether to use two processes: small CPU models, Linux, and more than one thread.
 
-    If so, this process has half of its threads while the block runs: what both compute is the same to the last bit.
+    If so, this process has half of its threads in the block, so that both processes' results are bitwise equal.
     """
     before = torch.get_num_threads()
-    worth = (
+    two = (
         sys.platform.startswith("linux")
         and before > 1
         and all(model.device.type == "cpu" for model in models)
         and all(sum(weight.numel() for weight in model.module.parameters()) < SMALL for model in models)
     )
-    if worth:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else its threads are warned of at the fork
+    if two:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns of its threads at the fork
         torch.set_num_threads(before // 2)
     try:
-        yield worth
+        yield two
     finally:
         torch.set_num_threads(before)
 
 
-def by_two(make: Callable[[int], Made], count: int, told: Callable[[int, int], None]) -> list[Made]:
-    """`[make(0), …, make(count - 1)]`, made by this process and a fork of it; see `shared`.
+def map_in_two_processes(make: Callable[[int], Made], count: int, progress: Callable[[int, int], None]) -> list[Made]:
+    """`[make(0), …, make(count - 1)]`, computed by this process and a fork of it; see `threads_for_two`.
 
     Args:
-        told: called in this process before each of its numbers, with how many were taken before, by both.
+        make: the function to map.
+        count: number of results.
+        progress: called in this process before each of its numbers, with the number taken before by both.
 
     Raises:
-        EncoreError: what `make` raised, here or there.
+        EncoreError: raised by `make` in either process.
     """
     fork = multiprocessing.get_context("fork")
-    here, there = fork.Pipe(duplex=False)
+    receiver, sender = fork.Pipe(duplex=False)
     ends = fork.Array("i", [0, count])
 
     def take(front: bool) -> int | None:
@@ -69,27 +71,27 @@ def by_two(make: Callable[[int], Made], count: int, told: Callable[[int, int], N
             ends[0], ends[1] = (begin + 1, end) if front else (begin, end - 1)
             return begin if front else end - 1
 
-    def other() -> None:
+    def work_from_the_back() -> None:
         try:
-            there.send({number: make(number) for number in _taken(lambda: take(front=False))})
+            sender.send({number: make(number) for number in _taken(lambda: take(front=False))})
         except EncoreError as error:
-            there.send(error)
+            sender.send(error)
 
-    process = fork.Process(target=other, daemon=True)
+    process = fork.Process(target=work_from_the_back, daemon=True)
     with warnings.catch_warnings():
-        # Python warns of a fork beside threads. Those of torch sleep, and the fork, with one, never asks for them.
+        # Python warns of a fork with threads. Those of torch are idle, and the fork does not use them.
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         process.start()
     try:
-        made = {}
+        results = {}
         for number in _taken(lambda: take(front=True)):
-            told(number, number + count - ends[1])
-            made[number] = make(number)
-        made |= _received(here, process)
+            progress(number, number + count - ends[1])
+            results[number] = make(number)
+        results |= _received(receiver, process)
     finally:
         process.terminate()
         process.join()
-    return [made[number] if number in made else make(number) for number in range(count)]
+    return [results[number] if number in results else make(number) for number in range(count)]
 
 
 def _taken(take: Take) -> Iterator[int]:
@@ -98,11 +100,11 @@ def _taken(take: Take) -> Iterator[int]:
 
 
 def _received(pipe: Connection, process: multiprocessing.process.BaseProcess) -> dict[int, Made]:
-    """What the other process made; nothing where it was ended from outside."""
+    """The other process's results; empty if it was killed."""
     while not pipe.poll(0.05):
         if not process.is_alive() and not pipe.poll():
             return {}
-    found = pipe.recv()
-    if isinstance(found, EncoreError):
-        raise found
-    return found  # type: ignore[no-any-return]
+    message = pipe.recv()
+    if isinstance(message, EncoreError):
+        raise message
+    return message  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""How an evaluation was made, for `evaluation.json`."""
+"""The record of an evaluation, `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ def evaluation_json(
     notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
-    """The settings of an evaluation, the hashes of what it measured, and where it ran.
+    """The settings of an evaluation, the hashes of the models, and the environment.
 
     Args:
-        golds: the gold models that were named. metrics: those that were named, or None. full: whether `--full` was.
-        asked_embedder: what was asked for, empty for the default. embedder: what that came to; both as
-            `encore.evaluate.embedder_choice.parsed` reads them.
-        draws: generations a caption. seconds: that it took.
+        golds: the gold models that were named.
+        metrics: the metrics that were named, or None.
+        full: whether `--full` was given.
+        asked_embedder: the embedders that were named, empty for the default.
+        embedder: the embedders that were used; both as in `encore.evaluate.embedder_choice.parsed`.
+        draws: generations per caption.
+        notes: messages about models and tracks.
+        seconds: duration of the evaluation.
     """
     models: Mapping[Role, Backend] = evaluation.models
     names = metrics if metrics is not None else [e.spec.name for e in known_metrics() if full or not e.spec.full]

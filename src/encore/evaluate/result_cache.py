@@ -1,4 +1,4 @@
-"""What evaluations compute of models on clips, on disk: of base and golds it is the same in every run."""
+"""Disk cache of the results of models on clips: those of base and golds are the same for every run."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ from encore.store.environment import hardware, versions
 from encore.store.model_name import model_sha256
 
 Key = tuple[str, ...]
-KERNELS = ("ENCORE_NATIVE", "ENCORE_CPU_ISA", "ENCORE_CUDA_KERNEL")  # environment variables that choose one
+KERNELS = ("ENCORE_NATIVE", "ENCORE_CPU_ISA", "ENCORE_CUDA_KERNEL")  # environment variables that select a kernel
 
 
-class Kept:
-    """Named tensors by all that they depend on to the last bit: weights, clips, settings, code, libraries, processor.
+class ResultCache:
+    """Named tensors, keyed by all that affects them to the last bit: weights, clips, settings, code, libraries, CPU.
 
-    Models must stay as they are while one is in use: a model is hashed once.
+    Each model is hashed once, so its weights must not change while the cache is in use.
 
     Args:
-        cache: None keeps nothing.
+        cache: where tensors are stored; None stores nothing.
     """
 
     def __init__(self, cache: TensorCache | None) -> None:
         self.cache = cache
         self._models: WeakKeyDictionary[Backend, str] = WeakKeyDictionary()
-        self._here: dict[tuple[str, int], str] = {}  # device, threads -> what results depend on beside all else
+        self._environments: dict[tuple[str, int], str] = {}  # (device, threads) -> digest
 
-    def key(self, what: Hashable, settings: Hashable, models: Sequence[Backend], clips: Sequence[Clip]) -> Key:
-        """Under which the results of models on clips are kept; empty where nothing is."""
+    def key(self, name: Hashable, settings: Hashable, models: Sequence[Backend], clips: Sequence[Clip]) -> Key:
+        """The key of a result of models on clips; empty without a cache."""
         if self.cache is None:
             return ()
         device = str(models[0].device) if models else "cpu"
         place = device, torch.get_num_threads()
-        if place not in self._here:
-            self._here[place] = _digest(_surroundings(device))
+        if place not in self._environments:
+            self._environments[place] = _digest(_environment(device))
         tracks = [clip.track for clip in clips]
         return (
-            "evaluation", json.dumps([what, settings]), self._here[place], *map(self._model, models),
+            "evaluation", json.dumps([name, settings]), self._environments[place], *map(self._model_digest, models),
             _digest([clips_sha256(clips), tracks]),
         )  # fmt: skip
 
-    def find(self, key: Key) -> Mapping[str, Tensor] | None:
+    def get(self, key: Key) -> Mapping[str, Tensor] | None:
         return self.cache.get(key) if self.cache is not None else None
 
-    def keep(self, key: Key, made: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The tensors as `find` will return them, so that figures are the same with a cache, without, and from it."""
+    def put(self, key: Key, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Store tensors; returns them as `get` will, so that results are the same with and without a cache."""
         if self.cache is not None:
-            return self.cache.put(key, made)
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
+            return self.cache.put(key, tensors)
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def get_or_make(self, key: Key, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        found = self.find(key)
-        return self.keep(key, make()) if found is None else found
+        cached = self.get(key)
+        return self.put(key, make()) if cached is None else cached
 
-    def _model(self, backend: Backend) -> str:
+    def _model_digest(self, backend: Backend) -> str:
         if backend not in self._models:
             frozen = [backend.name, backend.settings, model_sha256(backend)]
             trained = [name for name, weight in backend.module.named_parameters() if weight.requires_grad]
@@ -74,25 +74,25 @@ class Kept:
 
 
 def evaluation_cache() -> TensorCache:
-    """Where `encore eval` keeps them: `evaluations` in the cache folder, which may be deleted at any time."""
+    """The cache of `encore eval`: `evaluations` in the cache folder, which may be deleted at any time."""
     return TensorCache(cache_folder() / "evaluations")
 
 
 def named(lists: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
-    """Lists of tensors by name -> tensors by name and place, which sort as they stand."""
+    """Flatten lists of tensors to tensors named `NAME.INDEX`, whose names sort in order."""
     return {f"{name}.{i:06d}": item for name, items in lists.items() for i, item in enumerate(items)}
 
 
 def listed(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """The lists that `named` was given; one without items is left out."""
+    """The inverse of `named`, without empty lists."""
     lists: dict[str, list[Tensor]] = {}
     for name in sorted(tensors):
         lists.setdefault(name.rpartition(".")[0], []).append(tensors[name])
     return lists
 
 
-def _surroundings(device: str) -> dict[str, Any]:
-    """Threads and instructions change the order of sums, and with it the last bits."""
+def _environment(device: str) -> dict[str, Any]:
+    """What affects the last bits of results: versions, hardware, instruction set, kernels."""
     return {
         "versions": versions(),
         "plugins": installed(),
@@ -103,5 +103,5 @@ def _surroundings(device: str) -> dict[str, Any]:
     }
 
 
-def _digest(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What `encore eval` does: measure a subject as it was asked for, and leave the figures where a report finds them."""
+"""`encore eval`: measure models on tracks and write the results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from encore.api import Result, Role
 from encore.errors import InputError
-from encore.evaluate.embedder_choice import fitting
+from encore.evaluate.embedder_choice import default_embedders
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.inputs import EvaluationInputs, from_run
 from encore.evaluate.measure import measure
-from encore.evaluate.parallel import shared
+from encore.evaluate.parallel import threads_for_two
 from encore.evaluate.record import evaluation_json
 from encore.evaluate.result_cache import evaluation_cache
 from encore.evaluate.samples import write_samples
@@ -30,14 +30,17 @@ from encore.store.run_folder import locked, read_json, remove, write_json, writi
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How to measure: the flags of `encore eval`, one to one.
+    """Settings of an evaluation, one per flag of `encore eval`.
 
     Args:
-        metrics: names; None for the fast ones, or all with `full`.
-        embedder: see `encore.evaluate.embedder_choice.parsed`; empty for those that fit the model.
-        draws: generations a caption: more of them make FAD measurable where tracks are few.
-        golds: models for "gold" and "gold2"; without them the embedded golds, where they fit.
-        cache: take what an earlier evaluation computed of the same models and clips, and keep what this one does.
+        metrics: names of metrics; None for the fast ones, or for all with `full`.
+        full: include slow metrics by default.
+        embedder: see `encore.evaluate.embedder_choice.parsed`; empty for the model's default.
+        seed: seed of resampling and generations.
+        force: also report values that are mostly bias.
+        golds: models for "gold" and "gold2"; by default the embedded golds, if they match the tracks.
+        cache: reuse results of earlier evaluations of the same models and clips, and store new ones.
+        draws: generations per caption; more of them make FAD measurable with few tracks.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -52,75 +55,79 @@ class EvalConfig:
 
 def evaluate_run(
     run: Path,
-    asked: EvalConfig,
+    config: EvalConfig,
     *,
     out: Path | None = None,
     device: str = "auto",
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> Sequence[Result]:
-    """Measure a complete run; `out`, by default the run's folder, then has what `evaluate_subject` writes.
+    """Measure a complete run and write the results; see `evaluate_inputs`.
+
+    Args:
+        out: where results are written, by default the run's folder.
 
     Raises:
-        InputError: the run is not complete, or a file is not what it was.
-        UnknownNameError, MissingExtraError: see `encore.evaluate.measure.measure`; `check_failures` there tells
-            whether a metric failed.
+        InputError: the run is not complete, or a file has changed since.
+        UnknownNameError: see `encore.evaluate.measure.measure`.
+        MissingExtraError: see `encore.evaluate.measure.measure`. Failed metrics are raised by `check_failures` there.
     """
-    subject = from_run(run, golds=asked.golds, seed=asked.seed, device=device, offline=offline, reporter=reporter)
-    return evaluate_subject(subject, asked, out=out or run, run=run, offline=offline, reporter=reporter)
+    inputs = from_run(run, golds=config.golds, seed=config.seed, device=device, offline=offline, reporter=reporter)
+    return evaluate_inputs(inputs, config, out=out or run, run=run, offline=offline, reporter=reporter)
 
 
-def evaluate_subject(
-    subject: EvaluationInputs,
-    asked: EvalConfig,
+def evaluate_inputs(
+    inputs: EvaluationInputs,
+    config: EvalConfig,
     *,
     out: Path | None = None,
     run: Path | None = None,
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> Sequence[Result]:
-    """Measure models on tracks, and write what was found.
+    """Measure models on tracks and write the results.
 
     Args:
-        out: where `metrics.json`, `evaluation.json` and, where no metrics were named, samples go; None: nowhere. It is
-            locked from before anything is measured. Samples of other models than these are removed from it.
-        offline: fetch no embedder's weights.
-        run: whose run it is; its report is then made in `out`, and the model's card where `out` is its own folder.
+        out: where `metrics.json`, `evaluation.json` and, if no metrics are named, samples are written; None writes
+            nothing. It is locked before anything is measured. Samples of other models are removed.
+        run: the run that is measured; its report is written to `out`, and its model card if `out` is its folder.
+        offline: do not download embedder weights.
 
     Raises:
-        EncoreError: another process holds `out`, or it can't be written.
+        EncoreError: another process has locked `out`, or it can't be written.
     """
     reporter, started = reporter or Reporter(), time.monotonic()
-    for note in subject.notes:
+    for note in inputs.notes:
         reporter.note(note)
-    embedder = asked.embedder or fitting(next(iter(subject.models.values())))
+    embedder = config.embedder or default_embedders(next(iter(inputs.models.values())))
     with locked(out) if out is not None else nullcontext():
         evaluation = SharedEvaluation(
-            subject.models, subject.clips, seed=asked.seed, embedder=embedder, offline=offline, force=asked.force,
-            track_metadata=subject.track_metadata, recordings=subject.recordings, draws=asked.draws,
-            cache=evaluation_cache() if asked.cache else None,
+            inputs.models, inputs.clips, seed=config.seed, embedder=embedder, offline=offline, force=config.force,
+            track_metadata=inputs.track_metadata, recordings=inputs.recordings, draws=config.draws,
+            cache=evaluation_cache() if config.cache else None,
         )  # fmt: skip
-        with shared(list(subject.models.values())) as both:
+        with threads_for_two(list(inputs.models.values())) as two:
             results = measure(
-                evaluation, asked.metrics,
+                evaluation, config.metrics,
                 lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
-                full=asked.full, two_processes=both,
+                full=config.full, two_processes=two,
             )  # fmt: skip
             if out is None:
                 return results
-            how = evaluation_json(
-                evaluation, golds=asked.golds, metrics=asked.metrics, full=asked.full, asked_embedder=asked.embedder,
-                embedder=embedder, draws=asked.draws, notes=subject.notes, seconds=time.monotonic() - started,
+            record = evaluation_json(
+                evaluation, golds=config.golds, metrics=config.metrics, full=config.full,
+                asked_embedder=config.embedder, embedder=embedder, draws=config.draws, notes=inputs.notes,
+                seconds=time.monotonic() - started,
             )  # fmt: skip
-            if (out / "samples").exists() and _measured(out) != how["models"]:
+            if (out / "samples").exists() and _measured(out) != record["models"]:
                 with writing(out):
                     remove(out / "samples")
             write_metrics(out / "metrics.json", results)
-            write_json(out / NAME, how | file_hashes(out, run))  # last: a kill in between leaves hashes that differ
-            if asked.metrics is None:
+            write_json(out / NAME, record | file_hashes(out, run))  # last: if interrupted before, the hashes differ
+            if config.metrics is None:
                 write_samples(out, evaluation, results)
             elif not (out / "samples").exists():
-                reporter.note("no samples are written where --metrics names some of the metrics")
+                reporter.note("no samples are written if --metrics is given")
             if run is not None:
                 write_report(run, measured=out)
                 if out.resolve() == run.resolve():
@@ -130,7 +137,7 @@ def evaluate_subject(
 
 
 def _measured(folder: Path) -> Any:
-    """The hashes of the models that a folder's samples are of; None where nothing says so."""
+    """Hashes of the models of a folder's samples; None if unknown."""
     try:
         return read_json(folder / NAME)["models"]
     except (InputError, KeyError, TypeError):

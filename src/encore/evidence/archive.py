@@ -1,7 +1,7 @@
-"""An archive that is the same bytes every time, and that can be read without trusting who made it.
+"""A deterministic archive that is safe to read from untrusted sources.
 
-It is a zip whose members are stored as they are: any system opens it, no version of a compressor changes it, and
-nothing in it can be larger than the file itself.
+It is a zip with uncompressed members: it does not depend on a compressor's version, and no member is larger than the
+file.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ HINT = "ask for the bundle again, from whoever made it"
 
 
 def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
-    """Write members in the order of their names, whole or not at all.
+    """Write members atomically, in the order of their names.
 
     Args:
-        members: name -> content, or the file that holds it.
+        members: contents, or files that hold them, by name.
 
     Raises:
         EncoreError: it can't be written.
@@ -62,7 +62,7 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
 
 
 class Archive:
-    """The members of a bundle, by name; every name is a plain path below the archive, every member a plain file."""
+    """The members of a bundle by name: plain files with plain relative paths."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.path = path
@@ -89,14 +89,22 @@ class Archive:
         return b"".join(self._pieces(name))
 
     def sha256(self, name: str) -> str:
-        """Hash of a member's content. Raises InputError where the archive is damaged there."""
+        """SHA-256 of a member's content.
+
+        Raises:
+            InputError: the archive is damaged there.
+        """
         digest = hashlib.sha256()
         for piece in self._pieces(name):
             digest.update(piece)
         return digest.hexdigest()
 
     def extract(self, name: str, target: Path) -> None:
-        """Write a member to a file of ours. Raises InputError where the archive is damaged there."""
+        """Write a member to a new file.
+
+        Raises:
+            InputError: the archive is damaged there.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "xb") as file:
             for piece in self._pieces(name):
@@ -116,7 +124,7 @@ def opened(path: Path) -> Iterator[Archive]:
     """Open a bundle.
 
     Raises:
-        InputError: it is no bundle, or holds what no bundle of ours holds.
+        InputError: it is not a bundle of Encore's.
     """
     with open_regular(path) as file:
         try:
@@ -153,10 +161,9 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 
 def _is_whole(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], size: int) -> bool:
-    """Whether the archive is its members one after the other and their directory, and says everything alike twice.
+    """Whether the archive is only its members and their directory, and headers and directory agree.
 
-    What stands between members, or in a header and not in the directory, is read by other zip readers, or by a reader
-    of another format, which a bundle can be too.
+    Other zip readers, or readers of another format, could read hidden data between members or in headers.
     """
     file, place = archive.fp, 0
     assert file is not None
@@ -181,13 +188,13 @@ def _is_whole(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], size: in
 
 
 def _is_plain_extra(info: zipfile.ZipInfo) -> bool:
-    """Whether the directory says no more of a member than its size and place, and those only where they are large."""
+    """Whether a member's extra field in the directory is empty or a necessary zip64 field."""
     large = max(info.file_size, info.header_offset) > zipfile.ZIP64_LIMIT
     return not info.extra or (large and struct.unpack("<2H", info.extra[:4]) == (1, len(info.extra) - 4))
 
 
 def _end(count: int, size: int, start: int) -> bytes:
-    """What stands behind a directory of `size` bytes that begins at `start`."""
+    """The end records of a directory of `size` bytes that begins at `start`."""
     plain = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, size, min(start, BEYOND), 0)
     if start <= zipfile.ZIP64_LIMIT:
         return plain
@@ -196,7 +203,7 @@ def _end(count: int, size: int, start: int) -> bytes:
 
 
 def _wrong(info: zipfile.ZipInfo) -> str:
-    """What is wrong with a member, in words that follow "is"; empty where nothing is."""
+    """Why a member is refused, as words after "is"; empty if it is accepted."""
     name, parts = info.orig_filename, PurePosixPath(info.orig_filename).parts
     if name != info.filename or "\\" in name or not name.isprintable() or name.startswith("/") or ":" in name:
         return "no plain name"

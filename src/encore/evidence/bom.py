@@ -1,6 +1,6 @@
-"""A bill of materials of the model: CycloneDX 1.6 (ECMA-424), with the model's card in it.
+"""The model's bill of materials: CycloneDX 1.6 (ECMA-424), with a model card.
 
-Made without a time stamp, and with a serial number that follows from the run, so that it is the same every time.
+It has no timestamp and a serial number derived from the weights, so it is deterministic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/schema/bom-1.6
 
 
 def bom(files: RunFiles, model: Mapping[str, str]) -> dict[str, Any]:
-    """What the model is made of: base, tracks and libraries, by hash and version.
+    """The components of the model: base, tracks and libraries, by hash and version.
 
     Args:
         model: SHA-256 of each of the model's files, by name.
@@ -91,7 +91,7 @@ def _plugin(plugin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tracks(files: RunFiles) -> Iterator[dict[str, Any]]:
-    """The forgotten tracks alone: they are what the bundle is about."""
+    """The forget tracks."""
     for number, entry in enumerate(files.request["forget"]):
         yield {
             "type": "data",

@@ -1,4 +1,4 @@
-"""Models in a bundle are data: nothing that a library would run comes in or goes out."""
+"""Refuses models that contain code, or a configuration that loads code."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_code(files: Mapping[str, Callable[[], bytes]], where: object) -> None:
     """Refuse a model with code in it, or with a configuration that names code to load.
 
     Args:
-        files: name -> what reads the file; only JSON is read.
-        where: how the message calls the model's place.
+        files: functions that read the files, by name; only JSON is read.
+        where: place of the model, for the message.
 
     Raises:
         InputError: names the file.
@@ -42,7 +42,7 @@ def check_code(files: Mapping[str, Callable[[], bytes]], where: object) -> None:
 
 
 def _named(value: Any) -> str:
-    """A key that names code, anywhere in a value; empty where there is none."""
+    """A key that names code, anywhere in a value; empty if there is none."""
     if isinstance(value, Mapping):
         return next((key for key in value if key in KEYS), "") or next(filter(None, map(_named, value.values())), "")
     return next(filter(None, map(_named, value)), "") if isinstance(value, list) else ""

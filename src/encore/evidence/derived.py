@@ -1,4 +1,4 @@
-"""What a person reads in a bundle: a function of the records beside it, so that anybody can make it again."""
+"""The readable files of a bundle, computed from its records, so that a verifier can reproduce them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DERIVED = (BOM, CARD, REPORT)
 
 
 def derived(records: Mapping[str, bytes], model: Mapping[str, str]) -> dict[str, bytes]:
-    """Report, model card and bill of materials that follow from a bundle's records.
+    """Report, model card and bill of materials, from a bundle's records.
 
-    The report has no pictures and no sound: what they come to depends on the libraries that make them.
+    The report has no pictures and no audio, as these depend on library versions.
 
     Args:
         records: see `public_records`.

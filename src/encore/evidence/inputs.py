@@ -1,4 +1,4 @@
-"""What a bundle's figures were measured on, found again by hash: in the run, below `--root`, in the package."""
+"""Finds the tracks and models of a bundle by hash: in the run, below `--root`, or in the package."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from encore.store.model_name import model_sha256
 from encore.store.run_folder import read_json, write_json
 
 SETS = ("forget", "retain", "holdout")
-LISTS = (".txt", ".m3u", ".m3u8")  # suffixes of what is a list of tracks and no catalogue
-SHOWN = 3  # tracks that a sentence names
+LISTS = (".txt", ".m3u", ".m3u8")  # suffixes of lists of tracks; other files are catalogues
+SHOWN = 3  # tracks named in a message
 
 
 @dataclass
 class Inputs:
-    """A run's folder to measure, and what it lacks.
+    """A run's folder to measure.
 
     Args:
-        folder: it has `request.json` with the paths of today, `run.json`, and the model.
-        golds: role -> gold model, of those that were found.
-        absent: set or role -> in one sentence, why it can't be measured.
+        folder: folder with `request.json` (with current paths), `run.json` and the model.
+        golds: the gold models that were found, by role.
+        absent: reasons by set or role that can't be measured.
     """
 
     folder: Path
@@ -53,14 +53,14 @@ def find_inputs(
     roots: Sequence[Path] = (),
     catalogs: Sequence[Path] = (),
 ) -> Inputs:
-    """Find tracks and models, and write the folder's `request.json` anew with where they are.
+    """Find tracks and models, and write their paths to the folder's `request.json`.
 
     Args:
-        folder: holds the bundle's `request.json` and `run.json`, and its model where the bundle has one.
+        folder: folder with the bundle's `request.json`, `run.json` and, if included, its model.
         how: the bundle's `evaluation.json`.
-        run: the run's own folder, which knows where its files were.
-        roots: folders that are searched, with all below them, for files of the right hash.
-        catalogs: catalogues or lists that describe tracks of which the bundle has only hashes.
+        run: the run's folder, whose request has the original paths.
+        roots: folders that are searched recursively, by hash.
+        catalogs: catalogues or lists with the captions of tracks that the bundle has only hashes of.
 
     Raises:
         InputError: a record, a root or the catalogue can't be read.
@@ -71,20 +71,20 @@ def find_inputs(
     request = read_json((run or folder) / "request.json")
     try:
         finder = _Finder(request, run, roots, catalogs)
-        found = Inputs(folder)
+        inputs = Inputs(folder)
         for name in SETS:
             request[name], lost = finder.tracks(request[name], int(how["seed"]) if name == "retain" else None)
             if lost:
                 more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-                found.absent[name] = f"{name} tracks not at hand: {', '.join(lost[:SHOWN])}{more}"
+                inputs.absent[name] = f"{name} tracks not found: {', '.join(lost[:SHOWN])}{more}"
         base = request["model"]
         base["name"] = finder.model(str(base["name"]), str(base["sha256"])) or base["name"]
         for role, gold in how["golds"].items():
             place = finder.model(str(gold), str(how["models"].get(role)), role)
             if place is None:
-                found.absent[role] = f"{role} model not at hand: {gold}"
+                inputs.absent[role] = f"{role} model not found: {gold}"
             else:
-                found.golds[role] = place
+                inputs.golds[role] = place
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"the bundle's request.json can't be read: {error!r}") from error
     write_json(folder / "request.json", {**request, "folder": str(folder)})
@@ -92,11 +92,11 @@ def find_inputs(
         for name in ("model", "retain-self"):
             if (run / name).is_dir() and not (folder / name).exists():
                 (folder / name).symlink_to((run / name).resolve(), target_is_directory=True)
-    return found
+    return inputs
 
 
 class _Finder:
-    """Looks for files by their hash; a folder is read only when something is missing."""
+    """Finds files by hash; folders are searched only if something is missing."""
 
     def __init__(
         self, request: Mapping[str, Any], run: Path | None, roots: Sequence[Path], catalogs: Sequence[Path]
@@ -111,10 +111,10 @@ class _Finder:
         self._samples: dict[str, Path] | None = None
 
     def tracks(self, entries: Sequence[Mapping[str, Any]], seed: int | None) -> tuple[list[dict[str, Any]], list[str]]:
-        """The entries of a set with the paths of today, and the ids of those that were not found.
+        """The entries of a set with current paths, and the ids of tracks that are not found.
 
         Args:
-            seed: of an evaluation that measures a sample of the set; None where it measures all.
+            seed: seed of an evaluation that measures a sample of the set; None if it measures all.
         """
         wanted = {str(entry["id"]) for entry in entries}
         if seed is not None:
@@ -134,11 +134,12 @@ class _Finder:
         return ([] if lost else made), lost
 
     def model(self, name: str, sha256: str, role: str = "") -> str | None:
-        """What loads a model: a folder where the run had it or below the roots, else the name as it is.
+        """The folder of a model in its original place or below the roots, else its name.
 
         Args:
-            sha256: of its weights; it decides where several folders have the name.
-            role: of a gold model.
+            name: name or folder of the model.
+            sha256: hash of its weights, which decides between folders of the same name.
+            role: role of a gold model.
         """
         if assets.model_folder(name):
             return name
@@ -215,7 +216,7 @@ class _Finder:
         return None
 
     def _known(self, digest: str, path: Path) -> Iterator[Track]:
-        """The track as each catalogue, then the file itself, describes it."""
+        """The track as described by each catalogue, then by the file."""
         if digest in self.listed:
             yield self.listed[digest]
         for catalog in (*self.catalogs, self.embedded):
@@ -232,5 +233,5 @@ class _Finder:
 
 
 def as_kept(rows: Any) -> list[dict[str, Any]]:
-    """Rows as a file would give them back."""
+    """Rows after a round trip through JSON."""
     return list(json.loads(json.dumps(rows)))

@@ -1,4 +1,4 @@
-"""The manifest: what is in a bundle, what was left out, and what the model's files are, each by its SHA-256."""
+"""The manifest: SHA-256 of a bundle's members and of the model's files, and what was left out."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from encore.plugins import installed
 
 SCHEMA = 2
 NAME, SIGNATURE, TIMESTAMP = "manifest.json", "manifest.json.sig", "manifest.json.tsr"
-UNLISTED = (NAME, SIGNATURE, TIMESTAMP)  # not in the manifest: one is it, the others are about it
-INCLUDES = ("catalog", "before", "model")  # what a bundle holds only when asked for
+UNLISTED = (NAME, SIGNATURE, TIMESTAMP)  # not in the manifest
+INCLUDES = ("catalog", "before", "model")  # optional parts of a bundle
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A member or a file that is not as the manifest says: changed, missing, or added."""
+    """A member or a file that differs from the manifest: changed, missing, or added."""
 
     name: str
     how: str
@@ -44,10 +44,10 @@ def manifest_of(
     """The manifest as a file.
 
     Args:
-        members: what goes into the archive.
-        model: the model's files by name, in the archive or not.
-        weights_sha256: hash over all weights, as `run.json` has it.
-        includes: what is in the bundle only when asked for -> whether it is.
+        members: contents or files of the archive's members, by name.
+        model: the model's files by name, also if they are not in the archive.
+        weights_sha256: hash of all weights, from `run.json`.
+        includes: whether the bundle has each of `INCLUDES`.
     """
     told = {
         "schema": SCHEMA,
@@ -61,7 +61,7 @@ def manifest_of(
 
 
 def made_with() -> dict[str, str | None]:
-    """This Encore: two of one version and one code write the same report."""
+    """Version and code hash of this Encore; equal ones write the same report."""
     own = next((plugin["sha256"] for plugin in installed() if plugin["module"] == "encore.builtins"), None)
     return {"encore": __version__, "code_sha256": own}
 
@@ -98,7 +98,7 @@ def read_manifest(archive: Archive) -> dict[str, Any]:
 
 
 def differences(archive: Archive, manifest: Mapping[str, Any]) -> list[Difference]:
-    """What in the archive is not what the manifest says; all of it, in the order of names."""
+    """All differences of the archive from the manifest, in the order of names."""
     listed, there = manifest["members"], set(archive.names) - set(UNLISTED)
     found = []
     for name in sorted({*listed, *there}):
@@ -112,7 +112,7 @@ def differences(archive: Archive, manifest: Mapping[str, Any]) -> list[Differenc
 
 
 def run_differences(run: Path, manifest: Mapping[str, Any]) -> list[Difference]:
-    """What in a run's folder is not what the bundle of that run says: its records and the model's files.
+    """Differences of a run's records and model files from its bundle.
 
     Raises:
         InputError: a record of the run can't be read.

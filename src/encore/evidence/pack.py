@@ -1,4 +1,4 @@
-"""`encore bundle`: everything a run claims, in one archive, and nothing of other people's."""
+"""`encore bundle`: a run's evidence in one archive, by default without other music."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from encore.store.run_folder import read_json
 
 SELF, SAMPLES = "retain-self", "samples"
 IN_SELF = ("captions.json", "codes.safetensors")
-LEFT_OUT = {  # what is in the bundle only when asked for -> what is not in it, and which flag puts it in
-    "catalog": "ids, titles and captions of the tracks to retain and the held-out tracks: of these it has only hashes "
+LEFT_OUT = {  # what is left out by default, and the flag that includes it
+    "catalog": "ids, titles and captions of the retain and held-out tracks, of which it has only hashes "
     "(--with-catalog)",
     "before": "generations of the model before, which may reproduce the tracks (--with-before)",
     "model": "the model's weights (--with-model)",
@@ -39,22 +39,26 @@ def pack(
     with_catalog: bool = False,
     with_before: bool = False,
 ) -> Path:
-    """Bundle a complete, measured run; returns where the bundle is.
+    """Bundle a complete, measured run.
 
-    Without a key and a timestamp it is the same bytes every time.
+    Without a key and a timestamp the bundle is deterministic.
 
     Args:
         out: the file; default: `<run>.evidence.zip` beside the run's folder.
         key: PEM file of a private key to sign with.
-        timestamp_url: time-stamping authority (RFC 3161) to ask for the time.
-        with_model: put the weights in, too.
-        with_catalog: name the tracks to retain and the held-out tracks.
-        with_before: put in what the model before generated for the tracks.
+        timestamp_url: time-stamping authority (RFC 3161).
+        with_model: include the weights.
+        with_catalog: name the retain and held-out tracks.
+        with_before: include base's generations for the tracks.
+
+    Returns:
+        Path of the bundle.
 
     Raises:
         InputError: the run is not complete or not measured, its figures and records don't belong together, or its
             model is gone or holds code.
-        MissingExtraError, UsageError: it can't be signed.
+        MissingExtraError: see `encore.evidence.signing.sign`.
+        UsageError: the key can't be used.
         EncoreError: it can't be written, or the authority gives no timestamp.
     """
     files = read_run(run)
@@ -82,7 +86,7 @@ def pack(
 
 
 def model_files(run: Path) -> dict[str, Path]:
-    """The model's files by their path in its folder; the card, which changes with the figures, is not one of them."""
+    """The model's files by relative path, without the card, which changes with evaluations."""
     folder = run / "model"
     found = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     return {file.relative_to(folder).as_posix(): file for file in found if file.name != "README.md"}
@@ -95,7 +99,7 @@ def _settings(file: Path) -> bytes:
 
 
 def _samples(run: Path, catalog: bool, before: bool) -> Iterator[tuple[str, bytes | Path]]:
-    """Generations to listen to, with the index that names their tracks and captions."""
+    """Audio samples, with the index of their tracks and captions."""
     chosen = {
         f"{sample.set}/{sample.path.name}": sample.path
         for sample in read_run(run).samples

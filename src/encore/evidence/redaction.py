@@ -1,7 +1,7 @@
-"""A run's records without what they say of other things: nobody's folders, and of the catalogue only hashes.
+"""A run's records for publication: without local folders, and with only hashes of retain and held-out tracks.
 
-Tracks to retain and held-out tracks become `retain-0001`, `holdout-0001`, numbered in the order of their ids, so that
-whatever sorts by id sorts alike. The same run always gives the same records, so that they can be made again from it.
+Retain and held-out tracks become `retain-0001`, `holdout-0001`, numbered in the order of their ids, so that sorting by
+id gives the same order. The result is deterministic, so that it can be reproduced from the run.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from encore.store.metrics_json import NAME as METRICS
 from encore.store.run_folder import read_json
 
 REQUEST, RUN = "request.json", "run.json"
-HIDDEN = ("retain", "holdout")  # sets of which only hashes are given
-TABLES = ("memorised", "not_memorised")  # figures by retain track in a run's outcome
+HIDDEN = ("retain", "holdout")  # sets that are reduced to hashes
+TABLES = ("memorised", "not_memorised")  # values by retain track in a run's outcome
 HASHES = ("sha256", "pcm_sha256")
-PATHS = ("tracks", "out", "catalog", "retain", "holdout", "roots", "model")  # flags that name files
+PATHS = ("tracks", "out", "catalog", "retain", "holdout", "roots", "model")  # flags with paths
 FOLDERS = re.compile(r"(?<![\w./:~-])~?/(?:[^\s/'\"]+/)+")  # of an absolute path in a sentence, all but its last part
-LEAST = 4  # characters of a name that is looked for in sentences
+LEAST = 4  # characters; shorter names are not replaced in sentences
 
 Names = Mapping[str, Mapping[str, str]]  # set -> id -> id in the bundle
 
@@ -35,9 +35,8 @@ def public_records(run: Path, *, catalog: bool = False, measured: bool = True) -
     """`request.json`, `run.json`, `metrics.json` and `evaluation.json` of a run, as a bundle has them.
 
     Args:
-        run: folder of a complete run.
-        catalog: keep titles, captions and ids of the tracks to retain and the held-out tracks.
-        measured: also the last two, which the folder must then have.
+        catalog: keep titles, captions and ids of the retain and held-out tracks.
+        measured: include the last two, which the folder must then have.
 
     Raises:
         InputError: a record can't be read, or is not of this version.
@@ -60,7 +59,7 @@ def public_records(run: Path, *, catalog: bool = False, measured: bool = True) -
 
 
 def public_rows(run: Path, rows: list[dict[str, Any]], *, catalog: bool) -> list[dict[str, Any]]:
-    """Rows measured of a run's folder, as that run's bundle has them."""
+    """Rows measured of a run's folder, in the form of its bundle."""
     request, record = read_json(run / REQUEST), read_json(run / RUN)
     names = {} if catalog else pseudonyms(request)
     clean = _sentences(request, record, names)
@@ -68,7 +67,7 @@ def public_rows(run: Path, rows: list[dict[str, Any]], *, catalog: bool) -> list
 
 
 def canonical(value: Any) -> bytes:
-    """JSON as every member has it: one spelling, so that no two readers read different things.
+    """JSON in the one form that all members have, so that parsers can't disagree.
 
     Raises:
         ValueError: a number is not finite.
@@ -81,35 +80,35 @@ def sha256(content: bytes) -> str:
 
 
 def tie_name(member: str) -> str:
-    """Under which `evaluation.json` has the hash of a member."""
+    """The key of a member's hash in `evaluation.json`."""
     return f"{member.partition('.')[0]}_sha256"
 
 
 def described_sha256(entry: Mapping[str, Any]) -> str:
-    """Hash of what metrics read of a track beside its audio: captions, artist, genre."""
+    """Hash of a track's captions, artist and genre, which metrics read."""
     captions = entry.get("captions") or [entry.get("caption")]
     return sha256(json.dumps([captions, entry.get("artist"), entry.get("genre")]).encode())
 
 
 def pseudonyms(request: Mapping[str, Any]) -> Names:
-    """The ids of the hidden sets -> numbers in the order of the ids."""
+    """Pseudonyms by set and id, numbered in the order of the ids."""
     ids = {name: sorted(str(entry["id"]) for entry in request[name]) for name in HIDDEN}
-    return {name: {one: f"{name}-{i + 1:0{max(4, len(str(len(own))))}}" for i, one in enumerate(own)}
-            for name, own in ids.items()}  # fmt: skip
+    return {name: {key: f"{name}-{i + 1:0{max(4, len(str(len(keys))))}}" for i, key in enumerate(keys)}
+            for name, keys in ids.items()}  # fmt: skip
 
 
 def public_row(row: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
-    """A row of `metrics.json` with ids and sentences as a bundle has them."""
+    """A row of `metrics.json` with redacted ids and sentences."""
     every = {**names.get("holdout", {}), **names.get("retain", {})}
     own = names.get(str(row["set"]), {})
-    told = {key: clean(row[key]) for key in ("why", "note") if isinstance(row.get(key), str)}
-    tracks = {own.get(track, track): figure for track, figure in row["per_track"].items()}
+    texts = {key: clean(row[key]) for key in ("why", "note") if isinstance(row.get(key), str)}
+    tracks = {own.get(track, track): value for track, value in row["per_track"].items()}
     details = {key: _renamed(value, every, clean) for key, value in row["details"].items()}
-    return {**row, **told, "per_track": tracks, "details": details}
+    return {**row, **texts, "per_track": tracks, "details": details}
 
 
 def model_name(name: str) -> str:
-    """A model's name without its folder; the name of a model on the hub, or in the package, as it is."""
+    """The last part of a model folder's path; names of hub and embedded models are kept."""
     return PurePath(name).name if os.path.isabs(name) or name.startswith((".", "~")) else name
 
 
@@ -130,12 +129,20 @@ def _request(request: Mapping[str, Any], names: Names, clean: Callable[[str], st
     sets = {name: [_entry(entry) for entry in request[name]] for name in ("forget", *HIDDEN) if name not in hidden}
     missing = [{"line": item["line"], "text": _file_name(item["text"])} for item in request.get("missing", [])]
     model = {**request["model"], "name": model_name(str(request["model"]["name"]))}
-    told = {key: clean(kept[key]) for key in ("retain_source",) if isinstance(kept.get(key), str)}
-    return {**kept, **told, **_calibration(request, names, clean), **sets, **hidden, "missing": missing, "model": model}
+    source = {key: clean(kept[key]) for key in ("retain_source",) if isinstance(kept.get(key), str)}
+    return {
+        **kept,
+        **source,
+        **_calibration(request, names, clean),
+        **sets,
+        **hidden,
+        "missing": missing,
+        "model": model,
+    }
 
 
 def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A track that is named, without its folder."""
+    """A forget track's entry without folders."""
     return {**entry, "file": _file_name(entry["file"]), "text": _file_name(entry.get("text") or "")}
 
 
@@ -155,9 +162,9 @@ def _run(run: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> d
 
 
 def _calibration(record: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
-    """Its sentences name decoys, which are retain tracks."""
-    found = record.get("calibration")
-    return {"calibration": _renamed(found, names.get("retain", {}), clean)} if found else {}
+    """The calibration; its sentences name decoys, which are retain tracks."""
+    calibration = record.get("calibration")
+    return {"calibration": _renamed(calibration, names.get("retain", {}), clean)} if calibration else {}
 
 
 def _evaluation(how: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
@@ -171,7 +178,7 @@ def _evaluation(how: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str
 
 
 def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names) -> Callable[[str], str]:
-    """What takes folders, and names of hidden tracks, out of a sentence."""
+    """A function that removes folders and names of hidden tracks from a sentence."""
     entries = [(name, entry) for name in ("forget", *HIDDEN) for entry in request[name]]
     known = {str(request["folder"]), *(os.path.dirname(str(entry["file"])) for _, entry in entries)}
     known |= {os.path.dirname(str(run["model"]["name"]))}
@@ -196,13 +203,13 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
         for folder in folders:
             text = text.replace(folder + "/", "").replace(folder, PurePath(folder).name)
         text = FOLDERS.sub("", text)
-        return pattern.sub(lambda found: hidden[found[0]], text) if pattern else text
+        return pattern.sub(lambda match: hidden[match[0]], text) if pattern else text
 
     return clean
 
 
 def _renamed(value: Any, names: Mapping[str, str], clean: Callable[[str], str]) -> Any:
-    """Ids, wherever they stand in a value."""
+    """Replace ids anywhere in a value."""
     if isinstance(value, Mapping):
         return {names.get(key, key): _renamed(item, names, clean) for key, item in value.items()}
     if isinstance(value, list):
@@ -211,7 +218,7 @@ def _renamed(value: Any, names: Mapping[str, str], clean: Callable[[str], str]) 
 
 
 def _outcome(value: Any, names: Names, clean: Callable[[str], str]) -> Any:
-    """Tables by retain track, the worst track, and sentences."""
+    """Redact tables by retain track, the worst track, and sentences."""
     own = names.get("retain", {})
     if isinstance(value, Mapping):
         return {
@@ -230,7 +237,7 @@ def _flag(name: str, value: Any) -> Any:
 
 
 def _file_name(text: str) -> str:
-    """A path's last part; any other text, such as `id:one`, as it is."""
+    """The last part of a path; other text, such as `id:one`, is kept."""
     return re.split(r"[/\\]", text.rstrip("/\\"))[-1] or text
 
 

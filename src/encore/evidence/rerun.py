@@ -1,4 +1,4 @@
-"""Measure a run again, as it was measured, and hold the figures against those of the bundle."""
+"""Measures a run again with the same settings, and compares the values with the bundle's."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Literal
 from encore.api import Result
 from encore.errors import GateError, InputError, NotCheckedError, ToleranceError
 
-ROUNDING = 1e-4  # relative: what other processors and versions of libraries make of a figure
-NOTHING = 1e-6  # difference that says nothing, of figures next to zero
-SETTINGS: Mapping[str, type | tuple[type, ...]] = {  # of `evaluation.json` -> what they are
+ROUNDING = 1e-4  # relative tolerance for other processors and library versions
+NOTHING = 1e-6  # absolute tolerance, for values near zero
+SETTINGS: Mapping[str, type | tuple[type, ...]] = {  # keys of `evaluation.json` and their types
     "golds": dict, "seed": int, "embedder": str, "force": bool, "metrics": (list, type(None)), "full": bool,
     "models": dict, "notes": list,
 }  # fmt: skip
@@ -25,20 +25,23 @@ ACCEPTED: Mapping[Tolerance, tuple[State, ...]] = {
     "exact": ("same",), "machine": ("same", "rounding"), "chance": ("same", "rounding", "chance"),
 }  # fmt: skip
 WRONG: tuple[State, ...] = ("differs", "missing", "new")
-TEXTS = ("why", "note", "details")  # what a row says beside its figures
+TEXTS = ("why", "note", "details")  # fields of a row beside its values
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One row, as bundled and as measured again. What is bundled never judges itself: it may have been made up.
+    """One row, as bundled and as measured again. Bundled values may be forged, so they set no tolerance.
 
     Args:
-        low, high: the interval as measured again.
-        state: "same" to the last digit; "rounding": the same but for rounding; "chance": within the interval that was
-            measured again; "unmeasured": it could not be measured here; or a mismatch: it differs, is missing now, or
-            was not there before.
-        what: of a row that is neither the same nor rounding, which of its figures differ, or why it was not measured.
+        bundled: value in the bundle.
+        low: lower end of the interval, measured again.
+        high: upper end of the interval, measured again.
+        again: value, measured again.
+        state: "same" (exactly), "rounding" (within rounding), "chance" (within the interval measured again),
+            "unmeasured" (not measurable here), or a mismatch: "differs", "missing" (not measured again) or "new" (not
+            in the bundle).
+        what: unless same or rounding, the fields that differ, or why it was not measured.
     """
 
     metric: str
@@ -54,13 +57,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class Rerun:
-    """Figures measured again.
+    """The result of measuring again.
 
     Args:
-        rows: in the order of the bundle; what is new comes last.
-        absent: set or role -> why it could not be measured.
-        alike: the bundle says that it was measured with the hardware and versions at hand.
-        hardware: what the bundle says that it was measured on.
+        rows: rows in the order of the bundle; new rows come last.
+        absent: reasons by set or role that could not be measured.
+        alike: whether the bundle's hardware and versions are those of this machine.
+        hardware: the bundle's hardware.
     """
 
     rows: Sequence[Compared]
@@ -85,21 +88,20 @@ def rerun(
     offline: bool = False,
     reporter: Any = None,
 ) -> Rerun:
-    """All rows, measured with the settings in `evaluation.json`, against the bundled ones.
+    """Measure with the settings in `evaluation.json`, and compare with the bundled rows.
 
     Args:
-        folder: a run's folder made of the bundle, that is written into: `request.json` gets the paths of today.
-        how: what `evaluation.json` holds.
-        run: the run's own folder. roots, catalogs: see `find_inputs`.
-        catalog_is_in: the bundle names the tracks to retain and the held-out tracks.
+        folder: a run's folder made of the bundle; its `request.json` is updated with current paths.
+        how: content of `evaluation.json`.
+        catalog_is_in: whether the bundle names the retain and held-out tracks.
 
     Raises:
-        InputError: the settings can't be read, or the run's model is another one than was measured.
-        NotCheckedError: nothing can be measured: the tracks to forget or the base model are not at hand.
+        InputError: the settings can't be read, or the run's model is not the one that was measured.
+        NotCheckedError: nothing can be measured, as the forget tracks or the base model are not found.
     """
     from encore.evaluate.inputs import OtherWeightsError, from_run
-    from encore.evaluate.parallel import shared
-    from encore.evaluate.run import EvalConfig, evaluate_subject
+    from encore.evaluate.parallel import threads_for_two
+    from encore.evaluate.run import EvalConfig, evaluate_inputs
     from encore.evidence.inputs import as_kept, find_inputs
     from encore.evidence.redaction import public_rows
     from encore.store.environment import hardware, versions
@@ -110,41 +112,45 @@ def rerun(
     inputs = find_inputs(folder, how, run=run, roots=roots, catalogs=catalogs)
     hint = "--root FOLDER names a folder to find tracks and models in, by hash; repeat it for more"
     if "forget" in inputs.absent:
-        raise NotCheckedError(f"no figure could be measured again: {inputs.absent['forget']}", hint)
+        raise NotCheckedError(f"nothing could be measured again: {inputs.absent['forget']}", hint)
     golds: Any = inputs.golds
     try:
-        subject = from_run(folder, golds=golds, seed=how["seed"], device=device, offline=offline, reporter=reporter)
+        evaluation_inputs = from_run(
+            folder, golds=golds, seed=how["seed"], device=device, offline=offline, reporter=reporter
+        )
     except OtherWeightsError:
         raise
     except InputError as error:
-        raise NotCheckedError(f"no figure could be measured again: {error.message}", hint) from error
-    for role in [role for role in ("gold", "gold2") if role in subject.models]:
-        if role in how["models"] and model_sha256(subject.models[role]) != how["models"][role]:
-            inputs.absent[role] = f"the {role} model at hand is not the one that was measured: its weights differ"
-            del subject.models[role]
-    asked = EvalConfig(
+        raise NotCheckedError(f"nothing could be measured again: {error.message}", hint) from error
+    for role in [role for role in ("gold", "gold2") if role in evaluation_inputs.models]:
+        if role in how["models"] and model_sha256(evaluation_inputs.models[role]) != how["models"][role]:
+            inputs.absent[role] = (
+                f"the {role} model that was found is not the one that was measured: its weights differ"
+            )
+            del evaluation_inputs.models[role]
+    config = EvalConfig(
         tuple(how["metrics"]) if how["metrics"] is not None else None, how["full"], how["embedder"], how["seed"],
         how["force"], golds, False, how.get("draws", 1),
     )  # fmt: skip
-    found = evaluate_subject(subject, asked, offline=offline, reporter=reporter)
-    models = list(subject.models.values())
-    with shared(models):  # as many threads as `evaluation.json` was written with
+    results = evaluate_inputs(evaluation_inputs, config, offline=offline, reporter=reporter)
+    models = list(evaluation_inputs.models.values())
+    with threads_for_two(models):  # as many threads as `evaluation.json` was written with
         here = hardware(str(models[0].device))
-    rows = as_kept(metrics_json(found)["results"])
-    rows = public_rows(folder, rows, catalog=True)  # no folder of today
+    rows = as_kept(metrics_json(results)["results"])
+    rows = public_rows(folder, rows, catalog=True)  # without current folders
     if run is not None:
         rows = public_rows(run, rows, catalog=catalog_is_in)
     alike = not inputs.absent and (how.get("versions"), how.get("hardware")) == (versions(), here)
     compared = compare(bundled, [Result(**row) for row in as_kept(rows)], alike=alike, absent=bool(inputs.absent))
-    told = how.get("hardware") if isinstance(how.get("hardware"), dict) else {}
-    return Rerun(compared, inputs.absent, alike, str(told.get("name", "")) if told else "")
+    recorded = how.get("hardware") if isinstance(how.get("hardware"), dict) else {}
+    return Rerun(compared, inputs.absent, alike, str(recorded.get("name", "")) if recorded else "")
 
 
 def check_settings(how: Any) -> None:
-    """Check that `evaluation.json` says how the figures were measured.
+    """Check that `evaluation.json` has all settings of the evaluation.
 
     Raises:
-        InputError: names the settings that are missing or of another kind.
+        InputError: names the settings that are missing or of another type.
     """
     if not isinstance(how, dict):
         raise InputError("the bundle does not say how its figures were measured: evaluation.json is not an object")
@@ -158,16 +164,19 @@ def check_settings(how: Any) -> None:
         raise InputError(
             f"the bundle does not say how its figures were measured: {' and '.join(wrong)} missing or of another kind"
         )
-    if how["golds"].keys() - {"gold", "gold2"}:  # else another model could be measured in the place of the run's
+    if how["golds"].keys() - {"gold", "gold2"}:  # else another model could replace the run's
         raise InputError(f"the bundle names a gold for {' and '.join(sorted(how['golds'].keys() - {'gold', 'gold2'}))}")
 
 
 def check_rerun(found: Rerun, tolerance: Tolerance = "machine") -> None:
-    """The gate on figures that were measured again.
+    """Check the values that were measured again.
+
+    Args:
+        tolerance: differences that are accepted.
 
     Raises:
-        GateError: one of them does not come out again.
-        ToleranceError: all agree, some less closely than `tolerance`.
+        GateError: a value is not reproduced.
+        ToleranceError: all are reproduced, some less closely than `tolerance`.
         NotCheckedError: some could not be measured.
     """
     rows = found.rows
@@ -196,7 +205,7 @@ def check_rerun(found: Rerun, tolerance: Tolerance = "machine") -> None:
 
 
 def tally(found: Rerun) -> str:
-    """How closely figures came out again: "57 to the digit, 3 but for rounding, 22 only within chance"."""
+    """Summary of the agreement: "57 to the digit, 3 but for rounding, 22 only within chance"."""
     counts = {"to the digit": "same", "but for rounding": "rounding", "only within chance": "chance"}
     parts = [f"{found.count(state)} {words}" for words, state in counts.items() if found.count(state)]  # type: ignore[arg-type]
     return ", ".join(parts) or "none measured"
@@ -208,16 +217,16 @@ def _named(rows: Sequence[Compared]) -> str:
 
 
 def compare(bundled: Sequence[Result], again: Sequence[Result], *, alike: bool, absent: bool = False) -> list[Compared]:
-    """Row by row, in the order of the bundle; what is new comes last.
+    """Compare row by row, in the order of the bundle; new rows come last.
 
-    Everything in a row must come out again but for rounding: value, interval, n, tracks, sentences and details. What
-    does not is "chance" where the value lies in the interval measured now, no end of the interval and no track's figure
-    is further from the one measured now than half of that interval, and only details differ beside; else it differs.
+    All fields of a row must agree within rounding: value, interval, n, tracks, sentences and details. Otherwise the row
+    is "chance" if the bundled value lies in the interval measured again, the ends of the interval and the per-track
+    values are within half of its width, and only details differ beside; else it "differs".
 
     Args:
-        alike: the bundle says that it was measured on this hardware with these versions: chance is then no excuse. What
-            a bundle says of itself can only make the comparison stricter.
-        absent: some tracks or models are not at hand: what could not be measured for that reason is no mismatch.
+        alike: the bundle claims the same hardware and versions: "chance" is then not accepted. A claim can only make
+            the comparison stricter.
+        absent: some tracks or models were not found: rows that lack them are no mismatch.
     """
     fresh = {_key(row): row for row in again}
     old = {_key(row) for row in bundled}
@@ -256,14 +265,14 @@ def _state(
 
 
 def _figures(row: Result, absent: bool) -> dict[str, object]:
-    """What must come out again, by a name that a person reads."""
+    """The fields that must be reproduced, by readable name."""
     apart = {"metric", "model", "set", "per_track", *(TEXTS if absent else ())}
-    told: dict[str, object] = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in apart}
-    return told | {f"track {name}": figure for name, figure in row.per_track.items()}
+    values: dict[str, object] = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in apart}
+    return values | {f"track {name}": value for name, value in row.per_track.items()}
 
 
 def _agree(was: object, now: object) -> bool:
-    """Equal but for rounding, all the way down; also the numbers in sentences."""
+    """Recursive equality within rounding, also of the numbers in sentences."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         return was.keys() == now.keys() and all(_agree(was[name], now[name]) for name in was)
     if isinstance(was, (list, tuple)) and isinstance(now, (list, tuple)):
@@ -279,7 +288,7 @@ def _agree(was: object, now: object) -> bool:
 
 
 def _near(was: object, now: object, reach: float) -> bool:
-    """Whether two figures, which are floats where `n` is not, are no further apart than that."""
+    """Whether two floats differ by at most `reach`; False for `n`, an integer."""
     return isinstance(was, float) and isinstance(now, float) and abs(was - now) <= reach
 
 

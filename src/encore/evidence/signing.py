@@ -1,4 +1,4 @@
-"""The manifest's signature, by `model-signing` (OpenSSF) and a key of one's own: no network, no account."""
+"""The manifest's signature, with `model-signing` (OpenSSF) and a local key: no network, no account."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def sign(manifest: bytes, key: Path) -> bytes:
         try:
             signing.Config().use_elliptic_key_signer(private_key=key).sign(folder, target)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"{key} can't be signed with: {_said(error)}", f"make a key: {MAKE_KEY}") from error
+            raise UsageError(f"{key} can't be signed with: {_reason(error)}", f"make a key: {MAKE_KEY}") from error
         return target.read_bytes()
 
 
 def check(manifest: bytes, signature: bytes, key: Path) -> None:
-    """Make sure that a signature is of this manifest and by this key.
+    """Check that a signature is of this manifest and by this key.
 
     Args:
         key: PEM file of the public key.
@@ -50,21 +50,21 @@ def check(manifest: bytes, signature: bytes, key: Path) -> None:
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{key} is no public key: {_said(error)}", f"make a pair: {MAKE_KEY}") from error
+        raise UsageError(f"{key} is no public key: {_reason(error)}", f"make a pair: {MAKE_KEY}") from error
     with _folder(manifest) as folder:
         stated = folder.parent / SIGNATURE
         stated.write_bytes(signature)
         try:
             verifier.verify(folder, stated)
-        except Exception as error:  # a parser of what strangers wrote, with errors of five libraries
+        except Exception as error:  # untrusted input, errors of five libraries
             raise InputError(
-                f"the signature does not hold for this manifest and {key}: {_said(error)}",
+                f"the signature does not hold for this manifest and {key}: {_reason(error)}",
                 "the bundle was changed after it was signed, or the key is not its maker's",
             ) from error
 
 
 def check_readable(signature: bytes) -> None:
-    """Make sure that a signature at least looks like one; whose it is, only `check` says.
+    """Check the format of a signature only; see `check`.
 
     Raises:
         InputError: it is no Sigstore bundle.
@@ -81,7 +81,7 @@ def check_readable(signature: bytes) -> None:
 
 @contextmanager
 def _folder(manifest: bytes) -> Iterator[Path]:
-    """A folder with nothing in it but the manifest: what is signed."""
+    """A temporary folder with only the manifest, which is signed."""
     with tempfile.TemporaryDirectory(prefix="encore-") as above:
         folder = Path(above) / "bundle"
         folder.mkdir()
@@ -99,7 +99,7 @@ def _library() -> tuple[Any, Any]:
     return signing, verifying
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, AttributeError):  # the library asks any key for its curve
         return "it is not an elliptic-curve key"
     return " ".join(str(error).split()) or type(error).__name__

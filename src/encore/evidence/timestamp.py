@@ -1,4 +1,4 @@
-"""When a manifest existed, by the word of a time-stamping authority (RFC 3161) instead of the maker's own."""
+"""Proof of a manifest's time by a time-stamping authority (RFC 3161)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MEDIA = "application/timestamp-query"
 
 
 def request(manifest: bytes, url: str) -> bytes:
-    """The authority's answer for the hash of a manifest; the manifest itself is not sent.
+    """The authority's answer for the hash of a manifest; only the hash is sent.
 
     Args:
-        url: of the authority, `http:` or `https:`.
+        url: URL of the authority, `http:` or `https:`.
 
     Raises:
         MissingExtraError: rfc3161-client is not installed.
-        UsageError: the address is none.
+        UsageError: the URL is not valid.
         EncoreError: the authority can't be reached, or gives no timestamp for this manifest.
     """
     client = _library()
@@ -42,7 +42,7 @@ def request(manifest: bytes, url: str) -> bytes:
         answered = client.decode_timestamp_response(content)
         mine = answered.tst_info.nonce == asked.nonce
         imprint = bytes(answered.tst_info.message_imprint.message)
-    except Exception as error:  # a parser of what strangers wrote
+    except Exception as error:  # untrusted input
         raise EncoreError(f"{url} gives no timestamp: {_reason(error)}", hint) from error
     if not mine or imprint != bytes(asked.message_imprint.message):
         raise EncoreError(f"{url} gives a timestamp of something else", hint)
@@ -50,7 +50,7 @@ def request(manifest: bytes, url: str) -> bytes:
 
 
 def claimed(token: bytes) -> datetime:
-    """The time that a token states; who signed it is not checked.
+    """The time of a token; its signature is not checked.
 
     Raises:
         MissingExtraError: rfc3161-client is not installed.
@@ -60,16 +60,16 @@ def claimed(token: bytes) -> datetime:
         when: datetime = _library().decode_timestamp_response(token).tst_info.gen_time
     except MissingExtraError:
         raise
-    except Exception as error:  # a parser of what strangers wrote
+    except Exception as error:  # untrusted input
         raise InputError(f"the timestamp can't be read: {_reason(error)}", "ask for the bundle again") from error
     return when
 
 
 def check(manifest: bytes, token: bytes, certificate: Path) -> datetime:
-    """The time of a token that is of this manifest and by an authority under this root certificate.
+    """The time of a token, after checking that it is of this manifest and by this authority.
 
     Args:
-        certificate: PEM file of the authority's root, and of certificates in between where it has some.
+        certificate: PEM file of the authority's root certificate and intermediate certificates.
 
     Raises:
         MissingExtraError: rfc3161-client is not installed.
@@ -80,15 +80,15 @@ def check(manifest: bytes, token: bytes, certificate: Path) -> datetime:
     from cryptography import x509
 
     try:
-        given = x509.load_pem_x509_certificates(certificate.read_bytes())
+        certificates = x509.load_pem_x509_certificates(certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{certificate} is no certificate: {_reason(error)}", "give the authority's PEM file"
         ) from error
     builder = client.VerifierBuilder()
-    for one in given:
-        root = one.subject == one.issuer
-        builder = builder.add_root_certificate(one) if root else builder.add_intermediate_certificate(one)
+    for item in certificates:
+        root = item.subject == item.issuer
+        builder = builder.add_root_certificate(item) if root else builder.add_intermediate_certificate(item)
     try:
         builder.build().verify_message(client.decode_timestamp_response(token), manifest)
     except Exception as error:  # errors of three libraries

@@ -1,4 +1,4 @@
-"""`encore verify`: what a stranger can conclude from a bundle, member by member."""
+"""`encore verify`: checks a bundle, member by member."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from encore.store.metrics_json import read_metrics
 
 RECORDS = (REQUEST, RUN, METRICS, EVALUATION)
 ALONE = (*RECORDS, *DERIVED, NAME, SIGNATURE, TIMESTAMP)
-SAME = ("model", "method", "seed", "precision")  # what `run.json` repeats of `request.json`
+SAME = ("model", "method", "seed", "precision")  # equal in `run.json` and `request.json`
 
 HASH = "hash only"
 UNCHECKED = "NOT CHECKED"
@@ -43,9 +43,9 @@ class Member:
     """A member of a bundle, and how it was checked.
 
     Args:
-        size: bytes.
-        checked: "hash only": it is as its maker packed it; "made again …" from other members or the run's folder;
-            "measured again"; or "NOT CHECKED" and why.
+        size: size in bytes.
+        checked: "hash only" (as packed by its maker), "made again …" (from other members or the run's folder),
+            "measured again", or "NOT CHECKED" with the reason.
     """
 
     size: int
@@ -54,14 +54,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle in which nothing contradicts another.
+    """The result of a check without contradictions.
 
     Args:
-        members: by name.
+        members: members by name.
         signature: whether there is one, and whether it was checked with a key.
-        time: that a time-stamping authority states; None where there is no timestamp.
+        time: time of the timestamp; None if there is none.
         time_checked: whether the timestamp was checked with the authority's certificate.
-        rerun: figures measured again, where that was asked for.
+        rerun: result of measuring again, if requested.
     """
 
     members: Mapping[str, Member]
@@ -84,19 +84,19 @@ def verify(
     offline: bool = False,
     reporter: Any = None,
 ) -> Verified:
-    """Check what can be checked: hashes, signature, timestamp, what one member says of another, and figures.
+    """Check hashes, signature, timestamp, the consistency of members, and on request the values.
 
     Args:
         key: PEM file of the maker's public key.
         tsa_certificate: PEM file of the time-stamping authority's root certificate.
-        run: the run's folder: request, record and model are held against it.
-        again: measure the figures again, with the model in the bundle or in that folder.
-        roots: folders in which tracks and models are found by hash.
-        catalogs: catalogues or lists that describe tracks of which the bundle has only hashes.
+        run: the run's folder, to compare request, record and model with.
+        again: measure again, with the model in the bundle or in that folder.
+        roots: folders that are searched for tracks and models, by hash.
+        catalogs: catalogues or lists with the captions of tracks that the bundle has only hashes of.
 
     Raises:
-        InputError: the bundle, or the run's folder, is not what the bundle says: every difference is named.
-        UsageError: there is nothing to measure again from, or a key or certificate can't be read.
+        InputError: the bundle is inconsistent, or the run's folder differs from it; names every difference.
+        UsageError: there is no model to measure again, or a key or certificate can't be read.
         NotCheckedError: nothing could be measured again.
         MissingExtraError: signature or timestamp can't be checked without the extra `signing`.
     """
@@ -128,7 +128,7 @@ def verify(
 
 
 def check_complete(found: Verified, bundle: Path) -> None:
-    """Refuse a bundle of which a part that a person reads could not be checked.
+    """Refuse a bundle whose report, card or bill of materials could not be checked.
 
     Raises:
         NotCheckedError: names the members.
@@ -179,7 +179,7 @@ def _check_time(archive: Archive, certificate: Path | None) -> datetime | None:
 
 
 def _about(signature: Signature, time_checked: bool) -> dict[str, str]:
-    """How manifest, signature and timestamp were checked."""
+    """The checks of manifest, signature and timestamp."""
     signed = {"none": f"{UNCHECKED}: no signature", "not checked": f"{UNCHECKED}: its signature was not checked"}
     return {
         NAME: signed.get(signature, "its signature is by this key"),
@@ -192,7 +192,7 @@ def _about(signature: Signature, time_checked: bool) -> dict[str, str]:
 
 
 def _check_names(archive: Archive, manifest: Mapping[str, Any]) -> None:
-    """Nothing is in a bundle but what `encore bundle` puts in, and its model is the one in the manifest."""
+    """Check that a bundle has only members of `encore bundle`, and that its model is the manifest's."""
     names = archive.names
     if absent := [name for name in (*RECORDS, *DERIVED) if name not in names]:
         raise InputError(f"{archive.path} has no {' and no '.join(absent)}: it is not an evidence bundle", HINT)
@@ -213,7 +213,7 @@ def _known(name: str) -> bool:
 
 
 def _records(archive: Archive) -> dict[str, bytes]:
-    """The records, each in the one spelling that JSON has here: no two readers read different things in it."""
+    """The records, each checked to be `canonical` JSON."""
     records = {name: archive.read(name) for name in RECORDS}
     for name, content in records.items():
         try:
@@ -226,10 +226,10 @@ def _records(archive: Archive) -> dict[str, bytes]:
 
 
 def _check_records(records: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Check that request, record, figures and model belong together.
+    """Check that request, record, values and model belong together.
 
     Raises:
-        InputError: one names another than is there.
+        InputError: they contradict each other.
     """
     request, run, how = (json.loads(records[name]) for name in (REQUEST, RUN, EVALUATION))
     check_settings(how)
@@ -250,7 +250,7 @@ def _check_records(records: Mapping[str, bytes], manifest: Mapping[str, Any]) ->
                 f"{RUN} and {REQUEST} on {name} tracks": (run["tracks"][name], len(request[name]))
                 for name in ("forget", "retain", "holdout")
             },
-            # a reader is shown the caption, and the first of the captions is measured
+            # the report shows the caption; the first of the captions is measured
             f"{REQUEST} on the caption of its tracks and the first of their captions": (
                 [entry.get("caption") for entry in tracks],
                 [(entry.get("captions") or [entry.get("caption")])[0] for entry in tracks],
@@ -258,15 +258,15 @@ def _check_records(records: Mapping[str, bytes], manifest: Mapping[str, Any]) ->
         }  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the records of the bundle can't be read: {error!r}", HINT) from error
-    if wrong := [where for where, (one, other) in ties.items() if one != other]:
+    if wrong := [where for where, (first, second) in ties.items() if first != second]:
         raise InputError(f"the bundle contradicts itself: {'; '.join(wrong)} don't agree", HINT)
 
 
 def _check_derived(archive: Archive, records: Mapping[str, bytes], manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Make again what a person reads, and compare.
+    """Make report, card and bill of materials again, and compare.
 
     Raises:
-        InputError: it says something else than the records do.
+        InputError: they do not follow from the records.
     """
     made = derived(records, {name: entry["sha256"] for name, entry in manifest["model"].items()})
     other = [name for name in DERIVED if archive.read(name) != made[name]]
@@ -284,16 +284,16 @@ def _check_derived(archive: Archive, records: Mapping[str, bytes], manifest: Map
 
 def _measured(found: Rerun, names: Sequence[str], run: Path | None) -> dict[str, str]:
     part = found.count("unmeasured")
-    told = {METRICS: f"{MEASURED}, but for {part} figures" if part else MEASURED}
-    told[EVALUATION] = f"{HASH}; its settings and models served to measure again"
+    checked = {METRICS: f"{MEASURED}, but for {part} figures" if part else MEASURED}
+    checked[EVALUATION] = f"{HASH}; its settings and models served to measure again"
     if run is None:
-        told |= {name: f"{HASH}; it was measured" for name in names if name.startswith(("model/", f"{SELF}/"))}
-    return told
+        checked |= {name: f"{HASH}; it was measured" for name in names if name.startswith(("model/", f"{SELF}/"))}
+    return checked
 
 
 @contextmanager
 def _folder(archive: Archive, records: Mapping[str, bytes], run: Path | None) -> Iterator[Path]:
-    """A run's folder made of the bundle, with its model where no other folder was named."""
+    """A run's folder made of the bundle, with its model unless another folder is given."""
     if run is None and not any(name.startswith("model/") for name in archive.names):
         raise UsageError(
             "the bundle has no model to measure again", "name the run's folder with --run, or bundle it --with-model"

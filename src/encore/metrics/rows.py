@@ -1,4 +1,4 @@
-"""How figures of tracks become rows: shared by the metrics, so that all count and order tracks alike."""
+"""Helpers that aggregate per-track values into result rows, shared by all metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETS: tuple[ClipSet, ...] = get_args(ClipSet)
 
 
 def by_track(clips: Sequence[Clip], totals: Iterable[float], counts: Iterable[float]) -> dict[str, float]:
-    """Sum of totals over sum of counts of each track's clips, by track id; a track without counts is left out."""
+    """Sum of totals / sum of counts over each track's clips, by track id; tracks with a count of 0 are left out."""
     sums: dict[str, list[float]] = {}
     for clip, total, count in zip(clips, totals, counts, strict=True):
         entry = sums.setdefault(clip.track, [0.0, 0.0])
@@ -26,10 +26,7 @@ def by_track(clips: Sequence[Clip], totals: Iterable[float], counts: Iterable[fl
 def mean_row(
     metric: str, model: str, clips: str, tracks: Mapping[str, float], evaluation: Evaluation, **fields: Any
 ) -> Result:
-    """A row whose figure is the mean over tracks, each counting once, with an interval over tracks.
-
-    Figures of the unit "share" lie between 0 and 1, and the interval knows it.
-    """
+    """A row with the unweighted mean over tracks and its bootstrap interval, bounded to [0, 1] for the unit "share"."""
     values = list(tracks.values())
     if not values:
         return unmeasured(metric, model, clips, f"no {clips} track is long enough to measure it", **fields)
@@ -41,21 +38,21 @@ def mean_row(
 
 
 def unmeasured(metric: str, model: str, clips: str, why: str, **fields: Any) -> Result:
-    """A row without a figure, and the reason."""
+    """A row without a value, with the reason."""
     return Result(metric, model, clips, None, why=f"not measured: {why}", **fields)
 
 
 def not_finite(evaluation: Evaluation, model: Role, clips: ClipSet) -> str:
-    """Why what a model plays says nothing: its likelihoods are not finite. Empty where they are."""
-    broken = [track for track, nll in evaluation.nll(model, clips).items() if not math.isfinite(nll)]
-    return f"the model's likelihood of {broken[0]} is not finite" if broken else ""
+    """Why a model's generations can't be measured: its likelihoods are not finite. Empty if they are finite."""
+    tracks = [track for track, nll in evaluation.nll(model, clips).items() if not math.isfinite(nll)]
+    return f"the model's likelihood of {tracks[0]} is not finite" if tracks else ""
 
 
-def given(evaluation: Evaluation, *roles: Role) -> list[Role]:
-    """Those of the roles that were given, in this order; all roles where none are named."""
+def available_roles(evaluation: Evaluation, *roles: Role) -> list[Role]:
+    """The roles, by default all, for which the evaluation has a model; the order is kept."""
     return [role for role in roles or ROLES if role in evaluation.models]
 
 
 def no_clips(metric: str, clips: ClipSet, **fields: Any) -> Result:
-    """The row of a set that is not there."""
+    """The row for an empty set."""
     return unmeasured(metric, "unlearned", clips, f"there are no {clips} tracks", **fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from encore.api import Backend, Batch, Clip
-from encore.curvature import UnsupportedParameterError, backend_fisher
+from encore.curvature import CurvatureWarning, UnsupportedParameterError, backend_fisher
 from encore.errors import EncoreError, InputError, UsageError
 from encore.hashing import module_sha256
 from encore.testing.core import CheckResult, ContractViolation, Skip, Unusable, during, listed, need, run_checks
@@ -470,10 +471,12 @@ def check_curvature(subject: BackendSubject) -> str | None:
         for name, weight in weights.items():
             expected[name] += 0 if weight.grad is None else weight.grad.square()
     backend.module.zero_grad(set_to_none=True)
-    try:
-        fisher = backend_fisher(backend, [first, second], micro_batch_size=2).values
-    except UnsupportedParameterError as error:
-        return f"refused by name: {error.message}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            fisher = backend_fisher(backend, [first, second], micro_batch_size=2).values
+        except UnsupportedParameterError as error:
+            return f"refused by name: {error.message}"
     missing = sorted(expected.keys() - fisher.keys())
     need(not missing, f"the Fisher diagonal lacks {listed(missing)}")
     scale = max(float(value.max()) for value in expected.values())
@@ -481,7 +484,7 @@ def check_curvature(subject: BackendSubject) -> str | None:
     wrong = [name for name, value in expected.items() if apart(fisher[name], value) > limits[name]]
     reason = "a clip's loss depends on others, or the batch is not the first dimension"
     need(not wrong, f"the Fisher diagonal of {listed(wrong)} is not the sum over clips of squared gradients: {reason}")
-    return None
+    return listed([str(w.message) for w in caught if issubclass(w.category, CurvatureWarning)]) or None
 
 
 @torch.no_grad()

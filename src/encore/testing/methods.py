@@ -101,38 +101,32 @@ class Trial(Engine):
     def session(self, method: Method) -> Session:
         self._watch(method)
         session = super().session(method)
-        for name in TOKENS:
-            self._note_calls(self.backend, "backend", name)
-        self.backend.losses = self._quiet(self.backend.losses)  # type: ignore[method-assign]
-        if self._reference is not None:
-            for name in ("nll", "logits", "hidden"):
-                self._note_calls(self._reference, "reference", name)
+        for owner, label, names in (
+            (self.backend, "backend", TOKENS),
+            (self._reference, "reference", ("nll", "logits", "hidden")),
+        ):
+            for name in names if owner is not None else ():
+                setattr(owner, name, self._spy(getattr(owner, name), note=f"{label}.{name}"))
+        setattr(self.backend, "losses", self._spy(self.backend.losses, on=False))  # noqa: B010
         return session
 
     def train(self, method: LossMethod) -> None:
         self._watch(method)  # an edit may train with an inner method
         shared = RandomState()
-        self._quiet(super().train)(method)
+        self._spy(super().train, on=False)(method)
         shared.restore()
 
     def _note(self, name: str) -> None:
         if self._spying:
             self.reads.add(name)
 
-    def _note_calls(self, owner: object, label: str, name: str) -> None:
-        function = getattr(owner, name)
+    def _spy(self, function: Callable[..., Any], *, note: str = "", on: bool | None = None) -> Callable[..., Any]:
+        """The function, whose calls are noted; while it runs, the spy is on, off or (None) as before."""
 
         def call(*given: Any, **settings: Any) -> Any:
-            self._note(f"{label}.{name}")
-            return function(*given, **settings)
-
-        setattr(owner, name, call)
-
-    def _quiet(self, function: Callable[..., Any], spying: bool = False) -> Callable[..., Any]:
-        """The function, run without the spy, or with it."""
-
-        def call(*given: Any, **settings: Any) -> Any:
-            before, self._spying = self._spying, spying
+            if note:
+                self._note(note)
+            before, self._spying = self._spying, self._spying if on is None else on
             try:
                 return function(*given, **settings)
             finally:
@@ -146,12 +140,11 @@ class Trial(Engine):
         def watched(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(target: Method, given: Step | Session, *rest: Any) -> Any:
                 before, known = RandomState(), seed_shared(1000 * self.salt + next(self._calls))
-                plain = type(given)
-                object.__setattr__(given, "__class__", _spied(plain, self._note))
+                if type(given) in (Step, Session):  # it stays spied, for a method may keep it
+                    object.__setattr__(given, "__class__", _spied(type(given), self._note))
                 try:
-                    return self._quiet(function, spying=True)(target, given, *rest)
+                    return self._spy(function, on=True)(target, given, *rest)
                 finally:
-                    object.__setattr__(given, "__class__", plain)
                     if known.moved():
                         self.moved[function.__name__] = known.moved()
                     before.restore()

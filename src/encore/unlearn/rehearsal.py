@@ -11,7 +11,7 @@ from encore.api import Backend, Clip, ClipSet, Method
 from encore.data.encode import EncodedTrack, clips_of
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.result_cache import evaluation_cache
-from encore.metrics.robustness.relearn import retrained, spread
+from encore.metrics.robustness.relearn import evenly_spaced, relearning_curve
 from encore.reporter import Reporter
 from encore.settings import cache_folder
 from encore.unlearn.engine import Clips, Engine
@@ -125,8 +125,9 @@ class Rehearsal:
             {"base": base, "unlearned": copy}, clips, seed=self._prepared.request.seed, embedder=None,
             cache=evaluation_cache(),
         )  # fmt: skip
-        recovered, _ = _recovered(retrained(evaluation, "unlearned", self._clips.forget))
-        held_out, after = _recovered(retrained(evaluation, "base", spread(self._clips.holdout, len(self.decoys))))
+        recovered, _ = _recovered(relearning_curve(evaluation, "unlearned", self._clips.forget))
+        decoys = evenly_spaced(self._clips.holdout, len(self.decoys))
+        held_out, after = _recovered(relearning_curve(evaluation, "base", decoys))
         figures = {"recovered": recovered, "recovered_held_out": held_out}
         if recovered <= held_out + RELEARN_SLACK * after:
             return [], figures

@@ -63,7 +63,7 @@ def test_from_the_caption_alone_any_window_may_come_back():
     """The model plays the long second window; the first, whose length it was asked for first, is another."""
     song = [Clip("song", "step 1", melody(3, 30)), Clip("song", "step 1", melody(1, 20))]
     shared = SharedEvaluation({"base": MarkovBackend({1: 6.0}, noise=0.1)}, {"forget": song}, embedder=None)
-    shared._made["played", "base", 0] = {"forget": [melody(1, 30), melody(5, 20)]}  # two plays of one caption
+    shared._results["continuations", "base", 0] = {"forget": [melody(1, 30), melody(5, 20)]}  # two plays of one caption
     assert rows(VerbatimCaption, shared)["base", "forget"].per_track == {"song": 1.0}
 
 

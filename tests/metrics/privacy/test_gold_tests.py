@@ -41,20 +41,20 @@ def test_ks_is_the_share_of_relabellings_with_as_large_a_distance():
     row = rows(GoldKs, shared)["unlearned"]
     assert row.value == pytest.approx(expected)
     assert row.details["D"] == pytest.approx(observed)
-    assert "3 tracks a side can hardly tell a D below 1.00" in row.note
+    assert "3 tracks per side can hardly detect a D below 1.00" in row.note
 
 
 def test_a_shift_that_all_tracks_share_goes_unseen_by_ks_and_is_told_of():
     """NLLs of eight tracks that differ by far more than each of them moved."""
     gold = {f"t{i}": 1.0 + i for i in range(8)}
     shared = SharedEvaluation({role: models()[role] for role in ("unlearned", "gold")}, clips(), embedder=None)
-    shared._made["nll", "gold", "forget"] = gold
-    shared._made["nll", "unlearned", "forget"] = {track: nll + 0.1 for track, nll in gold.items()}
+    shared._results["nll", "gold", "forget"] = gold
+    shared._results["nll", "unlearned", "forget"] = {track: nll + 0.1 for track, nll in gold.items()}
     row = rows(GoldKs, shared)["unlearned"]
     assert row.value > 0.99
     assert row.details["wilcoxon_p"] == pytest.approx(2 / 2**8)
-    assert row.note.endswith("track by track, Wilcoxon's p is 0.0078")
-    shared._made["nll", "unlearned", "forget"] = gold
+    assert row.note.endswith("paired by track, Wilcoxon's p is 0.0078")
+    shared._results["nll", "unlearned", "forget"] = gold
     assert rows(GoldKs, shared)["unlearned"].details["wilcoxon_p"] == 1
 
 
@@ -86,7 +86,7 @@ def test_privleak_is_above_zero_where_the_tracks_are_shunned():
 
 def test_privleak_needs_a_gold_that_does_not_tell_the_sets_apart():
     row = rows(PrivLeak, evaluation(gold=models()["base"]))["unlearned"]
-    assert row.why.startswith("not measured: gold's own AUC is 1")
+    assert row.why.startswith("not measured: gold's AUC is 1")
 
 
 @pytest.mark.parametrize("name", ["gold_ks", "privleak"])

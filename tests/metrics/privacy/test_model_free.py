@@ -100,8 +100,8 @@ def test_other_codes_are_told_apart_where_neither_compression_nor_captions_do():
     assert found["_codes"].value > 0.95
     assert found["_codes"].details["p_holm"] < 0.05
     assert found["_codes"].note == (
-        f"forget and holdout differ without any model (blind AUC {found['_codes'].value:.2f}, by which codes there "
-        "are): no membership AUC is safe"
+        f"forget and holdout differ without any model (blind AUC {found['_codes'].value:.2f}, by the frequency of "
+        "codes): no membership AUC is reliable"
     )
     assert found["_words"].value == 0.5  # one caption for all
     assert found["_words"].note is None
@@ -135,7 +135,7 @@ def test_p_is_after_holm_over_all_scores():
 def test_membership_has_the_warning_of_the_surest_score():
     sets = {"forget": drawn(8, TILTED, 0), "holdout": drawn(10, TILTED[::-1], 1, "h")}
     shared = SharedEvaluation({"base": MarkovBackend()}, sets, embedder=None)
-    assert "by which codes there are" in rows(MembershipAttacks, shared)["membership_p", "base"].note
+    assert "by the frequency of codes" in rows(MembershipAttacks, shared)["membership_p", "base"].note
 
 
 def test_latents_have_no_codes_to_count():

@@ -64,7 +64,7 @@ def test_figures_are_the_lowest_nll_of_a_clip_for_each_rewording():
 def test_captions_that_can_not_be_reworded_are_told_of():
     shared = SharedEvaluation({"base": MarkovBackend()}, {"forget": [Clip("t", "", melody(1, 9))]}, embedder=None)
     (row,) = Reworded().measure(shared)
-    assert row.why == "not measured: no caption can be put in other words"
+    assert row.why == "not measured: no caption can be reworded"
 
 
 def test_without_tokens_there_is_a_loss_and_no_replay():

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encore.metrics.robustness.paraphrases import (
-    SHALLOW,
-    SLIPS,
+    EDITS,
+    NORMALISED,
     SYNONYMS,
     random_rewording,
     random_rewordings,
@@ -51,13 +51,13 @@ def test_slips_differ_from_the_caption_and_are_the_same_for_one_seed(caption, se
     assert all(text.strip() and text != caption for text in found.values())
     assert found == random_rewordings(caption, seed)
     drawn = random_rewording(caption, seed)
-    assert drawn is None or (drawn in found.items() and drawn[0] not in SHALLOW)
+    assert drawn is None or (drawn in found.items() and drawn[0] not in NORMALISED)
 
 
 def test_each_kind_of_slip_is_what_it_says():
     caption = "lonely flute over lute, Greensleeves"
     found = random_rewordings(caption, "0")
-    assert found.keys() == SLIPS.keys()
+    assert found.keys() == EDITS.keys()
     assert len(found["doubled"]) == len(caption) + 1
     assert len(found["missing"]) == len(caption) - 1
     assert sorted(found["swapped"]) == sorted(found["shuffled"]) == sorted(caption)

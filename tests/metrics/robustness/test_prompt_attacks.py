@@ -79,7 +79,7 @@ def test_a_continuation_may_be_in_the_prompts_pace_or_in_the_tracks_own():
         told = SimpleNamespace(
             backend=lambda model: MarkovBackend(), continuations=lambda model, clips, prompt, played=played: [played]
         )
-        variant = Variant("twice", original, Clip(tag("t", "twice"), "step 1", fast), pace=2.0)
+        variant = Variant("twice", original, Clip(tag("t", "twice"), "step 1", fast), tempo=2.0)
         assert right_shares(told, "base", [variant], 1.0) == {tag("t", "twice"): 1.0}
         slow = Variant("as it is", original, variant.clip)
         share = right_shares(told, "base", [slow], 1.0)[slow.clip.track]

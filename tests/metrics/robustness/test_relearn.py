@@ -10,7 +10,14 @@ from tests.metrics.markov import V, clips, models, track
 
 from encore.api import Batch
 from encore.evaluate.evaluation import SharedEvaluation
-from encore.metrics.robustness.relearn import Relearn, RelearnFast, RelearnOne, RelearnOthers, retrained, spread
+from encore.metrics.robustness.relearn import (
+    Relearn,
+    RelearnFast,
+    RelearnOne,
+    RelearnOthers,
+    evenly_spaced,
+    relearning_curve,
+)
 
 
 def rows(evaluation):
@@ -102,7 +109,7 @@ def test_training_on_one_is_watched_on_the_rest():
     shared = SharedEvaluation(models(forgotten=1.0), clips(), embedder=None)
     row = {row.model: row for row in RelearnOne().measure(shared)}["unlearned"]
     assert row.details["trained_on"] == ["track01", "track02", "track03"]
-    curves = {one: retrained(shared, "unlearned", [track(one)], clips()["forget"]) for one in (1, 2, 3)}
+    curves = {one: relearning_curve(shared, "unlearned", [track(one)], clips()["forget"]) for one in (1, 2, 3)}
     expected = {
         f"track0{n}": sum(curves[one][-1][f"track0{n}"] for one in (1, 2, 3) if one != n) / 2 for n in (1, 2, 3)
     }
@@ -117,8 +124,8 @@ def test_one_track_alone_has_no_others():
 
 def test_tracks_are_spread_over_a_set():
     chosen = [track(n, name=f"t{n}") for n in range(10)]
-    assert [clip.track for clip in spread(chosen, 3)] == ["t0", "t3", "t6"]
-    assert spread(chosen, 20) == chosen
+    assert [clip.track for clip in evenly_spaced(chosen, 3)] == ["t0", "t3", "t6"]
+    assert evenly_spaced(chosen, 20) == chosen
 
 
 def test_without_tokens_all_of_it_works_on_the_loss():

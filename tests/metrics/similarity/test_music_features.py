@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from encore.metrics.similarity.music_features import _pooled, correlations, harmony, hear, intervals, melody, rhythm
+from encore.metrics.similarity.music_features import (
+    _pooled,
+    correlations,
+    extract_features,
+    harmony,
+    intervals,
+    melody,
+    rhythm,
+)
 
 RATE = 16000
 TUNE = [60, 62, 64, 60, 67, 65, 64, 62, 60, 67, 69, 72]
@@ -20,7 +28,7 @@ def sung(notes, beats=BEATS, *, key=0, tempo=1.0, overtones=(1.0, 0.4)):
         pitch = 440 * 2 ** ((note + key - 69) / 12)
         wave = sum(a * np.sin(2 * np.pi * pitch * (i + 1) * time) for i, a in enumerate(overtones))
         pieces.append(wave * np.exp(-2 * time) * np.minimum(1, time * 200))
-    return hear([0.3 * np.concatenate(pieces).astype(np.float32)], RATE)[0]
+    return extract_features([0.3 * np.concatenate(pieces).astype(np.float32)], RATE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def test_a_later_beginning_is_allowed_within_half_a_second(tune):
 
 
 def test_silence_and_short_sounds_are_like_nothing():
-    (silence,) = hear([np.zeros(800, dtype=np.float32)], 8000)
+    (silence,) = extract_features([np.zeros(800, dtype=np.float32)], 8000)
     assert silence.melody == ()
     assert harmony([silence], [silence])[0, 0] == melody([silence], [silence])[0, 0] == 0
 
@@ -77,8 +85,8 @@ def test_pooling_takes_means():
 def test_clips_are_heard_side_by_side_as_alone():
     random = np.random.default_rng(0)
     audio = [random.normal(size=size).astype(np.float32) for size in (9000, 20000, 9000, 40000, 20000)]
-    for one, together in zip(audio, hear(audio, 8000), strict=True):
-        (alone,) = hear([one], 8000)
+    for one, together in zip(audio, extract_features(audio, 8000), strict=True):
+        (alone,) = extract_features([one], 8000)
         np.testing.assert_allclose(together.chroma, alone.chroma, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(together.onsets, alone.onsets, rtol=1e-5, atol=1e-6)
         assert together.melody == alone.melody

@@ -16,14 +16,14 @@ from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
-from encore.metrics.memorization.generations import plays
+from encore.metrics.memorization.generations import caption_generations
 from encore.metrics.similarity.music_similarity import (
-    LikenessCodes,
-    LikenessEmbedding,
-    LikenessFingerprint,
-    LikenessMusic,
-    _pieces,
-    level,
+    CodeSimilarity,
+    EmbeddingSimilarity,
+    FingerprintSimilarity,
+    MusicSimilarity,
+    _segments,
+    chance_threshold,
 )
 from encore.metrics.similarity.sequences import bleu
 
@@ -38,7 +38,7 @@ def shared():
 
 
 def test_a_model_that_plays_the_tracks_is_named_and_gold_is_not(shared):
-    found = rows(LikenessCodes, shared)
+    found = rows(CodeSimilarity, shared)
     assert found["likeness_bleu", "base"].value > 0.9 > found["likeness_bleu", "gold"].value
     assert found["likeness_edit_named", "base"].value == 1
     assert found["likeness_edit_named", "base"].details["named"] == ["track01", "track02", "track03"]
@@ -48,47 +48,49 @@ def test_a_model_that_plays_the_tracks_is_named_and_gold_is_not(shared):
 
 
 def test_a_caption_is_asked_in_several_ways(shared):
-    asked = plays(shared, "base", "forget")
-    assert [play.asked for play in asked if play.track == "track02"] == [
+    asked = caption_generations(shared, "base", "forget")
+    assert [g.variant for g in asked if g.track == "track02"] == [
         "draw 1",
         "draw 2",
         "draw 3",
         "short",
         "greedy",
     ]
-    unheard = [play.asked for play in plays(shared, "base", "holdout") if play.track == "track07"]
-    assert unheard == ["draw 1", "draw 2", "draw 3", "short", "greedy"]
-    assert plays(shared, "base", "forget") is asked
-    greedy = [play.codes for play in asked if play.asked == "greedy"]
+    held_out = [g.variant for g in caption_generations(shared, "base", "holdout") if g.track == "track07"]
+    assert held_out == ["draw 1", "draw 2", "draw 3", "short", "greedy"]
+    assert caption_generations(shared, "base", "forget") is asked
+    greedy = [g.codes for g in asked if g.variant == "greedy"]
     for codes, continued in zip(greedy, shared.continuations("base", "forget", 0), strict=True):
         assert torch.equal(codes, continued)
 
 
 def test_an_evaluation_of_several_draws_asks_as_many_times_more():
     once, twice = (
-        plays(SharedEvaluation(models(), clips(frames=40), embedder=Loudness(), draws=draws), "base", "forget")
+        caption_generations(
+            SharedEvaluation(models(), clips(frames=40), embedder=Loudness(), draws=draws), "base", "forget"
+        )
         for draws in (1, 2)
     )
-    asked = [(play.track, play.asked) for play in once if play.asked != "greedy"]
-    greedy = [(play.track, play.asked) for play in once if play.asked == "greedy"]
-    assert [(play.track, play.asked) for play in twice] == [one for one in asked for _ in range(2)] + greedy
+    asked = [(g.track, g.variant) for g in once if g.variant != "greedy"]
+    greedy = [(g.track, g.variant) for g in once if g.variant == "greedy"]
+    assert [(g.track, g.variant) for g in twice] == [one for one in asked for _ in range(2)] + greedy
 
 
 def test_figures_are_the_best_of_a_captions_own_plays_and_the_threshold_that_of_holdout(shared):
-    found = rows(LikenessCodes, shared)["likeness_bleu", "unlearned"]
-    asked = plays(shared, "unlearned", "forget")
+    found = rows(CodeSimilarity, shared)["likeness_bleu", "unlearned"]
+    asked = caption_generations(shared, "unlearned", "forget")
     codes = {clip.track: clip.codes[0].tolist() for name in ("forget", "holdout") for clip in shared.clips[name]}
     best = {
-        track: max(bleu(play.codes[0].tolist(), codes[track]) for play in asked if play.track == track)
+        track: max(bleu(g.codes[0].tolist(), codes[track]) for g in asked if g.track == track)
         for track in ("track01", "track02", "track03")
     }
     assert found.per_track == pytest.approx(best)
-    chance = [bleu(play.codes[0].tolist(), codes[play.track]) for play in plays(shared, "unlearned", "holdout")]
+    chance = [bleu(g.codes[0].tolist(), codes[g.track]) for g in caption_generations(shared, "unlearned", "holdout")]
     assert found.details["threshold"] == pytest.approx(max(chance))  # of three tracks no other level is safe
     assert (found.details["holdout_tracks"], found.details["holdout_pairs"]) == (3, 15)
     assert found.details["chance"] == 0.25
-    named = rows(LikenessCodes, shared)["likeness_bleu_named", "unlearned"]
-    assert "by chance alone about 0.8 of 3 tracks would be named" in named.note
+    named = rows(CodeSimilarity, shared)["likeness_bleu_named", "unlearned"]
+    assert "by chance about 0.8 of 3 tracks would be named" in named.note
     for track, _, value in found.details["above"]:
         assert value > found.details["threshold"]
         assert value <= best[track] + 1e-9
@@ -98,7 +100,7 @@ def test_a_track_that_nobody_heard_is_named_about_as_often_as_it_says():
     random = np.random.default_rng(0)
     for holdout, expected in ((10, 1 / 11), (150, 0.01)):
         values = random.random((4000, holdout + 1))
-        levels = [level(row[:-1]) for row in values]
+        levels = [chance_threshold(row[:-1]) for row in values]
         assert all(0 < chance == levels[0][1] <= expected for _, chance in levels)
         named = np.mean([row[-1] > threshold for row, (threshold, _) in zip(values, levels, strict=True)])
         assert named == pytest.approx(levels[0][1], abs=4 * np.sqrt(expected / 4000))
@@ -108,7 +110,7 @@ def test_windows_of_a_track_are_one_track():
     sets = clips(frames=20)
     sets["forget"].append(Clip("track01", "step 1", melody(4, 20)))
     shared = SharedEvaluation({"base": models()["base"]}, sets, embedder=None)
-    row = rows(LikenessCodes, shared)["likeness_edit", "base"]
+    row = rows(CodeSimilarity, shared)["likeness_edit", "base"]
     assert row.n == 3
     assert row.per_track["track01"] == pytest.approx(1.0)
 
@@ -120,17 +122,17 @@ def test_a_long_track_is_compared_piece_by_piece(monkeypatch):
     monkeypatch.setattr("encore.evaluate.evaluation.GENERATION_SECONDS", 10.0)  # 40 frames
     monkeypatch.setattr("encore.evaluate.evaluation.CONTINUATION_FRAMES", 40)
     shared = SharedEvaluation({"base": MarkovBackend({1: 9.0})}, sets, embedder=None)
-    assert rows(LikenessCodes, shared)["likeness_edit", "base"].value == pytest.approx(1.0)
-    assert [piece.codes.shape[-1] for piece in _pieces(sets["forget"], 30)] == [30, 30, 20]
-    assert [piece.codes.shape[-1] for piece in _pieces(sets["forget"], 50)] == [50, 30]
-    assert [piece.codes.shape[-1] for piece in _pieces(sets["forget"], 70)] == [70]
+    assert rows(CodeSimilarity, shared)["likeness_edit", "base"].value == pytest.approx(1.0)
+    assert [piece.codes.shape[-1] for piece in _segments(sets["forget"], 30)] == [30, 30, 20]
+    assert [piece.codes.shape[-1] for piece in _segments(sets["forget"], 50)] == [50, 30]
+    assert [piece.codes.shape[-1] for piece in _segments(sets["forget"], 70)] == [70]
 
 
 def test_embeddings_are_compared_less_what_all_tracks_share(shared):
-    row = rows(LikenessEmbedding, shared)["likeness_embedding", "gold"]
+    row = rows(EmbeddingSimilarity, shared)["likeness_embedding", "gold"]
     centre = np.concatenate([shared.embeddings("audio", name) for name in shared.clips]).mean(0)
-    asked = plays(shared, "gold", "forget")
-    own = shared.embed([play.codes for play in asked if play.track == "track02"]) - centre
+    asked = caption_generations(shared, "gold", "forget")
+    own = shared.embed([g.codes for g in asked if g.track == "track02"]) - centre
     theirs = shared.embed([shared.clips["forget"][1].codes])[0] - centre
     cosines = own @ theirs / np.linalg.norm(own, axis=1) / np.linalg.norm(theirs)
     assert row.per_track["track02"] == pytest.approx(cosines.max())
@@ -145,7 +147,7 @@ def test_music_is_compared_by_ear(tmp_path):
     }
     first = model.generate([CAPTIONS[0]], seconds=0.5, temperature=0.0, guidance=1.0)[0]
     sets["forget"][0] = Clip("forget0", CAPTIONS[0], first)
-    found = rows(LikenessMusic, SharedEvaluation({"unlearned": model}, sets, embedder=None))
+    found = rows(MusicSimilarity, SharedEvaluation({"unlearned": model}, sets, embedder=None))
     for kind in ("chroma", "onset"):
         row = found[f"likeness_{kind}", "unlearned"]
         assert row.per_track["forget0"] == pytest.approx(1.0)
@@ -188,7 +190,7 @@ def test_case_D18_clips_too_short_for_a_fingerprint_are_left_out_and_said(capfd)
     assert found.value == 1.0
     assert found.details["too_short"] == ["short"]
     (row,) = measure(SharedEvaluation(models(), clips(), embedder=None), ["likeness_fingerprint"])
-    assert row.why == "not measured: 8 Hz are too few for a fingerprint"
+    assert row.why == "not measured: a sample rate of 8 Hz is too low for a fingerprint"
     assert capfd.readouterr().err == ""  # the library itself says nothing
 
 
@@ -204,8 +206,8 @@ def test_fingerprints_are_those_of_the_sound(shared, monkeypatch):
 
     monkeypatch.setattr(acoustid, "compare_fingerprints", compare)
     monkeypatch.setitem(sys.modules, "chromaprint", SimpleNamespace(decode_fingerprint=lambda data: (data, 1)))
-    monkeypatch.setattr("encore.metrics.similarity.music_similarity.PRINTED_RATE", 0)
-    row = rows(LikenessFingerprint, shared)["likeness_fingerprint", "base"]
+    monkeypatch.setattr("encore.metrics.similarity.music_similarity.MIN_FINGERPRINT_RATE", 0)
+    row = rows(FingerprintSimilarity, shared)["likeness_fingerprint", "base"]
     assert row.value == 1.0
     assert seen[0][0] == 40 / 4.0  # seconds
 
@@ -213,7 +215,11 @@ def test_fingerprints_are_those_of_the_sound(shared, monkeypatch):
 def test_without_tokens_there_are_draws_alone():
     sets = {"forget": latent_clips(2), "holdout": latent_clips(2, first=2)}
     shared = SharedEvaluation({"unlearned": LatentBackend()}, sets)
-    assert {play.asked for play in plays(shared, "unlearned", "forget")} >= {"draw 1", "draw 2", "draw 3"}
+    assert {g.variant for g in caption_generations(shared, "unlearned", "forget")} >= {
+        "draw 1",
+        "draw 2",
+        "draw 3",
+    }
     found = {row.metric: row for row in measure(shared, ["likeness_embedding", "likeness_codes"])}
     assert found["likeness_embedding"].value is not None
     assert found["likeness_codes"].why == "not measured: the model has no tokens"
@@ -223,7 +229,7 @@ def test_a_broken_model_is_told_of(shared):
     broken = MarkovBackend()
     with torch.no_grad():
         broken.module["table"][1] = float("nan")
-    (row, _) = LikenessCodes().measure(shared.derive(models={"unlearned": broken}))
+    (row, _) = CodeSimilarity().measure(shared.derive(models={"unlearned": broken}))
     assert "is not finite" in row.why
 
 

@@ -57,7 +57,7 @@ def test_shuffled_is_the_mean_over_pairs_of_other_captions():
 
 def test_without_a_reader_or_its_weights_the_row_says_which():
     (row,) = ClapScore().measure(evaluation(Loudness()))
-    assert row.why == "not measured: none of the embedders reads text: give --embedder clap"
+    assert row.why == "not measured: none of the embedders embeds text: give --embedder clap"
     rows = measure(evaluation("latents,clap=nobody/nothing,ast=nobody/nothing", offline=True), ["clap_score", "tag_kl"])
     why = {row.metric: row.why for row in rows}
     assert list(why) == ["clap_score", "tag_kl_clap", "tag_kl_ast"]

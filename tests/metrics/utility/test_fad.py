@@ -42,7 +42,7 @@ def test_row_names_the_embedder_and_compares_with_base(metric):
     found = {row.model: row for row in metric().measure(evaluation())}
     assert list(found) == ["unlearned", "gold", "none"]
     assert found["none"].why == (
-        "not measured: the files of the retain tracks are not at hand, so the codec's own distance is unknown"
+        "not measured: the files of the retain tracks are not available, so the codec's distance is unknown"
     )
     assert found["gold"].details["embedder"] == "loudness/1"
     assert (found["gold"].n, found["gold"].set) == (12, "retain")
@@ -72,7 +72,7 @@ def test_fad_track_is_to_the_tracks_whose_captions_were_played(metric, clips):
 def test_fad_of_few_generations_is_refused_unless_forced():
     (row, *_) = Fad().measure(evaluation(draws=1))
     assert row.value is None
-    assert row.why == "not measured: 3 generations in 2 dimensions give mostly bias; it takes 4, see mmd"
+    assert row.why == "not measured: 3 generations in 2 dimensions give mostly bias; at least 4 needed, see mmd"
     (row, *_) = Fad().measure(evaluation(draws=1, force=True))
     assert row.value is not None
     assert "mostly bias" in row.note
@@ -83,7 +83,7 @@ def test_more_draws_add_nothing_to_few_tracks(metric):
     """Three tracks, each there four times, are three: they span two dimensions as badly as if they were there once."""
     (row, *_) = metric().measure(evaluation(draws=4))
     assert (row.value, row.n) == (None, 12)
-    assert row.why.startswith("not measured: 3 different sounds a side (further draws add none) in 2 dimensions give")
+    assert row.why.startswith("not measured: 3 distinct sounds per side (more samples add none) in 2 dimensions give")
 
 
 def test_the_codecs_floor_says_that_draws_do_not_help():
@@ -91,7 +91,7 @@ def test_the_codecs_floor_says_that_draws_do_not_help():
     shared = evaluation(recordings=recordings)
     for metric in (Fad, FadInf):
         floor = next(row for row in metric().measure(shared) if row.model == "none")
-        assert floor.why.startswith("not measured: 3 different sounds a side (further draws add none) in 2 dimensions")
+        assert floor.why.startswith("not measured: 3 distinct sounds per side (more samples add none) in 2 dimensions")
 
 
 def test_on_forget_near_to_gold_is_better_than_near_to_the_tracks():
@@ -118,7 +118,7 @@ def test_case_D7_fads_interval_covers_the_true_distance(apart):
     for seed in range(200):
         own, base = np.random.default_rng(seed).normal(size=(2, 24, 10))  # of two Gaussians whose means are `apart`
         base[:, 0] += apart
-        row = Fad().compared(shared, Samples("fad", "gold", "retain", own, base, base, tracks, {}))
+        row = Fad().compare(shared, Samples("fad", "gold", "retain", own, base, base, tracks, {}))
         covered.append(row.low <= apart**2 <= row.high)
     assert np.mean(covered) >= 0.93
 
@@ -139,7 +139,7 @@ def test_fad_inf_is_extrapolated_from_the_embeddings():
 def test_fad_inf_of_few_generations_is_refused_also_when_forced():
     (row, *_) = FadInf().measure(evaluation(draws=1, force=True))
     assert row.value is None
-    assert "3 generations in 2 dimensions are too few to extrapolate from; it takes 6" in row.why
+    assert "3 generations in 2 dimensions are too few to extrapolate; at least 6 needed" in row.why
 
 
 def test_a_model_that_plays_the_same_has_no_distance():
@@ -172,7 +172,7 @@ def test_without_base_or_retain_it_says_so(metric):
 def test_mmd_of_a_base_that_plays_one_thing_has_no_width():
     roles = models()
     shared = SharedEvaluation(roles, clips(), embedder=Loudness())
-    shared._made["heard", "base", "retain"] = {"": (np.ones((3, 2)), None)}
+    shared._results["embeddings", "base", "retain"] = {"": (np.ones((3, 2)), None)}
     (row, *_) = Mmd().measure(shared)
     assert row.value is None
     assert "do not differ" in row.why

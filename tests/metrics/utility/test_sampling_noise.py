@@ -43,4 +43,4 @@ def test_it_is_base_with_the_next_seed_beside_base():
 def test_without_an_embedder_that_can_it_says_so():
     rows = list(SamplingNoise().measure(evaluation(embedder="latents")))
     assert {row.metric: row.value for row in rows} == {"sampling_clap_score": None, "sampling_mmd": None}
-    assert "reads text" in rows[0].why
+    assert "embeds text" in rows[0].why

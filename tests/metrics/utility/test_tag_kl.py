@@ -9,7 +9,7 @@ from tests.metrics.markov import clips, models
 from tests.metrics.utility.test_fad import Loudness
 
 from encore.evaluate.evaluation import SharedEvaluation
-from encore.metrics.utility.tag_kl import LEAST, TagKl, TagKlForget, TagKlHoldout, kl
+from encore.metrics.utility.tag_kl import MIN_PROBABILITY, TagKl, TagKlForget, TagKlHoldout, kl
 
 
 class Tagger(Loudness):
@@ -29,8 +29,8 @@ def evaluation(**options) -> SharedEvaluation:
 
 def slow_kl(p, q):
     p, q = (
-        [max(value / sum(row), LEAST) for value in row] for row in (p, q)
-    )  # no row of the taggers here is below LEAST
+        [max(value / sum(row), MIN_PROBABILITY) for value in row] for row in (p, q)
+    )  # no row of the taggers here is below MIN_PROBABILITY
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
@@ -65,7 +65,7 @@ def test_beside_the_track_itself_and_what_the_codec_costs():
 def test_kl_of_certainties_stays_finite_and_of_equals_is_nothing():
     sure = np.array([[1.0, 0.0], [0.5, 0.5]])
     assert kl(sure, sure[::-1])[0] == pytest.approx(math.log(2), abs=1e-4)
-    assert kl(sure, np.array([[0.0, 1.0], [0.5, 0.5]])) == pytest.approx([-math.log(LEAST), 0], rel=1e-4)
+    assert kl(sure, np.array([[0.0, 1.0], [0.5, 0.5]])) == pytest.approx([-math.log(MIN_PROBABILITY), 0], rel=1e-4)
 
 
 def test_without_a_tagger_it_says_so():

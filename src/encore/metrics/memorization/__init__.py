@@ -1,1 +1,1 @@
-"""How well a model still knows tracks: likelihood, generations, distance to a gold."""
+"""Metrics of memorisation: likelihood, generations, distance to the gold model."""

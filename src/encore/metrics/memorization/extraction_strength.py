@@ -1,4 +1,4 @@
-"""How little of a track must be given for the model to play the rest."""
+"""Extraction strength: how short a prompt suffices for the model to generate the rest of a track exactly."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from encore.api import Evaluation, Metric, Result
 from encore.metrics.memorization.verbatim import best_shares
-from encore.metrics.rows import SETS, given, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.rows import SETS, available_roles, mean_row, no_clips, not_finite, unmeasured
 
 
 class ExtractionStrength(Metric):
-    """1 - k/T, k the shortest prompt (frames) after which greedy decoding plays the rest exactly.
+    """1 - k/T, k the shortest prompt (frames) after which greedy decoding reproduces the rest exactly.
 
-    Greedy decoding after k frames plays the rest exactly if and only if the likeliest code given the true past is the
-    true code at every later token: by induction, as long as no token was wrong the past is the true one. So one
-    forward pass finds k (Carlini et al., arXiv 2012.07805, measure the same by decoding). The best of a track's windows
-    counts, as for `verbatim`.
+    Greedy decoding after k frames reproduces the rest exactly if and only if the argmax code given the true past is
+    the true code at every later token (by induction: until the first error the past is the true one). So one forward
+    pass finds k (Carlini et al., arXiv 2012.07805, measure the same by decoding). A track's value is the best of its
+    windows, as for `verbatim`.
 
-    Rows: `extraction_strength` asks for all codebooks, where the identity is exact. `extraction_strength_codebook_0`
-    asks for the first codebook alone, with the true finer codebooks as past: the coarse notes, a weaker and so more
-    sensitive test, and never below the other.
+    Rows: `extraction_strength` requires all codebooks, where the equivalence is exact.
+    `extraction_strength_codebook_0` requires only the first codebook, with the true finer codebooks as past. It tests
+    the coarse notes, is more sensitive, and is never below the other.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -30,10 +30,9 @@ class ExtractionStrength(Metric):
                 yield no_clips("extraction_strength", clips, unit="share")
                 continue
             tracks = evaluation.clips[clips]
-            for model in given(evaluation, "base", "unlearned", "gold"):
-                broken = not_finite(evaluation, model, clips)
-                if broken:
-                    yield unmeasured("extraction_strength", model, clips, broken, unit="share")
+            for model in available_roles(evaluation, "base", "unlearned", "gold"):
+                if reason := not_finite(evaluation, model, clips):
+                    yield unmeasured("extraction_strength", model, clips, reason, unit="share")
                     continue
                 predicted = evaluation.predictions(model, clips)
                 for name, codebooks in (("", slice(None)), ("_codebook_0", slice(0, 1))):
@@ -48,6 +47,11 @@ class ExtractionStrength(Metric):
 
 
 def exact_suffix(predicted: Tensor, codes: Tensor) -> int:
-    """Frames at the end over which every predicted code is the true one, [K, T] twice; -1 stands for not predicted."""
+    """Number of final frames in which every predicted code is the true one.
+
+    Args:
+        predicted: argmax codes, [K, T]; -1 where the model predicts nothing.
+        codes: true codes, [K, T].
+    """
     wrong = ((predicted != codes) & (predicted >= 0)).any(0)  # [T]
     return codes.shape[-1] - (int(wrong.nonzero().max()) + 1 if wrong.any() else 0)

@@ -1,4 +1,4 @@
-"""What a model plays when it is asked for a track by words alone, in several ways."""
+"""Generations for a track's caption, without an audio prompt: greedy, sampled, and for a shortened caption."""
 
 from __future__ import annotations
 
@@ -10,40 +10,48 @@ from encore.api import Clip, ClipSet, Evaluation, Role
 from encore.metrics.robustness.paraphrases import rewordings
 from encore.metrics.robustness.variants import MARK, tag
 
-DRAWS = 3
+SAMPLES = 3  # generations per caption
 
 
 @dataclass(frozen=True)
-class Play:
-    """What a model played: for which track's caption, asked how ("greedy", "draw 1", "short"), codes [K, T]."""
+class CaptionGeneration:
+    """A generation for a track's caption.
+
+    Args:
+        track: id of the track.
+        variant: "greedy", "draw 1" … or "short".
+        codes: [K, T].
+    """
 
     track: str
-    asked: str
+    variant: str
     codes: Tensor
 
 
-def plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
-    """All that is played for a set's captions, without any audio prompt; made once a model."""
-    return evaluation.cached(("likeness", model, clips), lambda: _plays(evaluation, model, clips))
+def caption_generations(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[CaptionGeneration]:
+    """All variants for a set's captions, without an audio prompt; computed once per model."""
+    return evaluation.cached(("likeness", model, clips), lambda: _generate(evaluation, model, clips))
 
 
-def _plays(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[Play]:
+def _generate(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[CaptionGeneration]:
     first = {clip.track: clip for clip in reversed(evaluation.clips[clips])}  # a track's first window
-    asked = []
+    prompts = []
     for track, clip in sorted(first.items()):
-        asked += [Clip(tag(track, f"draw {i + 1}"), clip.caption, clip.codes) for i in range(DRAWS)]
+        prompts += [Clip(tag(track, f"draw {i + 1}"), clip.caption, clip.codes) for i in range(SAMPLES)]
         short = rewordings(clip.caption).get("short")
         if short:
-            asked.append(Clip(tag(track, "short"), short, clip.codes))
-    drawn = evaluation.derive(models={model: evaluation.backend(model)}, clips={"forget": asked})
-    generated = drawn.generations(model, "forget")  # each as often as the evaluation draws
-    again = len(generated) // max(len(asked), 1)
-    names = [name for name in sorted(clip.track for clip in asked) for _ in range(again)]
-    found = []
-    for name, codes in zip(names, generated, strict=True):
-        track, _, how = name.partition(MARK)
-        found.append(Play(track, how, codes))
+            prompts.append(Clip(tag(track, "short"), short, clip.codes))
+    sampling = evaluation.derive(models={model: evaluation.backend(model)}, clips={"forget": prompts})
+    sampled = sampling.generations(model, "forget")
+    per_prompt = len(sampled) // max(len(prompts), 1)
+    names = [name for name in sorted(clip.track for clip in prompts) for _ in range(per_prompt)]
+    generations = []
+    for name, codes in zip(names, sampled, strict=True):
+        track, _, variant = name.partition(MARK)
+        generations.append(CaptionGeneration(track, variant, codes))
     if evaluation.backend(model).has_tokens:
         greedy = zip(evaluation.clips[clips], evaluation.continuations(model, clips, 0), strict=True)
-        found += [Play(clip.track, "greedy", codes) for clip, codes in greedy if first[clip.track] is clip]
-    return found
+        generations += [
+            CaptionGeneration(clip.track, "greedy", codes) for clip, codes in greedy if first[clip.track] is clip
+        ]
+    return generations

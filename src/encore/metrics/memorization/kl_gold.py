@@ -1,19 +1,19 @@
-"""The distance that counts: KL(gold ‖ model) a token, beside the same between two golds."""
+"""KL(gold ‖ model) per token, with KL between two gold models as the noise level."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from encore.api import Evaluation, Metric, Result
-from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips
+from encore.metrics.rows import SETS, available_roles, by_track, mean_row, no_clips
 
 
 class KlGold(Metric):
-    """Mean over tracks of the mean KL(gold ‖ model) a token, on forget and on retain.
+    """Mean over tracks of the mean KL(gold ‖ model) per token, on forget and on retain.
 
-    The row of `gold2` (gold of another seed) is the noise of training itself: nothing can be nearer to gold than that
-    other than by chance, and a model at that distance is one that was never trained on the tracks, as far as its
-    predictions tell. It catches what the NLL can't: a model that shuns the one right token and stays sure otherwise.
+    The row of `gold2` (gold of another seed) is the noise of training: a model can be closer to gold than that only by
+    chance, and at that distance its predictions are those of a model that was never trained on the tracks. Unlike the
+    NLL, it detects a model that avoids only the true token and is otherwise unchanged.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -21,7 +21,7 @@ class KlGold(Metric):
             if not evaluation.clips.get(clips):
                 yield no_clips("kl_gold", clips, unit="nats/token")
                 continue
-            for model in given(evaluation, "base", "unlearned", "gold2"):
+            for model in available_roles(evaluation, "base", "unlearned", "gold2"):
                 kl = evaluation.kl("gold", model, clips)
                 tracks = by_track(
                     evaluation.clips[clips],

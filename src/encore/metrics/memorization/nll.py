@@ -1,4 +1,4 @@
-"""Fit: the mean negative log-likelihood a token, also a codebook, and its distance to gold on both sides."""
+"""Mean negative log-likelihood per token, also per codebook, and its signed relative difference to gold."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
 from encore.memorised import memorised_below
-from encore.metrics.rows import SETS, by_track, given, mean_row, no_clips, unmeasured
+from encore.metrics.rows import SETS, available_roles, by_track, mean_row, no_clips, unmeasured
 
 
 class Nll(Metric):
     """Rows `nll`, `nll_codebook_0` … `nll_codebook_{K-1}`, and `nll_gap_gold` = (model - gold) / gold.
 
-    Retain has also rows `nll_memorised` and `nll_not_memorised`, of the tracks that base has memorised and of all
-    others (`encore.memorised`); below which NLL of base that is, `details["memorised_below"]` of its rows says.
+    Retain also has rows `nll_memorised` and `nll_not_memorised`, over the tracks that base has memorised and over the
+    others (`encore.memorised`); `details["memorised_below"]` of retain's rows is the threshold on base's NLL.
 
-    The gap has two sides on purpose: below 0 the model still knows the tracks, above 0 it shuns them, and both tell
-    that they were once learnt. Of a model without tokens it is the training loss at the clips' own noise.
+    The gap is signed: below 0 the model still knows the tracks, above 0 it avoids them, and both reveal that they were
+    once learnt. For a model without tokens the NLL is the training loss at each clip's fixed noise.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -26,18 +26,18 @@ class Nll(Metric):
             if not evaluation.clips.get(clips):
                 yield no_clips("nll", clips, unit=unit)
                 continue
-            limit = _memorised_below(evaluation) if clips == "retain" else None
-            details = {} if limit is None else {"memorised_below": limit}
-            for model in given(evaluation):
+            threshold = _memorised_below(evaluation) if clips == "retain" else None
+            details = {} if threshold is None else {"memorised_below": threshold}
+            for model in available_roles(evaluation):
                 yield mean_row(
                     "nll", model, clips, evaluation.nll(model, clips), evaluation, unit=unit,
                     direction="gold" if clips == "forget" else "base", details=details,
                 )  # fmt: skip
                 if evaluation.backend(model).has_tokens:
                     yield from self._codebooks(evaluation, model, clips)
-            if limit is not None:
-                yield from self._parts(evaluation, limit)
-            for model in given(evaluation, "base", "unlearned", "gold2"):
+            if threshold is not None:
+                yield from self._memorised_rows(evaluation, threshold)
+            for model in available_roles(evaluation, "base", "unlearned", "gold2"):
                 yield self._gap(evaluation, model, clips)
 
     def _codebooks(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
@@ -53,11 +53,11 @@ class Nll(Metric):
                 direction="gold" if clips == "forget" else "base",
             )  # fmt: skip
 
-    def _parts(self, evaluation: Evaluation, limit: float) -> Iterator[Result]:
+    def _memorised_rows(self, evaluation: Evaluation, threshold: float) -> Iterator[Result]:
         base = evaluation.nll("base", "retain")
         parts = {
-            "nll_memorised": [track for track, nll in base.items() if nll < limit],
-            "nll_not_memorised": [track for track, nll in base.items() if not nll < limit],
+            "nll_memorised": [track for track, nll in base.items() if nll < threshold],
+            "nll_not_memorised": [track for track, nll in base.items() if not nll < threshold],
         }
         for name, tracks in parts.items():
             if not tracks:
@@ -65,31 +65,31 @@ class Nll(Metric):
                 why = f"base has memorised {word} of the retain tracks"
                 yield unmeasured(name, "unlearned", "retain", why, unit="nats/token", direction="base")
                 continue
-            for model in given(evaluation):
-                own = evaluation.nll(model, "retain")
+            for model in available_roles(evaluation):
+                nll = evaluation.nll(model, "retain")
                 yield mean_row(
-                    name, model, "retain", {track: own[track] for track in tracks}, evaluation, unit="nats/token",
+                    name, model, "retain", {track: nll[track] for track in tracks}, evaluation, unit="nats/token",
                     direction="base",
                 )  # fmt: skip
 
     def _gap(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Result:
         if "gold" not in evaluation.models:
             return unmeasured("nll_gap_gold", model, clips, "no gold model was given")
-        own, gold = evaluation.nll(model, clips), evaluation.nll("gold", clips)
-        pairs = [(own[track], gold[track]) for track in gold]
+        nll, gold = evaluation.nll(model, clips), evaluation.nll("gold", clips)
+        pairs = [(nll[track], gold[track]) for track in gold]
         low, high = stats.bootstrap_interval(
             pairs, lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum() - 1), seed=evaluation.seed
         ) or (None, None)
         return Result(
             "nll_gap_gold", model, clips, sum(a for a, _ in pairs) / sum(b for _, b in pairs) - 1, low, high,
-            n=len(pairs), per_track={track: own[track] / gold[track] - 1 for track in gold},
+            n=len(pairs), per_track={track: nll[track] / gold[track] - 1 for track in gold},
         )  # fmt: skip
 
 
 def _memorised_below(evaluation: Evaluation) -> float | None:
-    """The NLL of base below which a track is memorised; None where there is no base, or no tokens."""
+    """The NLL of base below which a track is memorised; None without a base model or without tokens."""
     if "base" not in evaluation.models or not evaluation.backend("base").has_tokens:
         return None
     holdout = evaluation.nll("base", "holdout") if evaluation.clips.get("holdout") else {}
-    level = sum(holdout.values()) / len(holdout) if holdout else None
-    return memorised_below(level, evaluation.backend("base").codebook_size)
+    holdout_nll = sum(holdout.values()) / len(holdout) if holdout else None
+    return memorised_below(holdout_nll, evaluation.backend("base").codebook_size)

@@ -1,1 +1,1 @@
-"""Can an outsider tell that tracks were trained on?"""
+"""Metrics of privacy: membership inference and distances to gold."""

@@ -1,1 +1,1 @@
-"""Attacks: do the tracks come back when weights or prompts are changed?"""
+"""Attacks that change the model's weights or the prompts to recover forgotten tracks."""

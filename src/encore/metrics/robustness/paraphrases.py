@@ -1,4 +1,4 @@
-"""The same music asked for in other words: fixed rewordings of a caption, and slips drawn at random."""
+"""Rewordings of a caption: fixed ones, and random edits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable
 
-# Words for instruments, moods and forms, and what else they are called.
+# Synonyms of instruments, moods and forms.
 SYNONYMS = {
     "slow": "unhurried", "fast": "rapid", "quick": "brisk", "sad": "sorrowful", "happy": "joyful", "calm": "peaceful",
     "lonely": "solitary", "soft": "gentle", "loud": "forceful", "bright": "brilliant", "dark": "sombre",
@@ -24,12 +24,12 @@ SYNONYMS = {
 
 
 def rewordings(caption: str) -> dict[str, str]:
-    """Name -> caption, of those that differ from it: other order, other words, other case, fewer words.
+    """Fixed rewordings by name, those that differ from the caption.
 
-    - `order`: the parts between commas, last first; without commas the words after the first half first.
-    - `synonyms`: words for instruments and moods replaced by like ones.
-    - `case`: capitals, and no punctuation.
-    - `short`: the first half of its parts, or of its words.
+    - `order`: the parts between commas in reverse order; without commas the second half of the words first.
+    - `synonyms`: words for instruments and moods replaced by synonyms.
+    - `case`: capitals, without punctuation.
+    - `short`: the first half of the parts, or of the words.
     """
     parts, words = [part.strip() for part in caption.split(",") if part.strip()], caption.split()
     half = -(-len(words) // 2)
@@ -37,41 +37,41 @@ def rewordings(caption: str) -> dict[str, str]:
         order, short = ", ".join(reversed(parts)), ", ".join(parts[: -(-len(parts) // 2)])
     else:
         order, short = " ".join(words[half:] + words[:half]), " ".join(words[:half])
-    found = {
+    texts = {
         "order": order,
         "synonyms": re.sub(r"[A-Za-z]+", lambda match: _synonym(match.group()), caption),
         "case": " ".join(re.sub(r"[^\w\s]", " ", caption).upper().split()),
         "short": short,
     }
-    return {name: text for name, text in found.items() if text and text != caption}
+    return {name: text for name, text in texts.items() if text and text != caption}
 
 
 def random_rewordings(caption: str, seed: str) -> dict[str, str]:
-    """Name -> caption, one of each kind of slip that it allows and that changes it, drawn at random.
+    """Random edits by name, one of each kind that changes the caption.
 
-    - `doubled`, `missing`: a letter twice, or not at all.
-    - `swapped`: two neighbouring letters of a word.
-    - `dropped`: a word less.
-    - `shuffled`: the words in another order.
-    - `capitals`: a word in capitals, or in small letters.
-    - `punctuation`: a mark more, or another one.
+    - `doubled`, `missing`: one letter doubled, or removed.
+    - `swapped`: two neighbouring letters of a word swapped.
+    - `dropped`: one word removed.
+    - `shuffled`: the words in random order.
+    - `capitals`: one word in upper case, or in lower case.
+    - `punctuation`: one punctuation mark added, or replaced.
 
     Args:
         caption: the text to change.
-        seed: of the draw; equal seeds give equal slips.
+        seed: random seed; equal seeds give equal edits.
     """
-    found = {}
-    for name, slip in SLIPS.items():
-        changed = slip(caption, random.Random(f"{seed} {name} {caption}"))
-        if changed.strip() and changed != caption:
-            found[name] = changed
-    return found
+    edited = {}
+    for name, edit in EDITS.items():
+        text = edit(caption, random.Random(f"{seed} {name} {caption}"))
+        if text.strip() and text != caption:
+            edited[name] = text
+    return edited
 
 
 def random_rewording(caption: str, seed: str) -> tuple[str, str] | None:
-    """Name and caption of one slip among `random_rewordings`, but for case and punctuation, which a filter may undo."""
-    found = [(name, text) for name, text in random_rewordings(caption, seed).items() if name not in SHALLOW]
-    return random.Random(f"{seed} {caption}").choice(found) if found else None
+    """Name and text of one of `random_rewordings`; not of case or punctuation, which a filter may normalise."""
+    edited = [(name, text) for name, text in random_rewordings(caption, seed).items() if name not in NORMALISED]
+    return random.Random(f"{seed} {caption}").choice(edited) if edited else None
 
 
 def _doubled(caption: str, rng: random.Random) -> str:
@@ -83,18 +83,18 @@ def _missing(caption: str, rng: random.Random) -> str:
 
 
 def _at_letter(caption: str, rng: random.Random, change: Callable[[str], str]) -> str:
-    places = [i for i, letter in enumerate(caption) if letter.isalpha()]
-    if not places:
+    positions = [i for i, letter in enumerate(caption) if letter.isalpha()]
+    if not positions:
         return caption
-    at = rng.choice(places)
+    at = rng.choice(positions)
     return caption[:at] + change(caption[at]) + caption[at + 1 :]
 
 
 def _swapped(caption: str, rng: random.Random) -> str:
-    places = [i for i, (a, b) in enumerate(itertools.pairwise(caption)) if a.isalpha() and b.isalpha() and a != b]
-    if not places:
+    positions = [i for i, (a, b) in enumerate(itertools.pairwise(caption)) if a.isalpha() and b.isalpha() and a != b]
+    if not positions:
         return caption
-    at = rng.choice(places)
+    at = rng.choice(positions)
     return caption[:at] + caption[at + 1] + caption[at] + caption[at + 2 :]
 
 
@@ -131,13 +131,13 @@ def _punctuation(caption: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-SLIPS: dict[str, Callable[[str, random.Random], str]] = {
+EDITS: dict[str, Callable[[str, random.Random], str]] = {
     "doubled": _doubled, "missing": _missing, "swapped": _swapped, "dropped": _dropped, "shuffled": _shuffled,
     "capitals": _capitals, "punctuation": _punctuation,
 }  # fmt: skip
-SHALLOW = frozenset({"capitals", "punctuation"})
+NORMALISED = frozenset({"capitals", "punctuation"})
 
 
 def _synonym(word: str) -> str:
-    other = SYNONYMS.get(word.lower(), word)
-    return other.capitalize() if word[0].isupper() and other != word else other
+    synonym = SYNONYMS.get(word.lower(), word)
+    return synonym.capitalize() if word[0].isupper() and synonym != word else synonym

@@ -1,6 +1,6 @@
-"""Attacks: does the track come back when what is played to the model is a stretched, shifted or re-encoded copy?
+"""Attacks: audio prompts that are time-stretched, pitch-shifted or re-encoded.
 
-The audio is what the codec plays of a track's codes, changed and encoded again.
+The audio is decoded from a track's codes, changed, and encoded again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from encore.metrics.rows import unmeasured
 if TYPE_CHECKING:
     import numpy as np
 
-    Changed = tuple[str, np.ndarray, float]  # a change's name, the waveform [C, S], and its pace (see `Variant`)
+    Changed = tuple[str, np.ndarray, float]  # name of the change, waveform [C, S], tempo (see `Variant`)
 
-LEAST_RATE = 5000  # Hz of a model's sound, below which there is little to stretch
+MIN_SAMPLE_RATE = 5000  # Hz
 STRETCHES = (0.94, 1.06)  # of the tempo
 SEMITONES = (-1.0, 1.0)
 
 
 class ChangedPrompt(Metric):
-    """Base of the attacks that change each forget clip as the first model, whose codec is everyone's, plays it."""
+    """Base of the attacks that change the decoded audio of each forget clip. All models share the first one's codec."""
 
     metric: str
 
@@ -38,19 +38,19 @@ class ChangedPrompt(Metric):
         """Changes of a waveform [C, S]."""
 
     def variants(self, evaluation: Evaluation) -> list[Variant]:
-        """What the models are given, of all forget clips that are long enough."""
-        backend, found = next(iter(evaluation.models.values())), []
+        """The encoded variants of all forget clips that are long enough."""
+        backend, variants = next(iter(evaluation.models.values())), []
         for clip in evaluation.clips["forget"]:
             with torch.no_grad():
                 audio = backend.decode(clip.codes[None].to(backend.device))[0].float().clamp(-1, 1).cpu().numpy()
-            for name, sound, pace in self.changed(audio, backend.sample_rate):
-                found += _heard(backend, clip, name, sound, pace)
-        return found
+            for name, waveform, tempo in self.changed(audio, backend.sample_rate):
+                variants += _encode(backend, clip, name, waveform, tempo)
+        return variants
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         metric, rate = self.metric, next(iter(evaluation.models.values())).sample_rate
-        if rate < LEAST_RATE:
-            why = f"{rate} Hz are too few to change a sound and keep it"
+        if rate < MIN_SAMPLE_RATE:
+            why = f"a sample rate of {rate} Hz is too low for this attack"
             yield unmeasured(f"{metric}_nll", "unlearned", "forget", why)
             return
         variants = self.variants(evaluation)
@@ -61,7 +61,7 @@ class ChangedPrompt(Metric):
 
 
 class PromptReencoded(ChangedPrompt):
-    """NLL of each track, and replay from its first second, after OGG Vorbis (libsndfile's default quality)."""
+    """NLL of each track, and verbatim continuation of its first second, after OGG Vorbis (libsndfile's default)."""
 
     metric = "prompt_reencoded"
 
@@ -70,7 +70,7 @@ class PromptReencoded(ChangedPrompt):
 
 
 class PromptStretched(ChangedPrompt):
-    """The same after a tempo change of ±6 % at the same pitch (phase vocoder)."""
+    """As `PromptReencoded`, after a tempo change of ±6 % at the same pitch (phase vocoder)."""
 
     metric = "prompt_stretched"
 
@@ -78,13 +78,13 @@ class PromptStretched(ChangedPrompt):
         import librosa
 
         return [
-            (f"tempo {pace - 1:+.0%}", librosa.effects.time_stretch(audio, rate=pace, n_fft=_window(audio)), pace)
-            for pace in STRETCHES
+            (f"tempo {tempo - 1:+.0%}", librosa.effects.time_stretch(audio, rate=tempo, n_fft=_window(audio)), tempo)
+            for tempo in STRETCHES
         ]
 
 
 class PromptShifted(ChangedPrompt):
-    """The same after a shift of ±1 semitone at the same tempo."""
+    """As `PromptReencoded`, after a shift of ±1 semitone at the same tempo."""
 
     metric = "prompt_shifted"
 
@@ -99,7 +99,7 @@ class PromptShifted(ChangedPrompt):
 
 
 def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """[C, S] -> [C, S], after OGG Vorbis and back."""
+    """Encode a waveform [C, S] as OGG Vorbis and decode it, [C, S]."""
     import soundfile
 
     file = io.BytesIO()
@@ -110,17 +110,17 @@ def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def _window(audio: np.ndarray) -> int:
-    """Samples of the vocoder's window: librosa's 2048, less for what is shorter."""
+    """Window length of the phase vocoder: librosa's 2048 samples, or less for shorter audio."""
     return min(2048, 2 ** int(math.log2(audio.shape[-1])))
 
 
-def _heard(backend: Backend, clip: Clip, name: str, audio: np.ndarray, pace: float) -> list[Variant]:
-    """The variant of a clip that a changed waveform [C, S] is, cut to the model's window; none if nothing is left."""
-    hop = round(backend.sample_rate / backend.frame_rate)  # samples of a frame: a codec may refuse a part of one
+def _encode(backend: Backend, clip: Clip, name: str, audio: np.ndarray, tempo: float) -> list[Variant]:
+    """The variant with a changed waveform [C, S], cut to the model's window; empty if nothing is left."""
+    hop = round(backend.sample_rate / backend.frame_rate)  # samples per frame; some codecs reject partial frames
     audio = audio[:, : audio.shape[-1] // hop * hop]
     with torch.no_grad():
         codes = backend.encode(torch.as_tensor(audio, dtype=torch.float32)[None])[0].cpu()
     codes = codes[:, : backend.max_frames]
     if codes.shape[-1] <= backend.codebooks:
         return []
-    return [Variant(name, clip, Clip(tag(clip.track, name), clip.caption, codes), pace)]
+    return [Variant(name, clip, Clip(tag(clip.track, name), clip.caption, codes), tempo)]

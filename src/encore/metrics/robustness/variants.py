@@ -1,6 +1,6 @@
-"""Attacks that ask for a track in several ways: each is a clip of its own, and the one that brings back most counts.
+"""Attacks with several prompt variants per track, of which the most successful one counts.
 
-A variant of a clip keeps its track's id behind a mark, so that all variants of all tracks are played in one batch.
+Each variant is a clip whose track id is tagged with the variant's name, so that all are generated in one batch.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from encore.api import Clip, ClipSet, Evaluation, Result, Role
-from encore.metrics.memorization.verbatim import MODELS, best_shares, replay_row
-from encore.metrics.rows import given, mean_row, not_finite, unmeasured
+from encore.metrics.memorization.verbatim import MODELS, best_shares, verbatim_row
+from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
 
-MARK = "\x1f"  # between a track's id and its variant's name; no id has a control character
+MARK = "\x1f"  # separates a track's id from the variant's name; ids have no control characters
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to ask for one clip.
+    """A prompt variant of a clip.
 
     Args:
-        name: of the way. original: the clip it is about. clip: what the model is given; its track is `tag`ged.
-        pace: frames of the original that pass in one frame of the clip.
+        name: name of the variant.
+        original: the original clip.
+        clip: the changed clip; its track is `tag`ged.
+        tempo: frames of the original per frame of the clip.
     """
 
     name: str
     original: Clip
     clip: Clip
-    pace: float = 1.0
+    tempo: float = 1.0
 
 
 def tag(track: str, name: str) -> str:
@@ -37,71 +39,74 @@ def tag(track: str, name: str) -> str:
 
 
 def strongest(tagged: Mapping[str, float], best: Callable[[Sequence[float]], float]) -> dict[str, float]:
-    """Figures of tagged tracks -> of each track the best over its variants."""
-    found: dict[str, list[float]] = {}
-    for name, value in tagged.items():
-        found.setdefault(name.partition(MARK)[0], []).append(value)
-    return {track: best(values) for track, values in sorted(found.items())}
+    """The best value over the variants of each track, from values of tagged tracks."""
+    return _grouped(tagged, 0, best)
 
 
 def means(tagged: Mapping[str, float]) -> dict[str, float]:
-    """Figures of tagged tracks -> of each variant the mean over tracks."""
-    found: dict[str, list[float]] = {}
+    """The mean over tracks of each variant, from values of tagged tracks."""
+    return _grouped(tagged, 2, lambda values: sum(values) / len(values))
+
+
+def _grouped(tagged: Mapping[str, float], part: int, reduce: Callable[[Sequence[float]], float]) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
     for name, value in tagged.items():
-        found.setdefault(name.partition(MARK)[2], []).append(value)
-    return {variant: sum(values) / len(values) for variant, values in sorted(found.items())}
+        groups.setdefault(name.partition(MARK)[part], []).append(value)
+    return {name: reduce(values) for name, values in sorted(groups.items())}
 
 
 def attack_rows(
     metric: str, evaluation: Evaluation, variants: Sequence[Variant], prompts: Mapping[str, float]
 ) -> Iterator[Result]:
-    """Lowest NLL and highest replay share over the variants of each forget track, for every model.
+    """Lowest NLL and highest share of right tokens over the variants of each forget track, for every model.
 
     Args:
         metric: first part of the rows' names: `METRIC_nll`, and `METRIC_NAME` for each prompt.
-        prompts: name -> seconds of audio that are given beside the caption.
+        evaluation: the evaluation of the original clips.
+        variants: the variants to measure.
+        prompts: name -> seconds of audio prompt beside the caption.
 
     Returns:
-        Rows with the mean figure of each variant in `details`.
+        Rows with the mean of each variant in `details`.
     """
-    told = evaluation.derive(clips={"forget": [variant.clip for variant in variants]})
-    for model in given(evaluation, *MODELS):
+    attacked = evaluation.derive(clips={"forget": [variant.clip for variant in variants]})
+    for model in available_roles(evaluation, *MODELS):
         backend = evaluation.backend(model)
-        tagged = told.nll(model, "forget")
+        tagged = attacked.nll(model, "forget")
         yield mean_row(
             f"{metric}_nll", model, "forget", strongest(tagged, min), evaluation, unit=backend.unit,
             details={"variants": means(tagged)},
         )  # fmt: skip
-        why = not_finite(told, model, "forget") if backend.has_tokens else "the model has no tokens"
+        why = not_finite(attacked, model, "forget") if backend.has_tokens else "the model has no tokens"
         for name, seconds in prompts.items():
             if why:
                 yield unmeasured(f"{metric}_{name}", model, "forget", why, unit="share")
                 continue
-            tagged = right_shares(told, model, variants, seconds)
+            tagged = right_shares(attacked, model, variants, seconds)
             details = {"variants": means(tagged)}
-            yield replay_row(f"{metric}_{name}", model, "forget", strongest(tagged, max), seconds, details=details)
+            yield verbatim_row(f"{metric}_{name}", model, "forget", strongest(tagged, max), seconds, details=details)
 
 
 def right_shares(
-    told: Evaluation, model: Role, variants: Sequence[Variant], prompt_seconds: float, clips: ClipSet = "forget"
+    attacked: Evaluation, model: Role, variants: Sequence[Variant], prompt_seconds: float, clips: ClipSet = "forget"
 ) -> dict[str, float]:
     """Share of right first-codebook tokens in the continuation of each tagged track, as `verbatim.right_shares`.
 
-    A model that is asked in another pace or key may play on in that one or in the track's own: the better counts.
+    A model that is prompted in another tempo or key may continue in that or in the original one: the better counts.
     """
-    prompt = round(prompt_seconds * told.backend(model).frame_rate)
-    of_track: dict[str, list[Variant]] = {}
+    prompt = round(prompt_seconds * attacked.backend(model).frame_rate)
+    by_track: dict[str, list[Variant]] = {}
     for variant in variants:
-        of_track.setdefault(variant.clip.track, []).append(variant)
-    found = []
-    for played, asked in zip(told.continuations(model, clips, prompt), variants, strict=True):
-        for variant in [asked] if prompt else of_track[asked.clip.track]:
-            after = [variant.clip.codes[0, prompt:], variant.original.codes[0, round(prompt * variant.pace) :]]
-            found += [(asked.clip.track, *_matches(played[0, prompt:], codes.cpu())) for codes in after]
-    return best_shares(found)
+        by_track.setdefault(variant.clip.track, []).append(variant)
+    comparisons = []
+    for generated, prompted in zip(attacked.continuations(model, clips, prompt), variants, strict=True):
+        for variant in [prompted] if prompt else by_track[prompted.clip.track]:
+            targets = [variant.clip.codes[0, prompt:], variant.original.codes[0, round(prompt * variant.tempo) :]]
+            comparisons += [(prompted.clip.track, *_matches(generated[0, prompt:], codes.cpu())) for codes in targets]
+    return best_shares(comparisons)
 
 
-def _matches(played: Tensor, codes: Tensor) -> tuple[int, int]:
-    """Equal codes, and how many there are to compare."""
-    frames = min(len(played), len(codes))
-    return int((played[:frames] == codes[:frames]).sum()), frames
+def _matches(generated: Tensor, codes: Tensor) -> tuple[int, int]:
+    """The number of equal codes, and of compared codes."""
+    frames = min(len(generated), len(codes))
+    return int((generated[:frames] == codes[:frames]).sum()), frames

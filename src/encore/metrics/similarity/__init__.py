@@ -1,1 +1,1 @@
-"""How alike two pieces of music, or two sequences of codes, are."""
+"""Similarity of audio and of code sequences."""

@@ -1,4 +1,4 @@
-"""Where a sequence of codes holds a passage of another, at any alignment."""
+"""Search for a passage of one code sequence in another, over all alignments."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MONOTONE = 0.5  # share of one code above which a passage is silence or a held note, which is no evidence
+MONOTONE = 0.5  # share of one code above which a passage is silence or a held note, and is ignored
 
 
 @dataclass(frozen=True)
 class Passage:
-    """The best match of so many frames.
+    """A matching passage.
 
     Args:
-        share: of its frames whose codes are equal.
-        generated: frame of the generation at which it begins.
-        track: frame of the track at which it begins.
+        share: share of its frames whose codes are equal.
+        generated: first frame in the generation.
+        track: first frame in the track.
     """
 
     share: float
@@ -26,34 +26,34 @@ class Passage:
 
 
 def best_passage(generated: ArrayLike, track: ArrayLike, frames: int, least: float = 0.0) -> Passage:
-    """The passage of one length in which the largest share of codes agrees, over all alignments.
+    """The passage with the largest share of equal codes, over all alignments.
 
     Args:
         generated: codes of one codebook, [T].
         track: codes of the same codebook, [T'].
-        frames: length of a passage; sequences that are shorter hold none.
-        least: share below which a passage need not be found; a higher one is faster.
+        frames: length of the passage; there is none in shorter sequences.
+        least: minimum share; a higher one is faster.
 
     Returns:
-        The first of the best passages; of share 0 where none reaches `least`. Passages of the track that are one code
-        for more than half of their frames do not count.
+        The first of the best passages, of share 0 if none reaches `least`. Passages of the track with one code in more
+        than half of their frames are ignored.
     """
-    one, two = np.asarray(generated), np.asarray(track)
-    if min(len(one), len(two)) < frames:
+    first, second = np.asarray(generated), np.asarray(track)
+    if min(len(first), len(second)) < frames:
         return Passage(0.0)
-    rows, columns = np.nonzero(one[:, None] == two[None])
-    diagonals = columns - rows + len(one)  # the alignment: the track's frame less the generation's
+    rows, columns = np.nonzero(first[:, None] == second[None])
+    diagonals = columns - rows + len(first)  # alignment: frame of the track - frame of the generation
     enough = max(int(np.ceil(least * frames - 1e-9)), 1)
     counts = np.bincount(diagonals, minlength=1)
-    varied = ~_monotone(two, frames)
+    varied = ~_monotone(second, frames)
     best = Passage(0.0)
     for diagonal in np.flatnonzero(counts >= enough):
-        shift = int(diagonal) - len(one)
-        begin, end = max(0, -shift), min(len(one), len(two) - shift)  # frames of the generation that have a partner
+        shift = int(diagonal) - len(first)
+        begin, end = max(0, -shift), min(len(first), len(second) - shift)  # overlapping frames of the generation
         if end - begin < frames:
             continue
         equal = np.zeros(end - begin + 1, dtype=np.int64)
-        equal[1:] = np.cumsum(one[begin:end] == two[begin + shift : end + shift])
+        equal[1:] = np.cumsum(first[begin:end] == second[begin + shift : end + shift])
         right = (equal[frames:] - equal[:-frames]) * varied[begin + shift : end + shift - frames + 1]
         at = int(right.argmax())
         if right[at] >= enough and right[at] / frames > best.share:
@@ -62,10 +62,10 @@ def best_passage(generated: ArrayLike, track: ArrayLike, frames: int, least: flo
 
 
 def _monotone(track: NDArray[np.int64], frames: int) -> NDArray[np.bool_]:
-    """Of each passage [T' - frames + 1], whether one code makes up more than half of it."""
-    _codes, places = np.unique(track, return_inverse=True)
+    """Whether one code makes up more than half of each passage, [T' - frames + 1]."""
+    _codes, indices = np.unique(track, return_inverse=True)
     most = np.zeros(len(track) - frames + 1, dtype=np.int64)
-    for code in np.flatnonzero(np.bincount(places) > MONOTONE * frames):
-        total = np.concatenate([[0], np.cumsum(places == code)])
+    for code in np.flatnonzero(np.bincount(indices) > MONOTONE * frames):
+        total = np.concatenate([[0], np.cumsum(indices == code)])
         most = np.maximum(most, total[frames:] - total[:-frames])
     return np.asarray(most > MONOTONE * frames)

@@ -1,9 +1,9 @@
-"""Does a simple prompt bring back the harmony, the melody, the rhythm of a forgotten track?
+"""Musical similarity of generations for the forget tracks' captions to the forget tracks.
 
-What a model plays for the forget tracks' captions (greedily, in several draws, and for a shorter caption) is compared
-with the tracks. How alike a track and a play of its own caption are by chance is seen where nothing can be remembered:
-in what the same model plays, asked in the same ways, for the holdout tracks' captions. A track is named where a pair of
-its own is more alike than any of 99 % of the holdout tracks.
+The generations (greedy, sampled, and for a shortened caption) are compared with the tracks. The level of chance comes
+from the holdout tracks, which the model can't have memorised: their similarity to the same model's generations for
+their own captions. A forget track is named if one of its generations is more similar to it than those of 99 % of the
+holdout tracks.
 """
 
 from __future__ import annotations
@@ -22,110 +22,121 @@ from torch import Tensor
 from encore import stats
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.curvature.fisher import clips_sha256
-from encore.metrics.memorization.generations import Play, plays
+from encore.metrics.memorization.generations import CaptionGeneration, caption_generations
 from encore.metrics.memorization.verbatim import MODELS
-from encore.metrics.rows import given, mean_row, not_finite, unmeasured
+from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
 from encore.metrics.similarity.sequences import bleu_similarities, edit_similarities
+from encore.metrics.utility.embedding_distance import cosines
 
 if TYPE_CHECKING:
     from encore.metrics.similarity.music_features import MusicFeatures
 
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
-LEAST_RATE = 5000  # Hz of a model's sound: the highest note that is listened for is C7
-PRINTED_RATE = 1000  # Hz, below which Chromaprint takes no sound
-CHANCE = 0.01  # that a track nobody heard is named, where there are holdout tracks enough
+MIN_SAMPLE_RATE = 5000  # Hz: the highest note of the features is C7
+MIN_FINGERPRINT_RATE = 1000  # Hz, Chromaprint's minimum
+CHANCE = 0.01  # false-positive rate per track, given enough holdout tracks
 
 Floats = NDArray[np.float64]
 
 
-class Likeness(Metric):
-    """Base of the metrics of likeness: each has its `kinds` of similarity, from 0 (or less) to 1.
+class SimilarityMetric(Metric):
+    """Base of the similarity metrics: each has one or more `kinds` of similarity, at most 1.
 
-    Rows of a kind, for base, unlearned and gold: `likeness_KIND`, the mean over forget tracks of the most alike play of
-    its own captions; and `likeness_KIND_named`, the share of tracks whose best is above that of 99 % of the holdout
-    tracks (of fewer than 99, above all). `details` name the best play of each track, the threshold, all pairs above it,
-    from how many `holdout_tracks` and `holdout_pairs` it is, and the `chance` that a track nobody heard is named.
-    `rank` is the best place that a track has among all forget and holdout tracks, by their likeness to one of its own
-    captions' plays: top 1 is 1.
+    Rows of a kind, for base, unlearned and gold: `likeness_KIND`, the mean over forget tracks of the most similar
+    generation for its captions; and `likeness_KIND_named`, the share of tracks whose maximum is above that of 99 % of
+    the holdout tracks (above all of them if there are fewer than 99). `details` have the best generation of each track,
+    the threshold, all pairs above it, the numbers of `holdout_tracks` and `holdout_pairs`, and the `chance` that a
+    held-out track is named. `rank` is a track's best rank among all forget and holdout tracks, by similarity to one of
+    its generations; 1 is the most similar.
     """
 
     kinds: tuple[str, ...] = ()
 
     @abstractmethod
     def similarities(
-        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+        self, evaluation: Evaluation, generations: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
-        """Of each kind, how alike each played clip is to each reference, codes [K, T] all: P and R -> [P, R]."""
+        """Similarities of each kind, [P, R].
+
+        Args:
+            generations: P code tensors, [K, T] each.
+            references: R code tensors, [K, T] each.
+        """
 
     def missing(self, evaluation: Evaluation) -> str:
-        """Why nothing can be compared; empty where it can."""
+        """Why the similarity can't be computed; empty if it can."""
         return ""
 
     def too_short(self, evaluation: Evaluation, codes: Tensor) -> bool:
-        """Whether a clip [K, T] is too short to be compared; its track is then left out."""
+        """Whether a clip [K, T] is too short; its track is then left out."""
         return False
 
     def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
-        """What the similarities depend on beside codes and the codec: libraries by version, the embedder."""
+        """What the similarities depend on beside codes and codec: library versions, the embedder."""
         return ()
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         why = self.missing(evaluation)
-        for model in [] if why else given(evaluation, *MODELS):
-            broken = not_finite(evaluation, model, "forget") or not_finite(evaluation, model, "holdout")
-            if broken:
-                yield from (unmeasured(f"likeness_{kind}", model, "forget", broken) for kind in self.kinds)
+        for model in [] if why else available_roles(evaluation, *MODELS):
+            if reason := not_finite(evaluation, model, "forget") or not_finite(evaluation, model, "holdout"):
+                yield from (unmeasured(f"likeness_{kind}", model, "forget", reason) for kind in self.kinds)
                 continue
-            yield from self._compared(evaluation, model)
+            yield from self._compare(evaluation, model)
         if why:
             yield from (unmeasured(f"likeness_{kind}", "unlearned", "forget", why) for kind in self.kinds)
 
-    def _compared(self, evaluation: Evaluation, model: Role) -> Iterator[Result]:
-        short = self._short(evaluation)
-        asked, unasked = ([play for play in plays(evaluation, model, s) if play.track not in short] for s in SETS)
-        for clips, left in zip(SETS, (asked, unasked), strict=True):
-            if not left:
+    def _compare(self, evaluation: Evaluation, model: Role) -> Iterator[Result]:
+        short = self._short_tracks(evaluation)
+        forget, holdout = (
+            [generation for generation in caption_generations(evaluation, model, s) if generation.track not in short]
+            for s in SETS
+        )
+        for clips, remaining in zip(SETS, (forget, holdout), strict=True):
+            if not remaining:
                 why = f"every {clips} track is too short to be compared"
                 yield from (unmeasured(f"likeness_{kind}", model, "forget", why) for kind in self.kinds)
                 return
-        everybody = [*asked, *unasked]
-        played = [play.codes for play in everybody]
-        longest = max(codes.shape[-1] for codes in played)
-        known, unheard = (
-            _pieces([clip for clip in evaluation.clips[clips] if clip.track not in short], longest) for clips in SETS
+        generations = [*forget, *holdout]
+        generated = [generation.codes for generation in generations]
+        longest = max(codes.shape[-1] for codes in generated)
+        forget_clips, holdout_clips = (
+            _segments([clip for clip in evaluation.clips[clips] if clip.track not in short], longest) for clips in SETS
         )
-        references = [clip.codes for clip in [*known, *unheard]]
+        references = [clip.codes for clip in [*forget_clips, *holdout_clips]]
 
-        def compared() -> dict[str, Tensor]:
-            matrices = self.similarities(evaluation, played, references)
+        def compute() -> dict[str, Tensor]:
+            matrices = self.similarities(evaluation, generated, references)
             return {kind: torch.from_numpy(matrix) for kind, matrix in matrices.items()}
 
-        first = next(iter(evaluation.models))  # whose codec everybody hears with
-        found = evaluation.cached_on_disk(
-            ("likeness", *self.kinds, len(played), *self.depends(evaluation)), compared, models=[first],
-            clips=[Clip("", "", codes) for codes in [*played, *references]],
+        first = next(iter(evaluation.models))  # its codec decodes all
+        tensors = evaluation.cached_on_disk(
+            ("likeness", *self.kinds, len(generated), *self.depends(evaluation)), compute, models=[first],
+            clips=[Clip("", "", codes) for codes in [*generated, *references]],
         )  # fmt: skip
         for kind in self.kinds:
-            matrix = found[kind].numpy()
-            alike, by_chance = _by_track(matrix[:, : len(known)], known), _by_track(matrix[:, len(known) :], unheard)
-            pairs, unheard_pairs = _own(everybody, alike), _own(everybody, by_chance)
-            threshold, chance = level([max(value for _, value in own) for own in unheard_pairs.values()])
-            everything = np.stack([*alike.values(), *by_chance.values()], 1)
+            matrix, count = tensors[kind].numpy(), len(forget_clips)
+            forget_columns = _by_track(matrix[:, :count], forget_clips)
+            holdout_columns = _by_track(matrix[:, count:], holdout_clips)
+            pairs, holdout_pairs = _pairs(generations, forget_columns), _pairs(generations, holdout_columns)
+            threshold, chance = chance_threshold([max(value for _, value in p) for p in holdout_pairs.values()])
+            columns = np.stack([*forget_columns.values(), *holdout_columns.values()], 1)
             ranks = {
                 track: min(
-                    int((everything[i] > column[i]).sum()) + 1 for i, play in enumerate(asked) if play.track == track
+                    int((columns[i] > column[i]).sum()) + 1
+                    for i, generation in enumerate(forget)
+                    if generation.track == track
                 )
-                for track, column in alike.items()
+                for track, column in forget_columns.items()
             }
             details = {
-                "threshold": threshold, "holdout_tracks": len(unheard_pairs),
-                "holdout_pairs": sum(map(len, unheard_pairs.values())), "chance": chance, "rank": ranks,
-                "of": everything.shape[1], **({"too_short": sorted(short)} if short else {}),
+                "threshold": threshold, "holdout_tracks": len(holdout_pairs),
+                "holdout_pairs": sum(map(len, holdout_pairs.values())), "chance": chance, "rank": ranks,
+                "of": columns.shape[1], **({"too_short": sorted(short)} if short else {}),
             }  # fmt: skip
             yield from self._rows(evaluation, model, kind, pairs, details)
 
-    def _short(self, evaluation: Evaluation) -> set[str]:
-        """Tracks whose first window, which is as long as their generations, can't be compared."""
+    def _short_tracks(self, evaluation: Evaluation) -> set[str]:
+        """Tracks whose first window, which has the length of their generations, is too short."""
         first = {clip.track: clip for name in SETS for clip in reversed(evaluation.clips[name])}
         return {track for track, clip in first.items() if self.too_short(evaluation, clip.codes)}
 
@@ -138,12 +149,14 @@ class Likeness(Metric):
         details: Mapping[str, Any],
     ) -> Iterator[Result]:
         threshold = details["threshold"]
-        best = {track: max(found, key=lambda pair: pair[1]) for track, found in pairs.items()}
-        above = [[track, asked, value] for track, found in pairs.items() for asked, value in found if value > threshold]
+        best = {track: max(values, key=lambda pair: pair[1]) for track, values in pairs.items()}
+        above = [[track, variant, x] for track, values in pairs.items() for variant, x in values if x > threshold]
         named = {str(track) for track, _, _ in above}
         tracks = {track: value for track, (_, value) in best.items()}
-        told = {**details, "best": {track: asked for track, (asked, _) in best.items()}, "above": above}
-        yield mean_row(f"likeness_{kind}", model, "forget", tracks, evaluation, details=told)
+        yield mean_row(
+            f"likeness_{kind}", model, "forget", tracks, evaluation,
+            details={**details, "best": {track: variant for track, (variant, _) in best.items()}, "above": above},
+        )  # fmt: skip
         low, high = stats.share_interval(len(named), len(tracks)) or (None, None)
         chance = details["chance"]
         of = f"{details['holdout_pairs']} pairs of {details['holdout_tracks']} holdout tracks"
@@ -152,124 +165,126 @@ class Likeness(Metric):
             f"likeness_{kind}_named", model, "forget", len(named) / len(tracks), low, high, n=len(tracks), unit="share",
             per_track=tracks,
             details={"named": sorted(named), **{k: details[k] for k in ("threshold", "chance", "holdout_tracks")}},
-            note=f"the threshold is exceeded {reached} with plays of their own captions; by chance alone about "
+            note=f"the threshold is exceeded {reached} with generations for their own captions; by chance about "
             f"{len(tracks) * chance:.1f} of {len(tracks)} tracks would be named",
         )  # fmt: skip
 
 
-def _pieces(clips: Sequence[Clip], frames: int) -> list[Clip]:
-    """Clips cut to pieces of so many frames, so that what is played is compared with each part of a long track.
+def _segments(clips: Sequence[Clip], frames: int) -> list[Clip]:
+    """Clips split into segments of `frames` frames, to compare a generation with each part of a long track.
 
-    A last piece of less than half is left out, but for a clip that is no longer itself.
+    A last segment of less than half that length is dropped, unless it is the only one.
     """
     return [
-        Clip(clip.track, clip.caption, piece)
+        Clip(clip.track, clip.caption, segment)
         for clip in clips
-        for number, piece in enumerate(clip.codes.split(frames, -1))
-        if not number or piece.shape[-1] >= frames / 2
+        for number, segment in enumerate(clip.codes.split(frames, -1))
+        if not number or segment.shape[-1] >= frames / 2
     ]
 
 
-def level(values: Sequence[float]) -> tuple[float, float]:
-    """What one more such value exceeds with a chance of 1 % at most, and that chance.
+def chance_threshold(values: Sequence[float]) -> tuple[float, float]:
+    """A threshold that an exchangeable value exceeds with a probability of at most 1 %, and that probability.
 
-    The k-th of n values is exceeded by one that is exchangeable with them with a chance of (n + 1 - k) / (n + 1): fewer
-    than 99 have no such level, and their highest stands for it, which one in n + 1 exceeds.
+    An exchangeable value exceeds the k-th of n values with probability (n + 1 - k) / (n + 1). With fewer than 99 values
+    no threshold reaches 1 %; the highest value is returned, with probability 1 / (n + 1).
     """
     n = len(values)
     k = min(math.ceil((1 - CHANCE) * (n + 1) - 1e-9), n)
     return float(np.sort(values)[k - 1]), (n + 1 - k) / (n + 1)
 
 
-def _own(played: Sequence[Play], alike: Mapping[str, Floats]) -> dict[str, list[tuple[str, float]]]:
-    """Of each track the plays that its own caption was given for, how it was asked, and how alike they are."""
+def _pairs(
+    generations: Sequence[CaptionGeneration], columns: Mapping[str, Floats]
+) -> dict[str, list[tuple[str, float]]]:
+    """Variant and similarity of each generation for a track's own caption, by track."""
     return {
-        track: [(play.asked, float(column[i])) for i, play in enumerate(played) if play.track == track]
-        for track, column in alike.items()
+        track: [(g.variant, float(column[i])) for i, g in enumerate(generations) if g.track == track]
+        for track, column in columns.items()
     }
 
 
 def _by_track(matrix: Floats, clips: Sequence[Clip]) -> dict[str, Floats]:
-    """Columns of pieces -> of each track the highest over its pieces, [P]."""
+    """The maximum over each track's segments, [P], from one column per segment."""
     columns: dict[str, list[Floats]] = {}
     for clip, column in zip(clips, matrix.T, strict=True):
         columns.setdefault(clip.track, []).append(column)
-    return {track: np.max(found, 0) for track, found in sorted(columns.items())}
+    return {track: np.max(segments, 0) for track, segments in sorted(columns.items())}
 
 
 # ----------------------------------------------------------------------------------------------------------- kinds
 
 
-class LikenessMusic(Likeness):
+class MusicSimilarity(SimilarityMetric):
     """`chroma`: harmony over time, in any key and ±6 % of tempo. `melody`: intervals between notes. `onset`: rhythm."""
 
     kinds = ("chroma", "melody", "onset")
 
     def missing(self, evaluation: Evaluation) -> str:
         rate = next(iter(evaluation.models.values())).sample_rate
-        return f"{rate} Hz are too few to hear notes" if rate < LEAST_RATE else ""
+        return f"a sample rate of {rate} Hz is too low for notes" if rate < MIN_SAMPLE_RATE else ""
 
     def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
         return (version("librosa"),)
 
     def similarities(
-        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+        self, evaluation: Evaluation, generations: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
         from encore.metrics.similarity.music_features import harmony, melody, rhythm
 
-        everything = self._hear(evaluation, [*played, *references])
-        one, two = everything[: len(played)], everything[len(played) :]
-        return {"chroma": harmony(one, two), "melody": melody(one, two), "onset": rhythm(one, two)}
+        features = self._features(evaluation, [*generations, *references])
+        first, second = features[: len(generations)], features[len(generations) :]
+        return {"chroma": harmony(first, second), "melody": melody(first, second), "onset": rhythm(first, second)}
 
-    def _hear(self, evaluation: Evaluation, codes: Sequence[Tensor]) -> list[MusicFeatures]:
-        """Each distinct clip is heard once, whatever the model: tracks, and what several models play alike."""
-        from encore.metrics.similarity.music_features import hear
+    def _features(self, evaluation: Evaluation, codes: Sequence[Tensor]) -> list[MusicFeatures]:
+        """Features of each clip, computed once per distinct clip over all models."""
+        from encore.metrics.similarity.music_features import extract_features
 
         rate = next(iter(evaluation.models.values())).sample_rate
-        heard: dict[bytes, MusicFeatures] = evaluation.cached("likeness_music", dict)
-        names = [one.cpu().numpy().tobytes() for one in codes]
-        new = {name: one for name, one in zip(names, codes, strict=True) if name not in heard}
-        heard |= zip(new, hear([waveform(evaluation, one) for one in new.values()], rate), strict=True)
-        return [heard[name] for name in names]
+        known: dict[bytes, MusicFeatures] = evaluation.cached("likeness_music", dict)
+        keys = [clip.cpu().numpy().tobytes() for clip in codes]
+        new = {key: clip for key, clip in zip(keys, codes, strict=True) if key not in known}
+        known |= zip(new, extract_features([waveform(evaluation, clip) for clip in new.values()], rate), strict=True)
+        return [known[key] for key in keys]
 
 
-class LikenessCodes(Likeness):
-    """`bleu`: n-grams of the first codebook's codes. `edit`: 1 - their edit distance over the longer length."""
+class CodeSimilarity(SimilarityMetric):
+    """`bleu`: BLEU of the first codebook's codes. `edit`: 1 - their edit distance / the longer length."""
 
     kinds = ("bleu", "edit")
 
     def similarities(
-        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+        self, evaluation: Evaluation, generations: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
-        one, two = ([codes[0].tolist() for codes in chosen] for chosen in (played, references))
-        return {"bleu": bleu_similarities(one, two), "edit": edit_similarities(one, two)}
+        first, second = ([codes[0].tolist() for codes in clips] for clips in (generations, references))
+        return {"bleu": bleu_similarities(first, second), "edit": edit_similarities(first, second)}
 
 
-class LikenessEmbedding(Likeness):
-    """`embedding`: cosine of the embedder's vectors, less the mean of all tracks that are known to the evaluation.
+class EmbeddingSimilarity(SimilarityMetric):
+    """`embedding`: cosine similarity of the embedder's vectors, centred on the mean of all tracks of the evaluation.
 
-    An embedder's vectors share a large part, which without that would make any two clips alike.
+    Without centring, the large component that all vectors share would make any two clips similar.
     """
 
     kinds = ("embedding",)
 
     def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
-        everything = [clip for chosen in evaluation.clips.values() for clip in chosen]
-        return (evaluation.embedder.identity if evaluation.embedder else "", clips_sha256(everything))
+        tracks = [clip for clips in evaluation.clips.values() for clip in clips]
+        return (evaluation.embedder.identity if evaluation.embedder else "", clips_sha256(tracks))
 
     def similarities(
-        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+        self, evaluation: Evaluation, generations: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
-        sets = [clips for clips, chosen in evaluation.clips.items() if chosen]
+        sets = [clips for clips, members in evaluation.clips.items() if members]
         centre = np.concatenate([evaluation.embeddings("audio", clips) for clips in sets]).mean(0)
-        one, two = (evaluation.embed(chosen) - centre for chosen in (played, references))
-        return {"embedding": _unit(one) @ _unit(two).T}
+        first, second = (evaluation.embed(clips) - centre for clips in (generations, references))
+        return {"embedding": cosines(first, second)}
 
 
-class LikenessFingerprint(Likeness):
+class FingerprintSimilarity(SimilarityMetric):
     """`fingerprint`: share of aligned Chromaprint frames that agree, as AcoustID compares recordings.
 
-    Takes the system's libchromaprint, through pyacoustid.
+    Requires the system's libchromaprint, through pyacoustid.
     """
 
     kinds = ("fingerprint",)
@@ -280,25 +295,27 @@ class LikenessFingerprint(Likeness):
         if not acoustid.have_chromaprint:
             return "the system has no libchromaprint"
         rate = next(iter(evaluation.models.values())).sample_rate
-        return f"{rate} Hz are too few for a fingerprint" if rate < PRINTED_RATE else ""
+        return f"a sample rate of {rate} Hz is too low for a fingerprint" if rate < MIN_FINGERPRINT_RATE else ""
 
     def depends(self, evaluation: Evaluation) -> tuple[str, ...]:
         return (version("pyacoustid"),)
 
     def too_short(self, evaluation: Evaluation, codes: Tensor) -> bool:
-        return self._print(evaluation, codes) is None
+        return self._fingerprint(evaluation, codes) is None
 
     def similarities(
-        self, evaluation: Evaluation, played: Sequence[Tensor], references: Sequence[Tensor]
+        self, evaluation: Evaluation, generations: Sequence[Tensor], references: Sequence[Tensor]
     ) -> Mapping[str, Floats]:
         import acoustid
 
-        one, two = ([self._print(evaluation, codes) for codes in chosen] for chosen in (played, references))
-        matrix = [[acoustid.compare_fingerprints(a, b) if a and b else 0.0 for b in two] for a in one]
+        first, second = (
+            [self._fingerprint(evaluation, codes) for codes in clips] for clips in (generations, references)
+        )
+        matrix = [[acoustid.compare_fingerprints(a, b) if a and b else 0.0 for b in second] for a in first]
         return {"fingerprint": np.array(matrix)}
 
-    def _print(self, evaluation: Evaluation, codes: Tensor) -> tuple[float, bytes] | None:
-        """Seconds and fingerprint of codes [K, T]; None where they are too short for one (some 3 s)."""
+    def _fingerprint(self, evaluation: Evaluation, codes: Tensor) -> tuple[float, bytes] | None:
+        """Seconds and fingerprint of codes [K, T]; None if they are too short (about 3 s)."""
         import acoustid
         import chromaprint
 
@@ -306,20 +323,15 @@ class LikenessFingerprint(Likeness):
         audio = waveform(evaluation, codes)
         samples = (audio.clip(-1, 1) * 32767).astype("<i2").tobytes()
         try:
-            found = acoustid.fingerprint(rate, 1, iter([samples]))
-        except acoustid.FingerprintGenerationError:  # of a clip shorter than one frame
+            fingerprint = acoustid.fingerprint(rate, 1, iter([samples]))
+        except acoustid.FingerprintGenerationError:  # shorter than one frame
             return None
-        # Of a clip without a whole frame the fingerprint is a header alone, which `compare_fingerprints` divides by.
-        return (len(audio) / rate, found) if chromaprint.decode_fingerprint(found)[0] else None
+        # Without a whole frame the fingerprint is only a header, and `compare_fingerprints` would divide by 0.
+        return (len(audio) / rate, fingerprint) if chromaprint.decode_fingerprint(fingerprint)[0] else None
 
 
 def waveform(evaluation: Evaluation, codes: Tensor) -> NDArray[np.float32]:
-    """Codes [K, T] as the codec plays them, mono, [S]."""
+    """Decode codes [K, T] to a mono waveform [S]."""
     backend = next(iter(evaluation.models.values()))
     with torch.no_grad():
         return backend.decode(codes[None].to(backend.device))[0].float().mean(0).cpu().numpy()
-
-
-def _unit(rows: Floats) -> Floats:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1.0)

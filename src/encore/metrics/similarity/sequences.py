@@ -1,4 +1,4 @@
-"""How alike two sequences are: edit distance and BLEU."""
+"""Similarity of sequences: edit distance and BLEU."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 ORDER = 4  # longest n-gram of BLEU
-PAIRS = 512  # compared side by side
+BATCH = 512  # pairs compared at once
 
 
 def edit_similarities(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """1 - Levenshtein distance / length of the longer, every sequence against every other: P and R of them -> [P, R].
+    """1 - Levenshtein distance / length of the longer sequence, for all pairs of P and R sequences, [P, R].
 
-    Two empty sequences are not alike (0): there is nothing in them.
+    The similarity of two empty sequences is 0.
     """
-    pairs = [(one, two) for one in first for two in second]
-    found = [
+    pairs = [(a, b) for a in first for b in second]
+    similarities = [
         similarity
-        for start in range(0, len(pairs), PAIRS)
-        for similarity in _similarities(pairs[start : start + PAIRS]).tolist()
+        for start in range(0, len(pairs), BATCH)
+        for similarity in _similarities(pairs[start : start + BATCH]).tolist()
     ]
-    return np.array(found, dtype=np.float64).reshape(len(first), len(second))
+    return np.array(similarities, dtype=np.float64).reshape(len(first), len(second))
 
 
 def _similarities(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> NDArray[np.float64]:
-    """Wagner and Fischer's table (J. ACM 21, 1974), a row at a time, of many pairs at once.
+    """Wagner and Fischer's table (J. ACM 21, 1974), row by row, batched over pairs.
 
     Within a row, d_j = min over i ≤ j of (e_i + j - i), e the best of deletion and substitution: a running minimum.
     """
     longest = [max((len(pair[side]) for pair in pairs), default=0) for side in (0, 1)]
-    one, two = (np.full((len(pairs), longest[side]), -1 - side) for side in (0, 1))  # no padding equals anything
+    first, second = (np.full((len(pairs), longest[side]), -1 - side) for side in (0, 1))  # paddings equal no code
     lengths = np.array([[len(pair[0]), len(pair[1])] for pair in pairs]).reshape(-1, 2)
     for row, (a, b) in enumerate(pairs):
-        one[row, : len(a)], two[row, : len(b)] = a, b
+        first[row, : len(a)], second[row, : len(b)] = a, b
     columns = np.arange(longest[1] + 1)
     table = np.broadcast_to(columns, (len(pairs), len(columns))).copy()  # distances of the empty prefix
     distance = table[np.arange(len(pairs)), lengths[:, 1]]
     for i in range(longest[0]):
         best = np.empty_like(table)
         best[:, 0] = i + 1
-        best[:, 1:] = np.minimum(table[:, 1:] + 1, table[:, :-1] + (one[:, i, None] != two))
+        best[:, 1:] = np.minimum(table[:, 1:] + 1, table[:, :-1] + (first[:, i, None] != second))
         table = np.minimum.accumulate(best - columns, axis=1) + columns
         ends = lengths[:, 0] == i + 1
         distance = np.where(ends, table[np.arange(len(pairs)), lengths[:, 1]], distance)
@@ -55,12 +55,12 @@ def bleu(candidate: Sequence[int], reference: Sequence[int]) -> float:
     """BLEU-4 of a sequence against one reference, orders above one smoothed by adding one.
 
     exp(min(0, 1 - r/c)) · (Π_n p_n)^(1/N), p_n clipped n-gram precision (Papineni et al., ACL 2002), p_n = (m_n + 1) /
-    (l_n + 1) for n > 1 (Lin and Och, COLING 2004). 0 where no single element is shared, or a sequence is empty.
+    (l_n + 1) for n > 1 (Lin and Och, COLING 2004). 0 if no element is shared or a sequence is empty.
     """
     logs = 0.0
     for order in range(1, ORDER + 1):
-        own, other = _ngrams(candidate, order), _ngrams(reference, order)
-        matched, total = (own & other).total(), max(len(candidate) - order + 1, 0)
+        shared = _ngrams(candidate, order) & _ngrams(reference, order)
+        matched, total = shared.total(), max(len(candidate) - order + 1, 0)
         if order > 1:
             matched, total = matched + 1, total + 1
         if not matched:
@@ -70,8 +70,8 @@ def bleu(candidate: Sequence[int], reference: Sequence[int]) -> float:
 
 
 def bleu_similarities(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """BLEU of every sequence against every reference: P and R of them -> [P, R]."""
-    return np.array([[bleu(one, two) for two in second] for one in first]).reshape(len(first), len(second))
+    """BLEU of P candidates against R references, [P, R]."""
+    return np.array([[bleu(a, b) for b in second] for a in first]).reshape(len(first), len(second))
 
 
 def _ngrams(sequence: Sequence[int], order: int) -> Counter[tuple[int, ...]]:

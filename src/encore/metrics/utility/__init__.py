@@ -1,1 +1,1 @@
-"""What forgetting costs everything else."""
+"""Metrics of what forgetting costs on other music."""

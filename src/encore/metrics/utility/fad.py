@@ -9,92 +9,91 @@ import numpy as np
 from encore import stats
 from encore.api import Evaluation, Result
 from encore.metrics.memorization.verbatim import MODELS
-from encore.metrics.rows import given
-from encore.metrics.utility.embedding_distance import Distance, Samples, asked, first_windows
+from encore.metrics.rows import available_roles
+from encore.metrics.utility.embedding_distance import Distance, Samples, first_windows, generation_clips
 
 
 class Fad(Distance):
     """Fréchet distance between Gaussians fitted to the embeddings of two equally large sets of generations.
 
-    `fad` through the latents of the model's own codec, `fad_NAME` through the embedder of that name. The figure is
-    biased upward (two samples of one 128-dimensional Gaussian: 84 at n = 100, 0.4 at n = 20 000). So `details["bias"]`
-    and the note have its distance to FAD∞ (`stats.frechet_inf`), and the interval is of the distance without the bias:
-    FAD∞'s by jackknife, extended to the figure itself. With n < 2 · dim, n being the different rows of the sample that
-    has fewer, there is mostly bias and no estimate of it: such a figure is refused unless the evaluation is told to
-    `force`, and then has no interval.
+    `fad` through the latents of the model's codec, `fad_NAME` through the embedder of that name. The distance is
+    biased upward (two samples of one 128-dimensional Gaussian: 84 at n = 100, 0.4 at n = 20 000). `details["bias"]`
+    and the note have its difference to FAD∞ (`stats.frechet_inf`). The interval is FAD∞'s jackknife interval, extended
+    to include the distance. With n < 2 · dim, n being the lower number of distinct rows, the distance is mostly bias,
+    which can't be estimated: it is not measured unless the evaluation has `force`, and then has no interval.
     """
 
     metric = "fad"
 
-    def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
-        n, dim = samples.distinct, samples.own.shape[1]
+    def compare(self, evaluation: Evaluation, samples: Samples) -> Result:
+        n, dim = samples.distinct, samples.embeddings.shape[1]
         small = n < 2 * dim
         if n < 3 or (small and not evaluation.force):
-            why = f"{_few(samples)} in {dim} dimensions give mostly bias; it takes {max(2 * dim, 3)}, see mmd"
+            why = f"{_count(samples)} in {dim} dimensions give mostly bias; at least {max(2 * dim, 3)} needed, see mmd"
             return samples.unmeasured(why, dim=dim)
-        distance = stats.frechet_distance(samples.own, samples.other)
+        distance = stats.frechet_distance(samples.embeddings, samples.reference)
         if small:
-            note = f"{_few(samples)} in {dim} dimensions: mostly bias"
-            return samples.figure(distance, None, note=note, dim=dim, bias=None)
-        halves = stats.random_halves(len(samples.own), seed=evaluation.seed)
-        unbiased = stats.frechet_inf(samples.own, samples.other, halves)
+            note = f"{_count(samples)} in {dim} dimensions: mostly bias"
+            return samples.result(distance, None, note=note, dim=dim, bias=None)
+        halves = stats.random_halves(len(samples.embeddings), seed=evaluation.seed)
+        unbiased = stats.frechet_inf(samples.embeddings, samples.reference, halves)
         interval = samples.interval(stats.frechet_inf, halves)
         if interval is not None:
             interval = min(interval[0], distance), max(interval[1], distance)
         note = (
-            f"about {distance - unbiased:.2g} of it is bias of {_few(samples)} in {dim} dimensions; "
+            f"about {distance - unbiased:.2g} of it is bias of {_count(samples)} in {dim} dimensions; "
             "the interval is of the distance without the bias"
         )
-        return samples.figure(distance, interval, note=note, dim=dim, bias=distance - unbiased)
+        return samples.result(distance, interval, note=note, dim=dim, bias=distance - unbiased)
 
 
 class FadInf(Distance):
-    """FAD∞: the same distance extrapolated to endless generations (`stats.frechet_inf`), its bias taken off.
+    """FAD∞: FAD extrapolated to an infinite number of generations (`stats.frechet_inf`), without bias.
 
-    With n < 2 · dim it has nothing to go by, forced or not. It can be negative; near 0 is no difference. The interval
-    is a jackknife's, and wide.
+    Not measured with n < 2 · dim, with or without `force`. It can be negative; near 0 is no difference. The jackknife
+    interval is wide.
     """
 
     metric = "fad_inf"
 
-    def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
-        n, dim = samples.own.shape
-        least = max(2 * dim, 6)  # a jackknife still leaves two rows a half
+    def compare(self, evaluation: Evaluation, samples: Samples) -> Result:
+        n, dim = samples.embeddings.shape
+        least = max(2 * dim, 6)  # leaves two rows per half in the jackknife
         if samples.distinct < least:
-            few = f"{_few(samples)} in {dim} dimensions"
-            return samples.unmeasured(f"{few} are too few to extrapolate from; it takes {least}, see mmd", dim=dim)
+            count = f"{_count(samples)} in {dim} dimensions"
+            return samples.unmeasured(f"{count} are too few to extrapolate; at least {least} needed, see mmd", dim=dim)
         return samples.row(stats.frechet_inf, stats.random_halves(n, seed=evaluation.seed), dim=dim)
 
 
-def _few(samples: Samples) -> str:
-    """What there are few of: generations, of which more can be drawn, or tracks, of which not."""
-    if samples.model == "none" or samples.distinct < len(samples.own):
-        return f"{samples.distinct} different sounds a side (further draws add none)"
-    return f"{len(samples.own)} generations"
+def _count(samples: Samples) -> str:
+    """The number of generations, or of distinct sounds where further samples add none."""
+    if samples.model == "none" or samples.distinct < len(samples.embeddings):
+        return f"{samples.distinct} distinct sounds per side (more samples add none)"
+    return f"{len(samples.embeddings)} generations"
 
 
 class FadHoldout(Fad):
-    """The same on holdout captions: what a model plays where neither base nor it has a track to recall."""
+    """`fad` on holdout captions, where neither model has a track to recall."""
 
     clips = "holdout"
 
 
 class FadTrack(Fad):
-    """`fad_track`: the same distance to the tracks themselves, as the codec plays them, whose captions were played.
+    """`fad_track`: FAD to the decoded codes of the tracks whose captions are generated for.
 
-    What No Encore (2025) calls FAD. A track is there once a draw, so that both samples are equally large; towards how
-    many there must be it counts once.
+    No Encore (2025) calls this FAD. Each track is repeated per sample, so that both samples are equally large; the
+    required number counts distinct tracks.
     """
 
     metric = "fad_track"
 
-    def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
+    def _embedder_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         tracks = evaluation.embeddings("audio", self.clips, name)[first_windows(evaluation, self.clips)]
-        again = np.repeat(tracks, len(asked(evaluation, self.clips)) // len(tracks), 0)
-        yield from self._models(evaluation, name, given(evaluation, *MODELS), again, tracks)
+        repeated = np.repeat(tracks, len(generation_clips(evaluation, self.clips)) // len(tracks), 0)
+        yield from self._model_rows(evaluation, name, available_roles(evaluation, *MODELS), repeated, tracks)
 
 
 class FadTrackForget(FadTrack):
-    """The same on forget captions: how near what is played for them is to the forgotten tracks."""
+    """`fad_track` on forget captions."""
 
     clips = "forget"

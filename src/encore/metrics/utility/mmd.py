@@ -10,24 +10,24 @@ from encore.metrics.utility.embedding_distance import Distance, Samples
 
 
 class Mmd(Distance):
-    """Squared maximum mean discrepancy, RBF kernel, unbiased also at small n; near 0, or below it, is no difference.
+    """Squared maximum mean discrepancy with an RBF kernel, unbiased at small n; near or below 0 is no difference.
 
-    `mmd` through the latents of the model's own codec, `mmd_NAME` through the embedder of that name.
-    The kernel's width is the median distance between base's generations, so that figures of several models compare.
-    Item i of both samples has one caption and one noise: `stats.paired_mmd2` is unbiased for such pairs.
+    `mmd` through the latents of the model's codec, `mmd_NAME` through the embedder of that name. The kernel's bandwidth
+    is the median distance between base's generations, so that several models can be compared. Row i of both samples
+    shares its caption and noise: `stats.paired_mmd2` is unbiased for such pairs.
     """
 
     metric = "mmd"
 
-    def compared(self, evaluation: Evaluation, samples: Samples) -> Result:
-        width = stats.median_bandwidth(samples.base)
-        if not width > 0 or len(samples.own) < 2:
-            why = f"base's {len(samples.base)} generations do not differ from one another, so the kernel has no width"
-            return samples.unmeasured(why, bandwidth=width)
-        return samples.row(partial(stats.paired_mmd2, bandwidth=width), bandwidth=width)
+    def compare(self, evaluation: Evaluation, samples: Samples) -> Result:
+        bandwidth = stats.median_bandwidth(samples.base)
+        if not bandwidth > 0 or len(samples.embeddings) < 2:
+            why = f"base's {len(samples.base)} generations do not differ, so the kernel has no bandwidth"
+            return samples.unmeasured(why, bandwidth=bandwidth)
+        return samples.row(partial(stats.paired_mmd2, bandwidth=bandwidth), bandwidth=bandwidth)
 
 
 class MmdHoldout(Mmd):
-    """The same on holdout captions."""
+    """`mmd` on holdout captions."""
 
     clips = "holdout"

@@ -1,4 +1,4 @@
-"""Guard: what forgetting costs the music that is nearest to the forgotten tracks, apart from the rest of retain."""
+"""Guard: retain tracks by the same artists or of the same genres as the forget tracks, apart from the rest."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import re
 from collections.abc import Iterator, Mapping
 
 from encore.api import Clip, Evaluation, Metric, Result
-from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, replay_row, right_shares
-from encore.metrics.rows import given, mean_row, not_finite, unmeasured
+from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, right_shares, verbatim_row
+from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
 
-NOBODY = re.compile(r"traditional|trad\.?|anonymous|anon\.?|unknown( (artist|composer))?|various( artists)?|n/a|none")
+UNKNOWN = re.compile(r"traditional|trad\.?|anonymous|anon\.?|unknown( (artist|composer))?|various( artists)?|n/a|none")
 
 
 class Neighbours(Metric):
-    """NLL and replay of retain tracks by a forgotten artist or of a forgotten genre, and of all others.
+    """NLL and verbatim continuation of retain tracks that share an artist or a genre with a forget track.
 
-    Rows `neighbours_nll` and `neighbours_verbatim`, and of the others `neighbours_rest_nll` and
-    `neighbours_rest_verbatim`, of set "retain": a mean over all of retain hides what is lost next to the forgotten
-    tracks. Artists are compared without case and what stands in parentheses; "traditional" and the like are nobody.
-    `details["because"]` says which artist or genre a track shares.
+    Rows `neighbours_nll` and `neighbours_verbatim`, and for all other retain tracks `neighbours_rest_nll` and
+    `neighbours_rest_verbatim`, of set "retain": a mean over all of retain hides losses close to the forget tracks.
+    Artists are compared without case and text in parentheses; "traditional" and the like are ignored.
+    `details["because"]` has the artist or genre that a track shares.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        because = neighbours(evaluation)
-        if isinstance(because, str):
-            yield unmeasured("neighbours_nll", "unlearned", "retain", because)
+        shared = neighbours(evaluation)
+        if isinstance(shared, str):
+            yield unmeasured("neighbours_nll", "unlearned", "retain", shared)
             return
         retain = evaluation.clips["retain"]
         for name, near in (("neighbours", True), ("neighbours_rest", False)):
-            chosen = [clip for clip in retain if (clip.track in because) == near]
-            if not chosen:
-                who = "shares an artist or a genre with a forgotten one" if near else "is without one in common"
-                yield unmeasured(f"{name}_nll", "unlearned", "retain", f"no retain track {who}")
+            clips = [clip for clip in retain if (clip.track in shared) == near]
+            if not clips:
+                why = f"{'no' if near else 'every'} retain track shares an artist or a genre with a forget track"
+                yield unmeasured(f"{name}_nll", "unlearned", "retain", why)
                 continue
-            yield from self._rows(evaluation, name, chosen, because if near else {})
+            yield from self._rows(evaluation, name, clips, shared if near else {})
 
     def _rows(
-        self, evaluation: Evaluation, name: str, chosen: list[Clip], because: Mapping[str, str]
+        self, evaluation: Evaluation, name: str, clips: list[Clip], shared: Mapping[str, str]
     ) -> Iterator[Result]:
-        kept = {clip.track for clip in chosen}
-        details = {"because": dict(because)} if because else {}
-        for model in given(evaluation, *MODELS):
+        kept = {clip.track for clip in clips}
+        details = {"because": dict(shared)} if shared else {}
+        for model in available_roles(evaluation, *MODELS):
             backend = evaluation.backend(model)
             nll = {track: value for track, value in evaluation.nll(model, "retain").items() if track in kept}
             yield mean_row(
@@ -52,16 +52,16 @@ class Neighbours(Metric):
                 continue
             shares = right_shares(evaluation, model, "retain", PROMPT_SECONDS)
             shares = {track: share for track, share in shares.items() if track in kept}
-            yield replay_row(f"{name}_verbatim", model, "retain", shares, PROMPT_SECONDS, details=details)
+            yield verbatim_row(f"{name}_verbatim", model, "retain", shares, PROMPT_SECONDS, details=details)
 
 
 def neighbours(evaluation: Evaluation) -> dict[str, str] | str:
-    """Retain tracks that share an artist or a genre with a forget track -> what they share; or why none is known."""
+    """The shared artist or genre of each retain track that has one; or why there is none."""
     forgotten = {clip.track for clip in evaluation.clips["forget"]}
     shared = {fact for track in forgotten for fact in _facts(evaluation.track_metadata.get(track, {}))}
     if not shared:
         return "no artist or genre of a forget track is known"
-    found = {}
+    by_track = {}
     for track in sorted({clip.track for clip in evaluation.clips["retain"]}):
         same = [
             f"{kind} {value}"
@@ -69,15 +69,15 @@ def neighbours(evaluation: Evaluation) -> dict[str, str] | str:
             if (kind, value) in shared
         ]
         if same:
-            found[track] = ", ".join(same)
-    return found
+            by_track[track] = ", ".join(same)
+    return by_track
 
 
-def _facts(about: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Artist and genre in a form that compares."""
+def _facts(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Artist and genre, normalised for comparison."""
     facts = []
     for kind in ("artist", "genre"):
-        value = " ".join(re.sub(r"\([^)]*\)", " ", about.get(kind, "")).casefold().split())
-        if value and not NOBODY.fullmatch(value):
+        value = " ".join(re.sub(r"\([^)]*\)", " ", metadata.get(kind, "")).casefold().split())
+        if value and not UNKNOWN.fullmatch(value):
             facts.append((kind, value))
     return facts

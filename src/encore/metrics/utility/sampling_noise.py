@@ -1,4 +1,4 @@
-"""How far two generations of one model for one caption are apart: what a difference to base is to be read against."""
+"""Differences between base's generations with two seeds: the noise level of the metrics that compare with base."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from dataclasses import replace
 from encore.api import Evaluation, Metric, Result
 from encore.metrics.rows import mean_row, not_finite, unmeasured
 from encore.metrics.utility.clap_score import ClapScore
-from encore.metrics.utility.embedding_distance import Samples, able, asked, over_draws, row_name
+from encore.metrics.utility.embedding_distance import (
+    Samples,
+    embedders_with,
+    generation_clips,
+    mean_per_track,
+    row_name,
+)
 from encore.metrics.utility.mmd import Mmd
 from encore.metrics.utility.tag_kl import kl
 
 
 class SamplingNoise(Metric):
-    """Base alone, on retain captions with another seed: `sampling_clap_score`, `sampling_tag_kl`, `sampling_mmd`.
+    """Base on retain captions with a second seed: `sampling_clap_score`, `sampling_tag_kl`, `sampling_mmd`.
 
-    `sampling_clap_score` is base's `clap_score` with the second seed; `sampling_tag_kl` is the KL between the tags of
-    base's generations with the first seed and with the second, as `tag_kl` takes it between base and another model, and
-    `sampling_mmd` the same with `mmd`. The names of embedders follow as there.
+    `sampling_clap_score` is base's `clap_score` with the second seed. `sampling_tag_kl` and `sampling_mmd` are `tag_kl`
+    and `mmd` between base's generations with both seeds. Names of embedders are appended as in those metrics.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        if broken := not_finite(evaluation, "base", "retain"):
-            yield unmeasured("sampling_tag_kl", "base", "retain", broken)
+        if reason := not_finite(evaluation, "base", "retain"):
+            yield unmeasured("sampling_tag_kl", "base", "retain", reason)
             return
         second = evaluation.derive(
             models={"base": evaluation.backend("base")},
@@ -32,24 +37,24 @@ class SamplingNoise(Metric):
         for row in ClapScore().measure(second):
             if row.model == "base" or row.value is None:
                 yield replace(row, metric=f"sampling_{row.metric}", model="base")
-        embedders, absent = able(evaluation, "embed")
+        embedders, absent = embedders_with(evaluation, "embed")
         for name, why in absent.items():
             yield unmeasured(f"sampling_{row_name('mmd', name)}", "base", "retain", why)
         for name in embedders:
-            first, other = (one.embeddings("base", "retain", name) for one in (evaluation, second))
-            tracks = [clip.track for clip in asked(evaluation, "retain")]
-            told = {"embedder": evaluation.embedders[name].identity}
+            first, other = (run.embeddings("base", "retain", name) for run in (evaluation, second))
+            tracks = [clip.track for clip in generation_clips(evaluation, "retain")]
+            details = {"embedder": evaluation.embedders[name].identity}
             metric = f"sampling_{row_name('mmd', name)}"
-            yield Mmd().compared(evaluation, Samples(metric, "base", "retain", other, first, first, tracks, told))
-        taggers, absent = able(evaluation, "tags")
+            yield Mmd().compare(evaluation, Samples(metric, "base", "retain", other, first, first, tracks, details))
+        taggers, absent = embedders_with(evaluation, "tags")
         for name, why in absent.items():
             yield unmeasured(f"sampling_{row_name('tag_kl', name)}", "base", "retain", why)
         for name in taggers:
-            tags, others = (one.tags("base", "retain", name) for one in (evaluation, second))
-            assert tags is not None  # an embedder with tags
+            tags, others = (run.tags("base", "retain", name) for run in (evaluation, second))
+            assert tags is not None  # see `embedders_with`
             assert others is not None
-            apart = over_draws(asked(evaluation, "retain"), kl(tags, others).tolist())
+            kls = mean_per_track(generation_clips(evaluation, "retain"), kl(tags, others).tolist())
             yield mean_row(
-                f"sampling_{row_name('tag_kl', name)}", "base", "retain", apart, evaluation, unit="nats",
+                f"sampling_{row_name('tag_kl', name)}", "base", "retain", kls, evaluation, unit="nats",
                 direction="lower", details={"embedder": evaluation.embedders[name].identity},
             )  # fmt: skip

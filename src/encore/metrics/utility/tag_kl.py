@@ -1,109 +1,106 @@
-"""Utility: does a model still play the same kinds of music for the same captions?"""
+"""Utility: KL divergence between the tags of two models' generations for the same captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from encore.api import ClipSet, Evaluation, Metric, Result
+from encore.api import Clip, ClipSet, Evaluation, Metric, Result
 from encore.metrics.memorization.verbatim import MODELS
-from encore.metrics.rows import given, mean_row, not_finite, unmeasured
+from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
 from encore.metrics.utility.embedding_distance import (
     Direction,
     Floats,
-    able,
-    asked,
+    better_direction,
+    embedders_with,
     first_windows,
+    generation_clips,
+    mean_per_track,
+    no_embedder,
     no_generations,
-    none_of,
-    over_draws,
     row_name,
-    toward,
 )
 
-LEAST = 1e-6  # a probability below it counts as that much
+MIN_PROBABILITY = 1e-6  # probabilities are clamped to it
 
 
 class TagKl(Metric):
-    """KL(p ‖ q) = Σ_c p_c ln(p_c / q_c) between what a tagger hears, nats, the mean over tracks.
+    """KL(p ‖ q) = Σ_c p_c ln(p_c / q_c) between a tagger's probabilities, in nats, the mean over tracks.
 
-    `tag_kl`: p is of base's generation, q of the model's for the same caption and noise. `tag_kl_track`: p is of
-    the track itself, as the codec plays it; its row of "none" compares the track's file with that, and is what the
-    codec alone costs. Paired as AudioLDM's evaluation (Liu et al., 2023) and No Encore (2025) pair it, reference first;
-    p and q are the tagger's probabilities, divided by their sum where any number of tags may apply (sigmoids). Figures
-    of two taggers do not compare, which is why the rows carry the embedder's name.
+    `tag_kl`: p is from base's generation, q from the model's for the same caption and noise. `tag_kl_track`: p is from
+    the track's decoded codes; its row of "none" compares the track's file with them, the cost of the codec alone.
+    Reference first, as in AudioLDM's evaluation (Liu et al., 2023) and No Encore (2025). p and q are divided by their
+    sum where any number of tags may apply (sigmoids). Values of different taggers are not comparable, so the rows
+    carry the embedder's name.
     """
 
     clips: ClipSet = "retain"
 
     @property
     def _better(self) -> Direction:
-        return toward(self.clips, "lower")
+        return better_direction(self.clips, "lower")
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        taggers, absent = able(evaluation, "tags")
+        taggers, absent = embedders_with(evaluation, "tags")
         if why := no_generations(evaluation, self.clips):
             yield unmeasured("tag_kl", "unlearned", self.clips, why, direction=self._better)
             return
         for name in taggers:
-            yield from self._through(evaluation, name)
+            yield from self._tagger_rows(evaluation, name)
         for name, why in absent.items():
             yield unmeasured(row_name("tag_kl", name), "unlearned", self.clips, why, direction=self._better)
         if not taggers and not absent:
-            why = f"{none_of(evaluation)} has tags: give --embedder clap, ast or passt"
+            why = f"{no_embedder(evaluation)} has tags: give --embedder clap, ast or passt"
             yield unmeasured("tag_kl", "unlearned", self.clips, why, direction=self._better)
 
-    def _through(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
-        embedder, played = evaluation.embedders[name], asked(evaluation, self.clips)
-        told = {"embedder": embedder.identity, "tags": len(embedder.tag_names)}
-        places = first_windows(evaluation, self.clips)
-        tracks = [evaluation.clips[self.clips][i] for i in places]
+    def _tagger_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
+        embedder, clips = evaluation.embedders[name], generation_clips(evaluation, self.clips)
+        details = {"embedder": embedder.identity, "tags": len(embedder.tag_names)}
+        indices = first_windows(evaluation, self.clips)
+        tracks = [evaluation.clips[self.clips][i] for i in indices]
 
         def tags(source: str) -> Floats:
-            found = evaluation.tags(source, self.clips, name)  # type: ignore[arg-type]
-            assert found is not None  # an embedder with tags
-            return found
+            probabilities = evaluation.tags(source, self.clips, name)  # type: ignore[arg-type]
+            assert probabilities is not None  # see `embedders_with`
+            return probabilities
 
-        itself = tags("audio")[places]
-        of_track = np.repeat(itself, len(played) // len(tracks), 0)
+        def row(metric: str, model: str, clips: Sequence[Clip], reference: Floats, compared: Floats) -> Result:
+            kls = mean_per_track(clips, kl(reference, compared).tolist())
+            return mean_row(
+                metric, model, self.clips, kls, evaluation, unit="nats", direction=self._better, details=details
+            )
+
+        decoded = tags("audio")[indices]
+        repeated = np.repeat(decoded, len(clips) // len(tracks), 0)
         for kind, reference, models in (
-            ("tag_kl", None, given(evaluation, "unlearned", "gold")),
-            ("tag_kl_track", of_track, given(evaluation, *MODELS)),
+            ("tag_kl", None, available_roles(evaluation, "unlearned", "gold")),
+            ("tag_kl_track", repeated, available_roles(evaluation, *MODELS)),
         ):
+            metric = row_name(kind, name)
             for model in models:
-                metric = row_name(kind, name)
-                if broken := not_finite(evaluation, model, self.clips):
-                    yield unmeasured(metric, model, self.clips, broken, direction=self._better, details=told)
+                if reason := not_finite(evaluation, model, self.clips):
+                    yield unmeasured(metric, model, self.clips, reason, direction=self._better, details=details)
                     continue
-                apart = kl(tags("base") if reference is None else reference, tags(model))
-                tracks_apart = over_draws(played, apart.tolist())
-                yield mean_row(
-                    metric, model, self.clips, tracks_apart, evaluation, unit="nats", direction=self._better,
-                    details=told,
-                )  # fmt: skip
+                yield row(metric, model, clips, tags("base") if reference is None else reference, tags(model))
         if evaluation.has_audio(self.clips):
-            apart = kl(tags("recorded")[places], itself)
-            yield mean_row(
-                row_name("tag_kl_track", name), "none", self.clips, over_draws(tracks, apart.tolist()), evaluation,
-                unit="nats", direction=self._better, details=told,
-            )  # fmt: skip
+            yield row(row_name("tag_kl_track", name), "none", tracks, tags("recorded")[indices], decoded)
 
 
 class TagKlHoldout(TagKl):
-    """The same on holdout captions."""
+    """`tag_kl` on holdout captions."""
 
     clips = "holdout"
 
 
 class TagKlForget(TagKl):
-    """The same on forget captions."""
+    """`tag_kl` on forget captions."""
 
     clips = "forget"
 
 
-def kl(reference: Floats, other: Floats) -> Floats:
-    """KL(reference ‖ other) of rows of probabilities [N, C], each divided by its sum, nats. -> [N]"""
-    p, q = (np.maximum(rows / rows.sum(1, keepdims=True), LEAST) for rows in (reference, other))
+def kl(reference: Floats, compared: Floats) -> Floats:
+    """KL(reference ‖ compared) in nats, [N], of rows of probabilities [N, C] that are normalised first."""
+    p, q = (np.maximum(rows / rows.sum(1, keepdims=True), MIN_PROBABILITY) for rows in (reference, compared))
     p, q = (rows / rows.sum(1, keepdims=True) for rows in (p, q))
     return np.asarray((p * np.log(p / q)).sum(1), dtype=np.float64)
