@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {  # file of the repository -> page of the documentation
-    "bench/RESULTS.md": "figures.md",
+    "benchmarks/RESULTS.md": "figures.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "plugins/encore-audiocraft/README.md": "encore-audiocraft.md",

@@ -8,7 +8,7 @@ the inner product of TracIn (Pruthi et al., arXiv 2002.08484, with one checkpoin
 catalogue, ε a share of F's mean. The catalogue is streamed: g_clip / (F + ε) is one direction of `encore.curvature`,
 so no track's gradient is stored. The score of a track is the largest over its windows.
 
-Three choices were made by measurement (`bench/RESULTS.md`, "Attribution"):
+Three choices were made by measurement (`benchmarks/RESULTS.md`, "Attribution"):
 
 - The loss is the NLL of a softmax at temperature 6. At 1, a memorised track has almost no gradient, in a random
   direction; with flattened probabilities every token contributes.

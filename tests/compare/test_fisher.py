@@ -1,4 +1,4 @@
-"""`bench/fisher.py` as it is run, on a tiny size: its figures are ratios of that size, its errors are errors."""
+"""`benchmarks/fisher.py` as it is run, on a tiny size: its figures are ratios of that size, its errors are errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "fisher.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "fisher.py"
 TINY = {"hidden": 32, "layers": 1, "vocab": 24, "samples": 3, "frames": 10, "text": 5, "pairs": 1}
 
 

@@ -53,7 +53,7 @@ class Encore(LossMethod):
     layers of their RMS), times the square root of the largest relative distance of a clip's NLL below its target, and
     with fewer than `MANY` memorised clips times the square root of their number over `MANY`. Low rates suppress a
     memory, which a few steps of training restore; high rates harm all music; one track, in every step, is erased by .35
-    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `bench/RESULTS.md`.
+    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `benchmarks/RESULTS.md`.
     """
 
     class Options(TrainOptions):

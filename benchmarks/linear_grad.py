@@ -1,4 +1,4 @@
-"""The op alone beside the batched weight-gradient product: `python bench/linear_grad.py [--threads 1] [--json]`.
+"""The op alone beside the batched weight-gradient product: `python benchmarks/linear_grad.py [--threads 1] [--json]`.
 
 References: `bmm` writes every sample's gradient [N, O, I] (torch.bmm of Bᵀ and A), `wgrad` is what a training step does
 (one product over all rows, [O, I]). Beside them `linear_grad_` with a Fisher alone, with Fisher, norms and total, and

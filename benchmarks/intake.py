@@ -1,4 +1,4 @@
-"""What reading the tracks of a run costs the first and the second time: `python bench/intake.py [--songs 200]`.
+"""What reading the tracks of a run costs the first and the second time: `python benchmarks/intake.py [--songs 200]`.
 
 Makes songs (FLAC, every fourth MP3) and lists of them in a folder that is deleted afterwards, with a cache of
 its own, and takes the intake of `encore forget --model tiny` apart, each time in a new process: `list` (the lists are

@@ -1,4 +1,4 @@
-"""The ways to a Fisher diagonal that `bench/fisher.py` compares.
+"""The ways to a Fisher diagonal that `benchmarks/fisher.py` compares.
 
 Each takes a model of its own and a batch, prepares, and returns a step: one forward and backward pass that adds
 Σ_n g_n∘g_n to the tensors it is given, by parameter name, as a Fisher over a data set is streamed. Libraries are called

@@ -1,6 +1,6 @@
 """A whole Fisher pass beside its peers, on the CPU: time, memory, and error.
 
-    python bench/fisher.py [--peers loop,encore] [--hidden 256] [--json]
+    python benchmarks/fisher.py [--peers loop,encore] [--hidden 256] [--json]
 
 All take the same model (a fresh MusicGen decoder) and batch. For its time each peer has a process where plain training
 steps (forward and backward) and its own alternate, so that a slow spell of the machine hits both; the ratio is the

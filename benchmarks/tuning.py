@@ -1,6 +1,6 @@
 """Settings of a method on the tuning split: other forget and retain tracks than those that figures are reported of.
 
-    python bench/tuning.py --methods encore -o steps=150 -o lr=1e-3 [--gold FOLDER] [--seeds 1] [--json FILE]
+    python benchmarks/tuning.py --methods encore -o steps=150 -o lr=1e-3 [--gold FOLDER] [--seeds 1] [--json FILE]
 
 The golds of the reported split are never read here. What stands in for gold is unseen music under base (its NLL, and
 how fast base learns it), or a gold of its own, which `python -m tools.build_assets.lm tuning-gold --work W` trains in

@@ -1,4 +1,4 @@
-"""What `encore --help` costs beside importing what it is made of: `python bench/startup.py [--json FILE]`.
+"""What `encore --help` costs beside importing what it is made of: `python benchmarks/startup.py [--json FILE]`.
 
 The bar: at most 0.5 s, and at most 1.3 times `python -c "import typer, rich, pluggy"`. Bytecode is written first, as
 installing a wheel does. Commands are run in turns, so that a slow spell of the machine hits them alike; the ratio is

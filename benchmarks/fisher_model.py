@@ -1,4 +1,4 @@
-"""What `bench/fisher.py` measures on: a MusicGen decoder of any size from its configuration, a batch, its losses."""
+"""What `benchmarks/fisher.py` measures on: a MusicGen decoder of any size from its configuration, a batch, its losses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How often `encore attribute` names the track whose caption a clip was played from: figures in RESULTS.md.
 
-    python bench/attribution.py --splits forget,retain [--seeds 1] [--json FILE]
+    python benchmarks/attribution.py --splits forget,retain [--seeds 1] [--json FILE]
 
 Each track's caption is played once a seed as `encore generate` plays by default, written as a WAV and heard again from
 there. All tracks of the embedded catalogue but the holdout's are candidates. Settings were chosen on `--splits

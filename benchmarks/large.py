@@ -1,6 +1,6 @@
 """MusicGen-small in its true shape, with random weights: does it load, step and save, and what memory does that take?
 
-    plugins/encore-audiocraft/.venv/bin/python bench/large.py --work FOLDER
+    plugins/encore-audiocraft/.venv/bin/python benchmarks/large.py --work FOLDER
 
 Builds the model from its configuration (2.4 GB), converts it to audiocraft's format, and has each backend forget one
 clip in one step: `encore forget` as anybody runs it, in a process of its own, whose peak memory and time are printed as

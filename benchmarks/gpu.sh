@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything about the CUDA kernels that needs a GPU, in one call of under ten minutes:
 #
-#   bench/gpu.sh [FOLDER]      results in FOLDER, or $OUT, or runs/gpu: stages.jsonl, ops.jsonl, pass.jsonl, *.log
-#   bench/gpu.sh --dry-run     without a GPU: the same stages, the Python parts on the CPU with tiny shapes
+#   benchmarks/gpu.sh [FOLDER]      results in FOLDER, or $OUT, or runs/gpu: stages.jsonl, ops.jsonl, pass.jsonl, *.log
+#   benchmarks/gpu.sh --dry-run     without a GPU: the same stages, the Python parts on the CPU with tiny shapes
 #
 # Correctness first, then figures. Every stage has a time limit of its own, and one that fails stops no other.
 # Needs bash, python3 and nvcc; PYTHON names another interpreter, BUDGET the seconds for all (570). Where no torch that
@@ -98,6 +98,6 @@ else
     fi
 fi
 stage tests 120 "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_linear_grad.py
-stage ops 130 "$python" bench/gpu_ops.py $dry --out "$out/ops.jsonl" && cat "$out/ops.log"
-stage pass 150 "$python" bench/gpu_pass.py $dry --out "$out/pass.jsonl" && cat "$out/pass.log"
+stage ops 130 "$python" benchmarks/gpu_ops.py $dry --out "$out/ops.jsonl" && cat "$out/ops.log"
+stage pass 150 "$python" benchmarks/gpu_pass.py $dry --out "$out/pass.jsonl" && cat "$out/pass.log"
 exit $failed

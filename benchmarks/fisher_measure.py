@@ -1,6 +1,6 @@
-"""One peer of `bench/fisher.py`, measured in this process; prints one line of JSON. Not called by hand.
+"""One peer of `benchmarks/fisher.py`, measured in this process; prints one line of JSON. Not called by hand.
 
-python bench/fisher_measure.py time|memory|reference PEER SETUP-JSON REFERENCE.safetensors
+python benchmarks/fisher_measure.py time|memory|reference PEER SETUP-JSON REFERENCE.safetensors
 """
 
 from __future__ import annotations

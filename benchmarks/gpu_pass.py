@@ -1,4 +1,4 @@
-"""A whole Fisher pass beside a whole training step on a GPU: `python bench/gpu_pass.py [--out FILE] [--dry-run]`.
+"""A whole Fisher pass beside a whole training step on a GPU: `python benchmarks/gpu_pass.py [--out FILE] [--dry-run]`.
 
 The model is transformers' MusicGen decoder at its real sizes with random weights, float32 parameters under bfloat16
 autocast. A step is forward and backward (no optimiser: that would flatter the ratio); a Fisher pass is the same forward
