@@ -1,4 +1,4 @@
-"""What `benchmarks/fisher.py` measures on: a MusicGen decoder of any size from its configuration, a batch, its losses."""
+"""The model of `benchmarks/fisher.py`: a MusicGen decoder of any size from its configuration, a batch, its losses."""
 
 from __future__ import annotations
 

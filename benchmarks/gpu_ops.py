@@ -1,4 +1,4 @@
-"""Single ops on a GPU over MusicGen's shapes: `python benchmarks/gpu_ops.py [--out FILE] [--dry-run]`; see benchmarks/gpu.sh.
+"""Single ops on a GPU over MusicGen's shapes: `python benchmarks/gpu_ops.py [--out FILE] [--dry-run]`; see gpu.sh.
 
 A row is a layer's I × O with N samples of T positions, in bfloat16. Beside `linear_grad_`: `gemm`, the step's own
 weight gradient (one product over all rows: the same arithmetic, cuBLAS's rate), and what one would write without a

@@ -61,6 +61,15 @@ def test_one_metric(capsys):
     assert "needs gold, logits" in shown(capsys, "metrics", "kl_gold")
 
 
+def test_a_metrics_rows_say_what_they_mean_and_must_reach(installed, capsysbinary):
+    (row,) = json.loads(shown(capsysbinary, "metrics", "relearn", "--json"))["metric"]["rows"]
+    assert (row["set"], row["direction"], row["judge"]) == ("forget", "higher", "relearned")
+    lines = shown(capsysbinary, "metrics", "verbatim").decode().splitlines()
+    table = [line.split() for line in lines if line.startswith("verbatim ")]
+    assert [line[1] for line in table] == ["forget", "retain"]
+    assert "at most one fewer than base" in lines[-1]
+
+
 def test_what_is_missing_is_told(installed, capsysbinary):
     installed.add("needy", NEEDY)
     rows = {row["name"]: row for row in json.loads(shown(capsysbinary, "methods", "--json"))["methods"]}

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from encore.api import Clip
+from encore.api import Clip, Result
 
-from encore_example.metric import Entropy
+from encore_example import encore_register_metrics
+from encore_example.metric import Entropy, near_gold
 
 CODEBOOKS, FRAMES, VOCABULARY = 2, 5, 8
 
@@ -46,3 +47,20 @@ def test_entropy_of_known_distributions():
     assert rows[0].value == pytest.approx(0)
     assert rows[1].value == pytest.approx(math.log(4))
     assert rows[1].per_track == pytest.approx({"a": math.log(4), "b": math.log(4)})
+
+
+@pytest.mark.parametrize(("unlearned", "met"), [(1.79, False), (1.81, True), (2.5, True)])
+def test_the_target_is_nine_tenths_of_golds_entropy(unlearned, met):
+    rows = {
+        model: Result("example_entropy", model, "forget", x) for model, x in (("unlearned", unlearned), ("gold", 2.0))
+    }
+    assert near_gold(rows) is met
+    with pytest.raises(KeyError):
+        near_gold({"unlearned": rows["unlearned"]})
+
+
+def test_every_row_with_a_target_has_a_rule():
+    (spec,) = encore_register_metrics()
+    assert [(row.set, bool(row.target), bool(row.judge)) for row in spec.rows] == [
+        ("forget", True, True), ("retain", False, False),
+    ]  # fmt: skip

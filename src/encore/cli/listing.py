@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encore.api import MetricSpec
+from encore.api import MetricSpec, RowSpec
 from encore.cli import console
 
 if TYPE_CHECKING:
     from encore.plugins import Entry, Registry
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str | None, typer.Argument(help="Show this one alone, with all there is to say of it.")]
+Name = Annotated[str | None, typer.Argument(help="Show this one only, in full.")]
+
+
+_BEST = {"": "", "lower": "low", "higher": "high", "gold": "as gold", "base": "as base"}
 
 
 def methods(name: Name = None, json: Json = False) -> None:
@@ -27,7 +32,7 @@ def backends(name: Name = None, json: Json = False) -> None:
 
 
 def metrics(name: Name = None, json: Json = False) -> None:
-    """List the metrics of `encore eval`, and which of them it measures with --full only."""
+    """List the metrics of `encore eval`; with NAME, what its rows mean and what they must reach."""
     _list("metrics", name, json)
 
 
@@ -54,9 +59,13 @@ def _list(plural: str, name: str | None, json: bool) -> None:
 
 
 def _show(registry: Registry[Any, Any], name: str, json: bool) -> None:
-    """One entry; for a method its options too, which imports it (and torch with it)."""
-    row = _describe(registry, registry.get(name))
+    """One entry: a metric with its rows, a method with its options, which imports it (and torch with it)."""
+    entry = registry.get(name)
+    row = _describe(registry, entry)
     options = []
+    rows: Sequence[RowSpec] = getattr(entry.spec, "rows", ())
+    if registry.kind == "metric":
+        row["rows"] = [asdict(spec) for spec in rows]
     if registry.kind == "method":
         from encore.settings import describe_options
 
@@ -73,6 +82,12 @@ def _show(registry: Registry[Any, Any], name: str, json: bool) -> None:
         console.data(f"requires {', '.join(row['requires'])}")
     if row["why"]:
         console.data(f"not available: {row['why']}")
+    if rows:
+        console.data()
+        console.table(
+            ["row", "set", "meaning", "best", "target"],
+            [[spec.name, spec.set, spec.label, _BEST[spec.direction], spec.target] for spec in rows],
+        )
     if options:
         console.data()
         console.table(

@@ -9,16 +9,18 @@ from torch import Tensor
 
 
 class Hinge(LossMethod):
-    """min relu(level + margin - NLL_forget) + NLL_retain, a clip.
+    """min relu(level + margin - NLL_forget) + NLL_retain, per clip.
 
-    `level` is the NLL of unseen music under the base model. A clip that has reached it pushes no more, so the model
+    `level` is the NLL of held-out music under the base model. A clip that has reached it has no gradient, so the model
     is not driven past its predictions for held-out music.
     """
 
     class Options(TrainOptions):
         """Set with `-o key=value`; everything of `TrainOptions` (lr, steps, ...) can be set too."""
 
-        margin: float = Field(0.0, description="nats a token above the unseen level to push a clip to")
+        margin: float = Field(
+            0.0, description="nats per token above the NLL of held-out music that a clip is raised to"
+        )
 
     options: Options
 

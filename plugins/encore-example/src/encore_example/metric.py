@@ -1,19 +1,29 @@
-"""A metric: one row for each model and set, with a figure a track."""
+"""A metric: one row for each model and set, with a figure per track, and the rule that judges it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 
 import torch
 from encore.api import Batch, Evaluation, Metric, Result
 
+SHARE = 0.9  # of gold's entropy
+
+
+def near_gold(rows: Mapping[str, Result]) -> bool:
+    """Whether the unlearned model is nearly as uncertain as gold; `rows` has the rows with a figure, by model.
+
+    Without gold, KeyError tells Encore that there is nothing to compare with.
+    """
+    return rows["unlearned"].value >= SHARE * rows["gold"].value
+
 
 class Entropy(Metric):
-    """Mean entropy of the model's next-token distribution, H = -Σ p log p, in nats a token.
+    """Mean entropy of the model's next-token distribution, H = -Σ p log p, in nats per token.
 
-    A model that merely shuns one token stays sure of itself; one that was not trained on the track is not.
+    A model that only avoids the true token stays certain; one that was not trained on the track is not.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -37,7 +47,7 @@ class Entropy(Metric):
 
     @torch.inference_mode()
     def _entropy(self, evaluation, role, clips) -> list[float]:
-        """Mean over the tokens that the model predicts, one figure a clip."""
+        """Mean over the tokens that the model predicts, one figure per clip."""
         backend = evaluation.backend(role)
         batch = Batch.of(clips, backend.device)
         mask = backend.token_mask(batch)  # [N, K, T]
