@@ -169,7 +169,7 @@ def _show_tracks(prepared: Prepared) -> None:
     show_tracks(prepared.forget, tracks.missing)
     console.note(
         f"forget {len(tracks.forget)} tracks; keep {len(tracks.retain) or 'none'} ({tracks.retain_source}); "
-        f"compare with {len(tracks.holdout)} unseen"
+        f"compare with {len(tracks.holdout)} held-out"
     )
     note_sets({"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout})
 

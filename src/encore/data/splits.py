@@ -104,10 +104,10 @@ def select(
         return selected.tracks
 
     kept: Sequence[Track] = ()
-    unseen: Sequence[Track] = ()
+    held_out: Sequence[Track] = ()
     source = "nothing"
     if holdout is not None:
-        unseen = listed(holdout)
+        held_out = listed(holdout)
     if retain == SELF:
         source = "generations of the base model"
     elif retain is not None:
@@ -115,16 +115,16 @@ def select(
     elif catalog is not None:
         known = {track.sha256: track for track in catalog.tracks(errors=lost)}
         if holdout is None:
-            unseen = [track for track in known.values() if track.meta.get("split") == HOLDOUT]
-        taken = {track.sha256 for track in (*forget, *unseen)}
+            held_out = [track for track in known.values() if track.meta.get("split") == HOLDOUT]
+        taken = {track.sha256 for track in (*forget, *held_out)}
         kept = [t for t in known.values() if t.meta.get("split") != HOLDOUT and t.sha256 not in taken]
         source = "the catalogue less the list"
         # A copy of a file under another name is the same track, so its captions are forgotten as well.
         forget = [track.with_captions(known.get(track.sha256, track).captions) for track in forget]
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
-        unseen = catalog.tracks(split=HOLDOUT, errors=lost)
+        held_out = catalog.tracks(split=HOLDOUT, errors=lost)
     if errors:
-        unread = unreadable(forget if skip_unreadable else (*forget, *kept, *unseen), CHECK_SECONDS)
+        unread = unreadable(forget if skip_unreadable else (*forget, *kept, *held_out), CHECK_SECONDS)
         raise _refusal([*errors, *unread], of_forget)
     required = {track.sha256 for track in forget}
     failed: set[str] = set()
@@ -139,24 +139,24 @@ def select(
 
     of_forget = 0
     try:
-        pairs = find_duplicates(forget, kept, unseen, cache=TensorCache(), progress=progress, skip=may_skip)
+        pairs = find_duplicates(forget, kept, held_out, cache=TensorCache(), progress=progress, skip=may_skip)
     except InputError as error:
         raise (_refusal(errors, of_forget) if errors else error) from error
-    kept, unseen = ([track for track in side if track.sha256 not in failed] for side in (kept, unseen))
+    kept, held_out = ([track for track in side if track.sha256 not in failed] for side in (kept, held_out))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
     for side, purpose, why in (
         ("retain", "to keep", "they are also to be forgotten"),
         ("holdout", "to compare with", "they are also to be forgotten or kept"),
     ):
-        before = kept if side == "retain" else unseen
+        before = kept if side == "retain" else held_out
         after = without_duplicates(before, [pair for pair in pairs if pair.sides[1] == side])
-        kept, unseen = (after, unseen) if side == "retain" else (kept, after)
+        kept, held_out = (after, held_out) if side == "retain" else (kept, after)
         if len(after) < len(before):
             notes.append(f"{len(before) - len(after)} of {len(before)} tracks {purpose} were left out: {why}")
     notes += [*_several_captions(forget), *left_out(lost)]
     return Tracks(
-        tuple(forget), tuple(kept), tuple(unseen), selection.missing, tuple(error.message for error in lost),
+        tuple(forget), tuple(kept), tuple(held_out), selection.missing, tuple(error.message for error in lost),
         tuple(dict.fromkeys(notes)), source, len(forget),
     )  # fmt: skip
 

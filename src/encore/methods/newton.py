@@ -10,7 +10,7 @@ from encore.api import EditMethod, Session
 from encore.curvature import mean_gradient, mean_over_weights
 from encore.options import FisherOptions
 
-TOLERANCE = 0.05  # how far past the unseen level a step may end, as a share of it
+TOLERANCE = 0.05  # how far past the held-out NLL a step may end, as a share of it
 
 
 class Newton(EditMethod):
@@ -23,7 +23,7 @@ class Newton(EditMethod):
     """
 
     class Options(FisherOptions):
-        """Tuning split: at the unseen level in some ten steps and a few halves, and takes retain along; with ρ = 1
+        """Tuning split: at the held-out NLL in some ten steps and a few halves, and takes retain along; with ρ = 1
         nothing is forgotten, since music that is not memorised makes up nearly all of g_r."""
 
         steps: int = Field(20, ge=1, description="steps at most, those taken back included")

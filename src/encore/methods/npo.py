@@ -18,7 +18,7 @@ class Npo(LossMethod):
     """
 
     class Options(TrainOptions):
-        """Tuning split: at the unseen level after 120 steps (4.6 nats), not after 60 (3.3); twice the rate gets
+        """Tuning split: at the held-out NLL after 120 steps (4.6 nats), not after 60 (3.3); twice the rate gets
         there in 60, and loses twice as much of retain."""
 
         steps: int = 120

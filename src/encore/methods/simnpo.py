@@ -14,7 +14,7 @@ class SimNpo(LossMethod):
     """min -(2/β) E log σ(β (NLL - δ)) + α L_r, the NLL a clip's mean a token."""
 
     class Options(TrainOptions):
-        """Tuning split: with β 1 at the unseen level after 120 steps (4.6 nats), after 60 at 3.3; with the paper's 2.5
+        """Tuning split: with β 1 at the held-out NLL after 120 steps (4.6 nats), after 60 at 3.3; with the paper's 2.5
         at 2.0; β .5 gets there in 60 and loses four times as much of retain (.08 nats)."""
 
         steps: int = 120

@@ -72,10 +72,10 @@ def _pareto(files: RunFiles) -> Figure | None:
         far = {role: _value(row) for role, row in kl.items()} | ({"gold": 0.0} if "gold" in retain else {})
         axis, of = f"KL(gold ‖ model), forget tracks ({unit_text(kl['unlearned'].unit)})", "gold"
     else:
-        unseen = _value(holdout.get("base"))
-        if not unseen:
+        held_out = _value(holdout.get("base"))
+        if not held_out:
             return None
-        far = {role: abs((_value(row) or 0.0) / unseen - 1) for role, row in nll.items()}
+        far = {role: abs((_value(row) or 0.0) / held_out - 1) for role, row in nll.items()}
         axis, of = (
             f"distance of {files.loss}, forget tracks, from held-out music (share)",
             "held-out music",
@@ -185,12 +185,12 @@ def _curves(files: RunFiles) -> Iterator[Figure]:
 
 def _roc(files: RunFiles) -> Figure | None:
     """Likelihood as a membership test: forget tracks against held-out tracks."""
-    forget, unseen = _rows(files, "nll", "forget"), _rows(files, "nll", "holdout")
+    forget, held_out = _rows(files, "nll", "forget"), _rows(files, "nll", "holdout")
     lines = []
     for role in ("base", "unlearned", "gold"):
-        if role not in forget or role not in unseen:
+        if role not in forget or role not in held_out:
             continue
-        members, others = _finite(forget[role].per_track.values()), _finite(unseen[role].per_track.values())
+        members, others = _finite(forget[role].per_track.values()), _finite(held_out[role].per_track.values())
         if len(members) < 2 or len(others) < 2:
             continue
         from sklearn.metrics import roc_curve
