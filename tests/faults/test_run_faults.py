@@ -521,8 +521,7 @@ class Hungry(GradDiff):
 def encore_register_methods():
     return [MethodSpec("poison", "", "faulty:Poison"), MethodSpec("trespass", "", "faulty:Trespass"),
             MethodSpec("nan", "", "faulty:NotANumber", needs={"retain"}),
-            MethodSpec("hungry", "", "faulty:Hungry", needs={"retain"}),
-            MethodSpec("wants", "", "faulty:NotANumber", needs={"hidden"})]
+            MethodSpec("hungry", "", "faulty:Hungry", needs={"retain"})]
 """
 
 
@@ -532,7 +531,6 @@ def encore_register_methods():
         ("poison", 1, "left non-finite weights"),
         ("trespass", 1, "changed the codec, which must stay as it was"),
         ("nan", 1, "not finite for 5 steps in a row"),
-        ("wants", 2, "needs hidden, which no run gives yet"),
     ],
 )
 def test_a_faulty_method_fails_and_nothing_passes_for_complete(

@@ -13,7 +13,7 @@ from pydantic import DirectoryPath, FilePath
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from encore.api import Batch, EditMethod, LossMethod, MethodSpec, Phase, Session, Step
+from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, MethodSpec, Phase, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import PluginError, UsageError
 from encore.hashing import module_sha256
@@ -21,8 +21,12 @@ from encore.losses import clip_mean, kl_divergence, token_cross_entropy
 from encore.options import Options, TrainOptions
 from encore.signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
+from encore.testing import methods
+from encore.testing.fixture import Fixture
+from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine, FrozenReference
 from encore.unlearn.records import option_files
+from encore.unlearn.run import prepare
 
 
 def options(kind: type[TrainOptions] = TrainOptions, **given: Any) -> Any:
@@ -50,16 +54,21 @@ class Scrub(LossMethod):
         return clip_mean(kl_divergence(step.reference.logits(batch), step.backend.logits(batch), mask), mask)
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        assert step.index % 2 == 0
         return -self._kl(step, batch)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
-        assert step.index % 2 == 1
         return self._kl(step, batch) + step.backend.losses(batch)
 
 
 def test_phases_alternate_with_one_optimizer(backend: MusicgenBackend, clips: Clips) -> None:
-    lines = [line for line in run(backend, clips, Scrub(options())) if "lr" in line]
+    indices: list[int] = []
+
+    class Noted(Scrub):
+        def after_step(self, step: Step) -> None:
+            indices.append(step.index)
+
+    lines = [line for line in run(backend, clips, Noted(options())) if "lr" in line]
+    assert indices == [0, 1, 2, 3]
     assert [sorted({"forget_loss", "retain_loss"} & line.keys()) for line in lines] == [
         ["forget_loss"], ["retain_loss"], ["forget_loss"], ["retain_loss"],
     ]  # fmt: skip
@@ -250,19 +259,45 @@ def test_a_backend_without_blocks_refuses(backend: MusicgenBackend, clips: Clips
 class Rmu(LossMethod):
     """Pushes forget's hidden states to a random vector, and holds retain's (arXiv 2403.03218, equations 1 and 2)."""
 
-    spec = MethodSpec("rmu", "", "", needs={"retain", "reference"})
+    spec = MethodSpec("rmu", "", "", needs={"retain", "reference", "hidden"})
     Options = TrainOptions
 
     def prepare(self, session: Session) -> None:
         width = session.backend.hidden(Batch.of(session.forget[:1]), 0.5).shape[-1]
         self.control = 5 * nn.functional.normalize(torch.rand(width, generator=session.generator), dim=0)
 
+    def _distance(self, states: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        return ((states - target).square().mean(-1) * batch.frame_mask).sum(1) / batch.frames
+
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        return (step.backend.hidden(batch, 0.5) - self.control).square().mean((1, 2))
+        return self._distance(step.backend.hidden(batch, 0.5), self.control, batch)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         assert step.reference is not None
-        return (step.backend.hidden(batch, 0.5) - step.reference.hidden(batch, 0.5)).square().mean((1, 2))
+        return self._distance(step.backend.hidden(batch, 0.5), step.reference.hidden(batch, 0.5), batch)
+
+
+@pytest.mark.parametrize("method", [Rmu, Scrub])
+def test_such_a_method_keeps_the_contract(method: type[LossMethod]) -> None:
+    results = methods.run(method, Fixture.load("musicgen", "tiny"))
+    assert {result.check: result.message for result in results if result.state == "FAILED"} == {}
+
+
+def test_hidden_states_that_are_read_must_be_declared() -> None:
+    class Undeclared(Rmu):
+        spec = MethodSpec("undeclared", "", "", needs={"retain", "reference"})
+
+    results = methods.run(Undeclared, Fixture.load("musicgen", "tiny"))
+    faults = {result.check: result.message for result in results if result.state == "FAILED"}
+    assert "it reads backend.hidden and reference.hidden, but its spec's needs lack 'hidden'" in faults["needs"]
+
+
+def test_hidden_states_of_a_clip_do_not_depend_on_the_padding(backend: MusicgenBackend, clips: Clips) -> None:
+    short = Clip("short", clips.forget[0].caption, clips.forget[0].codes[:, :5])
+    batch = Batch.of([short, clips.forget[1]])
+    assert batch.frame_mask.sum(1).tolist() == batch.frames.tolist() == [5, clips.forget[1].codes.shape[-1]]
+    alone, together = backend.hidden(Batch.of([short]), 1.0), backend.hidden(batch, 1.0)
+    torch.testing.assert_close(together[:1][batch.frame_mask[:1]], alone[0], rtol=1e-4, atol=1e-5)
 
 
 def test_rmu_moves_hidden_states_towards_its_vector(backend: MusicgenBackend, clips: Clips) -> None:
@@ -360,3 +395,14 @@ def test_option_files_are_hashed_and_a_teacher_is_loaded(
             assert not any(weight.requires_grad for weight in teacher.module.parameters())
 
     run(backend, clips, Distil(made))
+
+
+def test_a_run_is_refused_where_the_model_gives_no_hidden_states(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(MusicgenBackend, "blocks", Backend.blocks)
+    (tmp_path / "list.txt").write_text("id:entertainer\n")
+    config = ForgetConfig(tracks=tmp_path / "list.txt", out=tmp_path / "run")
+    with pytest.raises(UsageError, match="musicgen gives no hidden states"):
+        prepare(config, Rmu(options()))
+    assert not (tmp_path / "run").exists()

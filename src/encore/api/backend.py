@@ -159,7 +159,7 @@ class Backend(ABC):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """The residual blocks of `module`, from input to output; to override. `hidden` reads their outputs.
+        """The residual blocks of `module`, from input to output; to override where a block's output is [N, T, D].
 
         Raises:
             UsageError: the network is not a sequence of blocks of the same width.
@@ -169,12 +169,14 @@ class Backend(ABC):
     def hidden(self, batch: Batch, depth: float) -> Tensor:
         """Hidden states after a share of the blocks, with gradient; later blocks are not run.
 
+        A method that uses them declares `needs={"hidden"}`.
+
         Args:
             batch: N clips. Without tokens: with the noise of `batch.noise_index`.
             depth: share of the blocks, above 0 and at most 1.
 
         Returns:
-            [N, P, D], one vector of width D for each of the network's P positions, padding included.
+            [N, T, D], one vector of width D per frame; meaningless where `batch.frame_mask` is False.
 
         Raises:
             UsageError: the network has no such blocks.

@@ -62,6 +62,13 @@ class Batch:
         return cls(tuple(clips), codes.to(device), torch.tensor(frames, device=device), noise_index)
 
     @property
+    def frame_mask(self) -> Tensor:
+        """The frames that are not padding, bool [N, T]."""
+        import torch
+
+        return torch.arange(self.codes.shape[-1], device=self.frames.device) < self.frames[:, None]
+
+    @property
     def captions(self) -> list[str]:
         """The N captions."""
         return [clip.caption for clip in self.clips]

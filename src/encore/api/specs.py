@@ -66,7 +66,7 @@ class MethodSpec(Spec):
     """An unlearning method.
 
     `needs`: retain (clips to keep), reference (the base model), logits (a token model), holdout (held-out clips),
-    fisher (it may call `Session.fisher`).
+    fisher (it may call `Session.fisher`), hidden (hidden states, `Backend.hidden`).
     """
 
     kind = "method"

@@ -102,7 +102,7 @@ class Trial(Engine):
         self._watch(method)
         session = super().session(method)
         for owner, label, names in (
-            (self.backend, "backend", TOKENS),
+            (self.backend, "backend", (*TOKENS, "hidden")),
             (self._reference, "reference", ("nll", "logits", "hidden")),
         ):
             for name in names if owner is not None else ():
@@ -405,15 +405,16 @@ def check_random_numbers(subject: MethodSubject) -> None:
 def check_needs(subject: MethodSubject) -> None:
     """What it reads is in its spec's needs, and what is in needs it reads."""
     reads = subject.trial().reads
-    for name in ("reference", "fisher"):
+    for name in ("reference", "fisher", "hidden"):
         seen = sorted(read for read in reads if read.endswith(f".{name}"))
         need(not seen or name in subject.needs, f"it reads {listed(seen)}, but its spec's needs lack {name!r}")
     subject.finished()
     trains = issubclass(subject.target, LossMethod) or "session.train" in reads
     used = {
-        "reference": reads & {"reference.nll", "reference.logits"},
+        "reference": reads & {"reference.nll", "reference.logits", "reference.hidden"},
         "fisher": reads & {"session.fisher"},
         "logits": reads & {*(f"backend.{name}" for name in TOKENS), "reference.logits"},
+        "hidden": reads & {"backend.hidden", "reference.hidden"},
         "holdout": reads & {"session.holdout", "session.holdout_nll", "step.holdout_nll"},
         "retain": trains or reads & {"session.retain"},
     }
@@ -444,8 +445,8 @@ def _need_run_without(subject: MethodSubject, name: str) -> None:
 
 def check_without_tokens(subject: MethodSubject) -> str | None:
     """On a backend without tokens it runs, or refuses with a clear error, or its spec needs logits."""
-    if "logits" in subject.needs:
-        raise Skip("it needs logits: Encore refuses a backend without tokens before the method is run")
+    if subject.needs & {"logits", "hidden"}:
+        raise Skip("it needs logits or hidden: Encore refuses a backend without them before the method is run")
     subject.finished()
     trial = subject.trial(tokens=False)
     if trial.error is None:

@@ -48,7 +48,6 @@ from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model of more weights
-GIVEN = frozenset({"retain", "holdout", "reference", "logits", "fisher"})  # needs of a method that a run can meet
 
 
 @dataclass
@@ -166,6 +165,8 @@ def prepare(
             f"method {method.spec.name!r} needs a token model, and {backend.name} is not one",
             "npo and graddiff work on any model: --method npo",
         )
+    if "hidden" in method.spec.needs:
+        len(backend.blocks)  # raises where the backend has none
     opened = time.monotonic()
     everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
     encoder = TrackEncoder(backend, TensorCache())
@@ -210,8 +211,6 @@ def prepare(
 
 def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None:
     name, needs = method.spec.name, method.spec.needs
-    if needs - GIVEN:
-        raise UsageError(f"method {name!r} needs {' and '.join(sorted(needs - GIVEN))}, which no run gives yet")
     if "retain" in needs and not tracks.retain and request.retain != SELF:
         raise UsageError(
             f"method {name!r} needs tracks to keep, and there are none",
