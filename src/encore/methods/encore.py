@@ -15,7 +15,7 @@ from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
-from encore.methods.relearning import RelearningAttack, moved
+from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of the target

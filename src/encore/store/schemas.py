@@ -107,7 +107,7 @@ class Worst(TypedDict, total=False):
 
 
 class Missed(TypedDict):
-    """See `encore.unlearn.targets`."""
+    """See `encore.unlearn.gold_free_targets`."""
 
     target: str
     says: str

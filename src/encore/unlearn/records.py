@@ -21,8 +21,8 @@ from encore.store.run_folder import finite, read_json
 from encore.text import printable
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import TrainResult
+from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot, mean
-from encore.unlearn.targets import missed
 
 SCHEMA = 1
 COLLAPSE = 1.0  # a run has collapsed if the mean NLL of memorised or other retain rises by more nats per token

@@ -15,9 +15,9 @@ from encore.metrics.robustness.relearn import evenly_spaced, relearning_curve
 from encore.reporter import Reporter
 from encore.settings import cache_folder
 from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import mean, track_nll
 from encore.unlearn.run import Prepared
-from encore.unlearn.targets import missed
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 Item = TypeVar("Item")

@@ -319,7 +319,7 @@ def _request_details(request: ForgetConfig) -> dict[str, Any]:
 
 
 def check_missed(run: Mapping[str, Any]) -> None:
-    """Check a finished run against every target that needs no gold; see `encore.unlearn.targets`.
+    """Check a finished run against every target that needs no gold; see `encore.unlearn.gold_free_targets`.
 
     Args:
         run: contents of `run.json`.

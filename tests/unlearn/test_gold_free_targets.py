@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot
-from encore.unlearn.targets import missed
 
 LEVELS = {"f1": 3.0, "f2": 5.0}
 FINE: dict[str, float] = {"memorised": 1.0, "worst": 1.0, "not_memorised": 1.0, "holdout": 1.0}

@@ -11,7 +11,7 @@ from torch import nn
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.methods.relearning import RelearningAttack, moved
+from encore.methods.relearning_attack import RelearningAttack, moved
 
 
 @pytest.fixture(scope="module")
