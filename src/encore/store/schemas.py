@@ -43,6 +43,7 @@ class Track(TypedDict, total=False):
     pcm_sha256: str | None
     caption: str | None
     captions: list[str]
+    caption_source: str
     title: str | None
     artist: str | None
     genre: str | None
