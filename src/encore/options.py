@@ -34,7 +34,7 @@ class TrainOptions(Options):
     """Options of the training loop. A method overrides the defaults with tuned values."""
 
     steps: int = Field(60, ge=1, description="optimiser steps at most")
-    lr: float | None = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    lr: float | None = Field(5e-4, gt=0, description="peak learning rate")
     batch_size: int = Field(6, ge=1, description="retain clips per step")
     forget_batch_size: int = Field(8, ge=1, description="forget clips per step (fewer where fewer are left to forget)")
     micro_batch_size: int = Field(16, ge=1, description="clips per forward pass; fewer only save memory")
@@ -46,7 +46,7 @@ class TrainOptions(Options):
     )
     decay_steps: int = Field(90, ge=1, description="length of an adaptive schedule's decay")
     max_seconds: float | None = Field(None, gt=0, description="seconds of training at most")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="global gradient norm is clipped to this")
     per_track_clip: float | None = Field(
         None, gt=0, description="a track's gradient, summed over its clips in the step, is clipped to this norm"

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from encore.api import Metric, MetricSpec
+from encore.api import Metric, MetricSpec, RowSpec
 from encore.metrics.memorization.nll import Nll
 
 _calls = itertools.count()
@@ -22,6 +22,7 @@ class Broken(Metric):
     fault: tuple[str, ...]
     also: tuple[str, ...] = ()
     needs = frozenset()
+    rows: tuple[RowSpec, ...] = ()
 
     def measure(self, evaluation):
         for row in Nll().measure(evaluation):
@@ -281,7 +282,22 @@ class NeedsTokensUndeclared(Broken):
         return row
 
 
+class NamesNoRule(Broken):
+    fault = ("row_specs", "there is no rule 'encore.results.rules:nothing'")
+    rows = (RowSpec("broken", "forget", "a row", target="near gold's", judge="encore.results.rules:nothing"),)
+
+
+class NamesARowOfAnother(Broken):
+    fault = ("row_specs", "declares a row 'nll', which does not begin with 'broken'")
+    rows = (RowSpec("nll", "forget", "a row"),)
+
+
+class HasATargetAndNoRule(Broken):
+    fault = ("row_specs", "'broken' has a target or a rule (judge), but not both")
+    rows = (RowSpec("broken", "forget", "a row", target="near gold's"),)
+
+
 ALL = [one for one in list(globals().values()) if isinstance(one, type) and issubclass(one, Broken)]
 for one in ALL:
-    one.spec = MetricSpec("broken", "", "", needs=one.needs)
+    one.spec = MetricSpec("broken", "", "", needs=one.needs, rows=one.rows)
 ALL = ALL[1:]

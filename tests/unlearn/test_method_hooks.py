@@ -179,6 +179,15 @@ def test_a_resumed_run_keeps_the_methods_state_and_the_optimizers(
     assert module_sha256(whole.module) == module_sha256(resumed.module)
 
 
+def test_a_nested_state_is_refused(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
+    class Nested(Ema):
+        def state_dict(self) -> Any:
+            return {"average": self.average}
+
+    with pytest.raises(PluginError, match="state_dict must return tensors by name, and nothing nested"):
+        run(backend, clips, Nested(options(checkpoint_seconds=0)), checkpoints=Checkpoints(tmp_path, "hooks"))
+
+
 class LowRank(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

@@ -309,6 +309,7 @@ def check_independence(subject: MethodSubject) -> str:
         for what, where, batch, other in compared:
             if len(batch) == 2 or name not in losses.random:
                 a, b = losses(name, batch)[0], losses(name, [batch[0], other])[0]
+                need(a.ndim == b.ndim == 0, f"{name} has no loss per clip, see the check 'losses'")
                 need(close(a, b), f"{name} of {what} is {a:.5f} {where} and {b:.5f} beside another")
     return losses.remark
 

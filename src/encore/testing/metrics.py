@@ -16,9 +16,10 @@ from torch import Tensor
 
 from encore import plugins
 from encore.api import Backend, Clip, ClipSet, Metric, Result, Role
-from encore.errors import EncoreError
+from encore.errors import EncoreError, PluginError
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.hashing import module_sha256
+from encore.results.rules import rule
 from encore.testing.core import CheckResult, ContractViolation, Skip, describe, listed, need, run_checks
 from encore.testing.fixture import Fixture, LatentBackend, Subject, as_latents
 from encore.testing.state import seed_shared, undisturbed
@@ -220,6 +221,20 @@ def check_names(subject: MetricSubject) -> None:
         key = (row.metric, row.model, row.set)
         need(key not in seen, f"{_label(row)} is there twice")
         seen.add(key)
+
+
+def check_row_specs(subject: MetricSubject) -> None:
+    """The rows that its spec declares begin with the first word of its name, and their rules can be imported."""
+    word = subject.target.spec.name.replace("-", "_").partition("_")[0]
+    for row in subject.target.spec.rows:
+        begins = row.name.replace("-", "_").startswith(word)
+        need(begins, f"it declares a row {row.name!r}, which does not begin with {word!r}")
+        need(bool(row.target) == bool(row.judge), f"the row {row.name!r} has a target or a rule (judge), but not both")
+        if row.judge:
+            try:
+                rule(row.judge)
+            except PluginError as error:
+                raise ContractViolation(f"the row {row.name!r}: {error.message}") from error
 
 
 def check_values(subject: MetricSubject) -> None:

@@ -505,7 +505,7 @@ class Engine:
                 save_file(self._average.weights, folder / "mean.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
-            save_file({k: v.contiguous() for k, v in method.state_dict().items()}, folder / "method.safetensors")
+            save_file(_tensors(method), folder / "method.safetensors")
             saved = asdict(state) | {"phase": self._phase, "optimizer": plain}
             (folder / "state.json").write_text(json.dumps(saved))
 
@@ -559,6 +559,13 @@ class Engine:
             method.load_state_dict(load_file(folder / "method.safetensors", device=str(self.backend.device)))
         self.record({"event": "resumed", "phase": self._phase, "step": state.step})
         return load_file(folder / "best.safetensors")
+
+
+def _tensors(method: LossMethod) -> dict[str, Tensor]:
+    state = method.state_dict()
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise PluginError(f"method {method.spec.name!r}: state_dict must return tensors by name, and nothing nested")
+    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
 def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
