@@ -386,7 +386,7 @@ class SharedEvaluation(Evaluation):
         codes = [clip.codes for clip in self.clips[clips]] if source == "audio" else self.generations(source, clips)
         identities = tuple((name, embedder.identity) for name, embedder in self.embedders.items())
         tensors = self._disk.get_or_make(
-            self._key(("heard", identities), [next(iter(self.models))], [Clip("", "", item) for item in codes]),
+            self._key(("embedded", identities), [next(iter(self.models))], [Clip("", "", item) for item in codes]),
             lambda: as_tensors(embed_codes(self.embedders, codes, self._first)),
         )
         return from_tensors(tensors, self.embedders)
