@@ -1,9 +1,9 @@
 """What `encore --help` and the listings cost beside bare imports: `python benchmarks/startup.py [--json FILE]`.
 
-The bar: at most 0.5 s, and at most 1.3 times `python -c "import typer, rich, pluggy"`, which is all that `--help` needs.
-To call a command, Typer imports pydantic, so that a listing is compared with an empty Typer command. Bytecode is written
-first, as installing a wheel does. Commands are run in turns, so that a slow spell of the machine hits them alike; the
-ratio is the median over the turns.
+The bar: at most 0.5 s, and at most 1.3 times `python -c "import typer, rich, pluggy"`, which is all that `--help`
+needs. To call a command, Typer imports pydantic, so that a listing is compared with an empty Typer command. Bytecode
+is written first, as installing a wheel does. Commands are run in turns, so that a slow spell of the machine hits them
+alike; the ratio is the median over the turns.
 """
 
 from __future__ import annotations
