@@ -42,7 +42,7 @@ from encore.data.splits import HOLDOUT, open_catalog
 from encore.data.tracks import Track
 from encore.errors import EncoreError, InputError, UsageError
 from encore.hashing import module_sha256
-from encore.losses import clip_mean, token_logprobs
+from encore.losses import token_cross_entropy
 from encore.plugins import backends
 from encore.reporter import Reporter
 from encore.store.environment import pick_device
@@ -197,7 +197,7 @@ class Scores:
     def _nll(self, batch: Batch, *, unconditional: bool) -> Tensor:
         logits = self._backend.logits(batch, unconditional=unconditional)
         mask = self._backend.token_mask(batch)
-        return -clip_mean(token_logprobs(logits / TEMPERATURE, batch.codes, mask), mask)
+        return token_cross_entropy(logits / TEMPERATURE, batch.codes, mask)
 
     def _directions(self, clips: Sequence[Sequence[Clip]], reporter: Reporter) -> list[dict[str, Tensor]]:
         """g_clip / (F + ε) of each clip by parameter, scaled to norm 1."""

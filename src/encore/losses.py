@@ -37,7 +37,7 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights: 
     loss = F.cross_entropy(logits[mask].float(), targets[mask], reduction="none")  # [masked tokens]
     if weights is not None:
         loss = loss * weights[mask]
-    return torch.zeros(mask.shape, device=logits.device).masked_scatter(mask, loss).sum((1, 2)) / mask.sum((1, 2))
+    return clip_mean(torch.zeros(mask.shape, device=logits.device).masked_scatter(mask, loss), mask)
 
 
 def clip_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from encore.api import Batch, LossMethod, Session, Step
 from encore.errors import UsageError
-from encore.losses import clip_mean, token_logprobs
+from encore.losses import token_cross_entropy
 from encore.options import TrainOptions
 
 
@@ -49,7 +49,7 @@ class RandomLabels(LossMethod):
         labels = torch.multinomial(self._weights, count * frames, replacement=True, generator=step.generator)  # [K, NT]
         labels = labels.view(codebooks, count, frames).transpose(0, 1).to(batch.codes.device)
         mask = step.backend.token_mask(batch)
-        return -clip_mean(token_logprobs(step.backend.logits(batch), labels, mask), mask)
+        return token_cross_entropy(step.backend.logits(batch), labels, mask)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         return self.options.alpha * step.backend.losses(batch)
