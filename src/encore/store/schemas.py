@@ -241,6 +241,7 @@ class State(TypedDict):
     best: Snapshot | None
     decay: Decay
     averaged: Count
+    optimizer: NotRequired[dict[str, Any]]
     micro_batch_size: Count
     skipped_steps: NotRequired[Count]
     seconds: NotRequired[float]

@@ -189,7 +189,6 @@ class Engine:
         self.generator = torch.Generator().manual_seed(seed)
         self.outcome = TrainResult()
         self.monitor = StoppingMonitor(backend, clips.forget, clips.retain, clips.holdout, seed=seed)
-        self._session: Session | None = None
         self._reference: Reference | None = None
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
@@ -206,7 +205,7 @@ class Engine:
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         weights = {name: tensor.shape for name, tensor in self.backend.module.state_dict().items()}
-        session = self._session = self.session(method)
+        session = self.session(method)
         self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
             method.prepare(session)
@@ -221,7 +220,7 @@ class Engine:
                 self.monitor.set_targets(session.target_nll)
                 self.outcome.before = self.monitor.first
             self.outcome.chosen |= session.chosen
-            self.train(method)
+            self._train(method, session)
         elif isinstance(method, EditMethod):
             method.edit(session)
             self.backend.module.eval()
@@ -235,16 +234,22 @@ class Engine:
         """The inputs of a method before any change: only what its spec needs."""
         if "reference" in method.spec.needs:
             self._reference = FrozenReference(self.backend)
-        return Session(
-            self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
-            self.seed, self.monitor.holdout_nll, partial(self._train_inner, method),
-            self.fisher if "fisher" in method.spec.needs else None,
-        )  # fmt: skip
 
-    def _train_inner(self, outer: Method, method: LossMethod) -> None:
-        if not hasattr(method, "spec"):
-            method.spec = outer.spec  # type: ignore[misc]
+        def train(inner: LossMethod) -> None:
+            if not hasattr(inner, "spec"):
+                inner.spec = method.spec  # type: ignore[misc]
+            self._train(inner, session)
+
+        session = Session(
+            self.backend, self.clips.forget, self.clips.retain, self.clips.holdout, self._reference, self.generator,
+            self.seed, self.monitor.holdout_nll, train, self.fisher if "fisher" in method.spec.needs else None,
+        )  # fmt: skip
+        return session
+
+    def _train(self, method: LossMethod, session: Session) -> None:
         self.train(method)
+        with torch.no_grad():
+            method.finish(session)
 
     def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
         for name, part in self.backend.frozen().items():
@@ -382,8 +387,6 @@ class Engine:
                         break
         _restore(module, best)
         module.eval()
-        with torch.no_grad():
-            method.finish(self._session or self.session(method))
         if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
                 f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "

@@ -158,7 +158,7 @@ def run_json(
         "model": request["model"],
         "method": request["method"],
         "options": with_origin(request["options"]),
-        **{key: request[key] for key in ("option_files",) if key in request},
+        **({"option_files": request["option_files"]} if "option_files" in request else {}),
         "flags": with_origin(flags),
         "seed": request["seed"],
         "precision": request["precision"],
