@@ -7,7 +7,6 @@ name holds either its old or its new content. `run.json` is written last; its pr
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
+from encore.data.open_files import file_sha256
 from encore.errors import EncoreError, InputError, UsageError
 from encore.files import STAGING, atomic_write, staging_name, sync
 from encore.files import read_json as read_json  # re-exported
@@ -296,7 +296,7 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         with staged_folder(self.folder / f"{number:09d}") as staging:
             fill(staging)
-            hashes = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
+            hashes = {file.name: file_sha256(file) for file in sorted(staging.iterdir())}
             write_json(staging / MANIFEST, {"identity": self.identity, "sha256": hashes})
         for old in self._all()[:-KEEP_CHECKPOINTS]:
             shutil.rmtree(old)
@@ -320,7 +320,7 @@ class Checkpoints:
         try:
             manifest = read_json(folder / MANIFEST, Manifest)
             return manifest["identity"] == self.identity and all(
-                _sha256(folder / name) == expected for name, expected in manifest["sha256"].items()
+                file_sha256(folder / name) == expected for name, expected in manifest["sha256"].items()
             )
         except (OSError, ValueError, InputError):
             return False
@@ -342,11 +342,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_text(path: Path) -> str:

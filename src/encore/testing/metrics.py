@@ -128,6 +128,11 @@ class MetricSubject(Subject):
             track_metadata=metadata, recordings=recordings,
         )  # fmt: skip
 
+    @property
+    def first_word(self) -> str:
+        """The word that the names of the metric's rows begin with."""
+        return str(self.target.spec.name).replace("-", "_").partition("_")[0]
+
     def rows(self, without: Sequence[str] = (), *, salt: int = 1, **how: Any) -> list[Result]:
         """The metric's rows, computed once for each set of arguments.
 
@@ -209,7 +214,7 @@ def check_measure(subject: MetricSubject) -> str | None:
 def check_names(subject: MetricSubject) -> None:
     """Rows name a known model and set, are unique, and begin with the first word of the metric's name."""
     name = subject.target.spec.name
-    word, others = name.replace("-", "_").partition("_")[0], set(plugins.metrics().names) - {name}
+    word, others = subject.first_word, set(plugins.metrics().names) - {name}
     seen: set[tuple[str, str, str]] = set()
     for row in subject.measured():
         need(row.model in MODELS, f"{_label(row)} names the model {row.model!r}; known are {', '.join(MODELS)}")
@@ -225,10 +230,9 @@ def check_names(subject: MetricSubject) -> None:
 
 def check_row_specs(subject: MetricSubject) -> None:
     """The rows that its spec declares begin with the first word of its name, and their rules can be imported."""
-    word = subject.target.spec.name.replace("-", "_").partition("_")[0]
     for row in subject.target.spec.rows:
-        begins = row.name.replace("-", "_").startswith(word)
-        need(begins, f"it declares a row {row.name!r}, which does not begin with {word!r}")
+        begins = row.name.replace("-", "_").startswith(subject.first_word)
+        need(begins, f"it declares a row {row.name!r}, which does not begin with {subject.first_word!r}")
         need(bool(row.target) == bool(row.judge), f"the row {row.name!r} has a target or a rule (judge), but not both")
         if row.judge:
             try:
