@@ -379,12 +379,10 @@ def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str
         UsageError: the run has other options, tracks or captions, or another base model.
     """
     method = plan.method(cell.method)
-    precision = pick_precision(plan.precision, pick_device(plan.device))
-    options = method.options.model_dump(mode="json")
-    check_other_run(
-        run / "request.json",
-        {"method": method_of(cell.method), "seed": cell.seed, "options": options, "precision": precision},
-    )
+    settings = {"method": method_of(cell.method), "seed": cell.seed, "options": method.options.model_dump(mode="json")}
+    if plan.precision != "auto":  # what auto chose depends on the model
+        settings["precision"] = plan.precision
+    check_other_run(run / "request.json", settings)
     request = read_json(run / "request.json", schemas.Request)
     if base is not None and request["model"]["sha256"] != base:
         raise UsageError(

@@ -116,10 +116,12 @@ def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
     """
     if not (request.resume and (request.out / "run.json").exists()):
         return None
-    precision = pick_precision(request.precision, pick_device(request.device))
+    pick_precision(request.precision, pick_device(request.device))
     with locked(request.out):
         run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-        settings = {"seed": request.seed, "options": method.options.model_dump(mode="json"), "precision": precision}
+        settings = {"seed": request.seed, "options": method.options.model_dump(mode="json")}
+        if request.precision != "auto":  # what auto chose depends on the model, which is not loaded here
+            settings["precision"] = request.precision
         check_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
     return run
 
@@ -153,7 +155,6 @@ def prepare(
     reporter = reporter or Reporter()
     check_unusable(request)
     device = pick_device(request.device)
-    precision = pick_precision(request.precision, device)
     tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
     started = time.monotonic()
@@ -165,6 +166,8 @@ def prepare(
             f"method {method.spec.name!r} needs a token model, and {backend.name} is not one",
             "npo and graddiff work on any model: --method npo",
         )
+    weights = sum(weight.numel() for weight in backend.module.parameters())
+    precision = pick_precision(request.precision, device, weights)
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where the backend has none
     opened = time.monotonic()
@@ -200,7 +203,6 @@ def prepare(
             "there is no holdout, so forget tracks have no target NLL, and drift on held-out music is not measured; "
             "give --holdout LIST for both"
         )
-    weights = sum(weight.numel() for weight in backend.module.parameters())
     if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
         prepared.notes.append(
             f"lr {method.options.lr:g} was tuned on a model of 2 million weights, and this one has {weights:,}: "  # type: ignore[attr-defined]
