@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from encore.store.run_folder import Checkpoints
 from encore.unlearn.adapter import Adapter, Lora, adapted_layers, adapter_size, unadaptable_weights, with_adapter_rates
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.estimate import estimate
 from encore.unlearn.reference import FrozenReference
-from encore.unlearn.run import forget, prepare
+from encore.unlearn.run import finished, forget, prepare
 
 pytest.importorskip("peft")
 
@@ -340,6 +342,7 @@ def npo(**given: Any) -> LossMethod:
     return cls(cls.Options(**{"steps": 3, "stop": "never", "lr": 0.05, "warmup": 0} | given))  # type: ignore[return-value]
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads it
 def test_the_kept_adapter_reopens_in_peft_and_equals_the_merged_model(request_: ForgetConfig, clips: Clips) -> None:
     from peft import PeftModel
     from transformers import MusicgenForConditionalGeneration
@@ -380,24 +383,41 @@ def test_flags_of_an_adapter_need_one() -> None:
             _ = ForgetConfig("-", Path("run"), adapter="lora", lora_alpha=alpha).lora
 
 
-def test_a_run_resumes_with_its_own_adapter_only(studio: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_its_own_adapter_only(request_: ForgetConfig) -> None:
+    forget(prepare(request_, npo(steps=1)), {})
+    resumed = replace(request_, resume=True)
+    others = [replace(resumed, lora_rank=4), replace(resumed, **dict.fromkeys(("adapter", "lora_rank", "lora_alpha")))]
+    others[1] = replace(others[1], keep_adapter=False)
+    for other in others:
+        with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
+            finished(other, npo(steps=1))
+    assert finished(resumed, npo(steps=1)) is not None
+    Path("run/run.json").unlink()
+    with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
+        forget(prepare(others[0], npo(steps=1)), {})
+
+
+def test_a_dry_run_estimates_an_adapter(request_: ForgetConfig) -> None:
+    prepared = prepare(request_, npo())
+    full = replace(request_, adapter=None, lora_rank=None, lora_alpha=None, keep_adapter=False)
+    assert prepared.disk_bytes() < prepare(full, npo()).disk_bytes()
+    before = module_sha256(prepared.backend.module)
+    assert estimate(prepared).seconds > 0
+    assert module_sha256(prepared.backend.module) == before
+
+
+@pytest.mark.slow
+def test_the_command_says_where_the_rate_came_from(studio: Path, tmp_path: Path) -> None:
     music, out = studio / "music", tmp_path / "run"
     command = [
         sys.executable, "-m", "encore", "forget", "--tracks", str(music / "forget.txt"), "--model",
         str(studio / "model"), "--retain", str(music / "retain.txt"), "--out", str(out), "--method", "graddiff",
-        "--steps", "3", "-o", "stop=never", "--json",
+        "--steps", "3", "-o", "stop=never", "--json", "--adapter", "lora", "--lora-rank", "2",
     ]  # fmt: skip
-
-    def encore(*flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
-
-    done = encore("--adapter", "lora", "--lora-rank", "2")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 4), done.stderr
     run = json.loads(done.stdout)
     assert run["options"]["lr"] == {"value": pytest.approx(5e-3), "from": "adapter"}
     assert not (out / "adapter").exists()
-    for flags in (("--lora-rank", "4", "--adapter", "lora"), ()):
-        other = encore("--resume", *flags)
-        assert other.returncode == 2, other.stderr
-        assert "adapter" in other.stderr
-    assert "nothing to do" in encore("--resume", "--adapter", "lora", "--lora-rank", "2").stderr
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert "nothing to do" in again.stderr
