@@ -83,6 +83,22 @@ def test_a_mode_that_changes_before_backward_changes_nothing(model: Path, clips:
         need_equal(gradients(backend, clips, lambda: backend.module.eval()), expected)
 
 
+def test_an_attribute_that_changes_before_backward_changes_nothing(model: Path, clips: Clips) -> None:
+    """The audiocraft plugin sets a mask on its cross attentions for as long as the forward pass runs."""
+    backend = double(model, clips)
+    block: Any = backend.blocks[1]
+
+    def dropout(share: float) -> Callable[[], None]:
+        return lambda: setattr(block, "dropout", share)
+
+    dropout(0.6)()
+    expected = gradients(backend, clips)
+    with checkpointed(backend.blocks):
+        need_equal(gradients(backend, clips, dropout(0.3)), expected)
+    assert block.dropout == 0.3
+    assert not torch.allclose(gradients(backend, clips)["losses"], expected["losses"])
+
+
 def test_weights_that_were_moved_are_those_of_the_second_run(model: Path, clips: Clips) -> None:
     backend = double(model, clips)
     generator = torch.Generator().manual_seed(0)

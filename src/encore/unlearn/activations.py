@@ -23,7 +23,7 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Inside the context the blocks are checkpointed; so are copies made of them, also afterwards.
 
     Losses and gradients are those without it, also with dropout, whose random state is restored, inside
-    `encore.curvature.capture`, and where a block's weights or mode have changed between its two runs.
+    `encore.curvature.capture`, and where a block's weights, mode or other attributes have changed between its two runs.
     """
     classes = [(block, type(block)) for block in blocks]
     for block, cls in classes:  # of a class of their own, so that a copy of a block runs itself
@@ -42,7 +42,7 @@ class _Checkpointed(nn.Module):
         run = super().forward
         if not torch.is_grad_enabled():
             return run(*args, **kwargs)
-        state = [(part, part.training, dict(part._parameters)) for part in self.modules()]
+        state = [(part, {**vars(part), "_parameters": dict(part._parameters)}) for part in self.modules()]
 
         def run_as_before(*args: Any, **kwargs: Any) -> Any:
             with _restored(state):
@@ -52,16 +52,16 @@ class _Checkpointed(nn.Module):
 
 
 @contextmanager
-def _restored(state: list[tuple[nn.Module, bool, dict[str, Any]]]) -> Iterator[None]:
-    """Modules in the mode and with the weights of an earlier moment."""
-    now = [(part, part.training, part._parameters) for part, _, _ in state]
-    for part, training, parameters in state:
-        part.training, part._parameters = training, parameters
+def _restored(state: list[tuple[nn.Module, dict[str, Any]]]) -> Iterator[None]:
+    """Modules with the attributes (mode, weights, masks) of an earlier moment."""
+    now = [(part, part.__dict__) for part, _ in state]
+    for part, attributes in state:
+        part.__dict__ = attributes
     try:
         yield
     finally:
-        for part, training, parameters in now:
-            part.training, part._parameters = training, parameters
+        for part, attributes in now:
+            part.__dict__ = attributes
 
 
 def uses_checkpoints(setting: Setting, backend: Backend, method: Method, *, trained: int, adapter: bool) -> bool:
