@@ -78,7 +78,6 @@ def test_layers_are_chosen_by_group_or_by_expression(backend: MusicgenBackend) -
 )
 def test_groups_know_the_names_of_other_libraries(name: str, group: str | None) -> None:
     module = nn.Module()
-    module.get_submodule = None  # type: ignore[assignment, method-assign]
     part: nn.Module = module
     *parents, last = name.split(".")
     for parent in parents:
@@ -97,6 +96,10 @@ def test_what_can_not_be_adapted_is_named() -> None:
     module = nn.ModuleDict({"mha": nn.MultiheadAttention(4, 2), "fc": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
     assert unadaptable_weights(module) == ["mha.in_proj_weight"]
     assert list(adapted_layers(module, "all")) == ["fc"]  # torch's attention reads the weight of its own Linear
+    module["tied"] = nn.Linear(4, 4)
+    module["tied"].weight = module["fc"].weight
+    with pytest.raises(UsageError, match="no linear layer"):
+        adapted_layers(module, "all")
 
 
 def test_faulty_settings_are_refused(backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +108,9 @@ def test_faulty_settings_are_refused(backend: MusicgenBackend, monkeypatch: pyte
     assert "decoder.model.decoder.layers.0.self_attn" in caught.value.hint
     with pytest.raises(UsageError, match="not a regular expression"):
         adapted_layers(backend.module, "(")
-    monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as missing:
-        adapted_layers(backend.module, "all")
+        Adapter(backend, Lora(), seed=0)
     assert "encore-music[adapters]" in missing.value.hint
 
 

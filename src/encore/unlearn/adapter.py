@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -67,6 +68,7 @@ class Adapter:
     """
 
     def __init__(self, backend: Backend, settings: Lora, *, seed: int) -> None:
+        check_peft()
         self._layers = list(adapted_layers(backend.module, settings.layers))
         from peft import LoraConfig, LoraModel
 
@@ -122,6 +124,16 @@ class Adapter:
         return {"type": "lora", **asdict(self.settings), "adapted_layers": len(self._layers)}
 
 
+def check_peft() -> None:
+    """Check that adapters can be used.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("adapters need peft, which is not installed", 'pip install "encore-music[adapters]"')
+
+
 def adapted_layers(module: nn.Module, layers: str) -> dict[str, nn.Linear]:
     """The linear layers that an adapter is put into, by name.
 
@@ -130,13 +142,14 @@ def adapted_layers(module: nn.Module, layers: str) -> dict[str, nn.Linear]:
         layers: see `Lora`.
 
     Raises:
-        MissingExtraError: peft is not installed.
         UsageError: no layer is meant, or it is not a regular expression.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise MissingExtraError("adapters need peft, which is not installed", 'pip install "encore-music[adapters]"')
     # A subclass may compute something else; torch's own attention reads the weight, and would pass over the adapter.
-    linear = {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
+    # A weight that another layer shares can't be changed for one of them.
+    uses = Counter(id(weight) for part in module.modules() for weight in part._parameters.values())
+    linear = {
+        name: part for name, part in module.named_modules() if type(part) is nn.Linear and uses[id(part.weight)] == 1
+    }
     try:
         chosen = {name: part for name, part in linear.items() if _is_chosen(name, layers)}
     except re.error as error:

@@ -41,7 +41,7 @@ from encore.store.run_folder import (
 from encore.store.self_retain import load_self_retain
 from encore.text import printable
 from encore.unlearn.activations import Setting, uses_checkpoints
-from encore.unlearn.adapter import adapter_size, refuse_unadaptable, unadaptable_weights
+from encore.unlearn.adapter import adapter_size, check_peft, refuse_unadaptable, unadaptable_weights
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
@@ -107,7 +107,8 @@ def check_unusable(request: ForgetConfig) -> None:
     pick_precision(request.precision, pick_device(request.device))
     backends().get(request.backend)
     check_choice("--checkpoint-activations", request.checkpoint_activations, get_args(Setting))
-    _ = request.lora  # raises where it can't be used
+    if request.lora is not None:
+        check_peft()
     check_occupied(request.out, resume=request.resume)
 
 
@@ -209,6 +210,11 @@ def prepare(
         {"load": opened - started, "hear": finished_encoding - opened, "search": time.monotonic() - finished_encoding},
         [*tracks.notes, *sentences(forget, backend.sample_rate)], checkpoint_activations=checkpoints,
     )  # fmt: skip
+    if checkpoints and setting == "auto":
+        prepared.notes.append(
+            "activations are computed again in the backward pass, since the weights and their optimiser take more than "
+            "half of the memory; --checkpoint-activations off keeps them"
+        )
     if request.lora is not None and (left := unadaptable_weights(backend.module)):
         prepared.notes.append(
             f"the adapter leaves {len(left)} matrices as they are, since they are not weights of linear layers: "
