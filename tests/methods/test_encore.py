@@ -17,7 +17,8 @@ from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
 from encore.methods.encore import Encore
-from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.reference import FrozenReference
 from encore.unlearn.self_retain import generate_retain
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))

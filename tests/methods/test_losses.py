@@ -14,7 +14,7 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 from encore.api import Batch, Clip, LossMethod, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.builtins import encore_register_methods
-from encore.unlearn.engine import FrozenReference
+from encore.unlearn.reference import FrozenReference
 
 SPECS = {spec.name: spec for spec in encore_register_methods()}
 
@@ -49,7 +49,7 @@ def make(
     cls = getattr(importlib.import_module(module), attribute)
     cls.spec = spec
     method = cls(cls.Options(**options))
-    reference = FrozenReference(base) if "reference" in spec.needs else None
+    reference = FrozenReference(base) if spec.needs & {"reference", "reference_nll"} else None
     generator = torch.Generator().manual_seed(0)
     session = Session(model, clips, clips, clips, reference, generator, 0, 3.0, lambda _: None)
     method.prepare(session)

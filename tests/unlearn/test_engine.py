@@ -20,8 +20,9 @@ from encore.hashing import module_sha256
 from encore.options import Options, TrainOptions
 from encore.signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn.engine import Clips, Engine, FrozenReference, ShuffledSampler
+from encore.unlearn.engine import Clips, Engine, ShuffledSampler
 from encore.unlearn.monitor import Snapshot
+from encore.unlearn.reference import FrozenReference
 
 
 class Plain(LossMethod):

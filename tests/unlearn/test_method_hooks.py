@@ -24,8 +24,9 @@ from encore.store.run_folder import Checkpoints
 from encore.testing import methods
 from encore.testing.fixture import Fixture
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.records import option_files
+from encore.unlearn.reference import FrozenReference
 from encore.unlearn.run import prepare
 
 

@@ -20,8 +20,9 @@ from encore.data.tracks import Track
 from encore.errors import UsageError
 from encore.evaluate.measure import evaluate
 from encore.methods.npo import Npo
-from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.monitor import StoppingMonitor
+from encore.unlearn.reference import FrozenReference
 from encore.unlearn.self_retain import captions, generate_retain
 
 

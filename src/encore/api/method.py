@@ -53,7 +53,7 @@ class Step:
 
     Args:
         backend: the model being trained; call `losses`, `logits`, `token_mask` on the batch.
-        reference: the base model; None where the method does not declare `reference`.
+        reference: the base model; None where the method declares neither `reference` nor `reference_nll`.
         generator: the run's random numbers, on the CPU; use no other source.
         progress: from 0 at the first step towards 1 at the last possible step.
         holdout_nll: mean NLL of held-out music of the same source under the base model, in the backend's `unit`; None
@@ -86,7 +86,7 @@ class Session:
         retain: clips to keep. The loop draws from it in shuffled passes, so a clip listed twice is drawn twice as
             often.
         holdout: held-out music of the same source; may be empty.
-        reference: the base model; None where the method does not declare `reference`.
+        reference: the base model; None where the method declares neither `reference` nor `reference_nll`.
         generator: the run's random numbers, on the CPU; use no other source.
         seed: of the run.
         holdout_nll: mean NLL of `holdout` under the base model, in the backend's `unit`; None without a holdout.

@@ -67,6 +67,23 @@ def forget(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    checkpoint_activations: Annotated[
+        str, typer.Option(help="Compute activations again in the backward pass: auto, on or off; slower, less memory.")
+    ] = "auto",
+    adapter: Annotated[
+        str | None, typer.Option(help="Train an adapter, merged when the run ends: lora; default: all weights.")
+    ] = None,
+    lora_rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; default: 16.")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Scale of the adapter, divided by its rank; default: 32.")
+    ] = None,
+    lora_layers: Annotated[
+        str | None,
+        typer.Option(help="Linear layers: attention, mlp, all, or a regular expression of names; default: all."),
+    ] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")
+    ] = False,
     requester: Annotated[
         str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
     ] = None,
@@ -103,6 +120,7 @@ def forget(
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
     from encore.unlearn import run as runs
+    from encore.unlearn.adapter import with_adapter_rates
     from encore.unlearn.calibrate import calibrate as calibration
     from encore.unlearn.calibrate import restored
     from encore.unlearn.config import ForgetConfig
@@ -115,8 +133,13 @@ def forget(
         roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
         skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
         requester=requester, requested=check_date(requested) if requested is not None else None, calibrate=calibrate,
+        adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_layers=lora_layers,
+        keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
-    ready = restored(request, chosen(settings.options))
+    ready, rates = chosen(settings.options), dict[str, float]()
+    if request.lora is not None:
+        ready, rates = with_adapter_rates(ready)
+    ready = restored(request, ready)
     run = runs.finished(request, ready)
     if run is not None:
         console.note(f"nothing to do: the run in {out} is complete")
@@ -135,7 +158,7 @@ def forget(
     if dry_run:
         _show_plan(prepared, json)
         return
-    origin = {**origins(context), **settings.origin}
+    origin = {**origins(context), **settings.origin, **dict.fromkeys(rates, "adapter")}
     if calibrate:
         with reporting() as reporter:
             prepared.calibration = calibration(prepared, reporter)

@@ -25,11 +25,12 @@ PANELS = {  # title -> parameters, in this order
     "Model": ("model", "backend", "revision", "base", "gold", "gold2", "offline"),
     "Method": (
         "method", "methods", "preset", "option", "config", "steps", "max_seconds", "lr", "batch_size", "per_track_clip",
+        "adapter", "lora_rank", "lora_alpha", "lora_layers", "keep_adapter",
     ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
-        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "calibrate",
-        "dry_run", "requester", "requested",
+        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "checkpoint_activations", "jobs",
+        "cell", "resume", "calibrate", "dry_run", "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -40,7 +41,8 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
     "kind": "method|backend|metric|embedder",
     "tolerance": "exact|machine|chance", "root": "FOLDER",
-    "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
+    "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "checkpoint_activations": "auto|on|off",
+    "adapter": "lora", "lora_layers": "LAYERS", "revision": "REVISION",
 }  # fmt: skip
 TYPES = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 CHOICES: dict[str, Callable[[str], list[tuple[str, str]]]] = {

@@ -201,7 +201,9 @@ class Encore(LossMethod):
 
     def _set_rate(self, session: Session) -> None:
         module = session.backend.module
-        linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+        # The model's own layers, and not an adapter's, of which half are 0 at first.
+        parts = [part for name, part in module.named_modules() if ".lora_" not in name]
+        linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
         matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
         self._typical = typical = statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
         few = min(1.0, len(self._deep) / MANY) ** 0.5 if self._deep else 1.0

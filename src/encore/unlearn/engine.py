@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,18 @@ from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, InputError, PluginError
+from encore.errors import EncoreError, InputError, PluginError, UsageError
 from encore.hashing import module_sha256
 from encore.signals import StopFlag
 from encore.store import schemas
 from encore.store.run_folder import Checkpoints, read_json
+from encore.unlearn.activations import checkpointed
+from encore.unlearn.adapter import Adapter, Lora, refuse_unadaptable
 from encore.unlearn.lr_schedule import Decay, Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
+from encore.unlearn.reference import Source, reference_of
 from encore.unlearn.track_clipping import TrackClipping
-from encore.unlearn.weight_average import WeightAverage, copied_weights
+from encore.unlearn.weight_average import WeightAverage, copied_weights, load_weights
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
@@ -44,38 +47,6 @@ class Clips:
     forget: Sequence[Clip]
     retain: Sequence[Clip]
     holdout: Sequence[Clip]
-
-
-class FrozenReference(Reference):
-    """A frozen copy of the model before the run. The NLL of a clip at noise 0 is computed once."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend.clone()
-        self._backend.module.requires_grad_(False).eval()
-        self._nll: dict[Clip, float] = {}
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Its weights; don't change them."""
-        return self._backend.module
-
-    @torch.no_grad()
-    def nll(self, batch: Batch) -> Tensor:
-        if batch.noise_index:  # this noise is used once
-            return self._backend.losses(batch)
-        missing = [clip for clip in batch.clips if clip not in self._nll]
-        if missing:
-            values = self._backend.losses(Batch.of(missing, batch.codes.device)).tolist()
-            self._nll.update(zip(missing, values, strict=True))
-        return torch.tensor([self._nll[clip] for clip in batch.clips], device=batch.codes.device)
-
-    @torch.no_grad()
-    def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
-        return self._backend.logits(batch, unconditional=unconditional)
-
-    @torch.no_grad()
-    def hidden(self, batch: Batch, depth: float) -> Tensor:
-        return self._backend.hidden(batch, depth)
 
 
 class ShuffledSampler:
@@ -116,6 +87,7 @@ class TrainResult:
         micro_batch_size: the last one used.
         skipped_steps: steps skipped because a loss or gradient was not finite.
         chosen: option name -> the value that the method or the schedule chose, and why.
+        reference: what the method compared with the base by; None where it does not.
     """
 
     steps: int = 0
@@ -127,6 +99,7 @@ class TrainResult:
     micro_batch_size: int | None = None
     skipped_steps: int = 0
     chosen: dict[str, str] = field(default_factory=dict)
+    reference: Source | None = None
 
 
 @dataclass
@@ -157,6 +130,8 @@ class Engine:
         clips: the clips to forget, to keep, and to compare with.
         seed: of every random draw.
         precision: "fp32", or "bf16" for autocast.
+        lora: train an adapter in place of the model's weights, and merge it at the end; None: train the weights.
+        checkpoint_activations: whether blocks keep their inputs only, and are computed again in the backward pass.
         checkpoints: where to save the loop's state; None saves none.
         fisher_folder: cache folder of Fisher diagonals; None caches none.
         record: receives a mapping for every step and every snapshot (`log.jsonl`).
@@ -171,6 +146,8 @@ class Engine:
         *,
         seed: int = 0,
         precision: Literal["fp32", "bf16"] = "fp32",
+        lora: Lora | None = None,
+        checkpoint_activations: bool = False,
         checkpoints: Checkpoints | None = None,
         fisher_folder: Path | None = None,
         record: Record = lambda _: None,
@@ -181,6 +158,9 @@ class Engine:
         self.clips = clips
         self.seed = seed
         self.precision = precision
+        self.lora = lora
+        self.adapter: Adapter | None = None
+        self.checkpoint_activations = checkpoint_activations
         self.checkpoints = checkpoints
         self.fisher_folder = fisher_folder
         self.record = record
@@ -205,11 +185,27 @@ class Engine:
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         weights = {name: tensor.shape for name, tensor in self.backend.module.state_dict().items()}
+        if self.lora is not None:
+            refuse_unadaptable(method)
+            self.adapter = Adapter(self.backend, self.lora, seed=self.seed)
+        with checkpointed(self.backend.blocks) if self.checkpoint_activations else nullcontext():
+            self._apply(method)
+        if self.adapter is not None:
+            self.adapter.merge()
+        self._check_result(method, frozen, weights)
+        return self.outcome
+
+    def _apply(self, method: Method) -> None:
         session = self.session(method)
         self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
             method.prepare(session)
             self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
+            if self.adapter is not None and self._masks:
+                raise UsageError(
+                    f"method {method.spec.name!r} selects single weights to train, which an adapter does not have",
+                    "leave --adapter out",
+                )
             if session.target_nll:
                 tracks = {clip.track for clip in self.clips.forget}
                 if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
@@ -227,13 +223,12 @@ class Engine:
             self.outcome.best = self.monitor.snapshot()
         else:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
-        self._check_result(method, frozen, weights)
-        return self.outcome
 
     def session(self, method: Method) -> Session:
         """The inputs of a method before any change: only what its spec needs."""
-        if "reference" in method.spec.needs:
-            self._reference = FrozenReference(self.backend)
+        self._reference, self.outcome.reference = reference_of(
+            method, self.backend, self.clips.forget, adapter=self.adapter
+        )
 
         def train(inner: LossMethod) -> None:
             if not hasattr(inner, "spec"):
@@ -284,8 +279,9 @@ class Engine:
         clipping = None
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
-        best = copied_weights(module)
-        self._average = WeightAverage(module)
+        trained = None if self.adapter is None else self.adapter.parameters.keys()
+        best = copied_weights(module, trained)
+        self._average = WeightAverage(module, trained)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
         resumed = self._resume(method, optimizer, state)
@@ -336,6 +332,8 @@ class Engine:
                     self.record(
                         {"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size}
                     )
+            if state.step == 0 and phase == "both":
+                self._check_gradients(method, optimizer)
             self._mask_gradients()
             norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
@@ -350,7 +348,7 @@ class Engine:
                 bad += 1
                 state.skipped_steps += 1
                 if bad == MAX_BAD_STEPS:
-                    _restore(module, best)
+                    load_weights(module, best, trained)
                     raise EncoreError(
                         f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {state.step})",
                         "lower --lr, or use --precision fp32; the last good checkpoint is kept",
@@ -375,7 +373,7 @@ class Engine:
                     # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
                     latest = over or options.select == "last"
                     if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
-                        state.best, best = snapshot, copied_weights(module)
+                        state.best, best = snapshot, copied_weights(module, trained)
                 self.record(
                     {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
                 )
@@ -385,7 +383,7 @@ class Engine:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not snapshot.reached(clip.track)]
                     if not state.pending and (snapshot.retain_ok or not (uses_retain or method.uses_penalty)):
                         break
-        _restore(module, best)
+        load_weights(module, best, trained)
         module.eval()
         if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
@@ -444,6 +442,26 @@ class Engine:
             sums["penalty"] = penalty.item()
         return sums
 
+    def _check_gradients(self, method: LossMethod, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse weights in the optimiser that the losses do not depend on: they would silently stay as they are.
+
+        Methods that use hidden states do not run the later blocks, so they are not checked.
+        """
+        if "hidden" in method.spec.needs:
+            return
+        optimised = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        idle = [
+            name
+            for name, weight in self.backend.module.named_parameters()
+            if id(weight) in optimised and weight.grad is None and name not in self._masks
+        ]
+        if idle:
+            more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
+            raise PluginError(
+                f"the losses of method {method.spec.name!r} give no gradient to {idle[0]}{more}, which is trained",
+                "freeze the weight in the backend (requires_grad_(False)), or leave it out of the method's optimizer",
+            )
+
     def _mask_gradients(self) -> None:
         """Zero the gradients of masked weights, so that they gather no momentum and don't count in the clipped norm."""
         for name, mask in self._masks.items():
@@ -456,7 +474,7 @@ class Engine:
         """Undo weight decay on masked weights; `best` has their values, which never change."""
         for name, mask in self._masks.items():
             weight = self.backend.module.get_parameter(name)
-            weight.copy_(torch.where(mask, weight, best[name]))
+            weight.copy_(torch.where(mask, weight, best[name].to(weight.device)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
@@ -502,7 +520,7 @@ class Engine:
         plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
 
         def fill(folder: Path) -> None:
-            save_file(copied_weights(self.backend.module), folder / "module.safetensors")
+            save_file(copied_weights(self.backend.module, self._average.names), folder / "module.safetensors")
             save_file(dict(best), folder / "best.safetensors")
             if self._average.steps:
                 save_file(self._average.weights, folder / "mean.safetensors")
@@ -545,10 +563,10 @@ class Engine:
         state.decay = Decay(**saved["decay"])
         self.outcome.earlier_seconds += state.seconds
         self.outcome.tokens += state.tokens
-        _restore(self.backend.module, load_file(folder / "module.safetensors"))
+        load_weights(self.backend.module, load_file(folder / "module.safetensors"), self._average.names)
         self._average.steps = state.averaged
         if state.averaged:
-            self._average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
+            self._average.weights = load_file(folder / "mean.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))
         torch.set_rng_state(moments.pop("dropout"))
@@ -569,10 +587,6 @@ def _tensors(method: LossMethod) -> dict[str, Tensor]:
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise PluginError(f"method {method.spec.name!r}: state_dict must return tensors by name, and nothing nested")
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-
-
-def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    module.load_state_dict(dict(weights))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -69,8 +69,8 @@ def estimate(prepared: Prepared) -> Estimate:
                 raise _TrialOver
 
     engine = Engine(
-        backend, clips, seed=prepared.request.seed, precision=prepared.precision,
-        fisher_folder=cache_folder() / "fisher", record=record,
+        backend, clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
+        checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher", record=record,
     )  # fmt: skip
     started = time.monotonic()
     engine.monitor.snapshot()

@@ -19,8 +19,9 @@ from encore.store.environment import versions
 from encore.store.model_name import model_name
 from encore.store.run_folder import finite, read_json
 from encore.text import printable
+from encore.unlearn.adapter import Lora
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.engine import TrainResult
+from encore.unlearn.engine import Engine, TrainResult
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot, mean
 
@@ -55,7 +56,13 @@ def track_json(encoded: EncodedTrack) -> dict[str, Any]:
 
 
 def request_json(
-    request: ForgetConfig, method: Method, *, model_sha256: str, precision: str, tracks: Mapping[str, Any]
+    request: ForgetConfig,
+    method: Method,
+    *,
+    model_sha256: str,
+    precision: str,
+    tracks: Mapping[str, Any],
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
     """What defines a run; only a run with the same definition can resume it."""
     return {
@@ -71,6 +78,7 @@ def request_json(
         **option_files(method.options),
         "seed": request.seed,
         "precision": precision,
+        **({"adapter": asdict(lora)} if lora is not None else {}),
         **tracks,
     }
 
@@ -94,6 +102,8 @@ def check_other_run(file: Path, request: Mapping[str, Any]) -> None:
     """
     try:
         before = read_json(file, schemas.Request)
+        request = {"adapter": None, **request}  # neither file has the key where there is no adapter
+        before = {"adapter": None, **before}
         pairs = {key: (_without_paths(before[key]), _without_paths(value)) for key, value in request.items()}
         changed = [f"{key}: {_change(*pair)}" for key, pair in pairs.items() if pair[0] != pair[1]]
     except KeyError as error:
@@ -183,6 +193,20 @@ def run_json(
         "notes": list(notes),
         "versions": versions(),
         "plugins": installed(),
+    }
+
+
+def memory_json(engine: Engine) -> dict[str, Any]:
+    """What a finished run trained and kept in memory: the entry `memory` of `run.json`."""
+    weights = sum(weight.numel() for weight in engine.backend.module.parameters())
+    trained = [weight for weight in engine.backend.module.parameters() if weight.requires_grad]
+    adapter = engine.adapter
+    return {
+        "weights": weights,
+        "trained_weights": sum(w.numel() for w in (adapter.parameters.values() if adapter else trained)),
+        "adapter": adapter.as_dict() if adapter else None,
+        "reference": engine.outcome.reference,
+        "checkpoint_activations": engine.checkpoint_activations,
     }
 
 

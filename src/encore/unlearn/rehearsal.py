@@ -100,8 +100,9 @@ class Rehearsal:
 
         copy = prepared.backend.clone()
         engine = Engine(
-            copy, self._clips, seed=prepared.request.seed, precision=prepared.precision,
-            fisher_folder=cache_folder() / "fisher", record=record,
+            copy, self._clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
+            checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher",
+            record=record,
         )  # fmt: skip
         check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
         snapshot = engine.run(method).best

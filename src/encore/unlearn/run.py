@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -40,10 +40,12 @@ from encore.store.run_folder import (
 )
 from encore.store.self_retain import load_self_retain
 from encore.text import printable
+from encore.unlearn.activations import Setting, uses_checkpoints
+from encore.unlearn.adapter import adapter_size, check_peft, refuse_unadaptable, unadaptable_weights
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
-from encore.unlearn.records import check_other_run, request_json, run_json, track_json
+from encore.unlearn.records import check_other_run, memory_json, request_json, run_json, track_json
 from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.verbatim_check import VerbatimCheck
 
@@ -68,6 +70,7 @@ class Prepared:
     seconds: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
+    checkpoint_activations: bool = False
 
     def listed(self) -> dict[str, Any]:
         """The tracks as recorded in `request.json`."""
@@ -84,16 +87,18 @@ class Prepared:
 
         Checkpoints of an adaptive run also hold the weight average.
         """
-        weights = _bytes(self.backend.module)
+        weights = trained = _bytes(self.backend.module)
+        if self.request.lora is not None:
+            trained = 4 * adapter_size(self.backend.module, self.request.lora)
         checkpoints = KEEP_CHECKPOINTS + 1  # one more while it is written
         if self.request.resume:
             checkpoints = 1
         copies = 5 if getattr(self.method.options, "schedule", None) == "adaptive" else 4
-        return (copies * checkpoints + 1) * weights + sum(map(_bytes, self.backend.frozen().values()))
+        return copies * checkpoints * trained + weights + sum(map(_bytes, self.backend.frozen().values()))
 
 
 def check_unusable(request: ForgetConfig) -> None:
-    """Check device, precision, model family and run folder, before any track is searched for.
+    """Check device, precision, model family, adapter and run folder, before any track is searched for.
 
     Raises:
         UsageError: one of them can't be used, or there is nothing to resume.
@@ -101,6 +106,9 @@ def check_unusable(request: ForgetConfig) -> None:
     """
     pick_precision(request.precision, pick_device(request.device))
     backends().get(request.backend)
+    check_choice("--checkpoint-activations", request.checkpoint_activations, get_args(Setting))
+    if request.lora is not None:
+        check_peft()
     check_occupied(request.out, resume=request.resume)
 
 
@@ -120,6 +128,7 @@ def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
     with locked(request.out):
         run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
         settings = {"seed": request.seed, "options": method.options.model_dump(mode="json")}
+        settings |= {"adapter": asdict(request.lora) if request.lora is not None else None}
         if request.precision != "auto":  # what auto chose depends on the model, which is not loaded here
             settings["precision"] = request.precision
         check_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
@@ -157,6 +166,8 @@ def prepare(
     device = pick_device(request.device)
     tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
+    if request.lora is not None:
+        refuse_unadaptable(method)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
     family = backends().resolve(request.backend)
@@ -170,6 +181,11 @@ def prepare(
     precision = pick_precision(request.precision, device, weights)
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where the backend has none
+    trained = sum(weight.numel() for weight in backend.module.parameters() if weight.requires_grad)
+    if request.lora is not None:
+        trained = adapter_size(backend.module, request.lora)
+    setting: Any = request.checkpoint_activations
+    checkpoints = uses_checkpoints(setting, backend, method, trained=trained, adapter=request.lora is not None)
     opened = time.monotonic()
     everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
     encoder = TrackEncoder(backend, TensorCache())
@@ -195,20 +211,40 @@ def prepare(
     prepared = Prepared(
         request, tracks, backend, method, precision, forget, retain, holdout,
         {"load": opened - started, "hear": finished_encoding - opened, "search": time.monotonic() - finished_encoding},
-        [*tracks.notes, *sentences(forget, backend.sample_rate)],
+        [*tracks.notes, *sentences(forget, backend.sample_rate)], checkpoint_activations=checkpoints,
     )  # fmt: skip
+    if checkpoints and setting == "auto":
+        prepared.notes.append(
+            "activations are computed again in the backward pass, since the weights and their optimiser take more than "
+            "half of the memory; --checkpoint-activations off keeps them"
+        )
+    if request.lora is not None and (left := unadaptable_weights(backend.module)):
+        prepared.notes.append(
+            f"the adapter leaves {len(left)} matrices as they are, since they are not weights of linear layers: "
+            f"{left[0]}{' and others' if len(left) > 1 else ''}"
+        )
     preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
         prepared.notes.append(
             "there is no holdout, so forget tracks have no target NLL, and drift on held-out music is not measured; "
             "give --holdout LIST for both"
         )
-    if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
+    if request.lora is None and weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
         prepared.notes.append(
             f"lr {method.options.lr:g} was tuned on a model of 2 million weights, and this one has {weights:,}: "  # type: ignore[attr-defined]
             f"it is likely too high; start with --lr {LARGE_LR / 2:g}"
         )
     return prepared
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Check the value of a flag.
+
+    Raises:
+        UsageError: it is none of the choices.
+    """
+    if value not in choices:
+        raise UsageError(f"{flag} can't be {value!r}", f"give {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None:
@@ -240,7 +276,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = request_json(
-        request, method, model_sha256=model_sha256(backend),
+        request, method, model_sha256=model_sha256(backend), lora=request.lora,
         precision=prepared.precision, tracks=prepared.listed(),
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
@@ -264,7 +300,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
 
         checkpoints = Checkpoints(folder.path / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
-            backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
+            backend, clips, seed=request.seed, precision=prepared.precision, lora=request.lora,
+            checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints,
             fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started,
         )  # fmt: skip
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
@@ -286,6 +323,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["tracks"]["retain_classified"] = engine.monitor.classified
         if prepared.calibration:
             run["calibration"] = prepared.calibration
+        run["memory"] = memory_json(engine)
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
@@ -293,6 +331,9 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         with folder.staged("model") as staging:
             backend.save(staging)
             (staging / "README.md").write_text(model_card(run), encoding="utf-8")
+        if engine.adapter is not None and request.keep_adapter:
+            with folder.staged("adapter") as staging:
+                engine.adapter.save(staging, base=model_name(request.model), revision=request.revision)
         run["unlearned_sha256"] = model_sha256(backend)
         forgot = outcome.earlier_seconds + trained - started
         saved = time.monotonic() - checked
