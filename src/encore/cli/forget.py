@@ -198,7 +198,7 @@ def _show_tracks(prepared: Prepared) -> None:
 
 
 def _show_plan(prepared: Prepared, json: bool) -> None:
-    from encore.unlearn.estimate import estimate
+    from encore.unlearn.estimate import estimate, size
 
     expected = estimate(prepared)
     sizes = {name: len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
@@ -206,12 +206,14 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
         "method": prepared.method.spec.name,
         "model": prepared.request.model,
         "out": str(prepared.request.out),
-        "expected_seconds": round(expected.seconds, 1),
+        "expected_seconds": None if expected.seconds is None else round(expected.seconds, 1),
         "expected_bytes": expected.peak_bytes,
+        "expected_free_bytes": expected.free_bytes,
+        "expected_alternatives": expected.alternatives,
         "expected_disk_bytes": expected.disk_bytes,
     }
     options = prepared.method.options.model_dump(mode="json")
-    if prepared.request.calibrate:
+    if prepared.request.calibrate and expected.seconds is not None:
         from encore.unlearn.calibrate import expected_seconds
 
         plan["expected_calibration_seconds"] = [round(one, 1) for one in expected_seconds(prepared, expected.seconds)]
@@ -223,11 +225,19 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
     rows = [
         *shown,
         ("expected", expected),
+        *((f"  with {flags}", f"{size(peak)} of memory") for flags, peak in expected.alternatives.items()),
         *_calibrating(plan),
         *sizes.items(),
         *((f"  {name}", value) for name, value in options.items()),
     ]
     console.table(["what", "value"], rows)
+    if not expected.fits:
+        fitting = [flags for flags, peak in expected.alternatives.items() if peak <= (expected.free_bytes or 0)]
+        advice = " or ".join(fitting) or "a smaller -o micro_batch_size, or another device"
+        console.note(
+            f"the run does not fit: it needs {size(expected.peak_bytes)}, and {size(expected.free_bytes or 0)} are "
+            f"free; what makes it fit: {advice}"
+        )
     console.note("nothing was written outside the cache")
 
 

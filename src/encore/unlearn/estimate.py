@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from encore.data.encode import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
 from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.memory import Settings, alternatives, available_bytes, memory_of
 from encore.unlearn.run import Prepared
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3
@@ -29,18 +30,28 @@ class Estimate:
     """The expected cost of a run.
 
     Args:
-        seconds: duration of forgetting: preparation, steps and snapshots.
+        seconds: duration of forgetting: preparation, steps and snapshots; None where no step was measured, since the
+            run does not fit.
         peak_bytes: peak memory, as in `run.json`: of the process, or on a GPU of torch's allocations there.
         disk_bytes: largest size of the run folder.
+        free_bytes: memory that the device has for it; None where the system does not say.
+        alternatives: flags that make the run smaller -> its peak memory with them.
     """
 
-    seconds: float
+    seconds: float | None
     peak_bytes: int
     disk_bytes: int
+    free_bytes: int | None = None
+    alternatives: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has the memory."""
+        return self.free_bytes is None or self.peak_bytes <= self.free_bytes
 
     def __str__(self) -> str:
-        sizes = f"{_size(self.peak_bytes)} of memory, {_size(self.disk_bytes)} of disk"
-        return f"about {duration(self.seconds)}, {sizes}"
+        sizes = f"{size(self.peak_bytes)} of memory, {size(self.disk_bytes)} of disk"
+        return f"about {duration(self.seconds)}, {sizes}" if self.seconds is not None else sizes
 
 
 class _TrialOver(Exception):
@@ -51,13 +62,34 @@ def estimate(prepared: Prepared) -> Estimate:
     """Measure the first steps of a run on a copy of its model; the run may end sooner, never later.
 
     For a method that edits weights directly, the time is extrapolated from one forward and backward pass, and the
-    memory from the tensors that such methods hold.
+    memory from the tensors that such methods hold. A run that does not fit by the sizes of its tensors is not tried.
     """
-    backend = prepared.backend.clone()
+    device = prepared.backend.device
     clips = Clips(*(clips_of(tracks) for tracks in (prepared.forget, prepared.retain, prepared.holdout)))
     if not clips.retain and "retain" in prepared.method.spec.needs:  # --retain self: as many clips will be generated
         clips.retain = clips.forget
-    before = peak_bytes(str(backend.device))
+    before = peak_bytes(str(device))
+    free = available_bytes(device)
+    if free is not None:
+        free += before  # what this process holds already
+    settings = Settings(prepared.request.lora, prepared.checkpoint_activations)
+    of_run = (prepared.backend, prepared.method, [*clips.forget, *clips.retain], settings)
+    bf16 = prepared.precision == "bf16"
+    savings = alternatives(*of_run, bf16=bf16)
+    seconds: float | None = None
+    peak = before
+    if isinstance(prepared.method, LossMethod):
+        memory = memory_of(*of_run, bf16=bf16)
+        peak += memory.total - memory.weights
+    if free is None or peak <= free:
+        seconds, peak = _trial(prepared, clips)
+    smaller = {flags: peak - saved for flags, saved in sorted(savings.items(), key=lambda item: item[1])}
+    return Estimate(seconds, max(before, peak), prepared.disk_bytes(), free, smaller)
+
+
+def _trial(prepared: Prepared, clips: Clips) -> tuple[float, int]:
+    """Seconds and peak memory of the run, from its first steps on a copy of its model."""
+    backend = prepared.backend.clone()
     ends: list[float] = []
     peaks: list[int] = []
 
@@ -87,7 +119,7 @@ def estimate(prepared: Prepared) -> Estimate:
     peak = peak_bytes(str(backend.device)) + _growth(peaks, getattr(method.options, "usual_steps", 0))
     # A run has no copy of the model, unlike the trial. An edit has Fisher diagonals and a trained copy.
     peak += -weights if isinstance(method, LossMethod) else 4 * weights
-    return Estimate(seconds, max(before, peak), prepared.disk_bytes())
+    return seconds, peak
 
 
 def _loop_seconds(method: LossMethod, started: float, ends: list[float], snapshot_seconds: float) -> float:
@@ -136,5 +168,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Format bytes as "82 MiB" or "3.0 GiB"."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
