@@ -35,7 +35,7 @@ pytest.importorskip("peft")
 RANK, ALPHA = 3, 7.5
 
 
-def adapter(backend: MusicgenBackend, layers: str = "all", *, trained: bool = True) -> Adapter:
+def adapter(backend: MusicgenBackend, layers: str = ".*", *, trained: bool = True) -> Adapter:
     """An adapter whose B is no longer 0."""
     made = Adapter(backend, Lora(RANK, ALPHA, layers), seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -54,7 +54,8 @@ def test_layers_are_chosen_by_group_or_by_expression(backend: MusicgenBackend) -
     linear = {name for name, part in backend.module.named_modules() if type(part) is nn.Linear}
     attention = set(adapted_layers(backend.module, "attention"))
     mlp = set(adapted_layers(backend.module, "mlp"))
-    assert set(adapted_layers(backend.module, "all")) == linear
+    assert set(adapted_layers(backend.module, "all")) == attention | mlp
+    assert set(adapted_layers(backend.module, ".*")) == linear
     assert attention == {name for name in linear if "self_attn" in name or "encoder_attn" in name}
     assert mlp == {name for name in linear if name.endswith((".fc1", ".fc2"))}
     assert linear - attention - mlp == {"decoder.lm_heads.0", "decoder.lm_heads.1", "enc_to_dec_proj"}
@@ -95,11 +96,11 @@ def test_groups_know_the_names_of_other_libraries(name: str, group: str | None) 
 def test_what_can_not_be_adapted_is_named() -> None:
     module = nn.ModuleDict({"mha": nn.MultiheadAttention(4, 2), "fc": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
     assert unadaptable_weights(module) == ["mha.in_proj_weight"]
-    assert list(adapted_layers(module, "all")) == ["fc"]  # torch's attention reads the weight of its own Linear
+    assert list(adapted_layers(module, ".*")) == ["fc"]  # torch's attention reads the weight of its own Linear
     module["tied"] = nn.Linear(4, 4)
     module["tied"].weight = module["fc"].weight
     with pytest.raises(UsageError, match="no linear layer"):
-        adapted_layers(module, "all")
+        adapted_layers(module, ".*")
 
 
 def test_faulty_settings_are_refused(backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +115,7 @@ def test_faulty_settings_are_refused(backend: MusicgenBackend, monkeypatch: pyte
     assert "encore-music[adapters]" in missing.value.hint
 
 
-@pytest.mark.parametrize("layers", ["attention", "mlp", "all"])
+@pytest.mark.parametrize("layers", ["attention", "mlp", "all", ".*"])
 def test_an_adapter_adds_ba_and_merges_into_the_plain_model(
     backend: MusicgenBackend, clips: Clips, layers: str
 ) -> None:
@@ -346,19 +347,20 @@ def npo(**given: Any) -> LossMethod:
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads it
 def test_the_kept_adapter_reopens_in_peft_and_equals_the_merged_model(request_: ForgetConfig, clips: Clips) -> None:
+    request_ = replace(request_, lora_layers=".*")  # those outside of the decoder, too
     from peft import PeftModel
     from transformers import MusicgenForConditionalGeneration
 
     run = forget(prepare(request_, npo()), {})
     assert run["memory"] == {
         "weights": run["memory"]["weights"], "trained_weights": run["memory"]["trained_weights"],
-        "adapter": {"type": "lora", "rank": RANK, "alpha": ALPHA, "layers": "all", "adapted_layers": 23},
+        "adapter": {"type": "lora", "rank": RANK, "alpha": ALPHA, "layers": ".*", "adapted_layers": 23},
         "reference": "cached NLL", "checkpoint_activations": False,
     }  # fmt: skip
     merged = MusicgenBackend.load("run/model", offline=True)
     base = MusicgenBackend.load(request_.model, offline=True)
     assert run["memory"]["weights"] == sum(weight.numel() for weight in base.module.parameters())
-    assert run["memory"]["trained_weights"] == adapter_size(base.module, Lora(RANK, ALPHA))
+    assert run["memory"]["trained_weights"] == adapter_size(base.module, Lora(RANK, ALPHA, ".*"))
     assert {p.name for p in Path("run/adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads(Path("run/adapter/adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (request_.model, RANK, ALPHA)

@@ -79,7 +79,7 @@ def forget(
     ] = None,
     lora_layers: Annotated[
         str | None,
-        typer.Option(help="Linear layers: attention, mlp, all, or a regular expression of names; default: all."),
+        typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
     ] = None,
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")

@@ -42,7 +42,8 @@ class Lora:
     Args:
         rank: r.
         alpha: α; the update is scaled by α / r.
-        layers: "attention", "mlp", "all" linear layers, or a regular expression that matches whole names of layers.
+        layers: linear layers: "attention", "mlp", "all" (both: not the output heads, of which LoRA would hold two more
+            copies of the logits), or a regular expression that matches whole names of layers.
     """
 
     rank: int = 16
@@ -165,15 +166,10 @@ def adapted_layers(module: nn.Module, layers: str) -> dict[str, nn.Linear]:
 
 
 def _is_chosen(name: str, layers: str) -> bool:
-    if layers == "all":
-        return True
-    if layers not in LAYERS:
+    if layers not in (*LAYERS, "all"):
         return re.fullmatch(layers, name) is not None
-    parts = name.split(".")
-    attention = any(LAYERS["attention"].fullmatch(part) for part in parts)
-    if layers == "attention":
-        return attention
-    return not attention and any(LAYERS["mlp"].fullmatch(part) for part in parts)
+    groups = [group for group, pattern in LAYERS.items() if any(map(pattern.fullmatch, name.split(".")))]
+    return bool(groups) and layers in ("all", groups[0])  # what is in an attention is of its group
 
 
 def adapter_size(module: nn.Module, settings: Lora) -> int:
