@@ -309,12 +309,28 @@ def test_built_in_losses_train_an_adapter(backend: MusicgenBackend, clips: Clips
     assert module_sha256(backend.module) != before
 
 
-def test_default_rates_are_higher_and_given_ones_stay() -> None:
+def test_the_first_step_changes_weights_by_as_much_as_without_an_adapter() -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"fc": nn.Linear(300, 200, bias=False)})
+    cls = methods().resolve("graddiff")
+    for lora in (Lora(16, 32.0), Lora(4, 10.0), Lora(64, 16.0)):
+        method, rates = with_adapter_rates(cls(cls.Options()), module, lora)
+        given = torch.randn(200, 300)
+        a = torch.empty(lora.rank, 300)
+        nn.init.kaiming_uniform_(a, a=5**0.5)  # as peft does
+        b = -rates["lr"] * (given @ a.T).sign()  # AdamW's first step of ⟨given, (α / r) B A⟩, from B = 0
+        change = lora.alpha / lora.rank * b @ a
+        assert float(change.square().mean().sqrt()) == pytest.approx(5e-4, rel=0.1)
+        assert method.options.lr == rates["lr"]  # type: ignore[attr-defined]
+
+
+def test_rates_that_were_given_stay(backend: MusicgenBackend) -> None:
     encore, npo = methods().resolve("encore"), methods().resolve("npo")
-    method, rates = with_adapter_rates(encore(encore.Options()))
-    assert rates == {"rate": pytest.approx(0.85), "attack_rate": pytest.approx(0.3)}
-    assert method.options.rate == pytest.approx(0.85)  # type: ignore[attr-defined]
-    method, rates = with_adapter_rates(npo(npo.Options(lr=1e-4)))
+    factor = (3 * 24 * RANK) ** 0.5 / ALPHA
+    method, rates = with_adapter_rates(encore(encore.Options()), backend.module, Lora(RANK, ALPHA))
+    assert rates == {"rate": pytest.approx(0.085 * factor), "attack_rate": pytest.approx(0.03 * factor)}
+    assert method.options.rate == rates["rate"]  # type: ignore[attr-defined]
+    method, rates = with_adapter_rates(npo(npo.Options(lr=1e-4)), backend.module, Lora(RANK, ALPHA))
     assert (rates, method.options.lr) == ({}, 1e-4)  # type: ignore[attr-defined]
 
 
@@ -396,6 +412,8 @@ def test_a_run_resumes_with_its_own_adapter_only(request_: ForgetConfig) -> None
         with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
             finished(other, npo(steps=1))
     assert finished(resumed, npo(steps=1)) is not None
+    with pytest.raises(UsageError, match="lr 0.05 -> 0.06"):
+        finished(resumed, npo(steps=1, lr=0.06))
     Path("run/run.json").unlink()
     with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
         forget(prepare(others[0], npo(steps=1)), {})
@@ -421,7 +439,7 @@ def test_the_command_says_where_the_rate_came_from(studio: Path, tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 4), done.stderr
     run = json.loads(done.stdout)
-    assert run["options"]["lr"] == {"value": pytest.approx(5e-3), "from": "adapter"}
+    assert run["options"]["lr"] == {"value": pytest.approx(5e-4 * (3 * 24 * 2) ** 0.5 / 32), "from": "adapter"}
     assert not (out / "adapter").exists()
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert "nothing to do" in again.stderr
