@@ -412,7 +412,7 @@ def test_a_run_resumes_with_its_own_adapter_only(request_: ForgetConfig) -> None
         with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
             finished(other, npo(steps=1))
     assert finished(resumed, npo(steps=1)) is not None
-    with pytest.raises(UsageError, match="lr 0.05 -> 0.06"):
+    with pytest.raises(UsageError, match=r"lr 0\.05 -> 0\.06"):
         finished(resumed, npo(steps=1, lr=0.06))
     Path("run/run.json").unlink()
     with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):

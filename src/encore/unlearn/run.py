@@ -136,17 +136,16 @@ def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
     precision = pick_precision(request.precision, pick_device(request.device))
     with locked(request.out):
         run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-        settings: dict[str, Any] = {
-            "seed": request.seed,
-            "options": method.options.model_dump(mode="json"),
-            "precision": precision,
-        }
+        options = method.options.model_dump(mode="json")
         if request.lora is not None:  # the rates that were not given follow from the model, which is not loaded
             recorded = read_json(request.out / "request.json", schemas.Request).get("options", {})
             free = recorded.keys() & RATES - method.options.model_fields_set
-            settings["options"] |= {name: recorded[name] for name in free}
-        settings |= {"adapter": asdict(request.lora) if request.lora is not None else None}
-        check_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
+            options |= {name: recorded[name] for name in free}
+        settings = {
+            "method": method.spec.name, "seed": request.seed, "options": options, "precision": precision,
+            "adapter": asdict(request.lora) if request.lora is not None else None,
+        }  # fmt: skip
+        check_other_run(request.out / "request.json", settings)
     return run
 
 
@@ -333,9 +332,9 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         checked = time.monotonic()
         reporter.progress("save", 0, 1)
         scaled = [name for name in prepared.adapter_rates if origins.get(name, "default") == "default"]
+        origins = {**origins, **dict.fromkeys(scaled, "adapter")}
         run = run_json(
-            definition, unit=backend.unit, flags=request.flags(), origins={**origins, **dict.fromkeys(scaled, "adapter")},
-            outcome=outcome,
+            definition, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome,
             notes=prepared.notes, verbatim=verbatim,
         )  # fmt: skip
         run["tracks"]["listed"] = prepared.tracks.listed or len(prepared.tracks.forget)
