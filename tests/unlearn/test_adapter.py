@@ -35,7 +35,7 @@ pytest.importorskip("peft")
 RANK, ALPHA = 3, 7.5
 
 
-def adapter(backend: MusicgenBackend, layers: str = "all", *, trained: bool = True) -> Adapter:
+def adapter(backend: MusicgenBackend, layers: str = ".*", *, trained: bool = True) -> Adapter:
     """An adapter whose B is no longer 0."""
     made = Adapter(backend, Lora(RANK, ALPHA, layers), seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -54,7 +54,8 @@ def test_layers_are_chosen_by_group_or_by_expression(backend: MusicgenBackend) -
     linear = {name for name, part in backend.module.named_modules() if type(part) is nn.Linear}
     attention = set(adapted_layers(backend.module, "attention"))
     mlp = set(adapted_layers(backend.module, "mlp"))
-    assert set(adapted_layers(backend.module, "all")) == linear
+    assert set(adapted_layers(backend.module, "all")) == attention | mlp
+    assert set(adapted_layers(backend.module, ".*")) == linear
     assert attention == {name for name in linear if "self_attn" in name or "encoder_attn" in name}
     assert mlp == {name for name in linear if name.endswith((".fc1", ".fc2"))}
     assert linear - attention - mlp == {"decoder.lm_heads.0", "decoder.lm_heads.1", "enc_to_dec_proj"}
@@ -95,11 +96,11 @@ def test_groups_know_the_names_of_other_libraries(name: str, group: str | None) 
 def test_what_can_not_be_adapted_is_named() -> None:
     module = nn.ModuleDict({"mha": nn.MultiheadAttention(4, 2), "fc": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
     assert unadaptable_weights(module) == ["mha.in_proj_weight"]
-    assert list(adapted_layers(module, "all")) == ["fc"]  # torch's attention reads the weight of its own Linear
+    assert list(adapted_layers(module, ".*")) == ["fc"]  # torch's attention reads the weight of its own Linear
     module["tied"] = nn.Linear(4, 4)
     module["tied"].weight = module["fc"].weight
     with pytest.raises(UsageError, match="no linear layer"):
-        adapted_layers(module, "all")
+        adapted_layers(module, ".*")
 
 
 def test_faulty_settings_are_refused(backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +115,7 @@ def test_faulty_settings_are_refused(backend: MusicgenBackend, monkeypatch: pyte
     assert "encore-music[adapters]" in missing.value.hint
 
 
-@pytest.mark.parametrize("layers", ["attention", "mlp", "all"])
+@pytest.mark.parametrize("layers", ["attention", "mlp", "all", ".*"])
 def test_an_adapter_adds_ba_and_merges_into_the_plain_model(
     backend: MusicgenBackend, clips: Clips, layers: str
 ) -> None:
@@ -308,12 +309,28 @@ def test_built_in_losses_train_an_adapter(backend: MusicgenBackend, clips: Clips
     assert module_sha256(backend.module) != before
 
 
-def test_default_rates_are_higher_and_given_ones_stay() -> None:
+def test_the_first_step_changes_weights_by_as_much_as_without_an_adapter() -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"fc": nn.Linear(300, 200, bias=False)})
+    cls = methods().resolve("graddiff")
+    for lora in (Lora(16, 32.0), Lora(4, 10.0), Lora(64, 16.0)):
+        method, rates = with_adapter_rates(cls(cls.Options()), module, lora)
+        given = torch.randn(200, 300)
+        a = torch.empty(lora.rank, 300)
+        nn.init.kaiming_uniform_(a, a=5**0.5)  # as peft does
+        b = -rates["lr"] * (given @ a.T).sign()  # AdamW's first step of ⟨given, (α / r) B A⟩, from B = 0
+        change = lora.alpha / lora.rank * b @ a
+        assert float(change.square().mean().sqrt()) == pytest.approx(5e-4, rel=0.1)
+        assert method.options.lr == rates["lr"]  # type: ignore[attr-defined]
+
+
+def test_rates_that_were_given_stay(backend: MusicgenBackend) -> None:
     encore, npo = methods().resolve("encore"), methods().resolve("npo")
-    method, rates = with_adapter_rates(encore(encore.Options()))
-    assert rates == {"rate": pytest.approx(0.85), "attack_rate": pytest.approx(0.3)}
-    assert method.options.rate == pytest.approx(0.85)  # type: ignore[attr-defined]
-    method, rates = with_adapter_rates(npo(npo.Options(lr=1e-4)))
+    factor = (3 * 24 * RANK) ** 0.5 / ALPHA
+    method, rates = with_adapter_rates(encore(encore.Options()), backend.module, Lora(RANK, ALPHA))
+    assert rates == {"rate": pytest.approx(0.085 * factor), "attack_rate": pytest.approx(0.03 * factor)}
+    assert method.options.rate == rates["rate"]  # type: ignore[attr-defined]
+    method, rates = with_adapter_rates(npo(npo.Options(lr=1e-4)), backend.module, Lora(RANK, ALPHA))
     assert (rates, method.options.lr) == ({}, 1e-4)  # type: ignore[attr-defined]
 
 
@@ -346,19 +363,20 @@ def npo(**given: Any) -> LossMethod:
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads it
 def test_the_kept_adapter_reopens_in_peft_and_equals_the_merged_model(request_: ForgetConfig, clips: Clips) -> None:
+    request_ = replace(request_, lora_layers=".*")  # those outside of the decoder, too
     from peft import PeftModel
     from transformers import MusicgenForConditionalGeneration
 
     run = forget(prepare(request_, npo()), {})
     assert run["memory"] == {
         "weights": run["memory"]["weights"], "trained_weights": run["memory"]["trained_weights"],
-        "adapter": {"type": "lora", "rank": RANK, "alpha": ALPHA, "layers": "all", "adapted_layers": 23},
+        "adapter": {"type": "lora", "rank": RANK, "alpha": ALPHA, "layers": ".*", "adapted_layers": 23},
         "reference": "cached NLL", "checkpoint_activations": False,
     }  # fmt: skip
     merged = MusicgenBackend.load("run/model", offline=True)
     base = MusicgenBackend.load(request_.model, offline=True)
     assert run["memory"]["weights"] == sum(weight.numel() for weight in base.module.parameters())
-    assert run["memory"]["trained_weights"] == adapter_size(base.module, Lora(RANK, ALPHA))
+    assert run["memory"]["trained_weights"] == adapter_size(base.module, Lora(RANK, ALPHA, ".*"))
     assert {p.name for p in Path("run/adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads(Path("run/adapter/adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (request_.model, RANK, ALPHA)
@@ -394,6 +412,8 @@ def test_a_run_resumes_with_its_own_adapter_only(request_: ForgetConfig) -> None
         with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
             finished(other, npo(steps=1))
     assert finished(resumed, npo(steps=1)) is not None
+    with pytest.raises(UsageError, match=r"lr 0\.05 -> 0\.06"):
+        finished(resumed, npo(steps=1, lr=0.06))
     Path("run/run.json").unlink()
     with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
         forget(prepare(others[0], npo(steps=1)), {})
@@ -419,7 +439,7 @@ def test_the_command_says_where_the_rate_came_from(studio: Path, tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 4), done.stderr
     run = json.loads(done.stdout)
-    assert run["options"]["lr"] == {"value": pytest.approx(5e-3), "from": "adapter"}
+    assert run["options"]["lr"] == {"value": pytest.approx(5e-4 * (3 * 24 * 2) ** 0.5 / 32), "from": "adapter"}
     assert not (out / "adapter").exists()
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert "nothing to do" in again.stderr

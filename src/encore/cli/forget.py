@@ -79,7 +79,7 @@ def forget(
     ] = None,
     lora_layers: Annotated[
         str | None,
-        typer.Option(help="Linear layers: attention, mlp, all, or a regular expression of names; default: all."),
+        typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
     ] = None,
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")
@@ -120,7 +120,6 @@ def forget(
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
     from encore.unlearn import run as runs
-    from encore.unlearn.adapter import with_adapter_rates
     from encore.unlearn.calibrate import calibrate as calibration
     from encore.unlearn.calibrate import restored
     from encore.unlearn.config import ForgetConfig
@@ -136,10 +135,7 @@ def forget(
         adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_layers=lora_layers,
         keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
-    ready, rates = chosen(settings.options), dict[str, float]()
-    if request.lora is not None:
-        ready, rates = with_adapter_rates(ready)
-    ready = restored(request, ready)
+    ready = restored(request, chosen(settings.options))
     run = runs.finished(request, ready)
     if run is not None:
         console.note(f"nothing to do: the run in {out} is complete")
@@ -158,7 +154,7 @@ def forget(
     if dry_run:
         _show_plan(prepared, json)
         return
-    origin = {**origins(context), **settings.origin, **dict.fromkeys(rates, "adapter")}
+    origin = {**origins(context), **settings.origin}
     if calibrate:
         with reporting() as reporter:
             prepared.calibration = calibration(prepared, reporter)

@@ -41,7 +41,14 @@ from encore.store.run_folder import (
 from encore.store.self_retain import load_self_retain
 from encore.text import printable
 from encore.unlearn.activations import Setting, uses_checkpoints
-from encore.unlearn.adapter import adapter_size, check_peft, refuse_unadaptable, unadaptable_weights
+from encore.unlearn.adapter import (
+    RATES,
+    adapter_size,
+    check_peft,
+    refuse_unadaptable,
+    unadaptable_weights,
+    with_adapter_rates,
+)
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
@@ -56,7 +63,8 @@ LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model 
 class Prepared:
     """A run ready to start; only the cache has been written so far.
 
-    `seconds` are durations of preparation by stage; `calibration` is the record of `encore.unlearn.calibrate`.
+    `seconds` are durations of preparation by stage; `calibration` is the record of `encore.unlearn.calibrate`;
+    `adapter_rates` are the learning rates that an adapter changed, by option.
     """
 
     request: ForgetConfig
@@ -71,6 +79,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
     checkpoint_activations: bool = False
+    adapter_rates: Mapping[str, float] = field(default_factory=dict)
 
     def listed(self) -> dict[str, Any]:
         """The tracks as recorded in `request.json`."""
@@ -127,11 +136,18 @@ def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
     pick_precision(request.precision, pick_device(request.device))
     with locked(request.out):
         run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-        settings = {"seed": request.seed, "options": method.options.model_dump(mode="json")}
-        settings |= {"adapter": asdict(request.lora) if request.lora is not None else None}
-        if request.precision != "auto":  # what auto chose depends on the model, which is not loaded here
+        options = method.options.model_dump(mode="json")
+        if request.lora is not None:  # the rates that were not given follow from the model, which is not loaded
+            recorded = read_json(request.out / "request.json", schemas.Request).get("options", {})
+            free = recorded.keys() & RATES - method.options.model_fields_set
+            options |= {name: recorded[name] for name in free}
+        settings = {
+            "method": method.spec.name, "seed": request.seed, "options": options,
+            "adapter": asdict(request.lora) if request.lora is not None else None,
+        }  # fmt: skip
+        if request.precision != "auto":  # what auto chose follows from the model as well
             settings["precision"] = request.precision
-        check_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
+        check_other_run(request.out / "request.json", settings)
     return run
 
 
@@ -182,8 +198,10 @@ def prepare(
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where the backend has none
     trained = sum(weight.numel() for weight in backend.module.parameters() if weight.requires_grad)
+    rates: Mapping[str, float] = {}
     if request.lora is not None:
         trained = adapter_size(backend.module, request.lora)
+        method, rates = with_adapter_rates(method, backend.module, request.lora)
     setting: Any = request.checkpoint_activations
     checkpoints = uses_checkpoints(setting, backend, method, trained=trained, adapter=request.lora is not None)
     opened = time.monotonic()
@@ -212,6 +230,7 @@ def prepare(
         request, tracks, backend, method, precision, forget, retain, holdout,
         {"load": opened - started, "hear": finished_encoding - opened, "search": time.monotonic() - finished_encoding},
         [*tracks.notes, *sentences(forget, backend.sample_rate)], checkpoint_activations=checkpoints,
+        adapter_rates=rates,
     )  # fmt: skip
     if checkpoints and setting == "auto":
         prepared.notes.append(
@@ -314,6 +333,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             reporter.note(prepared.notes[-1])
         checked = time.monotonic()
         reporter.progress("save", 0, 1)
+        scaled = [name for name in prepared.adapter_rates if origins.get(name, "default") == "default"]
+        origins = {**origins, **dict.fromkeys(scaled, "adapter")}
         run = run_json(
             definition, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome,
             notes=prepared.notes, verbatim=verbatim,
