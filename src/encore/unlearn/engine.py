@@ -6,28 +6,25 @@ defines the loss of a clip.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, InputError, PluginError
+from encore.errors import EncoreError, PluginError
 from encore.hashing import module_sha256
 from encore.signals import StopFlag
-from encore.store import schemas
-from encore.store.run_folder import Checkpoints, read_json
-from encore.unlearn.lr_schedule import Decay, Schedule
+from encore.store.run_folder import Checkpoints
+from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
+from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.track_clipping import TrackClipping
 from encore.unlearn.weight_average import WeightAverage, copied_weights
@@ -127,26 +124,6 @@ class TrainResult:
     micro_batch_size: int | None = None
     skipped_steps: int = 0
     chosen: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _State:
-    """The state of the loop that a checkpoint saves beside tensors.
-
-    `averaged`: number of steps in the weight average; `seconds`, `tokens`: of the whole run, over all processes.
-    """
-
-    step: int = 0
-    forget_queue: list[int] = field(default_factory=list)
-    retain_queue: list[int] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)
-    best: Snapshot | None = None
-    decay: Decay = field(default_factory=Decay)
-    averaged: int = 0
-    micro_batch_size: int = 0
-    skipped_steps: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
 
 
 class Engine:
@@ -280,7 +257,7 @@ class Engine:
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         optimizer = method.optimizer(weights, peak)
         peaks = [group["lr"] for group in optimizer.param_groups]
-        state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
+        state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
         clipping = None
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
@@ -288,9 +265,14 @@ class Engine:
         self._average = WeightAverage(module)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        resumed = self._resume(method, optimizer, state)
-        if resumed is not None:
+        checkpoints = LoopCheckpoints(
+            self.checkpoints, self._phase, self.backend, method, optimizer, self._average, self.generator
+        )
+        if (resumed := checkpoints.load(state)) is not None:
             best = resumed
+            self.outcome.earlier_seconds += state.seconds
+            self.outcome.tokens += state.tokens
+            self.record({"event": "resumed", "phase": self._phase, "step": state.step})
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
         retain_draw = ShuffledSampler(self.generator, state.retain_queue)
         schedule = Schedule(options, state.decay)
@@ -299,7 +281,9 @@ class Engine:
         while state.step < schedule.steps:
             if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                self._save(method, optimizer, state, best)
+                state.seconds, state.tokens = self._seconds(), self.outcome.tokens
+                if checkpoints.save(state, best):
+                    self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
                 last_checkpoint = _now()
                 self.stop.check()
             lr_share = schedule.share(state.step)
@@ -358,7 +342,7 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
-            seconds = self.outcome.earlier_seconds + _now() - self.started
+            seconds = self._seconds()
             late = options.max_seconds is not None and seconds >= options.max_seconds
             self.record(
                 {"phase": self._phase, "step": state.step, "of": schedule.steps, "lr": optimizer.param_groups[0]["lr"]}
@@ -444,6 +428,10 @@ class Engine:
             sums["penalty"] = penalty.item()
         return sums
 
+    def _seconds(self) -> float:
+        """Duration of the run so far, over all processes."""
+        return self.outcome.earlier_seconds + _now() - self.started
+
     def _mask_gradients(self) -> None:
         """Zero the gradients of masked weights, so that they gather no momentum and don't count in the clipped norm."""
         for name, mask in self._masks.items():
@@ -485,90 +473,6 @@ class Engine:
                     raise
                 micro_batch_size = micro_batch_size // 2
                 self.record({"event": "out of memory", "micro_batch_size": micro_batch_size})
-
-    # -------------------------------------------------------------------------------------------------- checkpoints
-
-    def _save(
-        self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]
-    ) -> None:
-        if self.checkpoints is None:
-            return
-        state.averaged = self._average.steps
-        state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.started, self.outcome.tokens
-        slots = {
-            f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
-        }
-        moments = {key: value for key, value in slots.items() if isinstance(value, Tensor)}
-        plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
-
-        def fill(folder: Path) -> None:
-            save_file(copied_weights(self.backend.module), folder / "module.safetensors")
-            save_file(dict(best), folder / "best.safetensors")
-            if self._average.steps:
-                save_file(self._average.weights, folder / "mean.safetensors")
-            draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
-            save_file(moments | draws, folder / "optimizer.safetensors")
-            save_file(_tensors(method), folder / "method.safetensors")
-            saved = asdict(state) | {"phase": self._phase, "optimizer": plain}
-            (folder / "state.json").write_text(json.dumps(saved))
-
-        self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
-        self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
-
-    def _resume(self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
-        """Load the newest checkpoint of this phase; returns the best weights so far, None without a checkpoint."""
-        folder = self.checkpoints.latest() if self.checkpoints else None
-        if folder is None:
-            return None
-        saved = read_json(folder / "state.json", schemas.State)
-        if saved.pop("phase") != self._phase:
-            return None
-        try:
-            return self._restore_from(folder, saved, method, optimizer, state)
-        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise InputError(
-                f"the checkpoint {folder} is not of this run: {line}", f"remove {folder.parent}, and resume again"
-            ) from error
-
-    def _restore_from(
-        self,
-        folder: Path,
-        saved: dict[str, Any],
-        method: LossMethod,
-        optimizer: torch.optim.Optimizer,
-        state: _State,
-    ) -> dict[str, Tensor]:
-        plain = saved.pop("optimizer", {})
-        vars(state).update(saved)
-        state.best = Snapshot(**saved["best"]) if saved["best"] else None
-        state.decay = Decay(**saved["decay"])
-        self.outcome.earlier_seconds += state.seconds
-        self.outcome.tokens += state.tokens
-        _restore(self.backend.module, load_file(folder / "module.safetensors"))
-        self._average.steps = state.averaged
-        if state.averaged:
-            self._average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
-        moments = load_file(folder / "optimizer.safetensors")
-        self.generator.set_state(moments.pop("generator"))
-        torch.set_rng_state(moments.pop("dropout"))
-        blank = optimizer.state_dict()
-        slots: dict[int, dict[str, Any]] = {}
-        for key, value in (moments | plain).items():
-            index, slot = key.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        optimizer.load_state_dict(blank | {"state": slots})
-        if (folder / "method.safetensors").exists():
-            method.load_state_dict(load_file(folder / "method.safetensors", device=str(self.backend.device)))
-        self.record({"event": "resumed", "phase": self._phase, "step": state.step})
-        return load_file(folder / "best.safetensors")
-
-
-def _tensors(method: LossMethod) -> dict[str, Tensor]:
-    state = method.state_dict()
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise PluginError(f"method {method.spec.name!r}: state_dict must return tensors by name, and nothing nested")
-    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
 def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
