@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, PluginError
+from encore.errors import EncoreError, Interrupted, PluginError
 from encore.hashing import module_sha256
 from encore.signals import StopFlag
 from encore.store.run_folder import Checkpoints
@@ -186,7 +187,8 @@ class Engine:
         self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
             method.prepare(session)
-            self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
+            self._retain, self._masks, self._lr = session.retain, session.masks, distributed.first(session.lr)
+            distributed.copy_first(self._masks.values())
             if session.target_nll:
                 tracks = {clip.track for clip in self.clips.forget}
                 if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
@@ -194,7 +196,7 @@ class Engine:
                         f"method {method.spec.name!r}: prepare must set a target NLL above 0 for every forget track, "
                         "or for none"
                     )
-                self.monitor.set_targets(session.target_nll)
+                self.monitor.set_targets(distributed.first(session.target_nll))
                 self.outcome.before = self.monitor.first
             self.outcome.chosen |= session.chosen
             self._train(method, session)
@@ -255,6 +257,7 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
+        distributed.copy_first(weights)
         optimizer = method.optimizer(weights, peak)
         peaks = [group["lr"] for group in optimizer.param_groups]
         state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
@@ -273,19 +276,22 @@ class Engine:
             self.outcome.earlier_seconds += state.seconds
             self.outcome.tokens += state.tokens
             self.record({"event": "resumed", "phase": self._phase, "step": state.step})
+        distributed.vary_dropout(state.step)
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
         retain_draw = ShuffledSampler(self.generator, state.retain_queue)
         schedule = Schedule(options, state.decay)
         last_checkpoint = _now()
         bad = 0
         while state.step < schedule.steps:
-            if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
+            signal, due = self._interruption(_now() - last_checkpoint >= options.checkpoint_seconds)
+            if signal or due:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
                 state.seconds, state.tokens = self._seconds(), self.outcome.tokens
                 if checkpoints.save(state, best):
                     self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
                 last_checkpoint = _now()
-                self.stop.check()
+                if signal:
+                    raise Interrupted(signal)
             lr_share = schedule.share(state.step)
             for group, group_peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = group_peak * lr_share
@@ -302,24 +308,28 @@ class Engine:
             progress = state.step / schedule.steps
             step = Step(
                 self.backend, self._reference, self.generator, progress, self.monitor.holdout_nll, lr_share,
-                forget or (), state.step,
+                forget or (), state.step, retain or (),
             )  # fmt: skip
             drawn = self.generator.get_state()
             while True:
+                losses, short = dict[str, float](), False
                 try:
                     losses = self._backward(
                         method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
                     )
-                    break
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if not _out_of_memory(error) or state.micro_batch_size == 1:
                         raise
-                    optimizer.zero_grad(set_to_none=True)
-                    self.generator.set_state(drawn)
-                    state.micro_batch_size = max(1, state.micro_batch_size // 2)
-                    self.record(
-                        {"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size}
-                    )
+                    short = True
+                if not any(distributed.largest([short])):
+                    break
+                optimizer.zero_grad(set_to_none=True)
+                self.generator.set_state(drawn)
+                state.micro_batch_size = max(1, state.micro_batch_size // 2)
+                self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
+            losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
+            distributed.add_gradients(weights)
+            distributed.synchronise(self.generator)  # a loss may draw by the size of its batch
             self._mask_gradients()
             norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
@@ -342,7 +352,7 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
-            seconds = self._seconds()
+            seconds = distributed.first(self._seconds())
             late = options.max_seconds is not None and seconds >= options.max_seconds
             self.record(
                 {"phase": self._phase, "step": state.step, "of": schedule.steps, "lr": optimizer.param_groups[0]["lr"]}
@@ -355,7 +365,7 @@ class Engine:
                 module.eval()
                 with self._average.applied():
                     snapshot = self.monitor.snapshot()
-                    over = schedule.is_done(snapshot, state.step, seconds, partial(method.ready, step))
+                    over = schedule.is_done(snapshot, state.step, seconds, partial(_ready, method, step))
                     # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
                     latest = over or options.select == "last"
                     if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
@@ -417,16 +427,24 @@ class Engine:
                 sums[name] = clipping.add(name, compute, clips, micro)
                 continue
             total = 0.0
-            for start in range(0, len(clips), micro):
-                loss = compute(clips[start : start + micro]).sum() / len(clips)
+            for part in distributed.batches(clips, micro):
+                loss = compute(part or clips[:1]).sum() / len(clips)
+                if not part:  # this process has no clip left, and draws the same random numbers as the others
+                    loss = 0 * loss
                 loss.backward()
                 total += loss.item()
             sums[name] = total
         penalty = method.penalty(step)
         if penalty is not None:
+            penalty = penalty / distributed.size()  # every process computes it
             penalty.backward()
             sums["penalty"] = penalty.item()
         return sums
+
+    def _interruption(self, due: bool) -> tuple[int, bool]:
+        """The signal that any process received, 0 for none, and whether a checkpoint is due in any."""
+        number, due_anywhere = distributed.largest([self.stop.number or 0, due])
+        return int(number), bool(due_anywhere)
 
     def _seconds(self) -> float:
         """Duration of the run so far, over all processes."""
@@ -455,6 +473,7 @@ class Engine:
         self, clips: Sequence[Clip], labels: Literal["empirical", "sampled"], micro_batch_size: int
     ) -> dict[str, Tensor]:
         """See `Session.fisher`. When memory runs out, the micro-batch is halved."""
+        part = distributed.share(clips)
 
         def progress(done: int, of: int) -> None:
             self.record({"stage": "fisher", "step": done, "of": of})
@@ -464,15 +483,21 @@ class Engine:
             try:
                 with torch.enable_grad():  # a method may call this under no_grad
                     fisher = cached_fisher(
-                        self.backend, clips, self.fisher_folder, mode=labels, micro_batch_size=micro_batch_size,
-                        seed=self.seed, progress=progress,
+                        self.backend, part, self.fisher_folder if part else None, mode=labels,
+                        micro_batch_size=micro_batch_size, seed=self.seed, progress=progress,
                     )  # fmt: skip
-                return {name: value / fisher.samples for name, value in fisher.values.items()}
+                break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or micro_batch_size == 1:
                     raise
                 micro_batch_size = micro_batch_size // 2
                 self.record({"event": "out of memory", "micro_batch_size": micro_batch_size})
+        distributed.add(fisher.values.values())
+        return {name: value / len(clips) for name, value in fisher.values.items()}
+
+
+def _ready(method: LossMethod, step: Step) -> bool:
+    return distributed.first(method.ready(step))
 
 
 def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from encore import distributed
 from encore.api import Backend, Batch, LossMethod, Method
 from encore.data.encode import clips_of
 from encore.settings import cache_folder
@@ -65,7 +66,8 @@ def estimate(prepared: Prepared) -> Estimate:
         if "grad_norm" in line:
             ends.append(time.monotonic())
             peaks.append(peak_bytes(str(backend.device)))
-            if len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS):
+            over = len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS)
+            if distributed.first(over):
                 raise _TrialOver
 
     engine = Engine(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from encore import distributed
 from encore.api import Backend, LossMethod
 from encore.errors import InputError, PluginError
 from encore.store import schemas
@@ -73,7 +74,7 @@ class LoopCheckpoints:
             state: of the loop.
             best: the best weights so far.
         """
-        if self.folders is None:
+        if self.folders is None or distributed.rank() > 0:  # all processes have the same state
             return False
         state.averaged = self.average.steps
         slots = {
@@ -110,7 +111,8 @@ class LoopCheckpoints:
         Raises:
             InputError: the checkpoint is of another run.
         """
-        folder = self.folders.latest() if self.folders else None
+        folder = self.folders.latest() if self.folders and distributed.rank() == 0 else None
+        folder = distributed.first(folder)
         if folder is None:
             return None
         saved = read_json(folder / "state.json", schemas.State)

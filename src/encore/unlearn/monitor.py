@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip
 from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, memorised_below
 
@@ -196,11 +197,9 @@ def _sample(retain: Sequence[Clip], seed: int) -> list[Clip]:
 def lowest_loss_clips(backend: Backend, clips: Sequence[Clip]) -> list[tuple[Clip, float]]:
     """The clip of the lowest loss of each track, and that loss, in the backend's `unit`."""
     best: dict[str, tuple[Clip, float]] = {}
-    for start in range(0, len(clips), BATCH):
-        batch = Batch.of(clips[start : start + BATCH], backend.device)
-        for clip, nll in zip(batch.clips, backend.losses(batch).tolist(), strict=True):
-            if clip.track not in best or nll < best[clip.track][1]:
-                best[clip.track] = (clip, nll)
+    for clip, (nll, _) in zip(clips, _losses(backend, clips), strict=True):
+        if clip.track not in best or nll < best[clip.track][1]:
+            best[clip.track] = (clip, nll)
     return list(best.values())
 
 
@@ -209,13 +208,22 @@ def track_nll(backend: Backend, clips: Sequence[Clip]) -> dict[str, float]:
     """Mean NLL of each track, nats per token; a track's windows are weighted by their tokens."""
     sums: dict[str, float] = {}
     tokens: dict[str, int] = {}
-    for start in range(0, len(clips), BATCH):
-        batch = Batch.of(clips[start : start + BATCH], backend.device)
-        counts = backend.token_mask(batch).sum((1, 2)).tolist() if backend.has_tokens else [1] * len(batch)
-        for clip, nll, count in zip(batch.clips, backend.losses(batch).tolist(), counts, strict=True):
-            sums[clip.track] = sums.get(clip.track, 0.0) + nll * count
-            tokens[clip.track] = tokens.get(clip.track, 0) + count
+    for clip, (nll, count) in zip(clips, _losses(backend, clips), strict=True):
+        sums[clip.track] = sums.get(clip.track, 0.0) + nll * count
+        tokens[clip.track] = tokens.get(clip.track, 0) + int(count)
     return {track: total / tokens[track] for track, total in sums.items()}
+
+
+def _losses(backend: Backend, clips: Sequence[Clip]) -> list[list[float]]:
+    """Loss and number of tokens of each clip; 1 without tokens. Of several processes each computes some."""
+
+    def compute(part: Sequence[Clip]) -> torch.Tensor:
+        batch = Batch.of(part, backend.device)
+        losses = backend.losses(batch).double()
+        counts = backend.token_mask(batch).sum((1, 2)) if backend.has_tokens else torch.ones_like(losses)
+        return torch.stack([losses, counts.to(losses)], 1)
+
+    return distributed.rows(clips, BATCH, compute).tolist() if clips else []
 
 
 def mean(values: Mapping[str, float]) -> float:
