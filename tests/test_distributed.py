@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.plugins import methods
 from encore.store.run_folder import Checkpoints
 from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.sharding import is_split
 from tests.tiny_model import CAPTIONS, CODES
 
 cases = json.loads(sys.argv[3])
@@ -89,20 +91,25 @@ def clips(backend):
     made[1] = Clip("k0", made[1].caption, made[1].codes)  # a track of two clips
     return Clips([*made[:4], made[9]], [*made[4:9], *made[10:14]], made[14:])
 
-def run(name, options, **more):
+def run(case, options):
     backend = MusicgenBackend.load(str(out / "model"), offline=True)
     backend.model.double()
     if count == 1:
         torch.save({key: value.clone() for key, value in backend.module.state_dict().items()}, out / "start")
-    chosen = methods().resolve(name)
-    engine = Engine(backend, clips(backend), **more)
+    chosen = methods().resolve(case.split()[0])
+    sharded = options.pop("shard", False) and count > 1
+    split = set()
+    watch = lambda line: split.add(is_split(next(engine.backend.module.parameters())))
+    engine = Engine(backend, clips(backend), shard=sharded, record=watch)
     few = {"steps": 6, "eval_every": 3, "stop": "never", "select": "last"}
     outcome = engine.run(chosen(chosen.Options(**{**few, **options})))
+    assert split == {sharded}
+    assert (engine._average.steps > 0) == ("averaged" in case)
     return backend, outcome
 
 with distributed.processes("cpu"):
     for case, options in cases.items():
-        backend, outcome = run(case.split()[0], options)
+        backend, outcome = run(case, options)
         if distributed.rank() == 0:
             state = {key: value.clone() for key, value in backend.module.state_dict().items()}
             torch.save((state, outcome.best.as_dict()), out / f"{case}.{count}")
@@ -127,11 +134,31 @@ CASES = {
 }
 
 
+SHARDED = {
+    "graddiff": {"shard": True, "micro_batch_size": 2},
+    "npo": {"shard": True},
+    "encore": {"shard": True, "attack_share": 0.0, "micro_batch_size": 3},
+    "encore averaged": {"shard": True, "attack_share": 0.0, "schedule": "adaptive", "decay_steps": 1, "steps": 9},
+}
+
+
+@pytest.mark.slow
+def test_a_split_model_gets_the_weights_of_one_process(folder: Path) -> None:
+    for count in (1, 2):
+        passed(launch(ENGINE, count, folder, json.dumps(SHARDED)))
+    check_equal(folder, SHARDED, (2,))
+
+
 @pytest.mark.parametrize("counts", [(2,), pytest.param((2, 4), marks=pytest.mark.slow)], ids=str)
 def test_the_weights_are_those_of_one_process(folder: Path, counts: tuple[int, ...]) -> None:
     cases = CASES if 4 in counts else {"encore": CASES["encore"]}
     for count in (1, *counts):
         passed(launch(ENGINE, count, folder, json.dumps(cases)))
+    check_equal(folder, cases, counts)
+
+
+def check_equal(folder: Path, cases: dict[str, dict[str, Any]], counts: tuple[int, ...]) -> None:
+    """Check that several processes ended with the weights and the last snapshot of one."""
     start = torch.load(folder / "start")
     for case in cases:
         alone, best = torch.load(folder / f"{case}.1")

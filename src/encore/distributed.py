@@ -42,6 +42,7 @@ class _Group:
     size: int = 1
     store: Any = None
     turns: int = 0  # `first_rank_first` blocks so far
+    lockstep: bool = False
 
 
 _group = _Group()
@@ -328,6 +329,21 @@ def vary_dropout(step: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- turns
+
+
+def in_lockstep() -> bool:
+    """Whether every process must call the network equally often, because its weights are split over them."""
+    return _group.lockstep
+
+
+@contextmanager
+def lockstep() -> Iterator[None]:
+    """A block in which `in_lockstep` is true."""
+    _group.lockstep = True
+    try:
+        yield
+    finally:
+        _group.lockstep = False
 
 
 @contextmanager

@@ -155,6 +155,22 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [((2, ["--shard"]), (1, [])), ((1, []), (3, ["--shard"]))], ids=str)
+def test_a_checkpoint_of_split_weights_is_one_of_whole_weights(
+    arguments: list[str], straight: dict[str, torch.Tensor], before: tuple[int, list[str]], after: tuple[int, list[str]]
+) -> None:
+    count, flags = before
+    killed = run(count, [*arguments, *flags], {**POINTS["step"], "rank": count - 1, "does": "kill"})
+    assert killed[count - 1][0] == -9
+    count, flags = after
+    results = run(count, [*arguments, *flags, "--resume"])
+    assert all(finished(code) for code, _ in results), results
+    lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("event") == "resumed"] == [3]
+    same(straight)
+
+
+@pytest.mark.slow
 def test_out_of_memory_on_one_rank_halves_the_micro_batch_on_all(
     arguments: list[str], straight: dict[str, torch.Tensor]
 ) -> None:

@@ -69,6 +69,9 @@ def forget(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
+    ] = False,
     requester: Annotated[
         str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
     ] = None,
@@ -112,7 +115,7 @@ def forget(
             holdout=holdout, roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
             skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
             requester=requester, requested=check_date(requested) if requested is not None else None,
-            calibrate=calibrate,
+            calibrate=calibrate, shard=shard,
         )  # fmt: skip
         origin = {**origins(context), **settings.origin}
         _forget(request, chosen(settings.options), origin, dry_run=dry_run, json=json)

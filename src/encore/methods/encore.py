@@ -113,7 +113,8 @@ class Encore(LossMethod):
         taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)[:, :, shift:]
-            teacher = _without_dropout(step.backend, strange) if taught.any() else None
+            some = step.forget if distributed.in_lockstep() else batch.clips
+            teacher = _without_dropout(step.backend, strange) if not self._deep.isdisjoint(some) else None
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
         loss = self.options.gamma * (levels - nll).relu().mean(1)
@@ -127,14 +128,18 @@ class Encore(LossMethod):
         memorised = [i for i, clip in enumerate(batch.clips) if clip in self._memorised]
         others = [i for i, clip in enumerate(batch.clips) if clip not in self._memorised]
         cropped = step.once("crops", lambda: self._crops(step.retain or batch.clips, step.generator))
-        if memorised:
-            losses.append(self._likelihood(step, Batch.of([batch.clips[i] for i in memorised], batch.codes.device)))
-        if others:
+        kept, crops = [batch.clips[i] for i in memorised], [cropped[batch.clips[i]] for i in others]
+        if distributed.in_lockstep():  # a clip of each kind that any process has, of which the loss is left out
+            kept = kept or [clip for clip in step.retain if clip in self._memorised][:1]
+            crops = crops or list(cropped.values())[:1]
+        if kept:
+            losses.append(self._likelihood(step, Batch.of(kept, batch.codes.device))[: len(memorised)])
+        if crops:
             assert step.reference is not None  # declared in the spec
-            crops = Batch.of([cropped[batch.clips[i]] for i in others], batch.codes.device)
-            mask = step.backend.token_mask(crops)
-            kl = kl_divergence(step.reference.logits(crops), step.backend.logits(crops), mask)
-            losses.append(clip_mean(kl, mask))
+            cut = Batch.of(crops, batch.codes.device)
+            mask = step.backend.token_mask(cut)
+            kl = kl_divergence(step.reference.logits(cut), step.backend.logits(cut), mask)
+            losses.append(clip_mean(kl, mask)[: len(others)])
         order = torch.tensor(memorised + others, device=batch.codes.device).argsort()
         return self.options.alpha * torch.cat(losses)[order]
 

@@ -31,6 +31,7 @@ class ForgetConfig:
     requester: str | None = None
     requested: str | None = None
     calibrate: bool = False
+    shard: bool = False
 
     def flags(self) -> dict[str, Any]:
         """Every value in a form that JSON can hold."""

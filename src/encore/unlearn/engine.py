@@ -7,8 +7,8 @@ defines the loss of a clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,11 @@ from torch import Tensor
 from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, Interrupted, PluginError
+from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 from encore.hashing import module_sha256
 from encore.signals import StopFlag
 from encore.store.run_folder import Checkpoints
+from encore.unlearn import sharding
 from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
 from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
@@ -140,6 +141,7 @@ class Engine:
         record: receives a mapping for every step and every snapshot (`log.jsonl`).
         stop: a flag that signals set.
         started: when this process started the run, by `time.monotonic`; None: now.
+        shard: split weights, gradients and optimiser state over the processes while the loop runs.
     """
 
     def __init__(
@@ -154,8 +156,10 @@ class Engine:
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
         started: float | None = None,
+        shard: bool = False,
     ) -> None:
         self.backend = backend
+        self.shard = shard
         self.clips = clips
         self.seed = seed
         self.precision = precision
@@ -226,9 +230,26 @@ class Engine:
         return session
 
     def _train(self, method: LossMethod, session: Session) -> None:
-        self.train(method)
+        with self._sharded(method):
+            self.train(method)
         with torch.no_grad():
             method.finish(session)
+
+    @contextmanager
+    def _sharded(self, method: LossMethod) -> Iterator[None]:
+        """Split the model over the processes inside the context, where that is asked for."""
+        if not self.shard:
+            yield
+            return
+        sharding.check(method)
+        if self._masks:
+            raise UsageError(f"method {method.spec.name!r} trains some weights of a layer, not others", sharding.HINT)
+        whole = self.backend
+        distributed.copy_first(whole.module.parameters())
+        with sharding.sharded(whole) as self.backend:
+            self.monitor.backend = self.backend
+            yield
+        self.backend = self.monitor.backend = whole
 
     def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
         for name, part in self.backend.frozen().items():
@@ -257,7 +278,8 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
-        distributed.copy_first(weights)
+        if not self.shard:
+            distributed.copy_first(weights)
         optimizer = method.optimizer(weights, peak)
         peaks = [group["lr"] for group in optimizer.param_groups]
         state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
@@ -318,7 +340,7 @@ class Engine:
                         method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
                     )
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or state.micro_batch_size == 1:
+                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.shard:
                         raise
                     short = True
                 if not any(distributed.largest([short])):
@@ -328,10 +350,11 @@ class Engine:
                 state.micro_batch_size = max(1, state.micro_batch_size // 2)
                 self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
             losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
-            distributed.add_gradients(weights)
+            if not self.shard:
+                distributed.add_gradients(weights)
             distributed.synchronise(self.generator)  # a loss may draw by the size of its batch
             self._mask_gradients()
-            norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
+            norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
                 with torch.no_grad():

@@ -72,7 +72,7 @@ def estimate(prepared: Prepared) -> Estimate:
 
     engine = Engine(
         backend, clips, seed=prepared.request.seed, precision=prepared.precision,
-        fisher_folder=cache_folder() / "fisher", record=record,
+        fisher_folder=cache_folder() / "fisher", record=record, shard=prepared.request.shard,
     )  # fmt: skip
     started = time.monotonic()
     engine.monitor.snapshot()

@@ -20,8 +20,10 @@ from encore.store import schemas
 from encore.store.run_folder import Checkpoints, read_json
 from encore.unlearn.lr_schedule import Decay
 from encore.unlearn.monitor import Snapshot
-from encore.unlearn.weight_average import WeightAverage, copied_weights
+from encore.unlearn.sharding import gathered, split_like
+from encore.unlearn.weight_average import WeightAverage
 
+MODULE = "module.safetensors"
 PHASE = 1_000_000  # checkpoints of the second loop of a run are numbered from twice this on
 
 
@@ -74,7 +76,7 @@ class LoopCheckpoints:
             state: of the loop.
             best: the best weights so far.
         """
-        if self.folders is None or distributed.rank() > 0:  # all processes have the same state
+        if self.folders is None:
             return False
         state.averaged = self.average.steps
         slots = {
@@ -82,14 +84,18 @@ class LoopCheckpoints:
             for i, slots in self.optimizer.state_dict()["state"].items()
             for key, value in slots.items()
         }
-        moments = {key: value for key, value in slots.items() if isinstance(value, Tensor)}
+        moments = gathered({key: value for key, value in slots.items() if isinstance(value, Tensor)})
         plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
 
+        weights, best, mean = map(gathered, (self.backend.module.state_dict(), best, self.average.weights))
+        if distributed.rank() > 0:
+            return False
+
         def fill(folder: Path) -> None:
-            save_file(copied_weights(self.backend.module), folder / "module.safetensors")
-            save_file(dict(best), folder / "best.safetensors")
+            save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / MODULE)
+            save_file(best, folder / "best.safetensors")
             if self.average.steps:
-                save_file(self.average.weights, folder / "mean.safetensors")
+                save_file(mean, folder / "mean.safetensors")
             draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
             save_file(moments | draws, folder / "optimizer.safetensors")
             save_file(_tensors(self.method), folder / "method.safetensors")
@@ -131,22 +137,31 @@ class LoopCheckpoints:
         vars(state).update(saved)
         state.best = Snapshot(**saved["best"]) if saved["best"] else None
         state.decay = Decay(**saved["decay"])
-        self.backend.module.load_state_dict(load_file(folder / "module.safetensors"))
+        like = self.backend.module.state_dict()
+
+        def read(name: str, to: str = "cpu") -> dict[str, Tensor]:
+            tensors = load_file(folder / name, device=to)
+            return {key: split_like(tensor, like[key]) for key, tensor in tensors.items()}
+
+        self.backend.module.load_state_dict(read(MODULE))
         self.average.steps = state.averaged
         if state.averaged:
-            self.average.weights = load_file(folder / "mean.safetensors", device=device)
+            self.average.weights = read("mean.safetensors", device)
         moments = load_file(folder / "optimizer.safetensors")
         self.generator.set_state(moments.pop("generator"))
         torch.set_rng_state(moments.pop("dropout"))
         blank = self.optimizer.state_dict()
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         slots: dict[int, dict[str, Any]] = {}
         for key, value in (moments | plain).items():
             index, slot = key.split(".", 1)
+            if isinstance(value, Tensor) and value.shape == weights[int(index)].shape:
+                value = split_like(value, weights[int(index)])
             slots.setdefault(int(index), {})[slot] = value
         self.optimizer.load_state_dict(blank | {"state": slots})
         if (folder / "method.safetensors").exists():
             self.method.load_state_dict(load_file(folder / "method.safetensors", device=device))
-        return load_file(folder / "best.safetensors")
+        return read("best.safetensors")
 
 
 def _tensors(method: LossMethod) -> dict[str, Tensor]:

@@ -97,12 +97,15 @@ class StoppingMonitor:
         retain: clips to keep; may be empty.
         holdout: clips the base was never trained on; may be empty.
         seed: selects the retain clips.
+
+    Attributes:
+        backend: the model that is measured.
     """
 
     def __init__(
         self, backend: Backend, forget: Sequence[Clip], retain: Sequence[Clip], holdout: Sequence[Clip], *, seed: int
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._forget, self._holdout = forget, holdout
         base_holdout = _mean(track_nll(backend, holdout))
         sample = _sample(retain, seed)
@@ -126,19 +129,19 @@ class StoppingMonitor:
         """Measure the NLLs now, and their score."""
         return self._scored(
             Snapshot(
-                track_nll(self._backend, self._forget),
-                track_nll(self._backend, self.memorised),
-                track_nll(self._backend, self._not_memorised),
-                _mean(track_nll(self._backend, self._holdout)),
+                track_nll(self.backend, self._forget),
+                track_nll(self.backend, self.memorised),
+                track_nll(self.backend, self._not_memorised),
+                _mean(track_nll(self.backend, self._holdout)),
             )
         )
 
     def _classify(self, sample: Sequence[Clip], holdout: float | None) -> tuple[list[Clip], list[Clip]]:
         """The window of the lowest NLL of each track, up to `WATCHED` of memorised tracks and as many of others."""
         limit = -math.inf
-        if self._backend.has_tokens:
-            limit = memorised_below(holdout, self._backend.codebook_size)
-        best = lowest_loss_clips(self._backend, sample)
+        if self.backend.has_tokens:
+            limit = memorised_below(holdout, self.backend.codebook_size)
+        best = lowest_loss_clips(self.backend, sample)
         memorised = [clip for clip, nll in best if nll < limit]
         others = [clip for clip, nll in best if not nll < limit]
         return memorised[:WATCHED], others[:WATCHED]
@@ -146,7 +149,7 @@ class StoppingMonitor:
     def _range(self, target: float) -> float:
         """The range that tolerances are shares of: for an NLL, the target itself, as it rises from near 0; without
         tokens, the distance of target and base, as the loss on unpredictable noise is common to both."""
-        if self._backend.has_tokens:
+        if self.backend.has_tokens:
             return target
         return max(target - mean(self.first.forget), LEAST_GAP * target)
 
@@ -173,11 +176,11 @@ class StoppingMonitor:
             harm["worst"] = max(0.0, *rises.values()) / TRACK_RISE
         if snapshot.not_memorised:
             before = mean(first.not_memorised)
-            share = OTHER_SHARE if self._backend.has_tokens else SHARE
+            share = OTHER_SHARE if self.backend.has_tokens else SHARE
             harm["not_memorised"] = max(0.0, _inf_if_nan(mean(snapshot.not_memorised)) - before) / max(
                 share * before, 1e-6
             )
-        if self._backend.has_tokens and first.holdout is not None and snapshot.holdout is not None:
+        if self.backend.has_tokens and first.holdout is not None and snapshot.holdout is not None:
             harm["holdout"] = abs(_inf_if_nan(snapshot.holdout) - first.holdout) / HOLDOUT_DRIFT
         return harm
 

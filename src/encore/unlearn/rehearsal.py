@@ -101,7 +101,7 @@ class Rehearsal:
         copy = prepared.backend.clone()
         engine = Engine(
             copy, self._clips, seed=prepared.request.seed, precision=prepared.precision,
-            fisher_folder=cache_folder() / "fisher", record=record,
+            fisher_folder=cache_folder() / "fisher", record=record, shard=prepared.request.shard,
         )  # fmt: skip
         check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
         snapshot = engine.run(method).best

@@ -42,6 +42,7 @@ from encore.store.run_folder import (
 )
 from encore.store.self_retain import load_self_retain
 from encore.text import printable
+from encore.unlearn import sharding
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
@@ -157,6 +158,10 @@ def prepare(
     check_unusable(request)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
+    if request.shard:
+        if distributed.size() == 1:
+            raise UsageError("--shard splits the model over processes, and there is one", "start it with torchrun")
+        sharding.check(method)
     tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
     started = time.monotonic()
@@ -271,7 +276,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
             backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
-            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started,
+            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started, shard=request.shard,
         )  # fmt: skip
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)
