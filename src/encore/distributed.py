@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,7 +29,8 @@ from encore.errors import EncoreError, Interrupted, UsageError, one_line
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer for the others gives up
 BUCKET_BYTES = 32 << 20  # gradients are reduced in pieces of this size: few messages, little memory
 FAILURE = "encore/failure"  # key of the store: the first failure of any rank
-PATIENCE = 2.0  # seconds that a failing rank leaves to rank 0, which often fails as well, to print the message
+LEFT = "encore/left"  # key of the store: the number of ranks that left after a failure
+PATIENCE = 2.0  # seconds that a failing rank leaves to rank 0, which often fails as well, and rank 0 to the others
 
 Item = TypeVar("Item")
 
@@ -161,28 +162,34 @@ def _announce(error: BaseException) -> BaseException:
     if _group.store is None:  # not joined yet: the launcher stops the others
         return error if int(os.environ["RANK"]) == 0 or not isinstance(error, UsageError) else SystemExit(2)
     if isinstance(error, RankError) and error.announced:
+        with suppress(RuntimeError):
+            _group.store.add(LEFT, 1)
         return SystemExit(error.exit_code)
-    message = one_line(error)
-    if isinstance(error, EncoreError):
-        message = error.message
-    elif isinstance(error, Interrupted):
-        message = f"stopped by {error.name}"
-    code = getattr(error, "exit_code", 1)
-    patience = 0.0 if _group.rank == 0 or isinstance(error, Interrupted) else PATIENCE
-    until = time.monotonic() + patience
-    while (first := _failure()) is None and time.monotonic() < until:
-        time.sleep(0.05)
-    if first is None:
-        entry = json.dumps({"rank": _group.rank, "message": message, "exit_code": code})
-        try:
-            first = json.loads(_group.store.compare_set(FAILURE, "", entry))
-        except RuntimeError:  # the store ended with the process that had it
-            return error
+    message = error.message if isinstance(error, EncoreError) else one_line(error)
+    entry = {"rank": _group.rank, "message": message, "exit_code": getattr(error, "exit_code", 1)}
+    first = None
+    if _group.rank > 0 and not isinstance(error, Interrupted):
+        first = _patiently(_failure)
+    try:
+        first = first or json.loads(_group.store.compare_set(FAILURE, "", json.dumps(entry)))
+        _group.store.add(LEFT, 1)
+        if _group.rank == 0:  # it may hold the store, which the others read
+            _patiently(lambda: _group.store.add(LEFT, 0) == _group.size)
+    except RuntimeError:  # the store ended with the process that held it
+        return error
     if first["rank"] != _group.rank:
         return SystemExit(first["exit_code"])
     if _group.rank > 0 and isinstance(error, EncoreError) and not isinstance(error, RankError):
         error.message = f"process {_group.rank} of {_group.size}: {error.message}"
     return error
+
+
+def _patiently(ask: Callable[[], Item]) -> Item:
+    """The first answer that is true, or the last one after `PATIENCE`."""
+    until = time.monotonic() + PATIENCE
+    while not (answer := ask()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return answer
 
 
 def _failure() -> dict[str, Any] | None:

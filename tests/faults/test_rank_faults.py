@@ -141,6 +141,14 @@ def test_an_error_of_one_rank_is_printed_once_and_is_the_exit_code_of_all(argume
     assert results[1][1] == ""
 
 
+@pytest.mark.slow
+def test_a_dry_run_measures_in_all_processes(arguments: list[str]) -> None:
+    results = run(2, [*arguments, "--dry-run"])
+    assert [code for code, _ in results] == [0, 0], results
+    assert "nothing was written" in results[0][1]
+    assert results[1][1] == ""
+
+
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     arguments: list[str], straight: dict[str, torch.Tensor], call: Call
 ) -> None:

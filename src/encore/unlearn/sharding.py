@@ -76,7 +76,7 @@ def _split(backend: Backend, device: torch.device) -> None:
         for weight in part._parameters.values():
             if weight is not None and owners.setdefault(weight, part) is not part:
                 raise UsageError(f"the weights of this {type(part).__name__} are tied, and --shard splits them", HINT)
-    for part in [*blocks, *layers]:
+    for part in [*blocks, *reversed(layers)]:  # what a layer contains before the layer
         # Weights are gathered again for the backward pass, and never kept: they may be changed between two passes.
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
         split = cast(FSDPModule, part)
