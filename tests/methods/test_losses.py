@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,9 @@ def test_random_labels_are_drawn_as_they_say(
     """The loss's mean over many draws is the cross-entropy to the distribution the labels are drawn from."""
     method, step = make("rl", base, moved, clips, labels=labels)
     clip = clips[1]
-    draws = torch.cat([method.forget_loss(step, Batch.of([clip] * 50)).detach() for _ in range(12)])
+    steps = [replace(step, drawn={}) for _ in range(12)]
+    copies = Batch.of([replace(clip) for _ in range(50)])
+    draws = torch.cat([method.forget_loss(each, copies).detach() for each in steps])
     if labels == "uniform":
         weights = np.full((2, CODES), 1 / CODES)
     else:

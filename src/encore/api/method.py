@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from encore.api.backend import Backend
 from encore.api.data import Batch, Clip
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Labels = Literal["auto", "empirical", "sampled"]
 FUSED_FROM = 100_000_000  # weights; with fewer, the optimiser takes next to no time
 Phase = Literal["both", "forget", "retain"]  # clips that a step trains on
+Drawn = TypeVar("Drawn")
 
 
 class Reference(ABC):
@@ -61,6 +62,8 @@ class Step:
         lr_share: learning rate at this step, as a share of its peak.
         forget: all forget clips of the step; a batch may hold a part of them.
         index: number of optimiser steps before this one.
+        retain: all retain clips of the step; a batch may hold a part of them.
+        drawn: results of `once`.
     """
 
     backend: Backend
@@ -71,6 +74,27 @@ class Step:
     lr_share: float = 1.0
     forget: Sequence[Clip] = ()
     index: int = 0
+    retain: Sequence[Clip] = ()
+    drawn: dict[str, tuple[Tensor, Any]] = field(default_factory=dict, repr=False)
+
+    def once(self, name: str, draw: Callable[[], Drawn]) -> Drawn:
+        """The result of `draw()`, which is called for the first batch of the step only.
+
+        Random numbers that are drawn here, for all of `forget` or `retain`, depend neither on the cut of the step into
+        micro-batches nor on the number of processes.
+
+        Args:
+            name: of the result, unique in the method.
+            draw: draws from `generator`.
+        """
+        import torch
+
+        state = self.generator.get_state()
+        before, value = self.drawn.get(name, (None, None))
+        if before is None or torch.equal(before, state):  # not yet, or the engine computes the step again
+            value = draw()
+            self.drawn[name] = state, value
+        return value  # type: ignore[return-value]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from encore.cli import console
 from encore.errors import EncoreError
 
 PACKAGES = (
-    "torch", "transformers", "accelerate", "safetensors", "numpy", "av", "soundfile", "soxr", "pydantic", "typer",
+    "torch", "transformers", "safetensors", "numpy", "av", "soundfile", "soxr", "pydantic", "typer",
 )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from encore.cli.config import ConfigFile, MethodOptions, method_settings, origin
 from encore.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from encore.api import Method
+    from encore.unlearn.config import ForgetConfig
     from encore.unlearn.run import Prepared
 
 METHOD_FLAGS = ("steps", "max_seconds", "lr", "batch_size", "per_track_clip")
@@ -84,6 +86,9 @@ def forget(
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")
     ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
+    ] = False,
     requester: Annotated[
         str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
     ] = None,
@@ -107,36 +112,42 @@ def forget(
     Exit code 4: the run is there, and misses a target that can be judged without gold: the level of the forget tracks,
     what memorised and other retain tracks and held-out music may lose, or verbatim generations.
     """
-    from encore import plugins
-
-    chosen = plugins.methods().resolve(method)
-    settings = method_settings(context, chosen.Options, option, METHOD_FLAGS)
-    if resume and out is None:
-        raise UsageError("--resume needs --out: which run should go on?", "name its folder")
-    out = out or _fresh(method)
-
-    from encore.cli.progress import reporting
+    from encore import distributed, plugins
     from encore.store.dates import check_date
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
+    from encore.unlearn.config import ForgetConfig
+
+    with distributed.processes(device):
+        chosen = plugins.methods().resolve(method)
+        settings = method_settings(context, chosen.Options, option, METHOD_FLAGS)
+        if resume and out is None:
+            raise UsageError("--resume needs --out: which run should go on?", "name its folder")
+        if tracks == "-" and distributed.size() > 1:
+            raise UsageError("--tracks - reads one stream, and there are several processes", "write the list to a file")
+        keep_freed_memory()
+        request = ForgetConfig(
+            tracks=tracks if tracks == "-" else Path(tracks), out=distributed.first(out or _fresh(method)), model=model,
+            revision=revision, offline=offline, backend=backend_name(model, backend), catalog=catalog, retain=retain,
+            holdout=holdout, roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
+            skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
+            requester=requester, requested=check_date(requested) if requested is not None else None,
+            calibrate=calibrate, shard=shard, adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha,
+            lora_layers=lora_layers, keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
+        origin = {**origins(context), **settings.origin}
+        _forget(request, chosen(settings.options), origin, dry_run=dry_run, json=json)
+
+
+def _forget(request: ForgetConfig, method: Method, origin: dict[str, Any], *, dry_run: bool, json: bool) -> None:
+    from encore import distributed
+    from encore.cli.progress import reporting
     from encore.unlearn import run as runs
     from encore.unlearn.calibrate import calibrate as calibration
     from encore.unlearn.calibrate import restored
-    from encore.unlearn.config import ForgetConfig
 
-    keep_freed_memory()
-
-    request = ForgetConfig(
-        tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,
-        backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
-        roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
-        skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
-        requester=requester, requested=check_date(requested) if requested is not None else None, calibrate=calibrate,
-        adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_layers=lora_layers,
-        keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
-    )  # fmt: skip
-    ready = restored(request, chosen(settings.options))
-    run = runs.finished(request, ready)
+    out, ready = request.out, restored(request, method)
+    run = distributed.first(runs.finished(request, ready) if distributed.rank() == 0 else None)
     if run is not None:
         console.note(f"nothing to do: the run in {out} is complete")
         if json:
@@ -154,8 +165,7 @@ def forget(
     if dry_run:
         _show_plan(prepared, json)
         return
-    origin = {**origins(context), **settings.origin}
-    if calibrate:
+    if request.calibrate:
         with reporting() as reporter:
             prepared.calibration = calibration(prepared, reporter)
         _show_calibration(prepared.calibration)

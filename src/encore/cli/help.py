@@ -29,8 +29,8 @@ PANELS = {  # title -> parameters, in this order
     ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
-        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "checkpoint_activations", "jobs",
-        "cell", "resume", "calibrate", "dry_run", "requester", "requested",
+        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "checkpoint_activations", "shard",
+        "jobs", "cell", "resume", "calibrate", "dry_run", "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
@@ -100,24 +101,20 @@ class Encore(LossMethod):
             self._set_fall(backend, new)
         if memorised:
             share = self.options.memorised_share
-            crops = [Clip(clip.track, clip.caption, clip.codes) for clip in retain]  # in a role of their own
-            wanted = share / (1 - share) * len(crops) / len(memorised)  # times as often as any other
-            session.retain = [*crops * max(1, round(1 / wanted)), *memorised * max(1, round(wanted))]
+            wanted = share / (1 - share) * len(retain) / len(memorised)  # times as often as any other
+            # In a role of their own, and each with a crop of its own:
+            crops = [Clip(c.track, c.caption, c.codes) for _ in range(max(1, round(1 / wanted))) for c in retain]
+            session.retain = [*crops, *memorised * max(1, round(wanted))]
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        shortest = int(batch.frames.min())
-        shift = _draw(min(self._shift(step.backend), shortest // 2), step.generator) + 1
-        captions = [self._other_caption(step.generator) for _ in batch.clips]
-        strange = Batch.of(
-            [Clip(c.track, text, c.codes[:, shift:]) for c, text in zip(batch.clips, captions, strict=True)],
-            batch.codes.device,
-        )
+        shift, captions, (weights, fall) = step.once("forget", lambda: self._drawn_for(step, batch))
+        strange = Batch.of([Clip(c.track, captions[c], c.codes[:, shift:]) for c in batch.clips], batch.codes.device)
         mask = step.backend.token_mask(strange)
         taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
-        weights, fall = self._attacked(step, batch)
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)[:, :, shift:]
-            teacher = _without_dropout(step.backend, strange) if taught.any() else None
+            some = step.forget if distributed.in_lockstep() else batch.clips
+            teacher = _without_dropout(step.backend, strange) if not self._deep.isdisjoint(some) else None
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
         loss = self.options.gamma * (levels - nll).relu().mean(1)
@@ -130,14 +127,19 @@ class Encore(LossMethod):
         losses: list[Tensor] = []
         memorised = [i for i, clip in enumerate(batch.clips) if clip in self._memorised]
         others = [i for i, clip in enumerate(batch.clips) if clip not in self._memorised]
-        if memorised:
-            losses.append(self._likelihood(step, Batch.of([batch.clips[i] for i in memorised], batch.codes.device)))
-        if others:
+        cropped = step.once("crops", lambda: self._crops(step.retain or batch.clips, step.generator))
+        kept, crops = [batch.clips[i] for i in memorised], [cropped[batch.clips[i]] for i in others]
+        if distributed.in_lockstep():  # a clip of each kind that any process has, of which the loss is left out
+            kept = kept or [clip for clip in step.retain if clip in self._memorised][:1]
+            crops = crops or list(cropped.values())[:1]
+        if kept:
+            losses.append(self._likelihood(step, Batch.of(kept, batch.codes.device))[: len(memorised)])
+        if crops:
             assert step.reference is not None  # declared in the spec
-            crops = Batch.of([self._crop(batch.clips[i], step.generator) for i in others], batch.codes.device)
-            mask = step.backend.token_mask(crops)
-            kl = kl_divergence(step.reference.logits(crops), step.backend.logits(crops), mask)
-            losses.append(clip_mean(kl, mask))
+            cut = Batch.of(crops, batch.codes.device)
+            mask = step.backend.token_mask(cut)
+            kl = kl_divergence(step.reference.logits(cut), step.backend.logits(cut), mask)
+            losses.append(clip_mean(kl, mask)[: len(others)])
         order = torch.tensor(memorised + others, device=batch.codes.device).argsort()
         return self.options.alpha * torch.cat(losses)[order]
 
@@ -217,6 +219,19 @@ class Encore(LossMethod):
 
     # ------------------------------------------------------------------------------------------------------- details
 
+    def _drawn_for(
+        self, step: Step, batch: Batch
+    ) -> tuple[int, dict[Clip, str], tuple[dict[str, Tensor], Tensor | float]]:
+        """What all batches of a step share: the teacher's shift, its captions, and the attack."""
+        clips = step.forget or batch.clips
+        shortest = min(clip.codes.shape[-1] for clip in clips)
+        shift = _draw(min(self._shift(step.backend), shortest // 2), step.generator) + 1
+        captions = {clip: self._other_caption(step.generator) for clip in clips}
+        return shift, captions, self._attacked(step, batch)
+
+    def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
+        return {clip: self._crop(clip, generator) for clip in clips if clip not in self._memorised}
+
     def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
         """The weights after relearning the step's memorised clips, and the share [K] of its NLL that new music keeps
         under an attack of the same length; no weights without an attack."""
@@ -290,12 +305,12 @@ class Encore(LossMethod):
 @torch.no_grad()
 def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
     """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips per pass."""
-    found = []
-    for start in range(0, len(clips), size):
-        batch = Batch.of(clips[start : start + size], backend.device)
-        mask = backend.token_mask(batch)
-        found.append(-backend.token_logprobs(batch).sum(2) / mask.sum(2).clamp(min=1))
-    return torch.cat(found)
+
+    def compute(part: Sequence[Clip]) -> Tensor:
+        batch = Batch.of(part, backend.device)
+        return -backend.token_logprobs(batch).sum(2) / backend.token_mask(batch).sum(2).clamp(min=1)
+
+    return distributed.rows(clips, size, compute)
 
 
 @torch.no_grad()

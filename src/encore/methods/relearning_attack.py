@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from encore import distributed
 from encore.api import Backend, Clip
+from encore.errors import UsageError
 from encore.relearning import relearn
 
 
@@ -36,7 +38,15 @@ class RelearningAttack:
             clips: trained on, all of them in each step.
             steps: number of steps.
             size: clips per pass; affects only memory use.
+
+        Raises:
+            UsageError: the model's weights are split over several processes.
         """
+        if distributed.in_lockstep():
+            raise UsageError(
+                "relearning attacks need whole weights, and --shard splits them",
+                "use -o attack_share=0, or leave --shard out",
+            )
         copy, module = self._copy.module, backend.module
         shared = {name for name, weight in module.named_parameters() if not weight.requires_grad}
         state = {name: value for name, value in module.state_dict().items() if name not in shared}

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from encore import __version__
+from encore import __version__, distributed
 from encore.errors import UsageError
 
 LARGE = 100_000_000  # weights above which a step is dominated by matrix products
@@ -20,11 +20,13 @@ LIBRARIES = ("torch", "transformers", "safetensors", "av", "soundfile", "soxr", 
 
 
 def pick_device(name: str) -> str:
-    """ "auto" is the first GPU, else the CPU.
+    """ "auto" is the first GPU, else the CPU; of several processes that a launcher started, each has a GPU of its own.
 
     Raises:
         UsageError: torch does not know the device, or it is not available.
     """
+    if distributed.launched() > 1:
+        return distributed.device_of(name)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -250,7 +250,9 @@ class Losses:
 
     def step(self) -> Step:
         given, generator = self.session, torch.Generator().manual_seed(0)
-        return Step(given.backend, given.reference, generator, 0.0, given.holdout_nll, forget=given.forget)
+        return Step(
+            given.backend, given.reference, generator, 0.0, given.holdout_nll, forget=given.forget, retain=given.retain
+        )
 
     def __call__(self, name: str, clips: Sequence[Clip]) -> Tensor:
         step = self.step()

@@ -35,6 +35,7 @@ class ForgetConfig:
     requester: str | None = None
     requested: str | None = None
     calibrate: bool = False
+    shard: bool = False
     adapter: str | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None

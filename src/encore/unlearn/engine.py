@@ -6,30 +6,29 @@ defines the loss of a clip.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, InputError, PluginError, UsageError
+from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 from encore.hashing import module_sha256
 from encore.signals import StopFlag
-from encore.store import schemas
-from encore.store.run_folder import Checkpoints, read_json
+from encore.store.run_folder import Checkpoints
+from encore.unlearn import sharding
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, Lora, refuse_unadaptable
-from encore.unlearn.lr_schedule import Decay, Schedule
+from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
+from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.reference import Source, reference_of
 from encore.unlearn.track_clipping import TrackClipping
@@ -102,26 +101,6 @@ class TrainResult:
     reference: Source | None = None
 
 
-@dataclass
-class _State:
-    """The state of the loop that a checkpoint saves beside tensors.
-
-    `averaged`: number of steps in the weight average; `seconds`, `tokens`: of the whole run, over all processes.
-    """
-
-    step: int = 0
-    forget_queue: list[int] = field(default_factory=list)
-    retain_queue: list[int] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)
-    best: Snapshot | None = None
-    decay: Decay = field(default_factory=Decay)
-    averaged: int = 0
-    micro_batch_size: int = 0
-    skipped_steps: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-
-
 class Engine:
     """Runs one method on one backend.
 
@@ -137,6 +116,7 @@ class Engine:
         record: receives a mapping for every step and every snapshot (`log.jsonl`).
         stop: a flag that signals set.
         started: when this process started the run, by `time.monotonic`; None: now.
+        shard: split weights, gradients and optimiser state over the processes while the loop runs.
     """
 
     def __init__(
@@ -153,8 +133,10 @@ class Engine:
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
         started: float | None = None,
+        shard: bool = False,
     ) -> None:
         self.backend = backend
+        self.shard = shard
         self.clips = clips
         self.seed = seed
         self.precision = precision
@@ -200,12 +182,13 @@ class Engine:
         self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
             method.prepare(session)
-            self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
+            self._retain, self._masks, self._lr = session.retain, session.masks, distributed.first(session.lr)
             if self.adapter is not None and self._masks:
                 raise UsageError(
                     f"method {method.spec.name!r} selects single weights to train, which an adapter does not have",
                     "leave --adapter out",
                 )
+            distributed.copy_first(self._masks.values())
             if session.target_nll:
                 tracks = {clip.track for clip in self.clips.forget}
                 if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
@@ -213,7 +196,7 @@ class Engine:
                         f"method {method.spec.name!r}: prepare must set a target NLL above 0 for every forget track, "
                         "or for none"
                     )
-                self.monitor.set_targets(session.target_nll)
+                self.monitor.set_targets(distributed.first(session.target_nll))
                 self.outcome.before = self.monitor.first
             self.outcome.chosen |= session.chosen
             self._train(method, session)
@@ -242,9 +225,26 @@ class Engine:
         return session
 
     def _train(self, method: LossMethod, session: Session) -> None:
-        self.train(method)
+        with self._sharded(method):
+            self.train(method)
         with torch.no_grad():
             method.finish(session)
+
+    @contextmanager
+    def _sharded(self, method: LossMethod) -> Iterator[None]:
+        """Split the model over the processes inside the context, where that is asked for."""
+        if not self.shard:
+            yield
+            return
+        sharding.check(method)
+        if self._masks:
+            raise UsageError(f"method {method.spec.name!r} trains some weights of a layer, not others", sharding.HINT)
+        whole = self.backend
+        distributed.copy_first(whole.module.parameters())
+        with sharding.sharded(whole) as self.backend:
+            self.monitor.backend = self.backend
+            yield
+        self.backend = self.monitor.backend = whole
 
     def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
         for name, part in self.backend.frozen().items():
@@ -273,9 +273,11 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
+        if not self.shard:
+            distributed.copy_first(weights)
         optimizer = method.optimizer(weights, peak)
         peaks = [group["lr"] for group in optimizer.param_groups]
-        state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
+        state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
         clipping = None
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
@@ -284,20 +286,30 @@ class Engine:
         self._average = WeightAverage(module, trained)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        resumed = self._resume(method, optimizer, state)
-        if resumed is not None:
+        checkpoints = LoopCheckpoints(
+            self.checkpoints, self._phase, self.backend, method, optimizer, self._average, self.generator
+        )
+        if (resumed := checkpoints.load(state)) is not None:
             best = resumed
+            self.outcome.earlier_seconds += state.seconds
+            self.outcome.tokens += state.tokens
+            self.record({"event": "resumed", "phase": self._phase, "step": state.step})
+        distributed.vary_dropout(state.step)
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
         retain_draw = ShuffledSampler(self.generator, state.retain_queue)
         schedule = Schedule(options, state.decay)
         last_checkpoint = _now()
         bad = 0
         while state.step < schedule.steps:
-            if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
+            signal, due = self._interruption(_now() - last_checkpoint >= options.checkpoint_seconds)
+            if signal or due:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                self._save(method, optimizer, state, best)
+                state.seconds, state.tokens = self._seconds(), self.outcome.tokens
+                if checkpoints.save(state, best):
+                    self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
                 last_checkpoint = _now()
-                self.stop.check()
+                if signal:
+                    raise Interrupted(signal)
             lr_share = schedule.share(state.step)
             for group, group_peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = group_peak * lr_share
@@ -314,28 +326,33 @@ class Engine:
             progress = state.step / schedule.steps
             step = Step(
                 self.backend, self._reference, self.generator, progress, self.monitor.holdout_nll, lr_share,
-                forget or (), state.step,
+                forget or (), state.step, retain or (),
             )  # fmt: skip
             drawn = self.generator.get_state()
             while True:
+                losses, short = dict[str, float](), False
                 try:
                     losses = self._backward(
                         method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
                     )
-                    break
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or state.micro_batch_size == 1:
+                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.shard:
                         raise
-                    optimizer.zero_grad(set_to_none=True)
-                    self.generator.set_state(drawn)
-                    state.micro_batch_size = max(1, state.micro_batch_size // 2)
-                    self.record(
-                        {"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size}
-                    )
+                    short = True
+                if not any(distributed.largest([short])):
+                    break
+                optimizer.zero_grad(set_to_none=True)
+                self.generator.set_state(drawn)
+                state.micro_batch_size = max(1, state.micro_batch_size // 2)
+                self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
+            losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
+            if not self.shard:
+                distributed.add_gradients(weights)
             if state.step == 0 and phase == "both":
                 self._check_gradients(method, optimizer)
+            distributed.synchronise(self.generator)  # a loss may draw by the size of its batch
             self._mask_gradients()
-            norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
+            norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
                 with torch.no_grad():
@@ -356,7 +373,7 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
-            seconds = self.outcome.earlier_seconds + _now() - self.started
+            seconds = distributed.first(self._seconds())
             late = options.max_seconds is not None and seconds >= options.max_seconds
             self.record(
                 {"phase": self._phase, "step": state.step, "of": schedule.steps, "lr": optimizer.param_groups[0]["lr"]}
@@ -369,7 +386,7 @@ class Engine:
                 module.eval()
                 with self._average.applied():
                     snapshot = self.monitor.snapshot()
-                    over = schedule.is_done(snapshot, state.step, seconds, partial(method.ready, step))
+                    over = schedule.is_done(snapshot, state.step, seconds, partial(_ready, method, step))
                     # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
                     latest = over or options.select == "last"
                     if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
@@ -431,13 +448,16 @@ class Engine:
                 sums[name] = clipping.add(name, compute, clips, micro)
                 continue
             total = 0.0
-            for start in range(0, len(clips), micro):
-                loss = compute(clips[start : start + micro]).sum() / len(clips)
+            for part in distributed.batches(clips, micro):
+                loss = compute(part or clips[:1]).sum() / len(clips)
+                if not part:  # this process has no clip left, and draws the same random numbers as the others
+                    loss = 0 * loss
                 loss.backward()
                 total += loss.item()
             sums[name] = total
         penalty = method.penalty(step)
         if penalty is not None:
+            penalty = penalty / distributed.size()  # every process computes it
             penalty.backward()
             sums["penalty"] = penalty.item()
         return sums
@@ -462,6 +482,15 @@ class Engine:
                 "freeze the weight in the backend (requires_grad_(False)), or leave it out of the method's optimizer",
             )
 
+    def _interruption(self, due: bool) -> tuple[int, bool]:
+        """The signal that any process received, 0 for none, and whether a checkpoint is due in any."""
+        number, due_anywhere = distributed.largest([self.stop.number or 0, due])
+        return int(number), bool(due_anywhere)
+
+    def _seconds(self) -> float:
+        """Duration of the run so far, over all processes."""
+        return self.outcome.earlier_seconds + _now() - self.started
+
     def _mask_gradients(self) -> None:
         """Zero the gradients of masked weights, so that they gather no momentum and don't count in the clipped norm."""
         for name, mask in self._masks.items():
@@ -485,6 +514,7 @@ class Engine:
         self, clips: Sequence[Clip], labels: Literal["empirical", "sampled"], micro_batch_size: int
     ) -> dict[str, Tensor]:
         """See `Session.fisher`. When memory runs out, the micro-batch is halved."""
+        part = distributed.share(clips)
 
         def progress(done: int, of: int) -> None:
             self.record({"stage": "fisher", "step": done, "of": of})
@@ -494,99 +524,21 @@ class Engine:
             try:
                 with torch.enable_grad():  # a method may call this under no_grad
                     fisher = cached_fisher(
-                        self.backend, clips, self.fisher_folder, mode=labels, micro_batch_size=micro_batch_size,
-                        seed=self.seed, progress=progress,
+                        self.backend, part, self.fisher_folder if part else None, mode=labels,
+                        micro_batch_size=micro_batch_size, seed=self.seed, progress=progress,
                     )  # fmt: skip
-                return {name: value / fisher.samples for name, value in fisher.values.items()}
+                break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or micro_batch_size == 1:
                     raise
                 micro_batch_size = micro_batch_size // 2
                 self.record({"event": "out of memory", "micro_batch_size": micro_batch_size})
-
-    # -------------------------------------------------------------------------------------------------- checkpoints
-
-    def _save(
-        self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]
-    ) -> None:
-        if self.checkpoints is None:
-            return
-        state.averaged = self._average.steps
-        state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.started, self.outcome.tokens
-        slots = {
-            f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
-        }
-        moments = {key: value for key, value in slots.items() if isinstance(value, Tensor)}
-        plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
-
-        def fill(folder: Path) -> None:
-            save_file(copied_weights(self.backend.module, self._average.names), folder / "module.safetensors")
-            save_file(dict(best), folder / "best.safetensors")
-            if self._average.steps:
-                save_file(self._average.weights, folder / "mean.safetensors")
-            draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
-            save_file(moments | draws, folder / "optimizer.safetensors")
-            save_file(_tensors(method), folder / "method.safetensors")
-            saved = asdict(state) | {"phase": self._phase, "optimizer": plain}
-            (folder / "state.json").write_text(json.dumps(saved))
-
-        self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
-        self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
-
-    def _resume(self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
-        """Load the newest checkpoint of this phase; returns the best weights so far, None without a checkpoint."""
-        folder = self.checkpoints.latest() if self.checkpoints else None
-        if folder is None:
-            return None
-        saved = read_json(folder / "state.json", schemas.State)
-        if saved.pop("phase") != self._phase:
-            return None
-        try:
-            return self._restore_from(folder, saved, method, optimizer, state)
-        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise InputError(
-                f"the checkpoint {folder} is not of this run: {line}", f"remove {folder.parent}, and resume again"
-            ) from error
-
-    def _restore_from(
-        self,
-        folder: Path,
-        saved: dict[str, Any],
-        method: LossMethod,
-        optimizer: torch.optim.Optimizer,
-        state: _State,
-    ) -> dict[str, Tensor]:
-        plain = saved.pop("optimizer", {})
-        vars(state).update(saved)
-        state.best = Snapshot(**saved["best"]) if saved["best"] else None
-        state.decay = Decay(**saved["decay"])
-        self.outcome.earlier_seconds += state.seconds
-        self.outcome.tokens += state.tokens
-        load_weights(self.backend.module, load_file(folder / "module.safetensors"), self._average.names)
-        self._average.steps = state.averaged
-        if state.averaged:
-            self._average.weights = load_file(folder / "mean.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
-        self.generator.set_state(moments.pop("generator"))
-        torch.set_rng_state(moments.pop("dropout"))
-        blank = optimizer.state_dict()
-        slots: dict[int, dict[str, Any]] = {}
-        for key, value in (moments | plain).items():
-            index, slot = key.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        optimizer.load_state_dict(blank | {"state": slots})
-        if (folder / "method.safetensors").exists():
-            method.load_state_dict(load_file(folder / "method.safetensors", device=str(self.backend.device)))
-        self.record({"event": "resumed", "phase": self._phase, "step": state.step})
-        return load_file(folder / "best.safetensors")
+        distributed.add(fisher.values.values())
+        return {name: value / len(clips) for name, value in fisher.values.items()}
 
 
-def _tensors(method: LossMethod) -> dict[str, Tensor]:
-    state = method.state_dict()
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise PluginError(f"method {method.spec.name!r}: state_dict must return tensors by name, and nothing nested")
-    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+def _ready(method: LossMethod, step: Step) -> bool:
+    return distributed.first(method.ready(step))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from encore import distributed
 from encore.api import Backend, Batch, LossMethod, Method
 from encore.data.encode import clips_of
 from encore.settings import cache_folder
@@ -97,12 +98,14 @@ def _trial(prepared: Prepared, clips: Clips) -> tuple[float, int]:
         if "grad_norm" in line:
             ends.append(time.monotonic())
             peaks.append(peak_bytes(str(backend.device)))
-            if len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS):
+            over = len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS)
+            if distributed.first(over):
                 raise _TrialOver
 
     engine = Engine(
         backend, clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
         checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher", record=record,
+        shard=prepared.request.shard,
     )  # fmt: skip
     started = time.monotonic()
     engine.monitor.snapshot()

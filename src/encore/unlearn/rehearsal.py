@@ -102,7 +102,7 @@ class Rehearsal:
         engine = Engine(
             copy, self._clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
             checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher",
-            record=record,
+            record=record, shard=prepared.request.shard,
         )  # fmt: skip
         check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
         snapshot = engine.run(method).best

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import save_file
 
+from encore import distributed
 from encore.api import Backend, Clip, Method
 from encore.cache import TensorCache
 from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, narrow
@@ -40,6 +42,7 @@ from encore.store.run_folder import (
 )
 from encore.store.self_retain import load_self_retain
 from encore.text import printable
+from encore.unlearn import sharding
 from encore.unlearn.activations import Setting, uses_checkpoints
 from encore.unlearn.adapter import (
     RATES,
@@ -118,7 +121,8 @@ def check_unusable(request: ForgetConfig) -> None:
     check_choice("--checkpoint-activations", request.checkpoint_activations, get_args(Setting))
     if request.lora is not None:
         check_peft()
-    check_occupied(request.out, resume=request.resume)
+    if distributed.rank() == 0:
+        check_occupied(request.out, resume=request.resume)
 
 
 def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
@@ -180,6 +184,12 @@ def prepare(
     reporter = reporter or Reporter()
     check_unusable(request)
     device = pick_device(request.device)
+    if request.shard:
+        if distributed.size() == 1:
+            raise UsageError("--shard splits the model over processes, and there is one", "start it with torchrun")
+        if request.lora is not None:
+            raise UsageError("--shard splits the weights that are trained, and an adapter has few", "leave --shard out")
+        sharding.check(method)
     tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
     if request.lora is not None:
@@ -212,13 +222,14 @@ def prepare(
     def progress(done: int, of: int) -> None:
         reporter.progress("encode tracks", done, of)
 
-    by_track = {id(encoded.track): encoded for encoded in encoder.encode(everything, progress, skip=optional.skip)}
-    forget, retain, holdout = (
-        [by_track[id(track)] for track in chosen if id(track) in by_track]
-        for chosen in (tracks.forget, tracks.retain, tracks.holdout)
-    )
-    finished_encoding = time.monotonic()
-    forget = with_learned_pieces(encoder, forget, holdout, reporter)
+    with distributed.first_rank_first():  # the others find the codes in the cache
+        by_track = {id(encoded.track): encoded for encoded in encoder.encode(everything, progress, skip=optional.skip)}
+        forget, retain, holdout = (
+            [by_track[id(track)] for track in chosen if id(track) in by_track]
+            for chosen in (tracks.forget, tracks.retain, tracks.holdout)
+        )
+        finished_encoding = time.monotonic()
+        forget = with_learned_pieces(encoder, forget, holdout, reporter)
     if optional.lost:
         tracks = replace(
             tracks, retain=tuple(e.track for e in retain), holdout=tuple(e.track for e in holdout),
@@ -242,7 +253,8 @@ def prepare(
             f"the adapter leaves {len(left)} matrices as they are, since they are not weights of linear layers: "
             f"{left[0]}{' and others' if len(left) > 1 else ''}"
         )
-    preflight(request.out, prepared.disk_bytes())
+    if distributed.rank() == 0:
+        preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
         prepared.notes.append(
             "there is no holdout, so forget tracks have no target NLL, and drift on held-out music is not measured; "
@@ -300,28 +312,31 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
-    with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
+    with _run_folder(request) as folder, stop_on_signals() as stop:
         if request.resume:
-            check_other_run(folder.path / "request.json", definition)
-        else:
+            check_other_run(request.out / "request.json", definition)
+        elif folder:
             details = {"folder": str(folder.path.resolve()), **_request_details(request)}
             if prepared.calibration:
                 details["calibration"] = prepared.calibration
             folder.write_json("request.json", {**details, **definition})
         started = time.monotonic()
-        clips = Clips(clips_of(prepared.forget), _retain_clips(prepared, folder, reporter), clips_of(prepared.holdout))
+        with distributed.first_rank_first():
+            retain = _retain_clips(prepared, folder, reporter)
+        clips = Clips(clips_of(prepared.forget), retain, clips_of(prepared.holdout))
         stop.check()
 
         def record(line: Mapping[str, Any]) -> None:
-            folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+            if folder:
+                folder.log({"seconds": round(time.monotonic() - started, 3), **line})
             if "of" in line:
                 reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
 
-        checkpoints = Checkpoints(folder.path / CHECKPOINTS, identity, reporter.note)
+        checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
             backend, clips, seed=request.seed, precision=prepared.precision, lora=request.lora,
             checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints,
-            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started,
+            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started, shard=request.shard,
         )  # fmt: skip
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)
@@ -332,6 +347,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             prepared.notes.append(f"generations were not checked: {check.failed}")
             reporter.note(prepared.notes[-1])
         checked = time.monotonic()
+        if folder is None:
+            return distributed.first({})  # what rank 0 writes
         reporter.progress("save", 0, 1)
         scaled = [name for name in prepared.adapter_rates if origins.get(name, "default") == "default"]
         origins = {**origins, **dict.fromkeys(scaled, "adapter")}
@@ -347,6 +364,8 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["memory"] = memory_json(engine)
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
+        if distributed.size() > 1:
+            run["hardware"]["processes"] = distributed.size()
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
         run["request_sha256"] = file_sha256(folder.path / "request.json")
         with folder.staged("model") as staging:
@@ -368,7 +387,12 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["finished"] = utc_now()
         folder.write_json("run.json", run)
         checkpoints.discard()
-    return run
+    return distributed.first(run)
+
+
+def _run_folder(request: ForgetConfig) -> AbstractContextManager[RunFolder | None]:
+    """The folder, which one process writes."""
+    return RunFolder(request.out, resume=request.resume) if distributed.rank() == 0 else nullcontext()
 
 
 def _request_details(request: ForgetConfig) -> dict[str, Any]:
@@ -404,10 +428,10 @@ def check_missed(run: Mapping[str, Any]) -> None:
     )
 
 
-def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> list[Clip]:
+def _retain_clips(prepared: Prepared, folder: RunFolder | None, reporter: Reporter) -> list[Clip]:
     if prepared.request.retain != SELF:
         return clips_of(prepared.retain)
-    if not (folder.path / "retain-self").exists():
+    if folder and not (folder.path / "retain-self").exists():
         clips = generate_retain(
             prepared.backend, clips_of(prepared.forget), seed=prepared.request.seed,
             progress=lambda done, of: reporter.progress("generate retain", done, of),
@@ -415,7 +439,7 @@ def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> 
         with folder.staged("retain-self") as staging:
             save_file({clip.track: narrow(clip.codes).cpu() for clip in clips}, staging / "codes.safetensors")
             (staging / "captions.json").write_text(json.dumps({clip.track: clip.caption for clip in clips}))
-    return load_self_retain(folder.path, prepared.backend)
+    return load_self_retain(prepared.request.out, prepared.backend)
 
 
 def _bytes(module: torch.nn.Module) -> int:
