@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.conftest import Done
 from tests.ranks import launch, passed
 from tests.tiny_model import write_tiny_musicgen
 
@@ -170,3 +172,31 @@ def check_equal(folder: Path, cases: dict[str, dict[str, Any]], counts: tuple[in
                 torch.testing.assert_close(together[key], value, rtol=0, atol=rounding)
             for part in ("forget", "memorised", "not_memorised"):
                 assert other[part] == pytest.approx(best[part], abs=1e-6)
+
+
+EVAL = """
+from encore.cli import app
+sys.argv = ["encore", *json.loads(sys.argv[3])]
+app.main()
+"""
+
+
+@pytest.mark.slow
+def test_metrics_are_shared_out_among_processes(studio: Path, call: Callable[..., Done]) -> None:
+    music = studio / "music"
+    subject = ["--model", studio / "model", "--base", studio / "model", "--tracks", music / "forget.txt"]
+    subject += ["--retain", music / "retain.txt", "--holdout", music / "holdout.txt", "--no-cache", "--device", "cpu"]
+    subject += ["--metrics", "nll,verbatim,relearn"]
+    assert call("eval", *subject, "--out", "one").code == 0
+    arguments = [str(word) for word in ["eval", *subject, "--out", "two"]]
+    results = launch("import json\n" + EVAL, 2, Path.cwd(), json.dumps(arguments))
+    passed(results)
+    assert results[1][1] == ""
+    one, two = (json.loads(Path(name, "metrics.json").read_text())["results"] for name in ("one", "two"))
+    assert len(one) > 4
+    assert [(row["metric"], row["model"], row["set"]) for row in one] == [
+        (row["metric"], row["model"], row["set"]) for row in two
+    ]
+    values = [(a["value"], b["value"]) for a, b in zip(one, two, strict=True)]
+    assert all((a is None) == (b is None) for a, b in values)
+    assert [a for a, _ in values if a is not None] == pytest.approx([b for _, b in values if b is not None], rel=1e-4)

@@ -312,6 +312,15 @@ def first(value: Item) -> Item:
     return values[0]
 
 
+def everyone(value: Item) -> list[Item]:
+    """The values of all ranks, in their order. They are pickled."""
+    values: list[Any] = [value] * _group.size
+    if _group.size > 1:
+        with _communication():
+            dist.all_gather_object(values, value)
+    return values
+
+
 def copy_first(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by those of rank 0."""
     if _group.size == 1:
@@ -359,23 +368,29 @@ def first_rank_first() -> Iterator[None]:
 
     Within the block every rank works alone.
     """
-    global _group
-    group = _group
-    if group.size == 1:
+    if _group.size == 1:
         yield
         return
-    group.turns += 1
-    key = f"encore/turn/{group.turns}"
-    if group.rank > 0:
+    _group.turns += 1
+    key = f"encore/turn/{_group.turns}"
+    if _group.rank > 0:
         _wait_for(key)
-    _group = _Group()
+    with alone():
+        yield
+    if _group.rank == 0:
+        with _communication():
+            _group.store.set(key, "over")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this process shares nothing with the others."""
+    global _group
+    group, _group = _group, _Group()
     try:
         yield
     finally:
         _group = group
-    if group.rank == 0:
-        with _communication():
-            group.store.set(key, "over")
 
 
 def _wait_for(key: str) -> None:

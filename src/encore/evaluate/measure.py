@@ -1,4 +1,4 @@
-"""Measure the metrics, one after another or in two processes."""
+"""Measure the metrics, one after another, or in several processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from encore import plugins
+from encore import distributed, plugins
 from encore.api import Backend, Clip, ClipSet, Embedder, Metric, Result, Role
 from encore.errors import EncoreError, PluginError
 from encore.evaluate import parallel
@@ -100,13 +100,17 @@ def measure(
             return [unmeasured(names[number], "unlearned", "forget", error.message)]
         return [replace(row, version=metric.spec.version) for row in _rows(metric, evaluation)]
 
+    shared = distributed.share(range(len(names)))  # of several processes each computes some metrics
     if two_processes and len(names) > 1:
         measured = parallel.map_in_two_processes(rows, len(names), report)
     else:
-        measured = []
-        for number in range(len(names)):
-            report(number, number)
-            measured.append(rows(number))
+        own: dict[int, list[Result]] = {}
+        with distributed.alone():
+            for number in shared:
+                report(number, number)
+                own[number] = rows(number)
+        of_all = {number: made for each in distributed.everyone(own) for number, made in each.items()}
+        measured = [of_all[number] for number in range(len(names))]
     if progress:
         progress("", len(names), len(names))
     return [row for metric_rows in measured for row in metric_rows]
