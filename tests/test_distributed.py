@@ -75,6 +75,7 @@ from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.plugins import methods
 from encore.store.run_folder import Checkpoints
+from encore.unlearn.adapter import Lora
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.sharding import is_split
 from tests.tiny_model import CAPTIONS, CODES
@@ -100,9 +101,11 @@ def run(case, options):
         torch.save({key: value.clone() for key, value in backend.module.state_dict().items()}, out / "start")
     chosen = methods().resolve(case.split()[0])
     sharded = options.pop("shard", False) and count > 1
+    lora = Lora(rank=2) if options.pop("lora", False) else None
+    checkpoints = options.pop("checkpoint_activations", False)
     split = set()
     watch = lambda line: split.add(is_split(next(engine.backend.module.parameters())))
-    engine = Engine(backend, clips(backend), shard=sharded, record=watch)
+    engine = Engine(backend, clips(backend), shard=sharded, lora=lora, checkpoint_activations=checkpoints, record=watch)
     few = {"steps": 6, "eval_every": 3, "stop": "never", "select": "last"}
     outcome = engine.run(chosen(chosen.Options(**{**few, **options})))
     assert split == {sharded}
@@ -133,12 +136,15 @@ CASES = {
     "salun": {"micro_batch_size": 2},
     "ewc": {"lam": 10.0, "alpha": 1.0, "labels": "sampled"},
     "graddiff clipped": {"per_track_clip": 0.5},
+    "graddiff checkpointed": {"checkpoint_activations": True},
+    "encore adapter": {"lora": True, "lr": 0.01},
 }
 
 
 SHARDED = {
     "graddiff": {"shard": True, "micro_batch_size": 2},
     "npo": {"shard": True},
+    "npo checkpointed": {"shard": True, "checkpoint_activations": True},
     "encore": {"shard": True, "attack_share": 0.0, "micro_batch_size": 3},
     "encore averaged": {"shard": True, "attack_share": 0.0, "schedule": "adaptive", "decay_steps": 1, "steps": 9},
 }
