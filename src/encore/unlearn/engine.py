@@ -293,7 +293,7 @@ class Engine:
             best = resumed
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
         retain_draw = ShuffledSampler(self.generator, state.retain_queue)
-        schedule = Schedule(options, state.decay)
+        schedule = Schedule(options, state.decay, forgets=bool(self.clips.forget))
         last_checkpoint = _now()
         bad = 0
         while state.step < schedule.steps:
