@@ -34,6 +34,7 @@ from encore.store.run_folder import (
     RunFolder,
     check_occupied,
     finite,
+    locked,
     preflight,
     read_json,
 )
@@ -51,7 +52,7 @@ class Chosen:
 
     Args:
         trained: tracks to train on.
-        left_out: tracks of `--without`, which are measured and never trained on.
+        left_out: tracks of the list that `--without` names, which are measured and never trained on.
         notes: one sentence each for the user.
     """
 
@@ -98,7 +99,9 @@ def choose(request: TrainConfig, reporter: Reporter | None = None) -> Chosen:
         raise InputError(f"{request.without} leaves no track of {request.tracks}", "name more tracks in --tracks")
     if lacking:
         notes.append(f"{lacking} of {len(without.tracks)} tracks of {request.without} are not in {request.tracks}")
-    return Chosen(tuple(trained), without.tracks, (*notes, *without.notes))
+    kept = {track.sha256 for track in trained}
+    left_out = tuple(track for track in selection.tracks if track.sha256 not in kept)
+    return Chosen(tuple(trained), left_out, (*notes, *without.notes))
 
 
 def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Reporter | None = None) -> Prepared:
@@ -155,8 +158,9 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = _definition(prepared)
     if request.resume and (request.out / "run.json").exists():
-        check_other_run(request.out / "request.json", definition)
-        complete: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
+        with locked(request.out):
+            check_other_run(request.out / "request.json", definition)
+            complete: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
         return complete
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
@@ -253,9 +257,9 @@ def check_memorised(run: Mapping[str, Any]) -> None:
     outcome = run["outcome"]
     if run["options"]["epochs"]["value"] is not None or outcome["memorised"]:
         return
-    figures = outcome["trained"]
+    memorised, of = (outcome["trained"][key] for key in ("memorised", "measured"))
     raise GateError(
-        f"after {outcome['steps']} steps the model has memorised {figures['memorised']} of {figures['measured']} tracks",
+        f"after {outcome['steps']} steps the model has memorised {memorised} of {of} tracks",
         "the model is kept; allow more with --steps or --max-seconds, or try another --lr",
     )
 

@@ -24,16 +24,17 @@ from encore.unlearn.monitor import lowest_loss_clips
 NAME = "train"
 MEASURED = 64  # tracks whose memorisation is measured, at most
 MEMORISED = 0.95  # share of them that must be memorised
+RESOLVED = ("steps", "schedule", "warmup")  # options that `resolved` may change
+RATE, SCRATCH_RATE = 0.02, 0.1  # learning rate as a share of the typical weight, and of an untrained model's
 WARM = 0.1  # share of the steps that the warm-up takes, at most
 
 
 class Training(LossMethod):
-    """min over the tracks' clips: NLL with Frame t of weight 1 + 20 exp(-t / 2), as the first frames have only the
-    caption to go by.
+    """min NLL of the tracks' clips, with frame t of weight 1 + 20 exp(-t / 2).
 
-    As in the training of a text-to-music model, some clips begin later (`crop_share`; without the weights), and some
-    are trained without their caption (`caption_dropout`), for classifier-free guidance. A model without tokens is
-    trained on its own loss.
+    The first frames count more because a generation has only the caption to begin from. As in the training of a
+    text-to-music model, some clips begin later (`crop_share`; all frames of weight 1), and some are trained without
+    their caption (`caption_dropout`), for classifier-free guidance. A model without tokens is trained on its own loss.
 
     By default the rate is constant until the tracks are memorised (`memorised`), then decays over `decay_steps`. With
     `epochs`, it is a cosine over that many passes over the clips.
@@ -51,7 +52,10 @@ class Training(LossMethod):
         from_scratch: bool = Field(False, description="draw new trainable weights first, as before any training")
         steps: int = 10_000
         lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from the model")
-        rate: float = Field(0.05, gt=0, description="peak learning rate as a share of the model's typical weight")
+        rate: float | None = Field(
+            None, gt=0, description="peak learning rate as a share of the model's typical weight; default: .02, from "
+            "scratch .1",
+        )  # fmt: skip
         batch_size: int = Field(8, ge=1, description="clips per step")
         warmup: int = 50
         schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
@@ -69,11 +73,10 @@ class Training(LossMethod):
 
     def prepare(self, session: Session) -> None:
         typical = typical_weight(session.backend.module)
-        session.lr = self.options.rate * typical
+        rate = self.options.rate or (SCRATCH_RATE if self.options.from_scratch else RATE)
+        session.lr = rate * typical
         if self.options.lr is None:
-            session.chosen["lr"] = (
-                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight, which is {typical:.2g}"
-            )
+            session.chosen["lr"] = f"{session.lr:.2g}: {rate:g} of the typical weight, which is {typical:.2g}"
         self._measured = measured_clips(session.retain, session.seed)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
