@@ -64,6 +64,7 @@ PRESETS = {
             "relearn",
         ),
         embedder="",
+        options=("ga.lr=1e-5", "graddiff.lr=1e-5", "ga-kl.lr=1e-5", "npo.lr=1e-5"),  # as TOFU's
         finetune=True,
     ),
 }
