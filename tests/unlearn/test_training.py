@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.latent_model import LatentBackend, latent_clips
 
 from encore.api import Batch, Clip, Step
 from encore.backends.musicgen import MusicgenBackend
@@ -94,6 +95,15 @@ def test_the_rate_follows_the_weights_and_what_is_trained(backend: MusicgenBacke
     assert rate() == pytest.approx(0.02 * typical)
     assert rate(from_scratch=True) == pytest.approx(0.1 * typical)
     assert rate(lr=1e-5) == 1e-5
+
+
+def test_a_model_without_tokens_is_trained_on_its_own_loss() -> None:
+    backend, members = LatentBackend(), latent_clips(5)
+    before = memorised(backend, members, generate_all=True)
+    Engine(backend, Clips([], members, [])).run(resolved(recipe(epochs=60, lr=0.05, batch_size=5), 5))
+    after = memorised(backend, members, generate_all=True)
+    assert sum(after.nll.values()) < 0.9 * sum(before.nll.values())
+    assert (after.tracks, after.replayed, after.enough) == ([], None, False)
 
 
 def test_training_ends_when_the_tracks_are_memorised_and_the_rate_has_decayed(
