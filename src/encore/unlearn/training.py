@@ -92,29 +92,27 @@ class Training(LossMethod):
             for clip, start in zip(batch.clips, starts, strict=True)
         ]
         without = (drawn[:, 2] < self.options.caption_dropout).tolist()
-        losses = torch.empty(len(clips), device=batch.codes.device)
+        losses, order = list[Tensor](), list[int]()
         for unconditional in (False, True):
             rows = [i for i, value in enumerate(without) if value == unconditional]
             if rows:
                 part = Batch.of([clips[i] for i in rows], batch.codes.device)
-                weighted = torch.tensor([starts[i] == 0 for i in rows], device=part.codes.device)
-                losses = losses.index_put(
-                    (torch.tensor(rows, device=losses.device),),
-                    _weighted_nll(step.backend, part, weighted, unconditional=unconditional),
-                )
-        return losses
+                whole = torch.tensor([starts[i] == 0 for i in rows], device=part.codes.device)
+                losses.append(_weighted_nll(step.backend, part, whole, unconditional=unconditional))
+                order += rows
+        return torch.cat(losses)[torch.tensor(order, device=batch.codes.device).argsort()]
 
     def ready(self, step: Step) -> bool:
         """Whether the tracks are memorised, so that the rate may decay."""
         return self.options.epochs is None and memorised(step.backend, self._measured).enough
 
 
-def _weighted_nll(backend: Backend, batch: Batch, weighted: Tensor, *, unconditional: bool) -> Tensor:
-    """NLL of each clip, nats per token, [N]; the first frames of `weighted` clips (bool [N]) count more."""
+def _weighted_nll(backend: Backend, batch: Batch, whole: Tensor, *, unconditional: bool) -> Tensor:
+    """NLL of each clip, nats per token, [N]; the first frames of `whole` clips (bool [N]) count more."""
     mask = backend.token_mask(batch)
     nll = -token_logprobs(backend.logits(batch, unconditional=unconditional), batch.codes, mask)  # [N, K, T]
     start = START_WEIGHT * torch.exp(-torch.arange(nll.shape[-1], device=nll.device) / START_FRAMES)
-    weights = (1 + weighted[:, None] * start)[:, None] * mask
+    weights = (1 + whole[:, None] * start)[:, None] * mask
     return (nll * weights).sum((1, 2)) / weights.sum((1, 2))
 
 
