@@ -66,6 +66,7 @@ def test_exit_code_4_where_too_few_tracks_are_memorised(studio: Path, call: Call
         (["--without", "nowhere.txt"], 3, "nowhere.txt"),
         (["-o", "rat=1"], 2, "rat"),
         (["--epochs", "0"], 2, "epochs"),
+        (["--epochs", "2", "--steps", "9"], 2, "--epochs and --steps both"),
         (["--precision", "fp23"], 2, "fp23"),
         (["--backend", "abacus"], 2, "abacus"),
         (["--resume"], 2, "holds no run to resume"),

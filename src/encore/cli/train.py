@@ -9,7 +9,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import ConfigFile, MethodOptions, method_settings, origins
-from encore.errors import Interrupted
+from encore.errors import Interrupted, UsageError
 
 RECIPE_FLAGS = ("epochs", "from_scratch", "steps", "max_seconds", "lr", "batch_size")
 
@@ -62,6 +62,9 @@ def train(
     finetuned` makes all three and compares methods on them. Exit code 4: the model is there, and has memorised too few
     of the tracks.
     """
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps both set the length of the training", "give one of the two")
+
     from encore.unlearn.training import Training
 
     settings = method_settings(context, Training.Options, option, RECIPE_FLAGS)
