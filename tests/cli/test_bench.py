@@ -107,7 +107,7 @@ def test_the_preset_finetuned_is_one_command_and_goes_on(studio, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "models to train: 3 of 3" in done.stderr
     told = json.loads(done.stdout)
-    assert {line["name"] for line in told["references"]} >= {"base", "gold"}
+    assert {line["label"] for line in told["references"]} >= {"base", "gold"}
     assert (out / "leaderboard.md").exists()
     made = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-*/run.json")}
     assert len(made) == 4
