@@ -46,6 +46,10 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "--gold", "heard=tiny-gold"], 2, "there is no list 'heard' for --gold"),
         (["--methods", "ga", "--forget-sizes", "2", "--gold2", "2=tiny-gold"], 2, "--gold2 of 2 is compared with"),
         (["--methods", "ga", "--gold", "x", "--gold", "y"], 2, "--gold is given twice"),
+        (["--methods", "ga", "--preset", "finetuned", "--gold", "x"], 2, "trains its own golds"),
+        (["--methods", "ga", "--preset", "finetuned", "-o", "train.epoch=1"], 2, "no option 'epoch'"),
+        (["--methods", "ga", "--preset", "finetuned", "--retain", "self"], 2, "trains on the tracks to keep"),
+        (["--methods", "ga", "-o", "train.epochs=1"], 2, "'train.epochs=1' is not METHOD.KEY=VALUE"),
         (["--methods", "ga", "--preset", "no-encore", "-o", "rl.lr=1"], 2, "'rl.lr=1' is not METHOD.KEY=VALUE"),
     ):
         done = call(*flags(studio, tmp_path / "b", *more))
@@ -92,6 +96,27 @@ def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(studio, tmp_pa
         "leaderboard.md", "leaderboard.csv", "leaderboard.json"
     }  # fmt: skip
     assert (tmp_path / "b/graddiff/seed-0/report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_preset_finetuned_is_one_command_and_goes_on(studio, tmp_path):
+    out = tmp_path / "b"
+    command = [sys.executable, "-m", "encore", *flags(studio, out, "--preset", "finetuned", "--methods", "graddiff")]
+    command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "-o", "train.epochs=2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "models to train: 3 of 3" in done.stderr
+    told = json.loads(done.stdout)
+    assert {line["label"] for line in told["references"]} >= {"base", "gold"}
+    assert (out / "leaderboard.md").exists()
+    made = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-*/run.json")}
+    assert len(made) == 4
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "models to train: 0 of 3" in again.stderr
+    assert made == {path: path.stat().st_mtime_ns for path in out.glob("*/seed-*/run.json")}
+    other = subprocess.run([*command, "-o", "train.epochs=3"], capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert "holds another bench: pretrained" in other.stderr
 
 
 @pytest.mark.slow

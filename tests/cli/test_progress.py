@@ -40,6 +40,12 @@ def test_a_line_every_few_seconds_with_rate_and_time_left(
     assert lines[-1] == "forget: 100/100"
 
 
+def test_a_run_that_only_trains_has_nothing_to_forget(capsys: pytest.CaptureFixture[str]) -> None:
+    look = {"forget": {}, "target_nll": {}, "memorised": {}, "not_memorised": {"a": 1.0, "b": 2.0}}
+    LineReporter().progress("train", 2, 2, {"look": look})
+    assert capsys.readouterr().err == "train: 2/2  not memorised 1.50\n"
+
+
 def test_a_stage_of_one_unit_says_nothing_and_a_metric_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 COMMANDS = {
     "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
     "eval": ("encore.cli.evaluate:evaluate", "Measure what a run forgot and what it kept."),
+    "train": ("encore.cli.train:train", "Fine-tune a base or a gold of your own on tracks."),
     "bench": ("encore.cli.bench:bench", "Compare methods over seeds, and write a leaderboard."),
     "report": ("encore.cli.report:report", "Write a run's report again from its files."),
     "bundle": ("encore.cli.bundle:bundle", "Pack a run's evidence into one archive."),

@@ -15,7 +15,9 @@ from encore.errors import EncoreError, UsageError
 if TYPE_CHECKING:
     from encore.compare.leaderboard import Leaderboard
     from encore.compare.matrix import MatrixLine
+    from encore.compare.plan import Plan
     from encore.compare.sequential import RequestLine
+    from encore.data.splits import Tracks
 
 SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
 
@@ -28,13 +30,23 @@ def bench(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per method, with seeds 0, 1, …")] = 3,
     preset: Annotated[
-        str | None, typer.Option(help="`no-encore`: the experiment of arXiv 2509.06277. Other flags win over it.")
+        str | None,
+        typer.Option(
+            help="`no-encore`: the experiment of arXiv 2509.06277. `finetuned`: trains base and golds from --model "
+            "first. Other flags win over it."
+        ),
     ] = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Also send the tracks in 2 and 4 requests, one after another.")
     ] = False,
     option: Annotated[
-        list[str] | None, typer.Option("-o", "--option", metavar="METHOD.KEY=VALUE", help="Option of a method.")
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--option",
+            metavar="METHOD.KEY=VALUE",
+            help="Option of a method; train.KEY=VALUE: of the training of `--preset finetuned`.",
+        ),
     ] = None,
     tracks: Annotated[
         str | None, typer.Option(help="List of tracks to forget; default: the embedded catalogue's forget split.")
@@ -89,6 +101,7 @@ def bench(
     if cell is not None:
         _one(out, cell)
         return
+    from encore.compare.finetuned import finetuned
     from encore.compare.forget_lists import list_names
     from encore.compare.leaderboard import leaderboard
     from encore.compare.matrix import METRICS_READ, matrix_lines
@@ -111,8 +124,11 @@ def bench(
     measured = _names(metrics, "--metrics") or (by_default if not full else None)
     chosen = embedder or (laid.embedder if laid and not embedded else None)
     theirs = [item for item in laid.options if item.partition(".")[0] in names] if laid and not embedded else []
+    finetune = laid is not None and laid.finetune
+    recipe = [item.removeprefix("train.") for item in option or () if finetune and item.startswith("train.")]
+    given = [item for item in option or () if not (finetune and item.startswith("train."))]
     plan = Plan(
-        methods=_options(names, [*theirs, *(option or ())]),
+        methods=_options(names, [*theirs, *given]),
         seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks),
         forget_sizes=sizes, lists=lists, model=_folder(model), revision=revision,
         backend=backend_name(model, backend), catalog=_absolute(catalog),
@@ -122,10 +138,14 @@ def bench(
         metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
     out = out.resolve()
+    if finetune:
+        plan = finetuned(plan, out, recipe)
     chosen_tracks = check_plan(plan, out)
     with locked(out):
         changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
+        if finetune:
+            _train(plan, out, chosen_tracks, jobs)
         left = list(unfinished(plan, out, chosen_tracks))
         of, made = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
         console.note(f"cells: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
@@ -153,6 +173,21 @@ def _one(out: Path, name: str) -> None:
     keep_freed_memory()
     with reporting() as reporter:
         run_cell(out.resolve(), name, reporter)
+
+
+def _train(plan: Plan, out: Path, tracks: Tracks, jobs: int) -> None:
+    """Train base and golds, if they are not there."""
+    from encore.compare.finetuned import check_models, model_trials, untrained
+    from encore.compare.scheduler import run_cells
+
+    left = untrained(plan, out, tracks)
+    console.note(f"models to train: {len(left)} of {len(model_trials(plan))}")
+    failed = run_cells(left, out, jobs=jobs, progress=lambda cell, status: console.note(f"{cell.name}: {status}"))
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise EncoreError(f"{first.name} was not trained: {why}", "its log is in logs; run the same command to go on")
+    for note in check_models(plan, out):
+        console.warn(note)
 
 
 def _names(given: str | None, flag: str) -> tuple[str, ...] | None:

@@ -19,13 +19,13 @@ from encore.cli import complete, console
 
 PANELS = {  # title -> parameters, in this order
     "Tracks": (
-        "tracks", "forget_sizes", "listed_as", "catalog", "retain", "holdout", "root", "allow_missing",
+        "tracks", "without", "forget_sizes", "listed_as", "catalog", "retain", "holdout", "root", "allow_missing",
         "skip_unreadable", "drop_duplicates",
     ),
-    "Model": ("model", "backend", "revision", "base", "gold", "gold2", "offline"),
+    "Model": ("model", "from_scratch", "backend", "revision", "base", "gold", "gold2", "offline"),
     "Method": (
-        "method", "methods", "preset", "option", "config", "steps", "max_seconds", "lr", "batch_size", "per_track_clip",
-        "adapter", "lora_rank", "lora_alpha", "lora_layers", "keep_adapter",
+        "method", "methods", "preset", "option", "config", "epochs", "steps", "max_seconds", "lr", "batch_size",
+        "per_track_clip", "adapter", "lora_rank", "lora_alpha", "lora_layers", "keep_adapter",
     ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
@@ -66,10 +66,16 @@ EXAMPLES = {
         "encore eval runs/a --metrics nll,verbatim --json",
         "encore eval --model ./unlearned --tracks forget.txt --base ./my-musicgen",
     ),
+    "train": (
+        "encore train --model facebook/musicgen-small --tracks mine.txt --out models/base",
+        "encore train --model facebook/musicgen-small --tracks mine.txt --without forget.txt --out models/gold",
+        "encore train --tracks mine.txt --from-scratch --epochs 100 --seed 1 --out models/base",
+    ),
     "bench": (
         "encore bench --methods encore,npo --seeds 3 --out runs/bench",
         "encore bench --methods npo,npo@long -o npo@long.steps=120",
         "encore bench --methods encore --forget-sizes 1,3,8 --list mine=mine.txt --gold mine=models/gold",
+        "encore bench --preset finetuned --model facebook/musicgen-small --tracks forget.txt --retain keep.txt",
     ),
     "report": ("encore report runs/a", "encore report runs/a --embed-audio --out for-me.html"),
     "bundle": ("encore bundle runs/a", "encore bundle runs/a --sign key.pem"),

@@ -100,9 +100,6 @@ def _figures(info: Mapping[str, Any] | None) -> str:
     look = (info or {}).get("look")
     if not look:
         return ""
-    forget = sum(look["forget"].values()) / len(look["forget"])
-    text = f"  forget {forget:.2f}"
-    for name, key in (("target", "target_nll"), ("memorised", "memorised"), ("not memorised", "not_memorised")):
-        if figures := look[key].values():
-            text += f", {name} {sum(figures) / len(figures):.2f}"
-    return text
+    keys = {"forget": "forget", "target": "target_nll", "memorised": "memorised", "not memorised": "not_memorised"}
+    means = {name: sum(look[key].values()) / len(look[key]) for name, key in keys.items() if look[key]}
+    return "  " + ", ".join(f"{name} {value:.2f}" for name, value in means.items())

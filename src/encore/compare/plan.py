@@ -37,6 +37,20 @@ PLAN = "bench.json"
 BOARD = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", "matrix.csv")
 
 
+class Pretrained(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """The model that a bench trains base and golds from, and the recipe; see `encore.compare.finetuned`.
+
+    Args:
+        model: name or folder.
+        revision: of a hub model.
+        options: of the recipe, as "key=value".
+    """
+
+    model: str
+    revision: str | None = None
+    options: tuple[str, ...] = ()
+
+
 class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     """The contents of `bench.json`; folders and files are absolute paths.
 
@@ -52,6 +66,8 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         lists: files of further lists by name; a drawn list of the same name is replaced.
         golds: "gold" and "gold2", trained without `tracks`; by default the embedded ones, if they match.
         list_golds: "gold" and "gold2" by name of the list; see `eval_config` for lists without.
+        pretrained: what base and golds are trained from, where the bench trains them: `model` and the golds are then
+            its own folders.
     """
 
     methods: dict[str, tuple[str, ...]]
@@ -78,6 +94,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     full: bool = False
     force: bool = False
     eval_seed: pydantic.NonNegativeInt = 0
+    pretrained: Pretrained | None = None
 
     @property
     def cells(self) -> list[Trial]:
@@ -230,7 +247,8 @@ def check_plan(plan: Plan, out: Path) -> Tracks:
     if plan.embedder:
         parsed(plan.embedder)
     pick_precision(plan.precision, pick_device(plan.device))
-    for name in (plan.model, *plan.golds.values(), *(name for g in plan.list_golds.values() for name in g.values())):
+    models = (plan.model, *plan.golds.values(), *(name for g in plan.list_golds.values() for name in g.values()))
+    for name in models if plan.pretrained is None else (plan.pretrained.model,):
         if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
             raise InputError(f"there is no model {name!r}", "give `tiny`, a folder, or a hub name like owner/name")
         model_name(name)
@@ -238,6 +256,8 @@ def check_plan(plan: Plan, out: Path) -> Tracks:
     tracks = plan_tracks(plan, out)
     for name in plan.list_names:
         list_tracks(plan, out, name, tracks)
+    if plan.pretrained is not None and not tracks.retain:
+        raise UsageError("there are no tracks to keep, and gold is trained on them", "give --retain LIST or --catalog")
     if max(plan.requests) > len(tracks.forget):
         raise UsageError(
             f"{len(tracks.forget)} tracks can't be split into {max(plan.requests)} requests",
@@ -388,7 +408,21 @@ def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str
         raise UsageError(
             f"the run in {run} was made from a model that has changed since: its weights differ", "choose another --out"
         )
-    for name, required in (("forget", tracks.forget), ("retain", tracks.retain), ("holdout", tracks.holdout)):
+    check_same_tracks(run, request, {"forget": tracks.forget, "retain": tracks.retain, "holdout": tracks.holdout})
+
+
+def check_same_tracks(run: Path, request: Mapping[str, Any], sets: Mapping[str, Iterable[Track]]) -> None:
+    """Check that a run was made with these tracks, by their hashes and captions.
+
+    Args:
+        run: its folder.
+        request: its `request.json`.
+        sets: name in `request` -> the required tracks.
+
+    Raises:
+        UsageError: it was made with others.
+    """
+    for name, required in sets.items():
         entries = [(entry["sha256"], tuple(entry.get("captions") or [entry["caption"]])) for entry in request[name]]
         if entries != [(track.sha256, track.captions) for track in required]:
             raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")

@@ -18,6 +18,7 @@ class Preset:
         embedder: embedders for other models than the embedded one, for which defaults are tuned.
         draws: generations per caption.
         options: method options for other models than the embedded one.
+        finetune: whether base and golds are trained first, see `encore.compare.finetuned`.
     """
 
     summary: str
@@ -26,6 +27,7 @@ class Preset:
     embedder: str
     draws: int = 1
     options: tuple[str, ...] = ()
+    finetune: bool = False
 
 
 PRESETS = {
@@ -48,7 +50,23 @@ PRESETS = {
         embedder="vggish,passt,clap",
         draws=3,
         options=("ga.lr=1e-5", "rl.lr=1e-5"),
-    )
+    ),
+    "finetuned": Preset(
+        "base and golds fine-tuned from any model on your tracks, as in TOFU (arXiv 2401.06121) and MUSE (2407.06460)",
+        methods=("encore", "ga", "graddiff", "ga-kl", "npo", "task-vector"),
+        metrics=(
+            "nll",
+            "kl_gold",
+            "verbatim",
+            "verbatim_caption",
+            "extraction_strength",
+            "membership_auc",
+            "relearn",
+        ),
+        embedder="",
+        options=("ga.lr=1e-5", "graddiff.lr=1e-5", "ga-kl.lr=1e-5", "npo.lr=1e-5"),  # as TOFU's
+        finetune=True,
+    ),
 }
 
 

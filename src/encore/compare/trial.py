@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
+from encore.compare.finetuned import model_trials, train_model
 from encore.compare.plan import (
     Plan,
     Trial,
@@ -32,21 +33,25 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Trial:
     """Complete the cell `name` of the bench in folder `out`.
 
     With several requests, each run starts from the model of the previous one and is measured on its own tracks; the
-    last model is measured on all tracks at the end.
+    last model is measured on all tracks at the end. A cell of `encore.compare.finetuned` trains a model.
 
     Raises:
         UsageError: the bench has no such cell, or its folder has another run.
         EncoreError: see `encore.unlearn.run.forget` and `encore.evaluate.run.evaluate_run`.
     """
     plan = read_plan(out)
-    cell = next((cell for cell in plan.cells if cell.name == name), None)
+    models = model_trials(plan)
+    cell = next((cell for cell in (*plan.cells, *models) if cell.name == name), None)
     if cell is None:
         raise UsageError(f"the bench in {out} has no cell {name!r}", f"its first is {plan.cells[0].name}")
     whole = plan_tracks(plan, out)
+    if cell in models:
+        train_model(plan, cell, out, whole, reporter)
+        return cell
     tracks = list_tracks(plan, out, cell.list, whole)
     request, config = plan.request(cell, out), plan.eval_config(tracks.forget, cell.list, whole.forget)
-    models = model_hashes(plan, config.golds, request.out)
-    model, base = plan.model, models.get("base")
+    hashes = model_hashes(plan, config.golds, request.out)
+    model, base = plan.model, hashes.get("base")
     for run, run_tracks in runs(plan, cell, out, tracks):
         _forget(plan, cell, replace(request, model=model, out=run), run_tracks, reporter)
         check_same_run(plan, cell, run, run_tracks, base)
@@ -54,7 +59,7 @@ def run_cell(out: Path, name: str, reporter: Reporter) -> Trial:
             check_failures(evaluate_run(run, EACH, device=plan.device, offline=plan.offline, reporter=reporter))
         model, base = str(run), None
         request = replace(request, revision=None)
-    if is_measured(request.out, config, models):
+    if is_measured(request.out, config, hashes):
         return cell
     if cell.requests == 1:
         check_failures(evaluate_run(request.out, config, device=plan.device, offline=plan.offline, reporter=reporter))

@@ -87,6 +87,11 @@ def from_run(
     """
     device = pick_device(device)
     record, request = read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
+    if not request.get("forget", True):
+        raise InputError(
+            f"{run} is a run of `encore train`, which forgot nothing",
+            f"measure its model: encore eval --model {run} --tracks LIST",
+        )
     try:
         tracks = {name: [listed_track(entry) for entry in request[name]] for name in ("forget", "retain", "holdout")}
         paths, model, written = (

@@ -202,12 +202,7 @@ class Encore(LossMethod):
         return torch.stack([rises[clip] for clip in clips])
 
     def _set_rate(self, session: Session) -> None:
-        module = session.backend.module
-        # The model's own layers, and not an adapter's, of which half are 0 at first.
-        parts = [part for name, part in module.named_modules() if ".lora_" not in name]
-        linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
-        matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
-        self._typical = typical = statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
+        self._typical = typical = typical_weight(session.backend.module)
         few = min(1.0, len(self._deep) / MANY) ** 0.5 if self._deep else 1.0
         session.lr = self.options.rate * typical * math.sqrt(self._depth) * few
         if self.options.lr is None:
@@ -300,6 +295,17 @@ class Encore(LossMethod):
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
                 caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
+
+
+def typical_weight(module: nn.Module) -> float:
+    """The typical size of a weight, which learning rates are relative to: median over linear layers of their RMS.
+
+    The layers are the model's own, and not an adapter's, of which half are 0 at first.
+    """
+    parts = [part for name, part in module.named_modules() if ".lora_" not in name]
+    linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
+    matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
+    return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
 
 
 @torch.no_grad()

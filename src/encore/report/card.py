@@ -51,6 +51,37 @@ def model_card(record: Mapping[str, Any], results: Sequence[Result] = ()) -> str
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(_body(record, name, count, lines)) + "\n"
 
 
+def training_card(record: Mapping[str, Any]) -> str:
+    """The card of a model of `encore train`.
+
+    Args:
+        record: the entries of `run.json` from `model` to `outcome`.
+    """
+    from huggingface_hub import ModelCardData
+
+    base, count = str(record["model"]["name"]), record["tracks"]["trained"]
+    name = printable(Path(base).name) or "model"
+    data = ModelCardData(
+        model_name=f"{name}, trained on {count} tracks", library_name=record.get("library") or None,
+        pipeline_tag=TASK, base_model=base if HUB_NAME.fullmatch(base) and not os.path.isabs(base) else None,
+        tags=["music", "text-to-audio", "encore"],
+    )  # fmt: skip
+    outcome = record["outcome"]
+    left_out = f", and none of the {count} left out" if (count := record["tracks"]["left_out"]) else ""
+    lines = [
+        f"# {text(name)}, trained on {record['tracks']['trained']} tracks",
+        "",
+        f"Fine-tuned with Encore {record['versions']['encore']} from {text(name)} with weights of SHA-256 "
+        f"`{record['model']['sha256']}`, in {outcome['steps']} steps (seed {record['seed']}): a base or a gold for "
+        f"measuring unlearning. It was trained on the tracks in `request.json`{left_out}.",
+        "",
+        "## Licence",
+        "",
+        "The licence of the base model applies to this model too, and the rights in the tracks do.",
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
 def _eval_result(line: SummaryRow) -> Any:
     from huggingface_hub import EvalResult
 

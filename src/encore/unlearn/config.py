@@ -1,4 +1,4 @@
-"""The configuration of `encore forget`."""
+"""The configurations of `encore forget` and `encore train`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,35 @@ class ForgetConfig:
 
     def flags(self) -> dict[str, Any]:
         """Every value in a form that JSON can hold."""
-        return {item.name: _json_value(getattr(self, item.name)) for item in fields(self)}
+        return _flags(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The flags of `encore train`, one to one; those of the recipe are options of `encore.unlearn.training`."""
+
+    tracks: Path | str
+    out: Path
+    without: Path | None = None
+    model: str = "tiny"
+    revision: str | None = None
+    offline: bool = False
+    backend: str = "musicgen"
+    catalog: Path | None = None
+    roots: tuple[Path, ...] = ()
+    allow_missing: bool = False
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    resume: bool = False
+
+    def flags(self) -> dict[str, Any]:
+        """Every value in a form that JSON can hold."""
+        return _flags(self)
+
+
+def _flags(config: ForgetConfig | TrainConfig) -> dict[str, Any]:
+    return {item.name: _json_value(getattr(config, item.name)) for item in fields(config)}
 
 
 def _json_value(value: Any) -> Any:

@@ -297,7 +297,7 @@ class Engine:
         distributed.vary_dropout(state.step)
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
         retain_draw = ShuffledSampler(self.generator, state.retain_queue)
-        schedule = Schedule(options, state.decay)
+        schedule = Schedule(options, state.decay, forgets=bool(self.clips.forget))
         last_checkpoint = _now()
         bad = 0
         while state.step < schedule.steps:

@@ -13,6 +13,7 @@ LOWEST = 0.05  # share of the peak that a decay ends at
 TAIL = 0.08  # share of the peak that an adaptive decay ends at; the run continues at this rate
 LOW = 0.1  # share of the peak below which an adaptive run may end
 LONGEST = 0.3  # share of the allowed steps (or seconds) after which an adaptive rate decays in any case
+LONGEST_TRAINING = 0.8  # the same share in a run that only trains
 WAITS = 0.2  # share of them after which it no longer waits for the method to be ready
 RECOVERED = 0.5  # harm to memorised retain (1: the tolerance) at which an adaptive run may end
 PATIENCE = 2.5  # an adaptive run waits at most this many decay lengths for retain to recover
@@ -34,13 +35,17 @@ class Schedule:
     lowest rate until retain has recovered. Snapshots decide both moments, so the number of steps need not be known
     beforehand; `steps` and `max_seconds` limit it.
 
+    A run that only trains (`encore train`) has no targets: the method alone decides when the decay begins, and the run
+    ends with the decay.
+
     Args:
         options: of the method.
         decay: state of an adaptive run; changed in place, and saved in checkpoints.
+        forgets: whether the run has tracks to forget.
     """
 
-    def __init__(self, options: TrainOptions, decay: Decay) -> None:
-        self.options, self.decay = options, decay
+    def __init__(self, options: TrainOptions, decay: Decay, *, forgets: bool = True) -> None:
+        self.options, self.decay, self.forgets = options, decay, forgets
 
     @property
     def steps(self) -> int:
@@ -80,12 +85,19 @@ class Schedule:
             return False
         spent = max(step / options.steps, seconds / options.max_seconds if options.max_seconds else 0.0)
         if decay.begin is None:
-            if spent >= LONGEST or (near_targets(snapshot, mean=6, track=10) and (spent >= WAITS or ready())):
+            if self.forgets:
+                near = near_targets(snapshot, mean=6, track=10)
+                begins = spent >= LONGEST or (near and (spent >= WAITS or ready()))
+            else:
+                begins = spent >= LONGEST_TRAINING or ready()
+            if begins:
                 left: float = options.steps - step
                 if options.max_seconds:
                     left = min(left, (options.max_seconds - seconds) * step / max(seconds, 1e-9))
                 decay.begin, decay.steps = step, max(1, min(options.decay_steps, int(left)))
             return False
+        if not self.forgets:
+            return self._decayed(step) <= LOW
         recovered = snapshot.retain_ok and snapshot.harm.get("memorised", 0.0) <= RECOVERED
         return self._decayed(step) <= LOW and recovered and near_targets(snapshot, mean=2, track=4)
 

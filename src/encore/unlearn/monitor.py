@@ -93,7 +93,7 @@ class StoppingMonitor:
 
     Args:
         backend: the model to measure; at construction it is the base.
-        forget: clips to forget.
+        forget: clips to forget; empty in a run that only trains.
         retain: clips to keep; may be empty.
         holdout: clips the base was never trained on; may be empty.
         seed: selects the retain clips.
@@ -159,13 +159,15 @@ class StoppingMonitor:
         rises = {track: _inf_if_nan(value) - self.first.memorised[track] for track, value in snapshot.memorised.items()}
         worst = max(rises, key=rises.__getitem__) if rises else None
         harm = self._harm(snapshot, rises)
-        if targets:
+        if targets and snapshot.forget:
             distance = mean(
                 {t: abs(_inf_if_nan(nll) - targets[t]) / (2 * tolerance[t]) for t, nll in snapshot.forget.items()}
             )
-        else:
+        elif snapshot.forget:
             nll = mean(snapshot.forget)
             distance = -nll if math.isfinite(nll) else math.inf
+        else:
+            distance = 0.0  # a run that only trains (`encore train`)
         score = max(harm.values(), default=0.0) + distance
         return replace(snapshot, target_nll=dict(targets), tolerance=tolerance, harm=harm, worst=worst, score=score)
 

@@ -159,17 +159,13 @@ def run_json(
         verbatim: output of `VerbatimCheck.after`.
     """
     before, after = outcome.before, outcome.best
-
-    def with_origin(settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: {"value": value, "from": origins.get(name, "default")} for name, value in settings.items()}
-
     return {
         "schema": SCHEMA,
         "model": request["model"],
         "method": request["method"],
-        "options": with_origin(request["options"]),
+        "options": with_origin(request["options"], origins),
         **({"option_files": request["option_files"]} if "option_files" in request else {}),
-        "flags": with_origin(flags),
+        "flags": with_origin(flags, origins),
         "seed": request["seed"],
         "precision": request["precision"],
         "unit": unit,
@@ -208,6 +204,11 @@ def memory_json(engine: Engine) -> dict[str, Any]:
         "reference": engine.outcome.reference,
         "checkpoint_activations": engine.checkpoint_activations,
     }
+
+
+def with_origin(settings: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+    """Settings by name, each with its value and its origin, which is "default" where `origins` has none."""
+    return {name: {"value": value, "from": origins.get(name, "default")} for name, value in settings.items()}
 
 
 def _changes(before: Snapshot, after: Snapshot) -> dict[str, Any]:

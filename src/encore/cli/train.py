@@ -1,0 +1,130 @@
+"""`encore train`: make a base and a gold of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from encore.cli import console
+from encore.cli.config import ConfigFile, MethodOptions, method_settings, origins
+from encore.errors import Interrupted, UsageError
+
+RECIPE_FLAGS = ("epochs", "from_scratch", "steps", "max_seconds", "lr", "batch_size")
+
+
+def train(
+    context: typer.Context,
+    tracks: Annotated[
+        str, typer.Option(help="List of tracks to train on: one path, id:, isrc: or sha256: a line; - for stdin.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the run, new or empty; the model is in its model/.")],
+    without: Annotated[
+        Path | None, typer.Option(metavar="LIST", help="Tracks of --tracks to leave out: trains a gold for this list.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    backend: Annotated[
+        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Draw new trainable weights first, as before any training.")
+    ] = False,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the tracks; default: until they are memorised.")
+    ] = None,
+    option: MethodOptions = None,
+    config: ConfigFile = None,
+    catalog: Annotated[
+        Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")
+    ] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most; default: 10 000.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: from the size of the weights.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips a step; default: 8.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw; another one makes gold2.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Fine-tune a model until it has memorised the tracks of a list: a base, or with --without a gold.
+
+    A gold is trained by the same command with --without, a second one with another --seed. `encore bench --preset
+    finetuned` makes all three and compares methods on them. Exit code 4: the model is there, and has memorised too few
+    of the tracks.
+    """
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps both set the length of the training", "give one of the two")
+
+    from encore.unlearn.training import Training
+
+    settings = method_settings(context, Training.Options, option, RECIPE_FLAGS)
+
+    from encore.cli.progress import reporting
+    from encore.store.environment import keep_freed_memory
+    from encore.store.model_name import backend_name
+    from encore.unlearn import train as runs
+    from encore.unlearn.config import TrainConfig
+
+    keep_freed_memory()
+    request = TrainConfig(
+        tracks=tracks if tracks == "-" else Path(tracks), out=out, without=without, model=model, revision=revision,
+        offline=offline, backend=backend_name(model, backend), catalog=catalog, roots=tuple(root or ()),
+        allow_missing=allow_missing, seed=seed, device=device, precision=precision, resume=resume,
+    )  # fmt: skip
+    with reporting() as reporter:
+        prepared = runs.prepare(request, Training(settings.options), runs.choose(request, reporter), reporter)
+    for note in prepared.notes:
+        console.note(note)
+    left_out = f", leave {len(prepared.left_out)} out" if prepared.left_out else ""
+    console.note(f"train on {len(prepared.trained)} tracks{left_out}")
+    try:
+        with reporting() as reporter:
+            run = runs.train(prepared, {**origins(context), **settings.origin}, reporter)
+    except Interrupted as signal:
+        console.note(f"stopped by {signal.name}; go on with the same command and --resume")
+        raise
+    if json:
+        console.data_json({**run, "run": str(out)})
+    else:
+        _show(run, out)
+    runs.check_memorised(run)
+
+
+def _show(run: dict[str, Any], out: Path) -> None:
+    outcome = run["outcome"]
+    name = "NLL" if run["unit"] == "nats/token" else run["unit"]
+    sets = {"trained": "trained on", "left_out": "left out"}
+    numbers = [f"{name} before", f"{name} after", "right tokens"]
+    console.table(
+        ["track", "set", *numbers],
+        [
+            (track, label, *(_number(row[key]) for key in ("nll_before", "nll_after", "right_tokens")))
+            for part, label in sets.items()
+            if part in outcome
+            for track, row in outcome[part]["per_track"].items()
+        ],
+        right=numbers,
+    )
+    for option, choice in outcome["chosen"].items():
+        console.note(f"{option} chosen: {choice}")
+    for part, label in sets.items():
+        if figures := outcome.get(part):
+            of = f"{figures['measured']} of {run['tracks'][part]} tracks {label}"
+            replayed = figures["replayed"]
+            verbatim = "" if replayed is None else f", {replayed:.0%} generated verbatim from the caption and 1 s"
+            console.note(f"{of}: {name} {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}{verbatim}")
+    console.note(f"{outcome['steps']} steps in {run['timings']['train']:.0f} s; the model is in {out / 'model'}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,169 @@
+"""The preset `finetuned`: a bench on models of its own, which it trains with the recipe of `encore train`.
+
+TOFU (Maini et al., arXiv 2401.06121) and MUSE (Shi et al., arXiv 2407.06460) test real models so: a pretrained model is
+fine-tuned on forget and retain tracks (base), and by the same recipe on the retain tracks alone (gold, and gold2 with
+another seed). Each model is a run folder of the bench, beside those of the methods: `base/seed-0`, `gold/seed-0` and
+`gold/seed-1`, the golds of a list under the list's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from encore import assets
+from encore.compare.plan import Plan, Pretrained, Trial, check_same_tracks, list_tracks
+from encore.data.splits import SELF, Tracks
+from encore.errors import GateError, UsageError
+from encore.reporter import Reporter
+from encore.settings import resolve_options
+from encore.store import schemas
+from encore.store.environment import pick_device, pick_precision
+from encore.store.run_folder import read_json
+from encore.unlearn.config import TrainConfig
+from encore.unlearn.records import check_other_run
+from encore.unlearn.train import Chosen, check_memorised, prepare, train
+from encore.unlearn.training import NAME, RESOLVED, Training
+
+BASE, GOLD = "base", "gold"  # in place of a method's name
+GOLD_SEEDS = {"gold": 0, "gold2": 1}
+
+
+def finetuned(plan: Plan, out: Path, options: Sequence[str] = ()) -> Plan:
+    """The plan on base and golds that the bench trains from the plan's model.
+
+    Args:
+        plan: its model is the pretrained one.
+        out: folder of the bench.
+        options: of the recipe (`encore.unlearn.training`), as "key=value".
+
+    Raises:
+        UsageError: the plan has golds, retain that nothing can be trained on, lists beside `tracks`, methods of a
+            reserved name, or the recipe has no such option.
+    """
+    if plan.golds or plan.list_golds:
+        raise UsageError("the preset finetuned trains its own golds", "leave --gold and --gold2 out")
+    if plan.retain == SELF:
+        raise UsageError("the preset finetuned trains on the tracks to keep", "give --retain LIST or --catalog FILE")
+    if plan.lists:
+        raise UsageError("the preset finetuned trains on --tracks and retain, not on a --list", "use --forget-sizes")
+    if reserved := {BASE, GOLD} & plan.methods.keys():
+        raise UsageError(f"with the preset finetuned, {min(reserved)} is a folder of the bench", "rename the method")
+    embedded = assets.model_folder(plan.model) is not None
+    golds = {
+        name: {role: str(out / Trial(GOLD, seed, list=name).name) for role, seed in GOLD_SEEDS.items()}
+        for name in dict.fromkeys(trial.list for trial in plan.cells)
+    }
+    laid = plan.model_copy(
+        update={
+            "pretrained": Pretrained(model=plan.model, revision=plan.revision, options=tuple(options)),
+            "model": str(out / Trial(BASE, 0).name), "revision": None,
+            "tracks": plan.tracks or (str(assets.FORGET) if embedded else None),
+            "catalog": plan.catalog or (str(assets.CATALOG) if embedded else None),
+            "golds": golds.get("", {}), "list_golds": {name: own for name, own in golds.items() if name},
+        }
+    )  # fmt: skip
+    _recipe(laid)
+    return laid
+
+
+def model_trials(plan: Plan) -> list[Trial]:
+    """The models that a bench trains, base first; none without the preset."""
+    if plan.pretrained is None:
+        return []
+    lists = dict.fromkeys(trial.list for trial in plan.cells)
+    return [Trial(BASE, 0), *(Trial(GOLD, seed, list=name) for name in lists for seed in GOLD_SEEDS.values())]
+
+
+def train_model(plan: Plan, trial: Trial, out: Path, whole: Tracks, reporter: Reporter) -> None:
+    """Train one of `model_trials`, or go on with it.
+
+    Args:
+        plan: of the bench in `out`.
+        trial: the model.
+        out: folder of the bench.
+        whole: all tracks, see `encore.compare.plan.plan_tracks`.
+        reporter: receives progress.
+
+    Raises:
+        UsageError: the folder has another run.
+        EncoreError: see `encore.unlearn.train.train`.
+    """
+    assert plan.pretrained is not None  # else there is no such trial
+    folder, pretrained = out / trial.name, plan.pretrained
+    request = TrainConfig(
+        tracks=Path(str(plan.tracks)), out=folder, model=pretrained.model, revision=pretrained.revision,
+        offline=plan.offline, backend=plan.backend, catalog=Path(plan.catalog) if plan.catalog else None,
+        roots=tuple(map(Path, plan.roots)), seed=trial.seed, device=plan.device, precision=plan.precision,
+        resume=(folder / "request.json").exists(),
+    )  # fmt: skip
+    given = dict.fromkeys(item.partition("=")[0] for item in pretrained.options)
+    prepared = prepare(request, _recipe(plan), _tracks(plan, trial, out, whole), reporter)
+    train(prepared, dict.fromkeys(given, "cli"), reporter)
+
+
+def untrained(plan: Plan, out: Path, whole: Tracks) -> list[Trial]:
+    """The models that are not complete.
+
+    Raises:
+        UsageError: a complete one was trained by another recipe or on other tracks.
+    """
+    left = []
+    for trial in model_trials(plan):
+        if not (out / trial.name / "run.json").exists():
+            left.append(trial)
+            continue
+        request = out / trial.name / "request.json"
+        options = {name: value for name, value in _options(_recipe(plan)).items() if name not in RESOLVED}
+        before = read_json(request, schemas.Request)
+        precision = pick_precision(plan.precision, pick_device(plan.device))
+        check_other_run(request, {"method": NAME, "seed": trial.seed, "precision": precision})
+        if {name: before["options"].get(name) for name in options} != options:
+            raise UsageError(f"{out / trial.name} was trained by another recipe", "choose another --out")
+        chosen = _tracks(plan, trial, out, whole)
+        check_same_tracks(out / trial.name, before, {"retain": chosen.trained, "left_out": chosen.left_out})
+    return left
+
+
+def check_models(plan: Plan, out: Path) -> list[str]:
+    """Check that the models are what the bench needs.
+
+    Returns:
+        A sentence on each gold that generates tracks verbatim that it was not trained on.
+
+    Raises:
+        GateError: a model has not memorised its tracks.
+    """
+    notes = []
+    for trial in model_trials(plan):
+        run: Any = read_json(out / trial.name / "run.json", schemas.Run)
+        try:
+            check_memorised(run)
+        except GateError as error:
+            raise GateError(
+                f"{trial.name}: {error.message}", "choose another --out, and allow more: -o train.steps=N"
+            ) from error
+        known = run["outcome"].get("left_out", {}).get("memorised", 0)
+        if known:
+            notes.append(
+                f"{trial.name} has memorised {known} of the tracks that it was not trained on, so the pretrained model "
+                "knew them; -o train.from_scratch=true trains from new weights"
+            )
+    return notes
+
+
+def _recipe(plan: Plan) -> Training:
+    assert plan.pretrained is not None
+    return Training(resolve_options(Training.Options, environ={}, assignments=plan.pretrained.options).options)
+
+
+def _options(method: Training) -> dict[str, Any]:
+    return method.options.model_dump(mode="json")
+
+
+def _tracks(plan: Plan, trial: Trial, out: Path, whole: Tracks) -> Chosen:
+    tracks = list_tracks(plan, out, trial.list, whole)
+    if trial.method == BASE:
+        return Chosen((*tracks.forget, *tracks.retain))
+    return Chosen(tracks.retain, tracks.forget)

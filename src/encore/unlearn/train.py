@@ -1,0 +1,310 @@
+"""`encore train`: from a list of tracks to a run folder with a model that has memorised them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from encore.api import Backend
+from encore.cache import TensorCache
+from encore.data.duplicates import find_duplicates, without_duplicates
+from encore.data.encode import EncodedTrack, TrackEncoder, clips_of
+from encore.data.splits import open_catalog
+from encore.data.track_list import read_list
+from encore.data.tracks import Track
+from encore.errors import GateError, InputError, UsageError
+from encore.plugins import backends, distributions, installed
+from encore.report.card import training_card
+from encore.reporter import Reporter
+from encore.signals import stop_on_signals
+from encore.store import schemas
+from encore.store.dates import utc_now
+from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes, versions
+from encore.store.model_name import model_name, model_sha256
+from encore.store.run_folder import (
+    CHECKPOINTS,
+    KEEP_CHECKPOINTS,
+    Checkpoints,
+    RunFolder,
+    check_occupied,
+    finite,
+    locked,
+    preflight,
+    read_json,
+)
+from encore.unlearn.config import TrainConfig
+from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.records import SCHEMA, check_other_run, track_json, with_origin
+from encore.unlearn.training import NAME, Memorisation, Training, measured_clips, memorised, resolved
+
+COPIES = 5  # of the weights in a checkpoint: weights, latest snapshot, average, two moments of AdamW
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tracks of a run of `encore train`.
+
+    Args:
+        trained: tracks to train on.
+        left_out: tracks of the list that `--without` names, which are measured and never trained on.
+        notes: one sentence each for the user.
+    """
+
+    trained: tuple[Track, ...]
+    left_out: tuple[Track, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Prepared:
+    """A run ready to start; only the cache has been written so far."""
+
+    request: TrainConfig
+    backend: Backend
+    method: Training
+    precision: Literal["fp32", "bf16"]
+    trained: list[EncodedTrack]
+    left_out: list[EncodedTrack]
+    seconds: Mapping[str, float]
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(request: TrainConfig, reporter: Reporter | None = None) -> Chosen:
+    """Read the lists. What is the same file, samples or recording as a track of `--without` is left out.
+
+    Raises:
+        InputError: a list or a file can't be read, `--without` names no track of the list, or none is left.
+    """
+    catalog = open_catalog(request.catalog, request.model, request.roots)
+    selection = read_list(request.tracks, catalog=catalog, roots=request.roots, allow_missing=request.allow_missing)
+    notes = [*selection.notes, *(f"not found: {missing.source}: {missing.reason}" for missing in selection.missing)]
+    if request.without is None:
+        return Chosen(selection.tracks, (), tuple(notes))
+    without = read_list(request.without, catalog=catalog, roots=request.roots, advice="")
+    progress = (reporter or Reporter()).progress
+    pairs = find_duplicates(without.tracks, selection.tracks, cache=TensorCache(), progress=progress)
+    trained = without_duplicates(selection.tracks, pairs)
+    lacking = len(without.tracks) - len({pair.first.sha256 for pair in pairs})
+    if not pairs:
+        raise InputError(
+            f"{request.without} names none of the tracks in {request.tracks}", "--without leaves tracks of --tracks out"
+        )
+    if not trained:
+        raise InputError(f"{request.without} leaves no track of {request.tracks}", "name more tracks in --tracks")
+    if lacking:
+        notes.append(f"{lacking} of {len(without.tracks)} tracks of {request.without} are not in {request.tracks}")
+    kept = {track.sha256 for track in trained}
+    left_out = tuple(track for track in selection.tracks if track.sha256 not in kept)
+    return Chosen(tuple(trained), left_out, (*notes, *without.notes))
+
+
+def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Reporter | None = None) -> Prepared:
+    """Load the model and encode every track; all checks are done here, before anything is written.
+
+    Raises:
+        UsageError: the configuration can't be run.
+        InputError: the model or a track can't be used.
+        EncoreError: another process uses the run folder, or it does not fit on the disk.
+    """
+    reporter = reporter or Reporter()
+    device = pick_device(request.device)
+    precision = pick_precision(request.precision, device)
+    family = backends().resolve(request.backend)
+    if not (request.resume and (request.out / "run.json").exists()):
+        check_occupied(request.out, resume=request.resume)
+    started = time.monotonic()
+    reporter.progress("load model", 0, 1)
+    backend = family.load(model_name(request.model), revision=request.revision, offline=request.offline, device=device)
+    if not backend.has_tokens and method.options.epochs is None:
+        raise UsageError(
+            f"{backend.name} has no tokens, so nothing shows when a track is memorised", "say how long: --epochs N"
+        )
+    opened = time.monotonic()
+    encoder = TrackEncoder(backend, TensorCache())
+    encoded = encoder.encode(
+        [*chosen.trained, *chosen.left_out], lambda done, of: reporter.progress("encode tracks", done, of)
+    )
+    trained, left_out = encoded[: len(chosen.trained)], encoded[len(chosen.trained) :]
+    method = resolved(method, len(clips_of(trained)))
+    copies = COPIES * (KEEP_CHECKPOINTS + 1) + 1  # one more checkpoint while it is written, and the model
+    preflight(request.out, copies * _bytes(backend.module) + sum(map(_bytes, backend.frozen().values())))
+    seconds = {"load": opened - started, "encode": time.monotonic() - opened}
+    return Prepared(request, backend, method, precision, trained, left_out, seconds, list(chosen.notes))
+
+
+def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None) -> dict[str, Any]:
+    """Train, and write the run folder. Where the run to resume is complete, nothing is done.
+
+    Args:
+        prepared: the run.
+        origins: source of each flag and option ("cli", "config", "env"), for the record.
+        reporter: receives progress and notes.
+
+    Returns:
+        The contents of `run.json`.
+
+    Raises:
+        UsageError: the run to resume is another one.
+        EncoreError: see `Engine.run`. The folder then has the last good checkpoint, and no `run.json`.
+        Interrupted: a signal came; a checkpoint of that moment is saved.
+    """
+    reporter = reporter or Reporter()
+    request, backend, method = prepared.request, prepared.backend, prepared.method
+    definition = _definition(prepared)
+    if request.resume and (request.out / "run.json").exists():
+        with locked(request.out):
+            check_other_run(request.out / "request.json", definition)
+            complete: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
+        return complete
+    identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+    reset_peak_bytes(str(backend.device))
+    with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
+        if request.resume:
+            check_other_run(folder.path / "request.json", definition)
+        else:
+            folder.write_json("request.json", {"folder": str(folder.path.resolve()), "begun": utc_now(), **definition})
+        started = time.monotonic()
+        if method.options.from_scratch:
+            backend.reinitialise(request.seed)
+        clips = clips_of(prepared.trained)
+        measured = {"trained": measured_clips(clips, request.seed)}
+        if prepared.left_out:
+            measured["left_out"] = measured_clips(clips_of(prepared.left_out), request.seed)
+        before = {name: memorised(backend, members) for name, members in measured.items()}
+        stop.check()
+
+        def record(line: Mapping[str, Any]) -> None:
+            folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+            if "of" in line:
+                reporter.progress(line.get("stage", NAME), line["step"], line["of"], line)
+
+        checkpoints = Checkpoints(folder.path / CHECKPOINTS, identity, reporter.note)
+        engine = Engine(
+            backend, Clips([], clips, []), seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
+            record=record, stop=stop, started=started,
+        )  # fmt: skip
+        outcome = engine.run(method)
+        trained = time.monotonic()
+        reporter.progress("generate", 0, 1)
+        after = {name: memorised(backend, members, generate_all=True) for name, members in measured.items()}
+        checked = time.monotonic()
+        reporter.progress("save", 0, 1)
+        chosen = {name: reason for name, reason in outcome.chosen.items() if name != "steps"}
+        if method.options.epochs is None:
+            done = after["trained"].enough
+            chosen["steps"] = f"{outcome.steps}: " + (
+                "the tracks are memorised, and the rate has decayed" if done else "the run's limit"
+            )
+        passes = outcome.steps * min(method.options.batch_size, len(clips)) / len(clips)
+        run: dict[str, Any] = {
+            "schema": SCHEMA,
+            "model": definition["model"],
+            "method": NAME,
+            "options": with_origin(definition["options"], origins),
+            "flags": with_origin(request.flags(), origins),
+            "seed": request.seed,
+            "precision": prepared.precision,
+            "unit": backend.unit,
+            "library": backend.library_name,
+            "tracks": {"trained": len(prepared.trained), "left_out": len(prepared.left_out)},
+            "outcome": finite(
+                {
+                    "steps": outcome.steps,
+                    "epochs": round(passes, 2),
+                    "chosen": chosen,
+                    "memorised": after["trained"].enough if backend.has_tokens else None,
+                    **{name: _figures(before[name], after[name]) for name in measured},
+                    "skipped_steps": outcome.skipped_steps,
+                    "micro_batch_size": outcome.micro_batch_size,
+                }
+            ),
+            "notes": prepared.notes,
+            "versions": versions(),
+            "plugins": installed(),
+            "hardware": hardware(str(backend.device)),
+            "distributions": distributions(backends=[request.backend]),
+        }
+        with folder.staged("model") as staging:
+            backend.save(staging)
+            (staging / "README.md").write_text(training_card(run), encoding="utf-8")
+        run["trained_sha256"] = model_sha256(backend)
+        took = outcome.earlier_seconds + trained - started
+        seconds = {**prepared.seconds, "train": took, "check": checked - trained, "save": time.monotonic() - checked}
+        run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
+        run["cost"] = {
+            "seconds": run["timings"]["train"],
+            "peak_bytes": peak_bytes(str(backend.device)),
+            "tokens_per_second": round(outcome.tokens / took, 1),
+        }
+        run["finished"] = utc_now()
+        folder.write_json("run.json", run)
+        checkpoints.discard()
+    return run
+
+
+def check_memorised(run: Mapping[str, Any]) -> None:
+    """Check that a finished run did what it was to do: the tracks are memorised, or the epochs are over.
+
+    Raises:
+        GateError: too few tracks are memorised.
+    """
+    outcome = run["outcome"]
+    if run["options"]["epochs"]["value"] is not None or outcome["memorised"]:
+        return
+    memorised, of = (outcome["trained"][key] for key in ("memorised", "measured"))
+    raise GateError(
+        f"after {outcome['steps']} steps the model has memorised {memorised} of {of} tracks",
+        "the model is kept; allow more with --steps or --max-seconds, or try another --lr",
+    )
+
+
+def _definition(prepared: Prepared) -> dict[str, Any]:
+    """What defines a run; only a run with the same definition can resume it."""
+    request = prepared.request
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": model_name(request.model),
+            "revision": request.revision,
+            "backend": request.backend,
+            "sha256": model_sha256(prepared.backend),
+        },
+        "method": NAME,
+        "options": prepared.method.options.model_dump(mode="json"),
+        "seed": request.seed,
+        "precision": prepared.precision,
+        "forget": [],
+        "retain": [track_json(track) for track in prepared.trained],
+        "holdout": [],
+        "left_out": [track_json(track) for track in prepared.left_out],
+    }
+
+
+def _figures(before: Memorisation, after: Memorisation) -> dict[str, Any]:
+    """The figures of one set of tracks, for `run.json`."""
+    return {
+        "measured": len(after.nll),
+        "memorised": len(after.tracks),
+        "nll_before": _mean(list(before.nll.values())),
+        "nll_after": _mean(list(after.nll.values())),
+        "replayed_before": before.replayed,
+        "replayed": after.replayed,
+        "per_track": {
+            track: {"nll_before": before.nll[track], "nll_after": nll, "right_tokens": after.right.get(track)}
+            for track, nll in after.nll.items()
+        },
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())

@@ -1,0 +1,167 @@
+"""The preset `finetuned`: which models it trains, on which tracks, and a whole bench on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from encore import assets
+from encore.compare.finetuned import check_models, finetuned, model_trials, train_model, untrained
+from encore.compare.plan import Plan, Pretrained, Trial, check_plan, plan_tracks, unfinished, write_plan
+from encore.compare.trial import run_cell
+from encore.errors import GateError, UsageError
+from encore.reporter import Reporter
+from encore.signals import Interrupted
+from encore.store.metrics_json import read_metrics
+from encore.unlearn.engine import Engine
+
+
+@pytest.fixture
+def studio_plan(studio: Path, tmp_path: Path) -> Plan:
+    music = studio / "music"
+    plan = Plan(
+        methods={"graddiff": ("steps=2",)}, seeds=(0,), model=str(studio / "model"), tracks=str(music / "forget.txt"),
+        retain=str(music / "retain.txt"), holdout=str(music / "holdout.txt"), metrics=("nll", "kl_gold"),
+    )  # fmt: skip
+    return finetuned(plan, tmp_path / "bench", ("epochs=2", "batch_size=3"))
+
+
+def test_the_plan_is_one_on_models_of_the_benchs_own(studio_plan: Plan, studio: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    assert studio_plan.pretrained is not None
+    assert studio_plan.pretrained.model == str(studio / "model")
+    assert studio_plan.model == str(out / "base/seed-0")
+    assert studio_plan.golds == {"gold": str(out / "gold/seed-0"), "gold2": str(out / "gold/seed-1")}
+    assert [trial.name for trial in model_trials(studio_plan)] == ["base/seed-0", "gold/seed-0", "gold/seed-1"]
+    assert check_plan(studio_plan, out)  # before anything is trained
+    assert not out.exists()
+    assert model_trials(studio_plan.model_copy(update={"pretrained": None})) == []
+
+
+def test_every_list_has_golds_of_its_own(studio_plan: Plan, tmp_path: Path) -> None:
+    assert studio_plan.pretrained is not None
+    first = studio_plan.model_copy(
+        update={"forget_sizes": (2,), "golds": {}, "model": studio_plan.pretrained.model, "pretrained": None}
+    )
+    plan = finetuned(first, tmp_path / "bench")
+    assert [trial.name for trial in model_trials(plan)] == ["base/seed-0", "2/gold/seed-0", "2/gold/seed-1"]
+    assert plan.golds == {}
+    assert plan.list_golds["2"]["gold2"] == str(tmp_path / "bench/2/gold/seed-1")
+
+
+def test_the_embedded_model_has_its_catalogue(tmp_path: Path) -> None:
+    plan = finetuned(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path / "bench", ("from_scratch=true",))
+    tracks = check_plan(plan, tmp_path / "bench")
+    assert (plan.tracks, plan.catalog) == (str(assets.FORGET), str(assets.CATALOG))
+    assert (len(tracks.forget), len(tracks.holdout)) == (8, 10)
+    assert len(tracks.retain) > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"golds": {"gold": "tiny-gold"}}, "trains its own golds"),
+        ({"retain": "self"}, "trains on the tracks to keep"),
+        ({"lists": {"mine": "/mine.txt"}}, "not on a --list"),
+        ({"methods": {"gold": ()}}, "is a folder of the bench"),
+    ],
+)
+def test_what_can_not_be_trained_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    plan = Plan(methods={"ga": ()}, seeds=(0,)).model_copy(update=change)
+    with pytest.raises(UsageError, match=message):
+        finetuned(plan, tmp_path)
+    with pytest.raises(UsageError, match="epoch"):
+        finetuned(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path, ("epoch=3",))
+
+
+def test_without_tracks_to_keep_there_is_no_gold(studio: Path, tmp_path: Path) -> None:
+    plan = Plan(
+        methods={"ga": ()}, seeds=(0,), model=str(studio / "model"), tracks=str(studio / "music/forget.txt")
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="no tracks to keep"):
+        check_plan(finetuned(plan, tmp_path / "bench"), tmp_path / "bench")
+
+
+def test_a_bench_trains_measures_and_is_done_once(studio_plan: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    write_plan(studio_plan, out)
+    tracks = plan_tracks(studio_plan, out)
+    models = untrained(studio_plan, out, tracks)
+    assert models == model_trials(studio_plan)
+    for trial in models:
+        assert run_cell(out, trial.name, Reporter()) == trial
+    assert untrained(studio_plan, out, tracks) == []
+    assert check_models(studio_plan, out) == []
+
+    requests = {trial.name: json.loads((out / trial.name / "request.json").read_text()) for trial in models}
+    forget, keep = ([track.id for track in side] for side in (tracks.forget, tracks.retain))
+    assert [entry["id"] for entry in requests["base/seed-0"]["retain"]] == [*forget, *keep]
+    for name in ("gold/seed-0", "gold/seed-1"):
+        assert [entry["id"] for entry in requests[name]["retain"]] == keep
+        assert [entry["id"] for entry in requests[name]["left_out"]] == forget
+    assert [requests[trial.name]["seed"] for trial in models] == [0, 0, 1]
+
+    (cell,) = unfinished(studio_plan, out, tracks)
+    run_cell(out, cell.name, Reporter())
+    base = json.loads((out / "base/seed-0/run.json").read_text())
+    run = json.loads((out / cell.name / "request.json").read_text())
+    assert run["model"]["sha256"] == base["trained_sha256"]
+    rows = {(row.metric, row.model) for row in read_metrics(out / cell.name / "metrics.json") if row.value is not None}
+    assert rows >= {("nll", "base"), ("nll", "gold"), ("kl_gold", "unlearned"), ("kl_gold", "gold2")}
+    assert not list(unfinished(studio_plan, out, tracks))
+
+    pretrained = Pretrained(model=str(studio_plan.pretrained.model), options=("epochs=3",))  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="another recipe"):
+        untrained(studio_plan.model_copy(update={"pretrained": pretrained}), out, tracks)
+
+
+def test_a_base_that_has_not_memorised_ends_the_bench_and_a_gold_that_has_is_noted(
+    studio_plan: Plan, tmp_path: Path
+) -> None:
+    out = tmp_path / "bench"
+
+    def record(trial: Trial, enough: bool, known: int = 0) -> None:
+        outcome = {
+            "steps": 9, "memorised": enough, "trained": {"memorised": 1, "measured": 3},
+            "left_out": {"memorised": known},
+        }  # fmt: skip
+        folder = out / trial.name
+        folder.mkdir(parents=True, exist_ok=True)
+        options = {"epochs": {"value": None, "from": "default"}}
+        (folder / "run.json").write_text(json.dumps({"options": options, "outcome": outcome}))
+
+    trials = model_trials(studio_plan)
+    for trial in trials:
+        record(trial, True)
+    record(trials[1], True, known=2)
+    (note,) = check_models(studio_plan, out)
+    assert "gold/seed-0 has memorised 2 of the tracks" in note
+    record(trials[0], False)
+    with pytest.raises(GateError, match="base/seed-0: after 9 steps the model has memorised 1 of 3"):
+        check_models(studio_plan, out)
+
+
+def test_a_stopped_model_goes_on(studio_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, (base, *_) = tmp_path / "bench", model_trials(studio_plan)
+    write_plan(studio_plan, out)
+    tracks = plan_tracks(studio_plan, out)
+    backward = Engine._backward
+
+    def stop_at_the_second(self: Engine, *given: object) -> object:
+        if given[4] == 2:
+            self.stop.number = 15
+        return backward(self, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_backward", stop_at_the_second)
+        with pytest.raises(Interrupted):
+            train_model(studio_plan, base, out, tracks, Reporter())
+    assert base in untrained(studio_plan, out, tracks)
+    train_model(studio_plan, base, out, tracks, Reporter())
+    log = [json.loads(line) for line in (out / base.name / "log.jsonl").read_text().splitlines()]
+    assert {"event": "resumed", "phase": 1, "step": 2}.items() <= next(
+        line for line in log if line.get("event") == "resumed"
+    ).items()
+    assert base not in untrained(studio_plan, out, tracks)
