@@ -198,8 +198,11 @@ class Trial:
 # ----------------------------------------------------------------------------------------------------------- on disk
 
 
-def check_plan(plan: Plan, out: Path) -> Tracks:
+def check_plan(plan: Plan, out: Path, *, local: bool = True) -> Tracks:
     """Validate a plan before anything is written; returns the tracks of all cells.
+
+    Args:
+        local: whether the cells run on this machine, which must then have the device.
 
     Raises:
         UsageError: the folder has a bench of another model or other tracks, or other files; a name or a value is
@@ -229,7 +232,7 @@ def check_plan(plan: Plan, out: Path) -> Tracks:
         plan.method(name)
     if plan.embedder:
         parsed(plan.embedder)
-    pick_precision(plan.precision, pick_device(plan.device))
+    pick_precision(plan.precision, pick_device(plan.device) if local else "cpu")
     for name in (plan.model, *plan.golds.values(), *(name for g in plan.list_golds.values() for name in g.values())):
         if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
             raise InputError(f"there is no model {name!r}", "give `tiny`, a folder, or a hub name like owner/name")
@@ -367,32 +370,35 @@ def model_hashes(
     return hashes
 
 
-def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str | None = None) -> None:
+def check_same_run(
+    plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str | None = None, *, local: bool = True
+) -> None:
     """Check that an existing run is the one that the plan requires.
 
     Args:
         cell: the cell of the run.
         tracks: the run's tracks.
         base: required hash of the run's base model, if known.
+        local: whether it ran on this machine; another may have picked another precision for "auto".
 
     Raises:
         UsageError: the run has other options, tracks or captions, or another base model.
     """
     method = plan.method(cell.method)
-    precision = pick_precision(plan.precision, pick_device(plan.device))
-    options = method.options.model_dump(mode="json")
-    check_other_run(
-        run / "request.json",
-        {"method": method_of(cell.method), "seed": cell.seed, "options": options, "precision": precision},
-    )
+    required: dict[str, Any] = {
+        "method": method_of(cell.method), "seed": cell.seed, "options": method.options.model_dump(mode="json")
+    }  # fmt: skip
+    if local or plan.precision != "auto":
+        required["precision"] = pick_precision(plan.precision, pick_device(plan.device) if local else "cpu")
+    check_other_run(run / "request.json", required)
     request = read_json(run / "request.json", schemas.Request)
     if base is not None and request["model"]["sha256"] != base:
         raise UsageError(
             f"the run in {run} was made from a model that has changed since: its weights differ", "choose another --out"
         )
-    for name, required in (("forget", tracks.forget), ("retain", tracks.retain), ("holdout", tracks.holdout)):
+    for name, listed in (("forget", tracks.forget), ("retain", tracks.retain), ("holdout", tracks.holdout)):
         entries = [(entry["sha256"], tuple(entry.get("captions") or [entry["caption"]])) for entry in request[name]]
-        if entries != [(track.sha256, track.captions) for track in required]:
+        if entries != [(track.sha256, track.captions) for track in listed]:
             raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")
 
 
@@ -416,11 +422,12 @@ def is_measured(folder: Path, config: EvalConfig, models: Mapping[Role, str]) ->
     )
 
 
-def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
+def unfinished(plan: Plan, out: Path, tracks: Tracks, *, local: bool = True) -> Iterator[Trial]:
     """The cells that are not complete.
 
     Args:
         tracks: the result of `plan_tracks`.
+        local: see `check_same_run`.
 
     Raises:
         UsageError: an existing run is not the one that the plan requires.
@@ -433,7 +440,8 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
         complete = True
         for number, (run, run_tracks) in enumerate(runs(plan, cell, out, lists[cell.list])):
             if (run / "run.json").exists():
-                check_same_run(plan, cell, run, run_tracks, models.get("base") if number == 0 else None)
+                base = models.get("base") if number == 0 else None
+                check_same_run(plan, cell, run, run_tracks, base, local=local)
             else:
                 complete = False
         if not (complete and is_measured(out / cell.name, config, models)):
