@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from tests.cli.test_bench import SNAG, flags, until
 
 from encore.compare.plan import PLAN, Plan, Trial, write_plan
-from encore.compare.ray_trials import _check_capacity, _connect, _request, _Task, ray_cluster, run_trial
+from encore.compare.ray_trials import _check_capacity, _connect, _Task, checked, ray_cluster, run_trial
 from encore.compare.scheduler import log_file, run_cells
 from encore.errors import EncoreError, MissingExtraError, UsageError
 
@@ -90,11 +90,12 @@ def test_a_node_without_the_folder_ends_the_bench(tmp_path):
 
 
 def test_requests_are_checked():
-    assert _request({"num_cpus": "2", "num_gpus": "0.5", "accelerator_type": "H200", "fast_disk": "1"}) == {
+    assert checked({"num_cpus": "2", "num_gpus": "0.5", "accelerator_type": "H200", "fast_disk": "1"}) == {
         "num_cpus": 2.0, "num_gpus": 0.5, "accelerator_type": "H200", "fast_disk": 1.0
     }  # fmt: skip
-    with pytest.raises(UsageError, match="num_cpus=many"):
-        _request({"num_cpus": "many"})
+    for value in ("many", "1.5", "-1", "nan", "inf"):
+        with pytest.raises(UsageError, match=f"num_cpus={value} is no amount"):
+            checked({"num_cpus": value})
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
     ray, notes = SimpleNamespace(nodes=lambda: nodes), []
     _check_capacity(ray, {"num_cpus": 4.0, "accelerator_type": "H200"}, True, notes.append)
@@ -106,24 +107,15 @@ def test_requests_are_checked():
 
 
 def test_an_address_without_a_cluster_starts_none(monkeypatch):
-    def init(**arguments):
-        assert arguments["address"] == "auto"
-        raise ConnectionError("refused")
-
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
-    with pytest.raises(EncoreError, match=r"no Ray cluster at 10\.0\.0\.9:6379"):
-        _connect(SimpleNamespace(init=init))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(EncoreError, match=f"no Ray cluster at {address}"):
+        _connect(SimpleNamespace())
 
 
 def test_ray_is_an_extra(monkeypatch, tmp_path):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name == "ray":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught, ray_cluster(tmp_path / PLAN, resources={}):
         pass
     assert "encore-music[ray]" in caught.value.hint

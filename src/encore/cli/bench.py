@@ -223,6 +223,10 @@ def _resources(launcher: str, given: Sequence[str]) -> dict[str, str]:
             why = "is given twice" if key in resources else "is not KEY=VALUE"
             raise UsageError(f"the resource {item!r} {why}", "as in: --resource num_gpus=1, --resource partition=gpu")
         resources[key] = value
+    if launcher != "local":
+        from encore.compare import ray_trials, slurm
+
+        (ray_trials if launcher == "ray" else slurm).checked(resources)
     return resources
 
 

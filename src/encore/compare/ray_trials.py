@@ -6,7 +6,9 @@ the same, as long as all nodes share the folder of the bench.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.compare.scheduler import POLL, Start, log_file, start_process, trial_command
-from encore.errors import EncoreError, MissingExtraError, UsageError
+from encore.errors import EncoreError, MissingExtraError, UsageError, one_line
 
 _RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}  # of a request -> of a node
 _TYPE = "accelerator_type"
@@ -48,13 +50,9 @@ def ray_cluster(
             not see the plan.
         EncoreError: there is no cluster at RAY_ADDRESS.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError(
-            "--launcher ray needs ray, which is not installed", 'pip install "encore-music[ray]"'
-        ) from error
-    request = _request(resources)
+    request = checked(resources)
+    import ray
+
     connected, local = ray.is_initialized(), False
     if not connected:
         local = _connect(ray)
@@ -70,31 +68,53 @@ def ray_cluster(
             ray.shutdown()
 
 
-def _request(resources: Mapping[str, str]) -> dict[str, Any]:
-    request: dict[str, Any] = {}
-    for name, value in resources.items():
-        try:
-            request[name] = value if name == _TYPE and value else float(value)
-        except ValueError:
+def checked(resources: Mapping[str, str]) -> dict[str, Any]:
+    """The resources of a trial, as Ray takes them.
+
+    Raises:
+        MissingExtraError: ray is not installed.
+        UsageError: an amount is invalid.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("--launcher ray needs ray, which is not installed", 'pip install "encore-music[ray]"')
+    request: dict[str, Any] = {name: value if name == _TYPE else _amount(value) for name, value in resources.items()}
+    for name, amount in request.items():
+        if amount is None:
             raise UsageError(
-                f"the resource {name}={value} is no amount that Ray knows", "as in: --resource num_cpus=4"
-            ) from None
+                f"the resource {name}={resources[name]} is no amount that Ray takes: a whole number, or less than 1",
+                "as in: --resource num_cpus=4, --resource num_gpus=0.5",
+            )
     return request
+
+
+def _amount(text: str) -> float | None:
+    try:
+        amount = float(text)
+    except ValueError:
+        return None
+    return amount if 0 <= amount <= 1 or (amount > 1 and amount.is_integer()) else None
 
 
 def _connect(ray: Any) -> bool:
     """Connect to the cluster that is there; else start one on this machine, and return True."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():  # Ray itself tries a dead address for more than ten minutes
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise EncoreError(
+                f"there is no Ray cluster at {address} (RAY_ADDRESS): {error}",
+                "start it, or unset RAY_ADDRESS: trials then run on this machine",
+            ) from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         ray.init(address="auto", **quiet)
         return False
     except ConnectionError as error:
-        if address := os.environ.get("RAY_ADDRESS"):
-            raise EncoreError(
-                f"there is no Ray cluster at {address} (RAY_ADDRESS)",
-                "start it, or unset RAY_ADDRESS: trials then run on this machine",
-            ) from error
+        if address:
+            raise EncoreError(f"can't connect to the Ray cluster {address}: {one_line(error)}") from error
     ray.init(include_dashboard=False, **quiet)
     return True
 

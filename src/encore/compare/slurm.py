@@ -56,7 +56,7 @@ def write_scripts(
     if "\n" in str(out):
         raise UsageError("the path of the bench has a line break, which a Slurm script can't hold", "rename the folder")
     options = {"job-name": "encore-bench", "output": str(out).replace("%", "%%") + f"/{LOGS}/slurm-%A_%a.log"}
-    options |= _checked(resources or {})
+    options |= checked(resources or {})
     for script in out.glob("slurm-*.sh"):
         script.unlink()
     (out / LOGS).mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,20 @@ def write_scripts(
     return scripts
 
 
+def checked(resources: Mapping[str, str]) -> dict[str, str]:
+    """The options of sbatch.
+
+    Raises:
+        UsageError: one is invalid.
+    """
+    for name, value in resources.items():
+        if not re.fullmatch(r"[a-z][a-z-]*", name) or "\n" in value:
+            raise UsageError(f"{name!r} is no option of sbatch", "as in: --resource partition=gpu")
+        if name == "array":
+            raise UsageError("the array is given by the trials", "--jobs limits how many run at once")
+    return dict(resources)
+
+
 def is_running(cell: Trial, out: Path) -> bool:
     """Whether a process works on one of the cell's runs now."""
     return any(in_use(lock.parent) for lock in (out / cell.name).rglob(LOCK))
@@ -83,12 +97,3 @@ def is_running(cell: Trial, out: Path) -> bool:
 
 def _directive(name: str, value: str) -> str:
     return f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
-
-
-def _checked(resources: Mapping[str, str]) -> dict[str, str]:
-    for name, value in resources.items():
-        if not re.fullmatch(r"[a-z][a-z-]*", name) or "\n" in value:
-            raise UsageError(f"{name!r} is no option of sbatch", "as in: --resource partition=gpu")
-        if name == "array":
-            raise UsageError("the array is given by the trials", "--jobs limits how many run at once")
-    return dict(resources)
