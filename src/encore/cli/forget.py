@@ -80,6 +80,9 @@ def forget(
             "--calibrate", help="First rehearse on retain tracks, on a copy of the model, to choose lr and steps."
         ),
     ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Also send the figures of each step and snapshot to TensorBoard or W&B.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
     ] = False,
@@ -97,6 +100,10 @@ def forget(
     if resume and out is None:
         raise UsageError("--resume needs --out: which run should go on?", "name its folder")
     out = out or _fresh(method)
+    if tracker is not None:
+        from encore.unlearn.tracking import check_tracker
+
+        check_tracker(tracker)
 
     from encore.cli.progress import reporting
     from encore.store.dates import check_date
@@ -143,7 +150,7 @@ def forget(
         origin |= dict.fromkeys(prepared.calibration["chosen"], "calibration")
     try:
         with reporting() as reporter:
-            run = runs.forget(prepared, origin, reporter)
+            run = runs.forget(prepared, origin, reporter, tracker=tracker)
     except Interrupted as signal:
         console.note(f"stopped by {signal.name}; go on with the same command and --resume --out {out}")
         raise

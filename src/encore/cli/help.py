@@ -28,8 +28,8 @@ PANELS = {  # title -> parameters, in this order
     ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
-        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "calibrate",
-        "dry_run", "requester", "requested",
+        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "launcher",
+        "resource", "cell", "resume", "calibrate", "tracker", "dry_run", "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -39,6 +39,7 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     **dict.fromkeys(("model", "base", "gold", "gold2"), "MODEL"),
     **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
     "kind": "method|backend|metric|embedder",
+    "launcher": "local|ray|slurm", "tracker": "tensorboard|wandb",
     "tolerance": "exact|machine|chance", "root": "FOLDER",
     "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
 }  # fmt: skip

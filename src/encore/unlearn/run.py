@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,7 @@ from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
 from encore.unlearn.records import check_other_run, request_json, run_json, track_json
 from encore.unlearn.self_retain import generate_retain
+from encore.unlearn.tracking import tracking
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model of more weights
@@ -220,13 +222,16 @@ def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None
         raise UsageError(f"method {name!r} needs held-out tracks, and there are none", "give --holdout LIST")
 
 
-def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None) -> dict[str, Any]:
+def forget(
+    prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None, *, tracker: str | None = None
+) -> dict[str, Any]:
     """Run the method and write the run folder.
 
     Args:
         prepared: the run.
         origins: source of each flag and option ("cli", "config", "env"), for the record.
         reporter: receives progress and notes.
+        tracker: name of the experiment tracker that receives the figures; see `encore.unlearn.tracking`.
 
     Returns:
         The contents of `run.json`.
@@ -243,7 +248,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
-    with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
+    with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop, ExitStack() as stack:
         if request.resume:
             check_other_run(folder.path / "request.json", definition)
         else:
@@ -251,12 +256,16 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             if prepared.calibration:
                 details["calibration"] = prepared.calibration
             folder.write_json("request.json", {**details, **definition})
+        track = stack.enter_context(
+            tracking(tracker, folder.path, _hyperparameters(prepared), reporter.note, offline=request.offline)
+        )
         started = time.monotonic()
         clips = Clips(clips_of(prepared.forget), _retain_clips(prepared, folder, reporter), clips_of(prepared.holdout))
         stop.check()
 
         def record(line: Mapping[str, Any]) -> None:
             folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+            track(line)
             if "of" in line:
                 reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
 
@@ -305,6 +314,17 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         folder.write_json("run.json", run)
         checkpoints.discard()
     return run
+
+
+def _hyperparameters(prepared: Prepared) -> dict[str, Any]:
+    """What a tracker shows of a run: no path of a model, no track's name."""
+    model, method = prepared.request.model, prepared.method
+    sizes = {f"{name}_tracks": len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
+    return {
+        "method": method.spec.name, "model": Path(model).name if Path(model).exists() else model,
+        "seed": prepared.request.seed, "precision": prepared.precision, **sizes,
+        **method.options.model_dump(mode="json"),
+    }  # fmt: skip
 
 
 def _request_details(request: ForgetConfig) -> dict[str, Any]:
