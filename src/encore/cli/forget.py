@@ -102,6 +102,9 @@ def forget(
             "--calibrate", help="First rehearse on retain tracks, on a copy of the model, to choose lr and steps."
         ),
     ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Also send the figures of each step and snapshot to TensorBoard or W&B.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
     ] = False,
@@ -125,6 +128,10 @@ def forget(
             raise UsageError("--resume needs --out: which run should go on?", "name its folder")
         if tracks == "-" and distributed.size() > 1:
             raise UsageError("--tracks - reads one stream, and there are several processes", "write the list to a file")
+        if tracker is not None:
+            from encore.unlearn.tracking import check_tracker
+
+            check_tracker(tracker)
         keep_freed_memory()
         request = ForgetConfig(
             tracks=tracks if tracks == "-" else Path(tracks), out=distributed.first(out or _fresh(method)), model=model,
@@ -136,10 +143,12 @@ def forget(
             lora_layers=lora_layers, keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
         )  # fmt: skip
         origin = {**origins(context), **settings.origin}
-        _forget(request, chosen(settings.options), origin, dry_run=dry_run, json=json)
+        _forget(request, chosen(settings.options), origin, tracker=tracker, dry_run=dry_run, json=json)
 
 
-def _forget(request: ForgetConfig, method: Method, origin: dict[str, Any], *, dry_run: bool, json: bool) -> None:
+def _forget(
+    request: ForgetConfig, method: Method, origin: dict[str, Any], *, tracker: str | None, dry_run: bool, json: bool
+) -> None:
     from encore import distributed
     from encore.cli.progress import reporting
     from encore.unlearn import run as runs
@@ -172,7 +181,7 @@ def _forget(request: ForgetConfig, method: Method, origin: dict[str, Any], *, dr
         origin |= dict.fromkeys(prepared.calibration["chosen"], "calibration")
     try:
         with reporting() as reporter:
-            run = runs.forget(prepared, origin, reporter)
+            run = runs.forget(prepared, origin, reporter, tracker=tracker)
     except Interrupted as signal:
         console.note(f"stopped by {signal.name}; go on with the same command and --resume --out {out}")
         raise

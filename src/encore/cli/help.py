@@ -30,7 +30,7 @@ PANELS = {  # title -> parameters, in this order
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "checkpoint_activations", "shard",
-        "jobs", "cell", "resume", "calibrate", "dry_run", "requester", "requested",
+        "jobs", "launcher", "resource", "cell", "resume", "calibrate", "tracker", "dry_run", "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -40,6 +40,7 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     **dict.fromkeys(("model", "base", "gold", "gold2"), "MODEL"),
     **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
     "kind": "method|backend|metric|embedder",
+    "launcher": "local|ray|slurm", "tracker": "tensorboard|wandb",
     "tolerance": "exact|machine|chance", "root": "FOLDER",
     "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "checkpoint_activations": "auto|on|off",
     "adapter": "lora", "lora_layers": "LAYERS", "revision": "REVISION",

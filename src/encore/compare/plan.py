@@ -215,8 +215,11 @@ class Trial:
 # ----------------------------------------------------------------------------------------------------------- on disk
 
 
-def check_plan(plan: Plan, out: Path) -> Tracks:
+def check_plan(plan: Plan, out: Path, *, local: bool = True) -> Tracks:
     """Validate a plan before anything is written; returns the tracks of all cells.
+
+    Args:
+        local: whether the cells run on this machine, which must then have the device.
 
     Raises:
         UsageError: the folder has a bench of another model or other tracks, or other files; a name or a value is
@@ -246,7 +249,7 @@ def check_plan(plan: Plan, out: Path) -> Tracks:
         plan.method(name)
     if plan.embedder:
         parsed(plan.embedder)
-    pick_precision(plan.precision, pick_device(plan.device))
+    pick_precision(plan.precision, pick_device(plan.device) if local else "cpu")
     models = (plan.model, *plan.golds.values(), *(name for g in plan.list_golds.values() for name in g.values()))
     for name in models if plan.pretrained is None else (plan.pretrained.model,):
         if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
@@ -465,7 +468,8 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
         complete = True
         for number, (run, run_tracks) in enumerate(runs(plan, cell, out, lists[cell.list])):
             if (run / "run.json").exists():
-                check_same_run(plan, cell, run, run_tracks, models.get("base") if number == 0 else None)
+                base = models.get("base") if number == 0 else None
+                check_same_run(plan, cell, run, run_tracks, base)
             else:
                 complete = False
         if not (complete and is_measured(out / cell.name, config, models)):

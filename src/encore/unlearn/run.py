@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -57,6 +57,7 @@ from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
 from encore.unlearn.records import check_other_run, memory_json, request_json, run_json, track_json
 from encore.unlearn.self_retain import generate_retain
+from encore.unlearn.tracking import tracking
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model of more weights
@@ -289,13 +290,16 @@ def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None
         raise UsageError(f"method {name!r} needs held-out tracks, and there are none", "give --holdout LIST")
 
 
-def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None) -> dict[str, Any]:
+def forget(
+    prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None, *, tracker: str | None = None
+) -> dict[str, Any]:
     """Run the method and write the run folder.
 
     Args:
         prepared: the run.
         origins: source of each flag and option ("cli", "config", "env"), for the record.
         reporter: receives progress and notes.
+        tracker: name of the experiment tracker that receives the figures; see `encore.unlearn.tracking`.
 
     Returns:
         The contents of `run.json`.
@@ -312,7 +316,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
-    with _run_folder(request) as folder, stop_on_signals() as stop:
+    with _run_folder(request) as folder, stop_on_signals() as stop, ExitStack() as stack:
         if request.resume:
             check_other_run(request.out / "request.json", definition)
         elif folder:
@@ -320,6 +324,15 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             if prepared.calibration:
                 details["calibration"] = prepared.calibration
             folder.write_json("request.json", {**details, **definition})
+        track = stack.enter_context(
+            tracking(
+                tracker if folder else None,
+                request.out,
+                _hyperparameters(prepared),
+                reporter.note,
+                offline=request.offline,
+            )
+        )
         started = time.monotonic()
         with distributed.first_rank_first():
             retain = _retain_clips(prepared, folder, reporter)
@@ -329,6 +342,7 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         def record(line: Mapping[str, Any]) -> None:
             if folder:
                 folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+                track(line)
             if "of" in line:
                 reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
 
@@ -393,6 +407,17 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
 def _run_folder(request: ForgetConfig) -> AbstractContextManager[RunFolder | None]:
     """The folder, which one process writes."""
     return RunFolder(request.out, resume=request.resume) if distributed.rank() == 0 else nullcontext()
+
+
+def _hyperparameters(prepared: Prepared) -> dict[str, Any]:
+    """What a tracker shows of a run: no path of a model, no track's name."""
+    model, method = prepared.request.model, prepared.method
+    sizes = {f"{name}_tracks": len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
+    return {
+        "method": method.spec.name, "model": Path(model).name if Path(model).exists() else model,
+        "seed": prepared.request.seed, "precision": prepared.precision, **sizes,
+        **method.options.model_dump(mode="json"),
+    }  # fmt: skip
 
 
 def _request_details(request: ForgetConfig) -> dict[str, Any]:
