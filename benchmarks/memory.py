@@ -57,7 +57,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from encore import assets, plugins
     from encore.api import Clip
     from encore.backends.musicgen import MusicgenBackend
-    from encore.unlearn.adapter import Lora
+    from encore.unlearn.config import Lora
     from encore.unlearn.engine import Clips, Engine
 
     device = given.device

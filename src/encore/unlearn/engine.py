@@ -28,7 +28,8 @@ from encore.signals import StopFlag
 from encore.store import schemas
 from encore.store.run_folder import Checkpoints, read_json
 from encore.unlearn.activations import checkpointed
-from encore.unlearn.adapter import Adapter, Lora, refuse_unadaptable
+from encore.unlearn.adapter import Adapter, refuse_unadaptable
+from encore.unlearn.config import Lora
 from encore.unlearn.lr_schedule import Decay, Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.reference import Source, reference_of
