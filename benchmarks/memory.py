@@ -1,8 +1,9 @@
 """What an adapter and checkpointed activations save: peak memory and time of a step, beside training all weights.
 
-    python benchmarks/memory.py [--model tiny] [--methods graddiff,npo,ga-kl,encore] [--steps 3] [--rank 16]
+    python benchmarks/memory.py [--width 512 --layers 8 --clips 1] [--methods npo,ga-kl] [--steps 3] [--rank 16]
 
-Each row is a process of its own, which takes a few steps on the embedded tracks, 16 clips a forward pass. Memory is the
+Each row is a process of its own, which takes a few steps on the embedded tracks with the embedded model or a random
+decoder of another width and number of layers, `--clips` of either set a step. Memory is the
 process's peak less what it held before the run (model, codec and libraries); on a GPU torch's allocations. Linux only.
 """
 
@@ -48,7 +49,7 @@ def peak(device: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(model: str, method_name: str, steps: int, rank: int, way: str, device: str) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> dict[str, Any]:
     """One row, in this process."""
     import soundfile
     import torch
@@ -56,10 +57,11 @@ def measure(model: str, method_name: str, steps: int, rank: int, way: str, devic
     from encore import assets, plugins
     from encore.api import Clip
     from encore.backends.musicgen import MusicgenBackend
-    from encore.unlearn.adapter import Lora
+    from encore.unlearn.config import Lora
     from encore.unlearn.engine import Clips, Engine
 
-    backend = MusicgenBackend.load(model, device=device)
+    device = given.device
+    backend = MusicgenBackend.load("tiny", device=device)
     clips: dict[str, list[Clip]] = {"forget": [], "retain": [], "holdout": []}
     for line in assets.CATALOG.read_text().splitlines():
         track = json.loads(line)
@@ -67,12 +69,17 @@ def measure(model: str, method_name: str, steps: int, rank: int, way: str, devic
             audio, _ = soundfile.read(assets.FOLDER / track["file_name"], dtype="float32")
             codes = backend.encode(torch.from_numpy(audio)[None, None])[0]
             clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
-    few = Clips(clips["forget"], clips["retain"][:16], [])
-    cls = plugins.methods().resolve(method_name)
-    method = cls(cls.Options(steps=steps, stop="never", eval_every=steps, lr=1e-4))
-    ways: dict[str, Any] = dict(WAYS[way])
+    if given.width:
+        config = backend.model.config
+        config.decoder.hidden_size, config.decoder.ffn_dim = given.width, 4 * given.width
+        config.decoder.num_hidden_layers, config.decoder.num_attention_heads = given.layers, given.width // 64
+        backend = MusicgenBackend(type(backend.model)(config).to(device), backend.processor)
+    few = Clips(clips["forget"][: given.clips], clips["retain"][: given.clips], [])
+    cls = plugins.methods().resolve(given.methods)
+    method = cls(cls.Options(steps=given.steps, stop="never", eval_every=given.steps, lr=1e-4, batch_size=given.clips))
+    ways: dict[str, Any] = dict(WAYS[given.row])
     if ways.get("lora"):
-        ways["lora"] = Lora(rank)
+        ways["lora"] = Lora(given.rank)
     ends: list[float] = []
 
     def record(line: Any) -> None:
@@ -95,15 +102,17 @@ def measure(model: str, method_name: str, steps: int, rank: int, way: str, devic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--methods", default="graddiff,npo,ga-kl,encore")
+    parser.add_argument("--width", type=int, help="of a random decoder; default: the embedded model")
+    parser.add_argument("--layers", type=int, default=8, help="of the random decoder")
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--methods", default="npo,ga-kl")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
-        print(json.dumps(measure(given.model, given.methods, given.steps, given.rank, given.row, given.device)))
+        print(json.dumps(measure(given)))
         return
     print("| method | trained | reference | peak MB of the run | s a step (CPU time on a CPU) |\n|---|---|---|---|---|")
     for method in given.methods.split(","):

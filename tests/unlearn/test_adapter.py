@@ -23,8 +23,8 @@ from encore.plugins import methods
 from encore.relearning import relearn
 from encore.signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn.adapter import Adapter, Lora, adapted_layers, adapter_size, unadaptable_weights, with_adapter_rates
-from encore.unlearn.config import ForgetConfig
+from encore.unlearn.adapter import Adapter, adapted_layers, adapter_size, unadaptable_weights, with_adapter_rates
+from encore.unlearn.config import ForgetConfig, Lora
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.estimate import estimate
 from encore.unlearn.reference import FrozenReference

@@ -13,7 +13,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from encore.api import Backend, EditMethod, Method
 from encore.errors import MissingExtraError, UsageError
+from encore.unlearn.config import Lora
 
 ADAPTER_NAME = "default"  # peft's name of the only adapter of a module
 LAYERS = {  # --lora-layers -> what a part of a layer's name looks like in transformers, audiocraft and diffusers
@@ -31,22 +32,6 @@ LAYERS = {  # --lora-layers -> what a part of a layer's name looks like in trans
 }
 RATES = frozenset({"lr", "rate", "attack_rate"})  # options of methods that are learning rates
 MATRIX_LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Settings of an adapter.
-
-    Args:
-        rank: r.
-        alpha: α; the update is scaled by α / r.
-        layers: linear layers: "attention", "mlp", "all" (both: not the output heads, of which LoRA would hold two more
-            copies of the logits), or a regular expression that matches whole names of layers.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    layers: str = "all"
 
 
 class Adapter:

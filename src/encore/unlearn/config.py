@@ -8,7 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from encore.errors import UsageError
-from encore.unlearn.adapter import Lora
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Settings of an adapter; see `encore.unlearn.adapter`.
+
+    Args:
+        rank: r.
+        alpha: α; the update is scaled by α / r.
+        layers: linear layers: "attention", "mlp", "all" (both: not the output heads, of which LoRA would hold two more
+            copies of the logits), or a regular expression that matches whole names of layers.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    layers: str = "all"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from encore.signals import StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn import sharding
 from encore.unlearn.activations import checkpointed
-from encore.unlearn.adapter import Adapter, Lora, refuse_unadaptable
+from encore.unlearn.adapter import Adapter, refuse_unadaptable
+from encore.unlearn.config import Lora
 from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
 from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor

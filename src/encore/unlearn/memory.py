@@ -14,7 +14,8 @@ from torch import Tensor
 from encore.api import Backend, Batch, Clip, EditMethod, Method
 from encore.errors import EncoreError
 from encore.unlearn.activations import checkpointed
-from encore.unlearn.adapter import Adapter, Lora, refuse_unadaptable
+from encore.unlearn.adapter import Adapter, refuse_unadaptable
+from encore.unlearn.config import Lora
 
 FLOAT = 4  # bytes; weights, gradients and moments are float32
 MOMENTS = 2  # of AdamW

@@ -19,8 +19,7 @@ from encore.store.environment import versions
 from encore.store.model_name import model_name
 from encore.store.run_folder import finite, read_json
 from encore.text import printable
-from encore.unlearn.adapter import Lora
-from encore.unlearn.config import ForgetConfig
+from encore.unlearn.config import ForgetConfig, Lora
 from encore.unlearn.engine import Engine, TrainResult
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot, mean
