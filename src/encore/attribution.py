@@ -36,7 +36,8 @@ from encore.curvature import capture, clips_sha256, fisher
 from encore.curvature.fisher_stream import evaluating
 from encore.curvature.hooks import set_aside_grads
 from encore.data.captions import read_tags, sidecar_captions
-from encore.data.encode import TrackEncoder, clips_of
+from encore.data.encode import TrackEncoder
+from encore.data.encoded_tracks import clips_of
 from encore.data.file_info import FileCache
 from encore.data.splits import HOLDOUT, open_catalog
 from encore.data.tracks import Track

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Labels of a Fisher's gradients: the clips' codes, or codes sampled from the model; auto: sampled where it has tokens.
 Labels = Literal["auto", "empirical", "sampled"]
 Phase = Literal["both", "forget", "retain"]  # clips that a step trains on
+RETAIN_SAMPLE = 512  # retain clips that a method reads before the first step, at most
 
 
 class Reference(ABC):
@@ -114,6 +115,19 @@ class Session:
     lr: float | None = None
     target_nll: dict[str, float] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
+
+    def retain_sample(self) -> Sequence[Clip]:
+        """`retain`, or of more than `RETAIN_SAMPLE` clips as many, chosen by the seed.
+
+        For what a method computes before the first step, such as a Fisher: `retain` may have millions of clips, each
+        read from disk when it is accessed.
+        """
+        if len(self.retain) <= RETAIN_SAMPLE:
+            return self.retain
+        import random
+
+        places = random.Random(self.seed).sample(range(len(self.retain)), RETAIN_SAMPLE)
+        return [self.retain[place] for place in sorted(places)]
 
     def train(self, method: LossMethod) -> None:
         """Train with a loss method in the engine's loop: its optimiser, precision, checkpoints, guards and log.

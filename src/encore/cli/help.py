@@ -29,7 +29,7 @@ PANELS = {  # title -> parameters, in this order
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "calibrate",
-        "dry_run", "requester", "requested",
+        "dry_run", "requester", "requested", "workers",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -72,6 +72,10 @@ EXAMPLES = {
     "report": ("encore report runs/a", "encore report runs/a --embed-audio --out for-me.html"),
     "bundle": ("encore bundle runs/a", "encore bundle runs/a --sign key.pem"),
     "verify": ("encore verify runs/a.evidence.zip", "encore verify runs/a.evidence.zip --json"),
+    "encode": (
+        "encore encode --catalog music/metadata.jsonl --model ./my-musicgen --out tokens",
+        "encore forget --tracks forget.txt --catalog tokens --model ./my-musicgen",
+    ),
     "generate": (
         'encore generate "slow church organ"',
         "encore generate --model runs/a --captions captions.txt --out generated",

@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from encore.api import Backend, Batch, LossMethod, Method
-from encore.data.encode import clips_of
+from encore.api.method import RETAIN_SAMPLE
+from encore.data.encoded_tracks import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
 from encore.unlearn.engine import Clips, Engine
@@ -115,14 +116,15 @@ def _growth(peaks: list[int], steps: int) -> int:
 def _edit_seconds(method: Method, backend: Backend, clips: Clips, snapshot_seconds: float) -> float:
     """Duration of a method that edits weights: a pass per clip for its Fisher, and the steps in its options."""
     options = method.options
-    sample = [*clips.forget, *clips.retain][: getattr(options, "micro_batch_size", 8)]
+    size = getattr(options, "micro_batch_size", 8)
+    sample = [*clips.forget, *clips.retain[:size]][:size]
     seconds = []
     for _ in range(2):  # the first pass warms up
         started = time.monotonic()
         backend.losses(Batch.of(sample, backend.device)).sum().backward()
         seconds.append(time.monotonic() - started)
     clip_seconds = seconds[-1] / len(sample)
-    passes = len(clips.forget) + len(clips.retain) if "fisher" in method.spec.needs else 0
+    passes = len(clips.forget) + min(len(clips.retain), RETAIN_SAMPLE) if "fisher" in method.spec.needs else 0
     per_step = min(getattr(options, "forget_batch_size", 0), len(clips.forget))
     if "retain" in method.spec.needs:
         per_step += getattr(options, "batch_size", 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,12 @@ from safetensors.torch import save_file
 
 from encore.api import Backend, Clip, Method
 from encore.cache import TensorCache
-from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, narrow
+from encore.data.encode import TrackEncoder, narrow
+from encore.data.encoded_tracks import EncodedTrack, StreamedTracks, clips_of
 from encore.data.open_files import file_sha256
+from encore.data.shards import ShardTracks
 from encore.data.splits import SELF, OptionalTracks, Tracks, left_out, open_catalog, select
+from encore.data.tracks import Track
 from encore.errors import GateError, UsageError
 from encore.plugins import backends, distributions
 from encore.report.card import model_card
@@ -47,6 +51,7 @@ from encore.unlearn.records import check_other_run, request_json, run_json, trac
 from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.verbatim_check import VerbatimCheck
 
+LISTED = 1024  # retain tracks of a catalogue in shards that request.json lists
 LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model of more weights
 
 
@@ -63,17 +68,28 @@ class Prepared:
     method: Method
     precision: Literal["fp32", "bf16"]
     forget: list[EncodedTrack]
-    retain: list[EncodedTrack]
+    retain: Sequence[EncodedTrack]
     holdout: list[EncodedTrack]
     seconds: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
 
     def listed(self) -> dict[str, Any]:
-        """The tracks as recorded in `request.json`."""
+        """The tracks as recorded in `request.json`.
+
+        Of a large retain set in shards `LISTED` tracks are listed, the same in every run; the hash of the shards and
+        the number of tracks stand for all.
+        """
         sets = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout}
+        whole = {}
+        if isinstance(self.retain, StreamedTracks):
+            places = sorted(random.Random(0).sample(range(len(self.retain)), min(LISTED, len(self.retain))))
+            sets["retain"] = [self.retain[place] for place in places]
+            content = self.retain.tracks.shards.about["content"]
+            whole = {"retain_shards": {"sha256": content, "tracks": len(self.retain)}}
         return {
             **{name: [track_json(encoded) for encoded in tracks] for name, tracks in sets.items()},
+            **whole,
             "missing": [{"line": m.line, "text": printable(m.source), "why": m.reason} for m in self.tracks.missing],
             "skipped": list(self.tracks.skipped),
             "retain_source": self.tracks.retain_source,
@@ -168,7 +184,8 @@ def prepare(
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where the backend has none
     opened = time.monotonic()
-    everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
+    streamed = tracks.retain if isinstance(tracks.retain, ShardTracks) else None
+    everything = (*tracks.forget, *(tracks.retain if streamed is None else ()), *tracks.holdout)
     encoder = TrackEncoder(backend, TensorCache())
     optional = OptionalTracks(everything[len(tracks.forget) :] if request.skip_unreadable else ())
 
@@ -176,15 +193,18 @@ def prepare(
         reporter.progress("encode tracks", done, of)
 
     by_track = {id(encoded.track): encoded for encoded in encoder.encode(everything, progress, skip=optional.skip)}
-    forget, retain, holdout = (
-        [by_track[id(track)] for track in chosen if id(track) in by_track]
-        for chosen in (tracks.forget, tracks.retain, tracks.holdout)
-    )
+
+    def encoded(chosen: Sequence[Track]) -> list[EncodedTrack]:
+        return [by_track[id(track)] for track in chosen if id(track) in by_track]
+
+    forget, holdout = encoded(tracks.forget), encoded(tracks.holdout)
+    retain = encoded(tracks.retain) if streamed is None else encoder.stream(streamed)
     finished_encoding = time.monotonic()
     forget = with_learned_pieces(encoder, forget, holdout, reporter)
     if optional.lost:
         tracks = replace(
-            tracks, retain=tuple(e.track for e in retain), holdout=tuple(e.track for e in holdout),
+            tracks, retain=tuple(e.track for e in retain) if streamed is None else streamed,
+            holdout=tuple(e.track for e in holdout),
             skipped=(*tracks.skipped, *(error.message for error in optional.lost)),
             notes=(*tracks.notes, *left_out(optional.lost)),
         )  # fmt: skip
@@ -340,7 +360,7 @@ def check_missed(run: Mapping[str, Any]) -> None:
     )
 
 
-def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> list[Clip]:
+def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> Sequence[Clip]:
     if prepared.request.retain != SELF:
         return clips_of(prepared.retain)
     if not (folder.path / "retain-self").exists():
