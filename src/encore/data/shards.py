@@ -281,6 +281,12 @@ class ShardTracks(Sequence[Track]):
         """The tracks whose files have one of these SHA-256, or all others."""
         return self._where(self.shards.having("sha256", hashes), others)
 
+    def by_sha256(self) -> ShardTracks:
+        """The tracks in the order of the hashes of their files."""
+        rows = self.shards.rows("SELECT number FROM tracks ORDER BY sha256")
+        order = np.fromiter((number for (number,) in rows), np.int64, len(rows))
+        return ShardTracks(self.shards, order[np.isin(order, self.numbers)])
+
     def suspects(self, pcm: Iterable[str]) -> ShardTracks:
         """The tracks whose samples are those of another track of the shards, or have one of these hashes."""
         twice = "pcm_sha256 IN (SELECT pcm_sha256 FROM tracks GROUP BY pcm_sha256 HAVING COUNT(*) > 1)"

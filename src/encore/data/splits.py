@@ -159,7 +159,7 @@ def select(
     except InputError as error:
         raise (_refusal(errors, of_forget) if errors else error) from error
     if failed:
-        kept, held_out = (_without(side, failed) for side in (kept, held_out))
+        kept, held_out = (without_files(side, failed) for side in (kept, held_out))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
     for side, purpose, why in (
@@ -184,11 +184,20 @@ def select(
     )  # fmt: skip
 
 
-def _without(tracks: Sequence[Track], hashes: Collection[str]) -> Sequence[Track]:
-    """Tracks without those of some files."""
+def without_files(tracks: Sequence[Track], hashes: Collection[str]) -> Sequence[Track]:
+    """Tracks without those whose files have one of these SHA-256."""
     if isinstance(tracks, ShardTracks):
         return tracks.of_files(hashes, others=True)
     return [track for track in tracks if track.sha256 not in hashes]
+
+
+def joined(tracks: Sequence[Track], more: Sequence[Track]) -> Sequence[Track]:
+    """Tracks, and more of them after these.
+
+    Raises:
+        InputError: the former are in shards, and one of the latter is not.
+    """
+    return tracks.plus(more) if isinstance(tracks, ShardTracks) else (*tracks, *more)
 
 
 def _refusal(errors: Sequence[InputError], of_forget: int) -> InputError:

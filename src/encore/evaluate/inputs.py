@@ -61,7 +61,7 @@ class EvaluationInputs:
         self.recordings = {
             name: partial(recordings, backend, [member.track for member in members])
             for name, members in encoded.items()
-            if members
+            if members and all(member.track.shards is None for member in members)
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,8 +27,14 @@ from encore.unlearn.monitor import Snapshot, mean
 
 SCHEMA = 1
 PATHS = ("line", "text", "file", "shards", "caption_source")  # what may change of a track when a run is resumed
+LISTED = 1024  # retain tracks of a catalogue in shards that `request.json` lists
 COLLAPSE = 1.0  # a run has collapsed if the mean NLL of memorised or other retain rises by more nats per token
 COLLAPSE_SHARE = 0.5  # the same for a loss that is not in nats, as a share of base's
+
+
+def listed_places(count: int) -> list[int]:
+    """Which of `count` retain tracks in shards `request.json` lists: all, or a sample of `LISTED`, always the same."""
+    return sorted(random.Random(0).sample(range(count), min(LISTED, count)))
 
 
 def track_json(encoded: EncodedTrack) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,11 +46,10 @@ from encore.text import printable
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
-from encore.unlearn.records import check_other_run, request_json, run_json, track_json
+from encore.unlearn.records import check_other_run, listed_places, request_json, run_json, track_json
 from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.verbatim_check import VerbatimCheck
 
-LISTED = 1024  # retain tracks of a catalogue in shards that request.json lists
 LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model of more weights
 
 
@@ -77,14 +75,13 @@ class Prepared:
     def listed(self) -> dict[str, Any]:
         """The tracks as recorded in `request.json`.
 
-        Of a large retain set in shards `LISTED` tracks are listed, the same in every run; the hash of the shards and
-        the number of tracks stand for all.
+        Of a large retain set in shards some tracks are listed (`listed_places`); the hash of the shards and the number
+        of tracks stand for all.
         """
         sets = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout}
         whole = {}
         if isinstance(self.retain, StreamedTracks):
-            places = sorted(random.Random(0).sample(range(len(self.retain)), min(LISTED, len(self.retain))))
-            sets["retain"] = [self.retain[place] for place in places]
+            sets["retain"] = [self.retain[place] for place in listed_places(len(self.retain))]
             content = self.retain.tracks.shards.about["content"]
             whole = {"retain_shards": {"sha256": content, "tracks": len(self.retain)}}
         return {
