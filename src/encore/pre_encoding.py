@@ -114,6 +114,8 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
     errors: list[InputError] = []
     workers = config.workers or (_cores() if backend.device.type == "cpu" else 1)
     total = sum(1 for _ in _parts(source, []))
+    if not total:
+        raise InputError(f"{printable(source)}: the catalogue is empty")
     written = 0
     with locked(config.out), stop_on_signals() as stop, writing_index(config.out, about) as index:
         _refuse_other_content(config.out, index.before, about)
@@ -230,16 +232,12 @@ def _ordered(
             if part is not None:
                 order.append(part.number)
                 idle.pop().give(part)
+        ready = wait([worker.pipe for worker in team if worker.busy], timeout=0.2)
         for worker in team:
-            if worker.busy and worker.pipe in wait([worker.pipe for worker in team], timeout=0.2 / len(team)):
+            if worker.pipe in ready:
                 shard, errors = worker.take()
                 results[shard.number] = shard, errors
                 idle.append(worker)
-            elif worker.busy and not worker.process.is_alive() and not worker.pipe.poll():
-                raise EncoreError(
-                    "a process that encodes was killed, probably for want of memory",
-                    "give fewer --workers; the same command continues with the rest",
-                )
         stop.check()
         while order and order[0] in results:
             yield results.pop(order.popleft())
@@ -268,7 +266,10 @@ class _Worker:
     def give(self, part: _Part) -> None:
         """Let it encode a part."""
         self.busy = True
-        self.pipe.send(part)
+        try:
+            self.pipe.send(part)
+        except OSError as error:
+            raise _killed() from error
 
     def take(self) -> tuple[WrittenShard, list[InputError]]:
         """Its result.
@@ -279,12 +280,8 @@ class _Worker:
         self.busy = False
         try:
             result = self.pipe.recv()
-        except EOFError:
-            self.busy = True  # it was killed
-            raise EncoreError(
-                "a process that encodes was killed, probably for want of memory",
-                "give fewer --workers; the same command continues with the rest",
-            ) from None
+        except (EOFError, OSError) as error:
+            raise _killed() from error
         if isinstance(result, Exception):
             raise result
         return result  # type: ignore[no-any-return]
@@ -294,6 +291,13 @@ class _Worker:
         self.process.terminate()
         self.process.join()
         self.pipe.close()
+
+
+def _killed() -> EncoreError:
+    return EncoreError(
+        "a process that encodes was killed, probably for want of memory",
+        "give fewer --workers; the same command continues with the rest",
+    )
 
 
 def _serve(pipe: Connection, work: Work, backend: Backend | None, load: Callable[[], Backend]) -> None:

@@ -221,7 +221,9 @@ class ShardIndex:
                 layout = json.loads(head[8 : 8 + size])[name]
                 dtype, (_, width) = DTYPES[layout["dtype"]], layout["shape"]
                 row = width * dtype.itemsize
-                data = os.pread(stream.fileno(), count * row, 8 + size + layout["data_offsets"][0] + start * row)
+                place = 8 + size + layout["data_offsets"][0] + start * row
+                complete = 0 < place <= os.fstat(stream.fileno()).st_size - count * row
+                data = os.pread(stream.fileno(), count * row, place) if complete else b""
         except OSError as error:
             raise self.damaged(f"{path.name}: {error.strerror or error}") from error
         except (ValueError, LookupError, TypeError) as error:
