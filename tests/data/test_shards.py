@@ -169,13 +169,13 @@ def test_copies_are_found_by_their_samples(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_damaged_shards_are_refused_by_name(folder: Path, index: ShardIndex) -> None:
-    clips = StreamedClips(ShardTracks(index, index.numbers()))
+    clips = StreamedClips(ShardTracks(index, index.numbers("shard = 0")))
     path = shard_path(folder, 0)
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[:40], b"", whole[:-400] + bytes(400), b"\xff" * 200):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"shard-00000\.safetensors") as raised:
-            [clips[place].codes for place in range(4)] + [index.text(f"caption {number}") for number in range(4)]
+            [clip.codes for clip in clips] + [index.text(f"caption {number}") for number in range(4)]
         assert "encore encode" in raised.value.hint
     path.unlink()
     with pytest.raises(InputError, match=r"shard-00000\.safetensors: No such file"):
