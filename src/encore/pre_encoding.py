@@ -135,9 +135,8 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
         index.cut(total)
         if errors:
             error = together(errors)
-            raise InputError(
-                error.message, "\n".join(filter(None, [error.hint, SKIP, "the same command continues with the rest"]))
-            )
+            skip = "" if config.skip_unreadable else SKIP
+            raise InputError(error.message, "\n".join(filter(None, [error.hint, skip, "the same command continues"])))
         reporter.progress("encode", total, total)
         return {**index.finish(notes), "written": written, "notes": notes}
 
