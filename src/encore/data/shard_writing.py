@@ -155,6 +155,11 @@ def _crc(rows: Tensor) -> int:
     return zlib.crc32(rows.view(torch.uint8).numpy().tobytes())
 
 
+def _place(details: str) -> str:
+    """The line of the catalogue that a row of the index is from."""
+    return str(json.loads(details)["place"])
+
+
 class IndexWriter:
     """The index of a folder of shards, opened for writing by one process. Every change is there as a whole, or not.
 
@@ -236,19 +241,21 @@ class IndexWriter:
 
     def _add_track(self, shard: int, place: int, row: Mapping[str, Any]) -> InputError | None:
         where, details = row["details"]["place"], row["details"]
-        query = "SELECT sha256, split, details FROM tracks WHERE sha256 = ? OR id = ?"
-        for digest, split, text in self._db.execute(query, (row["sha256"], row["id"])).fetchall():
-            other = json.loads(text)["place"]
-            if digest != row["sha256"]:
+        same = self._db.execute("SELECT split, details FROM tracks WHERE sha256 = ?", (row["sha256"],)).fetchone()
+        if same is not None:
+            if same[0] and row["split"] and same[0] != row["split"]:
                 return InputError(
-                    f"{where}: the id '{row['id']}' is already that of {other}", "give every track another id"
+                    f"{where}: the same file as {_place(same[1])}, in another split",
+                    "a file is in one split: take it out of the other",
                 )
-            if split and row["split"] and split != row["split"]:
-                return InputError(
-                    f"{where}: the same file as {other}, in another split", "a file is in one split: take one out"
-                )
-            self._db.execute("INSERT INTO copies VALUES (?, ?, ?)", (shard, digest, json.dumps(details["captions"])))
+            copy = (shard, row["sha256"], json.dumps(details["captions"]))
+            self._db.execute("INSERT INTO copies VALUES (?, ?, ?)", copy)
             return None
+        named = self._db.execute("SELECT details FROM tracks WHERE id = ?", (row["id"],)).fetchone()
+        if named is not None:
+            return InputError(
+                f"{where}: the id '{row['id']}' is already that of {_place(named[0])}", "give every track another id"
+            )
         self._db.execute(
             f"INSERT INTO tracks VALUES ({', '.join('?' * 14)})",
             (
