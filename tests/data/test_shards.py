@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from encore.data import shards
-from encore.data.catalog import Catalog
 from encore.data.duplicates import find_duplicates
 from encore.data.encoded_tracks import StreamedClips, StreamedTracks, clips_of
 from encore.data.file_info import Decoding
 from encore.data.shard_writing import Encoded, write_shard, writing_index
-from encore.data.shards import ShardCatalog, ShardIndex, ShardTexts, ShardTracks, open_shards, shard_path
+from encore.data.shards import ShardCatalog, ShardIndex, ShardTexts, ShardTracks, catalog_at, open_shards, shard_path
 from encore.data.splits import reported, select
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
@@ -125,7 +124,7 @@ def test_few_text_encodings_are_in_memory(index: ShardIndex, monkeypatch: pytest
 
 
 def test_lists_name_tracks_by_id_isrc_hash_and_path_without_any_file(folder: Path, tmp_path: Path) -> None:
-    catalog = Catalog.open(folder)
+    catalog = catalog_at(folder)
     assert isinstance(catalog, ShardCatalog)
     lines = ["id:t1", f"sha256:{2:064X}", "3.wav\tmine", "/music/4.wav", "isrc:gb-0"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
@@ -144,17 +143,17 @@ def test_the_catalogue_less_the_list_is_kept_and_holdout_is_compared_with(
 ) -> None:
     monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "list.txt").write_text("id:t0\nid:t1\n")
-    chosen = select(tmp_path / "list.txt", catalog=Catalog.open(folder))
+    chosen = select(tmp_path / "list.txt", catalog=catalog_at(folder))
     assert isinstance(chosen.retain, ShardTracks)
     assert [track.id for track in chosen.retain] == ["t2", "t4", "t5", "t6", "t8", "t9", "t10"]
     assert [track.id for track in chosen.holdout] == ["t3", "t7"]
     assert reported(chosen.retain, 3, 0) == reported(list(chosen.retain), 3, 0)
     (tmp_path / "keep.txt").write_text("id:t9\nid:t5\n")
-    chosen = select(tmp_path / "list.txt", catalog=Catalog.open(folder), retain=str(tmp_path / "keep.txt"))
+    chosen = select(tmp_path / "list.txt", catalog=catalog_at(folder), retain=str(tmp_path / "keep.txt"))
     assert isinstance(chosen.retain, ShardTracks)
     assert [track.id for track in chosen.retain] == ["t9", "t5"]
     monkeypatch.setattr("encore.data.splits.HELD_OUT", 1)
-    chosen = select(tmp_path / "list.txt", catalog=Catalog.open(folder))
+    chosen = select(tmp_path / "list.txt", catalog=catalog_at(folder))
     assert len(chosen.holdout) == 1
     assert any("1 of 2 held-out tracks" in note for note in chosen.notes)
 

@@ -63,8 +63,6 @@ class Catalog:
     def open(cls, path: Path | str, *, roots: Sequence[Path] = ()) -> Catalog:
         """Read an audiocraft manifest, Hugging Face metadata, a CSV with a header, or a folder that holds one.
 
-        A folder of shards that `encore encode` wrote is opened as a `ShardCatalog`.
-
         Args:
             path: `.jsonl`, `.jsonl.gz`, `.csv` (`.csv.gz`), `.tsv`, or a folder.
             roots: further folders that its files may be in.
@@ -72,10 +70,6 @@ class Catalog:
         Raises:
             InputError: it is missing, of another format, too large, or has a line that can't be read.
         """
-        from encore.data.shards import INDEX, ShardCatalog
-
-        if (Path(path) / INDEX).exists():
-            return ShardCatalog(Path(path), roots)
         path = find_catalog(Path(path))
         notes: list[str] = []
         records = tuple(read_records(path, CATALOG_CAPS, notes))

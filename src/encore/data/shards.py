@@ -400,6 +400,15 @@ class ShardCatalog(Catalog):
         )
 
 
+def catalog_at(path: Path, roots: Sequence[Path] = ()) -> Catalog:
+    """The catalogue at a path: a `ShardCatalog` where the folder holds shards, else as `Catalog.open`.
+
+    Raises:
+        InputError: it can't be opened.
+    """
+    return ShardCatalog(path, roots) if (path / INDEX).exists() else Catalog.open(path, roots=roots)
+
+
 class ShardTexts(dict[str, Tensor]):
     """`Backend.text_embeddings` of a catalogue in shards: encodings are read when used, a bounded number is kept.
 

@@ -14,7 +14,7 @@ from encore.data.catalog import Catalog
 from encore.data.duplicates import Progress, find_duplicates, refusal, without_duplicates
 from encore.data.file_info import FileCache
 from encore.data.fingerprints import RATE
-from encore.data.shards import ShardCatalog, ShardTracks
+from encore.data.shards import ShardCatalog, ShardTracks, catalog_at
 from encore.data.track_list import read_list
 from encore.data.tracks import Missing, Track
 from encore.errors import MOST, InputError, UsageError, together
@@ -57,7 +57,7 @@ class Tracks:
 def open_catalog(catalog: Path | None, model: str, roots: Sequence[Path] = ()) -> Catalog | None:
     """The given catalogue, else that of the embedded model, else None."""
     if catalog is not None:
-        return Catalog.open(catalog, roots=roots)
+        return catalog_at(catalog, roots)
     return Catalog.open(assets.CATALOG) if assets.model_folder(model) else None
 
 

@@ -15,7 +15,7 @@ from encore.data.catalog import Catalog
 from encore.data.decode import load
 from encore.data.open_files import file_sha256
 from encore.data.relocate import PathRelocator, listed_track
-from encore.data.shards import ShardCatalog
+from encore.data.shards import ShardCatalog, catalog_at
 from encore.data.splits import reported
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
@@ -105,7 +105,7 @@ class _Finder:
         self.run, self.roots, self.family = run, roots, str(request["model"]["backend"])
         self.moved = PathRelocator(Path(request["folder"]), run) if run is not None else None
         self.embedded = Catalog.open(assets.CATALOG)
-        self.catalogs = [Catalog.open(path, roots=roots) for path in catalogs if path.suffix not in LISTS]
+        self.catalogs = [catalog_at(path, roots) for path in catalogs if path.suffix not in LISTS]
         lists = [read_list(path, roots=roots).tracks for path in catalogs if path.suffix in LISTS]
         self.listed = {track.sha256: track for tracks in lists for track in tracks}
         self._hashes: dict[str, Path] | None = None
