@@ -118,8 +118,18 @@ def peak(process: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def first_step(folder: Path, out: Path, method: str, steps: int) -> tuple[float, int]:
-    """Seconds from the start of `encore forget` to its first step, and its peak memory after `steps` of them."""
+def cpu_seconds(process: int) -> float:
+    """Seconds that a process has computed, in all its threads."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def first_step(folder: Path, out: Path, method: str, steps: int) -> tuple[float, float, int]:
+    """Seconds from the start of `encore forget` to its first step, those it computed, and its peak memory.
+
+    Args:
+        steps: the run is stopped after this many.
+    """
     from encore import assets
 
     command = [
@@ -128,16 +138,17 @@ def first_step(folder: Path, out: Path, method: str, steps: int) -> tuple[float,
     ]  # fmt: skip
     started = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), env={**os.environ, "ENCORE_CACHE": str(out) + "-cache"})
-    seconds, most = 0.0, 0
+    seconds, computed, most = 0.0, 0.0, 0
     while process.poll() is None:
         time.sleep(0.05)
         most = max(most, peak(process.pid))
         taken = [line["step"] for line in lines(out / "log.jsonl") if "grad_norm" in line]
-        seconds = seconds or (time.perf_counter() - started if taken else 0.0)
+        if taken and not seconds:
+            seconds, computed = time.perf_counter() - started, cpu_seconds(process.pid)
         if len(taken) >= steps:
             process.kill()
             process.wait()
-    return seconds, most
+    return seconds, computed, most
 
 
 def lines(path: Path) -> Iterator[dict[str, object]]:
@@ -171,8 +182,8 @@ def main() -> None:
         run = f"{asked.method}-{int(time.time())}"
         few = first_step(small, asked.work / f"{run}-small", asked.method, asked.steps)
         many = first_step(large, asked.work / f"{run}-large", asked.method, asked.steps)
-        print(f"first step after {few[0]:.1f} s of 154 tracks, {many[0]:.1f} s of {asked.tracks:,} more")
-        print(f"memory {few[1] / 1e6:.0f} MB, {many[1] / 1e6:.0f} MB: + {(many[1] - few[1]) / 1e6:.0f} MB")
+        for name, (seconds, computed, most) in {"154": few, f"{154 + asked.tracks:,}": many}.items():
+            print(f"{name} tracks: first step after {seconds:.1f} s ({computed:.1f} s computed), {most / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":
