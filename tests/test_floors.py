@@ -17,7 +17,7 @@ FLOORS = [
     {"methods", "backends", "metrics", "embedders", "results"},
     {"store"},
     {"report"},
-    {"evaluate", "attribution"},
+    {"evaluate", "attribution", "pre_encoding"},
     {"unlearn", "evidence"},
     {"compare", "testing"},
     {"cli"},

@@ -18,7 +18,8 @@ from tests.unlearn.test_offset_search import RATE, audio, held_out, listed, mode
 from encore import assets, plugins
 from encore.backends.musicgen import MusicgenBackend
 from encore.cache import TensorCache
-from encore.data.encode import EncodedTrack, TrackEncoder, recordings
+from encore.data.encode import TrackEncoder, recordings
+from encore.data.encoded_tracks import EncodedTrack
 from encore.data.open_files import file_sha256
 from encore.data.relocate import listed_track
 from encore.data.tracks import Track

@@ -26,6 +26,7 @@ Labels = Literal["auto", "empirical", "sampled"]
 FUSED_FROM = 100_000_000  # weights; with fewer, the optimiser takes next to no time
 Phase = Literal["both", "forget", "retain"]  # clips that a step trains on
 Drawn = TypeVar("Drawn")
+RETAIN_SAMPLE = 512  # retain clips that a method reads before the first step, at most
 
 
 class Reference(ABC):
@@ -139,6 +140,19 @@ class Session:
     lr: float | None = None
     target_nll: dict[str, float] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
+
+    def retain_sample(self) -> Sequence[Clip]:
+        """`retain`, or of more than `RETAIN_SAMPLE` clips as many, chosen by the seed.
+
+        For what a method computes before the first step, such as a Fisher: `retain` may have millions of clips, each
+        read from disk when it is accessed.
+        """
+        if len(self.retain) <= RETAIN_SAMPLE:
+            return self.retain
+        import random
+
+        places = random.Random(self.seed).sample(range(len(self.retain)), RETAIN_SAMPLE)
+        return [self.retain[place] for place in sorted(places)]
 
     def train(self, method: LossMethod) -> None:
         """Train with a loss method in the engine's loop: its optimiser, precision, checkpoints, guards and log.

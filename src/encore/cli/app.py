@@ -29,6 +29,7 @@ COMMANDS = {
     "report": ("encore.cli.report:report", "Write a run's report again from its files."),
     "bundle": ("encore.cli.bundle:bundle", "Pack a run's evidence into one archive."),
     "verify": ("encore.cli.bundle:verify", "Check an evidence bundle."),
+    "encode": ("encore.cli.encode:encode", "Encode a catalogue into shards of codes."),
     "generate": ("encore.cli.generate:generate", "Generate music for captions and write WAV files."),
     "attribute": ("encore.cli.attribute:attribute", "Rank a catalogue's tracks by influence on a clip."),
     "runs": ("encore.cli.overview:runs", "List the runs in a folder and their state."),

@@ -30,7 +30,8 @@ PANELS = {  # title -> parameters, in this order
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "checkpoint_activations", "shard",
-        "jobs", "launcher", "resource", "cell", "resume", "calibrate", "tracker", "dry_run", "requester", "requested",
+        "jobs", "workers", "launcher", "resource", "cell", "resume", "calibrate", "tracker", "dry_run", "requester",
+        "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -81,6 +82,10 @@ EXAMPLES = {
     "report": ("encore report runs/a", "encore report runs/a --embed-audio --out for-me.html"),
     "bundle": ("encore bundle runs/a", "encore bundle runs/a --sign key.pem"),
     "verify": ("encore verify runs/a.evidence.zip", "encore verify runs/a.evidence.zip --json"),
+    "encode": (
+        "encore encode --catalog music/metadata.jsonl --model ./my-musicgen --out tokens",
+        "encore forget --tracks forget.txt --catalog tokens --model ./my-musicgen",
+    ),
     "generate": (
         'encore generate "slow church organ"',
         "encore generate --model runs/a --captions captions.txt --out generated",

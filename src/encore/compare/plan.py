@@ -15,7 +15,8 @@ from encore import __version__, assets, plugins
 from encore.api import Method, Role
 from encore.compare.forget_lists import draw, list_names
 from encore.data.catalog import Catalog
-from encore.data.splits import Tracks
+from encore.data.shards import ShardTracks
+from encore.data.splits import Tracks, joined
 from encore.data.tracks import Track
 from encore.errors import InputError, UsageError
 from encore.evaluate.embedder_choice import parsed
@@ -29,7 +30,7 @@ from encore.store.metrics_json import NAME as METRICS
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import LOCK, OWNER, read_json, write_json, writing
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.records import check_other_run
+from encore.unlearn.records import check_other_run, listed_places
 from encore.unlearn.run import choose
 
 SCHEMA = 1
@@ -356,7 +357,7 @@ def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path,
             out / cell.name / str(number),
             replace(
                 tracks, forget=tracks.forget[begin:end],
-                retain=(*tracks.retain, *tracks.forget[end:]) if from_catalogue else tracks.retain,
+                retain=joined(tracks.retain, tracks.forget[end:]) if from_catalogue else tracks.retain,
             ),
         )
         for number, (begin, end) in enumerate(pairwise(ends), 1)
@@ -426,6 +427,8 @@ def check_same_tracks(run: Path, request: Mapping[str, Any], sets: Mapping[str, 
         UsageError: it was made with others.
     """
     for name, required in sets.items():
+        if isinstance(required, ShardTracks):
+            required = [required[place] for place in listed_places(len(required))]
         entries = [(entry["sha256"], tuple(entry.get("captions") or [entry["caption"]])) for entry in request[name]]
         if entries != [(track.sha256, track.captions) for track in required]:
             raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")

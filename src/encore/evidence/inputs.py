@@ -15,6 +15,7 @@ from encore.data.catalog import Catalog
 from encore.data.decode import load
 from encore.data.open_files import file_sha256
 from encore.data.relocate import PathRelocator, listed_track
+from encore.data.shards import ShardCatalog, catalog_at
 from encore.data.splits import reported
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
@@ -104,7 +105,7 @@ class _Finder:
         self.run, self.roots, self.family = run, roots, str(request["model"]["backend"])
         self.moved = PathRelocator(Path(request["folder"]), run) if run is not None else None
         self.embedded = Catalog.open(assets.CATALOG)
-        self.catalogs = [Catalog.open(path, roots=roots) for path in catalogs if path.suffix not in LISTS]
+        self.catalogs = [catalog_at(path, roots) for path in catalogs if path.suffix not in LISTS]
         lists = [read_list(path, roots=roots).tracks for path in catalogs if path.suffix in LISTS]
         self.listed = {track.sha256: track for tracks in lists for track in tracks}
         self._hashes: dict[str, Path] | None = None
@@ -125,6 +126,11 @@ class _Finder:
             if str(entry["id"]) not in wanted:
                 made.append({"file": "", "caption": "", **entry})  # listed, so that the same sample is drawn
                 continue
+            if (shards := self._shards(entry)) is not None:
+                whole = self._described(entry, Path(str(entry.get("file") or "")))
+                if whole is not None:
+                    made.append({**whole, "file": whole.get("file") or "", "shards": str(shards)})
+                    continue
             path = self._path(entry)
             whole = self._described(entry, path) if path is not None else None
             if path is None or whole is None:
@@ -166,6 +172,16 @@ class _Finder:
             return ""
 
     # ------------------------------------------------------------------------------------------------------ files
+
+    def _shards(self, entry: Mapping[str, Any]) -> Path | None:
+        """The folder of shards that holds a track: that of the run, or a catalogue."""
+        if entry.get("shards") and self.moved is not None:
+            try:
+                return self.moved.find(listed_track(entry)).shards
+            except InputError:
+                pass
+        shards = (catalog for catalog in self.catalogs if isinstance(catalog, ShardCatalog))
+        return next((one.folder for one in shards if one.by_known_sha256(str(entry["sha256"]))), None)
 
     def _path(self, entry: Mapping[str, Any]) -> Path | None:
         if self.moved is not None:

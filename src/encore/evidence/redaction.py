@@ -143,7 +143,8 @@ def _request(request: Mapping[str, Any], names: Names, clean: Callable[[str], st
 
 def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A forget track's entry without folders."""
-    return {**entry, "file": _file_name(entry["file"]), "text": _file_name(entry.get("text") or "")}
+    shown = {key: value for key, value in entry.items() if key != "shards"}
+    return {**shown, "file": _file_name(entry["file"]), "text": _file_name(entry.get("text") or "")}
 
 
 def _run(run: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
@@ -182,6 +183,7 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
     entries = [(name, entry) for name in ("forget", *HIDDEN) for entry in request[name]]
     known = {str(request["folder"]), *(os.path.dirname(str(entry["file"])) for _, entry in entries)}
     known |= {os.path.dirname(str(run["model"]["name"]))}
+    known |= {os.path.dirname(str(entry["shards"])) for _, entry in entries if entry.get("shards")}
     for flag in (run["flags"].get(name, {}).get("value") for name in PATHS):
         known |= {
             os.path.dirname(value) for value in (flag if isinstance(flag, list) else [flag]) if isinstance(value, str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from pydantic import Field
@@ -83,14 +83,13 @@ class Encore(LossMethod):
     options: Options
 
     def prepare(self, session: Session) -> None:
-        backend, retain = session.backend, list(session.retain)
+        backend, retain = session.backend, session.retain_sample()
         self._limit = limit = memorised_below(session.holdout_nll, backend.codebook_size)
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
         self._memorised = set(memorised)
-        self._captions = [clip.caption for clip in retain]
-        self._retain, self._others = retain, [clip for clip in retain if clip not in self._memorised]
+        self._retain, self._others = session.retain, [clip for clip in retain if clip not in self._memorised]
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or self._others
@@ -101,10 +100,8 @@ class Encore(LossMethod):
             self._set_fall(backend, new)
         if memorised:
             share = self.options.memorised_share
-            wanted = share / (1 - share) * len(retain) / len(memorised)  # times as often as any other
-            # In a role of their own, and each with a crop of its own:
-            crops = [Clip(c.track, c.caption, c.codes) for _ in range(max(1, round(1 / wanted))) for c in retain]
-            session.retain = [*crops, *memorised * max(1, round(wanted))]
+            wanted = share / (1 - share) * len(self._retain) / len(memorised)  # times as often as any other
+            session.retain = _Drawn(self._retain, max(1, round(1 / wanted)), memorised, max(1, round(wanted)))
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         shift, captions, (weights, fall) = step.once("forget", lambda: self._drawn_for(step, batch))
@@ -284,7 +281,7 @@ class Encore(LossMethod):
         return max(1, int(self.options.shift_seconds * backend.frame_rate))
 
     def _other_caption(self, generator: torch.Generator) -> str:
-        return self._captions[_draw(len(self._captions), generator)]
+        return self._retain[_draw(len(self._retain), generator)].caption
 
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
@@ -306,6 +303,37 @@ def typical_weight(module: nn.Module) -> float:
     linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
     matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
     return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
+
+
+class _Drawn(Sequence[Clip]):
+    """The clips that the loop draws from: crops of all retain clips, in a role of their own, and the memorised ones.
+
+    Args:
+        retain: all retain clips, each read when it is drawn.
+        crops: how often each of them is listed.
+        memorised: the memorised ones.
+        times: how often each of these is listed.
+    """
+
+    def __init__(self, retain: Sequence[Clip], crops: int, memorised: Sequence[Clip], times: int) -> None:
+        self._retain, self._crops = retain, len(retain) * crops
+        self._memorised, self._length = memorised, len(retain) * crops + len(memorised) * times
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, place: int) -> Clip: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Clip]: ...
+    def __getitem__(self, place: int | slice) -> Clip | list[Clip]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]  # counts from the end, or raises IndexError
+        if place >= self._crops:
+            return self._memorised[(place - self._crops) % len(self._memorised)]
+        clip = self._retain[place % len(self._retain)]
+        return Clip(clip.track, clip.caption, clip.codes)
 
 
 @torch.no_grad()

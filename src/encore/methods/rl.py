@@ -37,8 +37,9 @@ class RandomLabels(LossMethod):
             return
         if not backend.has_tokens:
             raise UsageError(f"labels=marginal counts codes, and {backend.name} has none", "use labels=uniform")
+        retain = session.retain_sample()
         counts = [
-            torch.bincount(torch.cat([clip.codes[k] for clip in session.retain]), minlength=backend.codebook_size) + 0.1
+            torch.bincount(torch.cat([clip.codes[k] for clip in retain]), minlength=backend.codebook_size) + 0.1
             for k in range(backend.codebooks)
         ]
         self._weights = torch.stack(counts)  # [K, V]

@@ -49,6 +49,7 @@ class Track(TypedDict, total=False):
     genre: str | None
     split: str | None
     pieces: list[Piece]
+    shards: str
 
 
 class Calibration(TypedDict):

@@ -13,7 +13,8 @@ from typing import Any
 
 from encore import distributed
 from encore.api import Backend, Batch, LossMethod, Method
-from encore.data.encode import clips_of
+from encore.api.method import RETAIN_SAMPLE
+from encore.data.encoded_tracks import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
 from encore.unlearn.engine import Clips, Engine
@@ -22,6 +23,7 @@ from encore.unlearn.run import Prepared
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3
 TRIAL_SECONDS = 12.0
+SOME = 64  # retain clips among which the longest is looked for
 """As many steps as fit are measured: any random batch may need more memory than those before. With the default method
 on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all); see `_growth`."""
 
@@ -74,7 +76,8 @@ def estimate(prepared: Prepared) -> Estimate:
     if free is not None:
         free += before  # what this process holds already
     settings = Settings(prepared.request.lora, prepared.checkpoint_activations)
-    of_run = (prepared.backend, prepared.method, [*clips.forget, *clips.retain], settings)
+    some = [*clips.forget, *(clips.retain[i] for i in range(min(SOME, len(clips.retain))))]  # retain may be streamed
+    of_run = (prepared.backend, prepared.method, some, settings)
     bf16 = prepared.precision == "bf16"
     savings = alternatives(*of_run, bf16=bf16)
     seconds: float | None = None
@@ -150,14 +153,15 @@ def _growth(peaks: list[int], steps: int) -> int:
 def _edit_seconds(method: Method, backend: Backend, clips: Clips, snapshot_seconds: float) -> float:
     """Duration of a method that edits weights: a pass per clip for its Fisher, and the steps in its options."""
     options = method.options
-    sample = [*clips.forget, *clips.retain][: getattr(options, "micro_batch_size", 8)]
+    size = getattr(options, "micro_batch_size", 8)
+    sample = [*clips.forget, *clips.retain[:size]][:size]
     seconds = []
     for _ in range(2):  # the first pass warms up
         started = time.monotonic()
         backend.losses(Batch.of(sample, backend.device)).sum().backward()
         seconds.append(time.monotonic() - started)
     clip_seconds = seconds[-1] / len(sample)
-    passes = len(clips.forget) + len(clips.retain) if "fisher" in method.spec.needs else 0
+    passes = len(clips.forget) + min(len(clips.retain), RETAIN_SAMPLE) if "fisher" in method.spec.needs else 0
     per_step = min(getattr(options, "forget_batch_size", 0), len(clips.forget))
     if "retain" in method.spec.needs:
         per_step += getattr(options, "batch_size", 0)

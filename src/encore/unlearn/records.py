@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from encore.api import Method
-from encore.data.encode import EncodedTrack
+from encore.data.encoded_tracks import EncodedTrack
 from encore.data.open_files import path_sha256
 from encore.errors import InputError, UsageError
 from encore.options import Options
@@ -25,8 +26,15 @@ from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot, mean
 
 SCHEMA = 1
+PATHS = ("line", "text", "file", "shards", "caption_source")  # what may change of a track when a run is resumed
+LISTED = 1024  # retain tracks of a catalogue in shards that `request.json` lists
 COLLAPSE = 1.0  # a run has collapsed if the mean NLL of memorised or other retain rises by more nats per token
 COLLAPSE_SHARE = 0.5  # the same for a loss that is not in nats, as a share of base's
+
+
+def listed_places(count: int) -> list[int]:
+    """Which of `count` retain tracks in shards `request.json` lists: all, or a sample of `LISTED`, always the same."""
+    return sorted(random.Random(0).sample(range(count), min(LISTED, count)))
 
 
 def track_json(encoded: EncodedTrack) -> dict[str, Any]:
@@ -50,6 +58,7 @@ def track_json(encoded: EncodedTrack) -> dict[str, Any]:
         "artist": track.artist,
         "genre": track.meta.get("genre"),
         "split": track.meta.get("split"),
+        **({"shards": str(track.shards)} if track.shards is not None else {}),
         **({"pieces": [asdict(piece) for piece in track.pieces]} if track.pieces else {}),
     }
 
@@ -118,7 +127,7 @@ def _without_paths(value: Any) -> Any:
     """A list of tracks without their paths; samples, hashes and captions identify them."""
     if not isinstance(value, list):
         return value
-    return [{k: v for k, v in entry.items() if k not in ("line", "text", "file", "caption_source")} for entry in value]
+    return [{k: v for k, v in entry.items() if k not in PATHS} for entry in value]
 
 
 def _change(before: Any, now: Any) -> str:
@@ -168,7 +177,10 @@ def run_json(
         "seed": request["seed"],
         "precision": request["precision"],
         "unit": unit,
-        "tracks": {name: len(request[name]) for name in ("forget", "retain", "holdout")},
+        "tracks": {
+            **{name: len(request[name]) for name in ("forget", "retain", "holdout")},
+            **({"retain": request["retain_shards"]["tracks"]} if "retain_shards" in request else {}),
+        },
         "outcome": finite(
             {
                 "steps": outcome.steps,

@@ -17,9 +17,12 @@ from safetensors.torch import save_file
 from encore import distributed
 from encore.api import Backend, Clip, Method
 from encore.cache import TensorCache
-from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, narrow
+from encore.data.encode import TrackEncoder, narrow
+from encore.data.encoded_tracks import EncodedTrack, StreamedTracks, clips_of
 from encore.data.open_files import file_sha256
+from encore.data.shards import ShardTracks
 from encore.data.splits import SELF, OptionalTracks, Tracks, left_out, open_catalog, select
+from encore.data.tracks import Track
 from encore.errors import GateError, UsageError
 from encore.plugins import backends, distributions
 from encore.report.card import model_card
@@ -55,7 +58,7 @@ from encore.unlearn.adapter import (
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
-from encore.unlearn.records import check_other_run, memory_json, request_json, run_json, track_json
+from encore.unlearn.records import check_other_run, listed_places, memory_json, request_json, run_json, track_json
 from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.tracking import tracking
 from encore.unlearn.verbatim_check import VerbatimCheck
@@ -77,7 +80,7 @@ class Prepared:
     method: Method
     precision: Literal["fp32", "bf16"]
     forget: list[EncodedTrack]
-    retain: list[EncodedTrack]
+    retain: Sequence[EncodedTrack]
     holdout: list[EncodedTrack]
     seconds: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
@@ -86,10 +89,20 @@ class Prepared:
     adapter_rates: Mapping[str, float] = field(default_factory=dict)
 
     def listed(self) -> dict[str, Any]:
-        """The tracks as recorded in `request.json`."""
+        """The tracks as recorded in `request.json`.
+
+        Of a large retain set in shards some tracks are listed (`listed_places`); the hash of the shards and the number
+        of tracks stand for all.
+        """
         sets = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout}
+        whole = {}
+        if isinstance(self.retain, StreamedTracks):
+            sets["retain"] = [self.retain[place] for place in listed_places(len(self.retain))]
+            content = self.retain.tracks.shards.about["content"]
+            whole = {"retain_shards": {"sha256": content, "tracks": len(self.retain)}}
         return {
             **{name: [track_json(encoded) for encoded in tracks] for name, tracks in sets.items()},
+            **whole,
             "missing": [{"line": m.line, "text": printable(m.source), "why": m.reason} for m in self.tracks.missing],
             "skipped": list(self.tracks.skipped),
             "retain_source": self.tracks.retain_source,
@@ -216,7 +229,8 @@ def prepare(
     setting: Any = request.checkpoint_activations
     checkpoints = uses_checkpoints(setting, backend, method, trained=trained, adapter=request.lora is not None)
     opened = time.monotonic()
-    everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
+    streamed = tracks.retain if isinstance(tracks.retain, ShardTracks) else None
+    everything = (*tracks.forget, *(tracks.retain if streamed is None else ()), *tracks.holdout)
     encoder = TrackEncoder(backend, TensorCache())
     optional = OptionalTracks(everything[len(tracks.forget) :] if request.skip_unreadable else ())
 
@@ -225,15 +239,18 @@ def prepare(
 
     with distributed.first_rank_first():  # the others find the codes in the cache
         by_track = {id(encoded.track): encoded for encoded in encoder.encode(everything, progress, skip=optional.skip)}
-        forget, retain, holdout = (
-            [by_track[id(track)] for track in chosen if id(track) in by_track]
-            for chosen in (tracks.forget, tracks.retain, tracks.holdout)
-        )
+
+        def encoded(chosen: Sequence[Track]) -> list[EncodedTrack]:
+            return [by_track[id(track)] for track in chosen if id(track) in by_track]
+
+        forget, holdout = encoded(tracks.forget), encoded(tracks.holdout)
+        retain = encoded(tracks.retain) if streamed is None else encoder.stream(streamed)
         finished_encoding = time.monotonic()
         forget = with_learned_pieces(encoder, forget, holdout, reporter)
     if optional.lost:
         tracks = replace(
-            tracks, retain=tuple(e.track for e in retain), holdout=tuple(e.track for e in holdout),
+            tracks, retain=tuple(e.track for e in retain) if streamed is None else streamed,
+            holdout=tuple(e.track for e in holdout),
             skipped=(*tracks.skipped, *(error.message for error in optional.lost)),
             notes=(*tracks.notes, *left_out(optional.lost)),
         )  # fmt: skip
@@ -453,7 +470,7 @@ def check_missed(run: Mapping[str, Any]) -> None:
     )
 
 
-def _retain_clips(prepared: Prepared, folder: RunFolder | None, reporter: Reporter) -> list[Clip]:
+def _retain_clips(prepared: Prepared, folder: RunFolder | None, reporter: Reporter) -> Sequence[Clip]:
     if prepared.request.retain != SELF:
         return clips_of(prepared.retain)
     if folder and not (folder.path / "retain-self").exists():

@@ -14,7 +14,8 @@ from torch import nn
 from encore.api import Backend
 from encore.cache import TensorCache
 from encore.data.duplicates import find_duplicates, without_duplicates
-from encore.data.encode import EncodedTrack, TrackEncoder, clips_of
+from encore.data.encode import TrackEncoder
+from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.splits import open_catalog
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
