@@ -23,9 +23,9 @@ from encore.unlearn.run import Prepared
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3
 TRIAL_SECONDS = 12.0
-SOME = 64  # retain clips among which the longest is looked for
 """As many steps as fit are measured: any random batch may need more memory than those before. With the default method
 on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all); see `_growth`."""
+SOME = 64  # retain clips among which the longest is looked for
 
 
 @dataclass(frozen=True)
