@@ -78,8 +78,10 @@ def test_micro_batches_change_nothing(backend: MusicgenBackend, clips: Clips, mi
 
 @pytest.mark.parametrize(("name", "given"), [("rl", {}), ("encore", {"dropout": False})])
 def test_micro_batches_change_no_draw(backend: MusicgenBackend, clips: Clips, name: str, given: dict[str, Any]) -> None:
-    backend.model.double()
-    backend.text_embeddings.clear()
+    backend.module.double()
+    captions = list(dict.fromkeys(clip.caption for clip in (*clips.forget, *clips.retain)))
+    encodings = backend.encode_text(captions)
+    backend.text_embeddings = {text: states.double() for text, states in zip(captions, encodings, strict=True)}
     chosen, ends = methods().resolve(name), []
     for micro in (16, 2):
         copy = backend.clone()
