@@ -32,11 +32,11 @@ def cache(
         raise UsageError("--clear and --max-size exclude each other", "give one of the two")
     limit = read_size(max_size) if max_size is not None else None
     folder = cache_folder()
-    found = entries(folder)
-    removed = chosen(found, kind=clear, older=older, max_size=limit)
+    listed = entries(folder)
+    removed = chosen(listed, kind=clear, older=older, max_size=limit)
     remove(removed)
     gone = {entry.path for entry in removed}
-    left = [entry for entry in found if entry.path not in gone]
+    left = [entry for entry in listed if entry.path not in gone]
     kinds = {
         kind: {
             "entries": sum(entry.kind == kind for entry in left),

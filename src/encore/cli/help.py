@@ -173,22 +173,22 @@ def dressed(function: Any) -> Any:
             console.set_verbosity(quiet=quiet, verbose=verbose)
         function(**given)
 
-    own = inspect.signature(function, eval_str=True)
+    signature = inspect.signature(function, eval_str=True)
     flags = inspect.signature(_flags, eval_str=True).parameters.values()
-    parameters = [_completed(function.__name__, parameter) for parameter in (*own.parameters.values(), *flags)]
-    setattr(command, "__signature__", own.replace(parameters=parameters))  # noqa: B010  (mypy knows no such attribute)
+    parameters = [_completed(function.__name__, parameter) for parameter in (*signature.parameters.values(), *flags)]
+    setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010  (unknown to mypy)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__  # type: ignore[attr-defined]  # to whoever looks, this is the command, with all its flags
     return command
 
 
 def _completed(command: str, parameter: inspect.Parameter) -> inspect.Parameter:
-    found = COMPLETED.get(command if parameter.name == "name" else parameter.name)
-    if found is None or get_origin(parameter.annotation) is not Annotated:
+    completion = COMPLETED.get(command if parameter.name == "name" else parameter.name)
+    if completion is None or get_origin(parameter.annotation) is not Annotated:
         return parameter
     kind, info = get_args(parameter.annotation)
     info = copy.copy(info)
-    info.autocompletion = found
+    info.autocompletion = completion
     return parameter.replace(annotation=Annotated[kind, info])
 
 

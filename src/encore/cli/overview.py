@@ -87,15 +87,15 @@ def _figure(row: Result | None) -> str:
     return f"{round(row.value * row.n)}/{row.n}" if of_tracks(row) else f"{row.value:.3g}"
 
 
-def _difference(one: Difference) -> str:
+def _difference(difference: Difference) -> str:
     from encore.compare.runs import SAME
 
-    if one.value is None:
+    if difference.value is None:
         return ""
-    if one.said == SAME:
+    if difference.said == SAME:
         return SAME
-    interval = f" ({one.low:+.2g} to {one.high:+.2g})" if one.low is not None else ""
-    return f"{one.value:+.3g}{interval} {one.said}".rstrip()
+    interval = f" ({difference.low:+.2g} to {difference.high:+.2g})" if difference.low is not None else ""
+    return f"{difference.value:+.3g}{interval} {difference.said}".rstrip()
 
 
 def open_report(

@@ -100,15 +100,15 @@ def read_manifest(archive: Archive) -> dict[str, Any]:
 def differences(archive: Archive, manifest: Mapping[str, Any]) -> list[Difference]:
     """All differences of the archive from the manifest, in the order of names."""
     listed, there = manifest["members"], set(archive.names) - set(UNLISTED)
-    found = []
+    changes = []
     for name in sorted({*listed, *there}):
         if name not in there:
-            found.append(Difference(name, "is missing"))
+            changes.append(Difference(name, "is missing"))
         elif name not in listed:
-            found.append(Difference(name, "was added"))
+            changes.append(Difference(name, "was added"))
         elif archive.size(name) != listed[name]["bytes"] or archive.sha256(name) != listed[name]["sha256"]:
-            found.append(Difference(name, "was changed"))
-    return found
+            changes.append(Difference(name, "was changed"))
+    return changes
 
 
 def run_differences(run: Path, manifest: Mapping[str, Any]) -> list[Difference]:
@@ -117,19 +117,19 @@ def run_differences(run: Path, manifest: Mapping[str, Any]) -> list[Difference]:
     Raises:
         InputError: a record of the run can't be read.
     """
-    found = [Difference(name, "is missing") for name in (REQUEST, RUN) if not (run / name).is_file()]
-    records = {} if found else public_records(run, catalog=manifest["includes"]["catalog"], measured=False)
+    changes = [Difference(name, "is missing") for name in (REQUEST, RUN) if not (run / name).is_file()]
+    records = {} if changes else public_records(run, catalog=manifest["includes"]["catalog"], measured=False)
     for name, content in records.items():
         if _entry(content) != manifest["members"].get(name):
-            found.append(Difference(name, "is not the one that was bundled"))
+            changes.append(Difference(name, "is not the one that was bundled"))
     model = {f"model/{name}": entry for name, entry in manifest["model"].items() if name != "README.md"}
     for name, entry in model.items():
         file = run / name
         if ".." in Path(name).parts or not file.is_file():
-            found.append(Difference(name, "is missing"))
+            changes.append(Difference(name, "is missing"))
         elif file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
-            found.append(Difference(name, "is not the one that was bundled"))
-    return found
+            changes.append(Difference(name, "is not the one that was bundled"))
+    return changes
 
 
 def _entry(content: bytes | Path) -> dict[str, Any]:

@@ -127,25 +127,25 @@ def verify(
     return Verified(members, signature, time, tsa_certificate is not None, found)
 
 
-def check_complete(found: Verified, bundle: Path) -> None:
+def check_complete(result: Verified, bundle: Path) -> None:
     """Refuse a bundle whose report, card or bill of materials could not be checked.
 
     Raises:
         NotCheckedError: names the members.
     """
-    names = [name for name in DERIVED if name in found.members and found.members[name].checked.startswith(UNCHECKED)]
+    names = [name for name in DERIVED if name in result.members and result.members[name].checked.startswith(UNCHECKED)]
     if names:
-        why = found.members[names[0]].checked.removeprefix(UNCHECKED).lstrip(": ")
+        why = result.members[names[0]].checked.removeprefix(UNCHECKED).lstrip(": ")
         raise NotCheckedError(
             f"{' and '.join(names)} of {bundle} could not be checked: {why}",
             "check it with the Encore that made it; until then trust the other members alone",
         )
 
 
-def _refuse(what: str, found: Sequence[object]) -> None:
-    if found:
-        count = f"{len(found)} files differ" if len(found) > 1 else "1 file differs"
-        raise InputError(f"{what}: {count}", "\n".join(map(str, found)))
+def _refuse(what: str, items: Sequence[object]) -> None:
+    if items:
+        count = f"{len(items)} files differ" if len(items) > 1 else "1 file differs"
+        raise InputError(f"{what}: {count}", "\n".join(map(str, items)))
 
 
 # ---------------------------------------------------------------------------------------------- signature and time
@@ -282,8 +282,8 @@ def _check_derived(archive: Archive, records: Mapping[str, bytes], manifest: Map
 # ----------------------------------------------------------------------------------------------------- measured again
 
 
-def _measured(found: Rerun, names: Sequence[str], run: Path | None) -> dict[str, str]:
-    part = found.count("unmeasured")
+def _measured(result: Rerun, names: Sequence[str], run: Path | None) -> dict[str, str]:
+    part = result.count("unmeasured")
     checked = {METRICS: f"{MEASURED}, but for {part} figures" if part else MEASURED}
     checked[EVALUATION] = f"{HASH}; its settings and models served to measure again"
     if run is None:
