@@ -96,7 +96,24 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-class Command(typer.core.TyperCommand):
+class _Examples:
+    """Ends the help with the examples, as they are typed."""
+
+    name: str | None
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        super().format_epilog(ctx, formatter)  # type: ignore[misc]
+        examples = EXAMPLES.get(str(self.name), ())
+        if examples:
+            formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
+            formatter.write("".join(f"  {line}\n" for line in examples))
+
+
+class Group(_Examples, typer.core.TyperGroup):
+    """A group of commands, with examples."""
+
+
+class Command(_Examples, typer.core.TyperCommand):
     """A command with help of this kind."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -115,27 +132,6 @@ class Command(typer.core.TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, as they are typed."""
-        super().format_epilog(ctx, formatter)
-        _write_examples(str(self.name), formatter)
-
-
-class Group(typer.core.TyperGroup):
-    """A group of commands, with examples."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, as they are typed."""
-        super().format_epilog(ctx, formatter)
-        _write_examples(str(self.name), formatter)
-
-
-def _write_examples(command: str, formatter: Any) -> None:
-    examples = EXAMPLES.get(command, ())
-    if examples:
-        formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
-        formatter.write("".join(f"  {line}\n" for line in examples))
 
 
 def _record(param: Any, ctx: Any) -> tuple[str, str]:
