@@ -180,7 +180,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The `encore` script."""
-    from encore.signals import stopping
+    from encore.stop_signals import stopping
 
     if "OMP_WAIT_POLICY" not in os.environ:
         # Before torch is imported. GNU OpenMP's threads spin for milliseconds while they wait, which on a machine that

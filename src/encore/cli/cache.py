@@ -26,7 +26,7 @@ def cache(
 ) -> None:
     """Show the cache's contents, or remove some. Removed entries are computed again when needed."""
     from encore.settings import cache_folder
-    from encore.store.cache_folder import KINDS, chosen, entries, read_size, remove, size_text
+    from encore.store.cache_entries import KINDS, chosen, entries, read_size, remove, size_text
 
     if clear is not None and max_size is not None:
         raise UsageError("--clear and --max-size exclude each other", "give one of the two")

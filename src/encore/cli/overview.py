@@ -22,7 +22,7 @@ def runs(
     json: Json = False,
 ) -> None:
     """List the runs in a folder and their state."""
-    from encore.store.cache_folder import size_text
+    from encore.store.cache_entries import size_text
     from encore.store.overview import find_runs
 
     found = find_runs(folder)

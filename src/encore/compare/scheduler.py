@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from encore.compare.plan import Trial
-from encore.signals import stop_on_signals
+from encore.stop_signals import stop_on_signals
 
 POLL = 0.2  # seconds
 LOGS = "logs"

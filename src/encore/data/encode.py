@@ -10,12 +10,12 @@ from functools import partial
 import torch
 
 from encore.api import Backend, Clip
-from encore.cache import TensorCache
 from encore.data.decode import Audio, load
 from encore.data.file_info import Decoding, FileCache, decoder_sha256
 from encore.data.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.hashing import module_sha256
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 MIN_WINDOW_SECONDS = 0.5  # a shorter last window is dropped

@@ -102,7 +102,7 @@ def rerun(
     from encore.evaluate.inputs import OtherWeightsError, from_run
     from encore.evaluate.parallel import threads_for_two
     from encore.evaluate.run import EvalConfig, evaluate_inputs
-    from encore.evidence.inputs import as_kept, find_inputs
+    from encore.evidence.lookup import as_kept, find_inputs
     from encore.evidence.redaction import public_rows
     from encore.store.environment import hardware, versions
     from encore.store.metrics_json import metrics_json

@@ -24,7 +24,7 @@ from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Pha
 from encore.curvature.fisher_cache import cached_fisher
 from encore.errors import EncoreError, InputError, PluginError
 from encore.hashing import module_sha256
-from encore.signals import StopFlag
+from encore.stop_signals import StopFlag
 from encore.store import schemas
 from encore.store.run_folder import Checkpoints, read_json
 from encore.unlearn.lr_schedule import Decay, Schedule

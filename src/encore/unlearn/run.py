@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 
 from encore.api import Backend, Clip, Method
-from encore.cache import TensorCache
 from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, narrow
 from encore.data.open_files import file_sha256
 from encore.data.splits import SELF, OptionalTracks, Tracks, left_out, open_catalog, select
@@ -23,10 +22,11 @@ from encore.plugins import backends, distributions
 from encore.report.card import model_card
 from encore.reporter import Reporter
 from encore.settings import cache_folder
-from encore.signals import stop_on_signals
+from encore.stop_signals import stop_on_signals
 from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
+from encore.store.generated_retain import load_self_retain
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import (
     CHECKPOINTS,
@@ -38,7 +38,7 @@ from encore.store.run_folder import (
     preflight,
     read_json,
 )
-from encore.store.self_retain import load_self_retain
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
