@@ -31,7 +31,9 @@ def data_json(value: Any) -> None:
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+        from encore.files import finite
+
+        text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
@@ -150,13 +152,3 @@ def _hint(hint: str) -> None:
 def _stderr(text: str) -> None:
     with contextlib.suppress(BrokenPipeError, ValueError):  # the pipe was closed
         print(text, file=sys.stderr, flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
