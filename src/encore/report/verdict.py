@@ -31,7 +31,7 @@ def verdict(files: RunFiles) -> Verdict:
     missed, damaged = ([line for line in lines if not line.met] for lines in (about, rest))
     findings = files.findings
     failures = [finding for finding in findings if finding.level == "fail" and finding.code != "target"]
-    harm = f"{len(damaged)} of {_tests(rest, 'of the failures music')} failed" if damaged else ""
+    harm = f"{len(damaged)} of {_tests(rest, 'of the other music')} failed" if damaged else ""
     if files.run["outcome"].get("collapsed"):
         return Verdict("bad", "The run damaged the rest of the music: do not use this model")
     if missed:
