@@ -49,7 +49,7 @@ def manifest_of(
         weights_sha256: hash of all weights, from `run.json`.
         includes: whether the bundle has each of `INCLUDES`.
     """
-    told = {
+    manifest = {
         "schema": SCHEMA,
         "made_with": made_with(),
         "includes": dict(includes),
@@ -57,13 +57,13 @@ def manifest_of(
         "model": {name: _entry(model[name]) for name in sorted(model)},
         "weights_sha256": weights_sha256,
     }
-    return (json.dumps(told, indent=2) + "\n").encode()
+    return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def made_with() -> dict[str, str | None]:
     """Version and code hash of this Encore; equal ones write the same report."""
-    own = next((plugin["sha256"] for plugin in installed() if plugin["module"] == "encore.builtins"), None)
-    return {"encore": __version__, "code_sha256": own}
+    sha256 = next((plugin["sha256"] for plugin in installed() if plugin["module"] == "encore.builtins"), None)
+    return {"encore": __version__, "code_sha256": sha256}
 
 
 def read_manifest(archive: Archive) -> dict[str, Any]:
@@ -74,27 +74,27 @@ def read_manifest(archive: Archive) -> dict[str, Any]:
     """
     content = archive.read(NAME)
     try:
-        found = parsed_json(archive.read(NAME), NAME)
-        if found["schema"] != SCHEMA:
+        manifest = parsed_json(archive.read(NAME), NAME)
+        if manifest["schema"] != SCHEMA:
             raise InputError(
-                f"{archive.path} has a manifest of schema {found['schema']!r}", "check it with a newer Encore"
+                f"{archive.path} has a manifest of schema {manifest['schema']!r}", "check it with a newer Encore"
             )
         keys = {"schema", "made_with", "includes", "members", "model", "weights_sha256"}
-        if found.keys() != keys or content != (json.dumps(found, indent=2) + "\n").encode():
+        if manifest.keys() != keys or content != (json.dumps(manifest, indent=2) + "\n").encode():
             raise ValueError("it is not written as Encore writes it")
-        if found["includes"].keys() != set(INCLUDES) or not all(type(v) is bool for v in found["includes"].values()):
+        if manifest["includes"].keys() != set(INCLUDES) or not all(type(v) is bool for v in manifest["includes"].values()):
             raise TypeError("it does not say what was left out")
         for table in ("members", "model"):
-            for entry in found[table].values():
+            for entry in manifest[table].values():
                 if entry.keys() != {"sha256", "bytes"}:
                     raise TypeError("a hash or a size is missing")
                 if not (isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)):
                     raise TypeError("a hash or a size is missing")
-        if found["made_with"].keys() != {"encore", "code_sha256"}:
+        if manifest["made_with"].keys() != {"encore", "code_sha256"}:
             raise TypeError("it does not say what made it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"the manifest of {archive.path} can't be read: {error!r}", HINT) from error
-    return dict(found)
+    return dict(manifest)
 
 
 def differences(archive: Archive, manifest: Mapping[str, Any]) -> list[Difference]:
