@@ -82,7 +82,8 @@ def read_manifest(archive: Archive) -> dict[str, Any]:
         keys = {"schema", "made_with", "includes", "members", "model", "weights_sha256"}
         if manifest.keys() != keys or content != (json.dumps(manifest, indent=2) + "\n").encode():
             raise ValueError("it is not written as Encore writes it")
-        if manifest["includes"].keys() != set(INCLUDES) or not all(type(v) is bool for v in manifest["includes"].values()):
+        includes = manifest["includes"]
+        if includes.keys() != set(INCLUDES) or not all(type(value) is bool for value in includes.values()):
             raise TypeError("it does not say what was left out")
         for table in ("members", "model"):
             for entry in manifest[table].values():
