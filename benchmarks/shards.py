@@ -77,9 +77,9 @@ def generate(folder: Path, count: int) -> None:
 def read(folder: Path) -> None:
     """Open the index, and read clips in random order."""
     from encore.backends.musicgen import MusicgenBackend
-    from encore.cache import TensorCache
     from encore.data.encode import TrackEncoder
     from encore.data.shards import ShardCatalog, ShardTracks
+    from encore.tensor_cache import TensorCache
 
     backend = MusicgenBackend.load("tiny", offline=True)
     encoder = TrackEncoder(backend, TensorCache(folder / ".cache"))

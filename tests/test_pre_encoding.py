@@ -14,7 +14,6 @@ from tests.tiny_model import write_tiny_musicgen
 
 from encore import pre_encoding
 from encore.backends.musicgen import MusicgenBackend
-from encore.cache import TensorCache
 from encore.data import shard_writing
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
@@ -24,6 +23,7 @@ from encore.errors import EncoreError, InputError, UsageError
 from encore.evaluate.inputs import from_run
 from encore.plugins import methods
 from encore.pre_encoding import EncodeConfig, encode_catalog
+from encore.tensor_cache import TensorCache
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.run import forget, prepare
 

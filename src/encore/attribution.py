@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip
-from encore.cache import TensorCache
 from encore.curvature import capture, clips_sha256, fisher
 from encore.curvature.fisher_stream import evaluating
 from encore.curvature.hooks import set_aside_grads
@@ -49,6 +48,7 @@ from encore.plugins import backends
 from encore.reporter import Reporter
 from encore.store.environment import pick_device
 from encore.store.model_name import model_name, model_sha256
+from encore.tensor_cache import TensorCache
 from encore.text import clean_caption
 
 TEMPERATURE = 6.0

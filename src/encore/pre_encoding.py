@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from encore.api import Backend
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog, find_catalog, read_records
 from encore.data.encode import TrackEncoder
 from encore.data.manifest import Record
@@ -35,10 +34,11 @@ from encore.data.shards import INDEX, SHARD_TRACKS, codec_identity, grouped
 from encore.errors import MOST, EncoreError, InputError, UsageError, one_line, together
 from encore.plugins import backends
 from encore.reporter import Reporter
-from encore.signals import StopFlag, stop_on_signals
+from encore.stop_signals import StopFlag, stop_on_signals
 from encore.store.environment import pick_device
 from encore.store.model_name import model_name
 from encore.store.run_folder import locked
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 CAPS = Caps(total=64 << 30, lines=100_000_000, line=256 << 10)  # the catalogue is never in memory as a whole

@@ -21,7 +21,7 @@ from encore.hashing import module_sha256
 from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.plugins import methods
 from encore.relearning import relearn
-from encore.signals import Interrupted, StopFlag
+from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn.adapter import Adapter, adapted_layers, adapter_size, unadaptable_weights, with_adapter_rates
 from encore.unlearn.config import ForgetConfig, Lora

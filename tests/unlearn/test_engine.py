@@ -19,7 +19,7 @@ from encore.errors import EncoreError, PluginError
 from encore.hashing import module_sha256
 from encore.options import Options, TrainOptions
 from encore.plugins import methods
-from encore.signals import Interrupted, StopFlag
+from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn.engine import Clips, Engine, ShuffledSampler
 from encore.unlearn.monitor import Snapshot

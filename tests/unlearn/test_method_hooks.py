@@ -19,7 +19,7 @@ from encore.errors import PluginError, UsageError
 from encore.hashing import module_sha256
 from encore.losses import clip_mean, kl_divergence, token_cross_entropy
 from encore.options import Options, TrainOptions
-from encore.signals import Interrupted, StopFlag
+from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.testing import methods
 from encore.testing.fixture import Fixture

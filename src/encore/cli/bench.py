@@ -149,7 +149,7 @@ def bench(
         backend=backend_name(model, backend), catalog=_absolute(catalog),
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
-        golds=golds.get("", {}), list_golds={name: own for name, own in golds.items() if name},
+        golds=golds.get("", {}), list_golds={name: models for name, models in golds.items() if name},
         metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
     out = out.resolve()
@@ -163,11 +163,11 @@ def bench(
         if finetune:
             _train(plan, out, chosen_tracks, jobs or 1)
         left = list(unfinished(plan, out, chosen_tracks))
-        of, made = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
+        of, remeasured = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
         console.note(f"cells: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
-        if made:
+        if remeasured:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
-            console.note(f"{made} more are only measured again: {why}")
+            console.note(f"{remeasured} more are only measured again: {why}")
         if launcher == "slurm":
             failed = _write_scripts(left, out, jobs, resources)
             if len(left) == of and not failed:
@@ -287,14 +287,14 @@ def _installed() -> list[str]:
     """All methods except those whose extra is missing; these are noted."""
     from encore import plugins
 
-    found, registry = [], plugins.methods()
+    names, registry = [], plugins.methods()
     for name in registry.names:
         try:
             registry.resolve(name)
-            found.append(name)
+            names.append(name)
         except EncoreError as error:
             console.note(f"{name} is left out: {error.message}")
-    return found
+    return names
 
 
 def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -313,10 +313,10 @@ def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[st
 
 def _sizes(given: str | None) -> tuple[int, ...]:
     """ "1,3,8" """
-    found = listed(given or "")
-    if given is not None and (not found or not all(item.isdecimal() and int(item) for item in found)):
+    sizes = listed(given or "")
+    if given is not None and (not sizes or not all(item.isdecimal() and int(item) for item in sizes)):
         raise UsageError(f"--forget-sizes {given!r} is no list of sizes", "as in: --forget-sizes 1,3,8,24")
-    return tuple(sorted({int(item) for item in found}))
+    return tuple(sorted({int(item) for item in sizes}))
 
 
 def _lists(given: Sequence[str]) -> dict[str, str]:
@@ -346,7 +346,7 @@ def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> d
             if role in golds.setdefault(name, {}):
                 raise UsageError(f"--{role} is given twice{f' for {name}' if name else ''}", "leave one of them out")
             golds[name][role] = _folder(model)
-    if lacking := [name for name, own in golds.items() if "gold" not in own]:
+    if lacking := [name for name, models in golds.items() if "gold" not in models]:
         of = f" of {lacking[0]}" if lacking[0] else ""
         raise UsageError(f"--gold2{of} is compared with --gold, which is missing", "give both, or leave --gold2 out")
     return golds
@@ -380,9 +380,8 @@ def _show(
         titles = header(board)
         console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[2:])
     for method in dict.fromkeys(line.method for line in matrix):
-        own = [line for line in matrix if line.method == method]
         console.note(f"{method}: medians over seeds")
-        console.table(*matrix_table(own))
+        console.table(*matrix_table([line for line in matrix if line.method == method]))
     if requests:
         rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
         console.table(list(rows[0]), [[_rounded(value) for value in row.values()] for row in rows])

@@ -103,7 +103,7 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = EvalConfig(
+    config = EvalConfig(
         tuple(names) if names is not None else None, full, embedders, seed, force, golds, not no_cache, draws
     )
     with distributed.processes(device):
@@ -124,7 +124,7 @@ def evaluate(
             show_tracks(subject.encoded["forget"])
             note_sets(subject.encoded)
         with reporting() as reporter:
-            results = evaluate_inputs(subject, asked, out=out, run=run, offline=offline, reporter=reporter)
+            results = evaluate_inputs(subject, config, out=out, run=run, offline=offline, reporter=reporter)
         if json:
             console.data_json(metrics_json(results))
         else:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from encore.signals import stop_on_signals
+from encore.stop_signals import stop_on_signals
 
 if TYPE_CHECKING:  # the worker processes of `encore.compare.ray_trials` import this module, and need no torch
     from encore.compare.plan import Trial

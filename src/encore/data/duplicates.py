@@ -17,13 +17,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from encore.cache import TensorCache
 from encore.data.file_info import Decoding, FileCache, decoder_sha256
 from encore.data.fingerprint_matching import Bands, Index, correlation
 from encore.data.fingerprints import FRAMES_PER_SECOND, RATE, Fingerprint, Floats, fingerprint, landmarks
 from encore.data.shards import ShardTracks, open_shards
 from encore.data.tracks import Track
 from encore.errors import InputError, together
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 OVERLAP = 0.75

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 
 from encore.api import Backend, Clip
-from encore.cache import TensorCache
 from encore.data.decode import Audio, load
 from encore.data.encoded_tracks import EncodedTrack, StreamedTracks, encoded_in
 from encore.data.file_info import Decoding, FileCache, decoder_sha256
@@ -17,6 +16,7 @@ from encore.data.shards import ShardIndex, ShardTexts, ShardTracks, open_shards
 from encore.data.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.hashing import module_sha256
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 MIN_WINDOW_SECONDS = 0.5  # a shorter last window is dropped

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encore import assets
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.duplicates import Progress, find_duplicates, refusal, without_duplicates
 from encore.data.file_info import FileCache
@@ -18,6 +17,7 @@ from encore.data.shards import ShardCatalog, ShardTracks, catalog_at
 from encore.data.track_list import read_list
 from encore.data.tracks import Missing, Track
 from encore.errors import MOST, InputError, UsageError, together
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 SELF = "self"

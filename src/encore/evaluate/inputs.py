@@ -11,7 +11,6 @@ from torch import Tensor
 
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder, recordings
 from encore.data.encoded_tracks import EncodedTrack, clips_of
@@ -23,9 +22,10 @@ from encore.plugins import backends
 from encore.reporter import Reporter
 from encore.store import schemas
 from encore.store.environment import pick_device
+from encore.store.generated_retain import load_self_retain
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import read_json
-from encore.store.self_retain import load_self_retain
+from encore.tensor_cache import TensorCache
 
 RETAIN_TRACKS = 32  # maximum, if the catalogue has no split "retain"
 

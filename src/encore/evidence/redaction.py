@@ -100,9 +100,9 @@ def pseudonyms(request: Mapping[str, Any]) -> Names:
 def public_row(row: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
     """A row of `metrics.json` with redacted ids and sentences."""
     every = {**names.get("holdout", {}), **names.get("retain", {})}
-    own = names.get(str(row["set"]), {})
+    ids = names.get(str(row["set"]), {})
     texts = {key: clean(row[key]) for key in ("why", "note") if isinstance(row.get(key), str)}
-    tracks = {own.get(track, track): value for track, value in row["per_track"].items()}
+    tracks = {ids.get(track, track): value for track, value in row["per_track"].items()}
     details = {key: _renamed(value, every, clean) for key, value in row["details"].items()}
     return {**row, **texts, "per_track": tracks, "details": details}
 
@@ -195,9 +195,9 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
     hidden: dict[str, str] = {}
     for name, entry in reversed(entries):
         if name in names:
-            own = names[name][str(entry["id"])]
+            pseudonym = names[name][str(entry["id"])]
             texts = (entry["id"], entry.get("title"), os.path.basename(str(entry["file"])), entry.get("text"))
-            hidden |= {str(text): own for text in texts if text and len(str(text)) >= LEAST}
+            hidden |= {str(text): pseudonym for text in texts if text and len(str(text)) >= LEAST}
     words = sorted(map(re.escape, hidden), key=len, reverse=True)
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)") if words else None
 
@@ -221,13 +221,13 @@ def _renamed(value: Any, names: Mapping[str, str], clean: Callable[[str], str]) 
 
 def _outcome(value: Any, names: Names, clean: Callable[[str], str]) -> Any:
     """Redact tables by retain track, the worst track, and sentences."""
-    own = names.get("retain", {})
+    ids = names.get("retain", {})
     if isinstance(value, Mapping):
         return {
-            key: _renamed(item, own, clean) if key in TABLES else _outcome(item, names, clean)
+            key: _renamed(item, ids, clean) if key in TABLES else _outcome(item, names, clean)
             for key, item in value.items()
         }
-    return [_outcome(item, names, clean) for item in value] if isinstance(value, list) else _renamed(value, own, clean)
+    return [_outcome(item, names, clean) for item in value] if isinstance(value, list) else _renamed(value, ids, clean)
 
 
 def _flag(name: str, value: Any) -> Any:

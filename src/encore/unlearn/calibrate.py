@@ -15,9 +15,10 @@ from encore import distributed
 from encore.api import Method
 from encore.data.splits import SELF
 from encore.errors import EncoreError, UsageError
+from encore.files import finite
 from encore.reporter import Reporter
 from encore.store import schemas
-from encore.store.run_folder import finite, read_json
+from encore.store.run_folder import read_json
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.rehearsal import DECOY_SHARE, Rehearsal, RehearsalResult
 from encore.unlearn.run import Prepared

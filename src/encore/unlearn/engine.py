@@ -22,7 +22,7 @@ from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Pha
 from encore.curvature.fisher_cache import cached_fisher
 from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 from encore.hashing import module_sha256
-from encore.signals import StopFlag
+from encore.stop_signals import StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn import sharding
 from encore.unlearn.activations import checkpointed

@@ -13,12 +13,13 @@ from encore.api import Method
 from encore.data.encoded_tracks import EncodedTrack
 from encore.data.open_files import path_sha256
 from encore.errors import InputError, UsageError
+from encore.files import finite
 from encore.options import Options
 from encore.plugins import installed
 from encore.store import schemas
 from encore.store.environment import versions
 from encore.store.model_name import model_name
-from encore.store.run_folder import finite, read_json
+from encore.store.run_folder import read_json
 from encore.text import printable
 from encore.unlearn.config import ForgetConfig, Lora
 from encore.unlearn.engine import Engine, TrainResult

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from encore import distributed
 from encore.api import Backend, Clip, Method
-from encore.cache import TensorCache
 from encore.data.encode import TrackEncoder, narrow
 from encore.data.encoded_tracks import EncodedTrack, StreamedTracks, clips_of
 from encore.data.open_files import file_sha256
@@ -28,10 +27,11 @@ from encore.plugins import backends, distributions
 from encore.report.card import model_card
 from encore.reporter import Reporter
 from encore.settings import cache_folder
-from encore.signals import stop_on_signals
+from encore.stop_signals import stop_on_signals
 from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
+from encore.store.generated_retain import load_self_retain
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import (
     CHECKPOINTS,
@@ -43,7 +43,7 @@ from encore.store.run_folder import (
     preflight,
     read_json,
 )
-from encore.store.self_retain import load_self_retain
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 from encore.unlearn import sharding
 from encore.unlearn.activations import Setting, uses_checkpoints
