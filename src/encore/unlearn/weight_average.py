@@ -12,20 +12,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from encore.unlearn.sharding import is_split
+
 MEMORY = 20  # steps averaged; a longer average would include weights from before retain recovered
 
 
 def copied_weights(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """A copy of a module's state, by name, on the CPU, so that it takes no memory of a GPU.
+    """A copy of a module's state, by name, on the CPU, so that it takes no memory of a GPU; parts of split tensors stay.
 
     Args:
         module: its device may be any.
         names: the entries to copy; None: all.
     """
     state = module.state_dict()
-    return {
-        name: state[name].detach().to("cpu", copy=True).contiguous() for name in (state if names is None else names)
-    }
+    return {name: _copied(state[name]) for name in (state if names is None else names)}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if is_split(tensor) else tensor.to("cpu", copy=True).contiguous()
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], names: Collection[str] | None = None) -> None:
@@ -62,11 +67,12 @@ class WeightAverage:
         self.steps += 1
         state = self.module.state_dict()
         for name in state if self.names is None else self.names:
-            weight = state[name].detach().cpu()
+            weight = state[name].detach()
             if name in self.weights and weight.is_floating_point():
+                weight = weight if is_split(weight) else weight.cpu()
                 self.weights[name].lerp_(weight, max(1 / self.steps, 1 / MEMORY))
             else:
-                self.weights[name] = weight.clone().contiguous()
+                self.weights[name] = _copied(weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
