@@ -18,7 +18,7 @@ MEMORY = 20  # steps averaged; a longer average would include weights from befor
 
 
 def copied_weights(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """A copy of a module's state, by name, on the CPU, so that it takes no memory of a GPU; parts of split tensors stay.
+    """A copy of a module's state, by name, on the CPU, to save memory of a GPU; parts of split tensors stay there.
 
     Args:
         module: its device may be any.
