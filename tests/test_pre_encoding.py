@@ -17,8 +17,20 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.data import shard_writing
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
-from encore.data.encoded_tracks import encoded_in
-from encore.data.shards import INDEX, ShardCatalog, open_shards, shard_path
+from encore.data.encoded_tracks import clips_of, encoded_in
+from encore.data.file_info import Decoding
+from encore.data.shard_writing import Encoded, write_shard, writing_index
+from encore.data.shards import (
+    INDEX,
+    SHARD_TRACKS,
+    ShardCatalog,
+    ShardIndex,
+    ShardTrack,
+    codec_identity,
+    open_shards,
+    shard_path,
+)
+from encore.data.tracks import Track
 from encore.errors import EncoreError, InputError, UsageError
 from encore.evaluate.inputs import from_run
 from encore.plugins import methods
@@ -245,6 +257,46 @@ def test_a_run_from_shards_says_what_it_can_not_do(
     prepared = prepare(request(config.out, studio, music, "run"), method(method.Options()), Noting())  # type: ignore[arg-type]
     assert any("other offsets can't be searched, since shards hold no audio: one, two, long" in note for note in notes)
     assert any("no audio of it: copies of a track are found by file and by samples" in n for n in prepared.notes)
+
+
+def test_a_sample_of_a_large_catalogue_is_read_before_the_first_step(
+    studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = MusicgenBackend.load(str(studio / "model"), offline=True)
+    (tmp_path / "tokens").mkdir()
+    about = {"codec": codec_identity(backend), "model": "m", "catalog": "/c.jsonl", "folder": "/"}
+    (text,) = backend.encode_text(["a"])
+    draw = torch.Generator().manual_seed(0)
+    with writing_index(tmp_path / "tokens", about) as index:
+        index.begin()
+        for shard in range(2):
+            tracks = []
+            for number in range(shard * SHARD_TRACKS, shard * SHARD_TRACKS + 400):
+                codes = torch.randint(32, (2, 20), generator=draw, dtype=torch.int16)
+                track = Track(f"t{number}", Path(f"/{number}.wav"), f"caption {number}", f"{number:064x}")
+                tracks.append(
+                    Encoded(track, f"{number}.wav", Decoding(f"{number:064d}", 8000, 1, 1600, "wav"), [codes])
+                )
+            assert not index.add(write_shard(tmp_path / "tokens", shard, "", tracks, lambda _: text))
+        index.finish(())
+    read: list[int] = []
+    codes_of = ShardIndex.codes
+
+    def codes(index: ShardIndex, entry: ShardTrack, window: int) -> torch.Tensor:
+        read.append(entry.start)
+        return codes_of(index, entry, window)
+
+    monkeypatch.setattr(ShardIndex, "codes", codes)
+    (tmp_path / "list.txt").write_text("id:t7\nid:t700\n")
+    config = ForgetConfig(tmp_path / "list.txt", Path("run"), model=str(studio / "model"), catalog=Path("tokens"))
+    chosen = methods().resolve("graddiff")
+    prepared = prepare(config, chosen(chosen.Options(steps=1)))
+    assert len(prepared.retain) == len(clips_of(prepared.retain)) == 798
+    assert len(read) == 2
+    run = forget(prepared, {})
+    assert run["tracks"]["retain"] == 798
+    assert len(json.loads(Path("run/request.json").read_text())["retain"]) == 798
+    assert len(read) == 2 + 64 + 6  # the forget tracks, the sample that is watched, and one batch
 
 
 def test_codes_of_another_model_are_refused_by_forget(

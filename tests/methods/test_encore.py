@@ -524,6 +524,26 @@ def test_memorised_clips_are_drawn_as_often_as_asked(
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
+def test_of_many_retain_clips_a_sample_by_the_seed_is_read_before_the_first_step(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encore.api.method.RETAIN_SAMPLE", 6)
+    clips = make_clips(12)
+    level = between(backend, clips, 9)
+    method, session = made(backend, make_clips(2, seed=5), clips, level)
+    session.retain = clips
+    sample = session.retain_sample()
+    assert len(sample) == 6
+    assert sample == session.retain_sample() == sorted(sample, key=clips.index)
+    session.retain = sample
+    assert session.retain_sample() is sample
+    assert 0 < len(method._memorised) < 9
+    assert method._memorised <= set(sample)
+    session.retain = clips
+    method.prepare(session)
+    assert {clip.track for clip in session.retain} == {clip.track for clip in clips}
+
+
 @pytest.mark.parametrize("holdout", [0, 2])
 @pytest.mark.parametrize("frames", [[3], [20], [3, 60, 20, 7, 4]])
 def test_it_runs_on_clips_of_any_length_with_and_without_a_holdout(

@@ -87,6 +87,11 @@ class StreamedTracks(Sequence[EncodedTrack]):
         entry = index.entry(int(self.tracks.numbers[place]))
         return _encoded(index, entry, entry.track)
 
+    def facts(self, place: int) -> EncodedTrack:
+        """A track and its decoding result without clips: no codes are read."""
+        entry = self.tracks.shards.entry(int(self.tracks.numbers[place]))
+        return EncodedTrack(entry.track, (), entry.decoding)
+
     @property
     def clips(self) -> StreamedClips:
         """The clips of all tracks, in order."""

@@ -192,9 +192,10 @@ def _sample(retain: Sequence[Clip], seed: int) -> list[Clip]:
     order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: dict[str, int] = {}
     turns: list[tuple[int, Clip]] = []
-    for clip in (retain[i] for i in order):
+    for i in order:
         if len(taken) == SAMPLE:  # of so many tracks, no second clip is taken
             break
+        clip = retain[i]
         taken[clip.track] = taken.get(clip.track, 0) + 1
         turns.append((taken[clip.track], clip))
     return [clip for _, clip in sorted(turns, key=lambda turn: turn[0])][:SAMPLE]

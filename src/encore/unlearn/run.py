@@ -97,7 +97,7 @@ class Prepared:
         sets = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout}
         whole = {}
         if isinstance(self.retain, StreamedTracks):
-            sets["retain"] = [self.retain[place] for place in listed_places(len(self.retain))]
+            sets["retain"] = [self.retain.facts(place) for place in listed_places(len(self.retain))]
             content = self.retain.tracks.shards.about["content"]
             whole = {"retain_shards": {"sha256": content, "tracks": len(self.retain)}}
         return {
