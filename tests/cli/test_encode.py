@@ -6,14 +6,18 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.conftest import Done
+
+from encore.data.shards import INDEX
 
 Call = Callable[..., Done]
 
@@ -78,6 +82,24 @@ def test_json_and_an_unreadable_catalogue(studio: Path, music: Path, call: Call)
     assert "--skip-unreadable" in done.err
 
 
+def running(group: int) -> bool:
+    """Whether a process group has a process."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def indexed(index: Path) -> int:
+    """Number of tracks in an index that is being written."""
+    try:
+        with closing(sqlite3.connect(f"file:{index}?mode=ro", uri=True)) as connection:
+            return int(connection.execute("SELECT count(*) FROM tracks").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_stopped_leaves_no_other_and_is_continued(
@@ -93,14 +115,16 @@ def test_a_process_that_is_stopped_leaves_no_other_and_is_continued(
         sys.executable, "-m", "encore", "encode", "--catalog", music / "catalog.jsonl", "--model", studio / "model",
         "--out", tmp_path / "tokens", "--workers", "2",
     ]  # fmt: skip
-    process = subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("tokens/shard-*")) and process.poll() is None:
-        time.sleep(0.05)
+    with open(os.devnull, "w") as nowhere:
+        process = subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=nowhere)
+    while not indexed(tmp_path / "tokens" / INDEX) and process.poll() is None:
+        time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(timeout=60) == (-9 if number == signal.SIGKILL else 128 + number)
-    time.sleep(1.0)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # its processes have ended too
+    until = time.monotonic() + 30
+    while running(process.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not running(process.pid)  # its processes have ended too
     done = subprocess.run(list(map(str, [*command, "--json"])), capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
     assert told["tracks"] == 1600

@@ -40,7 +40,7 @@ def test_json(capsysbinary, plural):
 def test_table(capsys):
     lines = shown(capsys, "methods").splitlines()
     assert lines[0].split() == ["name", "summary", "needs", "from", "available"]
-    assert any(line.startswith("npo ") and "reference, retain" in line for line in lines)
+    assert any(line.startswith("npo ") and "reference_nll, retain" in line for line in lines)
 
 
 def test_one_method_shows_its_options(capsys):

@@ -19,11 +19,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from encore.api import Backend
 from encore.data.catalog import Catalog, normalised_isrc
@@ -34,6 +32,10 @@ from encore.errors import InputError
 from encore.hashing import module_sha256
 from encore.text import near, printable
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 INDEX = "index.sqlite3"
 SHARD_TRACKS = 512
 FORMAT = 1
@@ -43,7 +45,7 @@ TEXTS = 1024  # text encodings in memory at a time
 BOTH = "list and catalogue"  # origin of captions
 NEAR = 2_000  # ids that a misspelt one is compared with
 SOME = 500  # values of one SQL statement
-DTYPES = {"I16": torch.int16, "F32": torch.float32}
+DTYPES = {"I16": "int16", "F32": "float32"}  # safetensors' names -> torch's
 AGAIN = "write it again: encore encode --catalog … --out …"
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -214,12 +216,14 @@ class ShardIndex:
     def _read(self, shard: int, name: str, start: int, count: int, crc: int) -> Tensor:
         """`count` rows of a shard's tensor from `start` on."""
         path = shard_path(self.folder, shard)
+        import torch
+
         try:
             with path.open("rb", buffering=0) as stream:
                 head = os.pread(stream.fileno(), 4096, 0)  # of two tensors it takes some 200 bytes
                 size = int.from_bytes(head[:8], "little")
                 layout = json.loads(head[8 : 8 + size])[name]
-                dtype, (_, width) = DTYPES[layout["dtype"]], layout["shape"]
+                dtype, (_, width) = getattr(torch, DTYPES[layout["dtype"]]), layout["shape"]
                 row = width * dtype.itemsize
                 place = 8 + size + layout["data_offsets"][0] + start * row
                 complete = 0 < place <= os.fstat(stream.fileno()).st_size - count * row
@@ -409,7 +413,7 @@ def catalog_at(path: Path, roots: Sequence[Path] = ()) -> Catalog:
     return ShardCatalog(path, roots) if (path / INDEX).exists() else Catalog.open(path, roots=roots)
 
 
-class ShardTexts(dict[str, Tensor]):
+class ShardTexts(dict[str, "Tensor"]):
     """`Backend.text_embeddings` of a catalogue in shards: encodings are read when used, a bounded number is kept.
 
     Args:
