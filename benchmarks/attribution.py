@@ -20,13 +20,13 @@ import torch
 
 from encore import assets, plugins
 from encore.attribution import Scores
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
 from encore.data.open_files import file_sha256
 from encore.data.splits import HOLDOUT
 from encore.data.tracks import Track
 from encore.evaluate.samples import write_wav
+from encore.tensor_cache import TensorCache
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def compare(first: int, second: int, seconds: float) -> dict[str, float]:
     from encore.data.fingerprints import fingerprint
 
     with tempfile.TemporaryDirectory() as folder:
-        from encore.cache import TensorCache
+        from encore.tensor_cache import TensorCache
 
         prints = Fingerprints(TensorCache(folder))
         sides: list[list[str]] = [[], []]

@@ -15,30 +15,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
+if TYPE_CHECKING:
+    from transformers import MusicgenConfig
+
 RATE = 32000
 
 
-def build(folder: Path) -> None:
-    """Write the model as transformers does; the tokenizer is the embedded model's, which knows a few words."""
-    import torch
-    from transformers import (
-        AutoProcessor,
-        EncodecConfig,
-        EncodecFeatureExtractor,
-        MusicgenConfig,
-        MusicgenDecoderConfig,
-        MusicgenForConditionalGeneration,
-        MusicgenProcessor,
-        T5Config,
-    )
+def configuration(hidden: int = 1024, layers: int = 24, heads: int = 16) -> MusicgenConfig:
+    """The shape of a MusicGen; the default is MusicGen-small's."""
+    from transformers import EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
 
-    from encore import assets
-
-    torch.manual_seed(0)
     text = T5Config(
         vocab_size=32128, d_model=768, d_kv=64, num_heads=12, num_layers=12, d_ff=3072, num_decoder_layers=0,
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
@@ -49,11 +40,28 @@ def build(folder: Path) -> None:
         use_conv_shortcut=False,
     )  # fmt: skip
     decoder = MusicgenDecoderConfig(
-        vocab_size=2048, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, ffn_dim=4096, num_codebooks=4,
-        max_position_embeddings=2048, pad_token_id=2048, bos_token_id=2048, dropout=0.0, audio_channels=1,
+        vocab_size=2048, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * hidden,
+        num_codebooks=4, max_position_embeddings=2048, pad_token_id=2048, bos_token_id=2048, dropout=0.0,
+        audio_channels=1,
     )  # fmt: skip
     decoder.decoder_start_token_id = 2048
-    model = MusicgenForConditionalGeneration(MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder))
+    return MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
+
+
+def build(folder: Path) -> None:
+    """Write the model as transformers does; the tokenizer is the embedded model's, which knows a few words."""
+    import torch
+    from transformers import (
+        AutoProcessor,
+        EncodecFeatureExtractor,
+        MusicgenForConditionalGeneration,
+        MusicgenProcessor,
+    )
+
+    from encore import assets
+
+    torch.manual_seed(0)
+    model = MusicgenForConditionalGeneration(configuration())
     for layer in model.audio_encoder.quantizer.layers:
         torch.nn.init.normal_(layer.codebook.embed)
     model.save_pretrained(folder)

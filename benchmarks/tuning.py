@@ -21,11 +21,11 @@ import torch
 
 from encore import assets, plugins
 from encore.api import Backend, Clip, ClipSet, Result, Role
-from encore.cache import TensorCache, default_folder
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
 from encore.evaluate.measure import evaluate
 from encore.settings import resolve_options
+from encore.tensor_cache import TensorCache, default_folder
 from encore.unlearn.engine import Clips, Engine
 
 COLUMNS = (  # title, metric, set

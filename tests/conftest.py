@@ -111,7 +111,7 @@ class Done(NamedTuple):
 
 def no_evaluation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, who asks the cache for what an evaluation has kept fails."""
-    from encore.cache import TensorCache
+    from encore.tensor_cache import TensorCache
 
     get = TensorCache.get
 

@@ -16,8 +16,8 @@ import torch
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
 from encore.backends.musicgen import MusicgenBackend
-from encore.cache import TensorCache
 from encore.evaluate.evaluation import SharedEvaluation
+from encore.tensor_cache import TensorCache
 
 KEPT = tempfile.TemporaryDirectory(prefix="encore-embedded-")  # gold stands twice: the second time it is known
 NAMES: dict[Role, str] = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}

@@ -15,13 +15,13 @@ from encore import assets
 from encore.api import Batch, Clip
 from encore.attribution import DAMPING, TEMPERATURE, Scores, attribute, find_caption
 from encore.backends.musicgen import MusicgenBackend
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
 from encore.data.open_files import file_sha256
 from encore.data.tracks import Track
 from encore.errors import InputError, UsageError
 from encore.evaluate.samples import write_wav
+from encore.tensor_cache import TensorCache
 
 
 @pytest.fixture(scope="module")

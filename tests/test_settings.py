@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from encore.cache import TensorCache
 from encore.errors import InputError, UsageError
 from encore.options import Options
 from encore.settings import cache_folder, describe_options, read_config, resolve_options
+from encore.tensor_cache import TensorCache
 
 
 class Example(Options):

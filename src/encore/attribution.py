@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip
-from encore.cache import TensorCache
 from encore.curvature import capture, clips_sha256, fisher
 from encore.curvature.fisher_stream import evaluating
 from encore.curvature.hooks import set_aside_grads
 from encore.data.captions import read_tags, sidecar_captions
-from encore.data.encode import TrackEncoder, clips_of
+from encore.data.encode import TrackEncoder
+from encore.data.encoded_tracks import clips_of
 from encore.data.file_info import FileCache
+from encore.data.shards import ShardTracks
 from encore.data.splits import HOLDOUT, open_catalog
 from encore.data.tracks import Track
 from encore.errors import EncoreError, InputError, UsageError
@@ -47,6 +48,7 @@ from encore.plugins import backends
 from encore.reporter import Reporter
 from encore.store.environment import pick_device
 from encore.store.model_name import model_name, model_sha256
+from encore.tensor_cache import TensorCache
 from encore.text import clean_caption
 
 TEMPERATURE = 6.0
@@ -116,7 +118,11 @@ def attribute(
     device = pick_device(device)
     text, source = find_caption(clip, caption)
     query = Track("the clip", clip, text, FileCache().sha256(clip))
-    tracks = [track for track in opened.tracks() if track.meta.get("split") != HOLDOUT]
+    tracks = opened.tracks()
+    if isinstance(tracks, ShardTracks):
+        tracks = tracks.of_split(HOLDOUT, others=True)
+    else:
+        tracks = [track for track in tracks if track.meta.get("split") != HOLDOUT]
     if not tracks:
         raise InputError(f"{opened.name} holds no track but those of the split {HOLDOUT!r}", "give another --catalog")
 
@@ -124,10 +130,13 @@ def attribute(
     if not loaded.has_tokens:
         raise UsageError(f"{loaded.name} has no tokens, which attribution needs")
     cache = TensorCache()
-    encoded = TrackEncoder(loaded, cache).encode(
-        [query, *tracks], lambda done, of: reporter.progress("encode tracks", done, of)
+    encoder = TrackEncoder(loaded, cache)
+    streamed = encoder.stream(tracks) if isinstance(tracks, ShardTracks) else None
+    encoded = encoder.encode(
+        [query, *(tracks if streamed is None else ())], lambda done, of: reporter.progress("encode tracks", done, of)
     )
-    scores = Scores(loaded, clips_of(encoded[1:]), conditioned=bool(text), cache=cache)
+    catalogued = clips_of(encoded[1:] if streamed is None else streamed)
+    scores = Scores(loaded, catalogued, conditioned=bool(text), cache=cache)
     (best,) = scores.of([encoded[0].clips], reporter)
     ranked = [Scored(track.id, track.title, best[track.id]) for track in tracks]
     ranked.sort(key=lambda scored: -scored.score)
@@ -158,6 +167,7 @@ class Scores:
 
     def __init__(self, backend: Backend, catalog: Sequence[Clip], *, conditioned: bool, cache: TensorCache) -> None:
         self._backend, self._catalog, self._conditioned, self._cache = backend, catalog, conditioned, cache
+        self._frozen = module_sha256(*backend.frozen().values())
 
     def of(self, clips: Sequence[Sequence[Clip]], reporter: Reporter | None = None) -> list[dict[str, float]]:
         """Score all tracks for some clips, in one pass over the catalogue.
@@ -174,19 +184,20 @@ class Scores:
         """
         reporter = reporter or Reporter()
         directions = self._directions(clips, reporter)
-        seen: list[Clip] = []
+        seen: list[str] = []  # track of each clip
         with (
             evaluating(self._backend.module),
             capture(self._backend.module, directions=directions, norms=True) as captured,
         ):
-            for batch in self._batches(self._codec_round_trip(reporter), "compare", reporter):
-                self.losses(batch).sum().backward()  # type: ignore[no-untyped-call]
-                seen += batch.clips
+            for batch in self._batches(self._catalog, "compare", reporter):
+                again = Batch.of([self._played_back(clip) for clip in batch.clips], self._backend.device)
+                self.losses(again).sum().backward()  # type: ignore[no-untyped-call]
+                seen += [clip.track for clip in batch.clips]
         norms = captured.sq_norms.sqrt().clamp(min=torch.finfo(torch.float32).tiny)  # [N]
         best: list[dict[str, float]] = [{} for _ in clips]
         for scores, cosines in zip(best, (captured.dots.T / norms).tolist(), strict=True):
-            for window, cosine in zip(seen, cosines, strict=True):
-                scores[window.track] = max(cosine, scores.get(window.track, -1.0))
+            for track, cosine in zip(seen, cosines, strict=True):
+                scores[track] = max(cosine, scores.get(track, -1.0))
         return best
 
     def losses(self, batch: Batch) -> Tensor:
@@ -231,22 +242,18 @@ class Scores:
             ("attribution fisher", settings, model_sha256(self._backend), clips_sha256(self._catalog)), make
         )
 
-    def _codec_round_trip(self, reporter: Reporter) -> list[Clip]:
-        """The catalogue's clips, decoded and encoded again."""
+    def _played_back(self, clip: Clip) -> Clip:
+        """A clip decoded and encoded again."""
         backend = self._backend
-        frozen = module_sha256(*backend.frozen().values())
-        result = []
-        for done, clip in enumerate(self._catalog):
-            reporter.progress("re-encode", done, len(self._catalog))
-            codes = clip.codes.cpu().contiguous()
-            digest = hashlib.sha256(f"{tuple(codes.shape)}".encode() + codes.numpy().tobytes()).hexdigest()
+        codes = clip.codes.cpu().contiguous()
+        digest = hashlib.sha256(f"{tuple(codes.shape)}".encode() + codes.numpy().tobytes()).hexdigest()
 
-            def make(codes: Tensor = codes) -> dict[str, Tensor]:
+        def make() -> dict[str, Tensor]:
+            with torch.no_grad():
                 return {"codes": backend.encode(backend.decode(codes[None].to(backend.device)))[0].to(torch.int16)}
 
-            codes = self._cache.get_or_make(("played back", frozen, digest), make)["codes"]
-            result.append(replace(clip, codes=codes.long()))
-        return result
+        again = self._cache.get_or_make(("played back", self._frozen, digest), make)["codes"]
+        return replace(clip, codes=again.long())
 
     def _batches(self, clips: Sequence[Clip], stage: str = "", reporter: Reporter | None = None) -> Iterator[Batch]:
         for start in range(0, len(clips), MICRO_BATCH):

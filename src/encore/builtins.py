@@ -20,7 +20,12 @@ def encore_register_methods() -> list[MethodSpec]:
         MethodSpec(
             "ga-kl", "ascent on forget, KL to base on retain", "encore.methods.ga_kl:GaKl", needs=reference | logits
         ),
-        MethodSpec("npo", "negative preference optimisation", "encore.methods.npo:Npo", needs=reference),
+        MethodSpec(
+            "npo",
+            "negative preference optimisation",
+            "encore.methods.npo:Npo",
+            needs=retain | {"reference_nll"},
+        ),
         MethodSpec("simnpo", "NPO without a reference model", "encore.methods.simnpo:SimNpo", needs=retain),
         MethodSpec(
             "wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain | logits

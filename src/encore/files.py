@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -102,6 +102,15 @@ def parsed_json(data: bytes | str, name: str, shape: Any = None) -> Any:
     if shape is not None:
         _check_shape(value, name, shape)
     return value
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None for every float that is not finite."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability of each code, in float32.
+    """Log-probability of each code, in float32 (float64 for logits of it).
 
     Args:
         logits: [N, K, T, V], any float type.
@@ -18,12 +18,12 @@ def token_logprobs(logits: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
     Returns:
         [N, K, T], 0 where the mask is False (also where a logit there is not finite).
     """
-    nll = F.cross_entropy(logits[mask].float(), codes[mask], reduction="none")  # [masked tokens]
-    return torch.zeros(codes.shape, device=logits.device).masked_scatter(mask, -nll)
+    nll = F.cross_entropy(_wide(logits[mask]), codes[mask], reduction="none")  # [masked tokens]
+    return nll.new_zeros(codes.shape).masked_scatter(mask, -nll)
 
 
 def token_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each clip, a mean over its unmasked tokens: (1/n) Σ w_t CE_t, in float32.
+    """Cross-entropy of each clip, a mean over its unmasked tokens: (1/n) Σ w_t CE_t, in float32 or wider.
 
     Args:
         logits: [N, K, T, V], any float type.
@@ -34,10 +34,10 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights: 
     Returns:
         [N], nats per token.
     """
-    loss = F.cross_entropy(logits[mask].float(), targets[mask], reduction="none")  # [masked tokens]
+    loss = F.cross_entropy(_wide(logits[mask]), targets[mask], reduction="none")  # [masked tokens]
     if weights is not None:
         loss = loss * weights[mask]
-    return clip_mean(torch.zeros(mask.shape, device=logits.device).masked_scatter(mask, loss), mask)
+    return clip_mean(loss.new_zeros(mask.shape).masked_scatter(mask, loss), mask)
 
 
 def clip_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -47,10 +47,15 @@ def clip_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 def kl_divergence(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
     """KL(target ‖ model) per token, nats: logits [N, K, T, V] of both -> [N, K, T], 0 where masked."""
-    target = F.log_softmax(target_logits[mask].float(), -1)
-    model = F.log_softmax(logits[mask].float(), -1)
+    target = F.log_softmax(_wide(target_logits[mask]), -1)
+    model = F.log_softmax(_wide(logits[mask]), -1)
     kl = F.kl_div(model, target, log_target=True, reduction="none").sum(-1)
-    return torch.zeros(mask.shape, device=logits.device).masked_scatter(mask, kl)
+    return kl.new_zeros(mask.shape).masked_scatter(mask, kl)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """float64 as it is, all else as float32."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def code_entropy(codes: Tensor) -> float:

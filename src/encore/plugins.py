@@ -413,20 +413,20 @@ def _code_hash(package: str) -> str | None:
     from pathlib import Path
 
     try:
-        found = third_party(importlib.util.find_spec, package)
+        spec = third_party(importlib.util.find_spec, package)
     except Broken:
         return None
-    if found is None:
+    if spec is None:
         return None
-    roots = [Path(folder) for folder in found.submodule_search_locations or ()]
+    roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
     files = [
         (path.relative_to(root).as_posix(), path)
         for root in roots
         for path in root.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     ]
-    if not roots and found.origin:
-        files = [(Path(found.origin).name, Path(found.origin))]
+    if not roots and spec.origin:
+        files = [(Path(spec.origin).name, Path(spec.origin))]
     digest = hashlib.sha256()
     for name, path in sorted(files):
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -444,10 +444,10 @@ def _import_target(target: str) -> Any:
 
 
 def _import(module: str, attribute: str) -> Any:
-    found: Any = importlib.import_module(module)
+    target: Any = importlib.import_module(module)
     for part in filter(None, attribute.split(".")):
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 def _installed(distribution: str) -> bool:

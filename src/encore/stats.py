@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
-LEVEL = 0.95
+LEVEL = 0.95  # confidence of all intervals
+GROUPS = 20  # of the jackknife, at most
 RESAMPLES = 2000
 LEAST_RESAMPLED, MOST_RESAMPLED = 6, 500  # tracks
 MOST_NUMBERS = 4_000_000  # random numbers drawn at once
@@ -32,7 +33,6 @@ def bootstrap_interval(
     *,
     seed: int,
     bounds: Interval | None = None,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
     """Interval of a mean (or another statistic) over tracks, for few, skewed or bounded values.
@@ -52,7 +52,6 @@ def bootstrap_interval(
             pseudo-values.
         seed: of the resampling.
         bounds: lowest and highest possible value, (0, 1) for shares.
-        level: confidence.
         resamples: number of resamples.
 
     Returns:
@@ -71,24 +70,24 @@ def bootstrap_interval(
         rows += whole - rows.mean()  # the jackknife's estimate of bias is left out
     rng = np.random.default_rng(seed)
     if bounds is not None:
-        return _gaffke_interval(rows, bounds, rng, level, 5 * resamples)
+        return _gaffke_interval(rows, bounds, rng, 5 * resamples)
     centre, error = float(rows.mean()), float(rows.std(ddof=1)) / math.sqrt(n)
-    reach = float(stats.t.ppf((1 + level) / 2, n - 1))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
     low, high = -reach, reach
     if error > TINY * abs(centre) and LEAST_RESAMPLED <= n <= MOST_RESAMPLED:
         drawn = rows[rng.integers(n, size=(resamples, n))]  # [R, n]
         errors = drawn.std(1, ddof=1) / math.sqrt(n)
         spread = errors > TINY * error  # of one track n times over there is no t
         t = (drawn[spread].mean(1) - centre) / errors[spread]
-        first, last = np.quantile(t, [(1 - level) / 4, (3 + level) / 4])
+        first, last = np.quantile(t, [(1 - LEVEL) / 4, (3 + LEVEL) / 4])
         low, high = min(low, -float(last)), max(high, -float(first))
     return centre + low * error, centre + high * error
 
 
-def _gaffke_interval(values: Floats, bounds: Interval, rng: np.random.Generator, level: float, draws: int) -> Interval:
+def _gaffke_interval(values: Floats, bounds: Interval, rng: np.random.Generator, draws: int) -> Interval:
     """See `bootstrap_interval`. The mean of the values always lies inside."""
     ends = []
-    for bound, quantile in zip(bounds, [(1 - level) / 2, (1 + level) / 2], strict=True):
+    for bound, quantile in zip(bounds, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], strict=True):
         extended, means = np.append(values, bound), np.empty(draws)
         piece = max(1, MOST_NUMBERS // len(extended))
         for start in range(0, draws, piece):
@@ -99,17 +98,17 @@ def _gaffke_interval(values: Floats, bounds: Interval, rng: np.random.Generator,
     return max(bounds[0], min(ends[0], mean)), min(bounds[1], max(ends[1], mean))
 
 
-def share_interval(hits: int, n: int, *, level: float = LEVEL) -> Interval | None:
+def share_interval(hits: int, n: int) -> Interval | None:
     """Clopper and Pearson's interval of a share, None for n = 0.
 
-    It has width also at 0 of n and n of n, and covers at least `level` for every true share. (At n = 8 Wilson's covers
+    It has width also at 0 of n and n of n, and covers at least 95 % for every true share. (At n = 8 Wilson's covers
     .85 for some shares near 0 or 1.)
     """
     from scipy import stats
 
     if n == 0:
         return None
-    interval = stats.binomtest(hits, n).proportion_ci(level, method="exact")
+    interval = stats.binomtest(hits, n).proportion_ci(LEVEL, method="exact")
     return float(interval.low), float(interval.high)
 
 
@@ -117,8 +116,6 @@ def jackknife_interval(
     statistic: Callable[..., float],
     *samples: ArrayLike,
     of: Sequence[Hashable] | None = None,
-    groups: int = 20,
-    level: float = LEVEL,
 ) -> Interval | None:
     """Interval of a statistic from leaving out one group of rows at a time, with Student's t of groups - 1.
 
@@ -130,31 +127,29 @@ def jackknife_interval(
         samples: [n, ...] each; their i-th rows belong together.
         of: owner of each row, such as a track: rows of one owner are not independent, and are left out together. By
             default every row has another owner.
-        groups: number of groups.
-        level: confidence.
 
     Returns:
-        The interval; None for fewer than three owners.
+        The interval, of at most `GROUPS` groups; None for fewer than three owners.
     """
     rows = [np.asarray(sample) for sample in samples]
     names = range(len(rows[0])) if of is None else of
     place = {name: i for i, name in enumerate(dict.fromkeys(names))}
     if len(place) < 3:
         return None
-    count = min(groups, len(place))
+    count = min(GROUPS, len(place))
     group = np.array([place[name] % count for name in names])
     left_out = [statistic(*(sample[group != i] for sample in rows)) for i in range(count)]
-    return _jackknife(statistic(*rows), left_out, level)
+    return _jackknife(statistic(*rows), left_out)
 
 
-def _jackknife(centre: float, left_out: ArrayLike, level: float) -> Interval:
+def _jackknife(centre: float, left_out: ArrayLike) -> Interval:
     """Around a figure, from the figures without one group each: Student's t of groups - 1."""
     from scipy import stats
 
     figures = np.asarray(left_out, dtype=np.float64)
     n = len(figures)
     spread = math.sqrt((n - 1) / n * float(((figures - figures.mean()) ** 2).sum()))
-    reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * spread
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread
     return centre - reach, centre + reach
 
 
@@ -174,7 +169,7 @@ def placements(members: ArrayLike, others: ArrayLike) -> Floats:
     return below / (2 * len(ordered))
 
 
-def auc_interval(area: float, members: int, others: int, *, level: float = LEVEL) -> Interval:
+def auc_interval(area: float, members: int, others: int) -> Interval:
     """Score interval of an AUC (Newcombe, Statistics in Medicine 25, 2006, part 2, method 5).
 
     Solves |area - θ| = z √V(θ) with Hanley and McNeil's variance at θ, both sample sizes in its bracket taken as their
@@ -182,7 +177,7 @@ def auc_interval(area: float, members: int, others: int, *, level: float = LEVEL
     """
     from scipy import optimize, stats
 
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
     extra = (members + others) / 2 - 1
 
     def excess(theta: float) -> float:

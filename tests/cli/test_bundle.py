@@ -101,7 +101,7 @@ def test_case_C8_the_same_recording_in_another_container_is_found(
         samples, rate = soundfile.read(path, dtype="int16")
         soundfile.write(path.with_suffix(".flac"), samples, rate)
         path.unlink()
-    from encore.evidence.inputs import find_inputs
+    from encore.evidence.lookup import find_inputs
 
     assert call("bundle", measured, "--out", "b.zip").code == 0
     folder = Path("folder")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from encore.store.cache_folder import read_size
+from encore.store.cache_entries import read_size
 
 DAY = 86_400
 

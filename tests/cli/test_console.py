@@ -19,12 +19,13 @@ from encore.errors import GateError, InputError
         ("\x9b31m", "\\x9b31m"),
         ("evil\N{RIGHT-TO-LEFT OVERRIDE}gpj.wav", "evil\\u202egpj.wav"),
         ("line\N{LINE SEPARATOR}two", "line\\u2028two"),
-        (b"caf\xe9.wav".decode("utf-8", "surrogateescape"), "caf\\udce9.wav"),
+        (b"caf\xe9.wav".decode("utf-8", "surrogateescape"), "caf\\xe9.wav"),
         ("[/] [bold]x[/bold]", "[/] [bold]x[/bold]"),
     ],
 )
-def test_escape(text, shown):
-    assert console.escape(text) == shown
+def test_escape(text, shown, capsys):
+    console.data(text)
+    assert capsys.readouterr().out == f"{shown}\n"
 
 
 def test_data_goes_to_stdout_and_the_rest_to_stderr(capsys):
@@ -41,6 +42,20 @@ def test_table_keeps_markup_and_is_not_cut_in_a_pipe(capsys):
     assert "\\x1b]0;evil\\x07" in out
     assert "\x1b" not in out
     assert err == ""
+
+
+@pytest.mark.parametrize("rows", [[], [["音楽", 1.5, None], ["b", 12, "yes"]]])
+def test_a_table_in_a_pipe_looks_as_on_a_wide_terminal(rows, capsys, monkeypatch):
+    """The table without rich against rich's."""
+    headers, right = ["title", "n", "available"], ["n"]
+    console.table(headers, rows, right=right)
+    piped = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("TERM", "dumb")  # no bold heads
+    console.table(headers, rows, right=right)
+    assert capsys.readouterr().out == piped
+    assert len(piped.splitlines()) == 2 + len(rows)
 
 
 def test_json_has_no_nan_and_keeps_odd_names(capsysbinary):

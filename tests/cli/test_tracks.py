@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from encore.cli.tracks import note_sets
-from encore.data.encode import EncodedTrack
+from encore.data.encoded_tracks import EncodedTrack
 from encore.data.file_info import Decoding
 from encore.data.tracks import Track
 

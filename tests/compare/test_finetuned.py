@@ -13,7 +13,7 @@ from encore.compare.plan import Plan, Pretrained, Trial, check_plan, plan_tracks
 from encore.compare.trial import run_cell
 from encore.errors import GateError, UsageError
 from encore.reporter import Reporter
-from encore.signals import Interrupted
+from encore.stop_signals import Interrupted
 from encore.store.metrics_json import read_metrics
 from encore.unlearn.engine import Engine
 

@@ -11,8 +11,8 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.cache import CacheWarning
 from encore.curvature import Fisher, backend_fisher, cached_fisher
+from encore.tensor_cache import CacheWarning
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from encore.cache import TensorCache
 from encore.data import decode, duplicates
 from encore.data.catalog import Catalog
 from encore.data.duplicates import find_duplicates, refusal, threshold, without_duplicates
@@ -20,6 +19,7 @@ from encore.data.fingerprints import RATE, fingerprint, landmarks
 from encore.data.open_files import file_sha256
 from encore.data.tracks import Track
 from encore.errors import InputError
+from encore.tensor_cache import TensorCache
 
 from .conftest import melody
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from encore.backends.musicgen import MusicgenBackend
-from encore.cache import TensorCache
 from encore.data.decode import load
 from encore.data.encode import TrackEncoder
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
 from encore.errors import InputError
+from encore.tensor_cache import TensorCache
 
 
 @pytest.fixture

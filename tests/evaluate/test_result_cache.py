@@ -11,13 +11,13 @@ from tests.metrics.markov import MarkovBackend, clips, models
 from tests.metrics.utility.test_fad import Loudness
 
 from encore.api import Clip
-from encore.cache import TensorCache
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.evaluate.result_cache import ResultCache, listed, named
 from encore.metrics.privacy.membership_attacks import gradient_norm, min_k_plus
 from encore.metrics.robustness.relearn import relearning_curve
 from encore.store.metrics_json import metrics_json
+from encore.tensor_cache import TensorCache
 
 METRICS = ["verbatim", "membership_attacks", "likeness_codes", "likeness_embedding", "relearn_one", "quantised"]
 

@@ -17,7 +17,8 @@ from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
 from encore.methods.encore import Encore
-from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.reference import FrozenReference
 from encore.unlearn.self_retain import generate_retain
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
@@ -521,6 +522,26 @@ def test_memorised_clips_are_drawn_as_often_as_asked(
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_of_many_retain_clips_a_sample_by_the_seed_is_read_before_the_first_step(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encore.api.method.RETAIN_SAMPLE", 6)
+    clips = make_clips(12)
+    level = between(backend, clips, 9)
+    method, session = made(backend, make_clips(2, seed=5), clips, level)
+    session.retain = clips
+    sample = session.retain_sample()
+    assert len(sample) == 6
+    assert sample == session.retain_sample() == sorted(sample, key=clips.index)
+    session.retain = sample
+    assert session.retain_sample() is sample
+    assert 0 < len(method._memorised) < 9
+    assert method._memorised <= set(sample)
+    session.retain = clips
+    method.prepare(session)
+    assert {clip.track for clip in session.retain} == {clip.track for clip in clips}
 
 
 @pytest.mark.parametrize("holdout", [0, 2])

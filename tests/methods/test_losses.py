@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 from encore.api import Batch, Clip, LossMethod, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.builtins import encore_register_methods
-from encore.unlearn.engine import FrozenReference
+from encore.unlearn.reference import FrozenReference
 
 SPECS = {spec.name: spec for spec in encore_register_methods()}
 
@@ -49,7 +50,7 @@ def make(
     cls = getattr(importlib.import_module(module), attribute)
     cls.spec = spec
     method = cls(cls.Options(**options))
-    reference = FrozenReference(base) if "reference" in spec.needs else None
+    reference = FrozenReference(base) if spec.needs & {"reference", "reference_nll"} else None
     generator = torch.Generator().manual_seed(0)
     session = Session(model, clips, clips, clips, reference, generator, 0, 3.0, lambda _: None)
     method.prepare(session)
@@ -159,7 +160,9 @@ def test_random_labels_are_drawn_as_they_say(
     """The loss's mean over many draws is the cross-entropy to the distribution the labels are drawn from."""
     method, step = make("rl", base, moved, clips, labels=labels)
     clip = clips[1]
-    draws = torch.cat([method.forget_loss(step, Batch.of([clip] * 50)).detach() for _ in range(12)])
+    steps = [replace(step, drawn={}) for _ in range(12)]
+    copies = Batch.of([replace(clip) for _ in range(50)])
+    draws = torch.cat([method.forget_loss(each, copies).detach() for each in steps])
     if labels == "uniform":
         weights = np.full((2, CODES), 1 / CODES)
     else:

@@ -15,7 +15,6 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 from encore import assets, plugins
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
 from encore.data.open_files import file_sha256
@@ -26,6 +25,7 @@ from encore.evaluate.measure import measure
 from encore.hashing import module_sha256
 from encore.results.findings import findings
 from encore.results.targets import summary
+from encore.tensor_cache import TensorCache
 
 METRICS = [entry.spec.name for entry in plugins.metrics() if entry.spec.target.startswith("encore.")]
 NOTICED = re.compile(r"\b(deleted?|erased?|removed|proves?|proof|guaranteed?)\b", re.IGNORECASE)

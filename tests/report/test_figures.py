@@ -43,7 +43,7 @@ def test_what_the_rest_lost_and_may_lose() -> None:
     ]
     (lost, allowed) = next(
         figure.lines
-        for figure in figures(RunFiles(Path(), {}, {**run_record(), "outcome": {}}, [], looks=looks))
+        for figure in figures(RunFiles(Path(), {}, {**run_record(), "outcome": {}}, [], snapshots=looks))
         if figure.name == "utility"
     )
     assert (lost.x, lost.y) == ((0, 5, 10, 15), pytest.approx((0, 0.1, -0.01, 0.01)))

@@ -232,8 +232,8 @@ def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monk
     played = made / "samples" / "alike" / "000-one.after.wav"
     played.write_bytes((made / "samples" / "forget" / "002-three.after.wav").read_bytes())
     index = json.loads((made / "samples" / "index.json").read_text())
-    told = {"file": "alike/000-one.after.wav", "track": "one", "caption": "slow one", "asked": "draw 2"}
-    (made / "samples" / "index.json").write_text(json.dumps([*index, {**told, "kinds": ["chroma", "melody"]}]))
+    entry = {"file": "alike/000-one.after.wav", "track": "one", "caption": "slow one", "asked": "draw 2"}
+    (made / "samples" / "index.json").write_text(json.dumps([*index, {**entry, "kinds": ["chroma", "melody"]}]))
     seen = Seen(write_report(made).read_text())
     assert "reproduces the harmony of 1, the melody of 0, the rhythm of 0 of 3 tracks; before" in seen.text
     assert "before, the harmony of 3, the melody of 3, the rhythm of 3" in seen.text

@@ -14,7 +14,7 @@ from encore.api import Result
 from encore.report import run_files
 from encore.report.formatting import number, percent, unit_text
 from encore.report.run_files import RunFiles, read_run
-from encore.report.verdict import asked, audio_note, doubts, glossary, part, remains, verdict
+from encore.report.verdict import audio_note, doubts, glossary, part, remains, task, verdict
 from encore.results.findings import Finding
 
 GOOD = "No evidence of retention in 6 of 6 tests"
@@ -97,7 +97,7 @@ def test_nothing_to_forget_and_nothing_to_compare_with(files: Callable[..., RunF
 
 
 def test_what_was_asked(files: Callable[..., RunFiles]) -> None:
-    told = asked(files(tracks={"forget": 1, "retain": 0, "holdout": 0}))
+    told = task(files(tracks={"forget": 1, "retain": 0, "holdout": 0}))
     assert told == "The model tiny was to forget 1 track. The method encore changed it in 4 steps."
 
 

@@ -27,6 +27,16 @@ def test_a_device_that_is_not_there(name: str) -> None:
         pick_device(name)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "large"),
+    [({"amx_tile": True}, "bf16"), ({"avx512_bf16": True, "amx_tile": False}, "bf16"), ({"avx512_f": True}, "fp32")],
+)
+def test_auto_takes_bf16_on_a_cpu_that_has_it_for_a_large_model_alone(monkeypatch, capabilities, large) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert pick_precision("auto", "cpu", 420_000_000) == large
+    assert pick_precision("auto", "cpu", 2_400_000) == pick_precision("auto", "cpu") == "fp32"
+
+
 def test_precision_as_named_or_refused() -> None:
     assert pick_precision("bf16", "cpu") == "bf16"
     assert pick_precision("fp32", "cuda") == "fp32"

@@ -18,10 +18,12 @@ from encore.curvature import backend_fisher
 from encore.errors import EncoreError, PluginError
 from encore.hashing import module_sha256
 from encore.options import Options, TrainOptions
-from encore.signals import Interrupted, StopFlag
+from encore.plugins import methods
+from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn.engine import Clips, Engine, FrozenReference, ShuffledSampler
+from encore.unlearn.engine import Clips, Engine, ShuffledSampler
 from encore.unlearn.monitor import Snapshot
+from encore.unlearn.reference import FrozenReference
 
 
 class Plain(LossMethod):
@@ -73,6 +75,20 @@ def test_micro_batches_change_nothing(backend: MusicgenBackend, clips: Clips, mi
     run(parts, clips, Plain(options(micro_batch_size=micro)))
     for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "given"), [("rl", {}), ("encore", {"dropout": False})])
+def test_micro_batches_change_no_draw(tiny_folder: Path, clips: Clips, name: str, given: dict[str, Any]) -> None:
+    backend = MusicgenBackend.load(str(tiny_folder), offline=True)  # clones share the frozen parts
+    backend.model.double()
+    chosen, ends = methods().resolve(name), []
+    for micro in (16, 2):
+        copy = backend.clone()
+        settings = {"steps": 3, "eval_every": 3, "stop": "never", "select": "last", "micro_batch_size": micro} | given
+        run(copy, clips, chosen(chosen.Options(**settings)))
+        ends.append(copy.module.state_dict())
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value, rtol=0, atol=1e-10)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(backend: MusicgenBackend, clips: Clips) -> None:

@@ -17,13 +17,14 @@ from tests.unlearn.test_offset_search import RATE, audio, held_out, listed, mode
 
 from encore import assets, plugins
 from encore.backends.musicgen import MusicgenBackend
-from encore.cache import TensorCache
-from encore.data.encode import EncodedTrack, TrackEncoder, recordings
+from encore.data.encode import TrackEncoder, recordings
+from encore.data.encoded_tracks import EncodedTrack
 from encore.data.open_files import file_sha256
 from encore.data.relocate import listed_track
 from encore.data.tracks import Track
 from encore.errors import InputError
 from encore.reporter import Reporter
+from encore.tensor_cache import TensorCache
 from encore.unlearn import learned_offsets, offset_search
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces

@@ -17,7 +17,7 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.errors import InputError, PluginError
 from encore.hashing import module_sha256
 from encore.options import TrainOptions
-from encore.signals import Interrupted, StopFlag
+from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.lr_schedule import Decay, Schedule, near_targets

@@ -19,13 +19,14 @@ from encore.errors import PluginError, UsageError
 from encore.hashing import module_sha256
 from encore.losses import clip_mean, kl_divergence, token_cross_entropy
 from encore.options import Options, TrainOptions
-from encore.signals import Interrupted, StopFlag
+from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.testing import methods
 from encore.testing.fixture import Fixture
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.records import option_files
+from encore.unlearn.reference import FrozenReference
 from encore.unlearn.run import prepare
 
 

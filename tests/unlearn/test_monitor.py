@@ -49,7 +49,7 @@ def judge(
 
 def after(made: StoppingMonitor, **changed: float) -> Snapshot:
     """A look at the model with these clips' NLLs changed."""
-    made._backend.nll.update(changed)  # type: ignore[attr-defined]
+    made.backend.nll.update(changed)  # type: ignore[attr-defined]
     return made.snapshot()
 
 
@@ -65,7 +65,7 @@ def test_case_D14_the_loss_of_memorised_tracks_is_not_averaged_away() -> None:
     assert len(made.first.not_memorised) == judging.WATCHED
     assert made.first.retain_ok
     harmed = after(made, **dict.fromkeys(memorised, 0.534))
-    of_all = sum(made._backend.nll[name] for name in (*memorised, *other)) / 32  # type: ignore[attr-defined]
+    of_all = sum(made.backend.nll[name] for name in (*memorised, *other)) / 32  # type: ignore[attr-defined]
     assert of_all - 3.43 < 0.05 * 3.43 + 0.01  # what the mean of all would have let pass
     assert not harmed.retain_ok
     assert harmed.worst_harm == pytest.approx((0.534 - 0.082) / 0.03)
@@ -121,9 +121,9 @@ def test_of_a_large_catalogue_a_sample_is_classified() -> None:
     assert made.classified == judging.SAMPLE  # a second window of no track before the first of all
     assert len(made.first.memorised) == len(made.first.not_memorised) == judging.WATCHED
     assert made.watched == 2 * judging.WATCHED
-    before = made._backend.asked  # type: ignore[attr-defined]
+    before = made.backend.asked  # type: ignore[attr-defined]
     made.snapshot()
-    assert made._backend.asked - before == 2 + 2 * judging.WATCHED + 2  # type: ignore[attr-defined]
+    assert made.backend.asked - before == 2 + 2 * judging.WATCHED + 2  # type: ignore[attr-defined]
     assert before == 2 + judging.SAMPLE + 2 * judging.WATCHED + 2  # the sample, and a look
 
 

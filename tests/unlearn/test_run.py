@@ -12,7 +12,7 @@ from encore.api import Method
 from encore.errors import EncoreError, GateError, InputError, UsageError
 from encore.methods.graddiff import GradDiff
 from encore.plugins import methods
-from encore.signals import StopFlag, stop_on_signals
+from encore.stop_signals import StopFlag, stop_on_signals
 from encore.store.model_name import model_name
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Engine, TrainResult
@@ -100,7 +100,7 @@ def test_a_signal_before_the_first_step(prepared: Prepared, monkeypatch: pytest.
 
         def __init__(self) -> None: ...
 
-    monkeypatch.setattr("encore.signals.StopFlag", Set)
+    monkeypatch.setattr("encore.stop_signals.StopFlag", Set)
     with stop_on_signals() as stop:
         assert stop
     with pytest.raises(SystemExit) as caught:

@@ -16,7 +16,7 @@ from tests.tiny_model import CAPTIONS
 from encore import assets
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import EncoreError, GateError, InputError, UsageError
-from encore.signals import Interrupted
+from encore.stop_signals import Interrupted
 from encore.store.model_name import backend_name, model_name, model_sha256
 from encore.store.overview import read_run_line
 from encore.unlearn.config import TrainConfig

@@ -12,7 +12,6 @@ from tests.latent_model import LatentBackend, latent_clips, noise
 
 from encore import plugins
 from encore.api import Batch, Session
-from encore.cache import TensorCache
 from encore.curvature.fisher_cache import cached_fisher
 from encore.data.encode import TrackEncoder
 from encore.data.open_files import file_sha256
@@ -20,8 +19,10 @@ from encore.data.tracks import Track
 from encore.errors import UsageError
 from encore.evaluate.measure import evaluate
 from encore.methods.npo import Npo
-from encore.unlearn.engine import Clips, Engine, FrozenReference
+from encore.tensor_cache import TensorCache
+from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.monitor import StoppingMonitor
+from encore.unlearn.reference import FrozenReference
 from encore.unlearn.self_retain import captions, generate_retain
 
 

@@ -10,10 +10,10 @@ from tests.tiny_pipelines import whiten, write_stable_audio
 
 from encore import assets, plugins
 from encore.api import Batch, Clip
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.decode import load
 from encore.data.encode import TrackEncoder
+from encore.tensor_cache import TensorCache
 from encore_diffusers.base import DiffusionBackend
 
 SIZES = {"forget": 4, "retain": 8, "holdout": 6}

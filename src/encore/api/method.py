@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from encore.api.backend import Backend
 from encore.api.data import Batch, Clip
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 # Labels of a Fisher's gradients: the clips' codes, or codes sampled from the model; auto: sampled where it has tokens.
 Labels = Literal["auto", "empirical", "sampled"]
+FUSED_FROM = 100_000_000  # weights; with fewer, the optimiser takes next to no time
 Phase = Literal["both", "forget", "retain"]  # clips that a step trains on
+Drawn = TypeVar("Drawn")
+RETAIN_SAMPLE = 512  # retain clips that a method reads before the first step, at most
 
 
 class Reference(ABC):
@@ -52,7 +55,7 @@ class Step:
 
     Args:
         backend: the model being trained; call `losses`, `logits`, `token_mask` on the batch.
-        reference: the base model; None where the method does not declare `reference`.
+        reference: the base model; None where the method declares neither `reference` nor `reference_nll`.
         generator: the run's random numbers, on the CPU; use no other source.
         progress: from 0 at the first step towards 1 at the last possible step.
         holdout_nll: mean NLL of held-out music of the same source under the base model, in the backend's `unit`; None
@@ -60,6 +63,8 @@ class Step:
         lr_share: learning rate at this step, as a share of its peak.
         forget: all forget clips of the step; a batch may hold a part of them.
         index: number of optimiser steps before this one.
+        retain: all retain clips of the step; a batch may hold a part of them.
+        drawn: results of `once`.
     """
 
     backend: Backend
@@ -70,6 +75,27 @@ class Step:
     lr_share: float = 1.0
     forget: Sequence[Clip] = ()
     index: int = 0
+    retain: Sequence[Clip] = ()
+    drawn: dict[str, tuple[Tensor, Any]] = field(default_factory=dict, repr=False)
+
+    def once(self, name: str, draw: Callable[[], Drawn]) -> Drawn:
+        """The result of `draw()`, which is called for the first batch of the step only.
+
+        Random numbers that are drawn here, for all of `forget` or `retain`, depend neither on the cut of the step into
+        micro-batches nor on the number of processes.
+
+        Args:
+            name: of the result, unique in the method.
+            draw: draws from `generator`.
+        """
+        import torch
+
+        state = self.generator.get_state()
+        before, value = self.drawn.get(name, (None, None))
+        if before is None or torch.equal(before, state):  # not yet, or the engine computes the step again
+            value = draw()
+            self.drawn[name] = state, value
+        return value  # type: ignore[return-value]
 
 
 @dataclass
@@ -85,7 +111,7 @@ class Session:
         retain: clips to keep. The loop draws from it in shuffled passes, so a clip listed twice is drawn twice as
             often.
         holdout: held-out music of the same source; may be empty.
-        reference: the base model; None where the method does not declare `reference`.
+        reference: the base model; None where the method declares neither `reference` nor `reference_nll`.
         generator: the run's random numbers, on the CPU; use no other source.
         seed: of the run.
         holdout_nll: mean NLL of `holdout` under the base model, in the backend's `unit`; None without a holdout.
@@ -114,6 +140,19 @@ class Session:
     lr: float | None = None
     target_nll: dict[str, float] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
+
+    def retain_sample(self) -> Sequence[Clip]:
+        """`retain`, or of more than `RETAIN_SAMPLE` clips as many, chosen by the seed.
+
+        For what a method computes before the first step, such as a Fisher: `retain` may have millions of clips, each
+        read from disk when it is accessed.
+        """
+        if len(self.retain) <= RETAIN_SAMPLE:
+            return self.retain
+        import random
+
+        places = random.Random(self.seed).sample(range(len(self.retain)), RETAIN_SAMPLE)
+        return [self.retain[place] for place in sorted(places)]
 
     def train(self, method: LossMethod) -> None:
         """Train with a loss method in the engine's loop: its optimiser, precision, checkpoints, guards and log.
@@ -231,7 +270,7 @@ class LossMethod(Method):
         return "both"
 
     def optimizer(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """The optimiser; by default AdamW.
+        """The optimiser; by default AdamW, its fused kernel for a large model: a quarter of the time on a CPU.
 
         The schedule multiplies each group's learning rate. The state must be tensors and plain values, for checkpoints.
 
@@ -241,7 +280,10 @@ class LossMethod(Method):
         """
         import torch
 
-        return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay)
+        fused = sum(weight.numel() for weight in parameters) > FUSED_FROM or None
+        return torch.optim.AdamW(
+            parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay, fused=fused
+        )
 
     def after_step(self, step: Step) -> None:
         """Called without gradient after each optimiser step, to average or to project weights, for example.

@@ -65,12 +65,13 @@ class Spec:
 class MethodSpec(Spec):
     """An unlearning method.
 
-    `needs`: retain (clips to keep), reference (the base model), logits (a token model), holdout (held-out clips),
-    fisher (it may call `Session.fisher`), hidden (hidden states, `Backend.hidden`).
+    `needs`: retain (clips to keep), reference (the base model), reference_nll (of the base model only its NLL of forget
+    clips, for which a token model needs no copy of it), logits (a token model), holdout (held-out clips), fisher (it
+    may call `Session.fisher`), hidden (hidden states, `Backend.hidden`).
     """
 
     kind = "method"
-    known_needs = frozenset({"retain", "reference", "logits", "holdout", "fisher", "hidden"})
+    known_needs = frozenset({"retain", "reference", "reference_nll", "logits", "holdout", "fisher", "hidden"})
 
 
 class BackendSpec(Spec):

@@ -108,7 +108,10 @@ class MusicgenBackend(Backend):
 
     def clone(self) -> MusicgenBackend:
         shared = {id(part): part for part in self.frozen().values()}
-        twin = type(self)(copy.deepcopy(self.model, dict(shared)), self.processor)
+        # One copy of both: an adapter may stand between `module` and a part of the model.
+        model, module = copy.deepcopy((self.model, self.module), dict(shared))
+        twin = type(self)(model, self.processor)
+        twin.module = module.requires_grad_(True).eval()
         twin.text_embeddings = self.text_embeddings
         return twin
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "report": ("encore.cli.report:report", "Write a run's report again from its files."),
     "bundle": ("encore.cli.bundle:bundle", "Pack a run's evidence into one archive."),
     "verify": ("encore.cli.bundle:verify", "Check an evidence bundle."),
+    "encode": ("encore.cli.encode:encode", "Encode a catalogue into shards of codes."),
     "generate": ("encore.cli.generate:generate", "Generate music for captions and write WAV files."),
     "attribute": ("encore.cli.attribute:attribute", "Rank a catalogue's tracks by influence on a clip."),
     "runs": ("encore.cli.overview:runs", "List the runs in a folder and their state."),
@@ -181,7 +182,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The `encore` script."""
-    from encore.signals import stopping
+    from encore.stop_signals import stopping
 
     if "OMP_WAIT_POLICY" not in os.environ:
         # Before torch is imported. GNU OpenMP's threads spin for milliseconds while they wait, which on a machine that
@@ -216,9 +217,9 @@ def _usage(error: BaseException) -> BaseException:
         return UsageError("a command is missing")
     message = error.format_message().strip().rstrip(".").replace("Value error, ", "")  # pydantic's
     path = context.command_path if context is not None else "encore"
-    told = UsageError(message[:1].lower() + message[1:], f"{path} --help lists what it takes")
-    told.__cause__ = error
-    return told
+    usage_error = UsageError(message[:1].lower() + message[1:], f"{path} --help lists what it takes")
+    usage_error.__cause__ = error
+    return usage_error
 
 
 def _warn_of_plugin(problem: plugins.Problem, arguments: Sequence[str]) -> None:

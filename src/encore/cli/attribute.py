@@ -36,30 +36,30 @@ def attribute(
     A score is a cosine of gradients. Only the order of scores means something, no level of them proves anything: on the
     embedded model the track that a clip reproduces has .08 in the median, and the highest other track .05.
     """
-    from encore import attribution as runs
+    from encore import attribution
     from encore.cli.progress import reporting
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
 
     keep_freed_memory()
     with reporting() as reporter:
-        found = runs.attribute(
+        result = attribution.attribute(
             clip, model=model, catalog=catalog, caption=caption, backend=backend_name(model, backend),
             revision=revision, offline=offline, roots=root or (), device=device, reporter=reporter,
         )  # fmt: skip
-    named = found.tracks[:top]
+    shown = result.tracks[:top]
     if json:
-        tracks = [{"id": track.id, "title": track.title, "score": track.score} for track in named]
-        told = {"clip": str(clip), "model": model, "caption": found.caption, "caption_source": found.caption_source}
-        console.data_json({"schema": 1, **told, "compared": len(found.tracks), "tracks": tracks})
+        tracks = [{"id": track.id, "title": track.title, "score": track.score} for track in shown]
+        query = {"clip": str(clip), "model": model, "caption": result.caption, "caption_source": result.caption_source}
+        console.data_json({"schema": 1, **query, "compared": len(result.tracks), "tracks": tracks})
         return
-    if found.caption is None:
+    if result.caption is None:
         console.note("the clip has no caption and is compared without one; --caption TEXT gives one")
     else:
-        console.note(f"caption ({found.caption_source}): {found.caption}")
+        console.note(f"caption ({result.caption_source}): {result.caption}")
     console.table(
         ["rank", "track", "title", "score"],
-        [(rank, track.id, track.title, f"{track.score:.4f}") for rank, track in enumerate(named, 1)],
+        [(rank, track.id, track.title, f"{track.score:.4f}") for rank, track in enumerate(shown, 1)],
         right=["rank", "score"],
     )
-    console.note(f"{len(found.tracks)} tracks were compared; compare scores only with one another, see --help")
+    console.note(f"{len(result.tracks)} tracks were compared; compare scores only with one another, see --help")

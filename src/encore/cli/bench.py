@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +16,11 @@ from encore.errors import EncoreError, UsageError
 if TYPE_CHECKING:
     from encore.compare.leaderboard import Leaderboard
     from encore.compare.matrix import MatrixLine
-    from encore.compare.plan import Plan
+    from encore.compare.plan import Plan, Trial
     from encore.compare.sequential import RequestLine
     from encore.data.splits import Tracks
 
+LAUNCHERS = ("local", "ray", "slurm")
 SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
 
 
@@ -87,7 +89,20 @@ def bench(
     draws: Annotated[
         int | None, typer.Option(min=1, help="Generations per caption; default: 1, or the preset's.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the processor's cores.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trials at once. Default: 1, which then has all cores; on a cluster, all that fit."),
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option(help="What runs the trials: local processes, tasks of a Ray cluster, or Slurm array scripts.")
+    ] = "local",
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY[=VALUE]",
+            help="What a trial needs: num_cpus=4 or num_gpus=1 of Ray, any sbatch option of Slurm; repeat for more.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
@@ -107,12 +122,12 @@ def bench(
     from encore.compare.matrix import METRICS_READ, matrix_lines
     from encore.compare.plan import PLAN, Plan, changed_measurement, check_plan, read_plan, unfinished, write_plan
     from encore.compare.presets import preset as find
-    from encore.compare.scheduler import run_cells
     from encore.compare.sequential import request_lines
     from encore.compare.tables import write_leaderboard
     from encore.store.model_name import backend_name
     from encore.store.run_folder import locked
 
+    resources = _resources(launcher, resource or [])
     laid = find(preset) if preset else None
     sizes, lists = _sizes(forget_sizes), _lists(listed_as or [])
     golds = _golds(gold or [], gold2 or [], [*list_names(sizes), *lists])
@@ -134,25 +149,31 @@ def bench(
         backend=backend_name(model, backend), catalog=_absolute(catalog),
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
-        golds=golds.get("", {}), list_golds={name: own for name, own in golds.items() if name},
+        golds=golds.get("", {}), list_golds={name: models for name, models in golds.items() if name},
         metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
     )  # fmt: skip
     out = out.resolve()
     if finetune:
         plan = finetuned(plan, out, recipe)
-    chosen_tracks = check_plan(plan, out)
+    local = launcher == "local"
+    chosen_tracks = check_plan(plan, out, local=local)
     with locked(out):
         changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
         if finetune:
-            _train(plan, out, chosen_tracks, jobs)
+            _train(plan, out, chosen_tracks, jobs or 1)
         left = list(unfinished(plan, out, chosen_tracks))
-        of, made = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
+        of, remeasured = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
         console.note(f"cells: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
-        if made:
+        if remeasured:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
-            console.note(f"{made} more are only measured again: {why}")
-        failed = run_cells(left, out, jobs=jobs, progress=lambda cell, status: console.note(f"{cell.name}: {status}"))
+            console.note(f"{remeasured} more are only measured again: {why}")
+        if launcher == "slurm":
+            failed = _write_scripts(left, out, jobs, resources)
+            if len(left) == of and not failed:
+                return
+        else:
+            failed = _run(left, out, jobs, launcher, resources, device)
         board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
         matrix = matrix_lines(plan, out, chosen_tracks, failed)
         written = write_leaderboard(out, board, requests, matrix)
@@ -163,6 +184,69 @@ def bench(
             f"{len(failed)} of {of} cells failed, the first is {first.name}: {why}",
             f"their logs are in {out / 'logs'}; run the same command to try again",
         )
+
+
+def _run(
+    cells: Sequence[Trial], out: Path, jobs: int | None, launcher: str, resources: Mapping[str, str], device: str
+) -> dict[Trial, str]:
+    """Run the trials here or on a Ray cluster; returns the error of each that failed."""
+    from encore.compare.plan import PLAN
+    from encore.compare.ray_trials import ray_cluster
+    from encore.compare.scheduler import run_cells
+
+    def progress(cell: Trial, status: str) -> None:
+        console.note(f"{cell.name}: {status}")
+
+    if launcher == "local" or not cells:
+        return run_cells(cells, out, jobs=jobs or 1, progress=progress)
+
+    def queued(cell: Trial, status: str) -> None:
+        progress(cell, "queued" if status == "started" else status)
+
+    with ray_cluster(out / PLAN, resources=resources, device=device, note=console.note) as start:
+        return run_cells(cells, out, jobs=jobs or len(cells), start=start, progress=queued)
+
+
+def _write_scripts(
+    cells: Sequence[Trial], out: Path, jobs: int | None, resources: Mapping[str, str]
+) -> dict[Trial, str]:
+    """Write the Slurm scripts of the trials that no process runs now; returns the last error of those with one."""
+    from encore.compare.plan import PLAN
+    from encore.compare.scheduler import last_error, log_file
+    from encore.compare.slurm import is_running, write_scripts
+
+    waiting = [cell for cell in cells if not is_running(cell, out)]
+    if len(waiting) < len(cells):
+        console.note(f"running now: {', '.join(cell.name for cell in cells if cell not in waiting)}")
+    scripts = write_scripts(waiting, out / PLAN, jobs=jobs, resources=resources)
+    for script in scripts:
+        console.note(f"submit: {shlex.join(['sbatch', str(script)])}")
+    if scripts:
+        console.note("all nodes must share the bench's folder; when the tasks have ended, run this command again")
+    errors = {cell: last_error(log_file(cell.name, out)) for cell in waiting}
+    return {cell: error for cell, error in errors.items() if error}
+
+
+def _resources(launcher: str, given: Sequence[str]) -> dict[str, str]:
+    """ "partition=gpu" """
+    if launcher not in LAUNCHERS:
+        raise UsageError(f"there is no launcher {launcher!r}", f"one of {', '.join(LAUNCHERS)}")
+    if given and launcher == "local":
+        raise UsageError(
+            "--resource is for --launcher ray or slurm", "trials on this machine share its cores: --jobs N"
+        )
+    resources: dict[str, str] = {}
+    for item in given:
+        key, sign, value = item.partition("=")
+        if not key or key in resources or (launcher == "ray" and not sign):
+            why = "is given twice" if key in resources else "is not KEY=VALUE"
+            raise UsageError(f"the resource {item!r} {why}", "as in: --resource num_gpus=1, --resource partition=gpu")
+        resources[key] = value
+    if launcher != "local":
+        from encore.compare import ray_trials, slurm
+
+        (ray_trials if launcher == "ray" else slurm).checked(resources)
+    return resources
 
 
 def _one(out: Path, name: str) -> None:
@@ -203,14 +287,14 @@ def _installed() -> list[str]:
     """All methods except those whose extra is missing; these are noted."""
     from encore import plugins
 
-    found, registry = [], plugins.methods()
+    names, registry = [], plugins.methods()
     for name in registry.names:
         try:
             registry.resolve(name)
-            found.append(name)
+            names.append(name)
         except EncoreError as error:
             console.note(f"{name} is left out: {error.message}")
-    return found
+    return names
 
 
 def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -229,10 +313,10 @@ def _options(methods: Sequence[str], given: Sequence[str]) -> dict[str, tuple[st
 
 def _sizes(given: str | None) -> tuple[int, ...]:
     """ "1,3,8" """
-    found = listed(given or "")
-    if given is not None and (not found or not all(item.isdecimal() and int(item) for item in found)):
+    sizes = listed(given or "")
+    if given is not None and (not sizes or not all(item.isdecimal() and int(item) for item in sizes)):
         raise UsageError(f"--forget-sizes {given!r} is no list of sizes", "as in: --forget-sizes 1,3,8,24")
-    return tuple(sorted({int(item) for item in found}))
+    return tuple(sorted({int(item) for item in sizes}))
 
 
 def _lists(given: Sequence[str]) -> dict[str, str]:
@@ -262,7 +346,7 @@ def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> d
             if role in golds.setdefault(name, {}):
                 raise UsageError(f"--{role} is given twice{f' for {name}' if name else ''}", "leave one of them out")
             golds[name][role] = _folder(model)
-    if lacking := [name for name, own in golds.items() if "gold" not in own]:
+    if lacking := [name for name, models in golds.items() if "gold" not in models]:
         of = f" of {lacking[0]}" if lacking[0] else ""
         raise UsageError(f"--gold2{of} is compared with --gold, which is missing", "give both, or leave --gold2 out")
     return golds
@@ -296,9 +380,8 @@ def _show(
         titles = header(board)
         console.table(titles, [cells(board, line) for line in (*board.references, *board.lines)], right=titles[2:])
     for method in dict.fromkeys(line.method for line in matrix):
-        own = [line for line in matrix if line.method == method]
         console.note(f"{method}: medians over seeds")
-        console.table(*matrix_table(own))
+        console.table(*matrix_table([line for line in matrix if line.method == method]))
     if requests:
         rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
         console.table(list(rows[0]), [[_rounded(value) for value in row.values()] for row in rows])

@@ -89,7 +89,7 @@ def verify(
     from encore.evidence.verify import check_complete, check_rerun
     from encore.evidence.verify import verify as check
 
-    found, wrong = None, None
+    result, wrong = None, None
     try:
         if rerun:
             from encore.cli.progress import reporting
@@ -97,21 +97,21 @@ def verify(
 
             keep_freed_memory()
             with reporting() as reporter:
-                found = check(
+                result = check(
                     archive, key=key, tsa_certificate=tsa_certificate, run=run, again=True, roots=root or (),
                     catalogs=catalog or (), device=device, offline=offline, reporter=reporter,
                 )  # fmt: skip
         else:
-            found = check(archive, key=key, tsa_certificate=tsa_certificate, run=run)
-        if found.rerun is not None:
-            check_rerun(found.rerun, tolerance)
-        check_complete(found, archive)
+            result = check(archive, key=key, tsa_certificate=tsa_certificate, run=run)
+        if result.rerun is not None:
+            check_rerun(result.rerun, tolerance)
+        check_complete(result, archive)
     except (InputError, GateError, NotCheckedError) as error:  # what it says is the verdict, for programs too
         wrong = error
     if json:
-        _show_json(found, wrong)
-    elif found is not None:
-        _show(found, archive, run)
+        _show_json(result, wrong)
+    elif result is not None:
+        _show(result, archive, run)
     if wrong is not None:
         raise wrong
 
@@ -125,44 +125,44 @@ VERDICTS = {
 }
 
 
-def _show_json(found: Verified | None, wrong: EncoreError | None) -> None:
+def _show_json(result: Verified | None, wrong: EncoreError | None) -> None:
     from dataclasses import asdict
 
-    rerun = found.rerun if found is not None else None
+    rerun = result.rerun if result is not None else None
     console.data_json({
         "schema": 2,
         "holds": wrong is None,
         "verdict": VERDICTS.get(wrong.exit_code if wrong is not None else 0, "error"),
         "why": wrong.message if wrong is not None else None,
         "details": wrong.hint.split("\n") if wrong is not None else [],
-        "members": {name: asdict(member) for name, member in found.members.items()} if found is not None else {},
-        "signature": found.signature if found is not None else None,
-        "time": found.time.isoformat() if found is not None and found.time is not None else None,
-        "time_checked": found is not None and found.time_checked,
+        "members": {name: asdict(member) for name, member in result.members.items()} if result is not None else {},
+        "signature": result.signature if result is not None else None,
+        "time": result.time.isoformat() if result is not None and result.time is not None else None,
+        "time_checked": result is not None and result.time_checked,
         "compared": [asdict(row) for row in rerun.rows] if rerun is not None else [],
         "absent": dict(rerun.absent) if rerun is not None else {},
     })  # fmt: skip
 
 
-def _show(found: Verified, archive: Path, run: Path | None) -> None:
-    rows = [(name, member.size, member.checked) for name, member in found.members.items()]
-    if found.rerun is not None:
-        _show_rerun(found.rerun)
+def _show(result: Verified, archive: Path, run: Path | None) -> None:
+    rows = [(name, member.size, member.checked) for name, member in result.members.items()]
+    if result.rerun is not None:
+        _show_rerun(result.rerun)
         for name, _, checked in rows:
             console.note(f"{name}: {checked}")
     else:
         console.table(["member", "bytes", "checked"], rows, right=["bytes"])
         console.note('"hash only": as its maker packed it; --rerun measures whether the figures are true')
-    console.note(f"{archive}: {len(found.members)} members are as its manifest says")
+    console.note(f"{archive}: {len(result.members)} members are as its manifest says")
     if run is not None:
         console.note(f"the files in {run} are those of the bundle")
-    console.note(SIGNATURES[found.signature])
-    if found.time is None:
+    console.note(SIGNATURES[result.signature])
+    if result.time is None:
         console.note("it carries no timestamp that can be read: the time is the maker's own word")
-    elif found.time_checked:
-        console.note(f"the manifest existed on {_utc(found)}, by the word of the authority of this certificate")
+    elif result.time_checked:
+        console.note(f"the manifest existed on {_utc(result)}, by the word of the authority of this certificate")
     else:
-        console.note(f"it carries a timestamp of {_utc(found)} that was not checked; --tsa-certificate PEM checks it")
+        console.note(f"it carries a timestamp of {_utc(result)} that was not checked; --tsa-certificate PEM checks it")
 
 
 SIGNATURES = {
@@ -172,10 +172,10 @@ SIGNATURES = {
 }
 
 
-def _utc(found: Verified) -> str:
+def _utc(result: Verified) -> str:
     from encore.store.dates import utc
 
-    return utc(found.time) if found.time is not None else ""
+    return utc(result.time) if result.time is not None else ""
 
 
 def _show_rerun(rerun: Rerun) -> None:

@@ -26,17 +26,17 @@ def cache(
 ) -> None:
     """Show the cache's contents, or remove some. Removed entries are computed again when needed."""
     from encore.settings import cache_folder
-    from encore.store.cache_folder import KINDS, chosen, entries, read_size, remove, size_text
+    from encore.store.cache_entries import KINDS, chosen, entries, read_size, remove, size_text
 
     if clear is not None and max_size is not None:
         raise UsageError("--clear and --max-size exclude each other", "give one of the two")
     limit = read_size(max_size) if max_size is not None else None
     folder = cache_folder()
-    found = entries(folder)
-    removed = chosen(found, kind=clear, older=older, max_size=limit)
+    listed = entries(folder)
+    removed = chosen(listed, kind=clear, older=older, max_size=limit)
     remove(removed)
     gone = {entry.path for entry in removed}
-    left = [entry for entry in found if entry.path not in gone]
+    left = [entry for entry in listed if entry.path not in gone]
     kinds = {
         kind: {
             "entries": sum(entry.kind == kind for entry in left),

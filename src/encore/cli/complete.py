@@ -41,7 +41,7 @@ def devices(incomplete: str) -> Offer:
 
 def cache_kinds(incomplete: str) -> Offer:
     """What `encore cache --clear` takes."""
-    from encore.store.cache_folder import KINDS
+    from encore.store.cache_entries import KINDS
 
     return [(name, text) for name, text in {**KINDS, "all": "everything"}.items() if name.startswith(incomplete)]
 

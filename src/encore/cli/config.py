@@ -54,11 +54,11 @@ def listed(given: str) -> list[str]:
 
 def origins(context: typer.Context) -> dict[str, Origin]:
     """The origin of every parameter of the running command."""
-    found: dict[str, Origin] = {}
+    sources: dict[str, Origin] = {}
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
-        found[str(parameter.name)] = ORIGINS.get(source.name if source else "", "default")
-    return found
+        sources[str(parameter.name)] = ORIGINS.get(source.name if source else "", "default")
+    return sources
 
 
 def method_settings(

@@ -14,22 +14,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from encore.errors import EncoreError, one_line
+from encore.text import printable
 
 _verbosity = {"quiet": False, "verbose": False}
-ZERO_WIDTH_JOINER = "\N{ZERO WIDTH JOINER}"  # not printable by itself, but emoji are made with it
-
-
-def escape(text: object) -> str:
-    """Text with every control character, line break, surrogate and direction mark as a visible escape."""
-    return "".join(
-        char if char.isprintable() or char == ZERO_WIDTH_JOINER else char.encode("unicode_escape").decode()
-        for char in str(text)
-    )
 
 
 def data(text: object = "") -> None:
     """One line of output that a program may read, escaped."""
-    print(escape(text))
+    print(printable(text))
 
 
 def data_json(value: Any) -> None:
@@ -39,7 +31,9 @@ def data_json(value: Any) -> None:
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+        from encore.files import finite
+
+        text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
@@ -47,23 +41,40 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     """A table on stdout: fitted to a terminal, as wide as it needs to be in a pipe.
 
     Args:
-        headers: the columns' titles. rows: one cell per column; None is shown empty.
+        headers: the columns' titles.
+        rows: one cell per column; None is shown empty.
         right: titles of the columns that are aligned to the right (numbers).
     """
+    cells = [["" if cell is None else printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _fitted_table(headers, cells, right)
+        return
+    from rich.cells import cell_len  # the rest of rich costs a fifth of a listing's time
+
+    widths = [max(map(cell_len, column)) for column in zip(headers, *cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        columns = zip(headers, row, spaces, strict=True)
+        return "   ".join(space + cell if header in right else cell + space for header, cell, space in columns)
+
+    rule = "─" * (sum(widths) + 3 * (len(widths) - 1))
+    print(line(headers), rule, *map(line, cells), sep="\n")
+
+
+def _fitted_table(headers: Sequence[str], cells: Iterable[Sequence[str]], right: Sequence[str]) -> None:
+    """Columns are narrowed, and cells folded, until the table fits the terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for header in headers:
-        shown.add_column(Text(header), justify="right" if header in right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text("" if cell is None else escape(cell)) for cell in row))
-    console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    console.print(shown)
+        table.add_column(Text(header), justify="right" if header in right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
@@ -84,12 +95,12 @@ def verbose() -> bool:
 def note(message: str) -> None:
     """Progress, on stderr; nothing with -q."""
     if not quiet():
-        _stderr(escape(message))
+        _stderr(printable(message))
 
 
 def warn(message: str, hint: str = "") -> None:
     """`warning:` one sentence, then what to do about it, on stderr."""
-    _stderr(f"warning: {escape(message)}")
+    _stderr(f"warning: {printable(message)}")
     _hint(hint)
 
 
@@ -102,14 +113,14 @@ def fail(error: BaseException) -> int:
         trace(error)
     if isinstance(error, EncoreError):
         # A plugin's own class may lack what Encore's have, and must not end well either.
-        _stderr(f"error: {escape(getattr(error, 'message', one_line(error)))}")
+        _stderr(f"error: {printable(getattr(error, 'message', one_line(error)))}")
         _hint(str(getattr(error, "hint", "")))
         return error.exit_code if type(error.exit_code) is int and 0 < error.exit_code < 256 else 1
     if isinstance(error, OSError) and error.strerror:
         # a machine's or a disk's fault, not Encore's
-        _stderr(f"error: {escape(_where(error) + error.strerror.lower())}")
+        _stderr(f"error: {printable(_where(error) + error.strerror.lower())}")
         return 1
-    _stderr(f"error: {escape(one_line(error))}")
+    _stderr(f"error: {printable(one_line(error))}")
     if not debugging():
         _hint("this was not expected; ENCORE_DEBUG=1 shows where it happened")
     return 1
@@ -135,19 +146,9 @@ def debugging() -> bool:
 def _hint(hint: str) -> None:
     """A hint may have several lines (a list of pairs); they are indented, so that none can pass for one of ours."""
     if hint:
-        _stderr("hint: " + "\n      ".join(escape(line) for line in hint.split("\n")))
+        _stderr("hint: " + "\n      ".join(printable(line) for line in hint.split("\n")))
 
 
 def _stderr(text: str) -> None:
     with contextlib.suppress(BrokenPipeError, ValueError):  # the pipe was closed
         print(text, file=sys.stderr, flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

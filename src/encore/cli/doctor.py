@@ -13,7 +13,7 @@ from encore.cli import console
 from encore.errors import EncoreError
 
 PACKAGES = (
-    "torch", "transformers", "accelerate", "safetensors", "numpy", "av", "soundfile", "soxr", "pydantic", "typer",
+    "torch", "transformers", "safetensors", "numpy", "av", "soundfile", "soxr", "pydantic", "typer",
 )  # fmt: skip
 
 
@@ -22,23 +22,23 @@ def doctor(
     build: Annotated[bool, typer.Option("--build", help="Compile the native extension now if it is missing.")] = False,
 ) -> None:
     """Show the features of this installation, and its problems; exit code 1 if there are any."""
-    found = examine(build=build)
+    facts = examine(build=build)
     if json:
-        console.data_json({"schema": 1, **found})
+        console.data_json({"schema": 1, **facts})
     else:
-        console.table(["what", "found"], _rows(found))
-        for problem in found["problems"]:
+        console.table(["what", "found"], _rows(facts))
+        for problem in facts["problems"]:
             console.data(f"problem: {problem}")
-        console.data(f"verdict: {_verdict(found)}")
-    if not found["ok"]:
-        raise EncoreError(f"this installation has {_count(found)}", _ADVICE)
+        console.data(f"verdict: {_verdict(facts)}")
+    if not facts["ok"]:
+        raise EncoreError(f"this installation has {_count(facts)}", _ADVICE)
 
 
 def examine(*, build: bool = False) -> dict[str, Any]:
     """Everything the command shows. Nothing that is missing or broken raises."""
     from encore import __version__, plugins
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "encore": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -48,10 +48,10 @@ def examine(*, build: bool = False) -> dict[str, Any]:
         "cache": _cache(),
         "plugins": [{"plugin": str(problem.source), "problem": str(problem)} for problem in plugins.plugin_errors()],
     }
-    needed, found["missing_extras"] = _requirements()
-    found["problems"] = [*needed, *_problems(found)]
-    found["ok"] = not found["problems"]
-    return found
+    needed, facts["missing_extras"] = _requirements()
+    facts["problems"] = [*needed, *_problems(facts)]
+    facts["ok"] = not facts["problems"]
+    return facts
 
 
 def _requirements() -> tuple[list[str], dict[str, list[str]]]:
@@ -86,29 +86,29 @@ def _requirements() -> tuple[list[str], dict[str, list[str]]]:
     return wrong, missing
 
 
-def _problems(found: dict[str, Any]) -> list[str]:
-    extension, cache = found["extension"], found["cache"]
-    broken = [device["name"] for device in found["devices"] if device["device"] == "none"]
+def _problems(facts: dict[str, Any]) -> list[str]:
+    extension, cache = facts["extension"], facts["cache"]
+    broken = [device["name"] for device in facts["devices"] if device["device"] == "none"]
     wrong = [extension["cpu"]] if str(extension["cpu"] or "").startswith("ENCORE_") else []
     closed = [] if cache["writable"] else [f"the cache {cache['folder']} can't be written: set ENCORE_CACHE"]
-    return [*broken, *wrong, *closed, *(row["problem"] for row in found["plugins"])]
+    return [*broken, *wrong, *closed, *(row["problem"] for row in facts["plugins"])]
 
 
 _OURS = ("assets", "bench", "dev", "docs")  # extras that only developing Encore takes
 _ADVICE = "pip install --upgrade encore-music repairs packages"
 
 
-def _count(found: dict[str, Any]) -> str:
-    count = len(found["problems"])
+def _count(facts: dict[str, Any]) -> str:
+    count = len(facts["problems"])
     return f"{count} problem{'' if count == 1 else 's'}"
 
 
-def _verdict(found: dict[str, Any]) -> str:
+def _verdict(facts: dict[str, Any]) -> str:
     """One line: whether all is well, and what could be better."""
-    if not found["ok"]:
-        return _count(found)
-    better = [] if found["extension"]["loaded"] else ["slower without the native extension"]
-    better += [f"without the extra {name}" for name in found["missing_extras"] if name not in _OURS]
+    if not facts["ok"]:
+        return _count(facts)
+    better = [] if facts["extension"]["loaded"] else ["slower without the native extension"]
+    better += [f"without the extra {name}" for name in facts["missing_extras"] if name not in _OURS]
     return "ok" + (f" ({', '.join(better)})" if better else "")
 
 
@@ -137,7 +137,7 @@ def _extension(build: bool) -> dict[str, Any]:
 def _devices() -> list[dict[str, Any]]:
     try:
         import torch
-    except Exception as error:  # a broken torch is what this command is asked about
+    except Exception as error:  # this command is for a broken torch, too
         return [{"device": "none", "name": f"torch can't be imported: {error}"}]
     devices: list[dict[str, Any]] = [
         {"device": "cpu", "name": f"{platform.machine()}, {torch.get_num_threads()} threads", "memory": _memory()}
@@ -165,8 +165,8 @@ def _cache() -> dict[str, Any]:
     return {"folder": str(folder), "writable": near.is_dir() and os.access(near, os.W_OK)}
 
 
-def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    extension = found["extension"]
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    extension = facts["extension"]
     built = extension["built"]
     native = (
         f"loaded, built {extension['how']} with torch {built['torch']} and {built['compiler']}; CPU: {extension['cpu']}"
@@ -174,14 +174,14 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         else f"not loaded: {extension['why']}; pure torch serves"
     )
     return [
-        ("encore", found["encore"]),
-        ("python", f"{found['python']} ({sys.executable})"),
-        ("platform", found["platform"]),
-        *((name, version or "not installed") for name, version in found["packages"].items()),
+        ("encore", facts["encore"]),
+        ("python", f"{facts['python']} ({sys.executable})"),
+        ("platform", facts["platform"]),
+        *((name, version or "not installed") for name, version in facts["packages"].items()),
         ("native extension", native),
-        *((device["device"], _device(device)) for device in found["devices"]),
-        ("cache", found["cache"]["folder"] + ("" if found["cache"]["writable"] else " (not writable)")),
-        *((f"extra {name}", f"lacks {', '.join(lacks)}") for name, lacks in found["missing_extras"].items()),
+        *((device["device"], _device(device)) for device in facts["devices"]),
+        ("cache", facts["cache"]["folder"] + ("" if facts["cache"]["writable"] else " (not writable)")),
+        *((f"extra {name}", f"lacks {', '.join(lacks)}") for name, lacks in facts["missing_extras"].items()),
     ]
 
 

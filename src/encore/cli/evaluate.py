@@ -87,6 +87,7 @@ def evaluate(
     embedders = ",".join(embedder or ())
     _check_names(names, embedders)
 
+    from encore import distributed
     from encore.cli.progress import reporting
     from encore.cli.tracks import note_sets, show_tracks
     from encore.evaluate.inputs import from_flags, from_run
@@ -102,34 +103,35 @@ def evaluate(
         golds["gold"] = gold
     if gold2:
         golds["gold2"] = gold2
-    asked = EvalConfig(
+    config = EvalConfig(
         tuple(names) if names is not None else None, full, embedders, seed, force, golds, not no_cache, draws
     )
-    with reporting() as reporter:
-        if run is not None:
-            out = out or run
-            subject = from_run(run, golds=golds, seed=seed, device=device, offline=offline, reporter=reporter)
+    with distributed.processes(device):
+        with reporting() as reporter, distributed.first_rank_first():  # the others find the codes in the cache
+            if run is not None:
+                out = out or run
+                subject = from_run(run, golds=golds, seed=seed, device=device, offline=offline, reporter=reporter)
+            else:
+                assert model is not None
+                assert tracks is not None
+                others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
+                subject = from_flags(
+                    model, tracks, others=others, backend=backend_name(model, backend), catalog=catalog,
+                    retain=retain, holdout=holdout, roots=root or (), skip_unreadable=bool(skip_unreadable),
+                    device=device, offline=offline, seed=seed, reporter=reporter,
+                )  # fmt: skip
+        if not json:
+            show_tracks(subject.encoded["forget"])
+            note_sets(subject.encoded)
+        with reporting() as reporter:
+            results = evaluate_inputs(subject, config, out=out, run=run, offline=offline, reporter=reporter)
+        if json:
+            console.data_json(metrics_json(results))
         else:
-            assert model is not None
-            assert tracks is not None
-            others: dict[Role, str] = {**({"base": base} if base else {}), **golds}
-            subject = from_flags(
-                model, tracks, others=others, backend=backend_name(model, backend), catalog=catalog,
-                retain=retain, holdout=holdout, roots=root or (), skip_unreadable=bool(skip_unreadable), device=device,
-                offline=offline, seed=seed, reporter=reporter,
-            )  # fmt: skip
-    if not json:
-        show_tracks(subject.encoded["forget"])
-        note_sets(subject.encoded)
-    with reporting() as reporter:
-        results = evaluate_inputs(subject, asked, out=out, run=run, offline=offline, reporter=reporter)
-    if json:
-        console.data_json(metrics_json(results))
-    else:
-        _show(results, out)
-        if run is not None:
-            console.note(f"to read and to listen to: {(out or run) / 'report.html'}")
-    check_failures(results)
+            _show(results, out)
+            if run is not None:
+                console.note(f"to read and to listen to: {(out or run) / 'report.html'}")
+        check_failures(results)
 
 
 def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:

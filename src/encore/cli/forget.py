@@ -15,6 +15,8 @@ from encore.cli.config import ConfigFile, MethodOptions, method_settings, origin
 from encore.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from encore.api import Method
+    from encore.unlearn.config import ForgetConfig
     from encore.unlearn.run import Prepared
 
 METHOD_FLAGS = ("steps", "max_seconds", "lr", "batch_size", "per_track_clip")
@@ -67,6 +69,26 @@ def forget(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    checkpoint_activations: Annotated[
+        str, typer.Option(help="Compute activations again in the backward pass: auto, on or off; slower, less memory.")
+    ] = "auto",
+    adapter: Annotated[
+        str | None, typer.Option(help="Train an adapter, merged when the run ends: lora; default: all weights.")
+    ] = None,
+    lora_rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; default: 16.")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Scale of the adapter, divided by its rank; default: 32.")
+    ] = None,
+    lora_layers: Annotated[
+        str | None,
+        typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
+    ] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")
+    ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
+    ] = False,
     requester: Annotated[
         str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
     ] = None,
@@ -80,6 +102,9 @@ def forget(
             "--calibrate", help="First rehearse on retain tracks, on a copy of the model, to choose lr and steps."
         ),
     ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Also send the figures of each step and snapshot to TensorBoard or W&B.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
     ] = False,
@@ -90,34 +115,48 @@ def forget(
     Exit code 4: the run is there, and misses a target that can be judged without gold: the level of the forget tracks,
     what memorised and other retain tracks and held-out music may lose, or verbatim generations.
     """
-    from encore import plugins
-
-    chosen = plugins.methods().resolve(method)
-    settings = method_settings(context, chosen.Options, option, METHOD_FLAGS)
-    if resume and out is None:
-        raise UsageError("--resume needs --out: which run should go on?", "name its folder")
-    out = out or _fresh(method)
-
-    from encore.cli.progress import reporting
+    from encore import distributed, plugins
     from encore.store.dates import check_date
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
+    from encore.unlearn.config import ForgetConfig
+
+    with distributed.processes(device):
+        chosen = plugins.methods().resolve(method)
+        settings = method_settings(context, chosen.Options, option, METHOD_FLAGS)
+        if resume and out is None:
+            raise UsageError("--resume needs --out: which run should go on?", "name its folder")
+        if tracks == "-" and distributed.size() > 1:
+            raise UsageError("--tracks - reads one stream, and there are several processes", "write the list to a file")
+        if tracker is not None:
+            from encore.unlearn.tracking import check_tracker
+
+            check_tracker(tracker)
+        keep_freed_memory()
+        request = ForgetConfig(
+            tracks=tracks if tracks == "-" else Path(tracks), out=distributed.first(out or _fresh(method)), model=model,
+            revision=revision, offline=offline, backend=backend_name(model, backend), catalog=catalog, retain=retain,
+            holdout=holdout, roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
+            skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
+            requester=requester, requested=check_date(requested) if requested is not None else None,
+            calibrate=calibrate, shard=shard, adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha,
+            lora_layers=lora_layers, keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
+        origin = {**origins(context), **settings.origin}
+        _forget(request, chosen(settings.options), origin, tracker=tracker, dry_run=dry_run, json=json)
+
+
+def _forget(
+    request: ForgetConfig, method: Method, origin: dict[str, Any], *, tracker: str | None, dry_run: bool, json: bool
+) -> None:
+    from encore import distributed
+    from encore.cli.progress import reporting
     from encore.unlearn import run as runs
     from encore.unlearn.calibrate import calibrate as calibration
     from encore.unlearn.calibrate import restored
-    from encore.unlearn.config import ForgetConfig
 
-    keep_freed_memory()
-
-    request = ForgetConfig(
-        tracks=tracks if tracks == "-" else Path(tracks), out=out, model=model, revision=revision, offline=offline,
-        backend=backend_name(model, backend), catalog=catalog, retain=retain, holdout=holdout,
-        roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
-        skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
-        requester=requester, requested=check_date(requested) if requested is not None else None, calibrate=calibrate,
-    )  # fmt: skip
-    ready = restored(request, chosen(settings.options))
-    run = runs.finished(request, ready)
+    out, ready = request.out, restored(request, method)
+    run = distributed.first(runs.finished(request, ready) if distributed.rank() == 0 else None)
     if run is not None:
         console.note(f"nothing to do: the run in {out} is complete")
         if json:
@@ -135,15 +174,14 @@ def forget(
     if dry_run:
         _show_plan(prepared, json)
         return
-    origin = {**origins(context), **settings.origin}
-    if calibrate:
+    if request.calibrate:
         with reporting() as reporter:
             prepared.calibration = calibration(prepared, reporter)
         _show_calibration(prepared.calibration)
         origin |= dict.fromkeys(prepared.calibration["chosen"], "calibration")
     try:
         with reporting() as reporter:
-            run = runs.forget(prepared, origin, reporter)
+            run = runs.forget(prepared, origin, reporter, tracker=tracker)
     except Interrupted as signal:
         console.note(f"stopped by {signal.name}; go on with the same command and --resume --out {out}")
         raise
@@ -175,7 +213,7 @@ def _show_tracks(prepared: Prepared) -> None:
 
 
 def _show_plan(prepared: Prepared, json: bool) -> None:
-    from encore.unlearn.estimate import estimate
+    from encore.unlearn.estimate import estimate, size
 
     expected = estimate(prepared)
     sizes = {name: len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
@@ -183,12 +221,14 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
         "method": prepared.method.spec.name,
         "model": prepared.request.model,
         "out": str(prepared.request.out),
-        "expected_seconds": round(expected.seconds, 1),
+        "expected_seconds": None if expected.seconds is None else round(expected.seconds, 1),
         "expected_bytes": expected.peak_bytes,
+        "expected_free_bytes": expected.free_bytes,
+        "expected_alternatives": expected.alternatives,
         "expected_disk_bytes": expected.disk_bytes,
     }
     options = prepared.method.options.model_dump(mode="json")
-    if prepared.request.calibrate:
+    if prepared.request.calibrate and expected.seconds is not None:
         from encore.unlearn.calibrate import expected_seconds
 
         plan["expected_calibration_seconds"] = [round(one, 1) for one in expected_seconds(prepared, expected.seconds)]
@@ -200,11 +240,19 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
     rows = [
         *shown,
         ("expected", expected),
+        *((f"  with {flags}", f"{size(peak)} of memory") for flags, peak in expected.alternatives.items()),
         *_calibrating(plan),
         *sizes.items(),
         *((f"  {name}", value) for name, value in options.items()),
     ]
     console.table(["what", "value"], rows)
+    if not expected.fits:
+        fitting = [flags for flags, peak in expected.alternatives.items() if peak <= (expected.free_bytes or 0)]
+        advice = " or ".join(fitting) or "a smaller -o micro_batch_size, or another device"
+        console.note(
+            f"the run does not fit: it needs {size(expected.peak_bytes)}, and {size(expected.free_bytes or 0)} are "
+            f"free; what makes it fit: {advice}"
+        )
     console.note("nothing was written outside the cache")
 
 

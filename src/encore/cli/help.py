@@ -25,12 +25,13 @@ PANELS = {  # title -> parameters, in this order
     "Model": ("model", "from_scratch", "backend", "revision", "base", "gold", "gold2", "offline"),
     "Method": (
         "method", "methods", "preset", "option", "config", "epochs", "steps", "max_seconds", "lr", "batch_size",
-        "per_track_clip",
+        "per_track_clip", "adapter", "lora_rank", "lora_alpha", "lora_layers", "keep_adapter",
     ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
-        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "jobs", "cell", "resume", "calibrate",
-        "dry_run", "requester", "requested",
+        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "checkpoint_activations", "shard",
+        "jobs", "workers", "launcher", "resource", "cell", "resume", "calibrate", "tracker", "dry_run", "requester",
+        "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -40,8 +41,10 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     **dict.fromkeys(("model", "base", "gold", "gold2"), "MODEL"),
     **dict.fromkeys(("methods", "metrics", "embedder"), "NAMES"), **dict.fromkeys(("method", "backend"), "NAME"),
     "kind": "method|backend|metric|embedder",
+    "launcher": "local|ray|slurm", "tracker": "tensorboard|wandb",
     "tolerance": "exact|machine|chance", "root": "FOLDER",
-    "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "revision": "REVISION",
+    "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "checkpoint_activations": "auto|on|off",
+    "adapter": "lora", "lora_layers": "LAYERS", "revision": "REVISION",
 }  # fmt: skip
 TYPES = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 CHOICES: dict[str, Callable[[str], list[tuple[str, str]]]] = {
@@ -79,6 +82,10 @@ EXAMPLES = {
     "report": ("encore report runs/a", "encore report runs/a --embed-audio --out for-me.html"),
     "bundle": ("encore bundle runs/a", "encore bundle runs/a --sign key.pem"),
     "verify": ("encore verify runs/a.evidence.zip", "encore verify runs/a.evidence.zip --json"),
+    "encode": (
+        "encore encode --catalog music/metadata.jsonl --model ./my-musicgen --out tokens",
+        "encore forget --tracks forget.txt --catalog tokens --model ./my-musicgen",
+    ),
     "generate": (
         'encore generate "slow church organ"',
         "encore generate --model runs/a --captions captions.txt --out generated",
@@ -103,7 +110,24 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-class Command(typer.core.TyperCommand):
+class _Examples:
+    """Ends the help with the examples, as they are typed."""
+
+    name: str | None
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        super().format_epilog(ctx, formatter)  # type: ignore[misc]
+        examples = EXAMPLES.get(str(self.name), ())
+        if examples:
+            formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
+            formatter.write("".join(f"  {line}\n" for line in examples))
+
+
+class Group(_Examples, typer.core.TyperGroup):
+    """A group of commands, with examples."""
+
+
+class Command(_Examples, typer.core.TyperCommand):
     """A command with help of this kind."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -122,27 +146,6 @@ class Command(typer.core.TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, as they are typed."""
-        super().format_epilog(ctx, formatter)
-        _write_examples(str(self.name), formatter)
-
-
-class Group(typer.core.TyperGroup):
-    """A group of commands, with examples."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, as they are typed."""
-        super().format_epilog(ctx, formatter)
-        _write_examples(str(self.name), formatter)
-
-
-def _write_examples(command: str, formatter: Any) -> None:
-    examples = EXAMPLES.get(command, ())
-    if examples:
-        formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
-        formatter.write("".join(f"  {line}\n" for line in examples))
 
 
 def _record(param: Any, ctx: Any) -> tuple[str, str]:
@@ -180,22 +183,22 @@ def dressed(function: Any) -> Any:
             console.set_verbosity(quiet=quiet, verbose=verbose)
         function(**given)
 
-    own = inspect.signature(function, eval_str=True)
+    signature = inspect.signature(function, eval_str=True)
     flags = inspect.signature(_flags, eval_str=True).parameters.values()
-    parameters = [_completed(function.__name__, parameter) for parameter in (*own.parameters.values(), *flags)]
-    setattr(command, "__signature__", own.replace(parameters=parameters))  # noqa: B010  (mypy knows no such attribute)
+    parameters = [_completed(function.__name__, parameter) for parameter in (*signature.parameters.values(), *flags)]
+    setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010  (unknown to mypy)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__  # type: ignore[attr-defined]  # to whoever looks, this is the command, with all its flags
     return command
 
 
 def _completed(command: str, parameter: inspect.Parameter) -> inspect.Parameter:
-    found = COMPLETED.get(command if parameter.name == "name" else parameter.name)
-    if found is None or get_origin(parameter.annotation) is not Annotated:
+    completion = COMPLETED.get(command if parameter.name == "name" else parameter.name)
+    if completion is None or get_origin(parameter.annotation) is not Annotated:
         return parameter
     kind, info = get_args(parameter.annotation)
     info = copy.copy(info)
-    info.autocompletion = found
+    info.autocompletion = completion
     return parameter.replace(annotation=Annotated[kind, info])
 
 

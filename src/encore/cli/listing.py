@@ -99,7 +99,7 @@ def _show(registry: Registry[Any, Any], name: str, json: bool) -> None:
 def _describe(registry: Registry[Any, Any], entry: Entry[Any]) -> dict[str, Any]:
     spec, why = entry.spec, None
     missing = entry.missing()
-    if sum(other.spec.name == spec.name for other in registry) > 1:
+    if sum(registered.spec.name == spec.name for registered in registry) > 1:
         why = "another plugin has the same name"
     elif missing:
         why = f"needs {' and '.join(missing)}" + (f": {spec.install}" if spec.install else "")

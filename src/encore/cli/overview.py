@@ -22,14 +22,14 @@ def runs(
     json: Json = False,
 ) -> None:
     """List the runs in a folder and their state."""
-    from encore.store.cache_folder import size_text
+    from encore.store.cache_entries import size_text
     from encore.store.overview import find_runs
 
-    found = find_runs(folder)
+    run_lines = find_runs(folder)
     if json:
-        console.data_json({"schema": 1, "folder": str(folder), "runs": [line.as_dict() for line in found]})
+        console.data_json({"schema": 1, "folder": str(folder), "runs": [line.as_dict() for line in run_lines]})
         return
-    if not found:
+    if not run_lines:
         console.note(f"there is no run in {folder}")
         return
     console.table(
@@ -39,11 +39,11 @@ def runs(
                 line.name, line.date[:16].replace("T", " "), line.method, Path(line.model).name, line.tracks or "",
                 line.state, line.forget, line.keep, size_text(line.size),
             )
-            for line in found
+            for line in run_lines
         ],
         right=["tracks", "forget targets", "keep targets", "size"],
     )  # fmt: skip
-    for line in found:
+    for line in run_lines:
         if line.why:
             console.warn(f"{line.name}: {line.why}")
 
@@ -59,16 +59,16 @@ def compare(
 
     if len(runs) < 2:
         raise UsageError("there is one run, and nothing to compare it with", "encore compare runs/a runs/b")
-    found = side_by_side(runs)
-    for doubt in found.doubts:
+    comparison = side_by_side(runs)
+    for doubt in comparison.doubts:
         console.warn(doubt)
     names = [str(run) for run in runs]
     if json:
-        rows = [row.as_dict() for row in found.rows]
-        console.data_json({"schema": 1, "runs": names, "doubts": list(found.doubts), "rows": rows})
+        rows = [row.as_dict() for row in comparison.rows]
+        console.data_json({"schema": 1, "runs": names, "doubts": list(comparison.doubts), "rows": rows})
         return
     others = [f"{name} - {names[0]}" for name in names[1:]]
-    console.table(["figure", *names, *others], [_cells(row) for row in found.rows], right=names)
+    console.table(["figure", *names, *others], [_cells(row) for row in comparison.rows], right=names)
     console.note(
         "differences between the unlearned models, with 95 % intervals over the tracks that both measured; about one "
         "figure in twenty is marked as different by chance alone"
@@ -87,15 +87,15 @@ def _figure(row: Result | None) -> str:
     return f"{round(row.value * row.n)}/{row.n}" if of_tracks(row) else f"{row.value:.3g}"
 
 
-def _difference(one: Difference) -> str:
+def _difference(difference: Difference) -> str:
     from encore.compare.runs import SAME
 
-    if one.value is None:
+    if difference.value is None:
         return ""
-    if one.said == SAME:
+    if difference.said == SAME:
         return SAME
-    interval = f" ({one.low:+.2g} to {one.high:+.2g})" if one.low is not None else ""
-    return f"{one.value:+.3g}{interval} {one.said}".rstrip()
+    interval = f" ({difference.low:+.2g} to {difference.high:+.2g})" if difference.low is not None else ""
+    return f"{difference.value:+.3g}{interval} {difference.said}".rstrip()
 
 
 def open_report(

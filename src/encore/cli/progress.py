@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from encore.cli import console
 from encore.reporter import Reporter
+from encore.text import printable
 
 EVERY = 5.0  # seconds between two lines
 
@@ -57,7 +58,7 @@ class BarReporter(Reporter):
         self._figures = ""
 
     def note(self, text: str) -> None:
-        self.bar.console.print(console.escape(text))
+        self.bar.console.print(printable(text))
 
     def progress(self, stage: str, done: int, of: int, info: Mapping[str, Any] | None = None) -> None:
         if stage != self._stage:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from encore.cli import console
 
 if TYPE_CHECKING:
-    from encore.data.encode import EncodedTrack
+    from encore.data.encoded_tracks import EncodedTrack
     from encore.data.tracks import Missing, Track
 
 SHOWN = 60  # characters of a caption
@@ -30,10 +30,15 @@ def show_tracks(tracks: Iterable[EncodedTrack], missing: Iterable[Missing] = ())
 
 def note_sets(sets: Mapping[Any, Sequence[EncodedTrack]]) -> None:
     """Print one line per set on stderr: seconds read, and the sources of the captions."""
+    from encore.data.encoded_tracks import StreamedTracks
     from encore.data.tracks import caption_sources
 
     for name, tracks in sets.items():
-        if tracks:
+        if isinstance(tracks, StreamedTracks):
+            console.note(
+                f"{name}: {len(tracks):,} tracks, {len(tracks.clips):,} clips in {tracks.tracks.shards.folder}"
+            )
+        elif tracks:
             seconds = sum(item.seconds for item in tracks)
             sources = caption_sources(item.track for item in tracks)
             count = "1 track" if len(tracks) == 1 else f"{len(tracks):,} tracks"

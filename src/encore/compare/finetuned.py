@@ -166,4 +166,4 @@ def _tracks(plan: Plan, trial: Trial, out: Path, whole: Tracks) -> Chosen:
     tracks = list_tracks(plan, out, trial.list, whole)
     if trial.method == BASE:
         return Chosen((*tracks.forget, *tracks.retain))
-    return Chosen(tracks.retain, tracks.forget)
+    return Chosen(tuple(tracks.retain), tracks.forget)

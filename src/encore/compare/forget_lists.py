@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 
-from encore.data.splits import RETAIN, Tracks
+from encore.data.shards import ShardTracks
+from encore.data.splits import RETAIN, Tracks, joined, without_files
 from encore.data.tracks import Track
 from encore.errors import UsageError
 
@@ -29,23 +31,31 @@ def draw(whole: Tracks, name: str) -> Tracks:
     Raises:
         UsageError: there are fewer tracks.
     """
-    split = [track for track in whole.retain if track.meta.get("split") == RETAIN]
-    order = [track for tracks in (whole.forget, split or whole.retain) for track in _shuffled(tracks)]
+    if isinstance(whole.retain, ShardTracks):
+        split: Sequence[Track] = whole.retain.of_split(RETAIN)
+    else:
+        split = [track for track in whole.retain if track.meta.get("split") == RETAIN]
+    parts = [_shuffled(tracks) for tracks in (whole.forget, split or whole.retain)]
+    count = sum(map(len, parts))
     begin, end = (SINGLES.index(name), SINGLES.index(name) + 1) if name in SINGLES else (0, int(name))
-    if end > len(order):
+    if end > count:
         raise UsageError(
-            f"a list of {end if begin == 0 else 1} can't be drawn from {len(order)} tracks (list {name})",
+            f"a list of {end if begin == 0 else 1} can't be drawn from {count} tracks (list {name})",
             "leave that size out of --forget-sizes, or name more tracks",
         )
-    drawn = {track.sha256 for track in order[begin:end]}
-    rest = (*whole.retain, *whole.forget) if whole.retain else ()
+    drawn = tuple(islice(chain(*parts), begin, end))
+    rest = without_files(joined(whole.retain, whole.forget), {track.sha256 for track in drawn}) if whole.retain else ()
     return replace(
-        whole, forget=tuple(order[begin:end]), retain=tuple(track for track in rest if track.sha256 not in drawn),
-        listed=end - begin,
-    )  # fmt: skip
+        whole, forget=drawn, retain=rest if isinstance(rest, ShardTracks) else tuple(rest), listed=end - begin
+    )
 
 
-def _shuffled(tracks: Iterable[Track]) -> list[Track]:
+def _shuffled(tracks: Sequence[Track]) -> Sequence[Track]:
+    if isinstance(tracks, ShardTracks):
+        tracks = tracks.by_sha256()
+        places = list(range(len(tracks)))
+        random.Random(SEED).shuffle(places)
+        return ShardTracks(tracks.shards, tracks.numbers[places])
     ordered = sorted(tracks, key=lambda track: track.sha256)
     random.Random(SEED).shuffle(ordered)
     return ordered

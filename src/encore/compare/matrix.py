@@ -91,8 +91,8 @@ def _request_kl(cell: Measurements) -> Figure:
     """KL / noise on a request's tracks, of the worst request."""
     if not cell.pieces:
         raise KeyError("requests")
-    own, noise = (cell.each(role, "kl_gold", "forget") for role in ("unlearned", "gold2"))
-    shares = [sum(own[track] for track in piece) / sum(noise[track] for track in piece) for piece in cell.pieces]
+    kl, noise = (cell.each(role, "kl_gold", "forget") for role in ("unlearned", "gold2"))
+    shares = [sum(kl[track] for track in piece) / sum(noise[track] for track in piece) for piece in cell.pieces]
     return Figure(max(shares), high=1.25)
 
 
@@ -102,8 +102,8 @@ def _forget_nll(cell: Measurements) -> Figure:
 
 
 def _track_ratio(extreme: Callable[[Sequence[float]], float], cell: Measurements) -> Figure:
-    own, gold = (cell.each(role, "nll", "forget") for role in ("unlearned", "gold"))
-    return Figure(extreme([own[track] / gold[track] for track in own]), *TRACK_RANGE)
+    nll, gold = (cell.each(role, "nll", "forget") for role in ("unlearned", "gold"))
+    return Figure(extreme([nll[track] / gold[track] for track in nll]), *TRACK_RANGE)
 
 
 def _relearned(metric: str, cell: Measurements) -> Figure:
@@ -111,15 +111,15 @@ def _relearned(metric: str, cell: Measurements) -> Figure:
 
 
 def _retain_change(extreme: Callable[[Sequence[float]], float], high: float | None, cell: Measurements) -> Figure:
-    own, base = (cell.each(role, "nll_memorised", "retain") for role in ("unlearned", "base"))
-    return Figure(extreme([own[track] - base[track] for track in base]), high=high)
+    nll, base = (cell.each(role, "nll_memorised", "retain") for role in ("unlearned", "base"))
+    return Figure(extreme([nll[track] - base[track] for track in base]), high=high)
 
 
 def _retain_verbatim(metric: str, cell: Measurements) -> Figure:
-    own, base = (
+    unlearned, base = (
         sum(share >= MATCH for share in cell.each(role, metric, "retain").values()) for role in ("unlearned", "base")
     )
-    return Figure(own, low=base - 1)
+    return Figure(unlearned, low=base - 1)
 
 
 def _embedder_metric(start: str, cell: Measurements) -> str:

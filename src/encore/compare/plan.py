@@ -15,7 +15,8 @@ from encore import __version__, assets, plugins
 from encore.api import Method, Role
 from encore.compare.forget_lists import draw, list_names
 from encore.data.catalog import Catalog
-from encore.data.splits import Tracks
+from encore.data.shards import ShardTracks
+from encore.data.splits import Tracks, joined
 from encore.data.tracks import Track
 from encore.errors import InputError, UsageError
 from encore.evaluate.embedder_choice import parsed
@@ -29,7 +30,7 @@ from encore.store.metrics_json import NAME as METRICS
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import LOCK, OWNER, read_json, write_json, writing
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.records import check_other_run
+from encore.unlearn.records import check_other_run, listed_places
 from encore.unlearn.run import choose
 
 SCHEMA = 1
@@ -215,8 +216,11 @@ class Trial:
 # ----------------------------------------------------------------------------------------------------------- on disk
 
 
-def check_plan(plan: Plan, out: Path) -> Tracks:
+def check_plan(plan: Plan, out: Path, *, local: bool = True) -> Tracks:
     """Validate a plan before anything is written; returns the tracks of all cells.
+
+    Args:
+        local: whether the cells run on this machine, which must then have the device.
 
     Raises:
         UsageError: the folder has a bench of another model or other tracks, or other files; a name or a value is
@@ -246,7 +250,7 @@ def check_plan(plan: Plan, out: Path) -> Tracks:
         plan.method(name)
     if plan.embedder:
         parsed(plan.embedder)
-    pick_precision(plan.precision, pick_device(plan.device))
+    pick_precision(plan.precision, pick_device(plan.device) if local else "cpu")
     models = (plan.model, *plan.golds.values(), *(name for g in plan.list_golds.values() for name in g.values()))
     for name in models if plan.pretrained is None else (plan.pretrained.model,):
         if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
@@ -353,7 +357,7 @@ def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path,
             out / cell.name / str(number),
             replace(
                 tracks, forget=tracks.forget[begin:end],
-                retain=(*tracks.retain, *tracks.forget[end:]) if from_catalogue else tracks.retain,
+                retain=joined(tracks.retain, tracks.forget[end:]) if from_catalogue else tracks.retain,
             ),
         )
         for number, (begin, end) in enumerate(pairwise(ends), 1)
@@ -399,12 +403,10 @@ def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str
         UsageError: the run has other options, tracks or captions, or another base model.
     """
     method = plan.method(cell.method)
-    precision = pick_precision(plan.precision, pick_device(plan.device))
-    options = method.options.model_dump(mode="json")
-    check_other_run(
-        run / "request.json",
-        {"method": method_of(cell.method), "seed": cell.seed, "options": options, "precision": precision},
-    )
+    settings = {"method": method_of(cell.method), "seed": cell.seed, "options": method.options.model_dump(mode="json")}
+    if plan.precision != "auto":  # what auto chose depends on the model
+        settings["precision"] = plan.precision
+    check_other_run(run / "request.json", settings)
     request = read_json(run / "request.json", schemas.Request)
     if base is not None and request["model"]["sha256"] != base:
         raise UsageError(
@@ -425,6 +427,8 @@ def check_same_tracks(run: Path, request: Mapping[str, Any], sets: Mapping[str, 
         UsageError: it was made with others.
     """
     for name, required in sets.items():
+        if isinstance(required, ShardTracks):
+            required = [required[place] for place in listed_places(len(required))]
         entries = [(entry["sha256"], tuple(entry.get("captions") or [entry["caption"]])) for entry in request[name]]
         if entries != [(track.sha256, track.captions) for track in required]:
             raise UsageError(f"the run in {run} was made with other {name} tracks or captions", "choose another --out")
@@ -467,7 +471,8 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
         complete = True
         for number, (run, run_tracks) in enumerate(runs(plan, cell, out, lists[cell.list])):
             if (run / "run.json").exists():
-                check_same_run(plan, cell, run, run_tracks, models.get("base") if number == 0 else None)
+                base = models.get("base") if number == 0 else None
+                check_same_run(plan, cell, run, run_tracks, base)
             else:
                 complete = False
         if not (complete and is_measured(out / cell.name, config, models)):

@@ -108,18 +108,18 @@ def _figure(line: SummaryRow | None) -> Result | None:
     return row if row is not None and row.value is not None else None
 
 
-def _difference(first: Result | None, other: Result | None) -> Difference:
-    if first is None or other is None or first.value is None or other.value is None:
+def _difference(first: Result | None, second: Result | None) -> Difference:
+    if first is None or second is None or first.value is None or second.value is None:
         return Difference(None)
-    if first.version != other.version:
+    if first.version != second.version:
         return Difference(None)
-    value = other.value - first.value
+    value = second.value - first.value
     if of_tracks(first):  # a count of tracks: per-track values are not what is averaged
-        return Difference(value, said=SAME if value == 0 else _apart(first, other))
+        return Difference(value, said=SAME if value == 0 else _apart(first, second))
     pairs = [
         (before, after)
         for track, before in first.per_track.items()
-        if before is not None and (after := other.per_track.get(track)) is not None
+        if before is not None and (after := second.per_track.get(track)) is not None
     ]
     if value == 0 and all(before == after for before, after in pairs):
         return Difference(0.0, 0.0, 0.0, SAME)
@@ -130,14 +130,14 @@ def _difference(first: Result | None, other: Result | None) -> Difference:
     slack = 0.01 * abs(value)
     if low - slack <= value <= high + slack:  # else the value is not the mean of the per-track values
         return Difference(value, low, high, NOISE if low <= 0 <= high else DIFFERS)
-    return Difference(value, said=_apart(first, other))
+    return Difference(value, said=_apart(first, second))
 
 
-def _apart(first: Result, other: Result) -> str:
+def _apart(first: Result, second: Result) -> str:
     """Compare the intervals of both values; if they overlap, the difference may be chance."""
-    if first.low is None or first.high is None or other.low is None or other.high is None:
+    if first.low is None or first.high is None or second.low is None or second.high is None:
         return UNKNOWN
-    return DIFFERS if other.low > first.high or first.low > other.high else NOISE
+    return DIFFERS if second.low > first.high or first.low > second.high else NOISE
 
 
 def _doubts(runs: Sequence[Path], rows: Sequence[ComparedRow]) -> list[str]:

@@ -9,35 +9,64 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from encore.compare.plan import Trial
-from encore.signals import stop_on_signals
+from encore.stop_signals import stop_on_signals
+
+if TYPE_CHECKING:  # the worker processes of `encore.compare.ray_trials` import this module, and need no torch
+    from encore.compare.plan import Trial
 
 POLL = 0.2  # seconds
 LOGS = "logs"
 LOG_TAIL = 4096  # bytes at the end of a log that are searched for an error
 
-Progress = Callable[[Trial, str], None]
+
+class Running(Protocol):
+    """A cell's process; what `subprocess.Popen` has."""
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while the process runs."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Signal the process, if it still runs."""
+
+    def wait(self) -> object:
+        """Wait until the process has ended."""
+
+
+Start = Callable[[str, Path], Running]
+Progress = Callable[["Trial", str], None]
 
 
 def run_cells(
-    cells: Sequence[Trial], out: Path, *, jobs: int = 1, progress: Progress = lambda cell, status: None
+    cells: Sequence[Trial],
+    out: Path,
+    *,
+    jobs: int = 1,
+    start: Start | None = None,
+    progress: Progress = lambda cell, status: None,
 ) -> dict[Trial, str]:
     """Run `encore bench --cell` for each cell; returns the error of each failed cell.
 
-    A cell's output goes to `logs/<cell>.log`. The CPU cores are divided between the jobs, unless OMP_NUM_THREADS is
-    set. Signals are passed on, so that runs write a checkpoint.
+    A cell's output goes to `logs/<cell>.log`. Signals are passed on, so that runs write a checkpoint.
 
     Args:
         cells: the cells.
         jobs: number of concurrent processes.
+        start: starts the process of a cell, given its name and `out`. Default: on this machine, whose CPU cores are
+            divided between the jobs, unless OMP_NUM_THREADS is set.
         progress: called with a cell and "started", "done" or an error.
 
     Raises:
         Interrupted: a signal arrived, and all processes have ended.
     """
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
-    waiting, running, failed = list(cells), dict[Trial, subprocess.Popen[bytes]](), dict[Trial, str]()
+    if start is None:
+        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
+
+        def start(name: str, out: Path) -> Running:
+            return start_process(trial_command(name, out), log_file(name, out), environment)
+
+    waiting, running, failed = list(cells), dict["Trial", Running](), dict["Trial", str]()
     sizes: dict[Trial, int] = {}  # of the logs at the start of a process: earlier bytes are of earlier processes
     with stop_on_signals() as stop:
         try:
@@ -46,13 +75,17 @@ def run_cells(
                     break
                 while waiting and len(running) < jobs:
                     cell = waiting.pop(0)
-                    sizes[cell] = _log(cell, out).stat().st_size if _log(cell, out).exists() else 0
-                    running[cell] = _start(cell, out, environment)
+                    log = log_file(cell.name, out)
+                    sizes[cell] = log.stat().st_size if log.exists() else 0
+                    running[cell] = start(cell.name, out)
                     progress(cell, "started")
-                for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                    code = running.pop(cell).returncode
+                codes = {cell: process.poll() for cell, process in running.items()}
+                for cell, code in codes.items():
+                    if code is None:
+                        continue
+                    del running[cell]
                     if code:
-                        failed[cell] = _error(_log(cell, out), sizes[cell], code)
+                        failed[cell] = _error(log_file(cell.name, out), sizes[cell], code)
                     progress(cell, failed.get(cell, "done"))
                 time.sleep(POLL)
         finally:
@@ -64,10 +97,19 @@ def run_cells(
     return failed
 
 
-def _start(cell: Trial, out: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    log = _log(cell, out)
+def trial_command(name: str, out: Path) -> list[str]:
+    """The command that runs a cell of the bench in folder `out`."""
+    return [sys.executable, "-m", "encore", "bench", "--out", str(out), "--cell", name]
+
+
+def log_file(name: str, out: Path) -> Path:
+    """The log of a cell."""
+    return out / LOGS / f"{name.replace('/', '-')}.log"
+
+
+def start_process(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command whose output is appended to a log."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "encore", "bench", "--out", str(out), "--cell", cell.name]
     with log.open("ab") as file:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment,
@@ -75,16 +117,19 @@ def _start(cell: Trial, out: Path, environment: Mapping[str, str]) -> subprocess
         )  # fmt: skip
 
 
-def _log(cell: Trial, out: Path) -> Path:
-    return out / LOGS / f"{cell.name.replace('/', '-')}.log"
-
-
-def _error(log: Path, start: int, code: int) -> str:
-    """The last error in a log from byte `start` on, or how the process ended."""
+def last_error(log: Path, start: int = 0) -> str:
+    """The last error in a log from byte `start` on; empty without one, or without a log."""
+    if not log.exists():
+        return ""
     with log.open("rb") as file:
         file.seek(max(start, log.stat().st_size - LOG_TAIL))
         lines = file.read().decode("utf-8", "replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else ""
+
+
+def _error(log: Path, start: int, code: int) -> str:
+    """The last error in a log from byte `start` on, or how the process ended."""
     if code < 0:
         return f"the process was ended by {signal.Signals(-code).name}; see {log}"
-    return errors[-1] if errors else f"exit code {code}; see {log}"
+    return last_error(log, start) or f"exit code {code}; see {log}"

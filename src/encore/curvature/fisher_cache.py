@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from encore.api import Backend, Clip
-from encore.cache import CacheWarning
 from encore.curvature.fisher import Labels, backend_fisher, clips_sha256
 from encore.curvature.fisher_file import Fisher
 from encore.errors import InputError
 from encore.hashing import module_sha256
+from encore.tensor_cache import CacheWarning
 
 
 def cached_fisher(

@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from encore.cache import digest
 from encore.errors import InputError
 from encore.files import atomic_write
+from encore.tensor_cache import digest
 
 FORMAT = "encore-fisher/1"
 

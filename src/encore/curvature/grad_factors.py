@@ -133,17 +133,17 @@ def joined(parts: Sequence[Part]) -> list[Part] | None:
     if len({type(part) for part in alike}) != 1:
         return None
     bounds = sorted({bound for part in alike for bound in (part.start, part.start + part.rows)})
-    made: list[Part] = []
+    merged: list[Part] = []
     for start, stop in pairwise(bounds):
         over = [part.cut(start, stop) for part in alike if part.start <= start and stop <= part.start + part.rows]
         matrices = [part for part in over if isinstance(part, Matrix)]
         vectors = [part for part in over if isinstance(part, Vector)]
         if matrices:
             inputs, grads = _concatenated([m.inputs for m in matrices]), _concatenated([m.grads for m in matrices])
-            made.append(Matrix(inputs, grads, start))
+            merged.append(Matrix(inputs, grads, start))
         elif vectors:
-            made.append(Vector(torch.stack([v.values for v in vectors]).sum(0), start, stop - start))
-    return made
+            merged.append(Vector(torch.stack([v.values for v in vectors]).sum(0), start, stop - start))
+    return merged
 
 
 def _concatenated(tensors: Sequence[Tensor]) -> Tensor:

@@ -171,12 +171,12 @@ def _conv1d(
 
     def parts(x: Tensor, grads: Tensor) -> list[Part]:
         patches = layers.conv1d_patches(x, kernel, step, pad, spread)  # [N, C, L', kernel]
-        made: list[Part] = []
+        matrices: list[Part] = []
         for group in range(groups):
             seen = patches[:, group * channels : (group + 1) * channels].transpose(1, 2).flatten(2)
             start = group * (outputs // groups)
-            made.append(Matrix(seen, grads[:, start : start + outputs // groups].transpose(1, 2), start))
-        return made
+            matrices.append(Matrix(seen, grads[:, start : start + outputs // groups].transpose(1, 2), start))
+        return matrices
 
     return Call(
         input, weight, bias,

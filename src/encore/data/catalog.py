@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from encore.data.captions import distinct, resolve_captions
 from encore.data.file_info import FileCache
 from encore.data.manifest import CATALOG_FORMATS, Record, other_format
-from encore.data.open_files import CATALOG_CAPS, locate, open_regular, read_lines, spot
+from encore.data.open_files import CATALOG_CAPS, Caps, locate, open_regular, read_lines, spot
 from encore.data.path_variants import why_missing
 from encore.data.tracks import Track
 from encore.errors import InputError, together
@@ -70,18 +70,9 @@ class Catalog:
         Raises:
             InputError: it is missing, of another format, too large, or has a line that can't be read.
         """
-        path = _find(Path(path))
-        compressed = path.suffix.casefold() == ".gz"
-        suffix = Path(path.stem if compressed else path.name).suffix.casefold()
-        if suffix not in CATALOG_FORMATS:
-            raise InputError(
-                f"{printable(path)}: a catalogue is {', '.join(CATALOG_FORMATS)} (also .gz), not '{printable(suffix)}'",
-                other_format(suffix),
-            )
+        path = find_catalog(Path(path))
         notes: list[str] = []
-        with open_regular(path) as stream:
-            lines = read_lines(stream, str(path), CATALOG_CAPS, compressed=compressed, notes=notes)
-            records = tuple(CATALOG_FORMATS[suffix](lines, str(path)))
+        records = tuple(read_records(path, CATALOG_CAPS, notes))
         if not records:
             raise InputError(f"{printable(path)}: the catalogue is empty")
         return cls(path, records, roots, notes)
@@ -226,7 +217,17 @@ class Catalog:
             place=where,
         )
 
-    def tracks(self, split: str | None = None, *, errors: list[InputError] | None = None) -> list[Track]:
+    def check_split(self, split: str) -> None:
+        """Check that there is such a split.
+
+        Raises:
+            InputError: there is none.
+        """
+        if split.casefold() not in self.splits:
+            names = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
+            raise InputError(f"{printable(self.name)}: no track of split '{printable(split.casefold())}'", names)
+
+    def tracks(self, split: str | None = None, *, errors: list[InputError] | None = None) -> Sequence[Track]:
         """All tracks, or those of one split, in the catalogue's order; records of one file are one track.
 
         Args:
@@ -237,9 +238,8 @@ class Catalog:
             InputError: there is no such split, two files share an id, or as in `track`.
         """
         split = None if split is None else split.casefold()
-        if split is not None and split not in self.splits:
-            names = f"its splits: {', '.join(printable(name) for name in self.splits) or 'none'}"
-            raise InputError(f"{printable(self.name)}: no track of split '{printable(split)}'", names)
+        if split is not None:
+            self.check_split(split)
         tracks: dict[str, Track] = {}  # by hash of the file
         lines: dict[str, int] = {}  # by id
         done: set[int] = set()
@@ -286,7 +286,35 @@ def _identity(path: str) -> Hashable:
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
-def _find(path: Path) -> Path:
+def read_records(path: Path, caps: Caps, notes: list[str]) -> Iterator[Record]:
+    """The records of a catalogue file, one after another.
+
+    Args:
+        path: the file, see `find_catalog`.
+        caps: its size limits.
+        notes: receives a sentence where the text is not UTF-8.
+
+    Raises:
+        InputError: it is of another format, too large, or has a line that can't be read.
+    """
+    compressed = path.suffix.casefold() == ".gz"
+    suffix = Path(path.stem if compressed else path.name).suffix.casefold()
+    if suffix not in CATALOG_FORMATS:
+        raise InputError(
+            f"{printable(path)}: a catalogue is {', '.join(CATALOG_FORMATS)} (also .gz), not '{printable(suffix)}'",
+            other_format(suffix),
+        )
+    with open_regular(path) as stream:
+        lines = read_lines(stream, str(path), caps, compressed=compressed, notes=notes)
+        yield from CATALOG_FORMATS[suffix](lines, str(path))
+
+
+def find_catalog(path: Path) -> Path:
+    """The catalogue file at a path, or in the folder there.
+
+    Raises:
+        InputError: there is none.
+    """
     if not os.path.isdir(path):
         if not os.path.lexists(path):
             siblings = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []

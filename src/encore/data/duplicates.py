@@ -17,12 +17,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from encore.cache import TensorCache
 from encore.data.file_info import Decoding, FileCache, decoder_sha256
 from encore.data.fingerprint_matching import Bands, Index, correlation
 from encore.data.fingerprints import FRAMES_PER_SECOND, RATE, Fingerprint, Floats, fingerprint, landmarks
+from encore.data.shards import ShardTracks, open_shards
 from encore.data.tracks import Track
 from encore.errors import InputError, together
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 OVERLAP = 0.75
@@ -102,6 +103,7 @@ def find_duplicates(
     """Pairs of tracks of two sets that are the same file, samples or recording, in the lists' order.
 
     Fingerprints and comparisons are cached. Equal tracks within one set are not reported: they are no contradiction.
+    Tracks in shards are compared by the hashes of file and samples in their index; their audio is not read.
 
     Args:
         forget: tracks to forget.
@@ -117,7 +119,14 @@ def find_duplicates(
     sides: dict[Side, Sequence[Track]] = {"forget": forget, "retain": retain, "holdout": holdout}
     compared = [(a, b) for a, b in COMPARED if sides[a] and sides[b]]
     prints = Fingerprints(cache or TensorCache())
-    decodings, errors = prints.decode([track for side in {*sum(compared, ())} for track in sides[side]], progress)
+    whole = [sides[side] for side in {*sum(compared, ())} if not isinstance(sides[side], ShardTracks)]
+    listed = [track for tracks in whole for track in tracks]
+    decodings, errors = prints.decode([track for track in listed if track.shards is None], progress)
+    decodings |= _indexed(track for track in listed if track.shards is not None)
+    for side, tracks in sides.items():
+        if isinstance(tracks, ShardTracks):
+            sides[side] = list(tracks.suspects(decoding.sha256_pcm for decoding in decodings.values()))
+            decodings |= _indexed(sides[side])
     unread = [(track, errors[track.sha256]) for side in sides.values() for track in side if track.sha256 in errors]
     refused = [track.refusal(error) for track, error in unread if not skip(track, error)]
     if refused:
@@ -127,8 +136,16 @@ def find_duplicates(
     return [pair for a, b in compared for pair in _pairs((a, b), sides[a], sides[b], decodings, prints, progress)]
 
 
-def without_duplicates(tracks: Iterable[Track], pairs: Iterable[Pair]) -> list[Track]:
+def _indexed(tracks: Iterable[Track]) -> dict[str, Decoding]:
+    """Decoding results of tracks in shards, by the hash of the file."""
+    entries = (open_shards(track.shards).of_file(track.sha256) for track in tracks if track.shards is not None)
+    return {entry.track.sha256: entry.decoding for entry in entries if entry is not None}
+
+
+def without_duplicates(tracks: Sequence[Track], pairs: Iterable[Pair]) -> Sequence[Track]:
     """`tracks` without the second track of each pair."""
+    if isinstance(tracks, ShardTracks):
+        return tracks.of_files([pair.second.sha256 for pair in pairs], others=True)
     dropped = {(pair.second.id, pair.second.path) for pair in pairs}
     return [track for track in tracks if (track.id, track.path) not in dropped]
 
@@ -155,7 +172,8 @@ def _pairs(
     progress: Progress,
 ) -> list[Pair]:
     pcm = {digest: decoding.sha256_pcm for digest, decoding in decodings.items()}
-    alike = prints.alike([pcm[track.sha256] for track in first], [pcm[track.sha256] for track in second], progress)
+    audio = [[pcm[track.sha256] for track in tracks if track.shards is None] for tracks in (first, second)]
+    alike = prints.alike(audio[0], audio[1], progress) if all(audio) else {}
     by_pcm: dict[str, list[Track]] = {}
     for track in first:
         by_pcm.setdefault(pcm[track.sha256], []).append(track)

@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from encore.api import Backend, Clip
-from encore.cache import TensorCache
 from encore.data.decode import Audio, load
+from encore.data.encoded_tracks import EncodedTrack, StreamedTracks, encoded_in
 from encore.data.file_info import Decoding, FileCache, decoder_sha256
+from encore.data.shards import ShardIndex, ShardTexts, ShardTracks, open_shards
 from encore.data.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.hashing import module_sha256
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 MIN_WINDOW_SECONDS = 0.5  # a shorter last window is dropped
 MARGIN = 64  # samples
-
-
-@dataclass(frozen=True)
-class EncodedTrack:
-    """A track with its clips.
-
-    Args:
-        track: the track.
-        clips: one per caption and window (or piece): the windows of the first caption, then those of the next.
-        decoding: result of decoding its file.
-    """
-
-    track: Track
-    clips: tuple[Clip, ...]
-    decoding: Decoding
-
-    @property
-    def pcm_sha256(self) -> str:
-        """Hash of the decoded samples."""
-        return self.decoding.sha256_pcm
-
-    @property
-    def seconds(self) -> float:
-        """Decoded length."""
-        return self.decoding.seconds
 
 
 class TrackEncoder:
@@ -99,14 +75,52 @@ class TrackEncoder:
         progress(len(tracks), len(tracks))
         return encoded
 
+    def stream(self, tracks: ShardTracks) -> StreamedTracks:
+        """Tracks in shards, whose codes and text encodings are read when they are used.
+
+        Raises:
+            InputError: the codes are of another model.
+        """
+        self._use(tracks.shards)
+        return StreamedTracks(tracks)
+
+    def _use(self, index: ShardIndex) -> None:
+        """Take text encodings from the shards, after a check that they are of this model."""
+        index.check_codec(self.backend)
+        texts = self.backend.text_embeddings
+        if not (isinstance(texts, ShardTexts) and texts.index is index):
+            self.backend.text_embeddings = ShardTexts(index, texts, self.backend.device)
+
     def _encode(self, track: Track) -> EncodedTrack:
-        backend = self.backend
+        if track.shards is not None:
+            index = open_shards(track.shards)
+            self._use(index)
+            return encoded_in(index, track)
         decoding, codes = self._codes(track)
         windows = [codes[name] for name in sorted(codes)]
-        if not windows or windows[0].shape[-1] <= (backend.codebooks if backend.has_tokens else 0):
-            raise InputError(f"{printable(track.path)} is too short for the model", "take it off the list")
+        self._refuse_short(track, windows)
         clips = tuple(Clip(track.id, caption, wide(window)) for caption in track.captions for window in windows)
         return EncodedTrack(track, clips, decoding)
+
+    def fresh(self, track: Track) -> tuple[Decoding, list[torch.Tensor]]:
+        """Decode and encode a track without the cache of codes, for those who store them elsewhere.
+
+        Returns:
+            The decoding result, and one [K, T] per window (int16 codes, float32 latents).
+
+        Raises:
+            InputError: it can't be read, or is too short for the model.
+        """
+        audio = self.load(track)
+        codes = self._encode_pieces(torch.from_numpy(audio.samples), track.pieces)
+        windows = [codes[name] for name in sorted(codes)]
+        self._refuse_short(track, windows)
+        return Decoding.of(audio), windows
+
+    def _refuse_short(self, track: Track, windows: Sequence[torch.Tensor]) -> None:
+        least = self.backend.codebooks if self.backend.has_tokens else 0
+        if not windows or windows[0].shape[-1] <= least:
+            raise InputError(f"{printable(track.path)} is too short for the model", "take it off the list")
 
     def _codes(self, track: Track) -> tuple[Decoding, dict[str, torch.Tensor]]:
         """The decoding result and the codes; the file is read only where one of them is not in the cache."""
@@ -135,12 +149,14 @@ class TrackEncoder:
         return {f"{i:05d}": narrow(self.backend.encode(piece[None])[0]).cpu().contiguous() for i, piece in pieces}
 
     def _encode_captions(self, captions: Sequence[str]) -> None:
-        """Fill the backend's `text_embeddings`, from the cache where possible."""
+        """Fill the backend's `text_embeddings`, from the cache where possible; those in shards are read when used."""
 
         def encode(caption: str) -> dict[str, torch.Tensor]:
             return {"states": self.backend.encode_text([caption])[0]}
 
-        for caption in sorted(set(captions) - set(self.backend.text_embeddings)):
+        for caption in sorted(set(captions)):
+            if caption in self.backend.text_embeddings:
+                continue
             states = self.cache.get_or_make(("text", caption, *self._frozen), partial(encode, caption))
             self.backend.text_embeddings[caption] = states["states"].to(self.backend.device)
 
@@ -206,8 +222,3 @@ def narrow(codes: torch.Tensor) -> torch.Tensor:
 def wide(codes: torch.Tensor) -> torch.Tensor:
     """The inverse of `narrow`."""
     return codes if codes.is_floating_point() else codes.long()
-
-
-def clips_of(tracks: Sequence[EncodedTrack]) -> list[Clip]:
-    """All clips of some tracks, in order."""
-    return [clip for track in tracks for clip in track.clips]

@@ -12,6 +12,7 @@ from encore import assets
 from encore.api import ClipSet
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
+from encore.data.shards import open_shards
 from encore.data.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.text import printable
@@ -22,7 +23,7 @@ class PathRelocator:
     """Finds a run's files, also after the folder with the files and the run was moved.
 
     A file is searched for at its recorded path, then at the same path relative to the run's folder, then among the
-    embedded tracks. Its hash must be that in `request.json`.
+    embedded tracks. Its hash must be that in `request.json`. Of a track in shards, the folder of the shards is.
 
     Args:
         then: the run's folder when it was run.
@@ -60,6 +61,14 @@ class PathRelocator:
         Raises:
             InputError: its file is missing or changed.
         """
+        if track.shards is not None:
+            shards = self._moved(track.shards)
+            if open_shards(shards).of_file(track.sha256) is None:
+                raise InputError(
+                    f"{printable(track.id)} is not in the shards in {printable(shards)}",
+                    "put the shards back that the run read",
+                )
+            return replace(track, shards=shards)
         path = self._moved(track.path)
         if not path.exists():
             embedded = Catalog.open(assets.CATALOG)
@@ -88,4 +97,5 @@ def listed_track(entry: Mapping[str, Any]) -> Track:
         artist=entry.get("artist"), meta=meta, more_captions=tuple(captions[1:]),
         caption_source=entry.get("caption_source", ""),
         pieces=tuple(Piece(**piece) for piece in entry.get("pieces", ())),
+        shards=Path(entry["shards"]) if entry.get("shards") else None,
     )  # fmt: skip

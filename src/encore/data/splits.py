@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from encore import assets
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
 from encore.data.duplicates import Progress, find_duplicates, refusal, without_duplicates
 from encore.data.file_info import FileCache
 from encore.data.fingerprints import RATE
+from encore.data.shards import ShardCatalog, ShardTracks, catalog_at
 from encore.data.track_list import read_list
 from encore.data.tracks import Missing, Track
 from encore.errors import MOST, InputError, UsageError, together
+from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 SELF = "self"
@@ -24,6 +25,7 @@ HOLDOUT = "holdout"  # splits of a catalogue
 RETAIN = "retain"
 FORGET = "forget"
 SHOWN = 5  # tracks that a note names
+HELD_OUT = 256  # held-out tracks of a catalogue in shards that are used; every snapshot measures them
 CHECK_SECONDS = 10.0  # when a list is refused, decode its files for this long to name unreadable ones as well
 
 
@@ -33,7 +35,7 @@ class Tracks:
 
     Args:
         forget: tracks to forget.
-        retain: tracks to keep; empty with `--retain self`.
+        retain: tracks to keep; empty with `--retain self`. Of a catalogue in shards, `ShardTracks`.
         holdout: held-out tracks; the three are disjoint.
         missing: lines of the list without a known track (only with `allow_missing`).
         skipped: errors of retain and holdout tracks that were left out (only with `skip_unreadable`).
@@ -43,7 +45,7 @@ class Tracks:
     """
 
     forget: tuple[Track, ...]
-    retain: tuple[Track, ...]
+    retain: Sequence[Track]
     holdout: tuple[Track, ...]
     missing: tuple[Missing, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ class Tracks:
 def open_catalog(catalog: Path | None, model: str, roots: Sequence[Path] = ()) -> Catalog | None:
     """The given catalogue, else that of the embedded model, else None."""
     if catalog is not None:
-        return Catalog.open(catalog, roots=roots)
+        return catalog_at(catalog, roots)
     return Catalog.open(assets.CATALOG) if assets.model_folder(model) else None
 
 
@@ -101,7 +103,7 @@ def select(
     def listed(source: Path | str) -> Sequence[Track]:
         selected = read_list(source, catalog=catalog, roots=roots, errors=lost, advice="")
         notes.extend(selected.notes)
-        return selected.tracks
+        return catalog.streamed(selected.tracks) if isinstance(catalog, ShardCatalog) else selected.tracks
 
     kept: Sequence[Track] = ()
     held_out: Sequence[Track] = ()
@@ -112,6 +114,14 @@ def select(
         source = "generations of the base model"
     elif retain is not None:
         kept, source = listed(retain), f"the list {printable(retain)}"
+    elif isinstance(catalog, ShardCatalog):
+        kept = ShardTracks(catalog.shards, catalog.shards.numbers())
+        if holdout is None:
+            held_out = kept.of_split(HOLDOUT)
+        kept = kept.of_split(HOLDOUT, others=True).of_files([track.sha256 for track in forget], others=True)
+        if holdout is not None:
+            kept = kept.of_files([track.sha256 for track in held_out], others=True)
+        source = "the catalogue less the list"
     elif catalog is not None:
         known = {track.sha256: track for track in catalog.tracks(errors=lost)}
         if holdout is None:
@@ -123,8 +133,14 @@ def select(
         forget = [track.with_captions(known.get(track.sha256, track).captions) for track in forget]
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:
         held_out = catalog.tracks(split=HOLDOUT, errors=lost)
+    if isinstance(held_out, ShardTracks):
+        if len(held_out) > HELD_OUT:
+            notes.append(f"{HELD_OUT} of {len(held_out):,} held-out tracks are compared with, the same in every run")
+        sample = random.Random(0).sample(range(len(held_out)), min(HELD_OUT, len(held_out)))
+        held_out = [held_out[place] for place in sorted(sample)]
     if errors:
-        unread = unreadable(forget if skip_unreadable else (*forget, *kept, *held_out), CHECK_SECONDS)
+        optional = () if skip_unreadable else (*(() if isinstance(kept, ShardTracks) else kept), *held_out)
+        unread = unreadable((*forget, *optional), CHECK_SECONDS)
         raise _refusal([*errors, *unread], of_forget)
     required = {track.sha256 for track in forget}
     failed: set[str] = set()
@@ -142,7 +158,8 @@ def select(
         pairs = find_duplicates(forget, kept, held_out, cache=TensorCache(), progress=progress, skip=may_skip)
     except InputError as error:
         raise (_refusal(errors, of_forget) if errors else error) from error
-    kept, held_out = ([track for track in side if track.sha256 not in failed] for side in (kept, held_out))
+    if failed:
+        kept, held_out = (without_files(side, failed) for side in (kept, held_out))
     if pairs and not drop_duplicates:
         raise refusal(pairs)
     for side, purpose, why in (
@@ -155,10 +172,32 @@ def select(
         if len(after) < len(before):
             notes.append(f"{len(before) - len(after)} of {len(before)} tracks {purpose} were left out: {why}")
     notes += [*_several_captions(forget), *left_out(lost)]
+    if any(track.shards for track in (*forget, *held_out)) or isinstance(kept, ShardTracks):
+        notes.append(
+            "the codes of the catalogue are read from its shards, and no audio of it: copies of a track are found by "
+            "file and by samples, not in another encoding"
+        )
+    kept = kept if isinstance(kept, ShardTracks) else tuple(kept)
     return Tracks(
-        tuple(forget), tuple(kept), tuple(held_out), selection.missing, tuple(error.message for error in lost),
+        tuple(forget), kept, tuple(held_out), selection.missing, tuple(error.message for error in lost),
         tuple(dict.fromkeys(notes)), source, len(forget),
     )  # fmt: skip
+
+
+def without_files(tracks: Sequence[Track], hashes: Collection[str]) -> Sequence[Track]:
+    """Tracks without those whose files have one of these SHA-256."""
+    if isinstance(tracks, ShardTracks):
+        return tracks.of_files(hashes, others=True)
+    return [track for track in tracks if track.sha256 not in hashes]
+
+
+def joined(tracks: Sequence[Track], more: Sequence[Track]) -> Sequence[Track]:
+    """Tracks, and more of them after these.
+
+    Raises:
+        InputError: the former are in shards, and one of the latter is not.
+    """
+    return tracks.plus(more) if isinstance(tracks, ShardTracks) else (*tracks, *more)
 
 
 def _refusal(errors: Sequence[InputError], of_forget: int) -> InputError:
@@ -182,7 +221,7 @@ def unreadable(tracks: Sequence[Track], seconds: float) -> list[InputError]:
     until = time.monotonic() + seconds
     for track in tracks:
         try:
-            if files.decoding(track.sha256) is None and time.monotonic() < until:
+            if track.shards is None and files.decoding(track.sha256) is None and time.monotonic() < until:
                 files.load(track.path, track.sha256, sample_rate=RATE)
         except InputError as error:
             errors.append(track.refusal(error))
@@ -236,6 +275,14 @@ def reported(tracks: Sequence[Track], most: int, seed: int) -> list[Track]:
         most: size of the sample.
         seed: of the sample.
     """
+    if isinstance(tracks, ShardTracks):
+        kept = tracks.of_split(RETAIN)
+        if 0 < len(kept) <= HELD_OUT:
+            return list(kept)
+        first = list(tracks.of_split(FORGET)[:most])
+        rest: Sequence[Track] = tracks.of_split(FORGET, others=True)
+        chosen = random.Random(seed).sample(range(len(rest)), min(most - len(first), len(rest)))
+        return sorted((*first, *(rest[place] for place in chosen)), key=lambda track: track.id)
     split = [track for track in tracks if track.meta.get("split") == RETAIN]
     if split:
         return split

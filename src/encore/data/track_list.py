@@ -15,6 +15,7 @@ from encore.data.file_info import FileCache
 from encore.data.manifest import LIST_FORMATS, Record, other_format, text_records
 from encore.data.open_files import LIST_CAPS, locate, open_regular, read_lines, spot
 from encore.data.path_variants import why_missing
+from encore.data.shards import ShardCatalog
 from encore.data.tracks import Missing, Selection, Track
 from encore.errors import InputError, together
 from encore.text import did_you_mean, near, printable
@@ -172,12 +173,16 @@ class _Resolver:
 
     def _by_path(self, record: Record) -> Track:
         where = spot(self.name, record.line)
+        if isinstance(self.catalog, ShardCatalog):  # its audio need not be there, and is not read
+            entries = self.catalog.by_path(record.path) or self.catalog.by_path(self.folder / record.path)
+            if entries:
+                _check_sha256(record, entries[0].sha256, where)
+                return self._catalogued(entries[0], record)
         path = locate(record.path, self.roots, self.roots, where)
         if path is None:
             return self._by_catalog_path(record)
         digest = FileCache().sha256(path)
-        if record.sha256 and record.sha256.casefold() != digest:
-            raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
+        _check_sha256(record, digest, where)
         if self.catalog is not None:
             entries = self.catalog.records_of(path, digest)
             if entries:
@@ -231,6 +236,11 @@ class _Resolver:
             return printable(record.id)
         below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
         return printable(below.as_posix())
+
+
+def _check_sha256(record: Record, digest: str, where: str) -> None:
+    if record.sha256 and record.sha256.casefold() != digest:
+        raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
 
 
 def _distinct(tracks: Iterable[Track]) -> Iterator[Track]:

@@ -48,6 +48,7 @@ class Track:
         caption_source: origin of the captions, see `captions.Captions`.
         place: the line that names it, for messages: `list.txt, line 3`.
         pieces: its clips; without any, the clips are windows from the first sample on.
+        shards: the folder that `encore encode` wrote its codes to, so that `path` is not read; None: it is read.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Track:
     caption_source: str = ""
     place: str = ""
     pieces: tuple[Piece, ...] = ()
+    shards: Path | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:

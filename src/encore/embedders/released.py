@@ -94,7 +94,7 @@ UNREADABLE = (  # a file that is no checkpoint, and what torch raises where shap
 def _state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return {name: value.float() for name, value in load_file(path).items()}
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError("it is not a state dict: names and tensors")
-    return {str(name): value.float() for name, value in found.items()}
+    return {str(name): value.float() for name, value in weights.items()}

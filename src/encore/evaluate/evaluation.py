@@ -22,7 +22,6 @@ from encore.api import (
     Role,
     Source,
 )
-from encore.cache import TensorCache
 from encore.errors import EncoreError, InputError
 from encore.evaluate.embed import Embeddings, as_tensors, embed_audio, embed_codes, from_tensors
 from encore.evaluate.embedder_choice import by_name, open_embedders
@@ -30,6 +29,7 @@ from encore.evaluate.result_cache import Key, ResultCache, listed, named
 from encore.hashing import module_sha256
 from encore.losses import kl_divergence, token_logprobs
 from encore.metrics.rows import ROLES, SETS, by_track
+from encore.tensor_cache import TensorCache
 
 BATCH = 16  # clips per forward pass, memory permitting
 LOGITS = 2**25  # maximum elements of a logits tensor: 128 MiB of float32, a few of which are alive at once

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from encore import assets
 from encore.api import Backend, Clip, ClipSet, Role
-from encore.cache import TensorCache
 from encore.data.catalog import Catalog
-from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, recordings
+from encore.data.encode import TrackEncoder, recordings
+from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.relocate import PathRelocator, listed_track
 from encore.data.splits import OptionalTracks, Tracks, left_out, open_catalog, reported, retain_sets, select
 from encore.data.tracks import Track
@@ -22,9 +22,10 @@ from encore.plugins import backends
 from encore.reporter import Reporter
 from encore.store import schemas
 from encore.store.environment import pick_device
+from encore.store.generated_retain import load_self_retain
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import read_json
-from encore.store.self_retain import load_self_retain
+from encore.tensor_cache import TensorCache
 
 RETAIN_TRACKS = 32  # maximum, if the catalogue has no split "retain"
 
@@ -56,11 +57,11 @@ class EvaluationInputs:
     def set_tracks(self, backend: Backend, encoded: dict[ClipSet, list[EncodedTrack]]) -> None:
         """Use these tracks, which were encoded by `backend`."""
         self.encoded = encoded
-        self.clips = {name: clips_of(members) for name, members in encoded.items()}
+        self.clips = {name: list(clips_of(members)) for name, members in encoded.items()}
         self.recordings = {
             name: partial(recordings, backend, [member.track for member in members])
             for name, members in encoded.items()
-            if members
+            if members and all(member.track.shards is None for member in members)
         }
 
 

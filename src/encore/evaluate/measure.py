@@ -1,4 +1,4 @@
-"""Measure the metrics, one after another or in two processes."""
+"""Measure the metrics, one after another, or in several processes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from encore import plugins
+from encore import distributed, plugins
 from encore.api import Backend, Clip, ClipSet, Embedder, Metric, Result, Role
 from encore.errors import EncoreError, PluginError
 from encore.evaluate import parallel
 from encore.evaluate.evaluation import SharedEvaluation
+from encore.files import finite
 from encore.metrics.rows import unmeasured
 
 FAILED = "failed"  # key of `Result.details`: the exception of a metric
@@ -100,13 +100,17 @@ def measure(
             return [unmeasured(names[number], "unlearned", "forget", error.message)]
         return [replace(row, version=metric.spec.version) for row in _rows(metric, evaluation)]
 
+    shared = distributed.share(range(len(names)))  # of several processes each computes some metrics
     if two_processes and len(names) > 1:
         measured = parallel.map_in_two_processes(rows, len(names), report)
     else:
-        measured = []
-        for number in range(len(names)):
-            report(number, number)
-            measured.append(rows(number))
+        own: dict[int, list[Result]] = {}
+        with distributed.alone():
+            for number in shared:
+                report(number, number)
+                own[number] = rows(number)
+        of_all = {number: made for each in distributed.everyone(own) for number, made in each.items()}
+        measured = [of_all[number] for number in range(len(names))]
     if progress:
         progress("", len(names), len(names))
     return [row for metric_rows in measured for row in metric_rows]
@@ -169,18 +173,10 @@ def _finite(row: Result) -> Result:
         why = f"not measured: the value is {row.value}"
     low, high = (None, None) if value is None else (_or_none(row.low), _or_none(row.high))
     return replace(
-        row, value=value, low=low, high=high, why=why, details=_finite_values(row.details),
+        row, value=value, low=low, high=high, why=why, details=finite(row.details),
         per_track={track: _or_none(number) for track, number in row.per_track.items()},
     )  # fmt: skip
 
 
 def _or_none(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _finite_values(value: Any) -> Any:
-    if isinstance(value, float):
-        return _or_none(value)
-    if isinstance(value, Mapping):
-        return {key: _finite_values(item) for key, item in value.items()}
-    return [_finite_values(item) for item in value] if isinstance(value, (list, tuple)) else value

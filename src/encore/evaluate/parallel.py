@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch
 
+from encore import distributed
 from encore.api import Backend
 from encore.errors import EncoreError
 
@@ -36,6 +37,7 @@ def threads_for_two(models: Sequence[Backend]) -> Iterator[bool]:
     two = (
         sys.platform.startswith("linux")
         and before > 1
+        and distributed.size() == 1
         and all(model.device.type == "cpu" for model in models)
         and all(sum(weight.numel() for weight in model.module.parameters()) < SMALL for model in models)
     )

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from encore.api import Backend, Clip
-from encore.cache import TensorCache
 from encore.curvature.fisher import clips_sha256
 from encore.plugins import installed
 from encore.settings import cache_folder
 from encore.store.environment import hardware, versions
 from encore.store.model_name import model_sha256
+from encore.tensor_cache import TensorCache
 
 Key = tuple[str, ...]
 KERNELS = ("ENCORE_NATIVE", "ENCORE_CPU_ISA", "ENCORE_CUDA_KERNEL")  # environment variables that select a kernel

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from encore import distributed
 from encore.api import Result, Role
 from encore.errors import InputError
 from encore.evaluate.embedder_choice import default_embedders
@@ -100,7 +101,8 @@ def evaluate_inputs(
     for note in inputs.notes:
         reporter.note(note)
     embedder = config.embedder or default_embedders(next(iter(inputs.models.values())))
-    with locked(out) if out is not None else nullcontext():
+    writes = out is not None and distributed.rank() == 0
+    with locked(out) if out is not None and writes else nullcontext():
         evaluation = SharedEvaluation(
             inputs.models, inputs.clips, seed=config.seed, embedder=embedder, offline=offline, force=config.force,
             track_metadata=inputs.track_metadata, recordings=inputs.recordings, draws=config.draws,
@@ -112,7 +114,7 @@ def evaluate_inputs(
                 lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
                 full=config.full, two_processes=two,
             )  # fmt: skip
-            if out is None:
+            if out is None or not writes:
                 return results
             record = evaluation_json(
                 evaluation, golds=config.golds, metrics=config.metrics, full=config.full,

@@ -59,12 +59,12 @@ def bom(files: RunFiles, model: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _base(run: Mapping[str, Any]) -> dict[str, Any]:
-    told = {"weights-sha256": run["model"]["sha256"], "revision": run["model"].get("revision") or ""}
+    properties = {"weights-sha256": run["model"]["sha256"], "revision": run["model"].get("revision") or ""}
     return {
         "type": "machine-learning-model",
         "bom-ref": "base",
         "name": Path(str(run["model"]["name"])).name,
-        "properties": _properties(told),
+        "properties": _properties(properties),
     }
 
 
@@ -81,13 +81,13 @@ def _library(name: str, version: Any) -> dict[str, Any]:
 
 
 def _plugin(plugin: Mapping[str, Any]) -> dict[str, Any]:
-    told = {
+    component = {
         "type": "library",
         "bom-ref": f"plugin:{plugin['name']}",
         "name": f"{plugin['distribution']}: {plugin['name']}",
         "version": str(plugin["version"]),
     }
-    return told | ({"hashes": _hashes(plugin["sha256"])} if plugin.get("sha256") else {})
+    return component | ({"hashes": _hashes(plugin["sha256"])} if plugin.get("sha256") else {})
 
 
 def _tracks(files: RunFiles) -> Iterator[dict[str, Any]]:
@@ -114,10 +114,10 @@ def _card(files: RunFiles) -> dict[str, Any]:
         row = line.figures["unlearned"]
         if row.value is None:
             continue
-        told: dict[str, Any] = {"type": line.label, "value": repr(row.value), "slice": line.set}
+        figure: dict[str, Any] = {"type": line.label, "value": repr(row.value), "slice": line.set}
         if row.low is not None and row.high is not None:
-            told["confidenceInterval"] = {"lowerBound": repr(row.low), "upperBound": repr(row.high)}
-        figures.append(told)
+            figure["confidenceInterval"] = {"lowerBound": repr(row.low), "upperBound": repr(row.high)}
+        figures.append(figure)
     return {
         "modelParameters": {"task": "text-to-audio", "inputs": [{"format": "text"}], "outputs": [{"format": "audio"}]},
         "quantitativeAnalysis": {"performanceMetrics": figures},
@@ -129,5 +129,5 @@ def _hashes(digest: Any) -> list[dict[str, str]]:
     return [{"alg": "SHA-256", "content": str(digest)}]
 
 
-def _properties(told: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"name": f"encore:{name}", "value": str(value)} for name, value in told.items()]
+def _properties(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"name": f"encore:{name}", "value": str(value)} for name, value in values.items()]

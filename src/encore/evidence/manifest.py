@@ -49,7 +49,7 @@ def manifest_of(
         weights_sha256: hash of all weights, from `run.json`.
         includes: whether the bundle has each of `INCLUDES`.
     """
-    told = {
+    manifest = {
         "schema": SCHEMA,
         "made_with": made_with(),
         "includes": dict(includes),
@@ -57,13 +57,13 @@ def manifest_of(
         "model": {name: _entry(model[name]) for name in sorted(model)},
         "weights_sha256": weights_sha256,
     }
-    return (json.dumps(told, indent=2) + "\n").encode()
+    return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def made_with() -> dict[str, str | None]:
     """Version and code hash of this Encore; equal ones write the same report."""
-    own = next((plugin["sha256"] for plugin in installed() if plugin["module"] == "encore.builtins"), None)
-    return {"encore": __version__, "code_sha256": own}
+    sha256 = next((plugin["sha256"] for plugin in installed() if plugin["module"] == "encore.builtins"), None)
+    return {"encore": __version__, "code_sha256": sha256}
 
 
 def read_manifest(archive: Archive) -> dict[str, Any]:
@@ -74,41 +74,42 @@ def read_manifest(archive: Archive) -> dict[str, Any]:
     """
     content = archive.read(NAME)
     try:
-        found = parsed_json(archive.read(NAME), NAME)
-        if found["schema"] != SCHEMA:
+        manifest = parsed_json(archive.read(NAME), NAME)
+        if manifest["schema"] != SCHEMA:
             raise InputError(
-                f"{archive.path} has a manifest of schema {found['schema']!r}", "check it with a newer Encore"
+                f"{archive.path} has a manifest of schema {manifest['schema']!r}", "check it with a newer Encore"
             )
         keys = {"schema", "made_with", "includes", "members", "model", "weights_sha256"}
-        if found.keys() != keys or content != (json.dumps(found, indent=2) + "\n").encode():
+        if manifest.keys() != keys or content != (json.dumps(manifest, indent=2) + "\n").encode():
             raise ValueError("it is not written as Encore writes it")
-        if found["includes"].keys() != set(INCLUDES) or not all(type(v) is bool for v in found["includes"].values()):
+        includes = manifest["includes"]
+        if includes.keys() != set(INCLUDES) or not all(type(value) is bool for value in includes.values()):
             raise TypeError("it does not say what was left out")
         for table in ("members", "model"):
-            for entry in found[table].values():
+            for entry in manifest[table].values():
                 if entry.keys() != {"sha256", "bytes"}:
                     raise TypeError("a hash or a size is missing")
                 if not (isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)):
                     raise TypeError("a hash or a size is missing")
-        if found["made_with"].keys() != {"encore", "code_sha256"}:
+        if manifest["made_with"].keys() != {"encore", "code_sha256"}:
             raise TypeError("it does not say what made it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"the manifest of {archive.path} can't be read: {error!r}", HINT) from error
-    return dict(found)
+    return dict(manifest)
 
 
 def differences(archive: Archive, manifest: Mapping[str, Any]) -> list[Difference]:
     """All differences of the archive from the manifest, in the order of names."""
     listed, there = manifest["members"], set(archive.names) - set(UNLISTED)
-    found = []
+    changes = []
     for name in sorted({*listed, *there}):
         if name not in there:
-            found.append(Difference(name, "is missing"))
+            changes.append(Difference(name, "is missing"))
         elif name not in listed:
-            found.append(Difference(name, "was added"))
+            changes.append(Difference(name, "was added"))
         elif archive.size(name) != listed[name]["bytes"] or archive.sha256(name) != listed[name]["sha256"]:
-            found.append(Difference(name, "was changed"))
-    return found
+            changes.append(Difference(name, "was changed"))
+    return changes
 
 
 def run_differences(run: Path, manifest: Mapping[str, Any]) -> list[Difference]:
@@ -117,19 +118,19 @@ def run_differences(run: Path, manifest: Mapping[str, Any]) -> list[Difference]:
     Raises:
         InputError: a record of the run can't be read.
     """
-    found = [Difference(name, "is missing") for name in (REQUEST, RUN) if not (run / name).is_file()]
-    records = {} if found else public_records(run, catalog=manifest["includes"]["catalog"], measured=False)
+    changes = [Difference(name, "is missing") for name in (REQUEST, RUN) if not (run / name).is_file()]
+    records = {} if changes else public_records(run, catalog=manifest["includes"]["catalog"], measured=False)
     for name, content in records.items():
         if _entry(content) != manifest["members"].get(name):
-            found.append(Difference(name, "is not the one that was bundled"))
+            changes.append(Difference(name, "is not the one that was bundled"))
     model = {f"model/{name}": entry for name, entry in manifest["model"].items() if name != "README.md"}
     for name, entry in model.items():
         file = run / name
         if ".." in Path(name).parts or not file.is_file():
-            found.append(Difference(name, "is missing"))
+            changes.append(Difference(name, "is missing"))
         elif file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
-            found.append(Difference(name, "is not the one that was bundled"))
-    return found
+            changes.append(Difference(name, "is not the one that was bundled"))
+    return changes
 
 
 def _entry(content: bytes | Path) -> dict[str, Any]:

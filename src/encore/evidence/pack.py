@@ -73,8 +73,8 @@ def pack(
     members |= dict(_samples(run, with_catalog, with_before))
     if with_model:
         members |= {f"model/{name}": file for name, file in model.items()}
-        own = (run / SELF / name for name in IN_SELF)
-        members |= {f"{SELF}/{file.name}": file for file in own if file.is_file() and not file.is_symlink()}
+        retained = (run / SELF / name for name in IN_SELF)
+        members |= {f"{SELF}/{file.name}": file for file in retained if file.is_file() and not file.is_symlink()}
     includes = {"catalog": with_catalog, "before": with_before, "model": with_model}
     manifest = manifest_of(members, model, str(files.run["unlearned_sha256"]), includes)
     about = {SIGNATURE: signing.sign(manifest, key)} if key is not None else {}
@@ -88,8 +88,8 @@ def pack(
 def model_files(run: Path) -> dict[str, Path]:
     """The model's files by relative path, without the card, which changes with evaluations."""
     folder = run / "model"
-    found = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    return {file.relative_to(folder).as_posix(): file for file in found if file.name != "README.md"}
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    return {file.relative_to(folder).as_posix(): file for file in files if file.name != "README.md"}
 
 
 def _settings(file: Path) -> bytes:

@@ -100,9 +100,9 @@ def pseudonyms(request: Mapping[str, Any]) -> Names:
 def public_row(row: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
     """A row of `metrics.json` with redacted ids and sentences."""
     every = {**names.get("holdout", {}), **names.get("retain", {})}
-    own = names.get(str(row["set"]), {})
+    ids = names.get(str(row["set"]), {})
     texts = {key: clean(row[key]) for key in ("why", "note") if isinstance(row.get(key), str)}
-    tracks = {own.get(track, track): value for track, value in row["per_track"].items()}
+    tracks = {ids.get(track, track): value for track, value in row["per_track"].items()}
     details = {key: _renamed(value, every, clean) for key, value in row["details"].items()}
     return {**row, **texts, "per_track": tracks, "details": details}
 
@@ -143,7 +143,8 @@ def _request(request: Mapping[str, Any], names: Names, clean: Callable[[str], st
 
 def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A forget track's entry without folders."""
-    return {**entry, "file": _file_name(entry["file"]), "text": _file_name(entry.get("text") or "")}
+    shown = {key: value for key, value in entry.items() if key != "shards"}
+    return {**shown, "file": _file_name(entry["file"]), "text": _file_name(entry.get("text") or "")}
 
 
 def _run(run: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
@@ -182,6 +183,7 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
     entries = [(name, entry) for name in ("forget", *HIDDEN) for entry in request[name]]
     known = {str(request["folder"]), *(os.path.dirname(str(entry["file"])) for _, entry in entries)}
     known |= {os.path.dirname(str(run["model"]["name"]))}
+    known |= {os.path.dirname(str(entry["shards"])) for _, entry in entries if entry.get("shards")}
     for flag in (run["flags"].get(name, {}).get("value") for name in PATHS):
         known |= {
             os.path.dirname(value) for value in (flag if isinstance(flag, list) else [flag]) if isinstance(value, str)
@@ -193,9 +195,9 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
     hidden: dict[str, str] = {}
     for name, entry in reversed(entries):
         if name in names:
-            own = names[name][str(entry["id"])]
+            pseudonym = names[name][str(entry["id"])]
             texts = (entry["id"], entry.get("title"), os.path.basename(str(entry["file"])), entry.get("text"))
-            hidden |= {str(text): own for text in texts if text and len(str(text)) >= LEAST}
+            hidden |= {str(text): pseudonym for text in texts if text and len(str(text)) >= LEAST}
     words = sorted(map(re.escape, hidden), key=len, reverse=True)
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)") if words else None
 
@@ -219,13 +221,13 @@ def _renamed(value: Any, names: Mapping[str, str], clean: Callable[[str], str]) 
 
 def _outcome(value: Any, names: Names, clean: Callable[[str], str]) -> Any:
     """Redact tables by retain track, the worst track, and sentences."""
-    own = names.get("retain", {})
+    ids = names.get("retain", {})
     if isinstance(value, Mapping):
         return {
-            key: _renamed(item, own, clean) if key in TABLES else _outcome(item, names, clean)
+            key: _renamed(item, ids, clean) if key in TABLES else _outcome(item, names, clean)
             for key, item in value.items()
         }
-    return [_outcome(item, names, clean) for item in value] if isinstance(value, list) else _renamed(value, own, clean)
+    return [_outcome(item, names, clean) for item in value] if isinstance(value, list) else _renamed(value, ids, clean)
 
 
 def _flag(name: str, value: Any) -> Any:

@@ -102,7 +102,7 @@ def rerun(
     from encore.evaluate.inputs import OtherWeightsError, from_run
     from encore.evaluate.parallel import threads_for_two
     from encore.evaluate.run import EvalConfig, evaluate_inputs
-    from encore.evidence.inputs import as_kept, find_inputs
+    from encore.evidence.lookup import as_kept, find_inputs
     from encore.evidence.redaction import public_rows
     from encore.store.environment import hardware, versions
     from encore.store.metrics_json import metrics_json
@@ -168,7 +168,7 @@ def check_settings(how: Any) -> None:
         raise InputError(f"the bundle names a gold for {' and '.join(sorted(how['golds'].keys() - {'gold', 'gold2'}))}")
 
 
-def check_rerun(found: Rerun, tolerance: Tolerance = "machine") -> None:
+def check_rerun(result: Rerun, tolerance: Tolerance = "machine") -> None:
     """Check the values that were measured again.
 
     Args:
@@ -179,7 +179,7 @@ def check_rerun(found: Rerun, tolerance: Tolerance = "machine") -> None:
         ToleranceError: all are reproduced, some less closely than `tolerance`.
         NotCheckedError: some could not be measured.
     """
-    rows = found.rows
+    rows = result.rows
     if wrong := [row for row in rows if row.state in WRONG]:
         raise GateError(
             f"{len(wrong)} of {len(rows)} figures do not come out again: {_named(wrong)}",
@@ -190,24 +190,24 @@ def check_rerun(found: Rerun, tolerance: Tolerance = "machine") -> None:
     unmeasured = [row for row in rows if row.state == "unmeasured"]
     beside = f"; {len(unmeasured)} could not be measured" if unmeasured else ""
     if loose:
-        on = f"the bundle says that it was measured on {found.hardware!r}; " if found.hardware else ""
+        on = f"the bundle says that it was measured on {result.hardware!r}; " if result.hardware else ""
         raise ToleranceError(
-            f"{tally(found)}{beside}: {_named(loose)}",
+            f"{tally(result)}{beside}: {_named(loose)}",
             f"{on}what differs by chance there is accepted with --tolerance chance" if tolerance == "machine" else
             "--tolerance machine accepts rounding, --tolerance chance what lies within the intervals",
         )  # fmt: skip
     if unmeasured:
-        why = "; ".join(dict.fromkeys([*found.absent.values(), *(row.what[0] for row in unmeasured if row.what)]))
+        why = "; ".join(dict.fromkeys([*result.absent.values(), *(row.what[0] for row in unmeasured if row.what)]))
         raise NotCheckedError(
-            f"{len(unmeasured)} of {len(rows)} figures could not be measured ({why}); {tally(found)}",
+            f"{len(unmeasured)} of {len(rows)} figures could not be measured ({why}); {tally(result)}",
             "--root FOLDER finds tracks and models by hash, --catalog FILE captions",
         )
 
 
-def tally(found: Rerun) -> str:
+def tally(result: Rerun) -> str:
     """Summary of the agreement: "57 to the digit, 3 but for rounding, 22 only within chance"."""
     counts = {"to the digit": "same", "but for rounding": "rounding", "only within chance": "chance"}
-    parts = [f"{found.count(state)} {words}" for words, state in counts.items() if found.count(state)]  # type: ignore[arg-type]
+    parts = [f"{result.count(state)} {words}" for words, state in counts.items() if result.count(state)]  # type: ignore[arg-type]
     return ", ".join(parts) or "none measured"
 
 

@@ -71,8 +71,8 @@ def check_readable(signature: bytes) -> None:
     """
     parts: tuple[Any, ...] = ()
     try:
-        found = json.loads(signature)
-        parts = found["mediaType"], found["verificationMaterial"], found["dsseEnvelope"]["signatures"][0]["sig"]
+        bundle = json.loads(signature)
+        parts = bundle["mediaType"], bundle["verificationMaterial"], bundle["dsseEnvelope"]["signatures"][0]["sig"]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         pass
     if not parts or not all(parts):

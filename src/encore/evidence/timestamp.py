@@ -30,21 +30,21 @@ def request(manifest: bytes, url: str) -> bytes:
     client = _library()
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise UsageError(f"{url!r} is not the address of a time-stamping authority", "it begins with https://")
-    asked = client.TimestampRequestBuilder(data=manifest, hash_algorithm=client.HashAlgorithm.SHA256).build()
-    query = urllib.request.Request(url, data=asked.as_bytes(), headers={"Content-Type": MEDIA}, method="POST")
+    query = client.TimestampRequestBuilder(data=manifest, hash_algorithm=client.HashAlgorithm.SHA256).build()
+    post = urllib.request.Request(url, data=query.as_bytes(), headers={"Content-Type": MEDIA}, method="POST")
     hint = "bundle without --timestamp: the time is then the maker's own word"
     try:
-        with urllib.request.urlopen(query, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(post, timeout=TIMEOUT) as answer:
             content = bytes(answer.read(LARGEST))
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise EncoreError(f"{url} gives no timestamp: {_reason(error)}", hint) from error
     try:
         answered = client.decode_timestamp_response(content)
-        mine = answered.tst_info.nonce == asked.nonce
+        mine = answered.tst_info.nonce == query.nonce
         imprint = bytes(answered.tst_info.message_imprint.message)
     except Exception as error:  # untrusted input
         raise EncoreError(f"{url} gives no timestamp: {_reason(error)}", hint) from error
-    if not mine or imprint != bytes(asked.message_imprint.message):
+    if not mine or imprint != bytes(query.message_imprint.message):
         raise EncoreError(f"{url} gives a timestamp of something else", hint)
     return content
 

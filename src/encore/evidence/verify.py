@@ -114,38 +114,38 @@ def verify(
         if run is not None:
             _refuse(f"{run} is not the run of this bundle", run_differences(run, manifest))
             checked |= dict.fromkeys((REQUEST, RUN), AS_RUN)
-        found: Rerun | None = None
+        measured: Rerun | None = None
         if again:
             with _folder(archive, records, run) as folder:
                 how, bundled = json.loads(records[EVALUATION]), read_metrics(folder / METRICS)
-                found = rerun(
+                measured = rerun(
                     folder, how, bundled, run=run, catalog_is_in=manifest["includes"]["catalog"], roots=roots,
                     catalogs=catalogs, device=device, offline=offline, reporter=reporter,
                 )  # fmt: skip
-            checked |= _measured(found, archive.names, run)
+            checked |= _measured(measured, archive.names, run)
         members = {name: Member(archive.size(name), checked[name]) for name in archive.names}
-    return Verified(members, signature, time, tsa_certificate is not None, found)
+    return Verified(members, signature, time, tsa_certificate is not None, measured)
 
 
-def check_complete(found: Verified, bundle: Path) -> None:
+def check_complete(result: Verified, bundle: Path) -> None:
     """Refuse a bundle whose report, card or bill of materials could not be checked.
 
     Raises:
         NotCheckedError: names the members.
     """
-    names = [name for name in DERIVED if name in found.members and found.members[name].checked.startswith(UNCHECKED)]
+    names = [name for name in DERIVED if name in result.members and result.members[name].checked.startswith(UNCHECKED)]
     if names:
-        why = found.members[names[0]].checked.removeprefix(UNCHECKED).lstrip(": ")
+        why = result.members[names[0]].checked.removeprefix(UNCHECKED).lstrip(": ")
         raise NotCheckedError(
             f"{' and '.join(names)} of {bundle} could not be checked: {why}",
             "check it with the Encore that made it; until then trust the other members alone",
         )
 
 
-def _refuse(what: str, found: Sequence[object]) -> None:
-    if found:
-        count = f"{len(found)} files differ" if len(found) > 1 else "1 file differs"
-        raise InputError(f"{what}: {count}", "\n".join(map(str, found)))
+def _refuse(what: str, items: Sequence[object]) -> None:
+    if items:
+        count = f"{len(items)} files differ" if len(items) > 1 else "1 file differs"
+        raise InputError(f"{what}: {count}", "\n".join(map(str, items)))
 
 
 # ---------------------------------------------------------------------------------------------- signature and time
@@ -268,22 +268,22 @@ def _check_derived(archive: Archive, records: Mapping[str, bytes], manifest: Map
     Raises:
         InputError: they do not follow from the records.
     """
-    made = derived(records, {name: entry["sha256"] for name, entry in manifest["model"].items()})
-    other = [name for name in DERIVED if archive.read(name) != made[name]]
-    mine, theirs = made_with(), manifest["made_with"]
-    if other and mine == theirs:
+    expected = derived(records, {name: entry["sha256"] for name, entry in manifest["model"].items()})
+    differing = [name for name in DERIVED if archive.read(name) != expected[name]]
+    this, theirs = made_with(), manifest["made_with"]
+    if differing and this == theirs:
         raise InputError(
-            f"{' and '.join(other)} of {archive.path} is not what its records give: it was written by hand", HINT
+            f"{' and '.join(differing)} of {archive.path} is not what its records give: it was written by hand", HINT
         )
-    who = f"Encore {theirs['encore']}" if theirs["encore"] != mine["encore"] else "an Encore of other code"
-    return {name: f"{UNCHECKED}: made by {who}" if name in other else AGAIN for name in DERIVED}
+    who = f"Encore {theirs['encore']}" if theirs["encore"] != this["encore"] else "an Encore of other code"
+    return {name: f"{UNCHECKED}: made by {who}" if name in differing else AGAIN for name in DERIVED}
 
 
 # ----------------------------------------------------------------------------------------------------- measured again
 
 
-def _measured(found: Rerun, names: Sequence[str], run: Path | None) -> dict[str, str]:
-    part = found.count("unmeasured")
+def _measured(result: Rerun, names: Sequence[str], run: Path | None) -> dict[str, str]:
+    part = result.count("unmeasured")
     checked = {METRICS: f"{MEASURED}, but for {part} figures" if part else MEASURED}
     checked[EVALUATION] = f"{HASH}; its settings and models served to measure again"
     if run is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
@@ -82,14 +83,13 @@ class Encore(LossMethod):
     options: Options
 
     def prepare(self, session: Session) -> None:
-        backend, retain = session.backend, list(session.retain)
+        backend, retain = session.backend, session.retain_sample()
         self._limit = limit = memorised_below(session.holdout_nll, backend.codebook_size)
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
         memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
         self._memorised = set(memorised)
-        self._captions = [clip.caption for clip in retain]
-        self._retain, self._others = retain, [clip for clip in retain if clip not in self._memorised]
+        self._retain, self._others = session.retain, [clip for clip in retain if clip not in self._memorised]
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or self._others
@@ -100,24 +100,18 @@ class Encore(LossMethod):
             self._set_fall(backend, new)
         if memorised:
             share = self.options.memorised_share
-            crops = [Clip(clip.track, clip.caption, clip.codes) for clip in retain]  # in a role of their own
-            wanted = share / (1 - share) * len(crops) / len(memorised)  # times as often as any other
-            session.retain = [*crops * max(1, round(1 / wanted)), *memorised * max(1, round(wanted))]
+            wanted = share / (1 - share) * len(self._retain) / len(memorised)  # times as often as any other
+            session.retain = _Drawn(self._retain, max(1, round(1 / wanted)), memorised, max(1, round(wanted)))
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        shortest = int(batch.frames.min())
-        shift = _draw(min(self._shift(step.backend), shortest // 2), step.generator) + 1
-        captions = [self._other_caption(step.generator) for _ in batch.clips]
-        strange = Batch.of(
-            [Clip(c.track, text, c.codes[:, shift:]) for c, text in zip(batch.clips, captions, strict=True)],
-            batch.codes.device,
-        )
+        shift, captions, (weights, fall) = step.once("forget", lambda: self._drawn_for(step, batch))
+        strange = Batch.of([Clip(c.track, captions[c], c.codes[:, shift:]) for c in batch.clips], batch.codes.device)
         mask = step.backend.token_mask(strange)
         taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
-        weights, fall = self._attacked(step, batch)
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)[:, :, shift:]
-            teacher = _without_dropout(step.backend, strange) if taught.any() else None
+            some = step.forget if distributed.in_lockstep() else batch.clips
+            teacher = _without_dropout(step.backend, strange) if not self._deep.isdisjoint(some) else None
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
         loss = self.options.gamma * (levels - nll).relu().mean(1)
@@ -130,14 +124,19 @@ class Encore(LossMethod):
         losses: list[Tensor] = []
         memorised = [i for i, clip in enumerate(batch.clips) if clip in self._memorised]
         others = [i for i, clip in enumerate(batch.clips) if clip not in self._memorised]
-        if memorised:
-            losses.append(self._likelihood(step, Batch.of([batch.clips[i] for i in memorised], batch.codes.device)))
-        if others:
+        cropped = step.once("crops", lambda: self._crops(step.retain or batch.clips, step.generator))
+        kept, crops = [batch.clips[i] for i in memorised], [cropped[batch.clips[i]] for i in others]
+        if distributed.in_lockstep():  # a clip of each kind that any process has, of which the loss is left out
+            kept = kept or [clip for clip in step.retain if clip in self._memorised][:1]
+            crops = crops or list(cropped.values())[:1]
+        if kept:
+            losses.append(self._likelihood(step, Batch.of(kept, batch.codes.device))[: len(memorised)])
+        if crops:
             assert step.reference is not None  # declared in the spec
-            crops = Batch.of([self._crop(batch.clips[i], step.generator) for i in others], batch.codes.device)
-            mask = step.backend.token_mask(crops)
-            kl = kl_divergence(step.reference.logits(crops), step.backend.logits(crops), mask)
-            losses.append(clip_mean(kl, mask))
+            cut = Batch.of(crops, batch.codes.device)
+            mask = step.backend.token_mask(cut)
+            kl = kl_divergence(step.reference.logits(cut), step.backend.logits(cut), mask)
+            losses.append(clip_mean(kl, mask)[: len(others)])
         order = torch.tensor(memorised + others, device=batch.codes.device).argsort()
         return self.options.alpha * torch.cat(losses)[order]
 
@@ -212,6 +211,19 @@ class Encore(LossMethod):
 
     # ------------------------------------------------------------------------------------------------------- details
 
+    def _drawn_for(
+        self, step: Step, batch: Batch
+    ) -> tuple[int, dict[Clip, str], tuple[dict[str, Tensor], Tensor | float]]:
+        """What all batches of a step share: the teacher's shift, its captions, and the attack."""
+        clips = step.forget or batch.clips
+        shortest = min(clip.codes.shape[-1] for clip in clips)
+        shift = _draw(min(self._shift(step.backend), shortest // 2), step.generator) + 1
+        captions = {clip: self._other_caption(step.generator) for clip in clips}
+        return shift, captions, self._attacked(step, batch)
+
+    def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
+        return {clip: self._crop(clip, generator) for clip in clips if clip not in self._memorised}
+
     def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
         """The weights after relearning the step's memorised clips, and the share [K] of its NLL that new music keeps
         under an attack of the same length; no weights without an attack."""
@@ -269,7 +281,7 @@ class Encore(LossMethod):
         return max(1, int(self.options.shift_seconds * backend.frame_rate))
 
     def _other_caption(self, generator: torch.Generator) -> str:
-        return self._captions[_draw(len(self._captions), generator)]
+        return self._retain[_draw(len(self._retain), generator)].caption
 
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
@@ -283,21 +295,56 @@ class Encore(LossMethod):
 
 
 def typical_weight(module: nn.Module) -> float:
-    """The typical size of a weight, which learning rates are relative to: median over linear layers of their RMS."""
-    linear = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+    """The typical size of a weight, which learning rates are relative to: median over linear layers of their RMS.
+
+    The layers are the model's own, and not an adapter's, of which half are 0 at first.
+    """
+    parts = [part for name, part in module.named_modules() if ".lora_" not in name]
+    linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
     matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
     return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
+
+
+class _Drawn(Sequence[Clip]):
+    """The clips that the loop draws from: crops of all retain clips, in a role of their own, and the memorised ones.
+
+    Args:
+        retain: all retain clips, each read when it is drawn.
+        crops: how often each of them is listed.
+        memorised: the memorised ones.
+        times: how often each of these is listed.
+    """
+
+    def __init__(self, retain: Sequence[Clip], crops: int, memorised: Sequence[Clip], times: int) -> None:
+        self._retain, self._crops = retain, len(retain) * crops
+        self._memorised, self._length = memorised, len(retain) * crops + len(memorised) * times
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, place: int) -> Clip: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Clip]: ...
+    def __getitem__(self, place: int | slice) -> Clip | list[Clip]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]  # counts from the end, or raises IndexError
+        if place >= self._crops:
+            return self._memorised[(place - self._crops) % len(self._memorised)]
+        clip = self._retain[place % len(self._retain)]
+        return Clip(clip.track, clip.caption, clip.codes)
 
 
 @torch.no_grad()
 def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
     """Mean NLL per token of each clip's codebooks, nats, [N, K]; `size` clips per pass."""
-    found = []
-    for start in range(0, len(clips), size):
-        batch = Batch.of(clips[start : start + size], backend.device)
-        mask = backend.token_mask(batch)
-        found.append(-backend.token_logprobs(batch).sum(2) / mask.sum(2).clamp(min=1))
-    return torch.cat(found)
+
+    def compute(part: Sequence[Clip]) -> Tensor:
+        batch = Batch.of(part, backend.device)
+        return -backend.token_logprobs(batch).sum(2) / backend.token_mask(batch).sum(2).clamp(min=1)
+
+    return distributed.rows(clips, size, compute)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ class Ewc(LossMethod):
 
     def prepare(self, session: Session) -> None:
         o, module = self.options, session.backend.module
-        self._fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
+        self._fisher = session.fisher(session.retain_sample(), labels=o.labels, micro_batch_size=o.micro_batch_size)
         self._base = {name: module.get_parameter(name).detach().clone() for name in self._fisher}
         if not o.alpha:
             session.retain = []  # the loop need not process clips without weight

@@ -29,7 +29,7 @@ class FisherNoise(EditMethod):
     @torch.no_grad()
     def edit(self, session: Session) -> None:
         o = self.options
-        fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
+        fisher = session.fisher(session.retain_sample(), labels=o.labels, micro_batch_size=o.micro_batch_size)
         least = mean_over_weights(fisher) / o.cap
         for name, value in fisher.items():
             weight = session.backend.module.get_parameter(name)

@@ -35,7 +35,7 @@ class Newton(EditMethod):
 
     def edit(self, session: Session) -> None:
         o, backend = self.options, session.backend
-        fisher = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
+        fisher = session.fisher(session.retain_sample(), labels=o.labels, micro_batch_size=o.micro_batch_size)
         damping = o.epsilon * mean_over_weights(fisher)
         eta, last = o.eta, None
         for _ in range(o.steps):
@@ -48,7 +48,7 @@ class Newton(EditMethod):
                 eta /= 2
             else:
                 if o.rho:
-                    retain, _ = mean_gradient(backend, session.retain, micro_batch_size=o.micro_batch_size)
+                    retain, _ = mean_gradient(backend, session.retain_sample(), micro_batch_size=o.micro_batch_size)
                     ascent = {name: gradient - o.rho * retain[name] for name, gradient in ascent.items()}
                 last = {name: value.clone() for name, value in backend.module.state_dict().items()}, ascent
             with torch.no_grad():

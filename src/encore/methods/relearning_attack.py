@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from encore import distributed
 from encore.api import Backend, Clip
+from encore.errors import UsageError
 from encore.relearning import relearn
 
 
@@ -15,13 +17,14 @@ class RelearningAttack:
     """Trains a copy of a model on clips, as an attacker would to restore them.
 
     Args:
-        backend: the model; it is copied once, and its weights before every attack.
+        backend: the model; it is copied once, and its trained weights before every attack. Weights that are not trained
+            (with an adapter, all but the adapter's) are shared with the copy.
         lr: learning rate of AdamW.
     """
 
     def __init__(self, backend: Backend, *, lr: float) -> None:
         self._lr = lr
-        self._copy = backend.clone()
+        self._copy = _sharing_copy(backend)
 
     def __call__(
         self, backend: Backend, clips: Sequence[Clip], *, steps: int, size: int
@@ -35,9 +38,19 @@ class RelearningAttack:
             clips: trained on, all of them in each step.
             steps: number of steps.
             size: clips per pass; affects only memory use.
+
+        Raises:
+            UsageError: the model's weights are split over several processes.
         """
+        if distributed.in_lockstep():
+            raise UsageError(
+                "relearning attacks need whole weights, and --shard splits them",
+                "use -o attack_share=0, or leave --shard out",
+            )
         copy, module = self._copy.module, backend.module
-        copy.load_state_dict(module.state_dict())
+        shared = {name for name, weight in module.named_parameters() if not weight.requires_grad}
+        state = {name: value for name, value in module.state_dict().items() if name not in shared}
+        copy.load_state_dict(state, strict=not shared)
         names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = {name: copy.get_parameter(name).requires_grad_() for name in names}
         batches = [clips[start : start + size] for start in range(0, len(clips), size)]
@@ -70,3 +83,19 @@ def moved(module: nn.Module, to: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for part, name, weight in places:
             part._parameters[name] = weight
+
+
+def _sharing_copy(backend: Backend) -> Backend:
+    """A copy of a model that shares the weights that are not trained, which are never copied."""
+    fixed = {name: weight for name, weight in backend.module.named_parameters() if not weight.requires_grad}
+    values = {name: weight.data for name, weight in fixed.items()}
+    try:
+        for weight in fixed.values():
+            weight.data = weight.data.new_empty(0)
+        copy = backend.clone()
+    finally:
+        for name, weight in fixed.items():
+            weight.data = values[name]
+    for name, value in values.items():
+        copy.module.get_parameter(name).requires_grad_(False).data = value
+    return copy

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from encore.api import Batch, LossMethod, Session, Step
+from encore.api import Batch, Clip, LossMethod, Session, Step
 from encore.errors import UsageError
 from encore.losses import token_cross_entropy
 from encore.options import TrainOptions
@@ -36,8 +37,9 @@ class RandomLabels(LossMethod):
             return
         if not backend.has_tokens:
             raise UsageError(f"labels=marginal counts codes, and {backend.name} has none", "use labels=uniform")
+        retain = session.retain_sample()
         counts = [
-            torch.bincount(torch.cat([clip.codes[k] for clip in session.retain]), minlength=backend.codebook_size) + 0.1
+            torch.bincount(torch.cat([clip.codes[k] for clip in retain]), minlength=backend.codebook_size) + 0.1
             for k in range(backend.codebooks)
         ]
         self._weights = torch.stack(counts)  # [K, V]
@@ -45,11 +47,17 @@ class RandomLabels(LossMethod):
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         if not step.backend.has_tokens:
             return step.backend.random_losses(batch, step.generator)
-        count, codebooks, frames = batch.codes.shape
-        labels = torch.multinomial(self._weights, count * frames, replacement=True, generator=step.generator)  # [K, NT]
-        labels = labels.view(codebooks, count, frames).transpose(0, 1).to(batch.codes.device)
+        clips = step.forget or batch.clips
+        drawn = step.once("labels", lambda: self._draw(clips, step.generator))
+        labels = drawn[[clips.index(clip) for clip in batch.clips], :, : batch.codes.shape[-1]].to(batch.codes.device)
         mask = step.backend.token_mask(batch)
         return token_cross_entropy(step.backend.logits(batch), labels, mask)
+
+    def _draw(self, clips: Sequence[Clip], generator: torch.Generator) -> Tensor:
+        """Random codes [N, K, T] for all forget clips of a step."""
+        count, frames = len(clips), max(clip.codes.shape[-1] for clip in clips)
+        labels = torch.multinomial(self._weights, count * frames, replacement=True, generator=generator)  # [K, NT]
+        return labels.view(-1, count, frames).transpose(0, 1)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         return self.options.alpha * step.backend.losses(batch)

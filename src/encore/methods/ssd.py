@@ -27,7 +27,7 @@ class Ssd(EditMethod):
     def edit(self, session: Session) -> None:
         o = self.options
         forget = session.fisher(session.forget, labels=o.labels, micro_batch_size=o.micro_batch_size)
-        retain = session.fisher(session.retain, labels=o.labels, micro_batch_size=o.micro_batch_size)
+        retain = session.fisher(session.retain_sample(), labels=o.labels, micro_batch_size=o.micro_batch_size)
         share = len(session.forget) / (len(session.forget) + len(session.retain))
         for name, important in forget.items():
             everything = share * important + (1 - share) * retain[name]

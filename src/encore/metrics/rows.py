@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from encore import stats
@@ -11,6 +11,7 @@ from encore.api import Clip, ClipSet, Evaluation, Result, Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
 SETS: tuple[ClipSet, ...] = get_args(ClipSet)
+Rows = Callable[[Evaluation, Role, ClipSet], Iterable[Result]]
 
 
 def by_track(clips: Sequence[Clip], totals: Iterable[float], counts: Iterable[float]) -> dict[str, float]:
@@ -21,6 +22,34 @@ def by_track(clips: Sequence[Clip], totals: Iterable[float], counts: Iterable[fl
         entry[0] += total
         entry[1] += count
     return {track: total / count for track, (total, count) in sorted(sums.items()) if count}
+
+
+def windows_by_track(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
+    """The clips of each track, in order."""
+    windows: dict[str, list[Clip]] = {}
+    for clip in clips:
+        windows.setdefault(clip.track, []).append(clip)
+    return windows
+
+
+def first_windows(clips: Sequence[Clip]) -> list[Clip]:
+    """The first clip of each track, in the order of track ids."""
+    return [windows[0] for _, windows in sorted(windows_by_track(clips).items())]
+
+
+def rows_by_model(
+    evaluation: Evaluation, metric: str, sets: Iterable[ClipSet], models: Iterable[Role], rows: Rows, **fields: Any
+) -> Iterator[Result]:
+    """The rows of each set and model, or one with the reason: an empty set, a likelihood that is not finite."""
+    for clips in sets:
+        if not evaluation.clips.get(clips):
+            yield no_clips(metric, clips, **fields)
+            continue
+        for model in available_roles(evaluation, *models):
+            if reason := not_finite(evaluation, model, clips):
+                yield unmeasured(metric, model, clips, reason, **fields)
+            else:
+                yield from rows(evaluation, model, clips)
 
 
 def mean_row(
@@ -46,6 +75,11 @@ def not_finite(evaluation: Evaluation, model: Role, clips: ClipSet) -> str:
     """Why a model's generations can't be measured: its likelihoods are not finite. Empty if they are finite."""
     tracks = [track for track, nll in evaluation.nll(model, clips).items() if not math.isfinite(nll)]
     return f"the model's likelihood of {tracks[0]} is not finite" if tracks else ""
+
+
+def no_continuations(evaluation: Evaluation, model: Role, clips: ClipSet) -> str:
+    """Why a model's continuations can't be measured; empty if they can."""
+    return not_finite(evaluation, model, clips) if evaluation.backend(model).has_tokens else "the model has no tokens"
 
 
 def available_roles(evaluation: Evaluation, *roles: Role) -> list[Role]:

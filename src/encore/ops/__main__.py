@@ -34,14 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shape", type=_shape, default="8,250,256,256", help="N,T,I,O of what is timed")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    found = examine(options.shape)
+    report = examine(options.shape)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(report))
         return
-    print(f"library: {found['library']}\nCPU: {found['cpu']}\nCUDA: {found['cuda']}")
+    print(f"library: {report['library']}\nCPU: {report['cpu']}\nCUDA: {report['cuda']}")
     print(f"N, T, I, O = {', '.join(map(str, options.shape))}; {torch.get_num_threads()} CPU threads\n")
     print(f"{'op':24}{'device':8}{'kernel':28}{'ms':>9}{'twin ms':>9}{'gain':>7}")
-    for row in found["ops"]:
+    for row in report["ops"]:
         times = "".join(
             f"{row[key]:{width}.2f}" if row[key] is not None else f"{'-':>{width}}"
             for key, width in (("ms", 9), ("twin_ms", 9), ("gain", 7))

@@ -65,19 +65,19 @@ def add_kernels(extension: Any, csrc: Path, target: Path, torch: Any) -> None:
 def _nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     for candidate in ([f"{home}/bin/nvcc"] if home else []) + ["nvcc", "/usr/local/cuda/bin/nvcc"]:
-        found = shutil.which(candidate)
-        if found:
-            return found
+        path = shutil.which(candidate)
+        if path:
+            return path
     return None
 
 
 def _archs(torch: Any) -> list[str]:
     """Such as ["8.0", "9.0+PTX"]: what TORCH_CUDA_ARCH_LIST asks for, or the devices in sight, or the usual ones."""
-    asked = re.findall(r"\d+\.\d+[af]?(?:\+PTX)?", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
-    if not asked and torch.cuda.is_available():
-        found = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
-        asked = [f"{major}.{minor}" for major, minor in sorted(found)]
-    return asked or ["8.0", "9.0+PTX"]
+    archs = re.findall(r"\d+\.\d+[af]?(?:\+PTX)?", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    if not archs and torch.cuda.is_available():
+        devices = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
+        archs = [f"{major}.{minor}" for major, minor in sorted(devices)]
+    return archs or ["8.0", "9.0+PTX"]
 
 
 def architecture_flags(source: Path, archs: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from encore.results.targets import spec_of
 NAMES = {
     "base": "before", "unlearned": "after", "gold": "gold", "gold2": "second gold", "control": "never trained",
 }  # fmt: skip
-KEPT = (  # parts of retain in a look, their labels and roles
+KEPT = (  # parts of retain in a snapshot, their labels and roles
     ("memorised", "to keep, memorised", "retain"),
     ("not_memorised", "to keep, not memorised", "base"),
 )
@@ -46,8 +46,8 @@ class Figure:
 
 def figures(files: RunFiles) -> list[Figure]:
     """All figures there are numbers for, in reading order."""
-    made = [_pareto(files), _steps(files), _utility(files), *_curves(files), _roc(files)]
-    return [figure for figure in made if figure is not None and figure.lines]
+    candidates = [_pareto(files), _steps(files), _utility(files), *_curves(files), _roc(files)]
+    return [figure for figure in candidates if figure is not None and figure.lines]
 
 
 def _rows(files: RunFiles, metric: str, clips: str) -> dict[str, Result]:
@@ -94,14 +94,14 @@ def _pareto(files: RunFiles) -> Figure | None:
 
 def _steps(files: RunFiles) -> Figure | None:
     """Forget, retain and holdout during the run."""
-    looks = _looks(files)
-    if len(looks) < 2:
+    snapshots = _snapshots(files)
+    if len(snapshots) < 2:
         return None
     lines = [
-        _course("to forget", "unlearned", looks, lambda look: _mean(look["forget"].values())),
-        *(_course(label, role, looks, _mean_of(part)) for part, label, role in KEPT),
-        _course("held-out", "holdout", looks, lambda look: look.get("holdout")),
-        _course("target level", "gold", looks, _mean_of("target_nll"), dashed=True),
+        _course("to forget", "unlearned", snapshots, lambda snapshot: _mean(snapshot["forget"].values())),
+        *(_course(label, role, snapshots, _mean_of(part)) for part, label, role in KEPT),
+        _course("held-out", "holdout", snapshots, lambda snapshot: snapshot.get("holdout")),
+        _course("target level", "gold", snapshots, _mean_of("target_nll"), dashed=True),
     ]
     return Figure(
         "steps", "During the run",
@@ -112,15 +112,15 @@ def _steps(files: RunFiles) -> Figure | None:
 
 def _utility(files: RunFiles) -> Figure | None:
     """What retain lost since base, alone: beside the forget tracks' course its changes can't be seen."""
-    looks, lines = _looks(files), []
+    snapshots, lines = _snapshots(files), []
     for part, label, role in KEPT:
-        course = _course(label, role, looks, _mean_of(part))
+        course = _course(label, role, snapshots, _mean_of(part))
         if len(course.x) < 2:
             continue
         rises = tuple(y - course.y[0] for y in course.y)
         lines.append(replace(course, y=rises))
-        # a look's `harm` is what was lost in units of what the run allows to be lost
-        harm = {look["at"]: (look.get("harm") or {}).get(part) or 0.0 for look in looks}
+        # a snapshot's `harm` is what was lost in units of what the run allows to be lost
+        harm = {snapshot["at"]: (snapshot.get("harm") or {}).get(part) or 0.0 for snapshot in snapshots}
         allowed = [rise / harm[at] for at, rise in zip(course.x, rises, strict=True) if harm[at] > 1e-6]
         if allowed:
             limit = (allowed[-1],) * len(rises)
@@ -135,26 +135,26 @@ def _utility(files: RunFiles) -> Figure | None:
 
 
 def _mean_of(part: str) -> Callable[[Mapping[str, Any]], float | None]:
-    """The mean over the tracks of a part of a look; None where it has none, or one is not finite."""
+    """The mean over the tracks of a part of a snapshot; None where it has none, or one is not finite."""
 
-    def value(look: Mapping[str, Any]) -> float | None:
-        known = list((look.get(part) or {}).values())
+    def value(snapshot: Mapping[str, Any]) -> float | None:
+        known = list((snapshot.get(part) or {}).values())
         return _mean(known) if known and None not in known else None
 
     return value
 
 
-def _looks(files: RunFiles) -> list[Mapping[str, Any]]:
+def _snapshots(files: RunFiles) -> list[Mapping[str, Any]]:
     """What the engine saw of the model, the base first."""
     before = files.run["outcome"].get("before")
-    return [*([{**before, "at": 0}] if before else []), *files.looks]
+    return [*([{**before, "at": 0}] if before else []), *files.snapshots]
 
 
 def _course(
-    label: str, role: str, looks: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], Any],
+    label: str, role: str, snapshots: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], Any],
     dashed: bool = False,
 ) -> Line:  # fmt: skip
-    points = [(look["at"], value(look)) for look in looks]
+    points = [(snapshot["at"], value(snapshot)) for snapshot in snapshots]
     known = [(float(at), float(y)) for at, y in points if y is not None]
     return Line(label, role, tuple(at for at, _ in known), tuple(y for _, y in known), dashed)
 

@@ -26,7 +26,7 @@ from encore.store.run_folder import write_bytes, writing
 from encore.text import printable
 
 ALIKE = "alike"  # the set of samples that are most similar to a track
-ASKED = {"greedy": "likeliest tokens", "short": "shorter description"}
+VARIANTS = {"greedy": "likeliest tokens", "short": "shorter description"}
 LISTED = {"target", "gap", "no_evidence", "farthest_track"}  # codes of findings that the page shows otherwise
 STRIPS = 12  # tracks of a picture that are shown at once; the others open
 MONTHS = (  # which strftime would write in the language of whoever makes the report
@@ -86,12 +86,14 @@ def render(files: RunFiles, *, originals: bool = False, plots: bool = True) -> s
         InputError: the run's files are not those of this version, or an original is gone.
     """
     with _reading(files.folder):
-        context, made = _context(files), figures(files)
+        context, drawn = _context(files), figures(files)
         entries = {str(entry["id"]): entry for name in ("forget", "retain") for entry in files.request[name]}
     can_draw = plots and svg.can_draw()
     themselves = _originals(files) if originals else {}
     context |= {
-        "figures": [Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in made],
+        "figures": [
+            Drawn(figure, _picture(figure) if can_draw else None, tables.of_figure(figure)) for figure in drawn
+        ],
         "no_drawing": "" if can_draw or not plots else NO_DRAWING,
         "samples": _samples(files, entries, themselves),
         "alike": _alike(files, entries, themselves),
@@ -142,13 +144,13 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _context(files: RunFiles) -> dict[str, Any]:
     """What the page says in words and numbers."""
-    found, drawn, tests = files.findings, pictures(files), tables.tests(files)
+    findings, drawn, tests = files.findings, pictures(files), tables.tests(files)
     order = worst_first(files)
     return {
         "model": Path(str(files.run["model"]["name"])).name,
         "run": files.run,
         "loss": files.loss,
-        "asked": verdict.asked(files),
+        "task": verdict.task(files),
         "dates": _dates(files),
         "verdict": verdict.verdict(files),
         "doubts": verdict.doubts(files),
@@ -160,8 +162,8 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "failed": [test for test in tests if test.met is False],
         "passed": [test for test in tests if test.met],
         "not_judged": [test for test in tests if test.met is None],
-        "findings": [one for one in found if one.level != "info" and one.code != "target"],
-        "notes": _notes(files, found),
+        "findings": [finding for finding in findings if finding.level != "info" and finding.code != "target"],
+        "notes": _notes(files, findings),
         "targets": tables.targets(files),
         "tracks": tables.tracks(files),
         "recovered": verdict.recovered(files.results),
@@ -177,21 +179,21 @@ def _context(files: RunFiles) -> dict[str, Any]:
     }
 
 
-def _notes(files: RunFiles, found: Sequence[Finding]) -> list[str]:
+def _notes(files: RunFiles, findings: Sequence[Finding]) -> list[str]:
     """What else there is to know, each sentence once."""
-    notes = [one.text for one in found if one.level == "info" and one.code not in LISTED]
+    notes = [finding.text for finding in findings if finding.level == "info" and finding.code not in LISTED]
     return list(dict.fromkeys([*notes, *files.run.get("notes", []), *files.evaluation.get("notes", [])]))
 
 
 def _dates(files: RunFiles) -> list[tuple[str, str]]:
     """Who asked, and when what was done, where the run's files have it."""
     request = files.request
-    found = [
+    dates = [
         ("requested by", request.get("requester")), ("requested", _utc(request.get("requested"))),
         ("run started", _utc(request.get("begun"))), ("run finished", _utc(files.run.get("finished"))),
         ("evaluated", _utc(files.evaluation.get("measured"))),
     ]  # fmt: skip
-    return [(name, str(value)) for name, value in found if value]
+    return [(name, str(value)) for name, value in dates if value]
 
 
 def _utc(text: Any) -> Any:
@@ -221,31 +223,31 @@ def _samples(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str
             continue
         number = sample.path.name.partition("-")[0]  # a track has several where it is longer than the model's window
         groups.setdefault((sample.set, sample.track, number), []).append(sample)
-    made = []
+    tracks = []
     for (name, track, _), samples in sorted(groups.items(), key=lambda group: group[0][0] != "forget"):
         entry = entries.get(track, {"id": track, "caption": samples[0].caption})
         players = [("original", originals[track])] if name == "forget" and track in originals else []
         ordered = sorted(samples, key=lambda sample: list(labels).index(sample.role))
         players += [(labels[sample.role], embedded_audio.file_uri(sample.path)) for sample in ordered]
-        made.append(Player(tables.track_cell(entry), name, _safe(players), track))
-    return made
+        tracks.append(Player(tables.track_cell(entry), name, _safe(players), track))
+    return tracks
 
 
 def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
     """Of each forget track the generations that are most similar to it, beside the track where that is given."""
-    made = []
+    tracks = []
     for track in (str(entry["id"]) for entry in files.request["forget"]):
         players = []
         for sample in files.samples:
             if (sample.set, sample.track) == (ALIKE, track):
                 kinds = ", ".join(tables.short(f"likeness_{kind}") for kind in sample.kinds)
                 players.append(
-                    (f"{kinds}: {ASKED.get(sample.asked, sample.asked)}", embedded_audio.file_uri(sample.path))
+                    (f"{kinds}: {VARIANTS.get(sample.variant, sample.variant)}", embedded_audio.file_uri(sample.path))
                 )
         if players:
             itself = [("original", originals[track])] if track in originals else []
-            made.append(Player(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
-    return made
+            tracks.append(Player(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
+    return tracks
 
 
 def _safe(players: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -261,11 +263,13 @@ def _originals(files: RunFiles) -> dict[str, str]:
     with _reading(files.folder):
         here = PathRelocator(Path(files.request["folder"]), files.folder)
         listed = [listed_track(entry) for entry in files.request["forget"]]
-    found = {}
+    originals = {}
     for track in map(here.find, listed):
+        if track.shards is not None:  # its audio is not read
+            continue
         audio = load(track.path, sample_rate=32_000, channels=1)
-        found[track.id] = embedded_audio.data_uri(audio.samples[0], 32_000)
-    return found
+        originals[track.id] = embedded_audio.data_uri(audio.samples[0], 32_000)
+    return originals
 
 
 # ------------------------------------------------------------------------------------------------------------ record
@@ -275,26 +279,26 @@ def _made_with(files: RunFiles) -> list[tuple[str, str]]:
     """Environment, settings and timings, as name and value."""
     run, how = files.run, files.evaluation
     hardware = run.get("hardware", {})
-    told = [("method", str(run["method"])), ("seed", str(run["seed"])), ("precision", str(run["precision"]))]
-    told += [(f"option {name}", f"{s['value']} ({s['from']})") for name, s in run["options"].items()]
-    told += [(name, str(version)) for name, version in run["versions"].items()]
-    told += [(f"run on: {name}", str(value)) for name, value in hardware.items()]
-    told += [(f"measured on: {name}", str(value)) for name, value in how.get("hardware", {}).items()]
-    told += [(f"time: {name}", f"{seconds:.1f} s") for name, seconds in run.get("timings", {}).items()]
+    rows = [("method", str(run["method"])), ("seed", str(run["seed"])), ("precision", str(run["precision"]))]
+    rows += [(f"option {name}", f"{s['value']} ({s['from']})") for name, s in run["options"].items()]
+    rows += [(name, str(version)) for name, version in run["versions"].items()]
+    rows += [(f"run on: {name}", str(value)) for name, value in hardware.items()]
+    rows += [(f"measured on: {name}", str(value)) for name, value in how.get("hardware", {}).items()]
+    rows += [(f"time: {name}", f"{seconds:.1f} s") for name, seconds in run.get("timings", {}).items()]
     if "cost" in run:
-        told.append(("memory at most", f"{run['cost']['peak_bytes'] / 1e9:.2f} GB"))
-        told.append(("trained on", f"{run['cost']['tokens_per_second']:.0f} tokens/s"))
+        rows.append(("memory at most", f"{run['cost']['peak_bytes'] / 1e9:.2f} GB"))
+        rows.append(("trained on", f"{run['cost']['tokens_per_second']:.0f} tokens/s"))
     if "seconds" in how:
-        told.append(("time: eval", f"{how['seconds']:.1f} s"))
-    told += [(f"embedder {name}", str(identity)) for name, identity in how.get("embedders", {}).items()]
-    return told
+        rows.append(("time: eval", f"{how['seconds']:.1f} s"))
+    rows += [(f"embedder {name}", str(identity)) for name, identity in how.get("embedders", {}).items()]
+    return rows
 
 
 def _hashes(files: RunFiles) -> list[tuple[str, str]]:
     """SHA-256 of weights, plugins and tracks."""
     run = files.run
-    told = [("weights before", str(run["model"]["sha256"])), ("weights after", str(run.get("unlearned_sha256", "")))]
-    told += [(f"weights of {role}", str(h)) for role, h in files.evaluation.get("models", {}).items() if "gold" in role]
-    told += [(f"plugin {p['distribution']} {p['version']}", str(p["sha256"])) for p in run["plugins"]]
-    told += [(f"track {entry['id']}", str(entry["sha256"])) for entry in files.request["forget"]]
-    return told
+    rows = [("weights before", str(run["model"]["sha256"])), ("weights after", str(run.get("unlearned_sha256", "")))]
+    rows += [(f"weights of {role}", str(h)) for role, h in files.evaluation.get("models", {}).items() if "gold" in role]
+    rows += [(f"plugin {p['distribution']} {p['version']}", str(p["sha256"])) for p in run["plugins"]]
+    rows += [(f"track {entry['id']}", str(entry["sha256"])) for entry in files.request["forget"]]
+    return rows

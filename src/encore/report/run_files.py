@@ -34,7 +34,7 @@ class Sample:
     role: str
     track: str
     caption: str
-    asked: str = ""  # in `alike`: how it was generated, "greedy", "draw 1" or "short"
+    variant: str = ""  # in `alike`: how it was generated, "greedy", "draw 1" or "short"
     kinds: tuple[str, ...] = ()  # in `alike`: what is similar, "chroma", "melody", "onset"
 
 
@@ -57,7 +57,7 @@ class RunFiles:
     run: Mapping[str, Any]
     results: list[Result]
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    looks: list[Mapping[str, Any]] = field(default_factory=list)
+    snapshots: list[Mapping[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
     @cached_property
@@ -91,12 +91,14 @@ def read_run(run: Path, *, measured: Path | None = None) -> RunFiles:
         InputError: it is no run, it did not finish, it was not measured, or a file of it can't be read.
     """
     measured = measured or run
-    done, asked = _complete(run)
+    record, request = _complete(run)
     if not (measured / METRICS).exists():
         raise InputError(f"{measured} has no {METRICS}: the run was not measured yet", f"measure it: encore eval {run}")
     how = read_json(measured / EVALUATION, schemas.Evaluation) if (measured / EVALUATION).exists() else {}
     results = read_metrics(measured / METRICS)
-    return RunFiles(run, asked, done, results, how, list(_looks(run / LOG)), list(_samples(measured / "samples")))
+    snapshots: list[Mapping[str, Any]] = list(_snapshots(run / LOG))
+    samples = list(_samples(measured / "samples"))
+    return RunFiles(run, request, record, results, how, snapshots, samples)
 
 
 def _complete(run: Path) -> tuple[Any, Any]:
@@ -107,7 +109,7 @@ def _complete(run: Path) -> tuple[Any, Any]:
     return read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
 
 
-def _looks(log: Path) -> Iterator[dict[str, Any]]:
+def _snapshots(log: Path) -> Iterator[dict[str, Any]]:
     """One a step, the last that was taken: a run that was resumed went over some steps twice."""
     if not log.is_file() or log.stat().st_size > MAX_LOG:
         return
@@ -126,11 +128,11 @@ def _looks(log: Path) -> Iterator[dict[str, Any]]:
         if isinstance(phase, int) and isinstance(step, int):
             taken[phase, step] = record["look"]
     begins, last_phase, last_step = 0, 0, 0
-    for (phase, step), look in sorted(taken.items()):
+    for (phase, step), snapshot in sorted(taken.items()):
         if phase != last_phase:
             begins, last_phase = begins + last_step, phase
         last_step = step
-        yield {**look, "at": begins + step}
+        yield {**snapshot, "at": begins + step}
 
 
 def _samples(folder: Path) -> Iterator[Sample]:
@@ -149,5 +151,5 @@ def _samples(folder: Path) -> Iterator[Sample]:
         if path.resolve() != real / kind / rest:
             continue
         kinds = tuple(map(str, entry["kinds"])) if isinstance(entry.get("kinds"), list) else ()
-        track, caption, asked = (str(entry.get(name, "")) for name in ("track", "caption", "asked"))
-        yield Sample(path, kind, MOMENTS[moment], track, caption, asked, kinds)
+        track, caption, variant = (str(entry.get(name, "")) for name in ("track", "caption", "asked"))
+        yield Sample(path, kind, MOMENTS[moment], track, caption, variant, kinds)

@@ -17,6 +17,7 @@ from encore.results.targets import SummaryRow, row_specs, spec_of
 
 COLUMNS = 6  # figures a table of tracks, so that it fits a page
 SHORT = 200  # characters of a detail that are shown
+YES_NO = {None: "–", True: "yes", False: "no"}
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ def tests(files: RunFiles) -> list[Test]:
     titles = {
         str(entry["id"]): track_cell(entry).text for name in ("forget", "retain") for entry in files.request[name]
     }
-    made = []
+    rows = []
     for line in sorted(files.table, key=lambda line: (line.set != "forget", "verbatim" not in line.metric)):
         if line.target:
             worst = titles.get(line.worst[0], line.worst[0]) if line.worst and line.met is False else ""
             why = _not_judged(line) if line.met is None else ""
-            made.append(Test(verdict.name(line), _in_words(line), line.target, line.met, why, worst))
-    return made
+            rows.append(Test(verdict.name(line), _in_words(line), line.target, line.met, why, worst))
+    return rows
 
 
 def _in_words(line: SummaryRow) -> str:
@@ -105,33 +106,32 @@ def targets(files: RunFiles) -> Table:
 def tracks(files: RunFiles) -> Table:
     """The forget tracks, best remembered first: the one to look at is on top."""
     rows = {(row.metric, row.model): row.per_track for row in files.results if row.set == "forget"}
-    gold, own, shares = rows.get(("nll", "gold"), {}), rows.get(("nll", "unlearned"), {}), nll_shares(files)
+    gold, after, shares = rows.get(("nll", "gold"), {}), rows.get(("nll", "unlearned"), {}), nll_shares(files)
     columns: list[tuple[str, Mapping[str, float | None]]] = [
         (f"{files.loss} before", rows.get(("nll", "base"), {})),
-        (f"{files.loss} after", own),
+        (f"{files.loss} after", after),
         (f"{files.loss} of gold", gold),
         ("after relearning", rows.get(("relearn", "unlearned"), {})),
     ]
     columns = [(head, figures) for head, figures in columns if figures]
-    replays = [("verbatim from 1 s", "verbatim"), ("verbatim from description", "verbatim_caption")]
-    replays = [(head, metric) for head, metric in replays if (metric, "unlearned") in rows]
+    tests = [("verbatim from 1 s", "verbatim"), ("verbatim from description", "verbatim_caption")]
+    tests = [(head, metric) for head, metric in tests if (metric, "unlearned") in rows]
     entries = {str(entry["id"]): entry for entry in files.request["forget"]}
-    made = []
+    table = []
     for track in worst_first(files):
         cells = [track_cell(entries[track])]
         cells += [Cell(number(figures.get(track))) for _, figures in columns]
-        cells += [_verbatim(rows, metric, track) for _, metric in replays]
-        made.append((*cells, _remembered(shares.get(track), bool(gold.get(track)))))
+        cells += [_verbatim(rows, metric, track) for _, metric in tests]
+        table.append((*cells, _remembered(shares.get(track), bool(gold.get(track)))))
     against = f"{files.loss} as a share of " + ("gold's" if gold else "held-out level")
-    heads = (*(head for head, _ in columns), *(head for head, _ in replays), against)
-    return Table(("track", *heads), tuple(made))
+    heads = (*(head for head, _ in columns), *(head for head, _ in tests), against)
+    return Table(("track", *heads), tuple(table))
 
 
 def _verbatim(rows: Mapping[tuple[str, str], Mapping[str, float | None]], metric: str, track: str) -> Cell:
-    """ "before → after" of a test that a track passes or not; its figure is the share of codes that came back."""
+    """ "before → after" of a test that a track passes or not; its figure is the share of right codes."""
     before, after = (rows.get((metric, role), {}).get(track) for role in ("base", "unlearned"))
-    told = {None: "–", True: "yes", False: "no"}
-    was, now = (told[None if value is None else value >= MATCH] for value in (before, after))
+    was, now = (YES_NO[None if value is None else value >= MATCH] for value in (before, after))
     return Cell(f"{was} → {now}", state="bad" if now == "yes" else "")
 
 
@@ -160,10 +160,10 @@ def more_tracks(files: RunFiles) -> list[Table]:
     tables = []
     for start in range(0, len(chosen), COLUMNS):
         part = chosen[start : start + COLUMNS]
-        found = {track for row in part for track in row.per_track}
+        measured = {track for row in part for track in row.per_track}
         rows = tuple(
             (Cell(cell.text), *(Cell(number(row.per_track.get(track))) for row in part))
-            for track, cell in names.items() if track in found
+            for track, cell in names.items() if track in measured
         )  # fmt: skip
         tables.append(Table(("track", *(row.metric for row in part)), rows))
     return tables
@@ -182,12 +182,12 @@ def likeness(files: RunFiles) -> Table | None:
     )
     if not metrics:
         return None
-    made = []
+    table = []
     for entry in files.request["forget"]:
         track = str(entry["id"])
         cells = [_alike(rows.get((metric, "base")), rows[metric, "unlearned"], track) for metric in metrics]
-        made.append((Cell(track_cell(entry).text), *cells))
-    return Table(("track", *map(short, metrics)), tuple(made))
+        table.append((Cell(track_cell(entry).text), *cells))
+    return Table(("track", *map(short, metrics)), tuple(table))
 
 
 def _compares(row: Result) -> bool:
@@ -203,10 +203,9 @@ def short(metric: str) -> str:
 def _alike(before: Result | None, after: Result, track: str) -> Cell:
     """Whether it is recovered, before and after; below that, the highest similarity now, and chance."""
     was, now = (above_chance(row, track) if row else None for row in (before, after))
-    told = {None: "–", True: "yes", False: "no"}
     level = after.details.get("threshold")
     chance = f", chance\N{NO-BREAK SPACE}{number(float(level))}" if isinstance(level, (int, float)) else ""
-    return Cell(f"{told[was]} → {told[now]}", number(after.per_track.get(track)) + chance, "bad" if now else "")
+    return Cell(f"{YES_NO[was]} → {YES_NO[now]}", number(after.per_track.get(track)) + chance, "bad" if now else "")
 
 
 def above_chance(row: Result, track: str) -> bool | None:
@@ -228,10 +227,10 @@ def everything(files: RunFiles) -> list[Table]:
 
 
 def _row(row: Result) -> tuple[Cell, ...]:
-    told = "; ".join(filter(None, [row.note or "", *_details(row.details)]))
+    notes = "; ".join(filter(None, [row.note or "", *_details(row.details)]))
     return (
         Cell(row.metric, unit_text(row.unit)), Cell(row.set), Cell(NAMES.get(row.model, row.model)),
-        Cell(number(row.value)), Cell(_interval(row)), Cell(str(row.n or "")), Cell(told),
+        Cell(number(row.value)), Cell(_interval(row)), Cell(str(row.n or "")), Cell(notes),
     )  # fmt: skip
 
 

@@ -78,13 +78,13 @@ def reproduces(row: Result) -> bool:
 def reproduced(results: Sequence[Result]) -> dict[str, list[str]]:
     """Forget tracks that the unlearned model reproduces and gold, under the same test, does not -> those tests."""
     rows = {(row.metric, row.model): row for row in results if row.set == "forget" and reproduces(row)}
-    found: dict[str, list[str]] = {}
+    tests: dict[str, list[str]] = {}
     for (metric, model), row in rows.items():
         gold = rows.get((metric, "gold"))
         for track, share in row.per_track.items() if model == "unlearned" else ():
             if (share or 0.0) >= MATCH and not (gold and (gold.per_track.get(track) or 0.0) >= MATCH):
-                found.setdefault(track, []).append(metric)
-    return found
+                tests.setdefault(track, []).append(metric)
+    return tests
 
 
 def best_shares(results: Sequence[Result], role: str, clips: str = "forget") -> dict[str, float]:
@@ -104,10 +104,10 @@ def worst_first(files: RunFiles) -> list[str]:
     more; 1 is fully known. Held-out music takes gold's place where there is none.
     """
     failed, nll = reproduced(files.results), nll_shares(files)
-    own, gold = best_shares(files.results, "unlearned"), _unlearnt_shares(files)[1]
+    shares, gold = best_shares(files.results, "unlearned"), _unlearnt_shares(files)[1]
 
     def known(track: str) -> float:
-        return max(own.get(track, 0.0) - gold.get(track, 0.0), 1 - nll.get(track, 1.0))
+        return max(shares.get(track, 0.0) - gold.get(track, 0.0), 1 - nll.get(track, 1.0))
 
     tracks = sorted({str(entry["id"]) for entry in files.request["forget"]})
     return sorted(tracks, key=lambda track: (track not in failed, -known(track)))
@@ -116,8 +116,8 @@ def worst_first(files: RunFiles) -> list[str]:
 def nll_shares(files: RunFiles) -> dict[str, float]:
     """Each forget track's NLL relative to gold's; where there is no gold, to the level of held-out music."""
     gold, level = _nll(files, "gold"), files.run["outcome"].get("unseen_level")
-    own = _nll(files, "unlearned")
-    return {track: nll / reference for track, nll in own.items() if (reference := gold.get(track) or level)}
+    unlearned = _nll(files, "unlearned")
+    return {track: nll / reference for track, nll in unlearned.items() if (reference := gold.get(track) or level)}
 
 
 def _unlearnt_shares(files: RunFiles) -> tuple[str, dict[str, float]]:
@@ -202,8 +202,8 @@ def _names(roles: Mapping[str, Shares], level: str) -> dict[str, str]:
 
 
 def _legend(roles: Mapping[str, Shares], level: str) -> dict[str, str]:
-    said = {"gold": "had it never learned them (gold)", "held-out level": "tracks it never learned (held-out level)"}
-    return {role: said.get(name, name) for role, name in _names(roles, level).items()}
+    texts = {"gold": "had it never learned them (gold)", "held-out level": "tracks it never learned (held-out level)"}
+    return {role: texts.get(name, name) for role, name in _names(roles, level).items()}
 
 
 def _everywhere(figures: Shares, files: RunFiles) -> dict[str, float]:

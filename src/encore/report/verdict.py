@@ -29,18 +29,18 @@ def verdict(files: RunFiles) -> Verdict:
     about = [line for line in judged if line.set == "forget"]
     rest = [line for line in judged if line.set != "forget"]
     missed, damaged = ([line for line in lines if not line.met] for lines in (about, rest))
-    found = files.findings
-    other = [one for one in found if one.level == "fail" and one.code != "target"]
+    findings = files.findings
+    failures = [finding for finding in findings if finding.level == "fail" and finding.code != "target"]
     harm = f"{len(damaged)} of {_tests(rest, 'of the other music')} failed" if damaged else ""
     if files.run["outcome"].get("collapsed"):
         return Verdict("bad", "The run damaged the rest of the music: do not use this model")
     if missed:
         headline = f"{len(missed)} of {_tests(about)} failed: {remains(files) or _first(missed)}"
         return Verdict("bad", headline + (f"; {harm}" if harm else ""))
-    if other:
-        headline = remains(files) or f"{len(other)} finding{_s(other)} against this model: {other[0].text}"
+    if failures:
+        headline = remains(files) or f"{len(failures)} finding{_s(failures)} against this model: {failures[0].text}"
         return Verdict("bad", headline[:1].upper() + headline[1:] + (f"; {harm}" if harm else ""))
-    if any(one.code == "nothing_to_forget" for one in found):
+    if any(finding.code == "nothing_to_forget" for finding in findings):
         nothing = "Nothing measurable to forget: the model before shows no sign of the tracks"
         return Verdict("bad" if harm else "open", nothing + (f"; {harm}" if harm else ""))
     if not about:
@@ -53,7 +53,7 @@ def verdict(files: RunFiles) -> Verdict:
     headline = f"No evidence of retention in {len(about)} of {_tests(about)}"
     if harm:
         return Verdict("bad", f"{headline}, but {harm}")
-    warnings = [one for one in found if one.level == "warn"]
+    warnings = [finding for finding in findings if finding.level == "warn"]
     if warnings:
         return Verdict("open", f"{headline}, with {len(warnings)} warning{_s(warnings)}")
     return Verdict("good", headline)
@@ -72,7 +72,7 @@ def remains(files: RunFiles) -> str:
     return f"with its weights rounded, the model reproduces {_of(len(tracks), of)}"
 
 
-def asked(files: RunFiles) -> str:
+def task(files: RunFiles) -> str:
     """What the run was to do, in a sentence or two."""
     run = files.run
     counts, outcome = run["tracks"], run["outcome"]
@@ -86,7 +86,7 @@ def asked(files: RunFiles) -> str:
 
 
 def part(files: RunFiles) -> str:
-    """Said of a run that was asked for some of its list's tracks; else nothing. Its command names the whole list."""
+    """A note on a run of some of its list's tracks only, since its command names the whole list; empty for others."""
     counts = files.run["tracks"]
     if counts.get("listed", counts["forget"]) == counts["forget"]:
         return ""
@@ -101,7 +101,7 @@ def doubts(files: RunFiles) -> list[str]:
     models = {row.model for row in files.results}
     unmeasured = [row for row in files.results if row.value is None]
     count = files.run["tracks"]["forget"]
-    found = [
+    sentences = [
         "No test can prove that music was deleted from a model. These tests look for signs that it is still there; a "
         "test that is not listed here might find more.",
         f"The figures are based on {_tracks(count)}. An interval shows how far chance may move a figure.",
@@ -109,20 +109,20 @@ def doubts(files: RunFiles) -> list[str]:
         "what these do not.",
     ]
     if "gold" not in models:
-        found.append(
+        sentences.append(
             "There was no gold, a model trained without the tracks. What the model would be like had it never learned "
             "them is unknown; the tracks are compared with held-out music instead."
         )
     if unmeasured:
-        found.append(f"Figures that could not be measured: {len(unmeasured)}. They are listed with the reason.")
-    found.append(
+        sentences.append(f"Figures that could not be measured: {len(unmeasured)}. They are listed with the reason.")
+    sentences.append(
         "The figures are about these files: another recording, arrangement or transcription of a work is another track."
     )
-    found.append(
+    sentences.append(
         "Figures of two reports compare only if the base model, the tracks, the embedder and Encore's version are the "
         "same."
     )
-    return found
+    return sentences
 
 
 def glossary(files: RunFiles) -> list[tuple[str, str]]:
@@ -228,5 +228,5 @@ def _of(some: int, all_: int) -> str:
     return _tracks(some) if some == all_ else f"{some} of {_tracks(all_)}"
 
 
-def _s(found: Sequence[object]) -> str:
-    return "s" if len(found) != 1 else ""
+def _s(items: Sequence[object]) -> str:
+    return "s" if len(items) != 1 else ""

@@ -43,12 +43,12 @@ def findings(results: Sequence[Result]) -> list[Finding]:
         *_nothing_to_forget(rows), *_without_gold(table, rows), *_retain_lost(rows), *_similar_features(results),
         *_similar_copies(rows), *_epsilon(rows), *_over_forgotten(rows), *_utility(rows),
     ]  # fmt: skip
-    found = [
+    sentences = [
         *_missed(table), *against, *_farthest(table), *_most_lost(table), *_model_free(rows),
         *([] if any(finding.level == "fail" for finding in against) else _no_evidence(table)), *_gaps(results),
     ]  # fmt: skip
     order = {"fail": 0, "warn": 1, "info": 2}
-    return sorted(found, key=lambda finding: order[finding.level])
+    return sorted(sentences, key=lambda finding: order[finding.level])
 
 
 def _value(row: Result) -> float:
@@ -90,8 +90,8 @@ def _retain_lost(rows: Rows) -> Iterator[Finding]:
     retain, holdout = rows.get(("nll", "unlearned", "retain")), rows.get(("nll", "unlearned", "holdout"))
     if retain is None or holdout is None or _value(retain) < (1 - NLL_SLACK) * _value(holdout):
         return
-    before, other = (rows.get(("nll", "base", clips)) for clips in ("retain", "holdout"))
-    if before is not None and other is not None and _value(before) >= (1 - NLL_SLACK) * _value(other):
+    before, held_out = (rows.get(("nll", "base", clips)) for clips in ("retain", "holdout"))
+    if before is not None and held_out is not None and _value(before) >= (1 - NLL_SLACK) * _value(held_out):
         return  # base knew them no better
     text = f"the NLL of retain is {_value(retain):.2f}, that of held-out music {_value(holdout):.2f}: retain is lost"
     yield Finding("fail" if before is not None else "warn", text, "retain_lost")

@@ -34,10 +34,10 @@ def rule(name: str) -> Callable[[Figures], bool]:
     """
     module, _, function = name.rpartition(":")
     try:
-        found = getattr(importlib.import_module(module), function) if module else RULES[name]
+        judge = getattr(importlib.import_module(module), function) if module else RULES[name]
     except (ImportError, AttributeError, KeyError) as error:
         raise PluginError(f"there is no rule {name!r} to judge a row by", "see encore.results.rules") from error
-    return found  # type: ignore[no-any-return]
+    return judge  # type: ignore[no-any-return]
 
 
 def _value(figures: Figures, role: str) -> float:
@@ -57,16 +57,16 @@ def kl(figures: Figures) -> bool:
 
 def nll(figures: Figures) -> bool:
     """As near to gold's as `NLL_SLACK`, every track within `TRACK_RANGE`."""
-    own, gold = _value(figures, "unlearned"), _value(figures, "gold")
-    near = abs(own - gold) <= NLL_SLACK * gold
+    unlearned, gold = _value(figures, "unlearned"), _value(figures, "gold")
+    near = abs(unlearned - gold) <= NLL_SLACK * gold
     low, high = TRACK_RANGE
     return near and all(low <= ratio <= high for ratio in ratios(figures).values())
 
 
 def ratios(figures: Figures) -> dict[str, float]:
     """Each track's figure relative to gold's; a KeyError where there is no gold."""
-    own, gold = figures["unlearned"].per_track, figures["gold"].per_track
-    pairs = {track: (value, gold.get(track)) for track, value in own.items()}
+    unlearned, gold = figures["unlearned"].per_track, figures["gold"].per_track
+    pairs = {track: (value, gold.get(track)) for track, value in unlearned.items()}
     return {track: a / b for track, (a, b) in pairs.items() if a is not None and b}
 
 
@@ -80,17 +80,17 @@ def retain_nll(figures: Figures) -> bool:
     if not isinstance(limit, (int, float)) or not pairs:
         return _value(figures, "unlearned") - base <= max(relative * base, least)
     memorised = [pair for pair in pairs if pair[0] < limit]
-    other = [pair for pair in pairs if not pair[0] < limit]
+    not_memorised = [pair for pair in pairs if not pair[0] < limit]
     return all(
-        sum(own - was for was, own in part) <= max(share * sum(was for was, _ in part), slack * len(part))
-        for part, share, slack in ((memorised, relative, MEAN_RISE), (other, OTHER_SHARE, 0.0))
-    ) and all(own - was <= TRACK_RISE for was, own in memorised)
+        sum(now - was for was, now in part) <= max(share * sum(was for was, _ in part), slack * len(part))
+        for part, share, slack in ((memorised, relative, MEAN_RISE), (not_memorised, OTHER_SHARE, 0.0))
+    ) and all(now - was <= TRACK_RISE for was, now in memorised)
 
 
 def _pairs(figures: Figures) -> list[tuple[float, float]]:
     """Each track's figure in base and in the unlearned model."""
-    base, own = figures["base"].per_track, figures["unlearned"].per_track
-    both = ((base[track], own[track]) for track in base.keys() & own.keys())
+    base, unlearned = figures["base"].per_track, figures["unlearned"].per_track
+    both = ((base[track], unlearned[track]) for track in base.keys() & unlearned.keys())
     return [(was, now) for was, now in both if was is not None and now is not None]
 
 
@@ -127,8 +127,8 @@ def strength(figures: Figures) -> bool:
     """A track at a time: one that comes back whole hides in a mean."""
 
     def beyond(role: str) -> bool:
-        own, gold = figures[role].per_track, figures["gold"].per_track
-        return any((own[track] or 0.0) > (gold[track] or 0.0) + STRENGTH_SLACK for track in own.keys() & gold.keys())
+        shares, gold = figures[role].per_track, figures["gold"].per_track
+        return any((shares[track] or 0.0) > (gold[track] or 0.0) + STRENGTH_SLACK for track in shares.keys() & gold)
 
     if beyond("unlearned"):
         return False
@@ -144,19 +144,19 @@ def retain_verbatim(figures: Figures) -> bool:
 
 def membership(figures: Figures) -> bool:
     """As near to a half, or to gold's, as `AUC_RANGE`, but for a tolerance."""
-    own, gold = figures["unlearned"], _value(figures, "gold") if "gold" in figures else 0.5
-    slack = _one_pair(own) + ROUNDING
+    row, gold = figures["unlearned"], _value(figures, "gold") if "gold" in figures else 0.5
+    slack = _one_pair(row) + ROUNDING
     return min(AUC_RANGE[0], gold) - slack <= _value(figures, "unlearned") <= max(AUC_RANGE[1], gold) + slack
 
 
 def _one_pair(row: Result) -> float:
-    """What one pair of a forget and a holdout track adds to an AUC: with few tracks, as little as can be told apart."""
+    """What one pair of a forget and a holdout track adds to an AUC: its smallest possible difference."""
     members, others = (row.details.get(name) for name in ("forget", "holdout"))
     return 1 / (members * others) if isinstance(members, int) and isinstance(others, int) and members * others else 0.0
 
 
 def membership_p(figures: Figures) -> bool:
-    """Nothing is said where base is not told either; without base, where no scores of so few tracks could tell."""
+    """Not judged if the attacks do not detect base either; without base, if so few tracks could never be detected."""
     reached = _value(figures, "base") if "base" in figures else _least_p(figures["unlearned"])
     if reached >= LEAST_P:
         raise KeyError("base")
@@ -171,8 +171,8 @@ def _least_p(row: Result) -> float:
 
 
 RULES: Mapping[str, Callable[[Figures], bool]] = {
-    one.__name__: one
-    for one in (
+    judge.__name__: judge
+    for judge in (
         kl, nll, retain_nll, relearned, verbatim, retain_verbatim, attacked_nll, strength, membership, membership_p,
     )
 }  # fmt: skip

@@ -124,19 +124,19 @@ def _judged(spec: RowSpec, figures: Mapping[str, Result]) -> SummaryRow:
 def _of_plugin(metric: str) -> bool:
     """Whether a row is none of Encore's own metrics': a row's name begins with the first word of its metric's."""
     names = {entry.spec.name: entry.source.distribution == plugins.OWN for entry in plugins.metrics()}
-    own = {name.partition("_")[0] for name, encores in names.items() if encores}
+    first_words = {name.partition("_")[0] for name, encores in names.items() if encores}
     theirs = tuple(f"{name}_" for name, encores in names.items() if not encores)
-    return metric.partition("_")[0] not in own or f"{metric}_".startswith(theirs)
+    return metric.partition("_")[0] not in first_words or f"{metric}_".startswith(theirs)
 
 
 def _worst(spec: RowSpec, figures: Figures) -> tuple[str, float] | None:
     """The unlearned model's worst track: on forget relative to gold where there is one, on retain since base."""
-    own = figures["unlearned"].per_track if "unlearned" in figures else {}
-    tracks = {track: value for track, value in own.items() if value is not None}
+    per_track = figures["unlearned"].per_track if "unlearned" in figures else {}
+    tracks = {track: value for track, value in per_track.items() if value is not None}
     if spec.set == "retain":
         base = figures["base"].per_track if "base" in figures else {}
         tracks = {track: value - was for track, value in tracks.items() if (was := base.get(track)) is not None}
-    elif own and "gold" in figures and spec.direction in ("higher", "gold"):
+    elif per_track and "gold" in figures and spec.direction in ("higher", "gold"):
         tracks = ratios(figures) or tracks
     if not tracks or not spec.direction:
         return None
@@ -146,5 +146,5 @@ def _worst(spec: RowSpec, figures: Figures) -> tuple[str, float] | None:
         track = max(tracks, key=lambda name: abs(math.log(tracks[name])) if tracks[name] > 0 else math.inf)
     else:
         track = (max if spec.direction == "lower" else min)(tracks, key=tracks.__getitem__)
-    value = own[track]
+    value = per_track[track]
     return (track, value) if value is not None else None

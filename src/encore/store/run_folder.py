@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from typing_extensions import TypedDict
 
 from encore.data.open_files import file_sha256
 from encore.errors import EncoreError, InputError, UsageError
-from encore.files import STAGING, atomic_write, staging_name, sync
+from encore.files import STAGING, atomic_write, finite, staging_name, sync
 from encore.files import read_json as read_json  # re-exported
 
 if TYPE_CHECKING:
@@ -206,15 +205,6 @@ def _os_error(error: SafetensorError) -> int | None:
     """The system's error number, which safetensors has in its message only: "… (os error 28)"."""
     match = re.search(r"os error (\d+)", str(error))
     return int(match[1]) if match else None
-
-
-def finite(value: Any) -> Any:
-    """A JSON value with None for every float that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -49,6 +49,7 @@ class Track(TypedDict, total=False):
     genre: str | None
     split: str | None
     pieces: list[Piece]
+    shards: str
 
 
 class Calibration(TypedDict):
@@ -71,6 +72,7 @@ class Request(TypedDict, total=False):
     options: dict[str, Any]
     seed: Count
     precision: str
+    adapter: dict[str, Any] | None
     forget: list[Track]
     retain: list[Track]
     holdout: list[Track]
@@ -150,6 +152,16 @@ class Plugin(TypedDict, total=False):
     sha256: str | None
 
 
+class Memory(TypedDict, total=False):
+    """What a run trained and kept in memory; see `encore.unlearn.records.memory_json`."""
+
+    weights: Count
+    trained_weights: Count
+    adapter: dict[str, Any] | None
+    reference: str | None
+    checkpoint_activations: bool
+
+
 Setting = TypedDict("Setting", {"value": Any, "from": str}, total=False)
 
 
@@ -167,6 +179,7 @@ class Run(TypedDict, total=False):
     library: str | None
     tracks: Tracks
     outcome: Outcome
+    memory: Memory
     notes: list[str]
     versions: dict[str, str]
     plugins: list[Plugin]

@@ -23,7 +23,8 @@ from encore.store.run_folder import Checkpoints
 from encore.testing.core import CheckResult, ContractViolation, Skip, describe, during, listed, need, run_checks
 from encore.testing.fixture import Fixture, Subject
 from encore.testing.state import RandomState, apart, close, frozen_sha256, need_tensor, seed_shared, side_effects
-from encore.unlearn.engine import Engine, FrozenReference
+from encore.unlearn.engine import Engine
+from encore.unlearn.reference import FrozenReference
 
 QUICK: Mapping[str, Any] = {
     "steps": 2, "warmup": 0, "eval_every": 2, "stop": "never", "dropout": False, "batch_size": 4,
@@ -249,7 +250,9 @@ class Losses:
 
     def step(self) -> Step:
         given, generator = self.session, torch.Generator().manual_seed(0)
-        return Step(given.backend, given.reference, generator, 0.0, given.holdout_nll, forget=given.forget)
+        return Step(
+            given.backend, given.reference, generator, 0.0, given.holdout_nll, forget=given.forget, retain=given.retain
+        )
 
     def __call__(self, name: str, clips: Sequence[Clip]) -> Tensor:
         step = self.step()
@@ -408,11 +411,13 @@ def check_needs(subject: MethodSubject) -> None:
     reads = subject.trial().reads
     for name in ("reference", "fisher", "hidden"):
         seen = sorted(read for read in reads if read.endswith(f".{name}"))
-        need(not seen or name in subject.needs, f"it reads {listed(seen)}, but its spec's needs lack {name!r}")
+        declared = subject.needs & {name, f"{name}_nll"}
+        need(not seen or declared, f"it reads {listed(seen)}, but its spec's needs lack {name!r}")
     subject.finished()
     trains = issubclass(subject.target, LossMethod) or "session.train" in reads
     used = {
         "reference": reads & {"reference.nll", "reference.logits", "reference.hidden"},
+        "reference_nll": reads & {"reference.nll"},
         "fisher": reads & {"session.fisher"},
         "logits": reads & {*(f"backend.{name}" for name in TOKENS), "reference.logits"},
         "hidden": reads & {"backend.hidden", "reference.hidden"},

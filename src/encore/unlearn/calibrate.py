@@ -11,12 +11,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from encore import distributed
 from encore.api import Method
 from encore.data.splits import SELF
 from encore.errors import EncoreError, UsageError
+from encore.files import finite
 from encore.reporter import Reporter
 from encore.store import schemas
-from encore.store.run_folder import finite, read_json
+from encore.store.run_folder import read_json
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.rehearsal import DECOY_SHARE, Rehearsal, RehearsalResult
 from encore.unlearn.run import Prepared
@@ -66,7 +68,7 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
     for number, changes in enumerate(ladder, 1):
         method = with_options(prepared.method, changes)
         try:
-            trials.append(rehearsal.trial(method, changes))
+            trials.append(distributed.first(rehearsal.trial(method, changes)))
         except EncoreError as error:  # for example a rate at which the loss is not finite: try the next
             failed = error
             reporter.note(f"rehearsal {number} of at most {len(ladder)}: {error.message}")

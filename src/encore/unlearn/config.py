@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from encore.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Settings of an adapter; see `encore.unlearn.adapter`.
+
+    Args:
+        rank: r.
+        alpha: α; the update is scaled by α / r.
+        layers: linear layers: "attention", "mlp", "all" (both: not the output heads, of which LoRA would hold two more
+            copies of the logits), or a regular expression that matches whole names of layers.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    layers: str = "all"
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,33 @@ class ForgetConfig:
     requester: str | None = None
     requested: str | None = None
     calibrate: bool = False
+    shard: bool = False
+    adapter: str | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_layers: str | None = None
+    keep_adapter: bool = False
+    checkpoint_activations: str = "auto"
+
+    @property
+    def lora(self) -> Lora | None:
+        """Settings of the adapter; None without one.
+
+        Raises:
+            UsageError: the kind is unknown, or its settings are given without one.
+        """
+        settings = {"rank": self.lora_rank, "alpha": self.lora_alpha, "layers": self.lora_layers}
+        given = {name: value for name, value in settings.items() if value is not None}
+        if self.adapter is None:
+            if given or self.keep_adapter:
+                flag = f"--lora-{next(iter(given))}" if given else "--keep-adapter"
+                raise UsageError(f"{flag} is a setting of an adapter, and there is none", "give --adapter lora")
+            return None
+        if self.adapter != "lora":
+            raise UsageError(f"--adapter can't be {self.adapter!r}", "lora is the only kind")
+        if self.lora_alpha is not None and not (self.lora_alpha > 0 and math.isfinite(self.lora_alpha)):
+            raise UsageError(f"--lora-alpha can't be {self.lora_alpha:g}", "it is a number above 0, such as 32")
+        return Lora(**given)  # type: ignore[arg-type]
 
     def flags(self) -> dict[str, Any]:
         """Every value in a form that JSON can hold."""

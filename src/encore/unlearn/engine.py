@@ -6,31 +6,34 @@ defines the loss of a clip.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, InputError, PluginError
+from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 from encore.hashing import module_sha256
-from encore.signals import StopFlag
-from encore.store import schemas
-from encore.store.run_folder import Checkpoints, read_json
-from encore.unlearn.lr_schedule import Decay, Schedule
+from encore.stop_signals import StopFlag
+from encore.store.run_folder import Checkpoints
+from encore.unlearn import sharding
+from encore.unlearn.activations import checkpointed
+from encore.unlearn.adapter import Adapter, refuse_unadaptable
+from encore.unlearn.config import Lora
+from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
+from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
+from encore.unlearn.reference import Source, reference_of
 from encore.unlearn.track_clipping import TrackClipping
-from encore.unlearn.weight_average import WeightAverage, copied_weights
+from encore.unlearn.weight_average import WeightAverage, copied_weights, load_weights
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
@@ -44,38 +47,6 @@ class Clips:
     forget: Sequence[Clip]
     retain: Sequence[Clip]
     holdout: Sequence[Clip]
-
-
-class FrozenReference(Reference):
-    """A frozen copy of the model before the run. The NLL of a clip at noise 0 is computed once."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend.clone()
-        self._backend.module.requires_grad_(False).eval()
-        self._nll: dict[Clip, float] = {}
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Its weights; don't change them."""
-        return self._backend.module
-
-    @torch.no_grad()
-    def nll(self, batch: Batch) -> Tensor:
-        if batch.noise_index:  # this noise is used once
-            return self._backend.losses(batch)
-        missing = [clip for clip in batch.clips if clip not in self._nll]
-        if missing:
-            values = self._backend.losses(Batch.of(missing, batch.codes.device)).tolist()
-            self._nll.update(zip(missing, values, strict=True))
-        return torch.tensor([self._nll[clip] for clip in batch.clips], device=batch.codes.device)
-
-    @torch.no_grad()
-    def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
-        return self._backend.logits(batch, unconditional=unconditional)
-
-    @torch.no_grad()
-    def hidden(self, batch: Batch, depth: float) -> Tensor:
-        return self._backend.hidden(batch, depth)
 
 
 class ShuffledSampler:
@@ -116,6 +87,7 @@ class TrainResult:
         micro_batch_size: the last one used.
         skipped_steps: steps skipped because a loss or gradient was not finite.
         chosen: option name -> the value that the method or the schedule chose, and why.
+        reference: what the method compared with the base by; None where it does not.
     """
 
     steps: int = 0
@@ -127,26 +99,7 @@ class TrainResult:
     micro_batch_size: int | None = None
     skipped_steps: int = 0
     chosen: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _State:
-    """The state of the loop that a checkpoint saves beside tensors.
-
-    `averaged`: number of steps in the weight average; `seconds`, `tokens`: of the whole run, over all processes.
-    """
-
-    step: int = 0
-    forget_queue: list[int] = field(default_factory=list)
-    retain_queue: list[int] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)
-    best: Snapshot | None = None
-    decay: Decay = field(default_factory=Decay)
-    averaged: int = 0
-    micro_batch_size: int = 0
-    skipped_steps: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
+    reference: Source | None = None
 
 
 class Engine:
@@ -157,11 +110,14 @@ class Engine:
         clips: the clips to forget, to keep, and to compare with.
         seed: of every random draw.
         precision: "fp32", or "bf16" for autocast.
+        lora: train an adapter in place of the model's weights, and merge it at the end; None: train the weights.
+        checkpoint_activations: whether blocks keep their inputs only, and are computed again in the backward pass.
         checkpoints: where to save the loop's state; None saves none.
         fisher_folder: cache folder of Fisher diagonals; None caches none.
         record: receives a mapping for every step and every snapshot (`log.jsonl`).
         stop: a flag that signals set.
         started: when this process started the run, by `time.monotonic`; None: now.
+        shard: split weights, gradients and optimiser state over the processes while the loop runs.
     """
 
     def __init__(
@@ -171,16 +127,23 @@ class Engine:
         *,
         seed: int = 0,
         precision: Literal["fp32", "bf16"] = "fp32",
+        lora: Lora | None = None,
+        checkpoint_activations: bool = False,
         checkpoints: Checkpoints | None = None,
         fisher_folder: Path | None = None,
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
         started: float | None = None,
+        shard: bool = False,
     ) -> None:
         self.backend = backend
+        self.shard = shard
         self.clips = clips
         self.seed = seed
         self.precision = precision
+        self.lora = lora
+        self.adapter: Adapter | None = None
+        self.checkpoint_activations = checkpoint_activations
         self.checkpoints = checkpoints
         self.fisher_folder = fisher_folder
         self.record = record
@@ -205,11 +168,28 @@ class Engine:
         """
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         weights = {name: tensor.shape for name, tensor in self.backend.module.state_dict().items()}
+        if self.lora is not None:
+            refuse_unadaptable(method)
+            self.adapter = Adapter(self.backend, self.lora, seed=self.seed)
+        with checkpointed(self.backend.blocks) if self.checkpoint_activations else nullcontext():
+            self._apply(method)
+        if self.adapter is not None:
+            self.adapter.merge()
+        self._check_result(method, frozen, weights)
+        return self.outcome
+
+    def _apply(self, method: Method) -> None:
         session = self.session(method)
         self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
             method.prepare(session)
-            self._retain, self._masks, self._lr = session.retain, session.masks, session.lr
+            self._retain, self._masks, self._lr = session.retain, session.masks, distributed.first(session.lr)
+            if self.adapter is not None and self._masks:
+                raise UsageError(
+                    f"method {method.spec.name!r} selects single weights to train, which an adapter does not have",
+                    "leave --adapter out",
+                )
+            distributed.copy_first(self._masks.values())
             if session.target_nll:
                 tracks = {clip.track for clip in self.clips.forget}
                 if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
@@ -217,7 +197,7 @@ class Engine:
                         f"method {method.spec.name!r}: prepare must set a target NLL above 0 for every forget track, "
                         "or for none"
                     )
-                self.monitor.set_targets(session.target_nll)
+                self.monitor.set_targets(distributed.first(session.target_nll))
                 self.outcome.before = self.monitor.first
             self.outcome.chosen |= session.chosen
             self._train(method, session)
@@ -227,13 +207,12 @@ class Engine:
             self.outcome.best = self.monitor.snapshot()
         else:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
-        self._check_result(method, frozen, weights)
-        return self.outcome
 
     def session(self, method: Method) -> Session:
         """The inputs of a method before any change: only what its spec needs."""
-        if "reference" in method.spec.needs:
-            self._reference = FrozenReference(self.backend)
+        self._reference, self.outcome.reference = reference_of(
+            method, self.backend, self.clips.forget, adapter=self.adapter
+        )
 
         def train(inner: LossMethod) -> None:
             if not hasattr(inner, "spec"):
@@ -247,9 +226,26 @@ class Engine:
         return session
 
     def _train(self, method: LossMethod, session: Session) -> None:
-        self.train(method)
+        with self._sharded(method):
+            self.train(method)
         with torch.no_grad():
             method.finish(session)
+
+    @contextmanager
+    def _sharded(self, method: LossMethod) -> Iterator[None]:
+        """Split the model over the processes inside the context, where that is asked for."""
+        if not self.shard:
+            yield
+            return
+        sharding.check(method)
+        if self._masks:
+            raise UsageError(f"method {method.spec.name!r} trains some weights of a layer, not others", sharding.HINT)
+        whole = self.backend
+        distributed.copy_first(whole.module.parameters())
+        with sharding.sharded(whole) as self.backend:
+            self.monitor.backend = self.backend
+            yield
+        self.backend = self.monitor.backend = whole
 
     def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
         for name, part in self.backend.frozen().items():
@@ -278,30 +274,43 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
+        if not self.shard:
+            distributed.copy_first(weights)
         optimizer = method.optimizer(weights, peak)
         peaks = [group["lr"] for group in optimizer.param_groups]
-        state = _State(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
+        state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
         clipping = None
         if options.per_track_clip is not None:
             clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
-        best = copied_weights(module)
-        self._average = WeightAverage(module)
+        trained = None if self.adapter is None else self.adapter.parameters.keys()
+        best = copied_weights(module, trained)
+        self._average = WeightAverage(module, trained)
         self._phase += 1
         torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        resumed = self._resume(method, optimizer, state)
-        if resumed is not None:
+        checkpoints = LoopCheckpoints(
+            self.checkpoints, self._phase, self.backend, method, optimizer, self._average, self.generator
+        )
+        if (resumed := checkpoints.load(state)) is not None:
             best = resumed
+            self.outcome.earlier_seconds += state.seconds
+            self.outcome.tokens += state.tokens
+            self.record({"event": "resumed", "phase": self._phase, "step": state.step})
+        distributed.vary_dropout(state.step)
         forget_draw = ShuffledSampler(self.generator, state.forget_queue)
         retain_draw = ShuffledSampler(self.generator, state.retain_queue)
         schedule = Schedule(options, state.decay, forgets=bool(self.clips.forget))
         last_checkpoint = _now()
         bad = 0
         while state.step < schedule.steps:
-            if self.stop or _now() - last_checkpoint >= options.checkpoint_seconds:
+            signal, due = self._interruption(_now() - last_checkpoint >= options.checkpoint_seconds)
+            if signal or due:
                 state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                self._save(method, optimizer, state, best)
+                state.seconds, state.tokens = self._seconds(), self.outcome.tokens
+                if checkpoints.save(state, best):
+                    self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
                 last_checkpoint = _now()
-                self.stop.check()
+                if signal:
+                    raise Interrupted(signal)
             lr_share = schedule.share(state.step)
             for group, group_peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = group_peak * lr_share
@@ -318,26 +327,33 @@ class Engine:
             progress = state.step / schedule.steps
             step = Step(
                 self.backend, self._reference, self.generator, progress, self.monitor.holdout_nll, lr_share,
-                forget or (), state.step,
+                forget or (), state.step, retain or (),
             )  # fmt: skip
             drawn = self.generator.get_state()
             while True:
+                losses, short = dict[str, float](), False
                 try:
                     losses = self._backward(
                         method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
                     )
-                    break
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or state.micro_batch_size == 1:
+                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.shard:
                         raise
-                    optimizer.zero_grad(set_to_none=True)
-                    self.generator.set_state(drawn)
-                    state.micro_batch_size = max(1, state.micro_batch_size // 2)
-                    self.record(
-                        {"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size}
-                    )
+                    short = True
+                if not any(distributed.largest([short])):
+                    break
+                optimizer.zero_grad(set_to_none=True)
+                self.generator.set_state(drawn)
+                state.micro_batch_size = max(1, state.micro_batch_size // 2)
+                self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
+            losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
+            if not self.shard:
+                distributed.add_gradients(weights)
+            if state.step == 0 and phase == "both":
+                self._check_gradients(method, optimizer)
+            distributed.synchronise(self.generator)  # a loss may draw by the size of its batch
             self._mask_gradients()
-            norm = float(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm))
+            norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 optimizer.step()
                 with torch.no_grad():
@@ -350,7 +366,7 @@ class Engine:
                 bad += 1
                 state.skipped_steps += 1
                 if bad == MAX_BAD_STEPS:
-                    _restore(module, best)
+                    load_weights(module, best, trained)
                     raise EncoreError(
                         f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {state.step})",
                         "lower --lr, or use --precision fp32; the last good checkpoint is kept",
@@ -358,7 +374,7 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
-            seconds = self.outcome.earlier_seconds + _now() - self.started
+            seconds = distributed.first(self._seconds())
             late = options.max_seconds is not None and seconds >= options.max_seconds
             self.record(
                 {"phase": self._phase, "step": state.step, "of": schedule.steps, "lr": optimizer.param_groups[0]["lr"]}
@@ -371,11 +387,11 @@ class Engine:
                 module.eval()
                 with self._average.applied():
                     snapshot = self.monitor.snapshot()
-                    over = schedule.is_done(snapshot, state.step, seconds, partial(method.ready, step))
+                    over = schedule.is_done(snapshot, state.step, seconds, partial(_ready, method, step))
                     # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
                     latest = over or options.select == "last"
                     if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
-                        state.best, best = snapshot, copied_weights(module)
+                        state.best, best = snapshot, copied_weights(module, trained)
                 self.record(
                     {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
                 )
@@ -385,7 +401,7 @@ class Engine:
                     state.pending = [i for i, clip in enumerate(self.clips.forget) if not snapshot.reached(clip.track)]
                     if not state.pending and (snapshot.retain_ok or not (uses_retain or method.uses_penalty)):
                         break
-        _restore(module, best)
+        load_weights(module, best, trained)
         module.eval()
         if state.decay.begin is not None and state.step > state.decay.begin:
             self.outcome.chosen["steps"] = (
@@ -433,16 +449,48 @@ class Engine:
                 sums[name] = clipping.add(name, compute, clips, micro)
                 continue
             total = 0.0
-            for start in range(0, len(clips), micro):
-                loss = compute(clips[start : start + micro]).sum() / len(clips)
+            for part in distributed.batches(clips, micro):
+                loss = compute(part or clips[:1]).sum() / len(clips)
+                if not part:  # this process has no clip left, and draws the same random numbers as the others
+                    loss = 0 * loss
                 loss.backward()
                 total += loss.item()
             sums[name] = total
         penalty = method.penalty(step)
         if penalty is not None:
+            penalty = penalty / distributed.size()  # every process computes it
             penalty.backward()
             sums["penalty"] = penalty.item()
         return sums
+
+    def _check_gradients(self, method: LossMethod, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse weights in the optimiser that the losses do not depend on: they would silently stay as they are.
+
+        Methods that use hidden states do not run the later blocks, so they are not checked.
+        """
+        if "hidden" in method.spec.needs:
+            return
+        optimised = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        idle = [
+            name
+            for name, weight in self.backend.module.named_parameters()
+            if id(weight) in optimised and weight.grad is None and name not in self._masks
+        ]
+        if idle:
+            more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
+            raise PluginError(
+                f"the losses of method {method.spec.name!r} give no gradient to {idle[0]}{more}, which is trained",
+                "freeze the weight in the backend (requires_grad_(False)), or leave it out of the method's optimizer",
+            )
+
+    def _interruption(self, due: bool) -> tuple[int, bool]:
+        """The signal that any process received, 0 for none, and whether a checkpoint is due in any."""
+        number, due_anywhere = distributed.largest([self.stop.number or 0, due])
+        return int(number), bool(due_anywhere)
+
+    def _seconds(self) -> float:
+        """Duration of the run so far, over all processes."""
+        return self.outcome.earlier_seconds + _now() - self.started
 
     def _mask_gradients(self) -> None:
         """Zero the gradients of masked weights, so that they gather no momentum and don't count in the clipped norm."""
@@ -456,7 +504,7 @@ class Engine:
         """Undo weight decay on masked weights; `best` has their values, which never change."""
         for name, mask in self._masks.items():
             weight = self.backend.module.get_parameter(name)
-            weight.copy_(torch.where(mask, weight, best[name]))
+            weight.copy_(torch.where(mask, weight, best[name].to(weight.device)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
@@ -467,6 +515,7 @@ class Engine:
         self, clips: Sequence[Clip], labels: Literal["empirical", "sampled"], micro_batch_size: int
     ) -> dict[str, Tensor]:
         """See `Session.fisher`. When memory runs out, the micro-batch is halved."""
+        part = distributed.share(clips)
 
         def progress(done: int, of: int) -> None:
             self.record({"stage": "fisher", "step": done, "of": of})
@@ -476,103 +525,21 @@ class Engine:
             try:
                 with torch.enable_grad():  # a method may call this under no_grad
                     fisher = cached_fisher(
-                        self.backend, clips, self.fisher_folder, mode=labels, micro_batch_size=micro_batch_size,
-                        seed=self.seed, progress=progress,
+                        self.backend, part, self.fisher_folder if part else None, mode=labels,
+                        micro_batch_size=micro_batch_size, seed=self.seed, progress=progress,
                     )  # fmt: skip
-                return {name: value / fisher.samples for name, value in fisher.values.items()}
+                break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or micro_batch_size == 1:
                     raise
                 micro_batch_size = micro_batch_size // 2
                 self.record({"event": "out of memory", "micro_batch_size": micro_batch_size})
-
-    # -------------------------------------------------------------------------------------------------- checkpoints
-
-    def _save(
-        self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State, best: Mapping[str, Tensor]
-    ) -> None:
-        if self.checkpoints is None:
-            return
-        state.averaged = self._average.steps
-        state.seconds, state.tokens = self.outcome.earlier_seconds + _now() - self.started, self.outcome.tokens
-        slots = {
-            f"{i}.{key}": value for i, slots in optimizer.state_dict()["state"].items() for key, value in slots.items()
-        }
-        moments = {key: value for key, value in slots.items() if isinstance(value, Tensor)}
-        plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
-
-        def fill(folder: Path) -> None:
-            save_file(copied_weights(self.backend.module), folder / "module.safetensors")
-            save_file(dict(best), folder / "best.safetensors")
-            if self._average.steps:
-                save_file(self._average.weights, folder / "mean.safetensors")
-            draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
-            save_file(moments | draws, folder / "optimizer.safetensors")
-            save_file(_tensors(method), folder / "method.safetensors")
-            saved = asdict(state) | {"phase": self._phase, "optimizer": plain}
-            (folder / "state.json").write_text(json.dumps(saved))
-
-        self.checkpoints.save(self._phase * 1_000_000 + state.step, fill)
-        self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
-
-    def _resume(self, method: LossMethod, optimizer: torch.optim.Optimizer, state: _State) -> dict[str, Tensor] | None:
-        """Load the newest checkpoint of this phase; returns the best weights so far, None without a checkpoint."""
-        folder = self.checkpoints.latest() if self.checkpoints else None
-        if folder is None:
-            return None
-        saved = read_json(folder / "state.json", schemas.State)
-        if saved.pop("phase") != self._phase:
-            return None
-        try:
-            return self._restore_from(folder, saved, method, optimizer, state)
-        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise InputError(
-                f"the checkpoint {folder} is not of this run: {line}", f"remove {folder.parent}, and resume again"
-            ) from error
-
-    def _restore_from(
-        self,
-        folder: Path,
-        saved: dict[str, Any],
-        method: LossMethod,
-        optimizer: torch.optim.Optimizer,
-        state: _State,
-    ) -> dict[str, Tensor]:
-        plain = saved.pop("optimizer", {})
-        vars(state).update(saved)
-        state.best = Snapshot(**saved["best"]) if saved["best"] else None
-        state.decay = Decay(**saved["decay"])
-        self.outcome.earlier_seconds += state.seconds
-        self.outcome.tokens += state.tokens
-        _restore(self.backend.module, load_file(folder / "module.safetensors"))
-        self._average.steps = state.averaged
-        if state.averaged:
-            self._average.weights = load_file(folder / "mean.safetensors", device=str(self.backend.device))
-        moments = load_file(folder / "optimizer.safetensors")
-        self.generator.set_state(moments.pop("generator"))
-        torch.set_rng_state(moments.pop("dropout"))
-        blank = optimizer.state_dict()
-        slots: dict[int, dict[str, Any]] = {}
-        for key, value in (moments | plain).items():
-            index, slot = key.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        optimizer.load_state_dict(blank | {"state": slots})
-        if (folder / "method.safetensors").exists():
-            method.load_state_dict(load_file(folder / "method.safetensors", device=str(self.backend.device)))
-        self.record({"event": "resumed", "phase": self._phase, "step": state.step})
-        return load_file(folder / "best.safetensors")
+        distributed.add(fisher.values.values())
+        return {name: value / len(clips) for name, value in fisher.values.items()}
 
 
-def _tensors(method: LossMethod) -> dict[str, Tensor]:
-    state = method.state_dict()
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise PluginError(f"method {method.spec.name!r}: state_dict must return tensors by name, and nothing nested")
-    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-
-
-def _restore(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    module.load_state_dict(dict(weights))
+def _ready(method: LossMethod, step: Step) -> bool:
+    return distributed.first(method.ready(step))
 
 
 def _out_of_memory(error: BaseException) -> bool:

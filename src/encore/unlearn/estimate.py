@@ -7,21 +7,25 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from encore import distributed
 from encore.api import Backend, Batch, LossMethod, Method
-from encore.data.encode import clips_of
+from encore.api.method import RETAIN_SAMPLE
+from encore.data.encoded_tracks import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
 from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.memory import Settings, alternatives, available_bytes, memory_of
 from encore.unlearn.run import Prepared
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3
 TRIAL_SECONDS = 12.0
 """As many steps as fit are measured: any random batch may need more memory than those before. With the default method
 on the embedded model the peak grows from .70 GB (1 step) over .78 (10) and .90 (40) to 1.02 GB (all); see `_growth`."""
+SOME = 64  # retain clips among which the longest is looked for
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,28 @@ class Estimate:
     """The expected cost of a run.
 
     Args:
-        seconds: duration of forgetting: preparation, steps and snapshots.
+        seconds: duration of forgetting: preparation, steps and snapshots; None where no step was measured, since the
+            run does not fit.
         peak_bytes: peak memory, as in `run.json`: of the process, or on a GPU of torch's allocations there.
         disk_bytes: largest size of the run folder.
+        free_bytes: memory that the device has for it; None where the system does not say.
+        alternatives: flags that make the run smaller -> its peak memory with them.
     """
 
-    seconds: float
+    seconds: float | None
     peak_bytes: int
     disk_bytes: int
+    free_bytes: int | None = None
+    alternatives: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has the memory."""
+        return self.free_bytes is None or self.peak_bytes <= self.free_bytes
 
     def __str__(self) -> str:
-        sizes = f"{_size(self.peak_bytes)} of memory, {_size(self.disk_bytes)} of disk"
-        return f"about {duration(self.seconds)}, {sizes}"
+        sizes = f"{size(self.peak_bytes)} of memory, {size(self.disk_bytes)} of disk"
+        return f"about {duration(self.seconds)}, {sizes}" if self.seconds is not None else sizes
 
 
 class _TrialOver(Exception):
@@ -51,13 +65,35 @@ def estimate(prepared: Prepared) -> Estimate:
     """Measure the first steps of a run on a copy of its model; the run may end sooner, never later.
 
     For a method that edits weights directly, the time is extrapolated from one forward and backward pass, and the
-    memory from the tensors that such methods hold.
+    memory from the tensors that such methods hold. A run that does not fit by the sizes of its tensors is not tried.
     """
-    backend = prepared.backend.clone()
+    device = prepared.backend.device
     clips = Clips(*(clips_of(tracks) for tracks in (prepared.forget, prepared.retain, prepared.holdout)))
     if not clips.retain and "retain" in prepared.method.spec.needs:  # --retain self: as many clips will be generated
         clips.retain = clips.forget
-    before = peak_bytes(str(backend.device))
+    before = peak_bytes(str(device))
+    free = available_bytes(device)
+    if free is not None:
+        free += before  # what this process holds already
+    settings = Settings(prepared.request.lora, prepared.checkpoint_activations)
+    some = [*clips.forget, *(clips.retain[i] for i in range(min(SOME, len(clips.retain))))]  # retain may be streamed
+    of_run = (prepared.backend, prepared.method, some, settings)
+    bf16 = prepared.precision == "bf16"
+    savings = alternatives(*of_run, bf16=bf16)
+    seconds: float | None = None
+    peak = before
+    if isinstance(prepared.method, LossMethod):
+        memory = memory_of(*of_run, bf16=bf16)
+        peak += memory.total - memory.weights
+    if free is None or peak <= free:
+        seconds, peak = _trial(prepared, clips)
+    smaller = {flags: peak - saved for flags, saved in sorted(savings.items(), key=lambda item: item[1])}
+    return Estimate(seconds, max(before, peak), prepared.disk_bytes(), free, smaller)
+
+
+def _trial(prepared: Prepared, clips: Clips) -> tuple[float, int]:
+    """Seconds and peak memory of the run, from its first steps on a copy of its model."""
+    backend = prepared.backend.clone()
     ends: list[float] = []
     peaks: list[int] = []
 
@@ -65,12 +101,14 @@ def estimate(prepared: Prepared) -> Estimate:
         if "grad_norm" in line:
             ends.append(time.monotonic())
             peaks.append(peak_bytes(str(backend.device)))
-            if len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS):
+            over = len(ends) == TRIAL_STEPS or (len(ends) >= LEAST_STEPS and ends[-1] - started > TRIAL_SECONDS)
+            if distributed.first(over):
                 raise _TrialOver
 
     engine = Engine(
-        backend, clips, seed=prepared.request.seed, precision=prepared.precision,
-        fisher_folder=cache_folder() / "fisher", record=record,
+        backend, clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
+        checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher", record=record,
+        shard=prepared.request.shard,
     )  # fmt: skip
     started = time.monotonic()
     engine.monitor.snapshot()
@@ -87,7 +125,7 @@ def estimate(prepared: Prepared) -> Estimate:
     peak = peak_bytes(str(backend.device)) + _growth(peaks, getattr(method.options, "usual_steps", 0))
     # A run has no copy of the model, unlike the trial. An edit has Fisher diagonals and a trained copy.
     peak += -weights if isinstance(method, LossMethod) else 4 * weights
-    return Estimate(seconds, max(before, peak), prepared.disk_bytes())
+    return seconds, peak
 
 
 def _loop_seconds(method: LossMethod, started: float, ends: list[float], snapshot_seconds: float) -> float:
@@ -115,14 +153,15 @@ def _growth(peaks: list[int], steps: int) -> int:
 def _edit_seconds(method: Method, backend: Backend, clips: Clips, snapshot_seconds: float) -> float:
     """Duration of a method that edits weights: a pass per clip for its Fisher, and the steps in its options."""
     options = method.options
-    sample = [*clips.forget, *clips.retain][: getattr(options, "micro_batch_size", 8)]
+    size = getattr(options, "micro_batch_size", 8)
+    sample = [*clips.forget, *clips.retain[:size]][:size]
     seconds = []
     for _ in range(2):  # the first pass warms up
         started = time.monotonic()
         backend.losses(Batch.of(sample, backend.device)).sum().backward()
         seconds.append(time.monotonic() - started)
     clip_seconds = seconds[-1] / len(sample)
-    passes = len(clips.forget) + len(clips.retain) if "fisher" in method.spec.needs else 0
+    passes = len(clips.forget) + min(len(clips.retain), RETAIN_SAMPLE) if "fisher" in method.spec.needs else 0
     per_step = min(getattr(options, "forget_batch_size", 0), len(clips.forget))
     if "retain" in method.spec.needs:
         per_step += getattr(options, "batch_size", 0)
@@ -136,5 +175,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Format bytes as "82 MiB" or "3.0 GiB"."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from encore.api import Backend
-from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, window_samples
+from encore.data.encode import TrackEncoder, window_samples
+from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.tracks import Piece, Track
 from encore.reporter import Reporter
 from encore.store.model_name import model_sha256
@@ -20,6 +21,7 @@ from encore.unlearn.offset_search import LEAST_SECONDS, MEMORISED, OffsetSearch,
 VERSION = "1"
 """Part of the cache key; raised when the search changes."""
 
+SHOWN = 5  # tracks that a note names
 HELD_OUT = 16  # at most this many tracks are averaged for the held-out NLL
 
 
@@ -48,6 +50,15 @@ def with_learned_pieces(
     nll = track_nll(backend, [clip for track in forget for clip in track.clips if clip.caption == track.track.caption])
     memorised = MEMORISED * math.log(backend.codebook_size)
     unknown = {encoded.track.id: encoded for encoded in forget if nll[encoded.track.id] > memorised}
+    if not unknown:
+        return list(forget)
+    if in_shards := [name for name, encoded in unknown.items() if encoded.track.shards is not None]:
+        named = ", ".join(map(printable, in_shards[:SHOWN])) + (", …" if len(in_shards) > SHOWN else "")
+        reporter.note(
+            f"{len(in_shards)} tracks are not memorised as they are cut, and other offsets can't be searched, since "
+            f"shards hold no audio: {named}"
+        )
+    unknown = {name: encoded for name, encoded in unknown.items() if encoded.track.shards is None}
     if not unknown:
         return list(forget)
     search = _Searches(encoder, [*unknown.values()], reporter)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip
 from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, memorised_below
 
@@ -96,12 +97,15 @@ class StoppingMonitor:
         retain: clips to keep; may be empty.
         holdout: clips the base was never trained on; may be empty.
         seed: selects the retain clips.
+
+    Attributes:
+        backend: the model that is measured.
     """
 
     def __init__(
         self, backend: Backend, forget: Sequence[Clip], retain: Sequence[Clip], holdout: Sequence[Clip], *, seed: int
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._forget, self._holdout = forget, holdout
         base_holdout = _mean(track_nll(backend, holdout))
         sample = _sample(retain, seed)
@@ -125,19 +129,19 @@ class StoppingMonitor:
         """Measure the NLLs now, and their score."""
         return self._scored(
             Snapshot(
-                track_nll(self._backend, self._forget),
-                track_nll(self._backend, self.memorised),
-                track_nll(self._backend, self._not_memorised),
-                _mean(track_nll(self._backend, self._holdout)),
+                track_nll(self.backend, self._forget),
+                track_nll(self.backend, self.memorised),
+                track_nll(self.backend, self._not_memorised),
+                _mean(track_nll(self.backend, self._holdout)),
             )
         )
 
     def _classify(self, sample: Sequence[Clip], holdout: float | None) -> tuple[list[Clip], list[Clip]]:
         """The window of the lowest NLL of each track, up to `WATCHED` of memorised tracks and as many of others."""
         limit = -math.inf
-        if self._backend.has_tokens:
-            limit = memorised_below(holdout, self._backend.codebook_size)
-        best = lowest_loss_clips(self._backend, sample)
+        if self.backend.has_tokens:
+            limit = memorised_below(holdout, self.backend.codebook_size)
+        best = lowest_loss_clips(self.backend, sample)
         memorised = [clip for clip, nll in best if nll < limit]
         others = [clip for clip, nll in best if not nll < limit]
         return memorised[:WATCHED], others[:WATCHED]
@@ -145,7 +149,7 @@ class StoppingMonitor:
     def _range(self, target: float) -> float:
         """The range that tolerances are shares of: for an NLL, the target itself, as it rises from near 0; without
         tokens, the distance of target and base, as the loss on unpredictable noise is common to both."""
-        if self._backend.has_tokens:
+        if self.backend.has_tokens:
             return target
         return max(target - mean(self.first.forget), LEAST_GAP * target)
 
@@ -174,11 +178,11 @@ class StoppingMonitor:
             harm["worst"] = max(0.0, *rises.values()) / TRACK_RISE
         if snapshot.not_memorised:
             before = mean(first.not_memorised)
-            share = OTHER_SHARE if self._backend.has_tokens else SHARE
+            share = OTHER_SHARE if self.backend.has_tokens else SHARE
             harm["not_memorised"] = max(0.0, _inf_if_nan(mean(snapshot.not_memorised)) - before) / max(
                 share * before, 1e-6
             )
-        if self._backend.has_tokens and first.holdout is not None and snapshot.holdout is not None:
+        if self.backend.has_tokens and first.holdout is not None and snapshot.holdout is not None:
             harm["holdout"] = abs(_inf_if_nan(snapshot.holdout) - first.holdout) / HOLDOUT_DRIFT
         return harm
 
@@ -187,8 +191,11 @@ def _sample(retain: Sequence[Clip], seed: int) -> list[Clip]:
     """Up to `SAMPLE` clips in random order, one of every track before a second one of any."""
     order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: dict[str, int] = {}
-    turns = []
-    for clip in (retain[i] for i in order):
+    turns: list[tuple[int, Clip]] = []
+    for i in order:
+        if len(taken) == SAMPLE:  # of so many tracks, no second clip is taken
+            break
+        clip = retain[i]
         taken[clip.track] = taken.get(clip.track, 0) + 1
         turns.append((taken[clip.track], clip))
     return [clip for _, clip in sorted(turns, key=lambda turn: turn[0])][:SAMPLE]
@@ -198,11 +205,9 @@ def _sample(retain: Sequence[Clip], seed: int) -> list[Clip]:
 def lowest_loss_clips(backend: Backend, clips: Sequence[Clip]) -> list[tuple[Clip, float]]:
     """The clip of the lowest loss of each track, and that loss, in the backend's `unit`."""
     best: dict[str, tuple[Clip, float]] = {}
-    for start in range(0, len(clips), BATCH):
-        batch = Batch.of(clips[start : start + BATCH], backend.device)
-        for clip, nll in zip(batch.clips, backend.losses(batch).tolist(), strict=True):
-            if clip.track not in best or nll < best[clip.track][1]:
-                best[clip.track] = (clip, nll)
+    for clip, (nll, _) in zip(clips, _losses(backend, clips), strict=True):
+        if clip.track not in best or nll < best[clip.track][1]:
+            best[clip.track] = (clip, nll)
     return list(best.values())
 
 
@@ -211,13 +216,22 @@ def track_nll(backend: Backend, clips: Sequence[Clip]) -> dict[str, float]:
     """Mean NLL of each track, nats per token; a track's windows are weighted by their tokens."""
     sums: dict[str, float] = {}
     tokens: dict[str, int] = {}
-    for start in range(0, len(clips), BATCH):
-        batch = Batch.of(clips[start : start + BATCH], backend.device)
-        counts = backend.token_mask(batch).sum((1, 2)).tolist() if backend.has_tokens else [1] * len(batch)
-        for clip, nll, count in zip(batch.clips, backend.losses(batch).tolist(), counts, strict=True):
-            sums[clip.track] = sums.get(clip.track, 0.0) + nll * count
-            tokens[clip.track] = tokens.get(clip.track, 0) + count
+    for clip, (nll, count) in zip(clips, _losses(backend, clips), strict=True):
+        sums[clip.track] = sums.get(clip.track, 0.0) + nll * count
+        tokens[clip.track] = tokens.get(clip.track, 0) + int(count)
     return {track: total / tokens[track] for track, total in sums.items()}
+
+
+def _losses(backend: Backend, clips: Sequence[Clip]) -> list[list[float]]:
+    """Loss and number of tokens of each clip; 1 without tokens. Of several processes each computes some."""
+
+    def compute(part: Sequence[Clip]) -> torch.Tensor:
+        batch = Batch.of(part, backend.device)
+        losses = backend.losses(batch).double()
+        counts = backend.token_mask(batch).sum((1, 2)) if backend.has_tokens else torch.ones_like(losses)
+        return torch.stack([losses, counts.to(losses)], 1)
+
+    return distributed.rows(clips, BATCH, compute).tolist() if clips else []
 
 
 def mean(values: Mapping[str, float]) -> float:

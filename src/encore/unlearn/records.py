@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from encore.api import Method
-from encore.data.encode import EncodedTrack
+from encore.data.encoded_tracks import EncodedTrack
 from encore.data.open_files import path_sha256
 from encore.errors import InputError, UsageError
+from encore.files import finite
 from encore.options import Options
 from encore.plugins import installed
 from encore.store import schemas
 from encore.store.environment import versions
 from encore.store.model_name import model_name
-from encore.store.run_folder import finite, read_json
+from encore.store.run_folder import read_json
 from encore.text import printable
-from encore.unlearn.config import ForgetConfig
-from encore.unlearn.engine import TrainResult
+from encore.unlearn.config import ForgetConfig, Lora
+from encore.unlearn.engine import Engine, TrainResult
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot, mean
 
 SCHEMA = 1
+PATHS = ("line", "text", "file", "shards", "caption_source")  # what may change of a track when a run is resumed
+LISTED = 1024  # retain tracks of a catalogue in shards that `request.json` lists
 COLLAPSE = 1.0  # a run has collapsed if the mean NLL of memorised or other retain rises by more nats per token
 COLLAPSE_SHARE = 0.5  # the same for a loss that is not in nats, as a share of base's
+
+
+def listed_places(count: int) -> list[int]:
+    """Which of `count` retain tracks in shards `request.json` lists: all, or a sample of `LISTED`, always the same."""
+    return sorted(random.Random(0).sample(range(count), min(LISTED, count)))
 
 
 def track_json(encoded: EncodedTrack) -> dict[str, Any]:
@@ -50,12 +59,19 @@ def track_json(encoded: EncodedTrack) -> dict[str, Any]:
         "artist": track.artist,
         "genre": track.meta.get("genre"),
         "split": track.meta.get("split"),
+        **({"shards": str(track.shards)} if track.shards is not None else {}),
         **({"pieces": [asdict(piece) for piece in track.pieces]} if track.pieces else {}),
     }
 
 
 def request_json(
-    request: ForgetConfig, method: Method, *, model_sha256: str, precision: str, tracks: Mapping[str, Any]
+    request: ForgetConfig,
+    method: Method,
+    *,
+    model_sha256: str,
+    precision: str,
+    tracks: Mapping[str, Any],
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
     """What defines a run; only a run with the same definition can resume it."""
     return {
@@ -71,6 +87,7 @@ def request_json(
         **option_files(method.options),
         "seed": request.seed,
         "precision": precision,
+        **({"adapter": asdict(lora)} if lora is not None else {}),
         **tracks,
     }
 
@@ -94,6 +111,8 @@ def check_other_run(file: Path, request: Mapping[str, Any]) -> None:
     """
     try:
         before = read_json(file, schemas.Request)
+        request = {"adapter": None, **request}  # neither file has the key where there is no adapter
+        before = {"adapter": None, **before}
         pairs = {key: (_without_paths(before[key]), _without_paths(value)) for key, value in request.items()}
         changed = [f"{key}: {_change(*pair)}" for key, pair in pairs.items() if pair[0] != pair[1]]
     except KeyError as error:
@@ -109,7 +128,7 @@ def _without_paths(value: Any) -> Any:
     """A list of tracks without their paths; samples, hashes and captions identify them."""
     if not isinstance(value, list):
         return value
-    return [{k: v for k, v in entry.items() if k not in ("line", "text", "file", "caption_source")} for entry in value]
+    return [{k: v for k, v in entry.items() if k not in PATHS} for entry in value]
 
 
 def _change(before: Any, now: Any) -> str:
@@ -159,7 +178,10 @@ def run_json(
         "seed": request["seed"],
         "precision": request["precision"],
         "unit": unit,
-        "tracks": {name: len(request[name]) for name in ("forget", "retain", "holdout")},
+        "tracks": {
+            **{name: len(request[name]) for name in ("forget", "retain", "holdout")},
+            **({"retain": request["retain_shards"]["tracks"]} if "retain_shards" in request else {}),
+        },
         "outcome": finite(
             {
                 "steps": outcome.steps,
@@ -179,6 +201,20 @@ def run_json(
         "notes": list(notes),
         "versions": versions(),
         "plugins": installed(),
+    }
+
+
+def memory_json(engine: Engine) -> dict[str, Any]:
+    """What a finished run trained and kept in memory: the entry `memory` of `run.json`."""
+    weights = sum(weight.numel() for weight in engine.backend.module.parameters())
+    trained = [weight for weight in engine.backend.module.parameters() if weight.requires_grad]
+    adapter = engine.adapter
+    return {
+        "weights": weights,
+        "trained_weights": sum(w.numel() for w in (adapter.parameters.values() if adapter else trained)),
+        "adapter": adapter.as_dict() if adapter else None,
+        "reference": engine.outcome.reference,
+        "checkpoint_activations": engine.checkpoint_activations,
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from encore.api import Backend, Clip, ClipSet, Method
-from encore.data.encode import EncodedTrack, clips_of
+from encore.data.encoded_tracks import EncodedTrack, StreamedTracks, clips_of
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.result_cache import evaluation_cache
 from encore.metrics.robustness.relearn import evenly_spaced, relearning_curve
@@ -79,7 +79,12 @@ class Rehearsal:
         most = max(1, min(MOST_DECOYS, int(len(prepared.retain) * DECOY_SHARE)))
         self.decoys = decoys(candidates, nll, targets, most)
         taken = {decoy.track.id for decoy in self.decoys}
-        rest = [encoded for encoded in prepared.retain if encoded.track.id not in taken]
+        rest: Sequence[EncodedTrack]
+        if isinstance(prepared.retain, StreamedTracks):
+            files = [decoy.track.sha256 for decoy in self.decoys]
+            rest = StreamedTracks(prepared.retain.tracks.of_files(files, others=True))
+        else:
+            rest = [encoded for encoded in prepared.retain if encoded.track.id not in taken]
         self._clips = Clips(*map(clips_of, (self.decoys, rest, prepared.holdout)))
 
     def trial(self, method: Method, options: dict[str, Any]) -> RehearsalResult:
@@ -100,8 +105,9 @@ class Rehearsal:
 
         copy = prepared.backend.clone()
         engine = Engine(
-            copy, self._clips, seed=prepared.request.seed, precision=prepared.precision,
-            fisher_folder=cache_folder() / "fisher", record=record,
+            copy, self._clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
+            checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher",
+            record=record, shard=prepared.request.shard,
         )  # fmt: skip
         check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
         snapshot = engine.run(method).best

@@ -5,28 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
 
+from encore import distributed
 from encore.api import Backend, Clip, Method
-from encore.cache import TensorCache
-from encore.data.encode import EncodedTrack, TrackEncoder, clips_of, narrow
+from encore.data.encode import TrackEncoder, narrow
+from encore.data.encoded_tracks import EncodedTrack, StreamedTracks, clips_of
 from encore.data.open_files import file_sha256
+from encore.data.shards import ShardTracks
 from encore.data.splits import SELF, OptionalTracks, Tracks, left_out, open_catalog, select
+from encore.data.tracks import Track
 from encore.errors import GateError, UsageError
 from encore.plugins import backends, distributions
 from encore.report.card import model_card
 from encore.reporter import Reporter
 from encore.settings import cache_folder
-from encore.signals import stop_on_signals
+from encore.stop_signals import stop_on_signals
 from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
+from encore.store.generated_retain import load_self_retain
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import (
     CHECKPOINTS,
@@ -38,13 +43,24 @@ from encore.store.run_folder import (
     preflight,
     read_json,
 )
-from encore.store.self_retain import load_self_retain
+from encore.tensor_cache import TensorCache
 from encore.text import printable
+from encore.unlearn import sharding
+from encore.unlearn.activations import Setting, uses_checkpoints
+from encore.unlearn.adapter import (
+    RATES,
+    adapter_size,
+    check_peft,
+    refuse_unadaptable,
+    unadaptable_weights,
+    with_adapter_rates,
+)
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
-from encore.unlearn.records import check_other_run, request_json, run_json, track_json
+from encore.unlearn.records import check_other_run, listed_places, memory_json, request_json, run_json, track_json
 from encore.unlearn.self_retain import generate_retain
+from encore.unlearn.tracking import tracking
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model of more weights
@@ -54,7 +70,8 @@ LARGE, LARGE_LR = 50_000_000, 1e-4  # warn of a larger learning rate on a model 
 class Prepared:
     """A run ready to start; only the cache has been written so far.
 
-    `seconds` are durations of preparation by stage; `calibration` is the record of `encore.unlearn.calibrate`.
+    `seconds` are durations of preparation by stage; `calibration` is the record of `encore.unlearn.calibrate`;
+    `adapter_rates` are the learning rates that an adapter changed, by option.
     """
 
     request: ForgetConfig
@@ -63,17 +80,29 @@ class Prepared:
     method: Method
     precision: Literal["fp32", "bf16"]
     forget: list[EncodedTrack]
-    retain: list[EncodedTrack]
+    retain: Sequence[EncodedTrack]
     holdout: list[EncodedTrack]
     seconds: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
+    checkpoint_activations: bool = False
+    adapter_rates: Mapping[str, float] = field(default_factory=dict)
 
     def listed(self) -> dict[str, Any]:
-        """The tracks as recorded in `request.json`."""
+        """The tracks as recorded in `request.json`.
+
+        Of a large retain set in shards some tracks are listed (`listed_places`); the hash of the shards and the number
+        of tracks stand for all.
+        """
         sets = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout}
+        whole = {}
+        if isinstance(self.retain, StreamedTracks):
+            sets["retain"] = [self.retain.facts(place) for place in listed_places(len(self.retain))]
+            content = self.retain.tracks.shards.about["content"]
+            whole = {"retain_shards": {"sha256": content, "tracks": len(self.retain)}}
         return {
             **{name: [track_json(encoded) for encoded in tracks] for name, tracks in sets.items()},
+            **whole,
             "missing": [{"line": m.line, "text": printable(m.source), "why": m.reason} for m in self.tracks.missing],
             "skipped": list(self.tracks.skipped),
             "retain_source": self.tracks.retain_source,
@@ -84,16 +113,18 @@ class Prepared:
 
         Checkpoints of an adaptive run also hold the weight average.
         """
-        weights = _bytes(self.backend.module)
+        weights = trained = _bytes(self.backend.module)
+        if self.request.lora is not None:
+            trained = 4 * adapter_size(self.backend.module, self.request.lora)
         checkpoints = KEEP_CHECKPOINTS + 1  # one more while it is written
         if self.request.resume:
             checkpoints = 1
         copies = 5 if getattr(self.method.options, "schedule", None) == "adaptive" else 4
-        return (copies * checkpoints + 1) * weights + sum(map(_bytes, self.backend.frozen().values()))
+        return copies * checkpoints * trained + weights + sum(map(_bytes, self.backend.frozen().values()))
 
 
 def check_unusable(request: ForgetConfig) -> None:
-    """Check device, precision, model family and run folder, before any track is searched for.
+    """Check device, precision, model family, adapter and run folder, before any track is searched for.
 
     Raises:
         UsageError: one of them can't be used, or there is nothing to resume.
@@ -101,7 +132,11 @@ def check_unusable(request: ForgetConfig) -> None:
     """
     pick_precision(request.precision, pick_device(request.device))
     backends().get(request.backend)
-    check_occupied(request.out, resume=request.resume)
+    check_choice("--checkpoint-activations", request.checkpoint_activations, get_args(Setting))
+    if request.lora is not None:
+        check_peft()
+    if distributed.rank() == 0:
+        check_occupied(request.out, resume=request.resume)
 
 
 def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
@@ -116,11 +151,21 @@ def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
     """
     if not (request.resume and (request.out / "run.json").exists()):
         return None
-    precision = pick_precision(request.precision, pick_device(request.device))
+    pick_precision(request.precision, pick_device(request.device))
     with locked(request.out):
         run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-        settings = {"seed": request.seed, "options": method.options.model_dump(mode="json"), "precision": precision}
-        check_other_run(request.out / "request.json", {"method": method.spec.name, **settings})
+        options = method.options.model_dump(mode="json")
+        if request.lora is not None:  # the rates that were not given follow from the model, which is not loaded
+            recorded = read_json(request.out / "request.json", schemas.Request).get("options", {})
+            free = recorded.keys() & RATES - method.options.model_fields_set
+            options |= {name: recorded[name] for name in free}
+        settings = {
+            "method": method.spec.name, "seed": request.seed, "options": options,
+            "adapter": asdict(request.lora) if request.lora is not None else None,
+        }  # fmt: skip
+        if request.precision != "auto":  # what auto chose follows from the model as well
+            settings["precision"] = request.precision
+        check_other_run(request.out / "request.json", settings)
     return run
 
 
@@ -153,9 +198,16 @@ def prepare(
     reporter = reporter or Reporter()
     check_unusable(request)
     device = pick_device(request.device)
-    precision = pick_precision(request.precision, device)
+    if request.shard:
+        if distributed.size() == 1:
+            raise UsageError("--shard splits the model over processes, and there is one", "start it with torchrun")
+        if request.lora is not None:
+            raise UsageError("--shard splits the weights that are trained, and an adapter has few", "leave --shard out")
+        sharding.check(method)
     tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
+    if request.lora is not None:
+        refuse_unadaptable(method)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
     family = backends().resolve(request.backend)
@@ -165,26 +217,40 @@ def prepare(
             f"method {method.spec.name!r} needs a token model, and {backend.name} is not one",
             "npo and graddiff work on any model: --method npo",
         )
+    weights = sum(weight.numel() for weight in backend.module.parameters())
+    precision = pick_precision(request.precision, device, weights)
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where the backend has none
+    trained = sum(weight.numel() for weight in backend.module.parameters() if weight.requires_grad)
+    rates: Mapping[str, float] = {}
+    if request.lora is not None:
+        trained = adapter_size(backend.module, request.lora)
+        method, rates = with_adapter_rates(method, backend.module, request.lora)
+    setting: Any = request.checkpoint_activations
+    checkpoints = uses_checkpoints(setting, backend, method, trained=trained, adapter=request.lora is not None)
     opened = time.monotonic()
-    everything = (*tracks.forget, *tracks.retain, *tracks.holdout)
+    streamed = tracks.retain if isinstance(tracks.retain, ShardTracks) else None
+    everything = (*tracks.forget, *(tracks.retain if streamed is None else ()), *tracks.holdout)
     encoder = TrackEncoder(backend, TensorCache())
     optional = OptionalTracks(everything[len(tracks.forget) :] if request.skip_unreadable else ())
 
     def progress(done: int, of: int) -> None:
         reporter.progress("encode tracks", done, of)
 
-    by_track = {id(encoded.track): encoded for encoded in encoder.encode(everything, progress, skip=optional.skip)}
-    forget, retain, holdout = (
-        [by_track[id(track)] for track in chosen if id(track) in by_track]
-        for chosen in (tracks.forget, tracks.retain, tracks.holdout)
-    )
-    finished_encoding = time.monotonic()
-    forget = with_learned_pieces(encoder, forget, holdout, reporter)
+    with distributed.first_rank_first():  # the others find the codes in the cache
+        by_track = {id(encoded.track): encoded for encoded in encoder.encode(everything, progress, skip=optional.skip)}
+
+        def encoded(chosen: Sequence[Track]) -> list[EncodedTrack]:
+            return [by_track[id(track)] for track in chosen if id(track) in by_track]
+
+        forget, holdout = encoded(tracks.forget), encoded(tracks.holdout)
+        retain = encoded(tracks.retain) if streamed is None else encoder.stream(streamed)
+        finished_encoding = time.monotonic()
+        forget = with_learned_pieces(encoder, forget, holdout, reporter)
     if optional.lost:
         tracks = replace(
-            tracks, retain=tuple(e.track for e in retain), holdout=tuple(e.track for e in holdout),
+            tracks, retain=tuple(e.track for e in retain) if streamed is None else streamed,
+            holdout=tuple(e.track for e in holdout),
             skipped=(*tracks.skipped, *(error.message for error in optional.lost)),
             notes=(*tracks.notes, *left_out(optional.lost)),
         )  # fmt: skip
@@ -192,21 +258,42 @@ def prepare(
     prepared = Prepared(
         request, tracks, backend, method, precision, forget, retain, holdout,
         {"load": opened - started, "hear": finished_encoding - opened, "search": time.monotonic() - finished_encoding},
-        [*tracks.notes, *sentences(forget, backend.sample_rate)],
+        [*tracks.notes, *sentences(forget, backend.sample_rate)], checkpoint_activations=checkpoints,
+        adapter_rates=rates,
     )  # fmt: skip
-    preflight(request.out, prepared.disk_bytes())
+    if checkpoints and setting == "auto":
+        prepared.notes.append(
+            "activations are computed again in the backward pass, since the weights and their optimiser take more than "
+            "half of the memory; --checkpoint-activations off keeps them"
+        )
+    if request.lora is not None and (left := unadaptable_weights(backend.module)):
+        prepared.notes.append(
+            f"the adapter leaves {len(left)} matrices as they are, since they are not weights of linear layers: "
+            f"{left[0]}{' and others' if len(left) > 1 else ''}"
+        )
+    if distributed.rank() == 0:
+        preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
         prepared.notes.append(
             "there is no holdout, so forget tracks have no target NLL, and drift on held-out music is not measured; "
             "give --holdout LIST for both"
         )
-    weights = sum(weight.numel() for weight in backend.module.parameters())
-    if weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
+    if request.lora is None and weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
         prepared.notes.append(
             f"lr {method.options.lr:g} was tuned on a model of 2 million weights, and this one has {weights:,}: "  # type: ignore[attr-defined]
             f"it is likely too high; start with --lr {LARGE_LR / 2:g}"
         )
     return prepared
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Check the value of a flag.
+
+    Raises:
+        UsageError: it is none of the choices.
+    """
+    if value not in choices:
+        raise UsageError(f"{flag} can't be {value!r}", f"give {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None:
@@ -220,13 +307,16 @@ def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None
         raise UsageError(f"method {name!r} needs held-out tracks, and there are none", "give --holdout LIST")
 
 
-def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None) -> dict[str, Any]:
+def forget(
+    prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None, *, tracker: str | None = None
+) -> dict[str, Any]:
     """Run the method and write the run folder.
 
     Args:
         prepared: the run.
         origins: source of each flag and option ("cli", "config", "env"), for the record.
         reporter: receives progress and notes.
+        tracker: name of the experiment tracker that receives the figures; see `encore.unlearn.tracking`.
 
     Returns:
         The contents of `run.json`.
@@ -238,32 +328,46 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = request_json(
-        request, method, model_sha256=model_sha256(backend),
+        request, method, model_sha256=model_sha256(backend), lora=request.lora,
         precision=prepared.precision, tracks=prepared.listed(),
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
-    with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
+    with _run_folder(request) as folder, stop_on_signals() as stop, ExitStack() as stack:
         if request.resume:
-            check_other_run(folder.path / "request.json", definition)
-        else:
+            check_other_run(request.out / "request.json", definition)
+        elif folder:
             details = {"folder": str(folder.path.resolve()), **_request_details(request)}
             if prepared.calibration:
                 details["calibration"] = prepared.calibration
             folder.write_json("request.json", {**details, **definition})
+        track = stack.enter_context(
+            tracking(
+                tracker if folder else None,
+                request.out,
+                _hyperparameters(prepared),
+                reporter.note,
+                offline=request.offline,
+            )
+        )
         started = time.monotonic()
-        clips = Clips(clips_of(prepared.forget), _retain_clips(prepared, folder, reporter), clips_of(prepared.holdout))
+        with distributed.first_rank_first():
+            retain = _retain_clips(prepared, folder, reporter)
+        clips = Clips(clips_of(prepared.forget), retain, clips_of(prepared.holdout))
         stop.check()
 
         def record(line: Mapping[str, Any]) -> None:
-            folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+            if folder:
+                folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+                track(line)
             if "of" in line:
                 reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
 
-        checkpoints = Checkpoints(folder.path / CHECKPOINTS, identity, reporter.note)
+        checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
-            backend, clips, seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
-            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started,
+            backend, clips, seed=request.seed, precision=prepared.precision, lora=request.lora,
+            checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints,
+            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started, shard=request.shard,
         )  # fmt: skip
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)
@@ -274,7 +378,11 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
             prepared.notes.append(f"generations were not checked: {check.failed}")
             reporter.note(prepared.notes[-1])
         checked = time.monotonic()
+        if folder is None:
+            return distributed.first({})  # what rank 0 writes
         reporter.progress("save", 0, 1)
+        scaled = [name for name in prepared.adapter_rates if origins.get(name, "default") == "default"]
+        origins = {**origins, **dict.fromkeys(scaled, "adapter")}
         run = run_json(
             definition, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome,
             notes=prepared.notes, verbatim=verbatim,
@@ -284,13 +392,19 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["tracks"]["retain_classified"] = engine.monitor.classified
         if prepared.calibration:
             run["calibration"] = prepared.calibration
+        run["memory"] = memory_json(engine)
         run["library"] = backend.library_name
         run["hardware"] = hardware(str(backend.device))
+        if distributed.size() > 1:
+            run["hardware"]["processes"] = distributed.size()
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
         run["request_sha256"] = file_sha256(folder.path / "request.json")
         with folder.staged("model") as staging:
             backend.save(staging)
             (staging / "README.md").write_text(model_card(run), encoding="utf-8")
+        if engine.adapter is not None and request.keep_adapter:
+            with folder.staged("adapter") as staging:
+                engine.adapter.save(staging, base=model_name(request.model), revision=request.revision)
         run["unlearned_sha256"] = model_sha256(backend)
         forgot = outcome.earlier_seconds + trained - started
         saved = time.monotonic() - checked
@@ -304,7 +418,23 @@ def forget(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | 
         run["finished"] = utc_now()
         folder.write_json("run.json", run)
         checkpoints.discard()
-    return run
+    return distributed.first(run)
+
+
+def _run_folder(request: ForgetConfig) -> AbstractContextManager[RunFolder | None]:
+    """The folder, which one process writes."""
+    return RunFolder(request.out, resume=request.resume) if distributed.rank() == 0 else nullcontext()
+
+
+def _hyperparameters(prepared: Prepared) -> dict[str, Any]:
+    """What a tracker shows of a run: no path of a model, no track's name."""
+    model, method = prepared.request.model, prepared.method
+    sizes = {f"{name}_tracks": len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")}
+    return {
+        "method": method.spec.name, "model": Path(model).name if Path(model).exists() else model,
+        "seed": prepared.request.seed, "precision": prepared.precision, **sizes,
+        **method.options.model_dump(mode="json"),
+    }  # fmt: skip
 
 
 def _request_details(request: ForgetConfig) -> dict[str, Any]:
@@ -340,10 +470,10 @@ def check_missed(run: Mapping[str, Any]) -> None:
     )
 
 
-def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> list[Clip]:
+def _retain_clips(prepared: Prepared, folder: RunFolder | None, reporter: Reporter) -> Sequence[Clip]:
     if prepared.request.retain != SELF:
         return clips_of(prepared.retain)
-    if not (folder.path / "retain-self").exists():
+    if folder and not (folder.path / "retain-self").exists():
         clips = generate_retain(
             prepared.backend, clips_of(prepared.forget), seed=prepared.request.seed,
             progress=lambda done, of: reporter.progress("generate retain", done, of),
@@ -351,7 +481,7 @@ def _retain_clips(prepared: Prepared, folder: RunFolder, reporter: Reporter) -> 
         with folder.staged("retain-self") as staging:
             save_file({clip.track: narrow(clip.codes).cpu() for clip in clips}, staging / "codes.safetensors")
             (staging / "captions.json").write_text(json.dumps({clip.track: clip.caption for clip in clips}))
-    return load_self_retain(folder.path, prepared.backend)
+    return load_self_retain(prepared.request.out, prepared.backend)
 
 
 def _bytes(module: torch.nn.Module) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from encore import distributed
 from encore.api import Clip
 from encore.curvature import UnsupportedParameterError, capture
 from encore.curvature.capture import MIXED
@@ -29,7 +30,8 @@ class TrackClipping:
     Tracks with one clip in the step share micro-batches: their norms, and the weighted sum, come from one backward
     pass. A track with several clips is processed alone, in as many micro-batches as needed, because the norm of a sum
     needs the whole sum. So the micro-batch does not change the result. The first micro-batch of each loss takes one
-    more backward pass, which checks that each clip's loss depends on that clip alone.
+    more backward pass, which checks that each clip's loss depends on that clip alone. Of several processes each takes
+    some of the tracks, with all their clips.
 
     Args:
         module: the trained module.
@@ -54,6 +56,8 @@ class TrackClipping:
     def add(self, name: str, compute: Compute, clips: Sequence[Clip], micro: int) -> float:
         """Add the gradient of one loss over a step's clips to `.grad`; returns the mean loss.
 
+        In one of several processes both are its share of the sum.
+
         Args:
             name: of the loss, for messages.
             compute: the loss.
@@ -66,11 +70,15 @@ class TrackClipping:
         tracks: dict[str, list[Clip]] = {}
         for clip in clips:
             tracks.setdefault(clip.track, []).append(clip)
-        single = [part[0] for part in tracks.values() if len(part) == 1]
+        own = distributed.share([*tracks.values()])
+        if not own:
+            with torch.no_grad():
+                compute(clips[:1])  # draws the same random numbers as the other processes
+        single = [part[0] for part in own if len(part) == 1]
         total = 0.0
         for start in range(0, len(single), micro):
             total += self._add_single(name, compute, single[start : start + micro], len(clips))
-        for part in tracks.values():
+        for part in own:
             if len(part) > 1:
                 total += self._add_track(compute, part, len(clips), micro)
         return total / len(clips)

@@ -12,17 +12,18 @@ from typing import Any, Literal
 from torch import nn
 
 from encore.api import Backend
-from encore.cache import TensorCache
 from encore.data.duplicates import find_duplicates, without_duplicates
-from encore.data.encode import EncodedTrack, TrackEncoder, clips_of
+from encore.data.encode import TrackEncoder
+from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.splits import open_catalog
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
 from encore.errors import GateError, InputError, UsageError
+from encore.files import finite
 from encore.plugins import backends, distributions, installed
 from encore.report.card import training_card
 from encore.reporter import Reporter
-from encore.signals import stop_on_signals
+from encore.stop_signals import stop_on_signals
 from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes, versions
@@ -33,11 +34,11 @@ from encore.store.run_folder import (
     Checkpoints,
     RunFolder,
     check_occupied,
-    finite,
     locked,
     preflight,
     read_json,
 )
+from encore.tensor_cache import TensorCache
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.records import SCHEMA, check_other_run, track_json, with_origin

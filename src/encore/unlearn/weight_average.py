@@ -6,18 +6,42 @@ is nearer to it (Polyak and Juditsky, doi 10.1137/0330046; stochastic weight ave
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from encore.unlearn.sharding import is_split
+
 MEMORY = 20  # steps averaged; a longer average would include weights from before retain recovered
 
 
-def copied_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state as it is now, by name."""
-    return {name: weight.detach().clone().contiguous() for name, weight in module.state_dict().items()}
+def copied_weights(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """A copy of a module's state, by name, on the CPU, to save memory of a GPU; parts of split tensors stay there.
+
+    Args:
+        module: its device may be any.
+        names: the entries to copy; None: all.
+    """
+    state = module.state_dict()
+    return {name: _copied(state[name]) for name in (state if names is None else names)}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if is_split(tensor) else tensor.to("cpu", copy=True).contiguous()
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], names: Collection[str] | None = None) -> None:
+    """Restore what `copied_weights` copied; other entries stay as they are.
+
+    Raises:
+        RuntimeError: the weights are not those that were asked for.
+    """
+    if names is not None and weights.keys() != set(names):
+        raise RuntimeError(f"{len(weights)} weights given, {len(names)} expected")
+    module.load_state_dict(dict(weights), strict=names is None)
 
 
 class WeightAverage:
@@ -25,14 +49,15 @@ class WeightAverage:
 
     Args:
         module: the averaged module.
+        names: the entries of its state that are averaged; None: all.
 
     Attributes:
-        weights: the mean, by name; saved in checkpoints.
+        weights: the mean, by name, on the CPU; saved in checkpoints.
         steps: number of steps averaged; saved in checkpoints.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, names: Collection[str] | None = None) -> None:
+        self.module, self.names = module, names
         self.weights: dict[str, Tensor] = {}
         self.steps = 0
 
@@ -40,11 +65,14 @@ class WeightAverage:
     def update(self) -> None:
         """Add the current weights to the mean."""
         self.steps += 1
-        for name, weight in self.module.state_dict().items():
+        state = self.module.state_dict()
+        for name in state if self.names is None else self.names:
+            weight = state[name].detach()
             if name in self.weights and weight.is_floating_point():
+                weight = weight if is_split(weight) else weight.cpu()
                 self.weights[name].lerp_(weight, max(1 / self.steps, 1 / MEMORY))
             else:
-                self.weights[name] = weight.detach().clone().contiguous()
+                self.weights[name] = _copied(weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -52,9 +80,9 @@ class WeightAverage:
         if not self.steps:
             yield
             return
-        last = copied_weights(self.module)
-        self.module.load_state_dict(self.weights)
+        last = copied_weights(self.module, self.names)
+        load_weights(self.module, self.weights, self.names)
         try:
             yield
         finally:
-            self.module.load_state_dict(last)
+            load_weights(self.module, last, self.names)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from encore.api import Evaluation, Metric, Result
-from encore.metrics.memorization.verbatim import best_shares
-from encore.metrics.rows import SETS, available_roles, mean_row, no_clips, not_finite, unmeasured
+from encore.api import ClipSet, Evaluation, Metric, Result, Role
+from encore.metrics.memorization.verbatim import MODELS, best_shares
+from encore.metrics.rows import SETS, mean_row, rows_by_model
 
 
 class ExtractionStrength(Metric):
@@ -25,25 +25,20 @@ class ExtractionStrength(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        for clips in SETS:
-            if not evaluation.clips.get(clips):
-                yield no_clips("extraction_strength", clips, unit="share")
-                continue
-            tracks = evaluation.clips[clips]
-            for model in available_roles(evaluation, "base", "unlearned", "gold"):
-                if reason := not_finite(evaluation, model, clips):
-                    yield unmeasured("extraction_strength", model, clips, reason, unit="share")
-                    continue
-                predicted = evaluation.predictions(model, clips)
-                for name, codebooks in (("", slice(None)), ("_codebook_0", slice(0, 1))):
-                    suffixes = [
-                        (clip.track, exact_suffix(codes[codebooks], clip.codes[codebooks]), clip.codes.shape[-1])
-                        for codes, clip in zip(predicted, tracks, strict=True)
-                    ]
-                    yield mean_row(
-                        f"extraction_strength{name}", model, clips, best_shares(suffixes), evaluation,
-                        unit="share", direction="gold" if clips == "forget" else "base",
-                    )  # fmt: skip
+        yield from rows_by_model(evaluation, "extraction_strength", SETS, MODELS, _rows, unit="share")
+
+
+def _rows(evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
+    predicted = evaluation.predictions(model, clips)
+    for name, codebooks in (("", slice(None)), ("_codebook_0", slice(0, 1))):
+        suffixes = [
+            (clip.track, exact_suffix(codes[codebooks], clip.codes[codebooks]), clip.codes.shape[-1])
+            for codes, clip in zip(predicted, evaluation.clips[clips], strict=True)
+        ]
+        yield mean_row(
+            f"extraction_strength{name}", model, clips, best_shares(suffixes), evaluation,
+            unit="share", direction="gold" if clips == "forget" else "base",
+        )  # fmt: skip
 
 
 def exact_suffix(predicted: Tensor, codes: Tensor) -> int:

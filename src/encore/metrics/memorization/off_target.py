@@ -10,7 +10,7 @@ from torch import Tensor
 
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.memorization.verbatim import MATCH, MODELS, PROMPT_SECONDS, verbatim_row
-from encore.metrics.rows import SETS, available_roles, no_clips, not_finite, unmeasured
+from encore.metrics.rows import SETS, rows_by_model, unmeasured, windows_by_track
 from encore.metrics.similarity.alignment import best_passage
 
 PASSAGE_SECONDS = 2.0
@@ -44,15 +44,11 @@ class VerbatimElsewhere(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        for clips in TARGETS:
-            if not evaluation.clips.get(clips):
-                yield no_clips("verbatim_elsewhere", clips, unit="share")
-                continue
-            for model in available_roles(evaluation, *MODELS):
-                if reason := not_finite(evaluation, model, clips):
-                    yield unmeasured("verbatim_elsewhere", model, clips, reason, unit="share")
-                    continue
-                yield passage_row("verbatim_elsewhere", evaluation, model, clips, _off_target(evaluation, model))
+        yield from rows_by_model(evaluation, "verbatim_elsewhere", TARGETS, MODELS, _rows, unit="share")
+
+
+def _rows(evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
+    yield passage_row("verbatim_elsewhere", evaluation, model, clips, _off_target(evaluation, model))
 
 
 def _off_target(evaluation: Evaluation, model: Role) -> list[Generation]:
@@ -64,9 +60,7 @@ def _search(evaluation: Evaluation, model: Role) -> Iterator[Generation]:
     prompt = round(PROMPT_SECONDS * evaluation.backend(model).frame_rate)
     for clips in (name for name in SETS if evaluation.clips.get(name)):
         members = evaluation.clips[clips]
-        windows: dict[str, list[Clip]] = {}
-        for clip in members:
-            windows.setdefault(clip.track, []).append(clip)
+        windows = windows_by_track(members)
         for prompt_frames in (0, prompt):
             generated = evaluation.continuations(model, clips, prompt_frames)
             for clip, codes in zip(members, generated, strict=True):

@@ -15,7 +15,15 @@ from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, verbati
 from encore.metrics.robustness.paraphrases import random_rewording
 from encore.metrics.robustness.variants import Variant, strongest, tag
 from encore.metrics.robustness.variants import right_shares as variant_shares
-from encore.metrics.rows import available_roles, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.rows import (
+    available_roles,
+    first_windows,
+    mean_row,
+    no_continuations,
+    rows_by_model,
+    unmeasured,
+    windows_by_track,
+)
 
 OFFSETS = 3  # prompts from the middle of each forget track
 CHANCE_OFFSETS = 1  # and of each holdout track
@@ -67,12 +75,6 @@ def _probes(evaluation: Evaluation) -> Probes:
     )
 
 
-def first_windows(clips: Sequence[Clip]) -> list[Clip]:
-    """The first clip of each track, in the order of track ids."""
-    first = {clip.track: clip for clip in reversed(clips)}
-    return [first[track] for track in sorted(first)]
-
-
 def _reworded(evaluation: Evaluation) -> Iterator[Variant]:
     for clip in first_windows(evaluation.clips["forget"]):
         rewording = random_rewording(clip.caption, f"{evaluation.seed} {clip.track}")
@@ -85,12 +87,9 @@ def _offsets(
     evaluation: Evaluation, clips: Sequence[Clip], count: int, prompt: int, continued: int
 ) -> Iterator[Variant]:
     """Segments that start at random frames of a track's windows, one in each of `count` equal parts of the track."""
-    windows: dict[str, list[Clip]] = {}
-    for clip in clips:
-        windows.setdefault(clip.track, []).append(clip)
-    for track in sorted(windows):
+    for track, windows in sorted(windows_by_track(clips).items()):
         # A prompt may start after frame 0, with at least a prompt's length of music after it.
-        starts = [(clip, frame) for clip in windows[track] for frame in range(1, clip.codes.shape[-1] - 2 * prompt + 1)]
+        starts = [(clip, frame) for clip in windows for frame in range(1, clip.codes.shape[-1] - 2 * prompt + 1)]
         rng = random.Random(f"{evaluation.seed} {track}")
         for part in range(min(count, len(starts))):
             edges = [len(starts) * edge // min(count, len(starts)) for edge in (part, part + 1)]
@@ -128,20 +127,16 @@ class VerbatimOffset(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        for clips in TARGETS:
-            if not evaluation.clips.get(clips):
-                yield no_clips("verbatim_offset", clips, unit="share")
-                continue
-            for model in available_roles(evaluation, *MODELS):
-                if reason := not_finite(evaluation, model, clips):
-                    yield unmeasured("verbatim_offset", model, clips, reason, unit="share")
-                    continue
-                tracks = probe_shares(evaluation, model, clips, "offset")
-                if not tracks:
-                    why = f"no {clips} track is longer than two prompts of {PROMPT_SECONDS:g} s"
-                    yield unmeasured("verbatim_offset", model, clips, why, unit="share")
-                    continue
-                yield verbatim_row("verbatim_offset", model, clips, tracks, PROMPT_SECONDS)
+        yield from rows_by_model(evaluation, "verbatim_offset", TARGETS, MODELS, _offset_rows, unit="share")
+
+
+def _offset_rows(evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
+    tracks = probe_shares(evaluation, model, clips, "offset")
+    if tracks:
+        yield verbatim_row("verbatim_offset", model, clips, tracks, PROMPT_SECONDS)
+    else:
+        why = f"no {clips} track is longer than two prompts of {PROMPT_SECONDS:g} s"
+        yield unmeasured("verbatim_offset", model, clips, why, unit="share")
 
 
 class RewordedOnce(Metric):
@@ -166,7 +161,7 @@ class RewordedOnce(Metric):
             yield mean_row(
                 "reworded_once_nll", model, "forget", nll, evaluation, unit=backend.unit, details={"captions": captions}
             )
-            reason = not_finite(rewording, model, "forget") if backend.has_tokens else "the model has no tokens"
+            reason = no_continuations(rewording, model, "forget")
             if reason:
                 for name in ("verbatim", "verbatim_caption"):
                     yield unmeasured(f"reworded_once_{name}", model, "forget", reason, unit="share")

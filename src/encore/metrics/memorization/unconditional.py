@@ -9,10 +9,18 @@ from torch import Tensor
 
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.memorization.off_target import PASSAGE_SECONDS, Generation, passage_row
-from encore.metrics.memorization.probes import CONTINUED_SECONDS, first_windows
+from encore.metrics.memorization.probes import CONTINUED_SECONDS
 from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, best_shares, verbatim_row
 from encore.metrics.robustness.variants import strongest, tag
-from encore.metrics.rows import available_roles, by_track, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.rows import (
+    available_roles,
+    by_track,
+    first_windows,
+    mean_row,
+    no_clips,
+    no_continuations,
+    unmeasured,
+)
 
 SAMPLES = 8  # unprompted generations per condition
 SAMPLE_SECONDS = 1.5 * PASSAGE_SECONDS
@@ -48,8 +56,7 @@ class Unconditional(Metric):
                     "unconditional_nll", model, clips, strongest(tagged, min), evaluation, unit=backend.unit,
                     direction="gold" if clips == "forget" else "base",
                 )  # fmt: skip
-                why = not_finite(evaluation, model, clips) if backend.has_tokens else "the model has no tokens"
-                if why:
+                if why := no_continuations(evaluation, model, clips):
                     for name in ("verbatim", "generation"):
                         yield unmeasured(f"unconditional_{name}", model, clips, why, unit="share")
                     continue

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from encore import stats
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
-from encore.metrics.rows import SETS, available_roles, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.rows import SETS, mean_row, rows_by_model, unmeasured
 
 if TYPE_CHECKING:  # reports import `MATCH` without torch
     from torch import Tensor
@@ -32,27 +32,22 @@ class Verbatim(Metric):
     prompt_seconds = PROMPT_SECONDS
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        for clips in SETS:
-            if not evaluation.clips.get(clips):
-                yield no_clips(self.name, clips, unit="share")
-                continue
-            for model in available_roles(evaluation, *MODELS):
-                if reason := not_finite(evaluation, model, clips):
-                    yield unmeasured(self.name, model, clips, reason, unit="share")
-                    continue
-                tracks = right_shares(evaluation, model, clips, self.prompt_seconds)
-                yield verbatim_row(self.name, model, clips, tracks, self.prompt_seconds)
-                codes = right_shares(evaluation, model, clips, self.prompt_seconds, codebooks=None)
-                if not codes:
-                    continue  # the row above has the reason
-                direction: Literal["gold", "base"] = "gold" if clips == "forget" else "base"
-                yield mean_row(f"{self.name}_codes", model, clips, codes, evaluation, unit="share", direction=direction)
-                exact = sum(share == 1.0 for share in codes.values())
-                low, high = stats.share_interval(exact, len(codes)) or (None, None)
-                yield Result(
-                    f"{self.name}_exact", model, clips, exact / len(codes), low, high, n=len(codes), unit="share",
-                    direction=direction, per_track={track: float(share == 1.0) for track, share in codes.items()},
-                )  # fmt: skip
+        yield from rows_by_model(evaluation, self.name, SETS, MODELS, self._rows, unit="share")
+
+    def _rows(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
+        tracks = right_shares(evaluation, model, clips, self.prompt_seconds)
+        yield verbatim_row(self.name, model, clips, tracks, self.prompt_seconds)
+        codes = right_shares(evaluation, model, clips, self.prompt_seconds, codebooks=None)
+        if not codes:
+            return  # the row above has the reason
+        direction: Literal["gold", "base"] = "gold" if clips == "forget" else "base"
+        yield mean_row(f"{self.name}_codes", model, clips, codes, evaluation, unit="share", direction=direction)
+        exact = sum(share == 1.0 for share in codes.values())
+        low, high = stats.share_interval(exact, len(codes)) or (None, None)
+        yield Result(
+            f"{self.name}_exact", model, clips, exact / len(codes), low, high, n=len(codes), unit="share",
+            direction=direction, per_track={track: float(share == 1.0) for track, share in codes.items()},
+        )  # fmt: skip
 
 
 def right_shares(

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from encore.api import Batch, Clip, Evaluation, Metric, Result, Role
-from encore.metrics.privacy.gold_tests import NO_MODEL
-from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
+from encore.metrics.privacy.gold_tests import rows_against_gold
+from encore.metrics.rows import mean_row, windows_by_track
 
 DELTA = 0.05
 BISECTIONS = 50
@@ -34,25 +34,19 @@ class Epsilon(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        models = available_roles(evaluation, "base", "unlearned", "gold2")
-        if not models:
-            yield unmeasured("epsilon", "unlearned", "forget", NO_MODEL, direction="lower")
-        for model in models:
-            if reason := not_finite(evaluation, model, "forget") or not_finite(evaluation, "gold", "forget"):
-                yield unmeasured("epsilon", model, "forget", reason, direction="lower")
-                continue
-            yield mean_row(
-                "epsilon", model, "forget", _by_track(evaluation, model), evaluation, direction="lower",
-                details={"delta": DELTA},
-                note="seed noise: gold against gold of another seed" if model == "gold2" else None,
-            )  # fmt: skip
+        return rows_against_gold(evaluation, "epsilon", ("forget",), _row, direction="lower")
+
+
+def _row(evaluation: Evaluation, model: Role) -> Result:
+    return mean_row(
+        "epsilon", model, "forget", _by_track(evaluation, model), evaluation, direction="lower",
+        details={"delta": DELTA}, note="seed noise: gold against gold of another seed" if model == "gold2" else None,
+    )  # fmt: skip
 
 
 def _by_track(evaluation: Evaluation, model: Role) -> dict[str, float]:
     """ε of each track; the predictions for one track at a time are in memory."""
-    windows: dict[str, list[Clip]] = {}
-    for clip in evaluation.clips["forget"]:
-        windows.setdefault(clip.track, []).append(clip)
+    windows = windows_by_track(evaluation.clips["forget"])
 
     def make() -> dict[str, torch.Tensor]:
         values = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
@@ -13,7 +15,22 @@ from encore.metrics.rows import available_roles, not_finite, unmeasured
 SETS: tuple[ClipSet, ...] = ("forget", "holdout")
 PRIVLEAK_K = 0.4  # as in MUSE
 
-NO_MODEL = "there is no model to compare with gold"
+
+def rows_against_gold(
+    evaluation: Evaluation,
+    metric: str,
+    sets: Iterable[ClipSet],
+    row: Callable[[Evaluation, Role], Result],
+    **fields: Any,
+) -> Iterator[Result]:
+    """A row for each model that is compared with gold, or the reason: a likelihood of either is not finite."""
+    models = available_roles(evaluation, "base", "unlearned", "gold2")
+    if not models:
+        yield unmeasured(metric, "unlearned", "forget", "there is no model to compare with gold", **fields)
+    for model in models:
+        pairs = itertools.product((model, "gold"), sets)
+        reason = next(filter(None, (not_finite(evaluation, role, clips) for role, clips in pairs)), "")
+        yield unmeasured(metric, model, "forget", reason, **fields) if reason else row(evaluation, model)
 
 
 class GoldKs(Metric):
@@ -27,28 +44,22 @@ class GoldKs(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
+        return rows_against_gold(evaluation, "gold_ks", ("forget",), self._row, unit="p", direction="higher")
+
+    def _row(self, evaluation: Evaluation, model: Role) -> Result:
         from scipy import stats as scipy_stats
 
-        models = available_roles(evaluation, "base", "unlearned", "gold2")
-        if not models:
-            yield unmeasured("gold_ks", "unlearned", "forget", NO_MODEL, unit="p", direction="higher")
-        for model in models:
-            if reason := not_finite(evaluation, model, "forget") or not_finite(evaluation, "gold", "forget"):
-                yield unmeasured("gold_ks", model, "forget", reason, unit="p", direction="higher")
-                continue
-            nll, gold = evaluation.nll(model, "forget"), evaluation.nll("gold", "forget")
-            test = scipy_stats.ks_2samp(list(nll.values()), list(gold.values()), method="exact")
-            gaps = [nll[track] - gold[track] for track in gold]
-            paired = float(scipy_stats.wilcoxon(gaps).pvalue) if any(gaps) else 1.0
-            detectable = min(1.0, 1.36 * math.sqrt(2 / len(nll)))  # significant at .05
-            yield Result(
-                "gold_ks", model, "forget", float(test.pvalue), n=len(nll), unit="p", direction="higher",
-                note=f"{len(nll)} tracks per side can hardly detect a D below {detectable:.2f}; "
-                f"paired by track, Wilcoxon's p is {paired:.2g}",
-                details={
-                    "D": float(test.statistic), "location": float(test.statistic_location), "wilcoxon_p": paired,
-                },
-            )  # fmt: skip
+        nll, gold = evaluation.nll(model, "forget"), evaluation.nll("gold", "forget")
+        test = scipy_stats.ks_2samp(list(nll.values()), list(gold.values()), method="exact")
+        gaps = [nll[track] - gold[track] for track in gold]
+        paired = float(scipy_stats.wilcoxon(gaps).pvalue) if any(gaps) else 1.0
+        detectable = min(1.0, 1.36 * math.sqrt(2 / len(nll)))  # significant at .05
+        return Result(
+            "gold_ks", model, "forget", float(test.pvalue), n=len(nll), unit="p", direction="higher",
+            note=f"{len(nll)} tracks per side can hardly detect a D below {detectable:.2f}; "
+            f"paired by track, Wilcoxon's p is {paired:.2g}",
+            details={"D": float(test.statistic), "location": float(test.statistic_location), "wilcoxon_p": paired},
+        )  # fmt: skip
 
 
 class PrivLeak(Metric):
@@ -61,27 +72,20 @@ class PrivLeak(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        models = available_roles(evaluation, "base", "unlearned", "gold2")
-        if not models:
-            yield unmeasured("privleak", "unlearned", "forget", NO_MODEL)
-        for model in models:
-            roles: tuple[Role, ...] = (model, "gold")
-            reasons = [why for role in roles for clips in SETS if (why := not_finite(evaluation, role, clips))]
-            if reasons:
-                yield unmeasured("privleak", model, "forget", reasons[0])
-                continue
-            auc, gold = (_auc(evaluation, role) for role in roles)
-            forget, holdout = (len({clip.track for clip in evaluation.clips[clips]}) for clips in SETS)
-            score = "mink" if evaluation.backend(model).has_tokens else "loss"
-            if gold == 1:
-                why = "gold's AUC is 1: gold alone separates forget from holdout, and the denominator is 0"
-                yield unmeasured("privleak", model, "forget", why)
-                continue
-            value, high, low = ((gold - a) / (1 - gold) for a in (auc, *stats.auc_interval(auc, forget, holdout)))
-            yield Result(
-                "privleak", model, "forget", value, low, high, n=forget + holdout,
-                details={"score": score, "forget": forget, "holdout": holdout},
-            )  # fmt: skip
+        return rows_against_gold(evaluation, "privleak", SETS, self._row)
+
+    def _row(self, evaluation: Evaluation, model: Role) -> Result:
+        auc, gold = _auc(evaluation, model), _auc(evaluation, "gold")
+        if gold == 1:
+            why = "gold's AUC is 1: gold alone separates forget from holdout, and the denominator is 0"
+            return unmeasured("privleak", model, "forget", why)
+        forget, holdout = (len({clip.track for clip in evaluation.clips[clips]}) for clips in SETS)
+        score = "mink" if evaluation.backend(model).has_tokens else "loss"
+        value, high, low = ((gold - a) / (1 - gold) for a in (auc, *stats.auc_interval(auc, forget, holdout)))
+        return Result(
+            "privleak", model, "forget", value, low, high, n=forget + holdout,
+            details={"score": score, "forget": forget, "holdout": holdout},
+        )  # fmt: skip
 
 
 def _auc(evaluation: Evaluation, role: Role) -> float:

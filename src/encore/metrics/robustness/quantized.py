@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result
 from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, right_shares, verbatim_row
-from encore.metrics.rows import available_roles, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.rows import available_roles, mean_row, no_clips, no_continuations, unmeasured
 
 BITS = (8, 4)
 
@@ -41,8 +41,7 @@ class Quantised(Metric):
                         f"{name}_nll", model, clips, rounded.nll(model, clips), evaluation, unit=backend.unit,
                         direction="gold" if clips == "forget" else "base",
                     )  # fmt: skip
-                    why = not_finite(rounded, model, clips) if backend.has_tokens else "the model has no tokens"
-                    if why:
+                    if why := no_continuations(rounded, model, clips):
                         yield unmeasured(f"{name}_verbatim", model, clips, why, unit="share")
                         continue
                     shares = right_shares(rounded, model, clips, PROMPT_SECONDS)

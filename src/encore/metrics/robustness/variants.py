@@ -12,7 +12,7 @@ from torch import Tensor
 
 from encore.api import Clip, ClipSet, Evaluation, Result, Role
 from encore.metrics.memorization.verbatim import MODELS, best_shares, verbatim_row
-from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
+from encore.metrics.rows import available_roles, mean_row, no_continuations, unmeasured
 
 MARK = "\x1f"  # separates a track's id from the variant's name; ids have no control characters
 
@@ -77,7 +77,7 @@ def attack_rows(
             f"{metric}_nll", model, "forget", strongest(tagged, min), evaluation, unit=backend.unit,
             details={"variants": means(tagged)},
         )  # fmt: skip
-        why = not_finite(attacked, model, "forget") if backend.has_tokens else "the model has no tokens"
+        why = no_continuations(attacked, model, "forget")
         for name, seconds in prompts.items():
             if why:
                 yield unmeasured(f"{metric}_{name}", model, "forget", why, unit="share")

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 ORDER = 4  # longest n-gram of BLEU
-BATCH = 512  # pairs compared at once
 
 
 def edit_similarities(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -18,37 +17,12 @@ def edit_similarities(first: Sequence[Sequence[int]], second: Sequence[Sequence[
 
     The similarity of two empty sequences is 0.
     """
-    pairs = [(a, b) for a in first for b in second]
-    similarities = [
-        similarity
-        for start in range(0, len(pairs), BATCH)
-        for similarity in _similarities(pairs[start : start + BATCH]).tolist()
-    ]
-    return np.array(similarities, dtype=np.float64).reshape(len(first), len(second))
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
 
-
-def _similarities(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> NDArray[np.float64]:
-    """Wagner and Fischer's table (J. ACM 21, 1974), row by row, batched over pairs.
-
-    Within a row, d_j = min over i ≤ j of (e_i + j - i), e the best of deletion and substitution: a running minimum.
-    """
-    longest = [max((len(pair[side]) for pair in pairs), default=0) for side in (0, 1)]
-    first, second = (np.full((len(pairs), longest[side]), -1 - side) for side in (0, 1))  # paddings equal no code
-    lengths = np.array([[len(pair[0]), len(pair[1])] for pair in pairs]).reshape(-1, 2)
-    for row, (a, b) in enumerate(pairs):
-        first[row, : len(a)], second[row, : len(b)] = a, b
-    columns = np.arange(longest[1] + 1)
-    table = np.broadcast_to(columns, (len(pairs), len(columns))).copy()  # distances of the empty prefix
-    distance = table[np.arange(len(pairs)), lengths[:, 1]]
-    for i in range(longest[0]):
-        best = np.empty_like(table)
-        best[:, 0] = i + 1
-        best[:, 1:] = np.minimum(table[:, 1:] + 1, table[:, :-1] + (first[:, i, None] != second))
-        table = np.minimum.accumulate(best - columns, axis=1) + columns
-        ends = lengths[:, 0] == i + 1
-        distance = np.where(ends, table[np.arange(len(pairs)), lengths[:, 1]], distance)
-    longer = lengths.max(1)
-    return np.where(longer > 0, 1 - distance / np.maximum(longer, 1), 0.0)
+    longer = np.maximum.outer([len(sequence) for sequence in first], [len(sequence) for sequence in second])
+    distances = cdist(first, second, scorer=Levenshtein.distance)
+    return np.where(longer > 0, 1 - distances / np.maximum(longer, 1), 0.0)
 
 
 def bleu(candidate: Sequence[int], reference: Sequence[int]) -> float:

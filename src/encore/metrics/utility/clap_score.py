@@ -6,24 +6,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from encore.api import Clip, ClipSet, Evaluation, Metric, Result
+from encore.api import Clip, Evaluation, Result
 from encore.metrics.memorization.verbatim import MODELS
-from encore.metrics.rows import available_roles, mean_row, no_clips, not_finite, unmeasured
+from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
 from encore.metrics.utility.embedding_distance import (
-    Direction,
+    EmbedderMetric,
     Floats,
-    better_direction,
     cosines,
-    embedders_with,
     first_windows,
     generation_clips,
     mean_per_track,
-    no_embedder,
     row_name,
 )
 
 
-class ClapScore(Metric):
+class ClapScore(EmbedderMetric):
     """Mean cosine similarity of a generation's and its caption's embeddings (Huang et al., "Make-An-Audio", 2023).
 
     `clap_score` through `clap`, `clap_score_NAME` through another embedder that embeds text. The row of "none" is the
@@ -31,24 +28,11 @@ class ClapScore(Metric):
     captions: the mean over all pairs of a generation and another caption.
     """
 
-    clips: ClipSet = "retain"
+    metric, ability, otherwise = "clap_score", "embed_text", "higher"
+    lacking = "embeds text: give --embedder clap"
 
-    @property
-    def _better(self) -> Direction:
-        return better_direction(self.clips, "higher")
-
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        embedders, absent = embedders_with(evaluation, "embed_text")
-        if not evaluation.clips.get(self.clips):
-            yield no_clips("clap_score", self.clips, direction=self._better)
-            return
-        for name in embedders:
-            yield from self._embedder_rows(evaluation, name)
-        for name, why in absent.items():
-            yield unmeasured(row_name("clap_score", name), "unlearned", self.clips, why, direction=self._better)
-        if not embedders and not absent:
-            why = f"{no_embedder(evaluation)} embeds text: give --embedder clap"
-            yield unmeasured("clap_score", "unlearned", self.clips, why, direction=self._better)
+    def why_not(self, evaluation: Evaluation) -> str | None:
+        return None if evaluation.clips.get(self.clips) else f"there are no {self.clips} tracks"
 
     def _embedder_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         metric, embedder = row_name("clap_score", name), evaluation.embedders[name]
@@ -62,13 +46,13 @@ class ClapScore(Metric):
             shuffled = float(scores[np.array(unrelated)].mean()) if np.any(unrelated) else None
             tracks = mean_per_track(clips, scores.diagonal().tolist())
             return mean_row(
-                metric, model, self.clips, tracks, evaluation, unit="cosine", direction=self._better,
+                metric, model, self.clips, tracks, evaluation, unit="cosine", direction=self.better,
                 details={**details, "shuffled": shuffled},
             )  # fmt: skip
 
         for model in available_roles(evaluation, *MODELS):
             if reason := not_finite(evaluation, model, self.clips):
-                yield unmeasured(metric, model, self.clips, reason, direction=self._better, details=details)
+                yield unmeasured(metric, model, self.clips, reason, direction=self.better, details=details)
                 continue
             yield row(model, generation_clips(evaluation, self.clips), evaluation.embeddings(model, self.clips, name))
         indices = first_windows(evaluation, self.clips)

@@ -45,12 +45,6 @@ def embedders_with(evaluation: Evaluation, ability: Ability) -> tuple[list[str],
     return opened, absent
 
 
-def no_embedder(evaluation: Evaluation) -> str:
-    """The opened embedders as the subject of a message: "none of the embedders (…)"."""
-    names = ", ".join(filter(None, evaluation.embedders))
-    return f"none of the embedders ({names})" if names else "none of the embedders"
-
-
 def generation_clips(evaluation: Evaluation, clips: ClipSet) -> list[Clip]:
     """The clip that each of `generations` belongs to: a track's first window, repeated per sample."""
     first = [evaluation.clips[clips][i] for i in first_windows(evaluation, clips)]
@@ -134,30 +128,56 @@ class Samples:
         )  # fmt: skip
 
 
-class Distance(Metric):
-    """Base of the distances between the embeddings of a model's and of base's generations for the same captions.
+class EmbedderMetric(Metric):
+    """Base of the metrics that are measured through each embedder with an ability.
 
-    The row of "none" is the distance between the tracks' files and their codec reconstructions. Generations pass
-    through the same codec, so smaller distances are inaudible.
+    Attributes:
+        metric: first part of the rows' names.
+        clips: set whose captions are generated for.
+        ability: what an embedder must be able to do.
+        otherwise: the better direction on all sets but forget.
+        lacking: ends the message "none of the embedders …", if the rows need one; else there are no rows.
     """
 
     metric: str
     clips: ClipSet = "retain"
+    ability: Ability = "embed"
+    otherwise: Direction = "lower"
+    lacking = ""
 
     @property
     def better(self) -> Direction:
-        return better_direction(self.clips, "lower")
+        return better_direction(self.clips, self.otherwise)
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        opened, absent = embedders_with(evaluation, "embed")
-        if why := no_generations(evaluation, self.clips):
+        opened, absent = embedders_with(evaluation, self.ability)
+        if why := self.why_not(evaluation):
             yield unmeasured(self.metric, "unlearned", self.clips, why, direction=self.better)
             return
         for name in opened:
             yield from self._embedder_rows(evaluation, name)
         for name, why in absent.items():
-            metric = row_name(self.metric, name)
-            yield unmeasured(metric, "unlearned", self.clips, why, direction=self.better)
+            yield unmeasured(row_name(self.metric, name), "unlearned", self.clips, why, direction=self.better)
+        if self.lacking and not opened and not absent:
+            names = ", ".join(filter(None, evaluation.embedders))
+            why = f"none of the embedders{f' ({names})' if names else ''} {self.lacking}"
+            yield unmeasured(self.metric, "unlearned", self.clips, why, direction=self.better)
+
+    def why_not(self, evaluation: Evaluation) -> str | None:
+        """Why nothing can be measured; None if something can."""
+        return no_generations(evaluation, self.clips)
+
+    @abstractmethod
+    def _embedder_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
+        """The rows of one embedder."""
+
+
+class Distance(EmbedderMetric):
+    """Base of the distances between the embeddings of a model's and of base's generations for the same captions.
+
+    The row of "none" is the distance between the tracks' files and their codec reconstructions. Generations pass
+    through the same codec, so smaller distances are inaudible.
+    """
 
     def _embedder_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         base = evaluation.embeddings("base", self.clips, name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from encore.api import Clip, Evaluation, Metric, Result
 from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, right_shares, verbatim_row
-from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
+from encore.metrics.rows import available_roles, mean_row, no_continuations, unmeasured
 
 UNKNOWN = re.compile(r"traditional|trad\.?|anonymous|anon\.?|unknown( (artist|composer))?|various( artists)?|n/a|none")
 
@@ -46,8 +46,7 @@ class Neighbours(Metric):
             yield mean_row(
                 f"{name}_nll", model, "retain", nll, evaluation, unit=backend.unit, direction="base", details=details
             )
-            why = not_finite(evaluation, model, "retain") if backend.has_tokens else "the model has no tokens"
-            if why:
+            if why := no_continuations(evaluation, model, "retain"):
                 yield unmeasured(f"{name}_verbatim", model, "retain", why, unit="share")
                 continue
             shares = right_shares(evaluation, model, "retain", PROMPT_SECONDS)

@@ -6,26 +6,22 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from encore.api import Clip, ClipSet, Evaluation, Metric, Result
+from encore.api import Clip, Evaluation, Result
 from encore.metrics.memorization.verbatim import MODELS
 from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
 from encore.metrics.utility.embedding_distance import (
-    Direction,
+    EmbedderMetric,
     Floats,
-    better_direction,
-    embedders_with,
     first_windows,
     generation_clips,
     mean_per_track,
-    no_embedder,
-    no_generations,
     row_name,
 )
 
 MIN_PROBABILITY = 1e-6  # probabilities are clamped to it
 
 
-class TagKl(Metric):
+class TagKl(EmbedderMetric):
     """KL(p ‖ q) = Σ_c p_c ln(p_c / q_c) between a tagger's probabilities, in nats, the mean over tracks.
 
     `tag_kl`: p is from base's generation, q from the model's for the same caption and noise. `tag_kl_track`: p is from
@@ -35,26 +31,10 @@ class TagKl(Metric):
     carry the embedder's name.
     """
 
-    clips: ClipSet = "retain"
+    metric, ability = "tag_kl", "tags"
+    lacking = "has tags: give --embedder clap, ast or passt"
 
-    @property
-    def _better(self) -> Direction:
-        return better_direction(self.clips, "lower")
-
-    def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        taggers, absent = embedders_with(evaluation, "tags")
-        if why := no_generations(evaluation, self.clips):
-            yield unmeasured("tag_kl", "unlearned", self.clips, why, direction=self._better)
-            return
-        for name in taggers:
-            yield from self._tagger_rows(evaluation, name)
-        for name, why in absent.items():
-            yield unmeasured(row_name("tag_kl", name), "unlearned", self.clips, why, direction=self._better)
-        if not taggers and not absent:
-            why = f"{no_embedder(evaluation)} has tags: give --embedder clap, ast or passt"
-            yield unmeasured("tag_kl", "unlearned", self.clips, why, direction=self._better)
-
-    def _tagger_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
+    def _embedder_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         embedder, clips = evaluation.embedders[name], generation_clips(evaluation, self.clips)
         details = {"embedder": embedder.identity, "tags": len(embedder.tag_names)}
         indices = first_windows(evaluation, self.clips)
@@ -68,7 +48,7 @@ class TagKl(Metric):
         def row(metric: str, model: str, clips: Sequence[Clip], reference: Floats, compared: Floats) -> Result:
             kls = mean_per_track(clips, kl(reference, compared).tolist())
             return mean_row(
-                metric, model, self.clips, kls, evaluation, unit="nats", direction=self._better, details=details
+                metric, model, self.clips, kls, evaluation, unit="nats", direction=self.better, details=details
             )
 
         decoded = tags("audio")[indices]
@@ -80,7 +60,7 @@ class TagKl(Metric):
             metric = row_name(kind, name)
             for model in models:
                 if reason := not_finite(evaluation, model, self.clips):
-                    yield unmeasured(metric, model, self.clips, reason, direction=self._better, details=details)
+                    yield unmeasured(metric, model, self.clips, reason, direction=self.better, details=details)
                     continue
                 yield row(metric, model, clips, tags("base") if reference is None else reference, tags(model))
         if evaluation.has_audio(self.clips):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.cache import CacheWarning, TensorCache, digest
+from encore.tensor_cache import CacheWarning, TensorCache, digest
 
 TENSORS = {
     "codes": torch.arange(24).reshape(2, 3, 4),
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_warns_once_and_works(tmp_path: Path) ->
 def test_a_full_disk_leaves_no_half_entry(tmp_path: Path) -> None:
     code = f"""
         import resource, signal, torch, warnings
-        from encore.cache import TensorCache
+        from encore.tensor_cache import TensorCache
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         warnings.simplefilter("ignore")

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from encore.signals import Interrupted, StopFlag, stop_on_signals
+from encore.stop_signals import Interrupted, StopFlag, stop_on_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -15,6 +15,7 @@ from encore.data.catalog import Catalog
 from encore.data.decode import load
 from encore.data.open_files import file_sha256
 from encore.data.relocate import PathRelocator, listed_track
+from encore.data.shards import ShardCatalog, catalog_at
 from encore.data.splits import reported
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
@@ -104,7 +105,7 @@ class _Finder:
         self.run, self.roots, self.family = run, roots, str(request["model"]["backend"])
         self.moved = PathRelocator(Path(request["folder"]), run) if run is not None else None
         self.embedded = Catalog.open(assets.CATALOG)
-        self.catalogs = [Catalog.open(path, roots=roots) for path in catalogs if path.suffix not in LISTS]
+        self.catalogs = [catalog_at(path, roots) for path in catalogs if path.suffix not in LISTS]
         lists = [read_list(path, roots=roots).tracks for path in catalogs if path.suffix in LISTS]
         self.listed = {track.sha256: track for tracks in lists for track in tracks}
         self._hashes: dict[str, Path] | None = None
@@ -120,18 +121,23 @@ class _Finder:
         if seed is not None:
             listed = [listed_track({"file": "", "caption": "", **entry}) for entry in entries]
             wanted = {track.id for track in reported(listed, RETAIN_TRACKS, seed)}
-        made, lost = [], []
+        located, lost = [], []
         for entry in entries:
             if str(entry["id"]) not in wanted:
-                made.append({"file": "", "caption": "", **entry})  # listed, so that the same sample is drawn
+                located.append({"file": "", "caption": "", **entry})  # listed, so that the same sample is drawn
                 continue
+            if (shards := self._shards(entry)) is not None:
+                whole = self._described(entry, Path(str(entry.get("file") or "")))
+                if whole is not None:
+                    located.append({**whole, "file": whole.get("file") or "", "shards": str(shards)})
+                    continue
             path = self._path(entry)
             whole = self._described(entry, path) if path is not None else None
             if path is None or whole is None:
                 lost.append(str(entry["id"]) + ("" if path is None else " (its caption is not known)"))
             else:
-                made.append({**whole, "file": str(path), "sha256": file_sha256(path)})
-        return ([] if lost else made), lost
+                located.append({**whole, "file": str(path), "sha256": file_sha256(path)})
+        return ([] if lost else located), lost
 
     def model(self, name: str, sha256: str, role: str = "") -> str | None:
         """The folder of a model in its original place or below the roots, else its name.
@@ -145,14 +151,14 @@ class _Finder:
             return name
         if self.run is not None:
             kept = self.run / "evaluation.json"
-            own = read_json(kept).get("golds", {}).get(role) if role and kept.exists() else name
-            if isinstance(own, str) and Path(own).name == Path(name).name:
-                place = self.moved.model(own) if self.moved else own
+            recorded = read_json(kept).get("golds", {}).get(role) if role and kept.exists() else name
+            if isinstance(recorded, str) and Path(recorded).name == Path(name).name:
+                place = self.moved.model(recorded) if self.moved else recorded
                 if Path(place).is_dir():
                     return place
         base, walks = os.path.basename(name), (os.walk(root) for root in self.roots)
-        found = [above for walk in walks for above, _, files in walk if os.path.basename(above) == base and files]
-        places = [str(Path(above).resolve()) for above in found]
+        folders = [above for walk in walks for above, _, files in walk if os.path.basename(above) == base and files]
+        places = [str(Path(above).resolve()) for above in folders]
         if len(places) > 1:
             places = [place for place in places if self._weights(place) == sha256]
         if places:
@@ -167,6 +173,16 @@ class _Finder:
 
     # ------------------------------------------------------------------------------------------------------ files
 
+    def _shards(self, entry: Mapping[str, Any]) -> Path | None:
+        """The folder of shards that holds a track: that of the run, or a catalogue."""
+        if entry.get("shards") and self.moved is not None:
+            try:
+                return self.moved.find(listed_track(entry)).shards
+            except InputError:
+                pass
+        shards = (catalog for catalog in self.catalogs if isinstance(catalog, ShardCatalog))
+        return next((one.folder for one in shards if one.by_known_sha256(str(entry["sha256"]))), None)
+
     def _path(self, entry: Mapping[str, Any]) -> Path | None:
         if self.moved is not None:
             try:
@@ -174,11 +190,11 @@ class _Finder:
             except InputError:
                 pass
         digest = str(entry["sha256"])
-        found = self._by_hash().get(digest)
-        if found is None:
+        path = self._by_hash().get(digest)
+        if path is None:
             places = (self.embedded.folder / record.path for record in self.embedded.by_known_sha256(digest))
-            found = next((place for place in places if place.is_file() and file_sha256(place) == digest), None)
-        return found or self._by_samples().get(str(entry["pcm_sha256"]))
+            path = next((place for place in places if place.is_file() and file_sha256(place) == digest), None)
+        return path or self._by_samples().get(str(entry["pcm_sha256"]))
 
     def _by_hash(self) -> dict[str, Path]:
         if self._hashes is None:
@@ -209,10 +225,10 @@ class _Finder:
         if "described_sha256" not in entry:
             return dict(entry)
         for track in self._known(str(entry["sha256"]), path):
-            told = {"caption": track.caption, "artist": track.artist, "genre": track.meta.get("genre")}
-            told["captions"] = list(getattr(track, "captions", [track.caption]))
-            if described_sha256(told) == entry["described_sha256"]:
-                return {**entry, **told}
+            description = {"caption": track.caption, "artist": track.artist, "genre": track.meta.get("genre")}
+            description["captions"] = list(getattr(track, "captions", [track.caption]))
+            if described_sha256(description) == entry["described_sha256"]:
+                return {**entry, **description}
         return None
 
     def _known(self, digest: str, path: Path) -> Iterator[Track]:

@@ -1,0 +1,63 @@
+"""`encore encode`: the codes of a catalogue in shards, in place of its audio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from encore.cli import console
+
+
+def encode(
+    catalog: Annotated[Path, typer.Option(help="Catalogue to encode: a file, or a folder that holds one.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the shards, new or empty; the same command continues or updates it.")
+    ],
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
+    backend: Annotated[
+        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Go on without tracks that can't be read.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one per core on a CPU, else one.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Encode a catalogue into shards of codes, which stand in for its audio.
+
+    `encore forget`, `eval`, `attribute` and `bench` take the folder as --catalog. They read no audio of it, so the
+    files may be deleted: what was encoded can be forgotten and measured without them.
+    """
+    from encore.cli.progress import reporting
+    from encore.pre_encoding import EncodeConfig, encode_catalog
+    from encore.store.environment import keep_freed_memory
+    from encore.store.model_name import backend_name
+
+    keep_freed_memory()
+    config = EncodeConfig(
+        catalog, out, model, backend_name(model, backend), revision, offline, device, tuple(root or ()), workers,
+        skip_unreadable,
+    )  # fmt: skip
+    with reporting() as reporter:
+        result = encode_catalog(config, reporter)
+    if json:
+        console.data_json({"schema": 1, "out": str(out), **result})
+        return
+    for note in result["notes"]:
+        console.note(note)
+    skipped = f"; {result['skipped']:,} left out that can't be read" if result["skipped"] else ""
+    console.note(
+        f"{result['tracks']:,} tracks in {result['shards']:,} shards, {result['bytes'] / 1e6:,.0f} MB, of which "
+        f"{result['written']:,} shards were written now{skipped}"
+    )
+    console.note(f"next: encore forget --tracks LIST --catalog {out} --model {model}")

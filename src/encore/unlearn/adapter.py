@@ -1,0 +1,214 @@
+"""LoRA (Hu et al., arXiv 2106.09685) by peft: a linear layer's weight W stays as it is, and (α / r) B A is added to it.
+
+Only A [r, in] and B [out, r] are trained, so that gradients, moments, best weights and checkpoints are small. The
+result is merged into W, and is then a model like any other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from encore.api import Backend, EditMethod, Method
+from encore.errors import MissingExtraError, UsageError
+from encore.unlearn.config import Lora
+
+ADAPTER_NAME = "default"  # peft's name of the only adapter of a module
+LAYERS = {  # --lora-layers -> what a part of a layer's name looks like in transformers, audiocraft and diffusers
+    "attention": re.compile(r".*(attn|attention).*", re.IGNORECASE),
+    "mlp": re.compile(r"mlp|ffn?|fc\d*|linear\d*|feed_?forward", re.IGNORECASE),
+}
+RATES = frozenset({"lr", "rate", "attack_rate"})  # options of methods that are learning rates
+MATRIX_LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
+
+
+class Adapter:
+    """An adapter in a backend's module. Until it is merged, its weights alone are trained.
+
+    Args:
+        backend: its module is changed in place.
+        settings: of the adapter.
+        seed: of the initial A; B begins at 0, so the model computes what it did before.
+
+    Attributes:
+        settings: of the adapter.
+        parameters: the trained weights, by name in the module.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        UsageError: the settings fit no layer.
+    """
+
+    def __init__(self, backend: Backend, settings: Lora, *, seed: int) -> None:
+        check_peft()
+        self._layers = list(adapted_layers(backend.module, settings.layers))
+        from peft import LoraConfig, LoraModel
+
+        self.settings, self._module = settings, backend.module
+        self._trained = {name for name, weight in self._module.named_parameters() if weight.requires_grad}
+        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=self._layers)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[backend.device] if backend.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self._tuner: Any = LoraModel(self._module, config, ADAPTER_NAME)
+        self._module.eval()  # peft's layers begin in training mode
+        self.parameters = {name: weight for name, weight in self._module.named_parameters() if weight.requires_grad}
+        self._saved: dict[str, Tensor] = {}
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside the context the module computes without the adapter."""
+        layers: list[Any] = [self._module.get_submodule(name) for name in self._layers]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def merge(self) -> None:
+        """Add the adapter to the weights, and leave the module with the layers that it had before."""
+        self._saved = {name: weight.detach().cpu().clone() for name, weight in self.parameters.items()}
+        self._tuner.merge_and_unload()
+        for name, weight in self._module.named_parameters():
+            weight.requires_grad_(name in self._trained)
+
+    def save(self, folder: Path, *, base: str, revision: str | None = None) -> None:
+        """Write the merged adapter in peft's format, for `peft.PeftModel.from_pretrained(base model, folder)`.
+
+        Args:
+            folder: an existing folder.
+            base: name of the model that it was trained on.
+            revision: of the base on the hub.
+        """
+        from peft import LoraConfig
+
+        config = LoraConfig(  # with whole names: peft shortens them as far as the module that it is given allows
+            r=self.settings.rank, lora_alpha=self.settings.alpha, target_modules=self._layers,  # type: ignore[arg-type]
+            base_model_name_or_path=base, revision=revision, inference_mode=True,
+        )  # fmt: skip
+        config.save_pretrained(str(folder))
+        weights = {f"base_model.model.{_plain(name)}": weight for name, weight in self._saved.items()}
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record for `run.json`."""
+        return {"type": "lora", **asdict(self.settings), "adapted_layers": len(self._layers)}
+
+
+def check_peft() -> None:
+    """Check that adapters can be used.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("adapters need peft, which is not installed", 'pip install "encore-music[adapters]"')
+
+
+def adapted_layers(module: nn.Module, layers: str) -> dict[str, nn.Linear]:
+    """The linear layers that an adapter is put into, by name.
+
+    Args:
+        module: without an adapter.
+        layers: see `Lora`.
+
+    Raises:
+        UsageError: no layer is meant, or it is not a regular expression.
+    """
+    # A subclass may compute something else; torch's own attention reads the weight, and would pass over the adapter.
+    # A weight that another layer shares can't be changed for one of them.
+    uses = Counter(id(weight) for part in module.modules() for weight in part._parameters.values())
+    linear = {
+        name: part for name, part in module.named_modules() if type(part) is nn.Linear and uses[id(part.weight)] == 1
+    }
+    try:
+        chosen = {name: part for name, part in linear.items() if _is_chosen(name, layers)}
+    except re.error as error:
+        raise UsageError(
+            f"--lora-layers {layers!r} is not a regular expression: {error}",
+            "attention, mlp and all are names of groups",
+        ) from error
+    if not chosen:
+        names = list(linear)
+        some = f"its linear layers are {', '.join(names[:3])} … {names[-1]}" if names else "it has no linear layers"
+        raise UsageError(f"--lora-layers {layers!r} matches no linear layer of this model", some)
+    return chosen
+
+
+def _is_chosen(name: str, layers: str) -> bool:
+    if layers not in (*LAYERS, "all"):
+        return re.fullmatch(layers, name) is not None
+    groups = [group for group, pattern in LAYERS.items() if any(map(pattern.fullmatch, name.split(".")))]
+    return bool(groups) and layers in ("all", groups[0])  # what is in an attention is of its group
+
+
+def adapter_size(module: nn.Module, settings: Lora) -> int:
+    """Number of weights that an adapter would train."""
+    layers = adapted_layers(module, settings.layers).values()
+    return sum(settings.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def unadaptable_weights(module: nn.Module) -> list[str]:
+    """Trained matrices that are not weights of a layer, by name: LoRA can't be put into them."""
+    return [
+        f"{name}.{key}" if name else key
+        for name, part in module.named_modules()
+        if not isinstance(part, MATRIX_LAYERS)
+        for key, weight in part.named_parameters(recurse=False)
+        if weight.ndim > 1 and weight.requires_grad
+    ]
+
+
+def refuse_unadaptable(method: Method) -> None:
+    """Check that a method can train an adapter.
+
+    Raises:
+        UsageError: it changes weights itself, or weighs them by a Fisher diagonal.
+    """
+    name = method.spec.name
+    if isinstance(method, EditMethod):
+        raise UsageError(
+            f"method {name!r} changes the model's weights itself, and does not train an adapter",
+            "leave --adapter out, or choose a method that is a loss, such as encore or npo",
+        )
+    if "fisher" in method.spec.needs:
+        raise UsageError(
+            f"method {name!r} weighs single weights by their Fisher diagonal, which is 0 for half of a new adapter",
+            "leave --adapter out, or choose another method, such as encore or npo",
+        )
+
+
+def with_adapter_rates(method: Method, module: nn.Module, settings: Lora) -> tuple[Method, dict[str, float]]:
+    """The method with the learning rates of an adapter, for those that the user has not set.
+
+    Rates are multiplied by the factor at which the first step of AdamW changes the entries of a weight by as much (root
+    mean square) as it would without an adapter. B is then ±η, and A's entries are uniform in ±1/√in, so that those of
+    (α / r) B A are η α / √(3 in r). In a layer of 128 inputs the factor is 2.4, in one of 2048 it is 9.8 (r 16, α 32).
+
+    Returns:
+        The method, and the rates by option.
+    """
+    options = method.options
+    sizes = [layer.in_features for layer in adapted_layers(module, settings.layers).values()]
+    factor = math.sqrt(3 * statistics.median(sizes) * settings.rank) / settings.alpha
+    defaults = {name: getattr(options, name, None) for name in RATES if name not in options.model_fields_set}
+    rates = {name: factor * value for name, value in defaults.items() if isinstance(value, float)}
+    return type(method)(options.model_copy(update=rates)), rates
+
+
+def _plain(name: str) -> str:
+    """The name of an adapter's weight as peft writes it."""
+    return name.replace(f".{ADAPTER_NAME}.weight", ".weight")

@@ -1,0 +1,76 @@
+"""A checkpoint of the loop, written and read; resumed runs are in test_engine.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from encore.api import MethodSpec
+from encore.backends.musicgen import MusicgenBackend
+from encore.errors import InputError
+from encore.methods.ft import FineTune
+from encore.store.run_folder import Checkpoints
+from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
+from encore.unlearn.lr_schedule import Decay
+from encore.unlearn.monitor import Snapshot
+from encore.unlearn.weight_average import WeightAverage, copied_weights
+
+
+class Tuned(FineTune):
+    spec = MethodSpec("tuned", "", "")
+
+
+def checkpoints(backend: MusicgenBackend, folder: Path | None, phase: int = 1) -> LoopCheckpoints:
+    optimizer = torch.optim.AdamW(backend.module.parameters(), lr=0.1)
+    folders = Checkpoints(folder, "run") if folder else None
+    average, generator = WeightAverage(backend.module), torch.Generator().manual_seed(phase)
+    return LoopCheckpoints(folders, phase, backend, Tuned(Tuned.Options()), optimizer, average, generator)
+
+
+def step(made: LoopCheckpoints) -> None:
+    for weight in made.backend.module.parameters():
+        weight.grad = torch.full_like(weight, 0.5)
+    made.optimizer.step()
+    made.average.update()
+    torch.rand(3, generator=made.generator)
+
+
+def test_what_is_read_is_what_was_written(backend: MusicgenBackend, tmp_path: Path) -> None:
+    other, best = backend.clone(), copied_weights(backend.module)
+    made = checkpoints(backend, tmp_path / "all")
+    step(made)
+    look = Snapshot({"a": 1.5}, score=2.0)
+    state = LoopState(7, [1], [2, 3], [0], look, Decay(4, 5), micro_batch_size=2, seconds=1.5, tokens=9)
+    assert made.save(state, best)
+    read, found = checkpoints(other, tmp_path / "all"), LoopState()
+    again = read.load(found)
+    assert again is not None
+    assert found == state
+    torch.testing.assert_close(again, best, rtol=0, atol=0)
+    for one in (made, read):
+        step(one)  # with the same moments, mean and random numbers
+    torch.testing.assert_close(dict(other.module.state_dict()), dict(backend.module.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(read.average.weights, made.average.weights, rtol=0, atol=0)
+    assert torch.equal(read.generator.get_state(), made.generator.get_state())
+
+
+def test_nothing_is_read_where_nothing_was_written(backend: MusicgenBackend, tmp_path: Path) -> None:
+    assert not checkpoints(backend, None).save(LoopState(), {})
+    assert checkpoints(backend, None).load(LoopState()) is None
+    assert checkpoints(backend, tmp_path).load(LoopState()) is None
+    assert checkpoints(backend, tmp_path).save(LoopState(), copied_weights(backend.module))
+    assert checkpoints(backend, tmp_path, phase=2).load(LoopState()) is None  # it is of the loop before
+
+
+def test_another_state_is_refused(backend: MusicgenBackend, tmp_path: Path) -> None:
+    checkpoints(backend, tmp_path).save(LoopState(), {})
+    (folder,) = tmp_path.glob("0*")
+    state = json.loads((folder / "state.json").read_text())
+    del state["decay"]
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "manifest.json").write_text(json.dumps({"identity": "run", "sha256": {}}))
+    with pytest.raises(InputError):
+        checkpoints(backend, tmp_path).load(LoopState())
