@@ -167,7 +167,7 @@ def test_a_split_model_gets_the_weights_of_one_process(folder: Path) -> None:
 
 @pytest.mark.parametrize("counts", [(2,), pytest.param((2, 4), marks=pytest.mark.slow)], ids=str)
 def test_the_weights_are_those_of_one_process(folder: Path, counts: tuple[int, ...]) -> None:
-    cases = CASES if 4 in counts else {"encore": CASES["encore"]}
+    cases = CASES if 4 in counts else {name: CASES[name] for name in ("encore", "train")}
     for count in (1, *counts):
         passed(launch(ENGINE, count, folder, json.dumps(cases)))
     check_equal(folder, cases, counts)

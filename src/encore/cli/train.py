@@ -79,11 +79,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Fine-tune a model until it has memorised the tracks of a list: a base, or with --without a gold.
+    """Fine-tune a base or a gold of your own on tracks.
 
-    A gold is trained by the same command with --without, a second one with another --seed. `encore bench --preset
-    finetuned` makes all three and compares methods on them. Exit code 4: the model is there, and has memorised too few
-    of the tracks.
+    A base is trained until it has memorised the tracks of the list, a gold by the same command with --without, a second
+    one with another --seed. `encore bench --preset finetuned` makes all three and compares methods on them. Exit code 4:
+    the model is there, and has memorised too few of the tracks.
     """
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both set the length of the training", "give one of the two")
