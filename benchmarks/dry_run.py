@@ -24,9 +24,8 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from large import RATE, build, configuration, measured
+from large import RATE, SHAPES, build, configuration, measured
 
-SHAPES = {"small": (1024, 24, 16), "medium": (1536, 48, 24), "large": (2048, 48, 32)}
 SETTINGS = (
     (),
     ("--adapter", "lora"),

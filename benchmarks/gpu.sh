@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything about the CUDA kernels that needs a GPU, in one call of under ten minutes:
 #
-#   benchmarks/gpu.sh [FOLDER]      results in FOLDER, or $OUT, or runs/gpu: stages.jsonl, ops.jsonl, pass.jsonl, *.log
+#   benchmarks/gpu.sh [FOLDER]      results in FOLDER, or $OUT, or runs/gpu: stages.jsonl, ops.jsonl, pass.jsonl, loop.jsonl, *.log
 #   benchmarks/gpu.sh --dry-run     without a GPU: the same stages, the Python parts on the CPU with tiny shapes
 #
 # Correctness first, then figures. Every stage has a time limit of its own, and one that fails stops no other.
@@ -49,7 +49,7 @@ sees_gpu() { "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_availab
 find_torch() {
     python3 -m venv --system-site-packages runs/gpu-venv &&
         runs/gpu-venv/bin/pip install -q "$(grep '^torch==' constraints.txt)" -c constraints.txt \
-            setuptools ninja numpy filelock pytest hypothesis 'transformers>=5,<6'
+            setuptools ninja numpy filelock pytest hypothesis 'transformers>=5,<6' peft pluggy pydantic safetensors
 }
 
 # sm_90a for the Hopper kernel, the card's own number for the others.
@@ -100,4 +100,13 @@ fi
 stage tests 120 "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_linear_grad.py
 stage ops 130 "$python" benchmarks/gpu_ops.py $dry --out "$out/ops.jsonl" && cat "$out/ops.log"
 stage pass 150 "$python" benchmarks/gpu_pass.py $dry --out "$out/pass.jsonl" && cat "$out/pass.log"
+for shape in small medium large; do # the engine's step beside a bare loop, in bf16
+    flags="--shape $shape --seconds 10 --clips 2 --turns 3"
+    [[ -n $dry ]] && flags="--seconds .5 --clips 1 --turns 1 --steps 1"
+    device=cuda
+    [[ -n $dry ]] && device=cpu
+    stage "loop_$shape" 60 "$python" benchmarks/loop.py $flags --device $device --precision bf16 --out "$out/loop.jsonl" &&
+        cat "$out/loop_$shape.log"
+    [[ -n $dry ]] && break
+done
 exit $failed

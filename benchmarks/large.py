@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import MusicgenConfig
 
 RATE = 32000
+SHAPES = {"small": (1024, 24, 16), "medium": (1536, 48, 24), "large": (2048, 48, 32)}  # width, layers, heads
 
 
 def configuration(hidden: int = 1024, layers: int = 24, heads: int = 16) -> MusicgenConfig:

@@ -1,17 +1,21 @@
-"""The engine's training step beside a bare loop and a Hugging Face Trainer: `python benchmarks/loop.py --work FOLDER`.
+"""The engine's training step beside a bare loop and a Hugging Face Trainer.
+
+    python benchmarks/loop.py [--shape small] [--memory]
 
 All train the same model on the same clips, as many per step, with AdamW. The bare loop is a forward pass, a backward
-pass and a step of the optimiser, on codes and text encodings computed before. The Trainer encodes audio and text in
-every step, as a fine-tuning script does. Blocks of a few steps are run in turns, so that a slow spell of the machine
-hits all alike; a ratio is the median over the turns, of steps per second relative to the bare loop.
+pass and a step of the optimiser, on codes and text encodings computed before. The Trainer (which needs accelerate)
+encodes audio and text in every step, as a fine-tuning script does. Blocks of a few steps are run in turns, so that a
+slow spell of the machine hits all alike; a ratio is the median over the turns, of steps per second relative to the bare
+loop.
 
-`--shape small` is MusicGen-small's true shape with random weights (2.4 GB, built once in FOLDER); `tiny` is the
-embedded model. `--memory` measures peak memory in place of time, each loop in a process of its own.
+`tiny` is the embedded model; the other shapes are MusicGen's, with random weights. `--memory` measures peak memory in
+place of time, each loop in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import statistics
@@ -29,20 +33,34 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from large import build
+from large import SHAPES, configuration
 
 from encore.api import Backend, Batch, Clip
-from encore.plugins import backends, methods
+from encore.backends.musicgen import MusicgenBackend
+from encore.plugins import methods
 from encore.store.environment import hardware, keep_freed_memory, peak_bytes, reset_peak_bytes
+from encore.unlearn.config import Lora
 from encore.unlearn.engine import Clips, Engine
 
-METHODS = ("graddiff", "npo", "rl")
+ENGINE = {  # loop -> method, whether an adapter is trained and activations are checkpointed
+    "graddiff": ("graddiff", False), "npo": ("npo", False), "rl": ("rl", False),
+    "npo, LoRA, checkpointed": ("npo", True),
+}  # fmt: skip
 CAPTIONS = ("lonely flute over lute", "slow church organ", "fast drums and bass", "string quartet in a hall")
 NEVER = 10**9
 
 
-def opened(model: str, device: str) -> Backend:
-    return backends().resolve("musicgen").load(model, offline=True, device=device)
+def opened(shape: str, device: str) -> MusicgenBackend:
+    """The embedded model, or one of MusicGen's shapes with random weights and the embedded tokenizer."""
+    from transformers import MusicgenForConditionalGeneration
+
+    tiny = MusicgenBackend.load("tiny", offline=True)
+    if shape == "tiny":
+        return MusicgenBackend.load("tiny", offline=True, device=device)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = MusicgenForConditionalGeneration(configuration(*SHAPES[shape]))
+    return MusicgenBackend(model, tiny.processor)
 
 
 def make_clips(backend: Backend, count: int, seconds: float) -> list[Clip]:
@@ -77,8 +95,15 @@ class BareLoop:
         return ends
 
 
-def engine_loop(backend: Backend, forget: Sequence[Clip], retain: Sequence[Clip], precision: Any, name: str,
-                options: dict[str, Any], steps: int) -> list[float]:  # fmt: skip
+def engine_loop(
+    backend: Backend,
+    forget: Sequence[Clip],
+    retain: Sequence[Clip],
+    precision: Any,
+    name: str,
+    adapter: bool,
+    steps: int,
+) -> list[float]:
     """When each step of `encore forget`'s engine ended."""
     ends: list[float] = []
 
@@ -88,10 +113,12 @@ def engine_loop(backend: Backend, forget: Sequence[Clip], retain: Sequence[Clip]
 
     chosen = methods().resolve(name)
     method = chosen(chosen.Options(
-        steps=steps + 1, lr=1e-6, batch_size=len(retain), forget_batch_size=len(forget), eval_every=NEVER, stop="never",
-        **options,
+        steps=steps + 1, lr=1e-6, batch_size=len(retain), forget_batch_size=len(forget), eval_every=NEVER, stop="never"
     ))  # fmt: skip
-    engine = Engine(backend, Clips(forget, retain, []), precision=precision, record=record)
+    engine = Engine(
+        backend, Clips(forget, retain, []), precision=precision, record=record, lora=Lora() if adapter else None,
+        checkpoint_activations=adapter,
+    )  # fmt: skip
     engine.run(method)
     return ends
 
@@ -145,27 +172,24 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def loops(arguments: argparse.Namespace, model: str) -> Iterator[tuple[str, Callable[[int], list[float]]]]:
+def loops(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[int], list[float]]]]:
     """The name of each loop, and what runs it for a number of steps after the first."""
-    backend = opened(model, arguments.device)
+    backend = opened(arguments.shape, arguments.device)
     clips = make_clips(backend, 2 * arguments.clips, arguments.seconds)
     forget, retain = clips[: arguments.clips], clips[arguments.clips :]
     precision = arguments.precision
-    bare = None
-    wanted = arguments.only.split(",") if arguments.only else None
-    if wanted is None or "bare" in wanted:
-        bare = BareLoop(backend, forget, retain, precision)
-        yield "bare", bare.run
-    for name in METHODS:
-        if wanted is None or name in wanted:
-            yield name, partial(engine_loop, backend, forget, retain, precision, name, {})
-    if wanted is None or "trainer" in wanted:
+    if arguments.only in (None, "bare"):
+        yield "bare", BareLoop(backend, forget, retain, precision).run
+    for name, (method, adapter) in ENGINE.items():
+        if arguments.only in (None, name):
+            yield name, partial(engine_loop, backend, forget, retain, precision, method, adapter)
+    if arguments.only in (None, "trainer") and importlib.util.find_spec("accelerate"):
         yield "trainer", partial(trainer_loop, backend, 2 * arguments.clips, arguments.seconds, precision)
 
 
-def measure_time(arguments: argparse.Namespace, model: str) -> list[dict[str, Any]]:
+def measure_time(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {}
-    runs = dict(loops(arguments, model))
+    runs = dict(loops(arguments))
     for _ in range(arguments.turns):
         for name, run in runs.items():
             ends = run(arguments.steps)
@@ -179,7 +203,7 @@ def measure_time(arguments: argparse.Namespace, model: str) -> list[dict[str, An
 
 def measure_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
-    for name in ("bare", *METHODS, "trainer"):
+    for name in ("bare", *ENGINE, "trainer"):
         command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows.append({"loop": name, "peak_bytes": json.loads(output.splitlines()[-1])})
@@ -188,8 +212,7 @@ def measure_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder of the model that --shape small builds")
-    parser.add_argument("--shape", choices=("tiny", "small"), default="tiny")
+    parser.add_argument("--shape", choices=("tiny", *SHAPES), default="tiny")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a clip")
     parser.add_argument("--clips", type=int, default=4, help="forget clips per step, and as many retain clips")
     parser.add_argument("--steps", type=int, default=4, help="steps timed in a turn")
@@ -197,25 +220,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory", action="store_true", help="measure peak memory in place of time")
+    parser.add_argument("--out", type=Path, help="file that rows are added to, as JSON lines")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     keep_freed_memory()
-    model = "tiny"
-    if arguments.shape == "small":
-        if arguments.work is None:
-            parser.error("--shape small needs --work")
-        folder = arguments.work / "musicgen-small-shape"
-        if not folder.exists():
-            build(folder)
-        model = str(folder)
     if arguments.only:
         reset_peak_bytes(arguments.device)
-        for _, run in loops(arguments, model):
+        for _, run in loops(arguments):
             run(2)
         print(json.dumps(peak_bytes(arguments.device)))
         return
-    rows = measure_memory(arguments) if arguments.memory else measure_time(arguments, model)
+    rows = measure_memory(arguments) if arguments.memory else measure_time(arguments)
     what = hardware(arguments.device)
+    if arguments.out:
+        settings = {"device": what["name"], "shape": arguments.shape, "precision": arguments.precision}
+        with arguments.out.open("a") as file:
+            file.writelines(json.dumps({**settings, **row}) + "\n" for row in rows)
     print(f"{what['name']}, {what['threads']} threads, {arguments.shape}, {arguments.precision}")
     keys = list(rows[0])
     print("|".join(["", *keys, ""]), "|".join(["", *("---" for _ in keys), ""]), sep="\n")
