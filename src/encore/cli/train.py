@@ -81,9 +81,9 @@ def train(
 ) -> None:
     """Fine-tune a base or a gold of your own on tracks.
 
-    A base is trained until it has memorised the tracks of the list, a gold by the same command with --without, a second
-    one with another --seed. `encore bench --preset finetuned` makes all three and compares methods on them. Exit code 4:
-    the model is there, and has memorised too few of the tracks.
+    A base is trained until it has memorised the tracks of the list, a gold by the same command with --without, a
+    second one with another --seed. `encore bench --preset finetuned` makes all three and compares methods on them. Exit
+    code 4: the model is there, and has memorised too few of the tracks.
     """
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both set the length of the training", "give one of the two")
