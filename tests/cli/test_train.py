@@ -125,3 +125,36 @@ def test_two_processes_train_the_model_of_one(studio: Path, call: Call, shard: b
     refused = launch(TRAIN, 2, Path.cwd(), json.dumps([*together, "--resume", "--seed", "1"]))
     assert [code for code, _ in refused] == [2, 2]
     assert refused[0][1].count("not the run that was started") == 1
+
+
+STOPPED = """
+from encore import distributed
+from encore.unlearn.engine import Engine
+backward = Engine._backward
+
+def stop_at_the_fourth(self, *given):
+    if given[4] == 4 and distributed.rank() == 1:
+        self.stop.number = 15
+    return backward(self, *given)
+
+Engine._backward = stop_at_the_fourth
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_another_number_of_processes(studio: Path, call: Call) -> None:
+    pytest.importorskip("peft")
+    rest = ["-o", "dropout=false", "--device", "cpu", "--epochs", 6, "--batch-size", 2, "--adapter", "lora"]
+    command = [str(word) for word in flags(studio, *rest)]
+    assert call(*command).code == 0
+    Path("base").rename("one")
+    stopped = launch(STOPPED + TRAIN, 2, Path.cwd(), json.dumps(command))
+    assert [code for code, _ in stopped] == [143, 143]
+    assert "stopped by SIGTERM; go on with the same command and --resume" in stopped[0][1]
+    assert not Path("base/run.json").exists()
+    again = call(*command, "--resume")
+    assert again.code == 0, again.err
+    assert '"event": "resumed"' in Path("base/log.jsonl").read_text()
+    weights, others = (load_file(Path(name, "model/model.safetensors")) for name in ("one", "base"))
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-4)
