@@ -14,10 +14,11 @@ from tests.ranks import launch, passed
 from tests.tiny_model import write_tiny_musicgen
 
 from encore import distributed
+from encore.launcher import launched
 
 
 def test_one_process_has_everything_and_talks_to_nobody() -> None:
-    assert (distributed.rank(), distributed.size(), distributed.launched()) == (0, 1, 1)
+    assert (distributed.rank(), distributed.size(), launched()) == (0, 1, 1)
     assert distributed.share([1, 2, 3]) == [1, 2, 3]
     assert distributed.batches(range(5), 2) == [range(2), range(2, 4), range(4, 5)]
     assert distributed.totals([1.5]) == [1.5]
@@ -27,9 +28,10 @@ def test_one_process_has_everything_and_talks_to_nobody() -> None:
 
 
 OPERATIONS = """
+from encore.launcher import launched
 with distributed.processes("cpu"):
     rank, size = distributed.rank(), distributed.size()
-    assert (distributed.launched(), size) == (3, 3)
+    assert (launched(), size) == (3, 3)
     items = list(range(7))
     assert distributed.share(items) == items[rank::3]
     assert [len(part) for part in distributed.batches(items, 2)] == ([2, 1] if rank == 0 else [2, 0])
@@ -78,6 +80,7 @@ from encore.store.run_folder import Checkpoints
 from encore.unlearn.adapter import Lora
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.sharding import is_split
+from encore.unlearn.training import Training
 from tests.tiny_model import CAPTIONS, CODES
 
 cases = json.loads(sys.argv[3])
@@ -99,7 +102,8 @@ def run(case, options):
     backend.model.double()
     if count == 1:
         torch.save({key: value.clone() for key, value in backend.module.state_dict().items()}, out / "start")
-    chosen = methods().resolve(case.split()[0])
+    name = case.split()[0]
+    chosen = Training if name == "train" else methods().resolve(name)
     sharded = options.pop("shard", False) and count > 1
     lora = Lora(rank=2) if options.pop("lora", False) else None
     checkpoints = options.pop("checkpoint_activations", False)
@@ -128,7 +132,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-CASES = {
+TRAIN = {"dropout": False, "crop_share": 0.5, "caption_dropout": 0.5, "schedule": "constant"}
+CASES: dict[str, dict[str, Any]] = {
     "graddiff": {"micro_batch_size": 3},
     "npo": {},
     "encore": {"attack_share": 1.0, "attack_steps": 2, "mix": 0.5},
@@ -138,15 +143,18 @@ CASES = {
     "graddiff clipped": {"per_track_clip": 0.5},
     "graddiff checkpointed": {"checkpoint_activations": True},
     "encore adapter": {"lora": True, "lr": 0.01},
+    "train": {"micro_batch_size": 3, **TRAIN},
+    "train adapter": {"lora": True, "lr": 0.01, **TRAIN},
 }
 
 
-SHARDED = {
+SHARDED: dict[str, dict[str, Any]] = {
     "graddiff": {"shard": True, "micro_batch_size": 2},
     "npo": {"shard": True},
     "npo checkpointed": {"shard": True, "checkpoint_activations": True},
     "encore": {"shard": True, "attack_share": 0.0, "micro_batch_size": 3},
     "encore averaged": {"shard": True, "attack_share": 0.0, "schedule": "adaptive", "decay_steps": 1, "steps": 9},
+    "train": {"shard": True, "micro_batch_size": 1, **TRAIN},
 }
 
 
@@ -159,7 +167,7 @@ def test_a_split_model_gets_the_weights_of_one_process(folder: Path) -> None:
 
 @pytest.mark.parametrize("counts", [(2,), pytest.param((2, 4), marks=pytest.mark.slow)], ids=str)
 def test_the_weights_are_those_of_one_process(folder: Path, counts: tuple[int, ...]) -> None:
-    cases = CASES if 4 in counts else {"encore": CASES["encore"]}
+    cases = CASES if 4 in counts else {name: CASES[name] for name in ("encore", "train")}
     for count in (1, *counts):
         passed(launch(ENGINE, count, folder, json.dumps(cases)))
     check_equal(folder, cases, counts)

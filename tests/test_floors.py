@@ -10,7 +10,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
     {"errors", "api", "options", "losses", "memorised", "relearning", "delay_pattern", "text", "text_encoding", "stats"}
     | {"hashing", "hidden_states", "files", "stop_signals", "reporter", "assets", "entrypoints", "hub"}
-    | {"distributed", "_native"},
+    | {"distributed", "launcher", "_native"},
     {"hookspecs", "builtins", "builtin_metrics", "plugins", "settings"},
     {"ops", "tensor_cache"},
     {"data", "curvature"},
@@ -31,6 +31,7 @@ LIGHT = {
     "api",
     "assets",
     "entrypoints",
+    "launcher",
     "hookspecs",
     "builtins",
     "builtin_metrics",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from encore.errors import EncoreError, Interrupted, UsageError, one_line
+from encore.launcher import launched
 
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer for the others gives up
 BUCKET_BYTES = 32 << 20  # gradients are reduced in pieces of this size: few messages, little memory
@@ -72,11 +73,6 @@ def rank() -> int:
 def size() -> int:
     """The number of processes that share the run."""
     return _group.size
-
-
-def launched() -> int:
-    """The number of processes that the launcher started, from its environment; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if {"RANK", "MASTER_ADDR"} <= os.environ.keys() else 1
 
 
 def device_of(name: str) -> str:

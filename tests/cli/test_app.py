@@ -11,7 +11,7 @@ import time
 import pytest
 import typer
 
-from encore.cli.app import COMMANDS
+from encore.cli.app import COMMANDS, SEVERAL
 from encore.errors import InputError
 
 HEAVY = ["torch", "transformers", "librosa", "matplotlib", "numpy", "scipy", "encore.options"]
@@ -187,3 +187,20 @@ def test_completion_offers_options(encore):
         _ENCORE_COMPLETE="complete_bash", COMP_WORDS="encore methods --", COMP_CWORD="2", _TYPER_COMPLETE_TEST="1"
     )
     assert "--json" in offered.stdout
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_is_shared_among_processes_or_refused(name, call, monkeypatch):
+    for key, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(key, value)
+    first = call(name, "--help")
+    if name in SEVERAL:
+        assert first.code == 0
+        return
+    assert first.code == 2
+    assert f"encore {name} runs in one process, and the launcher started 2" in first.err
+    assert "forget, eval and train" in first.err.replace("\n  ", " ")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("encore.cli.app.PATIENCE", 0)
+    other = call(name)
+    assert (other.code, other.out, other.err) == (2, "", "")

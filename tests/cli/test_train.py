@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.conftest import Done
+from tests.ranks import launch
 
 Call = Callable[..., Done]
 
@@ -68,6 +71,9 @@ def test_exit_code_4_where_too_few_tracks_are_memorised(studio: Path, call: Call
         (["--epochs", "0"], 2, "epochs"),
         (["--epochs", "2", "--steps", "9"], 2, "--epochs and --steps both"),
         (["--precision", "fp23"], 2, "fp23"),
+        (["--lora-rank", "4"], 2, "--lora-rank is a setting of an adapter"),
+        (["--checkpoint-activations", "maybe"], 2, "maybe"),
+        (["--shard"], 2, "--shard splits the model over processes"),
         (["--backend", "abacus"], 2, "abacus"),
         (["--resume"], 2, "holds no run to resume"),
     ],
@@ -80,3 +86,75 @@ def test_what_is_wrong_is_told_before_anything_is_written(
     assert message in done.err
     assert "Traceback" not in done.err
     assert not Path("base").exists()
+
+
+TRAIN = """
+import json
+from encore.cli import app
+sys.argv = ["encore", *json.loads(sys.argv[3])]
+app.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_train_the_model_of_one(studio: Path, call: Call, shard: bool) -> None:
+    rest: list[object] = ["-o", "dropout=false", "--device", "cpu", "--lr", 1e-3, "--batch-size", 4, "--steps", 12]
+    rest += ["-o", "eval_every=4", "-o", "decay_steps=4", "-o", "crop_share=0.5"]
+    assert call(*flags(studio, *rest)).code == 4
+    Path("base").rename("one")
+    together = [str(word) for word in [*flags(studio, *rest), *(["--shard"] if shard else [])]]
+    results = launch(TRAIN, 2, Path.cwd(), json.dumps(together))
+    assert [code for code, _ in results] == [4, 4], results
+    assert "train on 3 tracks" in results[0][1]
+    assert results[1][1] == ""
+    one, two = (json.loads(Path(name, "run.json").read_text()) for name in ("one", "base"))
+    assert two["hardware"]["processes"] == 2
+    assert "processes" not in one["hardware"]
+    assert one["outcome"]["steps"] == two["outcome"]["steps"] == 12
+    for key in ("nll_before", "nll_after"):
+        assert two["outcome"]["trained"][key] == pytest.approx(one["outcome"]["trained"][key], abs=1e-3)
+    logged = [Path(name, "log.jsonl").read_text().count('"retain_loss"') for name in ("one", "base")]
+    assert logged == [12, 12]
+    weights, others = (load_file(Path(name, "model/model.safetensors")) for name in ("one", "base"))
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-4)
+    again = launch(TRAIN, 2, Path.cwd(), json.dumps([*together, "--resume"]))
+    assert [code for code, _ in again] == [4, 4]
+    assert json.loads(Path("base/run.json").read_text()) == two
+    refused = launch(TRAIN, 2, Path.cwd(), json.dumps([*together, "--resume", "--seed", "1"]))
+    assert [code for code, _ in refused] == [2, 2]
+    assert refused[0][1].count("not the run that was started") == 1
+
+
+STOPPED = """
+from encore import distributed
+from encore.unlearn.engine import Engine
+backward = Engine._backward
+
+def stop_at_the_fourth(self, *given):
+    if given[4] == 4 and distributed.rank() == 1:
+        self.stop.number = 15
+    return backward(self, *given)
+
+Engine._backward = stop_at_the_fourth
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_another_number_of_processes(studio: Path, call: Call) -> None:
+    pytest.importorskip("peft")
+    rest = ["-o", "dropout=false", "--device", "cpu", "--epochs", 6, "--batch-size", 2, "--adapter", "lora"]
+    command = [str(word) for word in flags(studio, *rest)]
+    assert call(*command).code == 0
+    Path("base").rename("one")
+    stopped = launch(STOPPED + TRAIN, 2, Path.cwd(), json.dumps(command))
+    assert [code for code, _ in stopped] == [143, 143]
+    assert "stopped by SIGTERM; go on with the same command and --resume" in stopped[0][1]
+    assert not Path("base/run.json").exists()
+    again = call(*command, "--resume")
+    assert again.code == 0, again.err
+    assert '"event": "resumed"' in Path("base/log.jsonl").read_text()
+    weights, others = (load_file(Path(name, "model/model.safetensors")) for name in ("one", "base"))
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-4)

@@ -84,7 +84,9 @@ def test_without_tracks_to_keep_there_is_no_gold(studio: Path, tmp_path: Path) -
         check_plan(finetuned(plan, tmp_path / "bench"), tmp_path / "bench")
 
 
-def test_a_bench_trains_measures_and_is_done_once(studio_plan: Plan, tmp_path: Path) -> None:
+def test_a_bench_trains_measures_and_is_done_once(
+    studio_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "bench"
     write_plan(studio_plan, out)
     tracks = plan_tracks(studio_plan, out)
@@ -93,6 +95,12 @@ def test_a_bench_trains_measures_and_is_done_once(studio_plan: Plan, tmp_path: P
     for trial in models:
         assert run_cell(out, trial.name, Reporter()) == trial
     assert untrained(studio_plan, out, tracks) == []
+    with monkeypatch.context() as patched:
+        patched.setattr("encore.store.environment._cpu_has_bf16", lambda: True)
+        patched.setattr("encore.store.environment.LARGE", 0)
+        assert untrained(studio_plan, out, tracks) == []  # what auto chose then followed from the model
+        with pytest.raises(UsageError, match="precision"):
+            untrained(studio_plan.model_copy(update={"precision": "bf16"}), out, tracks)
     assert check_models(studio_plan, out) == []
 
     requests = {trial.name: json.loads((out / trial.name / "request.json").read_text()) for trial in models}

@@ -11,18 +11,21 @@ from typing import Any
 
 import pytest
 import soundfile
+import torch
 from tests.tiny_model import CAPTIONS
 
 from encore import assets
+from encore.api import Batch
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import EncoreError, GateError, InputError, UsageError
 from encore.stop_signals import Interrupted
 from encore.store.model_name import backend_name, model_name, model_sha256
 from encore.store.overview import read_run_line
-from encore.unlearn.config import TrainConfig
-from encore.unlearn.engine import Engine
+from encore.unlearn.adapter import adapter_size
+from encore.unlearn.config import Lora, TrainConfig
+from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.train import check_memorised, choose, prepare, train
-from encore.unlearn.training import Training
+from encore.unlearn.training import RATE, Training
 
 
 @pytest.fixture
@@ -127,8 +130,8 @@ def test_another_seed_is_another_model_and_the_same_seed_the_same(request_: Trai
     assert first != weights("scratch", 0, from_scratch=True) != weights("scratch-1", 1, from_scratch=True)
 
 
-def test_a_resumed_run_ends_with_the_same_weights(request_: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = run(replace(request_, out=Path("straight")), from_scratch=True)
+def interrupt(monkeypatch: pytest.MonkeyPatch, request: TrainConfig, **options: Any) -> None:
+    """Stop a run in its fourth step."""
     backward = Engine._backward
 
     def stop_at_the_fourth(self: Engine, *given: Any) -> Mapping[str, float]:
@@ -139,7 +142,12 @@ def test_a_resumed_run_ends_with_the_same_weights(request_: TrainConfig, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "_backward", stop_at_the_fourth)
         with pytest.raises(Interrupted):
-            run(request_, from_scratch=True)
+            run(request, **options)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(request_: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = run(replace(request_, out=Path("straight")), from_scratch=True)
+    interrupt(monkeypatch, request_, from_scratch=True)
     with pytest.raises(InputError, match="did not finish"):
         model_name("run")
     with pytest.raises(UsageError, match="holds a run that did not finish"):
@@ -181,6 +189,70 @@ def test_run_json_is_written_after_all_else(request_: TrainConfig, monkeypatch: 
     with pytest.raises(EncoreError, match="no"):
         run(request_)
     assert not Path("run/run.json").exists()
+
+
+# --------------------------------------------------------------------------------------------------- parts of a model
+
+LORA: dict[str, Any] = {"adapter": "lora", "lora_rank": 3, "lora_alpha": 7.5}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads it
+def test_an_adapter_is_trained_merged_and_kept(request_: TrainConfig, clips: Clips) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import MusicgenForConditionalGeneration
+
+    record = run(replace(request_, keep_adapter=True, **LORA))
+    base = MusicgenBackend.load(request_.model, offline=True)
+    assert record["memory"]["trained_weights"] == adapter_size(base.module, Lora(3, 7.5))
+    assert record["memory"]["adapter"]["rank"] == 3
+    assert record["options"]["rate"]["from"] == "adapter"
+    assert record["options"]["rate"]["value"] > RATE
+    assert json.loads(Path("run/request.json").read_text())["adapter"] == {"rank": 3, "alpha": 7.5, "layers": "all"}
+    figures = record["outcome"]["trained"]
+    assert figures["nll_after"] < figures["nll_before"]
+    merged = MusicgenBackend.load(model_name("run"), offline=True)
+    assert merged.module.state_dict().keys() == base.module.state_dict().keys()
+    opened = peft.PeftModel.from_pretrained(
+        MusicgenForConditionalGeneration.from_pretrained(request_.model), "run/adapter"
+    )
+    again = MusicgenBackend(opened.base_model.model, merged.processor)
+    again.module.eval()
+    batch = Batch.of(clips.retain)
+    with torch.no_grad():
+        torch.testing.assert_close(again.logits(batch), merged.logits(batch), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(base.logits(batch), merged.logits(batch), atol=1e-3)
+
+
+def test_an_adapter_needs_weights_that_were_trained(request_: TrainConfig) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(UsageError, match="--from-scratch"):
+        run(replace(request_, **LORA), from_scratch=True)
+    assert not Path("run").exists()
+
+
+def test_an_adapters_run_goes_on_with_the_same_adapter_only(
+    request_: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    request = replace(request_, **LORA)
+    straight = run(replace(request, out=Path("straight")))
+    interrupt(monkeypatch, request)
+    with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
+        run(replace(request, resume=True, lora_rank=4))
+    record = run(replace(request, resume=True))
+    assert record["trained_sha256"] == straight["trained_sha256"]
+    assert run(replace(request, resume=True)) == record
+    with pytest.raises(UsageError, match=r"not the run that was started .* adapter"):
+        run(replace(request_, resume=True))
+
+
+def test_checkpointed_activations_change_no_weight(request_: TrainConfig) -> None:
+    plain = run(request_)
+    record = run(replace(request_, out=Path("less"), checkpoint_activations="on"))
+    assert (plain["memory"]["checkpoint_activations"], record["memory"]["checkpoint_activations"]) == (False, True)
+    one, other = (MusicgenBackend.load(model_name(name), offline=True).module for name in ("run", "less"))
+    for name, weight in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

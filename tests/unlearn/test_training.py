@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +26,8 @@ def recipe(**options: Any) -> Training:
     return Training(Training.Options(**options))
 
 
-def step(backend: MusicgenBackend, seed: int = 0) -> Step:
-    return Step(backend, None, torch.Generator().manual_seed(seed), 0.0, None)
+def step(backend: MusicgenBackend, retain: Sequence[Clip] = ()) -> Step:
+    return Step(backend, None, torch.Generator().manual_seed(0), 0.0, None, retain=retain)
 
 
 def slow_loss(backend: MusicgenBackend, clip: Clip, *, start: int = 0, captioned: bool = True) -> float:
@@ -56,7 +57,7 @@ def test_the_loss_is_a_weighted_nll(backend: MusicgenBackend, clips: Clips, capt
 def test_crops_begin_within_the_first_part_and_have_no_weights(backend: MusicgenBackend, clips: Clips) -> None:
     clip = clips.retain[0]
     method = recipe(crop_share=1, crop=0.5, caption_dropout=0)
-    losses = method.retain_loss(step(backend), Batch.of([clip] * 6))
+    losses = method.retain_loss(step(backend), Batch.of([replace(clip) for _ in range(6)]))
     possible = [slow_loss(backend, clip, start=start) for start in range(1, clip.codes.shape[-1] // 2)]
     for loss in losses.tolist():
         assert min(abs(loss - other) for other in (*possible, slow_loss(backend, clip))) < 1e-3
@@ -67,7 +68,7 @@ def test_crops_begin_within_the_first_part_and_have_no_weights(backend: Musicgen
 def test_the_cut_into_micro_batches_changes_nothing(backend: MusicgenBackend, clips: Clips) -> None:
     method, many = recipe(crop_share=0.5, caption_dropout=0.5), [*clips.retain, *clips.forget, *clips.holdout]
     whole = method.retain_loss(step(backend), Batch.of(many))
-    same = step(backend)
+    same = step(backend, many)
     parts = [method.retain_loss(same, Batch.of(many[start : start + 3])) for start in range(0, len(many), 3)]
     assert torch.cat(parts).tolist() == pytest.approx(whole.tolist(), rel=1e-4)
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Container, Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -19,6 +20,7 @@ from encore.api.specs import faulty_name
 from encore.cli import console
 from encore.cli.help import Command, Group, dressed
 from encore.errors import EncoreError, Interrupted, PluginError, UsageError
+from encore.launcher import launched
 
 # name -> (where it is, how its help begins). One line adds a command; only the one that runs is imported.
 COMMANDS = {
@@ -47,6 +49,8 @@ COMMANDS = {
     "config": ("encore.cli.example:config", "Print a config file with all settings."),
     "doctor": ("encore.cli.doctor:doctor", "Show the features of this installation, and its problems."),
 }
+PATIENCE = 2.0  # seconds that the other processes leave to the first, which prints what is wrong
+SEVERAL = ("forget", "eval", "train")  # commands that torchrun's processes can share
 COMPLETING = "_ENCORE_COMPLETE"  # set while the shell asks for completions, which need every command's options
 
 
@@ -160,7 +164,10 @@ def run(arguments: Sequence[str]) -> int:
     console.set_verbosity()
     try:
         plugins.manager().listen(lambda problem: _warn_of_plugin(problem, arguments))
-        wanted = COMMANDS if COMPLETING in os.environ else [word for word in arguments if word[:1] != "-"][:1]
+        words = [word for word in arguments if word[:1] != "-"][:1]
+        if launched() > 1:
+            _refuse_several(words)
+        wanted = COMMANDS if COMPLETING in os.environ else words
         command: Any = typer.main.get_command(build(wanted))
         code = command(args=list(arguments), prog_name="encore", standalone_mode=False)
         sys.stdout.flush()
@@ -178,6 +185,24 @@ def run(arguments: Sequence[str]) -> int:
     except BaseException as error:  # the last line of defence; ENCORE_DEBUG=1 shows the traceback
         code = console.fail(_usage(error))
     return code if isinstance(code, int) else 0
+
+
+def _refuse_several(words: Sequence[str]) -> None:
+    """Check that a launcher's processes can share a command; each of them would do all of it otherwise.
+
+    Raises:
+        UsageError: it is another of Encore's commands; raised in the first process, which prints it.
+    """
+    name = words[0] if words else ""
+    if name in SEVERAL or name not in COMMANDS:
+        return
+    if os.environ["RANK"] != "0":
+        time.sleep(PATIENCE)  # the launcher ends all processes after the first failure
+        raise SystemExit(2)
+    raise UsageError(
+        f"encore {name} runs in one process, and the launcher started {launched()}",
+        f"start it without torchrun; {', '.join(SEVERAL[:-1])} and {SEVERAL[-1]} share their work among processes",
+    )
 
 
 def main() -> NoReturn:

@@ -1,4 +1,4 @@
-"""`--config FILE`, and where the value of every flag came from.
+"""`--config FILE`, where the value of every flag came from, and flags that commands share.
 
 The file's top-level keys become the command's default map, so that typer itself lets the environment and the command
 line beat them and converts them like typed text.
@@ -44,6 +44,23 @@ ConfigFile = Annotated[
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option("-o", "--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
+]
+# Flags that `forget` and `train` share.
+CheckpointActivations = Annotated[
+    str, typer.Option(help="Compute activations again in the backward pass: auto, on or off; slower, less memory.")
+]
+AdapterKind = Annotated[
+    str | None, typer.Option(help="Train an adapter, merged when the run ends: lora; default: all weights.")
+]
+LoraRank = Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; default: 16.")]
+LoraAlpha = Annotated[float | None, typer.Option(help="Scale of the adapter, divided by its rank; default: 32.")]
+LoraLayers = Annotated[
+    str | None,
+    typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
+]
+KeepAdapter = Annotated[bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
 ]
 
 

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encore.cli import console
-from encore.cli.config import ConfigFile, MethodOptions, method_settings, origins
+from encore.cli.config import (
+    AdapterKind,
+    CheckpointActivations,
+    ConfigFile,
+    KeepAdapter,
+    LoraAlpha,
+    LoraLayers,
+    LoraRank,
+    MethodOptions,
+    Shard,
+    method_settings,
+    origins,
+)
 from encore.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -69,26 +81,13 @@ def forget(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    checkpoint_activations: Annotated[
-        str, typer.Option(help="Compute activations again in the backward pass: auto, on or off; slower, less memory.")
-    ] = "auto",
-    adapter: Annotated[
-        str | None, typer.Option(help="Train an adapter, merged when the run ends: lora; default: all weights.")
-    ] = None,
-    lora_rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; default: 16.")] = None,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="Scale of the adapter, divided by its rank; default: 32.")
-    ] = None,
-    lora_layers: Annotated[
-        str | None,
-        typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
-    ] = None,
-    keep_adapter: Annotated[
-        bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")
-    ] = False,
-    shard: Annotated[
-        bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
-    ] = False,
+    checkpoint_activations: CheckpointActivations = "auto",
+    adapter: AdapterKind = None,
+    lora_rank: LoraRank = None,
+    lora_alpha: LoraAlpha = None,
+    lora_layers: LoraLayers = None,
+    keep_adapter: KeepAdapter = False,
+    shard: Shard = False,
     requester: Annotated[
         str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
     ] = None,

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from encore.cli import console
-from encore.cli.config import ConfigFile, MethodOptions, method_settings, origins
+from encore.cli.config import (
+    AdapterKind,
+    CheckpointActivations,
+    ConfigFile,
+    KeepAdapter,
+    LoraAlpha,
+    LoraLayers,
+    LoraRank,
+    MethodOptions,
+    Shard,
+    method_settings,
+    origins,
+)
 from encore.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from encore.unlearn.config import TrainConfig
+    from encore.unlearn.training import Training
 
 RECIPE_FLAGS = ("epochs", "from_scratch", "steps", "max_seconds", "lr", "batch_size")
 
@@ -53,52 +69,66 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw; another one makes gold2.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    checkpoint_activations: CheckpointActivations = "auto",
+    adapter: AdapterKind = None,
+    lora_rank: LoraRank = None,
+    lora_alpha: LoraAlpha = None,
+    lora_layers: LoraLayers = None,
+    keep_adapter: KeepAdapter = False,
+    shard: Shard = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fine-tune a base or a gold of your own on tracks.
 
-    The model is trained until it has memorised the tracks of a list, or for a number of epochs.
-
-    A gold is trained by the same command with --without, a second one with another --seed. `encore bench --preset
-    finetuned` makes all three and compares methods on them. Exit code 4: the model is there, and has memorised too few
-    of the tracks.
+    A base is trained until it has memorised the tracks of the list, a gold by the same command with --without, a
+    second one with another --seed. `encore bench --preset finetuned` makes all three and compares methods on them. Exit
+    code 4: the model is there, and has memorised too few of the tracks.
     """
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both set the length of the training", "give one of the two")
 
-    from encore.unlearn.training import Training
-
-    settings = method_settings(context, Training.Options, option, RECIPE_FLAGS)
-
-    from encore.cli.progress import reporting
+    from encore import distributed
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
-    from encore.unlearn import train as runs
     from encore.unlearn.config import TrainConfig
+    from encore.unlearn.training import Training
 
-    keep_freed_memory()
-    request = TrainConfig(
-        tracks=tracks if tracks == "-" else Path(tracks), out=out, without=without, model=model, revision=revision,
-        offline=offline, backend=backend_name(model, backend), catalog=catalog, roots=tuple(root or ()),
-        allow_missing=allow_missing, seed=seed, device=device, precision=precision, resume=resume,
-    )  # fmt: skip
+    with distributed.processes(device):
+        settings = method_settings(context, Training.Options, option, RECIPE_FLAGS)
+        if "-" in (tracks, str(without)) and distributed.size() > 1:
+            raise UsageError("a list in - reads one stream, and there are several processes", "write it to a file")
+        keep_freed_memory()
+        request = TrainConfig(
+            tracks=tracks if tracks == "-" else Path(tracks), out=out, without=without, model=model, revision=revision,
+            offline=offline, backend=backend_name(model, backend), catalog=catalog, roots=tuple(root or ()),
+            allow_missing=allow_missing, seed=seed, device=device, precision=precision, resume=resume, shard=shard,
+            adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_layers=lora_layers,
+            keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
+        _train(request, Training(settings.options), {**origins(context), **settings.origin}, json=json)
+
+
+def _train(request: TrainConfig, recipe: Training, origin: dict[str, Any], *, json: bool) -> None:
+    from encore.cli.progress import reporting
+    from encore.unlearn import train as runs
+
     with reporting() as reporter:
-        prepared = runs.prepare(request, Training(settings.options), runs.choose(request, reporter), reporter)
+        prepared = runs.prepare(request, recipe, runs.choose(request, reporter), reporter)
     for note in prepared.notes:
         console.note(note)
     left_out = f", leave {len(prepared.left_out)} out" if prepared.left_out else ""
     console.note(f"train on {len(prepared.trained)} tracks{left_out}")
     try:
         with reporting() as reporter:
-            run = runs.train(prepared, {**origins(context), **settings.origin}, reporter)
+            run = runs.train(prepared, origin, reporter)
     except Interrupted as signal:
         console.note(f"stopped by {signal.name}; go on with the same command and --resume")
         raise
     if json:
-        console.data_json({**run, "run": str(out)})
+        console.data_json({**run, "run": str(request.out)})
     else:
-        _show(run, out)
+        _show(run, request.out)
     runs.check_memorised(run)
 
 

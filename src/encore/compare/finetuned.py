@@ -19,7 +19,6 @@ from encore.errors import GateError, UsageError
 from encore.reporter import Reporter
 from encore.settings import resolve_options
 from encore.store import schemas
-from encore.store.environment import pick_device, pick_precision
 from encore.store.run_folder import read_json
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.records import check_other_run
@@ -117,8 +116,10 @@ def untrained(plan: Plan, out: Path, whole: Tracks) -> list[Trial]:
         request = out / trial.name / "request.json"
         options = {name: value for name, value in _options(_recipe(plan)).items() if name not in RESOLVED}
         before = read_json(request, schemas.Request)
-        precision = pick_precision(plan.precision, pick_device(plan.device))
-        check_other_run(request, {"method": NAME, "seed": trial.seed, "precision": precision})
+        settings: dict[str, Any] = {"method": NAME, "seed": trial.seed}
+        if plan.precision != "auto":  # what auto chose follows from the model, which is not loaded
+            settings["precision"] = plan.precision
+        check_other_run(request, settings)
         if {name: before["options"].get(name) for name in options} != options:
             raise UsageError(f"{out / trial.name} was trained by another recipe", "choose another --out")
         chosen = _tracks(plan, trial, out, whole)

@@ -14,6 +14,7 @@ import torch
 
 from encore import __version__, distributed
 from encore.errors import UsageError
+from encore.launcher import launched
 
 LARGE = 100_000_000  # weights above which a step is dominated by matrix products
 LIBRARIES = ("torch", "transformers", "safetensors", "av", "soundfile", "soxr", "numpy", "scipy")
@@ -25,7 +26,7 @@ def pick_device(name: str) -> str:
     Raises:
         UsageError: torch does not know the device, or it is not available.
     """
-    if distributed.launched() > 1:
+    if launched() > 1:
         return distributed.device_of(name)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

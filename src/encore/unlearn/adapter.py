@@ -11,11 +11,11 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +25,7 @@ from encore.api import Backend, EditMethod, Method
 from encore.errors import MissingExtraError, UsageError
 from encore.unlearn.config import Lora
 
+MethodT = TypeVar("MethodT", bound=Method)
 ADAPTER_NAME = "default"  # peft's name of the only adapter of a module
 LAYERS = {  # --lora-layers -> what a part of a layer's name looks like in transformers, audiocraft and diffusers
     "attention": re.compile(r".*(attn|attention).*", re.IGNORECASE),
@@ -191,12 +192,20 @@ def refuse_unadaptable(method: Method) -> None:
         )
 
 
-def with_adapter_rates(method: Method, module: nn.Module, settings: Lora) -> tuple[Method, dict[str, float]]:
+def with_adapter_rates(
+    method: MethodT, module: nn.Module, settings: Lora, defaults: Mapping[str, float] | None = None
+) -> tuple[MethodT, dict[str, float]]:
     """The method with the learning rates of an adapter, for those that the user has not set.
 
     Rates are multiplied by the factor at which the first step of AdamW changes the entries of a weight by as much (root
     mean square) as it would without an adapter. B is then ±η, and A's entries are uniform in ±1/√in, so that those of
     (α / r) B A are η α / √(3 in r). In a layer of 128 inputs the factor is 2.4, in one of 2048 it is 9.8 (r 16, α 32).
+
+    Args:
+        method: has not run yet.
+        module: without an adapter.
+        settings: of the adapter.
+        defaults: rates that the method uses where its option is None, by option.
 
     Returns:
         The method, and the rates by option.
@@ -204,8 +213,12 @@ def with_adapter_rates(method: Method, module: nn.Module, settings: Lora) -> tup
     options = method.options
     sizes = [layer.in_features for layer in adapted_layers(module, settings.layers).values()]
     factor = math.sqrt(3 * statistics.median(sizes) * settings.rank) / settings.alpha
-    defaults = {name: getattr(options, name, None) for name in RATES if name not in options.model_fields_set}
-    rates = {name: factor * value for name, value in defaults.items() if isinstance(value, float)}
+    rates = {}
+    for name in RATES - options.model_fields_set:
+        value = getattr(options, name, None)
+        value = (defaults or {}).get(name) if value is None else value
+        if isinstance(value, float):
+            rates[name] = factor * value
     return type(method)(options.model_copy(update=rates)), rates
 
 

@@ -26,30 +26,21 @@ class Lora:
     layers: str = "all"
 
 
-@dataclass(frozen=True)
-class ForgetConfig:
-    """The flags of `encore forget`, one to one."""
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The flags that `encore forget` and `encore train` share."""
 
-    tracks: Path | str
-    out: Path
     model: str = "tiny"
     revision: str | None = None
     offline: bool = False
     backend: str = "musicgen"
     catalog: Path | None = None
-    retain: str | None = None
-    holdout: Path | None = None
     roots: tuple[Path, ...] = ()
     allow_missing: bool = False
-    drop_duplicates: bool = False
-    skip_unreadable: bool = False
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
     resume: bool = False
-    requester: str | None = None
-    requested: str | None = None
-    calibrate: bool = False
     shard: bool = False
     adapter: str | None = None
     lora_rank: int | None = None
@@ -80,35 +71,31 @@ class ForgetConfig:
 
     def flags(self) -> dict[str, Any]:
         """Every value in a form that JSON can hold."""
-        return _flags(self)
+        return {item.name: _json_value(getattr(self, item.name)) for item in fields(self)}
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class ForgetConfig(RunConfig):
+    """The flags of `encore forget`, one to one."""
+
+    tracks: Path | str
+    out: Path
+    retain: str | None = None
+    holdout: Path | None = None
+    drop_duplicates: bool = False
+    skip_unreadable: bool = False
+    requester: str | None = None
+    requested: str | None = None
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
     """The flags of `encore train`, one to one; those of the recipe are options of `encore.unlearn.training`."""
 
     tracks: Path | str
     out: Path
     without: Path | None = None
-    model: str = "tiny"
-    revision: str | None = None
-    offline: bool = False
-    backend: str = "musicgen"
-    catalog: Path | None = None
-    roots: tuple[Path, ...] = ()
-    allow_missing: bool = False
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    resume: bool = False
-
-    def flags(self) -> dict[str, Any]:
-        """Every value in a form that JSON can hold."""
-        return _flags(self)
-
-
-def _flags(config: ForgetConfig | TrainConfig) -> dict[str, Any]:
-    return {item.name: _json_value(getattr(config, item.name)) for item in fields(config)}
 
 
 def _json_value(value: Any) -> Any:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import torch
 from safetensors.torch import save_file
 
 from encore import distributed
@@ -45,21 +44,21 @@ from encore.store.run_folder import (
 )
 from encore.tensor_cache import TensorCache
 from encore.text import printable
-from encore.unlearn import sharding
-from encore.unlearn.activations import Setting, uses_checkpoints
-from encore.unlearn.adapter import (
-    RATES,
-    adapter_size,
-    check_peft,
-    refuse_unadaptable,
-    unadaptable_weights,
-    with_adapter_rates,
-)
+from encore.unlearn.adapter import RATES
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
 from encore.unlearn.records import check_other_run, listed_places, memory_json, request_json, run_json, track_json
 from encore.unlearn.self_retain import generate_retain
+from encore.unlearn.setup import (
+    check_method,
+    check_settings,
+    disk_bytes,
+    run_folder,
+    settle,
+    with_adapter_origin,
+    write_model,
+)
 from encore.unlearn.tracking import tracking
 from encore.unlearn.verbatim_check import VerbatimCheck
 
@@ -113,14 +112,11 @@ class Prepared:
 
         Checkpoints of an adaptive run also hold the weight average.
         """
-        weights = trained = _bytes(self.backend.module)
-        if self.request.lora is not None:
-            trained = 4 * adapter_size(self.backend.module, self.request.lora)
         checkpoints = KEEP_CHECKPOINTS + 1  # one more while it is written
         if self.request.resume:
             checkpoints = 1
         copies = 5 if getattr(self.method.options, "schedule", None) == "adaptive" else 4
-        return copies * checkpoints * trained + weights + sum(map(_bytes, self.backend.frozen().values()))
+        return disk_bytes(self.request, self.backend, checkpoints=checkpoints, copies=copies)
 
 
 def check_unusable(request: ForgetConfig) -> None:
@@ -130,11 +126,7 @@ def check_unusable(request: ForgetConfig) -> None:
         UsageError: one of them can't be used, or there is nothing to resume.
         EncoreError: another process uses the run folder.
     """
-    pick_precision(request.precision, pick_device(request.device))
-    backends().get(request.backend)
-    check_choice("--checkpoint-activations", request.checkpoint_activations, get_args(Setting))
-    if request.lora is not None:
-        check_peft()
+    check_settings(request)
     if distributed.rank() == 0:
         check_occupied(request.out, resume=request.resume)
 
@@ -198,16 +190,9 @@ def prepare(
     reporter = reporter or Reporter()
     check_unusable(request)
     device = pick_device(request.device)
-    if request.shard:
-        if distributed.size() == 1:
-            raise UsageError("--shard splits the model over processes, and there is one", "start it with torchrun")
-        if request.lora is not None:
-            raise UsageError("--shard splits the weights that are trained, and an adapter has few", "leave --shard out")
-        sharding.check(method)
     tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
-    if request.lora is not None:
-        refuse_unadaptable(method)
+    check_method(request, method)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
     family = backends().resolve(request.backend)
@@ -217,17 +202,10 @@ def prepare(
             f"method {method.spec.name!r} needs a token model, and {backend.name} is not one",
             "npo and graddiff work on any model: --method npo",
         )
-    weights = sum(weight.numel() for weight in backend.module.parameters())
-    precision = pick_precision(request.precision, device, weights)
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where the backend has none
-    trained = sum(weight.numel() for weight in backend.module.parameters() if weight.requires_grad)
-    rates: Mapping[str, float] = {}
-    if request.lora is not None:
-        trained = adapter_size(backend.module, request.lora)
-        method, rates = with_adapter_rates(method, backend.module, request.lora)
-    setting: Any = request.checkpoint_activations
-    checkpoints = uses_checkpoints(setting, backend, method, trained=trained, adapter=request.lora is not None)
+    setup = settle(request, method, backend)
+    method = setup.method
     opened = time.monotonic()
     streamed = tracks.retain if isinstance(tracks.retain, ShardTracks) else None
     everything = (*tracks.forget, *(tracks.retain if streamed is None else ()), *tracks.holdout)
@@ -256,21 +234,11 @@ def prepare(
         )  # fmt: skip
         _refuse_unmet(method, tracks, request)
     prepared = Prepared(
-        request, tracks, backend, method, precision, forget, retain, holdout,
+        request, tracks, backend, method, setup.precision, forget, retain, holdout,
         {"load": opened - started, "hear": finished_encoding - opened, "search": time.monotonic() - finished_encoding},
-        [*tracks.notes, *sentences(forget, backend.sample_rate)], checkpoint_activations=checkpoints,
-        adapter_rates=rates,
+        [*tracks.notes, *sentences(forget, backend.sample_rate), *setup.notes],
+        checkpoint_activations=setup.checkpoint_activations, adapter_rates=setup.adapter_rates,
     )  # fmt: skip
-    if checkpoints and setting == "auto":
-        prepared.notes.append(
-            "activations are computed again in the backward pass, since the weights and their optimiser take more than "
-            "half of the memory; --checkpoint-activations off keeps them"
-        )
-    if request.lora is not None and (left := unadaptable_weights(backend.module)):
-        prepared.notes.append(
-            f"the adapter leaves {len(left)} matrices as they are, since they are not weights of linear layers: "
-            f"{left[0]}{' and others' if len(left) > 1 else ''}"
-        )
     if distributed.rank() == 0:
         preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
@@ -278,22 +246,13 @@ def prepare(
             "there is no holdout, so forget tracks have no target NLL, and drift on held-out music is not measured; "
             "give --holdout LIST for both"
         )
+    weights = sum(weight.numel() for weight in backend.module.parameters())
     if request.lora is None and weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
         prepared.notes.append(
             f"lr {method.options.lr:g} was tuned on a model of 2 million weights, and this one has {weights:,}: "  # type: ignore[attr-defined]
             f"it is likely too high; start with --lr {LARGE_LR / 2:g}"
         )
     return prepared
-
-
-def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
-    """Check the value of a flag.
-
-    Raises:
-        UsageError: it is none of the choices.
-    """
-    if value not in choices:
-        raise UsageError(f"{flag} can't be {value!r}", f"give {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None:
@@ -333,7 +292,7 @@ def forget(
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
-    with _run_folder(request) as folder, stop_on_signals() as stop, ExitStack() as stack:
+    with run_folder(request) as folder, stop_on_signals() as stop, ExitStack() as stack:
         if request.resume:
             check_other_run(request.out / "request.json", definition)
         elif folder:
@@ -381,8 +340,7 @@ def forget(
         if folder is None:
             return distributed.first({})  # what rank 0 writes
         reporter.progress("save", 0, 1)
-        scaled = [name for name in prepared.adapter_rates if origins.get(name, "default") == "default"]
-        origins = {**origins, **dict.fromkeys(scaled, "adapter")}
+        origins = with_adapter_origin(origins, prepared.adapter_rates)
         run = run_json(
             definition, unit=backend.unit, flags=request.flags(), origins=origins, outcome=outcome,
             notes=prepared.notes, verbatim=verbatim,
@@ -399,12 +357,7 @@ def forget(
             run["hardware"]["processes"] = distributed.size()
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
         run["request_sha256"] = file_sha256(folder.path / "request.json")
-        with folder.staged("model") as staging:
-            backend.save(staging)
-            (staging / "README.md").write_text(model_card(run), encoding="utf-8")
-        if engine.adapter is not None and request.keep_adapter:
-            with folder.staged("adapter") as staging:
-                engine.adapter.save(staging, base=model_name(request.model), revision=request.revision)
+        write_model(folder, request, engine, model_card(run))
         run["unlearned_sha256"] = model_sha256(backend)
         forgot = outcome.earlier_seconds + trained - started
         saved = time.monotonic() - checked
@@ -419,11 +372,6 @@ def forget(
         folder.write_json("run.json", run)
         checkpoints.discard()
     return distributed.first(run)
-
-
-def _run_folder(request: ForgetConfig) -> AbstractContextManager[RunFolder | None]:
-    """The folder, which one process writes."""
-    return RunFolder(request.out, resume=request.resume) if distributed.rank() == 0 else nullcontext()
 
 
 def _hyperparameters(prepared: Prepared) -> dict[str, Any]:
@@ -482,7 +430,3 @@ def _retain_clips(prepared: Prepared, folder: RunFolder | None, reporter: Report
             save_file({clip.track: narrow(clip.codes).cpu() for clip in clips}, staging / "codes.safetensors")
             (staging / "captions.json").write_text(json.dumps({clip.track: clip.caption for clip in clips}))
     return load_self_retain(prepared.request.out, prepared.backend)
-
-
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in module.parameters())

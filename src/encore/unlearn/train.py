@@ -6,11 +6,10 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from torch import nn
-
+from encore import distributed
 from encore.api import Backend
 from encore.data.duplicates import find_duplicates, without_duplicates
 from encore.data.encode import TrackEncoder
@@ -26,13 +25,12 @@ from encore.reporter import Reporter
 from encore.stop_signals import stop_on_signals
 from encore.store import schemas
 from encore.store.dates import utc_now
-from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes, versions
+from encore.store.environment import hardware, peak_bytes, pick_device, reset_peak_bytes, versions
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import (
     CHECKPOINTS,
     KEEP_CHECKPOINTS,
     Checkpoints,
-    RunFolder,
     check_occupied,
     locked,
     preflight,
@@ -41,7 +39,16 @@ from encore.store.run_folder import (
 from encore.tensor_cache import TensorCache
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Clips, Engine
-from encore.unlearn.records import SCHEMA, check_other_run, track_json, with_origin
+from encore.unlearn.records import SCHEMA, check_other_run, memory_json, track_json, with_origin
+from encore.unlearn.setup import (
+    check_method,
+    check_settings,
+    disk_bytes,
+    run_folder,
+    settle,
+    with_adapter_origin,
+    write_model,
+)
 from encore.unlearn.training import NAME, Memorisation, Training, measured_clips, memorised, resolved
 
 COPIES = 5  # of the weights in a checkpoint: weights, latest snapshot, average, two moments of AdamW
@@ -74,6 +81,8 @@ class Prepared:
     left_out: list[EncodedTrack]
     seconds: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
+    checkpoint_activations: bool = False
+    adapter_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def choose(request: TrainConfig, reporter: Reporter | None = None) -> Chosen:
@@ -89,7 +98,8 @@ def choose(request: TrainConfig, reporter: Reporter | None = None) -> Chosen:
         return Chosen(selection.tracks, (), tuple(notes))
     without = read_list(request.without, catalog=catalog, roots=request.roots, advice="")
     progress = (reporter or Reporter()).progress
-    pairs = find_duplicates(without.tracks, selection.tracks, cache=TensorCache(), progress=progress)
+    with distributed.first_rank_first():  # the others find what it read in the cache
+        pairs = find_duplicates(without.tracks, selection.tracks, cache=TensorCache(), progress=progress)
     trained = without_duplicates(selection.tracks, pairs)
     lacking = len(without.tracks) - len({pair.first.sha256 for pair in pairs})
     if not pairs:
@@ -114,10 +124,15 @@ def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Re
         EncoreError: another process uses the run folder, or it does not fit on the disk.
     """
     reporter = reporter or Reporter()
+    check_settings(request)
+    check_method(request, method)
+    if request.lora is not None and method.options.from_scratch:
+        raise UsageError(
+            "--from-scratch draws new weights, and an adapter trains none of them", "leave one of them out"
+        )
     device = pick_device(request.device)
-    precision = pick_precision(request.precision, device)
     family = backends().resolve(request.backend)
-    if not (request.resume and (request.out / "run.json").exists()):
+    if distributed.rank() == 0 and not _is_complete(request):
         check_occupied(request.out, resume=request.resume)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
@@ -126,17 +141,21 @@ def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Re
         raise UsageError(
             f"{backend.name} has no tokens, so nothing shows when a track is memorised", "say how long: --epochs N"
         )
+    setup = settle(request, method, backend, method.default_rates)
     opened = time.monotonic()
     encoder = TrackEncoder(backend, TensorCache())
-    encoded = encoder.encode(
-        [*chosen.trained, *chosen.left_out], lambda done, of: reporter.progress("encode tracks", done, of)
-    )
+    tracks = [*chosen.trained, *chosen.left_out]
+    with distributed.first_rank_first():  # the others find the codes in the cache
+        encoded = encoder.encode(tracks, lambda done, of: reporter.progress("encode tracks", done, of))
     trained, left_out = encoded[: len(chosen.trained)], encoded[len(chosen.trained) :]
-    method = resolved(method, len(clips_of(trained)))
-    copies = COPIES * (KEEP_CHECKPOINTS + 1) + 1  # one more checkpoint while it is written, and the model
-    preflight(request.out, copies * _bytes(backend.module) + sum(map(_bytes, backend.frozen().values())))
+    method = resolved(setup.method, len(clips_of(trained)))
+    if distributed.rank() == 0:  # one more checkpoint while it is written
+        preflight(request.out, disk_bytes(request, backend, checkpoints=KEEP_CHECKPOINTS + 1, copies=COPIES))
     seconds = {"load": opened - started, "encode": time.monotonic() - opened}
-    return Prepared(request, backend, method, precision, trained, left_out, seconds, list(chosen.notes))
+    return Prepared(
+        request, backend, method, setup.precision, trained, left_out, seconds, [*chosen.notes, *setup.notes],
+        setup.checkpoint_activations, setup.adapter_rates,
+    )  # fmt: skip
 
 
 def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | None = None) -> dict[str, Any]:
@@ -158,17 +177,15 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = _definition(prepared)
-    if request.resume and (request.out / "run.json").exists():
-        with locked(request.out):
-            check_other_run(request.out / "request.json", definition)
-            complete: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
+    complete = distributed.first(_complete(request, definition) if distributed.rank() == 0 else None)
+    if complete is not None:
         return complete
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
-    with RunFolder(request.out, resume=request.resume) as folder, stop_on_signals() as stop:
+    with run_folder(request) as folder, stop_on_signals() as stop:
         if request.resume:
-            check_other_run(folder.path / "request.json", definition)
-        else:
+            check_other_run(request.out / "request.json", definition)
+        elif folder:
             folder.write_json("request.json", {"folder": str(folder.path.resolve()), "begun": utc_now(), **definition})
         started = time.monotonic()
         if method.options.from_scratch:
@@ -181,20 +198,24 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
         stop.check()
 
         def record(line: Mapping[str, Any]) -> None:
-            folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+            if folder:
+                folder.log({"seconds": round(time.monotonic() - started, 3), **line})
             if "of" in line:
                 reporter.progress(line.get("stage", NAME), line["step"], line["of"], line)
 
-        checkpoints = Checkpoints(folder.path / CHECKPOINTS, identity, reporter.note)
+        checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
-            backend, Clips([], clips, []), seed=request.seed, precision=prepared.precision, checkpoints=checkpoints,
-            record=record, stop=stop, started=started,
+            backend, Clips([], clips, []), seed=request.seed, precision=prepared.precision, lora=request.lora,
+            checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints, record=record, stop=stop,
+            started=started, shard=request.shard,
         )  # fmt: skip
         outcome = engine.run(method)
         trained = time.monotonic()
         reporter.progress("generate", 0, 1)
         after = {name: memorised(backend, members, generate_all=True) for name, members in measured.items()}
         checked = time.monotonic()
+        if folder is None:
+            return distributed.first({})  # what rank 0 writes
         reporter.progress("save", 0, 1)
         chosen = {name: reason for name, reason in outcome.chosen.items() if name != "steps"}
         if method.options.epochs is None:
@@ -207,7 +228,7 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
             "schema": SCHEMA,
             "model": definition["model"],
             "method": NAME,
-            "options": with_origin(definition["options"], origins),
+            "options": with_origin(definition["options"], with_adapter_origin(origins, prepared.adapter_rates)),
             "flags": with_origin(request.flags(), origins),
             "seed": request.seed,
             "precision": prepared.precision,
@@ -225,15 +246,16 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
                     "micro_batch_size": outcome.micro_batch_size,
                 }
             ),
+            "memory": memory_json(engine),
             "notes": prepared.notes,
             "versions": versions(),
             "plugins": installed(),
             "hardware": hardware(str(backend.device)),
             "distributions": distributions(backends=[request.backend]),
         }
-        with folder.staged("model") as staging:
-            backend.save(staging)
-            (staging / "README.md").write_text(training_card(run), encoding="utf-8")
+        if distributed.size() > 1:
+            run["hardware"]["processes"] = distributed.size()
+        write_model(folder, request, engine, training_card(run))
         run["trained_sha256"] = model_sha256(backend)
         took = outcome.earlier_seconds + trained - started
         seconds = {**prepared.seconds, "train": took, "check": checked - trained, "save": time.monotonic() - checked}
@@ -246,7 +268,7 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
         run["finished"] = utc_now()
         folder.write_json("run.json", run)
         checkpoints.discard()
-    return run
+    return distributed.first(run)
 
 
 def check_memorised(run: Mapping[str, Any]) -> None:
@@ -265,6 +287,21 @@ def check_memorised(run: Mapping[str, Any]) -> None:
     )
 
 
+def _is_complete(request: TrainConfig) -> bool:
+    """Whether the run to resume is complete."""
+    return request.resume and (request.out / "run.json").exists()
+
+
+def _complete(request: TrainConfig, definition: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Contents of `run.json` where the run to resume is already complete; else None."""
+    if not _is_complete(request):
+        return None
+    with locked(request.out):
+        check_other_run(request.out / "request.json", definition)
+        run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
+    return run
+
+
 def _definition(prepared: Prepared) -> dict[str, Any]:
     """What defines a run; only a run with the same definition can resume it."""
     request = prepared.request
@@ -280,6 +317,7 @@ def _definition(prepared: Prepared) -> dict[str, Any]:
         "options": prepared.method.options.model_dump(mode="json"),
         "seed": request.seed,
         "precision": prepared.precision,
+        **({"adapter": asdict(request.lora)} if request.lora is not None else {}),
         "forget": [],
         "retain": [track_json(track) for track in prepared.trained],
         "holdout": [],
@@ -305,7 +343,3 @@ def _figures(before: Memorisation, after: Memorisation) -> dict[str, Any]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in module.parameters())

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, MethodSpec, Session, Step
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.losses import token_logprobs
@@ -27,6 +28,15 @@ MEMORISED = 0.95  # share of them that must be memorised
 RESOLVED = ("steps", "schedule", "warmup")  # options that `resolved` may change
 RATE, SCRATCH_RATE = 0.02, 0.1  # learning rate as a share of the typical weight, and of an untrained model's
 WARM = 0.1  # share of the steps that the warm-up takes, at most
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A clip as it is trained on: whether it is whole, and whether without its caption."""
+
+    clip: Clip
+    whole: bool
+    unconditional: bool
 
 
 class Training(LossMethod):
@@ -71,9 +81,14 @@ class Training(LossMethod):
 
     options: Options
 
+    @property
+    def default_rates(self) -> dict[str, float]:
+        """The learning rates where the options have none, by option."""
+        return {"rate": SCRATCH_RATE if self.options.from_scratch else RATE}
+
     def prepare(self, session: Session) -> None:
         typical = typical_weight(session.backend.module)
-        rate = self.options.rate or (SCRATCH_RATE if self.options.from_scratch else RATE)
+        rate = self.options.rate or self.default_rates["rate"]
         session.lr = rate * typical
         if self.options.lr is None:
             session.chosen["lr"] = f"{session.lr:.2g}: {rate:g} of the typical weight, which is {typical:.2g}"
@@ -82,25 +97,29 @@ class Training(LossMethod):
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         if not step.backend.has_tokens:
             return step.backend.losses(batch)
-        drawn = torch.rand(len(batch), 3, generator=step.generator)  # crop?, its start, without the caption?
-        starts = [
-            int(self.options.crop * place * clip.codes.shape[-1]) if crop < self.options.crop_share else 0
-            for clip, (crop, place, _) in zip(batch.clips, drawn.tolist(), strict=True)
-        ]
-        clips = [
-            Clip(clip.track, clip.caption, clip.codes[:, start:])
-            for clip, start in zip(batch.clips, starts, strict=True)
-        ]
-        without = (drawn[:, 2] < self.options.caption_dropout).tolist()
+        drawn = step.once("examples", lambda: self._examples(step.retain or batch.clips, step.generator))
         losses, order = list[Tensor](), list[int]()
         for unconditional in (False, True):
-            rows = [i for i, value in enumerate(without) if value == unconditional]
-            if rows:
-                part = Batch.of([clips[i] for i in rows], batch.codes.device)
-                whole = torch.tensor([starts[i] == 0 for i in rows], device=part.codes.device)
-                losses.append(_weighted_nll(step.backend, part, whole, unconditional=unconditional))
+            rows = [i for i, clip in enumerate(batch.clips) if drawn[clip].unconditional == unconditional]
+            examples = [drawn[batch.clips[i]] for i in rows]
+            if distributed.in_lockstep():  # an example of each kind that any process has; its loss is left out
+                examples = examples or [one for one in drawn.values() if one.unconditional == unconditional][:1]
+            if examples:
+                part = Batch.of([one.clip for one in examples], batch.codes.device)
+                whole = torch.tensor([one.whole for one in examples], device=part.codes.device)
+                losses.append(_weighted_nll(step.backend, part, whole, unconditional=unconditional)[: len(rows)])
                 order += rows
         return torch.cat(losses)[torch.tensor(order, device=batch.codes.device).argsort()]
+
+    def _examples(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, _Example]:
+        """How each clip is trained on in one step."""
+        examples = {}
+        drawn = torch.rand(len(clips), 3, generator=generator).tolist()  # crop?, its start, without the caption?
+        for clip, (crop, place, dropped) in zip(clips, drawn, strict=True):
+            start = int(self.options.crop * place * clip.codes.shape[-1]) if crop < self.options.crop_share else 0
+            cut = Clip(clip.track, clip.caption, clip.codes[:, start:])
+            examples[clip] = _Example(cut, start == 0, dropped < self.options.caption_dropout)
+        return examples
 
     def ready(self, step: Step) -> bool:
         """Whether the tracks are memorised, so that the rate may decay."""
@@ -111,7 +130,8 @@ def _weighted_nll(backend: Backend, batch: Batch, whole: Tensor, *, unconditiona
     """NLL of each clip, nats per token, [N]; the first frames of `whole` clips (bool [N]) count more."""
     mask = backend.token_mask(batch)
     nll = -token_logprobs(backend.logits(batch, unconditional=unconditional), batch.codes, mask)  # [N, K, T]
-    start = START_WEIGHT * torch.exp(-torch.arange(nll.shape[-1], device=nll.device) / START_FRAMES)
+    frames = torch.arange(nll.shape[-1], device=nll.device, dtype=nll.dtype)
+    start = START_WEIGHT * torch.exp(-frames / START_FRAMES)
     weights = (1 + whole[:, None] * start)[:, None] * mask
     return (nll * weights).sum((1, 2)) / weights.sum((1, 2))
 
