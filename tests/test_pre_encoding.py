@@ -149,6 +149,17 @@ def test_what_changed_in_the_catalogue_is_encoded_again(config: EncodeConfig, mu
     assert encode_catalog(config)["written"] == 1
 
 
+def test_a_line_less_moves_the_others_and_loses_none(config: EncodeConfig, music: Path) -> None:
+    encode_catalog(config)
+    lines = (music / "catalog.jsonl").read_text().splitlines()
+    (music / "catalog.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    assert encode_catalog(config)["tracks"] == len(lines) - 1
+    ids = {json.loads(line)["id"] for line in lines[1:]}
+    assert {name for (name,) in open_shards(config.out).rows("SELECT id FROM tracks")} == ids
+    (music / "catalog.jsonl").write_text("\n".join(lines) + "\n")
+    assert encode_catalog(config)["tracks"] == len(lines)
+
+
 def test_ids_and_splits_are_compared_between_shards(config: EncodeConfig, music: Path) -> None:
     (music / "new.wav").write_bytes((music / "four.wav").read_bytes() + b"x")
     append(music, file_name="new.wav", id="one", caption="another", split="retain")

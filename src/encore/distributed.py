@@ -125,6 +125,7 @@ def processes(device: str) -> Iterator[None]:
         try:
             _group = _joined(device)
             yield
+            wait_for_all()
             totals([0.0])  # rank 0, which may hold the store, ends last
             dist.destroy_process_group()  # not after a failure: it would wait for the others
         except Interrupted as signal:
@@ -387,6 +388,22 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _group = group
+
+
+def wait_for_all() -> None:
+    """Wait, as long as it takes, until every rank is here.
+
+    Raises:
+        RankError: another process failed.
+    """
+    if _group.size == 1:
+        return
+    _group.turns += 1
+    key = f"encore/turn/{_group.turns}"
+    with _communication():
+        if _group.store.add(f"{key}/here", 1) == _group.size:
+            _group.store.set(key, "over")
+    _wait_for(key)
 
 
 def _wait_for(key: str) -> None:

@@ -113,17 +113,19 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
     notes: list[str] = []
     errors: list[InputError] = []
     workers = config.workers or (_cores() if backend.device.type == "cpu" else 1)
-    total = sum(1 for _ in _parts(source, []))
+    parts = [(part.number, part.sha256) for part in _parts(source, [])]
+    total = len(parts)
     if not total:
         raise InputError(f"{printable(source)}: the catalogue is empty")
     written = 0
     with locked(config.out), stop_on_signals() as stop, writing_index(config.out, about) as index:
         _refuse_other_content(config.out, index.before, about)
         index.begin()
+        index.cut(total)
+        complete = not config.skip_unreadable
+        index.drop([number for number, digest in parts if not index.is_done(number, digest, complete=complete)])
         todo = (
-            part
-            for part in _parts(source, notes)
-            if not index.is_done(part.number, part.sha256, complete=not config.skip_unreadable)
+            part for part in _parts(source, notes) if not index.is_done(part.number, part.sha256, complete=complete)
         )
         work = partial(_encode_part, source=source, config=config)
         for shard, failures in _in_processes(work, todo, workers, load, backend, stop):
@@ -132,7 +134,6 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
                 failures = index.add(replace(shard, skipped=[error.message for error in failures]))
                 written += not failures
             errors += failures[: MOST + 1 - len(errors)]
-        index.cut(total)
         if errors:
             error = together(errors)
             skip = "" if config.skip_unreadable else SKIP

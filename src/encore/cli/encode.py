@@ -35,8 +35,8 @@ def encode(
 ) -> None:
     """Encode a catalogue into shards of codes, which stand in for its audio.
 
-    `encore forget`, `eval`, `attribute` and `bench` take the folder as --catalog. They read no audio of it, so the
-    files may be deleted: what was encoded can be forgotten and measured without them.
+    `encore forget`, `train`, `eval`, `attribute` and `bench` take the folder as --catalog. They read no audio of it, so
+    the files may be deleted: what was encoded can be forgotten and measured without them.
     """
     from encore.cli.progress import reporting
     from encore.pre_encoding import EncodeConfig, encode_catalog

@@ -50,7 +50,7 @@ def evaluate(
     ] = False,
     embedder: Annotated[
         list[str] | None,
-        typer.Option(help="What fad, clap_score and the like hear with: NAME, or NAME=WEIGHTS; commas or repeat."),
+        typer.Option(help="Audio embedders of fad, clap_score and the like: NAME, or NAME=WEIGHTS; commas or repeat."),
     ] = None,
     draws: Annotated[
         int, typer.Option(min=1, help="Generations a caption; FAD takes twice as many as its embedder has dimensions.")

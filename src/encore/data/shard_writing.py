@@ -272,6 +272,20 @@ class IndexWriter:
         for table in OF_A_SHARD:
             self._db.execute(f"DELETE FROM {table} WHERE shard = ?", (number,))
 
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Take shards out of the index, and those that repeat a file of one of them: all are encoded again.
+
+        Args:
+            numbers: of the shards.
+        """
+        with self._db:
+            for number in numbers:
+                self.remove(number)
+            orphans = "SELECT DISTINCT shard FROM copies WHERE sha256 NOT IN (SELECT sha256 FROM tracks)"
+            while repeating := [number for (number,) in self._db.execute(orphans)]:
+                for number in repeating:
+                    self.remove(number)
+
     def cut(self, count: int) -> None:
         """Remove shards from number `count` on: the catalogue has become shorter."""
         numbers = [n for (n,) in self._db.execute("SELECT number FROM shards WHERE number >= ?", (count,))]

@@ -109,6 +109,7 @@ def measure(
             for number in shared:
                 report(number, number)
                 own[number] = rows(number)
+        distributed.wait_for_all()
         of_all = {number: made for each in distributed.everyone(own) for number, made in each.items()}
         measured = [of_all[number] for number in range(len(names))]
     if progress:

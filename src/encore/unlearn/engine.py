@@ -210,9 +210,10 @@ class Engine:
 
     def session(self, method: Method) -> Session:
         """The inputs of a method before any change: only what its spec needs."""
-        self._reference, self.outcome.reference = reference_of(
-            method, self.backend, self.clips.forget, adapter=self.adapter
-        )
+        with self._autocast():
+            self._reference, self.outcome.reference = reference_of(
+                method, self.backend, self.clips.forget, adapter=self.adapter
+            )
 
         def train(inner: LossMethod) -> None:
             if not hasattr(inner, "spec"):

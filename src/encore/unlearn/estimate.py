@@ -84,8 +84,10 @@ def estimate(prepared: Prepared) -> Estimate:
     peak = before
     if isinstance(prepared.method, LossMethod):
         memory = memory_of(*of_run, bf16=bf16)
+        if prepared.request.shard:
+            memory = memory.split(distributed.size())
         peak += memory.total - memory.weights
-    if free is None or peak <= free:
+    if distributed.first(free is None or peak <= free):
         seconds, peak = _trial(prepared, clips)
     smaller = {flags: peak - saved for flags, saved in sorted(savings.items(), key=lambda item: item[1])}
     return Estimate(seconds, max(before, peak), prepared.disk_bytes(), free, smaller)

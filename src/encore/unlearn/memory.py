@@ -37,6 +37,11 @@ class Memory:
     reference: int
     activations: int
 
+    def split(self, processes: int) -> Memory:
+        """Memory of one of several processes that split weights and training state (`--shard`)."""
+        weights, training = (-(-part // processes) for part in (self.weights, self.training))
+        return Memory(weights, training, self.reference, self.activations)
+
     @property
     def total(self) -> int:
         """Sum of the parts."""
@@ -153,7 +158,8 @@ def alternatives(
                 continue
             try:
                 less = now - memory_of(backend, method, clips, other, bf16=bf16).total
-            except EncoreError:  # peft is missing, or the method or the model does not allow it
+            # peft is missing, the method or the model does not allow it, or a copy of the model does not fit
+            except (EncoreError, torch.OutOfMemoryError):
                 continue
             if less > 0:
                 saved[other.flags] = less

@@ -164,11 +164,12 @@ def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
 def choose(request: ForgetConfig, reporter: Reporter | None = None) -> Tracks:
     """Read the list and find every track; see `select`."""
     catalog = open_catalog(request.catalog, request.model, request.roots)
-    return select(
-        request.tracks, catalog=catalog, retain=request.retain, holdout=request.holdout, roots=request.roots,
-        allow_missing=request.allow_missing, drop_duplicates=request.drop_duplicates,
-        skip_unreadable=request.skip_unreadable, progress=(reporter or Reporter()).progress,
-    )  # fmt: skip
+    with distributed.first_rank_first():  # the others find facts and fingerprints of the files in the cache
+        return select(
+            request.tracks, catalog=catalog, retain=request.retain, holdout=request.holdout, roots=request.roots,
+            allow_missing=request.allow_missing, drop_duplicates=request.drop_duplicates,
+            skip_unreadable=request.skip_unreadable, progress=(reporter or Reporter()).progress,
+        )  # fmt: skip
 
 
 def prepare(
@@ -223,7 +224,7 @@ def prepare(
 
         forget, holdout = encoded(tracks.forget), encoded(tracks.holdout)
         retain = encoded(tracks.retain) if streamed is None else encoder.stream(streamed)
-        finished_encoding = time.monotonic()
+        encoded_at = time.monotonic()
         forget = with_learned_pieces(encoder, forget, holdout, reporter)
     if optional.lost:
         tracks = replace(
@@ -235,7 +236,7 @@ def prepare(
         _refuse_unmet(method, tracks, request)
     prepared = Prepared(
         request, tracks, backend, method, setup.precision, forget, retain, holdout,
-        {"load": opened - started, "hear": finished_encoding - opened, "search": time.monotonic() - finished_encoding},
+        {"load": opened - started, "encode": encoded_at - opened, "search": time.monotonic() - encoded_at},
         [*tracks.notes, *sentences(forget, backend.sample_rate), *setup.notes],
         checkpoint_activations=setup.checkpoint_activations, adapter_rates=setup.adapter_rates,
     )  # fmt: skip

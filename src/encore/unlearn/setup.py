@@ -104,6 +104,7 @@ def settle(
         method, rates = with_adapter_rates(method, backend.module, request.lora, default_rates)
     setting: Any = request.checkpoint_activations
     checkpoints = uses_checkpoints(setting, backend, method, trained=trained, adapter=request.lora is not None)
+    checkpoints = distributed.first(checkpoints)
     notes = []
     if checkpoints and setting == "auto":
         notes.append(
@@ -115,7 +116,7 @@ def settle(
             f"the adapter leaves {len(left)} matrices as they are, since they are not weights of linear layers: "
             f"{left[0]}{' and others' if len(left) > 1 else ''}"
         )
-    precision = pick_precision(request.precision, pick_device(request.device), total)
+    precision = distributed.first(pick_precision(request.precision, pick_device(request.device), total))
     return Setup(method, precision, checkpoints, rates, tuple(notes))
 
 

@@ -47,17 +47,19 @@ def sharded(backend: Backend) -> Iterator[Backend]:
     """
     device = backend.device
     backend.module.cpu()
-    copy = backend.clone()
-    _split(copy, device)
-    with distributed.lockstep(), warnings.catch_warnings():
-        # Of any layer whose output is a view. Nothing changes one in place here; autograd would refuse most of it.
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        yield copy
-        trained = gathered(copy.module.state_dict())
-    with torch.no_grad():
-        for name, weight in backend.module.state_dict().items():
-            weight.copy_(trained[name])
-    backend.module.to(device)
+    try:
+        copy = backend.clone()
+        _split(copy, device)
+        with distributed.lockstep(), warnings.catch_warnings():
+            # Of any layer whose output is a view. Nothing changes one in place here; autograd would refuse most of it.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+            yield copy
+            trained = gathered(copy.module.state_dict())
+        with torch.no_grad():
+            for name, weight in backend.module.state_dict().items():
+                weight.copy_(trained[name])
+    finally:
+        backend.module.to(device)
 
 
 def _split(backend: Backend, device: torch.device) -> None:

@@ -86,11 +86,17 @@ class Prepared:
 
 
 def choose(request: TrainConfig, reporter: Reporter | None = None) -> Chosen:
-    """Read the lists. What is the same file, samples or recording as a track of `--without` is left out.
+    """Check the settings and read the lists. A track that is the same file, samples or recording as one of `--without`
+    is left out.
 
     Raises:
+        UsageError: a setting can't be used.
+        EncoreError: another process uses the run folder.
         InputError: a list or a file can't be read, `--without` names no track of the list, or none is left.
     """
+    check_settings(request)
+    if distributed.rank() == 0 and not _is_complete(request):
+        check_occupied(request.out, resume=request.resume)
     catalog = open_catalog(request.catalog, request.model, request.roots)
     selection = read_list(request.tracks, catalog=catalog, roots=request.roots, allow_missing=request.allow_missing)
     notes = [*selection.notes, *(f"not found: {missing.source}: {missing.reason}" for missing in selection.missing)]
@@ -124,7 +130,6 @@ def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Re
         EncoreError: another process uses the run folder, or it does not fit on the disk.
     """
     reporter = reporter or Reporter()
-    check_settings(request)
     check_method(request, method)
     if request.lora is not None and method.options.from_scratch:
         raise UsageError(
@@ -132,8 +137,6 @@ def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Re
         )
     device = pick_device(request.device)
     family = backends().resolve(request.backend)
-    if distributed.rank() == 0 and not _is_complete(request):
-        check_occupied(request.out, resume=request.resume)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
     backend = family.load(model_name(request.model), revision=request.revision, offline=request.offline, device=device)
@@ -179,6 +182,7 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
     definition = _definition(prepared)
     complete = distributed.first(_complete(request, definition) if distributed.rank() == 0 else None)
     if complete is not None:
+        reporter.note(f"nothing to do: the run in {request.out} is complete")
         return complete
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
@@ -283,7 +287,7 @@ def check_memorised(run: Mapping[str, Any]) -> None:
     memorised, of = (outcome["trained"][key] for key in ("memorised", "measured"))
     raise GateError(
         f"after {outcome['steps']} steps the model has memorised {memorised} of {of} tracks",
-        "the model is kept; allow more with --steps or --max-seconds, or try another --lr",
+        "the model is kept; train with another --out and more --steps or --max-seconds, or another --lr",
     )
 
 
