@@ -251,8 +251,9 @@ class Losses:
     def step(self) -> Step:
         given, generator = self.session, torch.Generator().manual_seed(0)
         return Step(
-            given.backend, given.reference, generator, 0.0, given.holdout_nll, forget=given.forget, retain=given.retain
-        )
+            given.backend, given.reference, generator, 0.0, given.holdout_nll, forget=given.forget,
+            retain=self.clips.get("retain_loss", ()),
+        )  # fmt: skip
 
     def __call__(self, name: str, clips: Sequence[Clip]) -> Tensor:
         step = self.step()
