@@ -39,13 +39,14 @@ def runs(work: Path, seconds: float, steps: int) -> None:
     model = work / "musicgen-small-shape"
     if not model.exists():
         build(model)
-    sound = 0.1 * np.random.default_rng(0).standard_normal(int(RATE * seconds)).astype(np.float32)
-    soundfile.write(work / "noise.wav", sound, RATE)
-    (work / "list.txt").write_text("noise.wav\tlonely flute over lute\n")
+    for seed, name in enumerate(("forget", "retain")):
+        sound = 0.1 * np.random.default_rng(seed).standard_normal(int(RATE * seconds)).astype(np.float32)
+        soundfile.write(work / f"{name}.wav", sound, RATE)
+        (work / f"{name}.txt").write_text(f"{name}.wav\tlonely flute over lute\n")
     print("| settings | expected GB | measured GB | ratio | s |\n|---|---|---|---|---|", flush=True)
     for number, flags in enumerate(SETTINGS):
         command = [
-            "forget", "--model", str(model), "--tracks", str(work / "list.txt"), "--retain", str(work / "list.txt"),
+            "forget", "--model", str(model), "--tracks", str(work / "forget.txt"), "--retain", str(work / "retain.txt"),
             "--method", "npo", "--steps", str(steps), "--out", str(work / f"run-{number}"), "--precision", "fp32",
             "--checkpoint-activations", "off", *flags,
         ]  # fmt: skip

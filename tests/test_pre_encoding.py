@@ -160,6 +160,20 @@ def test_a_line_less_moves_the_others_and_loses_none(config: EncodeConfig, music
     assert encode_catalog(config)["tracks"] == len(lines)
 
 
+def test_codes_whose_audio_is_gone_are_not_given_up(config: EncodeConfig, music: Path) -> None:
+    encode_catalog(config)
+    before = {**open_shards(config.out).about}
+    (music / "one.wav").unlink()
+    lines = (music / "catalog.jsonl").read_text().splitlines()
+    (music / "catalog.jsonl").write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    for skip in (False, True):
+        with pytest.raises(UsageError, match=r"one.wav can't be encoded again: the audio is gone"):
+            encode_catalog(replace(config, skip_unreadable=skip))
+        assert open_shards(config.out).about == before
+    (music / "catalog.jsonl").write_text("\n".join(lines[1:]) + "\n")  # the catalogue has given it up
+    assert encode_catalog(config)["tracks"] == len(lines) - 1
+
+
 def test_ids_and_splits_are_compared_between_shards(config: EncodeConfig, music: Path) -> None:
     (music / "new.wav").write_bytes((music / "four.wav").read_bytes() + b"x")
     append(music, file_name="new.wav", id="one", caption="another", split="retain")

@@ -29,7 +29,7 @@ from encore.data.catalog import Catalog, find_catalog, read_records
 from encore.data.encode import TrackEncoder
 from encore.data.manifest import Record
 from encore.data.open_files import Caps
-from encore.data.shard_writing import Encoded, WrittenShard, write_shard, writing_index
+from encore.data.shard_writing import Encoded, IndexWriter, WrittenShard, write_shard, writing_index
 from encore.data.shards import INDEX, SHARD_TRACKS, codec_identity, grouped
 from encore.errors import MOST, EncoreError, InputError, UsageError, one_line, together
 from encore.plugins import backends
@@ -120,10 +120,12 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
     written = 0
     with locked(config.out), stop_on_signals() as stop, writing_index(config.out, about) as index:
         _refuse_other_content(config.out, index.before, about)
+        complete = not config.skip_unreadable
+        changed = [number for number, digest in parts if not index.is_done(number, digest, complete=complete)]
+        _refuse_lost_audio(index, [*changed, *index.numbers(total)], source)
         index.begin()
         index.cut(total)
-        complete = not config.skip_unreadable
-        index.drop([number for number, digest in parts if not index.is_done(number, digest, complete=complete)])
+        index.drop(changed)
         todo = (
             part for part in _parts(source, notes) if not index.is_done(part.number, part.sha256, complete=complete)
         )
@@ -160,6 +162,20 @@ def _refuse_other_content(out: Path, before: dict[str, Any], about: dict[str, An
             raise UsageError(
                 f"{printable(out)} holds the codes of {what}, {printable(named)}", "give another folder with --out"
             )
+
+
+def _refuse_lost_audio(index: IndexWriter, shards: Sequence[int], source: Path) -> None:
+    """Refuse to encode shards again whose codes are all that is left of a track that the catalogue still names."""
+    gone = {file for file, path in index.files(shards) if not os.path.exists(path)}
+    if not gone:
+        return
+    needed = sorted(gone & {record.path for part in _parts(source, []) for record in part.records})
+    if needed:
+        more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+        raise UsageError(
+            f"{printable(needed[0])}{more} can't be encoded again: the audio is gone, and the shard has its codes",
+            "leave the catalogue's earlier lines as they were, and encode new tracks into a folder of their own",
+        )
 
 
 def _cores() -> int:

@@ -272,6 +272,19 @@ class IndexWriter:
         for table in OF_A_SHARD:
             self._db.execute(f"DELETE FROM {table} WHERE shard = ?", (number,))
 
+    def numbers(self, first: int = 0) -> list[int]:
+        """Numbers of the shards from `first` on."""
+        return [n for (n,) in self._db.execute("SELECT number FROM shards WHERE number >= ?", (first,))]
+
+    def files(self, numbers: Sequence[int]) -> list[tuple[str, str]]:
+        """The file of each track in some shards: as the catalogue names it, and its path.
+
+        Args:
+            numbers: of the shards.
+        """
+        query = "SELECT file, path FROM tracks WHERE shard = ?"
+        return [row for number in numbers for row in self._db.execute(query, (number,))]
+
     def drop(self, numbers: Sequence[int]) -> None:
         """Take shards out of the index, and those that repeat a file of one of them: all are encoded again.
 
@@ -288,7 +301,7 @@ class IndexWriter:
 
     def cut(self, count: int) -> None:
         """Remove shards from number `count` on: the catalogue has become shorter."""
-        numbers = [n for (n,) in self._db.execute("SELECT number FROM shards WHERE number >= ?", (count,))]
+        numbers = self.numbers(count)
         with self._db:
             for number in numbers:
                 self.remove(number)

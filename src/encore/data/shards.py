@@ -46,7 +46,7 @@ BOTH = "list and catalogue"  # origin of captions
 NEAR = 2_000  # ids that a misspelt one is compared with
 SOME = 500  # values of one SQL statement
 DTYPES = {"I16": "int16", "F32": "float32"}  # safetensors' names -> torch's
-AGAIN = "write it again: encore encode --catalog … --out …"
+AGAIN = "delete the file that is damaged, and write it again: encore encode --catalog … --out …"
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -164,24 +164,26 @@ class ShardIndex:
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def entry(self, number: int) -> ShardTrack:
-        """A track by its number."""
+        """A track by its number.
+
+        Raises:
+            InputError: the index is damaged.
+        """
         columns = "id, isrc, sha256, path, shard, start, windows, captions, details"
         ((name, isrc, digest, path, shard, start, windows, captions, details),) = self.rows(
             f"SELECT {columns} FROM tracks WHERE number = ?", (number,)
         )
-        texts, more = json.loads(captions), json.loads(details)
-        track = Track(
-            name, Path(path), texts[0], digest, title=more["title"], artist=more["artist"], isrc=isrc,
-            meta=more["meta"], more_captions=tuple(texts[1:]), caption_source=more["caption_source"],
-            place=more["place"], shards=self.folder,
-        )  # fmt: skip
-        return ShardTrack(
-            track,
-            Decoding(**more["decoding"]),
-            shard,
-            start,
-            tuple((frames, crc) for frames, crc in json.loads(windows)),
-        )
+        try:
+            texts, more = json.loads(captions), json.loads(details)
+            track = Track(
+                name, Path(path), texts[0], digest, title=more["title"], artist=more["artist"], isrc=isrc,
+                meta=more["meta"], more_captions=tuple(texts[1:]), caption_source=more["caption_source"],
+                place=more["place"], shards=self.folder,
+            )  # fmt: skip
+            clips = tuple((frames, crc) for frames, crc in json.loads(windows))
+            return ShardTrack(track, Decoding(**more["decoding"]), shard, start, clips)
+        except (ValueError, LookupError, TypeError) as error:
+            raise self.damaged(f"the entry of {printable(name)} in {INDEX} is damaged") from error
 
     def of_file(self, sha256: str) -> ShardTrack | None:
         """The track of the file with that hash; None where there is none."""
