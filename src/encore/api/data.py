@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,23 @@ class Clip:
     track: str
     caption: str
     codes: Tensor
+
+
+class LazyClips(Sequence[Clip]):
+    """Clips that are read or made when they are accessed; a subclass gives their number and `clip`."""
+
+    @abstractmethod
+    def clip(self, place: int) -> Clip:
+        """The clip at a place from 0 to `len(self) - 1`."""
+
+    @overload
+    def __getitem__(self, place: int) -> Clip: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Clip]: ...
+    def __getitem__(self, place: int | slice) -> Clip | list[Clip]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        return self.clip(range(len(self))[place])  # counts from the end, or raises IndexError
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from encore.api import Clip
+from encore.api.data import LazyClips
 from encore.data.file_info import Decoding
 from encore.data.shards import ShardIndex, ShardTrack, ShardTracks
 from encore.data.tracks import Track
@@ -98,7 +99,7 @@ class StreamedTracks(Sequence[EncodedTrack]):
         return StreamedClips(self.tracks)
 
 
-class StreamedClips(Sequence[Clip]):
+class StreamedClips(LazyClips):
     """The clips of tracks in shards, each read when it is accessed.
 
     As long as a clip is in use, another access to it gives the same object, since clips are equal only to themselves.
@@ -118,20 +119,14 @@ class StreamedClips(Sequence[Clip]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    @overload
-    def __getitem__(self, place: int) -> Clip: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Clip]: ...
-    def __getitem__(self, place: int | slice) -> Clip | list[Clip]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        place = range(len(self))[place]  # counts from the end, or raises IndexError
+    def clip(self, place: int) -> Clip:
+        """The clip at a place; the same object as before, as long as that is in use."""
         clip = self._in_use.get(place)
         if clip is None:
-            clip = self._in_use[place] = self._clip(place)
+            clip = self._in_use[place] = self._read(place)
         return clip
 
-    def _clip(self, place: int) -> Clip:
+    def _read(self, place: int) -> Clip:
         row = int(np.searchsorted(self._ends, place, side="right"))
         index = self._tracks.shards
         entry = index.entry(int(self._tracks.numbers[row]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
+from encore.api.data import LazyClips
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
@@ -305,7 +306,7 @@ def typical_weight(module: nn.Module) -> float:
     return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
 
 
-class _Drawn(Sequence[Clip]):
+class _Drawn(LazyClips):
     """The clips that the loop draws from: crops of all retain clips, in a role of their own, and the memorised ones.
 
     Args:
@@ -322,14 +323,8 @@ class _Drawn(Sequence[Clip]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, place: int) -> Clip: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Clip]: ...
-    def __getitem__(self, place: int | slice) -> Clip | list[Clip]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        place = range(len(self))[place]  # counts from the end, or raises IndexError
+    def clip(self, place: int) -> Clip:
+        """One of the memorised clips, or a new clip of the same codes for a crop."""
         if place >= self._crops:
             return self._memorised[(place - self._crops) % len(self._memorised)]
         clip = self._retain[place % len(self._retain)]
