@@ -29,7 +29,7 @@ from encore.settings import cache_folder
 from encore.stop_signals import stop_on_signals
 from encore.store import schemas
 from encore.store.dates import utc_now
-from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision, reset_peak_bytes
+from encore.store.environment import pick_device, pick_precision, reset_peak_bytes
 from encore.store.generated_retain import load_self_retain
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import (
@@ -53,7 +53,9 @@ from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.setup import (
     check_method,
     check_settings,
+    costs_json,
     disk_bytes,
+    hardware_json,
     run_folder,
     settle,
     with_adapter_origin,
@@ -353,9 +355,7 @@ def forget(
             run["calibration"] = prepared.calibration
         run["memory"] = memory_json(engine)
         run["library"] = backend.library_name
-        run["hardware"] = hardware(str(backend.device))
-        if distributed.size() > 1:
-            run["hardware"]["processes"] = distributed.size()
+        run["hardware"] = hardware_json(str(backend.device))
         run["distributions"] = distributions(methods=[method.spec.name], backends=[request.backend])
         run["request_sha256"] = file_sha256(folder.path / "request.json")
         write_model(folder, request, engine, model_card(run))
@@ -363,13 +363,7 @@ def forget(
         forgot = outcome.earlier_seconds + trained - started
         saved = time.monotonic() - checked
         seconds = {**prepared.seconds, "forget": forgot, "check": checked - trained, "save": saved}
-        run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
-        run["cost"] = {
-            "seconds": run["timings"]["forget"],
-            "peak_bytes": peak_bytes(str(backend.device)),
-            "tokens_per_second": round(outcome.tokens / seconds["forget"], 1),
-        }
-        run["finished"] = utc_now()
+        run |= costs_json("forget", seconds, outcome, str(backend.device))
         folder.write_json("run.json", run)
         checkpoints.discard()
     return distributed.first(run)

@@ -13,7 +13,8 @@ from encore import distributed
 from encore.api import Backend, Method
 from encore.errors import UsageError
 from encore.plugins import backends
-from encore.store.environment import pick_device, pick_precision
+from encore.store.dates import utc_now
+from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision
 from encore.store.model_name import model_name
 from encore.store.run_folder import RunFolder
 from encore.unlearn import sharding
@@ -26,7 +27,7 @@ from encore.unlearn.adapter import (
     with_adapter_rates,
 )
 from encore.unlearn.config import ForgetConfig, RunConfig, TrainConfig
-from encore.unlearn.engine import Engine
+from encore.unlearn.engine import Engine, TrainResult
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -155,6 +156,30 @@ def write_model(folder: RunFolder, request: RunConfig, engine: Engine, card: str
     if engine.adapter is not None and request.keep_adapter:
         with folder.staged("adapter") as staging:
             engine.adapter.save(staging, base=model_name(request.model), revision=request.revision)
+
+
+def costs_json(stage: str, seconds: Mapping[str, float], outcome: TrainResult, device: str) -> dict[str, Any]:
+    """What a finished run took: the entries `timings`, `cost` and `finished` of `run.json`.
+
+    Args:
+        stage: the entry of `seconds` that is the run itself.
+        seconds: duration of each stage.
+        outcome: of the engine.
+        device: of the run.
+    """
+    timings = {name: round(value, 3) for name, value in seconds.items()}
+    cost = {
+        "seconds": timings[stage],
+        "peak_bytes": peak_bytes(device),
+        "tokens_per_second": round(outcome.tokens / seconds[stage], 1),
+    }
+    return {"timings": timings, "cost": cost, "finished": utc_now()}
+
+
+def hardware_json(device: str) -> dict[str, Any]:
+    """The entry `hardware` of `run.json`: that of the first process, with the number of processes if there are more."""
+    processes = {"processes": distributed.size()} if distributed.size() > 1 else {}
+    return {**hardware(device), **processes}
 
 
 def with_adapter_origin(origins: Mapping[str, str], rates: Mapping[str, float]) -> dict[str, str]:

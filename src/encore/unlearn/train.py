@@ -25,7 +25,7 @@ from encore.reporter import Reporter
 from encore.stop_signals import stop_on_signals
 from encore.store import schemas
 from encore.store.dates import utc_now
-from encore.store.environment import hardware, peak_bytes, pick_device, reset_peak_bytes, versions
+from encore.store.environment import pick_device, reset_peak_bytes, versions
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import (
     CHECKPOINTS,
@@ -43,7 +43,9 @@ from encore.unlearn.records import SCHEMA, check_other_run, memory_json, track_j
 from encore.unlearn.setup import (
     check_method,
     check_settings,
+    costs_json,
     disk_bytes,
+    hardware_json,
     run_folder,
     settle,
     with_adapter_origin,
@@ -254,22 +256,14 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
             "notes": prepared.notes,
             "versions": versions(),
             "plugins": installed(),
-            "hardware": hardware(str(backend.device)),
+            "hardware": hardware_json(str(backend.device)),
             "distributions": distributions(backends=[request.backend]),
         }
-        if distributed.size() > 1:
-            run["hardware"]["processes"] = distributed.size()
         write_model(folder, request, engine, training_card(run))
         run["trained_sha256"] = model_sha256(backend)
         took = outcome.earlier_seconds + trained - started
         seconds = {**prepared.seconds, "train": took, "check": checked - trained, "save": time.monotonic() - checked}
-        run["timings"] = {name: round(value, 3) for name, value in seconds.items()}
-        run["cost"] = {
-            "seconds": run["timings"]["train"],
-            "peak_bytes": peak_bytes(str(backend.device)),
-            "tokens_per_second": round(outcome.tokens / took, 1),
-        }
-        run["finished"] = utc_now()
+        run |= costs_json("train", seconds, outcome, str(backend.device))
         folder.write_json("run.json", run)
         checkpoints.discard()
     return distributed.first(run)
