@@ -79,11 +79,11 @@ def estimate(prepared: Prepared) -> Estimate:
     some = [*clips.forget, *(clips.retain[i] for i in range(min(SOME, len(clips.retain))))]  # retain may be streamed
     of_run = (prepared.backend, prepared.method, some, settings)
     bf16 = prepared.precision == "bf16"
-    savings = alternatives(*of_run, bf16=bf16)
     seconds: float | None = None
-    peak = before
+    peak, savings = before, dict[str, int]()
     if isinstance(prepared.method, LossMethod):
         memory = memory_of(*of_run, bf16=bf16)
+        savings = alternatives(*of_run, bf16=bf16, now=memory)
         if prepared.request.shard:
             memory = memory.split(distributed.size())
         peak += memory.total - memory.weights

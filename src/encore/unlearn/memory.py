@@ -136,7 +136,13 @@ def saved_bytes(backend: Backend, clips: Sequence[Clip], *, bf16: bool, checkpoi
 
 
 def alternatives(
-    backend: Backend, method: Method, clips: Sequence[Clip], settings: Settings, *, bf16: bool
+    backend: Backend,
+    method: Method,
+    clips: Sequence[Clip],
+    settings: Settings,
+    *,
+    bf16: bool,
+    now: Memory | None = None,
 ) -> dict[str, int]:
     """How much less memory other settings of the same run take, in bytes, by their flags; those that save some.
 
@@ -146,10 +152,11 @@ def alternatives(
         clips: of the run.
         settings: of the run.
         bf16: whether autocast is on.
+        now: memory of the run with its own settings, where it was computed before.
     """
     if isinstance(method, EditMethod):
         return {}
-    now = memory_of(backend, method, clips, settings, bf16=bf16).total
+    now = now or memory_of(backend, method, clips, settings, bf16=bf16)
     saved: dict[str, int] = {}
     for lora in dict.fromkeys((settings.lora, settings.lora or Lora())):
         for checkpoints in dict.fromkeys((settings.checkpoint_activations, True)):
@@ -157,7 +164,7 @@ def alternatives(
             if other == settings:
                 continue
             try:
-                less = now - memory_of(backend, method, clips, other, bf16=bf16).total
+                less = now.total - memory_of(backend, method, clips, other, bf16=bf16).total
             # peft is missing, the method or the model does not allow it, or a copy of the model does not fit
             except (EncoreError, torch.OutOfMemoryError):
                 continue
