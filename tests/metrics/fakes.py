@@ -107,7 +107,7 @@ def wrap(model: Backend, name: str, *, score: Score = lambda row: None, answer: 
     inner = model.clone()
     inner.module.eval()
     state = Wrapped(inner)
-    own_logits, own_generate, own_clone = inner.logits, _remembered(inner), inner.clone
+    own_logits, own_generate, own_clone = _scored(inner), _remembered(inner), inner.clone
 
     def logits(batch: Batch, *, unconditional: bool = False) -> Tensor:
         found = own_logits(batch, unconditional=unconditional)
@@ -160,6 +160,22 @@ def _remembered(model: Backend) -> Callable[..., Tensor]:
         return MADE[key].clone()
 
     return remembered
+
+
+def _scored(model: Backend) -> Callable[..., Tensor]:
+    """`logits`, likewise; with a gradient they are computed each time."""
+    logits = model.logits
+
+    def scored(batch: Batch, *, unconditional: bool = False) -> Tensor:
+        if torch.is_grad_enabled():
+            return logits(batch, unconditional=unconditional)
+        given = batch.codes.cpu().numpy().tobytes(), tuple(batch.frames.tolist())
+        key = module_sha256(model.module), tuple(batch.captions), given, unconditional
+        if key not in MADE:
+            MADE[key] = logits(batch, unconditional=unconditional)
+        return MADE[key].clone()
+
+    return scored
 
 
 MADE: dict[tuple[object, ...], Tensor] = {}
