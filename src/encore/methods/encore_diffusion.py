@@ -1,4 +1,4 @@
-"""The default method for models without tokens: a track is forgotten toward what other captions predict for it."""
+"""The default method for models without tokens: toward the predictions that the model gives under other captions."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from encore.options import TrainOptions
 
 ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
 CAPTIONS = 8  # other captions that a clip's target loss is the mean over
+NEW = 64  # held-out clips that are measured, at most
 
 
 class EncoreDiffusion(LossMethod):
-    """On forget: ‖F(x_t, c) - F(x_t, c')‖² + γ max(0, ℓ - L), with c' another track's caption; α L_r on retain.
+    """On forget: ‖F(x_t, c) - F(x_t, c')‖² + γ max(0, ℓ - L); on retain: α L_r.
 
-    F is the network's prediction at a noise level, L its mean squared error. The second prediction has no gradient: the
-    model, asked with another caption, hardly recognises the clip, and forgets with the model. ℓ is the clip's loss under base with other captions, times the ratio of held-out music's
-    loss with its own captions to that with others: it knows how difficult the clip is, without what its caption
-    unlocks.
+    F is the network's prediction at a noise level, L its mean squared error, c the clip's caption and c' that of a
+    retain track. The second prediction has no gradient: under another caption the model hardly recognises the clip, and
+    it forgets with the model. The second term raises the loss to the target ℓ, and no further.
+
+    ℓ is the clip's loss under base with other captions, times the ratio of held-out music's loss with its own captions
+    to its loss with others. It tells how difficult the clip is without what its caption retrieves; on a model that was
+    trained without the tracks the two agree (figures: the README of encore-diffusers).
 
     A share of the steps is attacked, as in `encore`: the loss is computed at the weights of a copy that was trained on
     the step's clips for a few steps, and ℓ is multiplied by the share of its loss that held-out music keeps under the
-    same attack on base. The peak rate is `rate` times the model's typical weight.
+    same attack on base. The peak rate is `rate` times the model's typical weight; the schedule is `adaptive`.
     """
 
     class Options(TrainOptions):
@@ -55,7 +59,7 @@ class EncoreDiffusion(LossMethod):
         self._typical = typical_weight(backend.module)
         session.lr = self.options.rate * self._typical
         self._captions = sorted({clip.caption for clip in session.retain_sample()})
-        new = list(session.holdout)
+        new = list(session.holdout)[:NEW]
         ratio = 1.0
         if new:
             ratio = float((mean_losses(backend, new) / self._of_others(backend, new)).mean())
@@ -66,6 +70,8 @@ class EncoreDiffusion(LossMethod):
         for clip, level in self._levels.items():
             of_track.setdefault(clip.track, []).append(float(level))
         session.target_nll = {track: statistics.fmean(values) for track, values in of_track.items()}
+        if self.options.lr is None:
+            session.chosen["lr"] = f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {self._typical:.2g}"
         if self.options.attack_share:
             self._attack = RelearningAttack(backend, lr=self.options.attack_rate * self._typical)
             self._fall = self._falls(backend, (new or list(session.retain_sample()))[: self.options.forget_batch_size])
