@@ -67,6 +67,12 @@ def encore_register_methods() -> list[MethodSpec]:
             "encore.methods.encore:Encore",
             needs=reference | logits,
         ),
+        MethodSpec(
+            "encore-diffusion",
+            "forget toward the model's predictions under other captions, without tokens",
+            "encore.methods.encore_diffusion:EncoreDiffusion",
+            needs=retain | {"predictions"},
+        ),
     ]
 
 

@@ -125,6 +125,31 @@ def test_loss_is_the_mean_squared_error_over_a_clips_own_frames(backend, clips, 
     assert found == pytest.approx(np.mean(expected), rel=1e-3)
 
 
+def test_predictions_are_what_the_loss_compares_with_the_target(backend, clips, monkeypatch):
+    """Clip by clip and level by level; the noise does not depend on the caption."""
+    batch, inputs = Batch.of(clips, noise_index=3), []
+    found, losses = backend.predictions(batch), backend.losses(batch)
+    assert found.shape == (3, TIMESTEPS, backend.codebooks, max(clip.codes.shape[-1] for clip in clips))
+    for clip, row, loss in zip(clips, found, losses, strict=True):
+        frames = clip.codes.shape[-1]
+        assert not row[..., frames:].any()
+        latents, noise, share = backend._noised(clip.codes, 3)
+        targets = torch.stack(
+            [
+                backend.objective.target(latents[None], noise[s][None], backend.objective.level(share[s : s + 1]))[0]
+                for s in range(TIMESTEPS)
+            ]
+        )
+        own = (row[..., :frames] - targets[..., :frames]).square().mean()
+        assert float(own) == pytest.approx(float(loss), rel=1e-4)
+    found.square().sum().backward()
+    assert any(weight.grad is not None for weight in backend.module.parameters())
+    monkeypatch.setattr(backend, "_predict", lambda x, t, _: inputs.append(x) or torch.zeros_like(x))
+    for caption in CAPTIONS[:2]:
+        backend.predictions(Batch.of([Clip("t", caption, clips[0].codes)], noise_index=3))
+    assert all(torch.equal(a, b) for a, b in zip(inputs[:TIMESTEPS], inputs[TIMESTEPS:], strict=True))
+
+
 def test_levels_are_stratified(backend, clips):
     for draw in range(3):
         _, _, share = backend._noised(clips[0].codes, draw)

@@ -157,6 +157,11 @@ class Backend(ABC):
         """
         return -self.token_logprobs(batch).sum((1, 2)) / self.token_mask(batch).sum((1, 2))
 
+    @classmethod
+    def default_method(cls) -> str:
+        """The method of `encore forget` where none is named."""
+        return "encore" if cls.has_tokens else "encore-diffusion"
+
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """The residual blocks of `module`, from input to output; to override where a block's output is [N, T, D].
@@ -185,6 +190,20 @@ class Backend(ABC):
 
         blocks = self.blocks
         return output_of(blocks[max(1, round(depth * len(blocks))) - 1], lambda: self.losses(batch))
+
+    def predictions(self, batch: Batch) -> Tensor:
+        """Without tokens: the network's outputs that `losses` compares with a target.
+
+        Args:
+            batch: N clips. The noise depends on their latents and `batch.noise_index` alone, not on captions.
+
+        Returns:
+            [N, S, K, T], S noise levels, with gradient; 0 where `batch.frame_mask` is False.
+
+        Raises:
+            UsageError: the backend gives none; with tokens, use `logits`.
+        """
+        raise UsageError(f"the backend {self.name} gives no predictions at noise levels", "choose another --method")
 
     @property
     def unit(self) -> str:

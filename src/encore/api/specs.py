@@ -67,11 +67,14 @@ class MethodSpec(Spec):
 
     `needs`: retain (clips to keep), reference (the base model), reference_nll (of the base model only its NLL of forget
     clips, for which a token model needs no copy of it), logits (a token model), holdout (held-out clips), fisher (it
-    may call `Session.fisher`), hidden (hidden states, `Backend.hidden`).
+    may call `Session.fisher`), hidden (hidden states, `Backend.hidden`), predictions (a model without tokens that gives
+    its network's outputs, `Backend.predictions`).
     """
 
     kind = "method"
-    known_needs = frozenset({"retain", "reference", "reference_nll", "logits", "holdout", "fisher", "hidden"})
+    known_needs = frozenset(
+        {"retain", "reference", "reference_nll", "logits", "holdout", "fisher", "hidden", "predictions"}
+    )
 
 
 class BackendSpec(Spec):

@@ -134,7 +134,7 @@ def bench(
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     embedded = model == "tiny"
-    names = _names(methods, "--methods") or (laid.methods if laid else _installed())
+    names = _names(methods, "--methods") or (laid.methods if laid else _installed(backend_name(model, backend)))
     by_default = laid.metrics if laid else METRICS_READ if sizes or lists else None
     measured = _names(metrics, "--metrics") or (by_default if not full else None)
     chosen = embedder or (laid.embedder if laid and not embedded else None)
@@ -283,15 +283,16 @@ def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
     return names
 
 
-def _installed() -> list[str]:
-    """All methods except those whose extra is missing; these are noted."""
+def _installed(backend: str) -> list[str]:
+    """All methods for a backend's models, except those whose extra is missing; these are noted."""
     from encore import plugins
 
     names, registry = [], plugins.methods()
+    unfit = "predictions" if plugins.backends().resolve(backend).has_tokens else "logits"
     for name in registry.names:
         try:
-            registry.resolve(name)
-            names.append(name)
+            if unfit not in registry.resolve(name).spec.needs:
+                names.append(name)
         except EncoreError as error:
             console.note(f"{name} is left out: {error.message}")
     return names

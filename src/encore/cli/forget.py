@@ -48,7 +48,9 @@ def forget(
     backend: Annotated[
         str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
     ] = None,
-    method: Annotated[str, typer.Option(help="Unlearning method; see `encore methods`.")] = "encore",
+    method: Annotated[
+        str | None, typer.Option(help="Unlearning method; default: encore, or encore-diffusion without tokens.")
+    ] = None,
     option: MethodOptions = None,
     config: ConfigFile = None,
     catalog: Annotated[
@@ -121,6 +123,8 @@ def forget(
     from encore.unlearn.config import ForgetConfig
 
     with distributed.processes(device):
+        family = backend_name(model, backend)
+        method = method or plugins.backends().resolve(family).default_method()
         chosen = plugins.methods().resolve(method)
         settings = method_settings(context, chosen.Options, option, METHOD_FLAGS)
         if resume and out is None:
@@ -134,7 +138,7 @@ def forget(
         keep_freed_memory()
         request = ForgetConfig(
             tracks=tracks if tracks == "-" else Path(tracks), out=distributed.first(out or _fresh(method)), model=model,
-            revision=revision, offline=offline, backend=backend_name(model, backend), catalog=catalog, retain=retain,
+            revision=revision, offline=offline, backend=family, catalog=catalog, retain=retain,
             holdout=holdout, roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
             skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
             requester=requester, requested=check_date(requested) if requested is not None else None,

@@ -158,6 +158,13 @@ class LatentBackend(Backend):
     def losses(self, batch: Batch) -> Tensor:
         return self.inner.losses(replace(batch, codes=self._codes(batch.codes + batch.noise_index), noise_index=0))
 
+    def predictions(self, batch: Batch) -> Tensor:
+        """The expected codes [N, 1, K, T], as shares of their number."""
+        shifted = replace(batch, codes=self._codes(batch.codes + batch.noise_index), noise_index=0)
+        probabilities = self.inner.logits(shifted).softmax(-1)
+        values = torch.linspace(0, 1, probabilities.shape[-1], device=probabilities.device, dtype=probabilities.dtype)
+        return ((probabilities @ values) * self.inner.token_mask(shifted))[:, None]
+
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         codes = torch.randint(self.inner.codebook_size, batch.codes.shape, generator=generator)
         return self.inner.losses(replace(batch, codes=codes.to(batch.codes.device), noise_index=0))

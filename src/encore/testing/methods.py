@@ -103,7 +103,7 @@ class Trial(Engine):
         self._watch(method)
         session = super().session(method)
         for owner, label, names in (
-            (self.backend, "backend", (*TOKENS, "hidden")),
+            (self.backend, "backend", (*TOKENS, "hidden", "predictions")),
             (self._reference, "reference", ("nll", "logits", "hidden")),
         ):
             for name in names if owner is not None else ():
@@ -187,6 +187,8 @@ class MethodSubject(Subject):
 
     def __init__(self, target: type[Method], fixture: Fixture) -> None:
         super().__init__(target, fixture)
+        if "predictions" in self.needs:
+            self.fixture = fixture.without_tokens()
         self._trials: dict[Any, Trial] = {}
         native.find()  # compiles it where needed, before side effects are watched
 
@@ -410,7 +412,7 @@ def check_random_numbers(subject: MethodSubject) -> None:
 def check_needs(subject: MethodSubject) -> None:
     """What it reads is in its spec's needs, and what is in needs it reads."""
     reads = subject.trial().reads
-    for name in ("reference", "fisher", "hidden"):
+    for name in ("reference", "fisher", "hidden", "predictions"):
         seen = sorted(read for read in reads if read.endswith(f".{name}"))
         declared = subject.needs & {name, f"{name}_nll"}
         need(not seen or declared, f"it reads {listed(seen)}, but its spec's needs lack {name!r}")
@@ -422,6 +424,7 @@ def check_needs(subject: MethodSubject) -> None:
         "fisher": reads & {"session.fisher"},
         "logits": reads & {*(f"backend.{name}" for name in TOKENS), "reference.logits"},
         "hidden": reads & {"backend.hidden", "reference.hidden"},
+        "predictions": reads & {"backend.predictions"},
         "holdout": reads & {"session.holdout", "session.holdout_nll", "step.holdout_nll"},
         "retain": trains or reads & {"session.retain"},
     }

@@ -203,7 +203,12 @@ def prepare(
     if "logits" in method.spec.needs and not backend.has_tokens:
         raise UsageError(
             f"method {method.spec.name!r} needs a token model, and {backend.name} is not one",
-            "npo and graddiff work on any model: --method npo",
+            f"the default for this model: --method {backend.default_method()}",
+        )
+    if "predictions" in method.spec.needs and backend.has_tokens:
+        raise UsageError(
+            f"method {method.spec.name!r} is for models without tokens, and {backend.name} has them",
+            f"the default for this model: --method {backend.default_method()}",
         )
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where the backend has none

@@ -1,6 +1,6 @@
-"""What this plugin offers: diffusion models as backends. Encore reads this on every start: keep torch out of it."""
+"""What this plugin offers: diffusion models, and methods for them. Encore reads this at every start: no torch here."""
 
-from encore.api import BackendSpec, hookimpl
+from encore.api import BackendSpec, MethodSpec, hookimpl
 
 REQUIRES = ("diffusers", "torchsde")
 INSTALL = "pip install encore-diffusers"
@@ -16,4 +16,17 @@ def encore_register_backends() -> list[BackendSpec]:
     return [
         BackendSpec(name, summary, f"encore_diffusers.{target}", requires=REQUIRES, install=INSTALL)
         for name, summary, target in families
+    ]
+
+
+@hookimpl
+def encore_register_methods() -> list[MethodSpec]:
+    return [
+        MethodSpec(
+            name, summary, f"encore_diffusers.{target}", requires=REQUIRES, needs=frozenset({"retain"}), install=INSTALL
+        )
+        for name, summary, target in [
+            ("siss", "diffusion: toward retain, away from forget, importance-sampled", "siss:Siss"),
+            ("retrack", "diffusion: denoising redirected to retain's nearest neighbours", "retrack:ReTrack"),
+        ]
     ]

@@ -8,6 +8,7 @@ import inspect
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,38 @@ TIMESTEPS = 4  # noise levels a clip's loss is the mean over, one from each quar
 
 Given = Mapping[str, Tensor]
 """What the denoiser is told beside noise and timestep; the first dimension is the row."""
+
+
+def diffusion(backend: Backend, method: str) -> DiffusionBackend:
+    """The backend, for a method of this plugin.
+
+    Raises:
+        UsageError: it is no diffusion model of this plugin.
+    """
+    if not isinstance(backend, DiffusionBackend):
+        raise UsageError(
+            f"{method} trains diffusion models, and {backend.name} is not one", "see `encore methods` for others"
+        )
+    return backend
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Clips that are run together, at one noise level each.
+
+    Args:
+        places: the clips' places in the batch.
+        stratum: which share of the noise levels theirs are from: 0 to `TIMESTEPS` - 1.
+        latents: [n, K, W].
+        noise: [n, K, W].
+        level: [n], in the objective's unit.
+    """
+
+    places: Sequence[int]
+    stratum: int
+    latents: Tensor
+    noise: Tensor
+    level: Tensor
 
 
 class DiffusionBackend(Backend):
@@ -189,46 +222,102 @@ class DiffusionBackend(Backend):
         Levels are stratified: one is drawn from each of as many equal shares of those seen in training. They and the
         noise are drawn from the clip's latents and `batch.noise_index`.
         """
-        return self._regress(batch, self.objective.target)
+        return self.regress(batch, self.target)
 
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The same, toward the target of other noise and other latents: Gaussian, with each channel's own mean and
         deviation over time (Gaussian amnesiac learning, Tarun et al., "Deep Regression Unlearning", arXiv 2210.08196).
         """
 
-        def target(latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-            drawn = torch.randn((2, *latents.shape), generator=generator).to(latents)
-            others = latents.mean(-1, keepdim=True) + latents.std(-1, keepdim=True, unbiased=False) * drawn[0]
-            return self.objective.target(others, drawn[1], level)
+        def target(rows: Rows) -> Tensor:
+            drawn = torch.randn((2, *rows.latents.shape), generator=generator).to(rows.latents)
+            mean, deviation = rows.latents.mean(-1, keepdim=True), rows.latents.std(-1, keepdim=True, unbiased=False)
+            return self.objective.target(mean + deviation * drawn[0], drawn[1], rows.level)
 
-        return self._regress(batch, target)
+        return self.regress(batch, target)
 
-    def _regress(self, batch: Batch, target: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    def target(self, rows: Rows) -> Tensor:
+        """What the network is trained to predict for rows, [n, K, W]."""
+        return self.objective.target(rows.latents, rows.noise, rows.level)
+
+    def predictions(self, batch: Batch) -> Tensor:
+        """What the network predicts for each clip at the noise of `batch.noise_index`, [N, `TIMESTEPS`, K, T].
+
+        Frames beyond a clip's own are 0.
+        """
         frames = batch.frames.tolist()
-        rows = [
+        out = torch.zeros(len(batch), TIMESTEPS, *batch.codes.shape[1:], device=self.device)
+
+        def store(rows: Rows, prediction: Tensor) -> Tensor:
+            for row, place in zip(prediction, rows.places, strict=True):
+                out[place, rows.stratum, :, : frames[place]] = row[:, : frames[place]]
+            return prediction[:, 0]
+
+        self.per_frame(batch, store)
+        return out
+
+    def regress(
+        self,
+        batch: Batch,
+        target: Callable[[Rows], Tensor],
+        noisy: Callable[[Rows], Tensor] | None = None,
+    ) -> Tensor:
+        """Mean squared error of the network's predictions to a target, [N]; see `per_frame`.
+
+        Args:
+            batch: N clips.
+            target: gives the target [n, K, W] of rows.
+            noisy: gives the network's input [n, K, W]; default: the rows' latents with their noise.
+        """
+        return self.per_frame(batch, lambda rows, prediction: (prediction - target(rows)).square().mean(1), noisy)
+
+    def per_frame(
+        self,
+        batch: Batch,
+        loss: Callable[[Rows, Tensor], Tensor],
+        noisy: Callable[[Rows], Tensor] | None = None,
+    ) -> Tensor:
+        """Mean of a loss over `TIMESTEPS` noise levels and a clip's own frames, [N].
+
+        Args:
+            batch: N clips.
+            loss: from rows and the network's predictions [n, K, W] for them to a loss per frame, [n, W].
+            noisy: gives the network's input [n, K, W]; default: the rows' latents with their noise.
+        """
+        frames = batch.frames.tolist()
+        drawn = [
             self._noised(codes[:, :length], batch.noise_index)
             for codes, length in zip(batch.codes, frames, strict=True)
         ]
         self.encode_text(batch.captions)
         groups = self._groups(batch.captions, frames)
-        found = []
+        losses = []
         for group in groups:
-            latents = torch.stack([rows[i][0] for i in group])  # [n, K, window]
-            noise, share = (torch.stack([rows[i][j] for i in group]) for j in (1, 2))  # [n, S, K, window], [n, S]
+            latents = torch.stack([drawn[i][0] for i in group])  # [n, K, W]
+            noise, share = (torch.stack([drawn[i][j] for i in group]) for j in (1, 2))  # [n, S, K, W], [n, S]
             real = torch.arange(latents.shape[-1], device=self.device) < batch.frames.to(self.device)[group, None]
             given = self._prepare([batch.captions[i] for i in group], [frames[i] for i in group])
-            errors = []
+            of_levels = []
             for s in range(TIMESTEPS):
-                level = self.objective.level(share[:, s])
-                noisy = self.objective.noisy(latents, noise[:, s], level)
-                wanted = target(latents, noise[:, s], level)
-                answer = self._predict(noisy, self.objective.timestep(level), given).float()
-                errors.append(((answer - wanted).square().mean(1) * real).sum(-1) / real.sum(-1))  # [n]
-            found.append(torch.stack(errors).mean(0))
+                rows = Rows(group, s, latents, noise[:, s], self.objective.level(share[:, s]))
+                state = noisy(rows) if noisy else self.objective.noisy(latents, rows.noise, rows.level)
+                prediction = self._predict(state, self.objective.timestep(rows.level), given).float()
+                of_levels.append((loss(rows, prediction) * real).sum(-1) / real.sum(-1))  # [n]
+            losses.append(torch.stack(of_levels).mean(0))
         if len(groups) == 1:
-            return found[0]
+            return losses[0]
         order = [i for group in groups for i in group]
-        return torch.cat(found)[torch.tensor(order, device=self.device).argsort()]
+        return torch.cat(losses)[torch.tensor(order, device=self.device).argsort()]
+
+    @property
+    def levels(self) -> int:
+        """Noise levels of a clip's loss."""
+        return TIMESTEPS
+
+    def fitted(self, latents: Tensor, frames: int) -> Tensor:
+        """Latents [K, T] cut or repeated to a number of frames, as the network hears them: [K, W]."""
+        fitted = latents.repeat(1, -(-frames // latents.shape[-1]))[:, :frames]
+        return self._windowed(fitted.to(self.device))
 
     def _groups(self, captions: Sequence[str], frames: Sequence[int]) -> list[list[int]]:
         groups: dict[Hashable, list[int]] = {}

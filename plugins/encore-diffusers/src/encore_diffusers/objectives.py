@@ -27,6 +27,15 @@ class Objective(ABC):
     def noisy(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """What the network is given."""
 
+    def noise_between(self, noisy: Tensor, latents: Tensor, level: Tensor) -> Tensor:
+        """The noise ε for which `noisy(latents, ε, level)` is the given input; `noisy` is affine in both.
+
+        Its log-density, -‖ε‖² / 2 and a constant, is that of the input given the latents.
+        """
+        zero = torch.zeros_like(latents)
+        scale = self.noisy(zero, torch.ones_like(latents), level)
+        return (noisy - self.noisy(latents, zero, level)) / scale
+
     @abstractmethod
     def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """What it should answer."""

@@ -1,0 +1,69 @@
+"""The default method without tokens: its targets and loss, against one clip and one caption at a time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
+
+from encore.api import Batch, Clip, Step
+from encore.backends.musicgen import MusicgenBackend
+from encore.methods.encore_diffusion import EncoreDiffusion
+from encore.testing.fixture import LatentBackend, as_latents
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> LatentBackend:
+    folder = write_tiny_musicgen(tmp_path_factory.mktemp("tiny"))
+    return LatentBackend(MusicgenBackend.load(str(folder), offline=True))
+
+
+def clips(seed: int, lengths: list[int]) -> list[Clip]:
+    drawn = torch.Generator().manual_seed(seed)
+    return as_latents(
+        [
+            Clip(f"{seed}-{i}", CAPTIONS[i % 3], torch.randint(CODES, (2, n), generator=drawn))
+            for i, n in enumerate(lengths)
+        ]
+    )
+
+
+def loss_of(backend: LatentBackend, clip: Clip, caption: str) -> float:
+    other = Clip(clip.track, caption, clip.codes)
+    with torch.no_grad():
+        return sum(float(backend.losses(Batch.of([other], noise_index=draw))) for draw in range(4)) / 4
+
+
+def test_a_target_is_what_other_captions_leave_times_what_held_out_music_gains_by_its_own(backend) -> None:
+    forget, retain, holdout = clips(1, [20, 24]), clips(2, [20, 20, 20]), clips(3, [22, 20])
+    session = SimpleNamespace(
+        backend=backend, forget=forget, holdout=holdout, retain_sample=lambda: retain, chosen={}, lr=None, target_nll={}
+    )
+    method = EncoreDiffusion(EncoreDiffusion.Options(attack_share=0))
+    method.prepare(session)
+    captions = {clip.caption for clip in retain}
+    others = [sum(loss_of(backend, clip, caption) for caption in captions) / len(captions) for clip in holdout]
+    ratio = sum(loss_of(backend, c, c.caption) / o for c, o in zip(holdout, others, strict=True)) / 2
+    for clip in forget:
+        level = ratio * sum(loss_of(backend, clip, caption) for caption in captions) / len(captions)
+        assert session.target_nll[clip.track] == pytest.approx(
+            max(level, loss_of(backend, clip, clip.caption)), rel=1e-4
+        )
+    weights = sorted(
+        float(p.weight.detach().square().mean().sqrt()) for p in backend.module.modules() if type(p) is torch.nn.Linear
+    )
+    middle = (weights[(len(weights) - 1) // 2] + weights[len(weights) // 2]) / 2
+    assert session.lr == pytest.approx(0.015 * middle)
+
+    step = Step(backend, None, torch.Generator().manual_seed(5), 0.0, None, forget=forget)
+    losses = method.forget_loss(step, Batch.of(forget, noise_index=3))
+    drawn = torch.randint(len(captions), (2,), generator=torch.Generator().manual_seed(5)).tolist()
+    for clip, loss, place in zip(forget, losses, drawn, strict=True):
+        own = Batch.of([clip], noise_index=3)
+        other = Batch.of([Clip(clip.track, sorted(captions)[place], clip.codes)], noise_index=3)
+        with torch.no_grad():
+            error = float((backend.predictions(own) - backend.predictions(other)).square().mean())
+            short = max(0.0, session.target_nll[clip.track] - float(backend.losses(own)))
+        assert float(loss.detach()) == pytest.approx(error + short, rel=1e-4, abs=1e-6)
