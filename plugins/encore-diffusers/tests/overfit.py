@@ -1,7 +1,7 @@
 """A small Stable Audio that has memorised twelve tracks of the embedded music, trained in a minute on one core.
 
-`python -m tests.overfit FOLDER [--last]` writes it with two models trained without the tracks to forget: `gold`, from the
-same initial weights, and `gold2`. `--last` takes the last tracks of each split in place of the first.
+`python -m tests.overfit FOLDER [--last]` writes it, with two models trained without the tracks to forget: `gold`, from
+the same initial weights, and `gold2`. `--last` takes the last tracks of each split in place of the first.
 """
 
 from __future__ import annotations
