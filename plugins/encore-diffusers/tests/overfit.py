@@ -1,8 +1,13 @@
-"""A small Stable Audio that has memorised twelve tracks of the embedded music, trained in a minute on one core."""
+"""A small Stable Audio that has memorised twelve tracks of the embedded music, trained in a minute on one core.
+
+`python -m tests.overfit FOLDER [--last]` writes it, with two models trained without the tracks to forget: `gold`, from
+the same initial weights, and `gold2`. `--last` takes the last tracks of each split in place of the first.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -21,11 +26,11 @@ RATE, STRIDES, FRAMES = 32000, (8, 8, 8, 10), 31  # windows of 4.96 s, of tracks
 STEPS, LR = 600, 3e-3
 
 
-def write_studio(folder: Path) -> Path:
+def write_studio(folder: Path, *, last: bool = False) -> Path:
     """`folder/model`, and `folder/music` with the tracks it was trained on, `forget.txt` and `retain.txt`, and others,
     `holdout.txt`."""
     catalog = Catalog.open(assets.CATALOG)
-    chosen = {name: catalog.tracks(split=name)[:count] for name, count in SIZES.items()}
+    chosen = {name: catalog.tracks(split=name)[:: -1 if last else 1][:count] for name, count in SIZES.items()}
     music = folder / "music"
     music.mkdir()
     for name, tracks in chosen.items():
@@ -65,3 +70,23 @@ def memorise(backend: DiffusionBackend, chosen: list[Clip]) -> None:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
+
+
+def write_golds(folder: Path) -> None:
+    """`folder/gold` and `folder/gold2`, beside what `write_studio` writes: trained on retain alone."""
+    family = plugins.backends().resolve("stable-audio")
+    for seed, name in enumerate(("gold", "gold2")):
+        gold = family.load(str(folder / "model"), offline=True)
+        if seed:
+            gold.reinitialise(seed)
+        else:
+            gold.module.load_state_dict(family.load(str(folder / "start"), offline=True).module.state_dict())
+        memorise(gold, clips(gold, folder / "music", "retain"))
+        (folder / name).mkdir()
+        gold.save(folder / name)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True)
+    write_golds(write_studio(target, last="--last" in sys.argv))

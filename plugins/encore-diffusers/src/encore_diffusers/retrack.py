@@ -20,11 +20,13 @@ class ReTrack(LossMethod):
     """
 
     class Options(TrainOptions):
-        """Tuned on the small Stable Audio of the plugin's tests."""
+        """Tuned on a small Stable Audio; see the README."""
 
+        steps: int = 200
+        lr: float | None = 2e-4
         eval_every: int = 5
         neighbours: int = Field(5, ge=1, description="nearest retain clips of each forget clip")
-        alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
+        alpha: float = Field(10.0, ge=0, description="weight of the retain loss")
 
     options: Options
 

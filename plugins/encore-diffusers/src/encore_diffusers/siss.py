@@ -23,12 +23,13 @@ class Siss(LossMethod):
     """
 
     class Options(TrainOptions):
-        """Tuned on the small Stable Audio of the plugin's tests."""
+        """Tuned on a small Stable Audio; see the README."""
 
+        steps: int = 200
         eval_every: int = 5
         mixture: float = Field(0.5, gt=0, lt=1, description="λ: share of inputs noised from the forget clip")
-        strength: float = Field(0.1, ge=0, description="s: weight of the error at the forget clip")
-        alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
+        strength: float = Field(0.3, ge=0, description="s: weight of the error at the forget clip")
+        alpha: float = Field(5.0, ge=0, description="weight of the retain loss")
 
     options: Options
 
