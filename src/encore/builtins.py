@@ -69,7 +69,7 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         MethodSpec(
             "encore-diffusion",
-            "forget toward the model's predictions under other captions, without tokens",
+            "without tokens: toward predictions for other captions",
             "encore.methods.encore_diffusion:EncoreDiffusion",
             needs=retain | {"predictions"},
         ),
