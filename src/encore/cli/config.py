@@ -59,6 +59,10 @@ LoraLayers = Annotated[
     typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
 ]
 KeepAdapter = Annotated[bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")]
+Weights = Annotated[
+    str, typer.Option(help="Type of the weights while the run trains: fp32, or bf16 with their float32 values apart.")
+]
+OptimizerStates = Annotated[str, typer.Option(help="Type of the moments of AdamW: fp32, or 8bit by bitsandbytes.")]
 Shard = Annotated[
     bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
 ]

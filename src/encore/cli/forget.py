@@ -20,7 +20,9 @@ from encore.cli.config import (
     LoraLayers,
     LoraRank,
     MethodOptions,
+    OptimizerStates,
     Shard,
+    Weights,
     method_settings,
     origins,
 )
@@ -81,6 +83,8 @@ def forget(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    weights: Weights = "fp32",
+    optimizer_states: OptimizerStates = "fp32",
     checkpoint_activations: CheckpointActivations = "auto",
     adapter: AdapterKind = None,
     lora_rank: LoraRank = None,
@@ -140,6 +144,7 @@ def forget(
             requester=requester, requested=check_date(requested) if requested is not None else None,
             calibrate=calibrate, shard=shard, adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha,
             lora_layers=lora_layers, keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
+            weights=weights, optimizer_states=optimizer_states,
         )  # fmt: skip
         origin = {**origins(context), **settings.origin}
         _forget(request, chosen(settings.options), origin, tracker=tracker, dry_run=dry_run, json=json)

@@ -17,7 +17,9 @@ from encore.cli.config import (
     LoraLayers,
     LoraRank,
     MethodOptions,
+    OptimizerStates,
     Shard,
+    Weights,
     method_settings,
     origins,
 )
@@ -69,6 +71,8 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw; another one makes gold2.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    weights: Weights = "fp32",
+    optimizer_states: OptimizerStates = "fp32",
     checkpoint_activations: CheckpointActivations = "auto",
     adapter: AdapterKind = None,
     lora_rank: LoraRank = None,
@@ -105,6 +109,7 @@ def train(
             allow_missing=allow_missing, seed=seed, device=device, precision=precision, resume=resume, shard=shard,
             adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_layers=lora_layers,
             keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
+            weights=weights, optimizer_states=optimizer_states,
         )  # fmt: skip
         _train(request, Training(settings.options), {**origins(context), **settings.origin}, json=json)
 

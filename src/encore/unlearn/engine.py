@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,15 @@ from torch import Tensor
 from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, Interrupted, PluginError, UsageError
+from encore.errors import EncoreError, Interrupted, PluginError, UsageError, one_line
 from encore.hashing import module_sha256
 from encore.stop_signals import StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn import sharding
+from encore.unlearn import bf16_weights, sharding
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, refuse_unadaptable
-from encore.unlearn.config import Lora
+from encore.unlearn.config import Lora, OptimizerStates, WeightType
+from encore.unlearn.eight_bit import eight_bit
 from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
 from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
@@ -112,6 +113,9 @@ class Engine:
         precision: "fp32", or "bf16" for autocast.
         lora: train an adapter in place of the model's weights, and merge it at the end; None: train the weights.
         checkpoint_activations: whether blocks keep their inputs only, and are computed again in the backward pass.
+        weight_type: of the matrices while the run trains; those in bfloat16 keep their float32 values apart, and are
+            computed with under autocast.
+        optimizer_states: "8bit" for moments of AdamW in 8 bits.
         checkpoints: where to save the loop's state; None saves none.
         fisher_folder: cache folder of Fisher diagonals; None caches none.
         record: receives a mapping for every step and every snapshot (`log.jsonl`).
@@ -129,6 +133,8 @@ class Engine:
         precision: Literal["fp32", "bf16"] = "fp32",
         lora: Lora | None = None,
         checkpoint_activations: bool = False,
+        weight_type: WeightType = "fp32",
+        optimizer_states: OptimizerStates = "fp32",
         checkpoints: Checkpoints | None = None,
         fisher_folder: Path | None = None,
         record: Record = lambda _: None,
@@ -144,6 +150,8 @@ class Engine:
         self.lora = lora
         self.adapter: Adapter | None = None
         self.checkpoint_activations = checkpoint_activations
+        self.weight_type: WeightType = weight_type
+        self.optimizer_states: OptimizerStates = optimizer_states
         self.checkpoints = checkpoints
         self.fisher_folder = fisher_folder
         self.record = record
@@ -171,7 +179,11 @@ class Engine:
         if self.lora is not None:
             refuse_unadaptable(method)
             self.adapter = Adapter(self.backend, self.lora, seed=self.seed)
-        with checkpointed(self.backend.blocks) if self.checkpoint_activations else nullcontext():
+        with ExitStack() as stack:
+            if self.checkpoint_activations:
+                stack.enter_context(checkpointed(self.backend.blocks))
+            if self.weight_type == "bf16":
+                stack.enter_context(self._bf16_weights(method))
             self._apply(method)
         if self.adapter is not None:
             self.adapter.merge()
@@ -188,6 +200,11 @@ class Engine:
                 raise UsageError(
                     f"method {method.spec.name!r} selects single weights to train, which an adapter does not have",
                     "leave --adapter out",
+                )
+            if self.weight_type == "bf16" and self._masks:
+                raise UsageError(
+                    f"method {method.spec.name!r} restores single weights after each step, in float32",
+                    "leave --weights out",
                 )
             distributed.copy_first(self._masks.values())
             if session.target_nll:
@@ -278,6 +295,8 @@ class Engine:
         if not self.shard:
             distributed.copy_first(weights)
         optimizer = method.optimizer(weights, peak)
+        if self.optimizer_states == "8bit":
+            optimizer = eight_bit(optimizer, method.spec.name)
         peaks = [group["lr"] for group in optimizer.param_groups]
         state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
         clipping = None
@@ -356,7 +375,10 @@ class Engine:
             self._mask_gradients()
             norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
-                optimizer.step()
+                if self.weight_type == "bf16":
+                    bf16_weights.step(optimizer)
+                else:
+                    optimizer.step()
                 with torch.no_grad():
                     method.after_step(step)
                 self._restore_masked(best)
@@ -507,7 +529,30 @@ class Engine:
             weight = self.backend.module.get_parameter(name)
             weight.copy_(torch.where(mask, weight, best[name].to(weight.device)))
 
+    @contextmanager
+    def _bf16_weights(self, method: Method) -> Iterator[None]:
+        """Inside the context matrices are in bfloat16, and everything is computed under autocast."""
+        if self.adapter is None:
+            bf16_weights.check(method)
+        adapter = () if self.adapter is None else self.adapter.parameters.keys()
+        # Weights change while autocast is on, so that it must not keep its copies of them.
+        autocast = torch.autocast(self.backend.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        with bf16_weights.bf16_weights(self.backend.module, adapter), autocast:
+            try:
+                with torch.no_grad():
+                    self.backend.losses(Batch.of([*self.clips.forget, *self.clips.retain][:1], self.backend.device))
+            except RuntimeError as error:
+                if _out_of_memory(error):
+                    raise
+                raise UsageError(
+                    f"a {self.backend.name} model can't compute with bfloat16 weights: {one_line(error)}",
+                    "leave --weights out",
+                ) from error
+            yield
+
     def _autocast(self) -> AbstractContextManager[Any]:
+        if self.weight_type == "bf16":  # it is on during the whole run
+            return nullcontext()
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     # ------------------------------------------------------------------------------------------------------- Fisher

@@ -18,6 +18,7 @@ from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import mean, track_nll
 from encore.unlearn.run import Prepared
+from encore.unlearn.setup import engine_settings
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 Item = TypeVar("Item")
@@ -105,9 +106,8 @@ class Rehearsal:
 
         copy = prepared.backend.clone()
         engine = Engine(
-            copy, self._clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
-            checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher",
-            record=record, shard=prepared.request.shard,
+            copy, self._clips, fisher_folder=cache_folder() / "fisher", record=record,
+            **engine_settings(prepared.request, prepared.precision, prepared.checkpoint_activations),
         )  # fmt: skip
         check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
         snapshot = engine.run(method).best

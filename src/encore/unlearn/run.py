@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,13 +48,22 @@ from encore.unlearn.adapter import RATES
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
-from encore.unlearn.records import check_other_run, listed_places, memory_json, request_json, run_json, track_json
+from encore.unlearn.records import (
+    check_other_run,
+    listed_places,
+    memory_json,
+    memory_settings,
+    request_json,
+    run_json,
+    track_json,
+)
 from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.setup import (
     check_method,
     check_settings,
     costs_json,
     disk_bytes,
+    engine_settings,
     hardware_json,
     run_folder,
     settle,
@@ -155,7 +164,7 @@ def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
             options |= {name: recorded[name] for name in free}
         settings = {
             "method": method.spec.name, "seed": request.seed, "options": options,
-            "adapter": asdict(request.lora) if request.lora is not None else None,
+            **memory_settings(request),
         }  # fmt: skip
         if request.precision != "auto":  # what auto chose follows from the model as well
             settings["precision"] = request.precision
@@ -290,8 +299,7 @@ def forget(
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = request_json(
-        request, method, model_sha256=model_sha256(backend), lora=request.lora,
-        precision=prepared.precision, tracks=prepared.listed(),
+        request, method, model_sha256=model_sha256(backend), precision=prepared.precision, tracks=prepared.listed(),
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
@@ -327,9 +335,8 @@ def forget(
 
         checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
-            backend, clips, seed=request.seed, precision=prepared.precision, lora=request.lora,
-            checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints,
-            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started, shard=request.shard,
+            backend, clips, checkpoints=checkpoints, fisher_folder=cache_folder() / "fisher", record=record, stop=stop,
+            started=started, **engine_settings(request, prepared.precision, prepared.checkpoint_activations),
         )  # fmt: skip
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)

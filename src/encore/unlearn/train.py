@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from encore import distributed
@@ -39,12 +39,13 @@ from encore.store.run_folder import (
 from encore.tensor_cache import TensorCache
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Clips, Engine
-from encore.unlearn.records import SCHEMA, check_other_run, memory_json, track_json, with_origin
+from encore.unlearn.records import SCHEMA, check_other_run, memory_json, memory_settings, track_json, with_origin
 from encore.unlearn.setup import (
     check_method,
     check_settings,
     costs_json,
     disk_bytes,
+    engine_settings,
     hardware_json,
     run_folder,
     settle,
@@ -211,9 +212,8 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
 
         checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
-            backend, Clips([], clips, []), seed=request.seed, precision=prepared.precision, lora=request.lora,
-            checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints, record=record, stop=stop,
-            started=started, shard=request.shard,
+            backend, Clips([], clips, []), checkpoints=checkpoints, record=record, stop=stop, started=started,
+            **engine_settings(request, prepared.precision, prepared.checkpoint_activations),
         )  # fmt: skip
         outcome = engine.run(method)
         trained = time.monotonic()
@@ -315,7 +315,7 @@ def _definition(prepared: Prepared) -> dict[str, Any]:
         "options": prepared.method.options.model_dump(mode="json"),
         "seed": request.seed,
         "precision": prepared.precision,
-        **({"adapter": asdict(request.lora)} if request.lora is not None else {}),
+        **memory_settings(request),
         "forget": [],
         "retain": [track_json(track) for track in prepared.trained],
         "holdout": [],
