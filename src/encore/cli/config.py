@@ -63,8 +63,8 @@ Weights = Annotated[
     str, typer.Option(help="Type of the weights while the run trains: fp32, or bf16 with their float32 values apart.")
 ]
 OptimizerStates = Annotated[str, typer.Option(help="Type of the moments of AdamW: fp32, or 8bit by bitsandbytes.")]
-Shard = Annotated[
-    bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
+Fsdp = Annotated[
+    bool, typer.Option("--fsdp", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
 ]
 
 

@@ -15,13 +15,13 @@ from encore.cli.config import (
     AdapterKind,
     CheckpointActivations,
     ConfigFile,
+    Fsdp,
     KeepAdapter,
     LoraAlpha,
     LoraLayers,
     LoraRank,
     MethodOptions,
     OptimizerStates,
-    Shard,
     Weights,
     method_settings,
     origins,
@@ -91,7 +91,7 @@ def forget(
     lora_alpha: LoraAlpha = None,
     lora_layers: LoraLayers = None,
     keep_adapter: KeepAdapter = False,
-    shard: Shard = False,
+    fsdp: Fsdp = False,
     requester: Annotated[
         str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
     ] = None,
@@ -142,7 +142,7 @@ def forget(
             holdout=holdout, roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
             skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
             requester=requester, requested=check_date(requested) if requested is not None else None,
-            calibrate=calibrate, shard=shard, adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha,
+            calibrate=calibrate, fsdp=fsdp, adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha,
             lora_layers=lora_layers, keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
             weights=weights, optimizer_states=optimizer_states,
         )  # fmt: skip

@@ -30,7 +30,7 @@ PANELS = {  # title -> parameters, in this order
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "weights", "optimizer_states",
-        "checkpoint_activations", "shard", "jobs", "workers", "launcher", "resource", "cell", "resume", "calibrate",
+        "checkpoint_activations", "fsdp", "jobs", "workers", "launcher", "resource", "trial", "resume", "calibrate",
         "tracker", "dry_run", "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),

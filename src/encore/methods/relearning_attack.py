@@ -45,8 +45,8 @@ class RelearningAttack:
         """
         if distributed.in_lockstep():
             raise UsageError(
-                "relearning attacks need whole weights, and --shard splits them",
-                "use -o attack_share=0, or leave --shard out",
+                "relearning attacks need whole weights, and --fsdp splits them",
+                "use -o attack_share=0, or leave --fsdp out",
             )
         copy, module = self._copy.module, backend.module
         shared = {name for name, weight in module.named_parameters() if not weight.requires_grad}

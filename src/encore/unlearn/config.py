@@ -46,7 +46,7 @@ class RunConfig:
     weights: str = "fp32"
     optimizer_states: str = "fp32"
     resume: bool = False
-    shard: bool = False
+    fsdp: bool = False
     adapter: str | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None

@@ -121,7 +121,7 @@ class Engine:
         record: receives a mapping for every step and every snapshot (`log.jsonl`).
         stop: a flag that signals set.
         started: when this process started the run, by `time.monotonic`; None: now.
-        shard: split weights, gradients and optimiser state over the processes while the loop runs.
+        fsdp: split weights, gradients and optimiser state over the processes while the loop runs.
     """
 
     def __init__(
@@ -140,10 +140,10 @@ class Engine:
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
         started: float | None = None,
-        shard: bool = False,
+        fsdp: bool = False,
     ) -> None:
         self.backend = backend
-        self.shard = shard
+        self.fsdp = fsdp
         self.clips = clips
         self.seed = seed
         self.precision = precision
@@ -252,7 +252,7 @@ class Engine:
     @contextmanager
     def _sharded(self, method: LossMethod) -> Iterator[None]:
         """Split the model over the processes inside the context, where that is asked for."""
-        if not self.shard:
+        if not self.fsdp:
             yield
             return
         sharding.check(method)
@@ -292,7 +292,7 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
-        if not self.shard:
+        if not self.fsdp:
             distributed.copy_first(weights)
         optimizer = method.optimizer(weights, peak)
         if self.optimizer_states == "8bit":
@@ -357,7 +357,7 @@ class Engine:
                         method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
                     )
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.shard:
+                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.fsdp:
                         raise
                     short = True
                 if not any(distributed.largest([short])):
@@ -367,7 +367,7 @@ class Engine:
                 state.micro_batch_size = max(1, state.micro_batch_size // 2)
                 self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
             losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
-            if not self.shard:
+            if not self.fsdp:
                 distributed.add_gradients(weights)
             if state.step == 0 and phase == "both":
                 self._check_gradients(method, optimizer)
@@ -416,7 +416,7 @@ class Engine:
                     if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
                         state.best, best = snapshot, copied_weights(module, trained)
                 self.record(
-                    {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
+                    {"phase": self._phase, "step": state.step, "of": schedule.steps, "snapshot": snapshot.as_dict()}
                 )
                 if late or over:
                     break

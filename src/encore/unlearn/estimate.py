@@ -86,7 +86,7 @@ def estimate(prepared: Prepared) -> Estimate:
         sizes = memories(prepared.backend, prepared.method, some, choices, bf16=prepared.precision == "bf16")
         memory = sizes.pop(settings)
         savings = {other.flags: memory.total - less.total for other, less in sizes.items() if less.total < memory.total}
-        if prepared.request.shard:
+        if prepared.request.fsdp:
             memory = memory.split(distributed.size())
         loaded = sum(weight.numel() * weight.element_size() for weight in prepared.backend.module.parameters())
         peak += memory.total - loaded

@@ -43,7 +43,7 @@ class Memory:
     activations: int
 
     def split(self, processes: int) -> Memory:
-        """Memory of one of several processes that split weights and training state (`--shard`)."""
+        """Memory of one of several processes that split weights and training state (`--fsdp`)."""
         weights, training = (-(-part // processes) for part in (self.weights, self.training))
         return Memory(weights, training, self.reference, self.activations)
 

@@ -71,14 +71,14 @@ def check_settings(request: RunConfig) -> None:
         check_bitsandbytes()
     if request.lora is not None:
         check_peft()
-    if request.shard:
+    if request.fsdp:
         if distributed.size() == 1:
-            raise UsageError("--shard splits the model over processes, and there is one", "start it with torchrun")
+            raise UsageError("--fsdp splits the model over processes, and there is one", "start it with torchrun")
         if request.lora is not None:
-            raise UsageError("--shard splits the weights that are trained, and an adapter has few", "leave --shard out")
+            raise UsageError("--fsdp splits the weights that are trained, and an adapter has few", "leave --fsdp out")
         for flag, value in (("--weights", request.weights), ("--optimizer-states", request.optimizer_states)):
             if value != "fp32":
-                raise UsageError(f"{flag} {value} can't be combined with --shard", "leave one of them out")
+                raise UsageError(f"{flag} {value} can't be combined with --fsdp", "leave one of them out")
 
 
 def check_method(request: RunConfig, method: Method) -> None:
@@ -87,7 +87,7 @@ def check_method(request: RunConfig, method: Method) -> None:
     Raises:
         UsageError: it can't.
     """
-    if request.shard:
+    if request.fsdp:
         sharding.check(method)
     if request.lora is not None:
         refuse_unadaptable(method)
@@ -141,7 +141,7 @@ def engine_settings(
     return {
         "seed": request.seed, "precision": precision, "checkpoint_activations": checkpoint_activations,
         "lora": request.lora, "weight_type": request.weights, "optimizer_states": request.optimizer_states,
-        "shard": request.shard,
+        "fsdp": request.fsdp,
     }  # fmt: skip
 
 
