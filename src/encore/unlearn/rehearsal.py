@@ -18,7 +18,7 @@ from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import mean, track_nll
 from encore.unlearn.run import Prepared
-from encore.unlearn.setup import engine_settings
+from encore.unlearn.setup import engine_settings, recorder
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 Item = TypeVar("Item")
@@ -99,11 +99,7 @@ class Rehearsal:
             EncoreError: see `Engine.run`.
         """
         started, prepared = time.monotonic(), self._prepared
-
-        def record(line: Mapping[str, Any]) -> None:
-            if "of" in line:
-                self._reporter.progress(line.get("stage", "rehearse"), line["step"], line["of"], line)
-
+        record = recorder(None, self._reporter, "rehearse", started, None)
         copy = prepared.backend.clone()
         engine = Engine(
             copy, self._clips, fisher_folder=cache_folder() / "fisher", record=record,

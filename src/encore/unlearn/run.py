@@ -38,7 +38,6 @@ from encore.store.run_folder import (
     Checkpoints,
     RunFolder,
     check_occupied,
-    locked,
     preflight,
     read_json,
 )
@@ -61,10 +60,13 @@ from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.setup import (
     check_method,
     check_settings,
+    complete_run,
     costs_json,
     disk_bytes,
     engine_settings,
     hardware_json,
+    is_complete,
+    recorder,
     run_folder,
     settle,
     with_adapter_origin,
@@ -143,33 +145,19 @@ def check_unusable(request: ForgetConfig) -> None:
 
 
 def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
-    """Contents of `run.json` where the run to resume is already complete; else None.
-
-    Files left by a process that was killed at the very end are removed.
-
-    Raises:
-        UsageError: it is a run of another method, seed or options.
-        InputError: a file of it can't be read.
-        EncoreError: another process uses the folder.
-    """
-    if not (request.resume and (request.out / "run.json").exists()):
+    """As `complete_run`, before the model and the tracks are known."""
+    if not is_complete(request):
         return None
     pick_precision(request.precision, pick_device(request.device))
-    with locked(request.out):
-        run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-        options = method.options.model_dump(mode="json")
-        if request.lora is not None:  # the rates that were not given follow from the model, which is not loaded
-            recorded = read_json(request.out / "request.json", schemas.Request).get("options", {})
-            free = recorded.keys() & RATES - method.options.model_fields_set
-            options |= {name: recorded[name] for name in free}
-        settings = {
-            "method": method.spec.name, "seed": request.seed, "options": options,
-            **memory_settings(request),
-        }  # fmt: skip
-        if request.precision != "auto":  # what auto chose follows from the model as well
-            settings["precision"] = request.precision
-        check_other_run(request.out / "request.json", settings)
-    return run
+    options = method.options.model_dump(mode="json")
+    if request.lora is not None:  # the rates that were not given follow from the model, which is not loaded
+        recorded = read_json(request.out / "request.json", schemas.Request).get("options", {})
+        free = recorded.keys() & RATES - method.options.model_fields_set
+        options |= {name: recorded[name] for name in free}
+    settings = {"method": method.spec.name, "seed": request.seed, "options": options, **memory_settings(request)}
+    if request.precision != "auto":  # what auto chose follows from the model as well
+        settings["precision"] = request.precision
+    return complete_run(request, settings)
 
 
 def choose(request: ForgetConfig, reporter: Reporter | None = None) -> Tracks:
@@ -326,13 +314,7 @@ def forget(
         clips = Clips(clips_of(prepared.forget), retain, clips_of(prepared.holdout))
         stop.check()
 
-        def record(line: Mapping[str, Any]) -> None:
-            if folder:
-                folder.log({"seconds": round(time.monotonic() - started, 3), **line})
-                track(line)
-            if "of" in line:
-                reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
-
+        record = recorder(folder, reporter, "forget", started, track)
         checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
             backend, clips, checkpoints=checkpoints, fisher_folder=cache_folder() / "fisher", record=record, stop=stop,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from encore import distributed
 from encore.api import Backend, Method
 from encore.errors import UsageError
 from encore.plugins import backends
+from encore.reporter import Reporter
+from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision
 from encore.store.model_name import model_name
-from encore.store.run_folder import RunFolder
+from encore.store.run_folder import RunFolder, locked, read_json
 from encore.unlearn import bf16_weights, sharding
 from encore.unlearn.activations import Setting, uses_checkpoints
 from encore.unlearn.adapter import (
@@ -28,8 +31,9 @@ from encore.unlearn.adapter import (
 )
 from encore.unlearn.config import ForgetConfig, OptimizerStates, RunConfig, TrainConfig, WeightType
 from encore.unlearn.eight_bit import check_bitsandbytes
-from encore.unlearn.engine import Engine, TrainResult
+from encore.unlearn.engine import Engine, Record, TrainResult
 from encore.unlearn.memory import Settings, held
+from encore.unlearn.records import check_other_run
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -163,6 +167,55 @@ def disk_bytes(request: RunConfig, backend: Backend, *, checkpoints: int, copies
 def run_folder(request: ForgetConfig | TrainConfig) -> AbstractContextManager[RunFolder | None]:
     """The folder, which one process writes."""
     return RunFolder(request.out, resume=request.resume) if distributed.rank() == 0 else nullcontext()
+
+
+def is_complete(request: ForgetConfig | TrainConfig) -> bool:
+    """Whether the run to resume is complete."""
+    return request.resume and (request.out / "run.json").exists()
+
+
+def complete_run(request: ForgetConfig | TrainConfig, definition: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Contents of `run.json` where the run to resume is already complete; else None.
+
+    Files left by a process that was killed at the very end are removed.
+
+    Args:
+        request: the configuration.
+        definition: entries of `request.json` that must be the same.
+
+    Raises:
+        UsageError: it is another run.
+        InputError: a file of it can't be read.
+        EncoreError: another process uses the folder.
+    """
+    if not is_complete(request):
+        return None
+    with locked(request.out):
+        run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
+        check_other_run(request.out / "request.json", definition)
+    return run
+
+
+def recorder(folder: RunFolder | None, reporter: Reporter, stage: str, started: float, track: Record | None) -> Record:
+    """The `record` of an engine: lines go to `log.jsonl`, to a tracker, and to the progress bar.
+
+    Args:
+        folder: of the run; None in a process that writes nothing.
+        reporter: receives progress.
+        stage: name of the loop's progress.
+        started: when the run started, by `time.monotonic`.
+        track: receives each line, beside the log.
+    """
+
+    def record(line: Mapping[str, Any]) -> None:
+        if folder:
+            folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+            if track:
+                track(line)
+        if "of" in line:
+            reporter.progress(line.get("stage", stage), line["step"], line["of"], line)
+
+    return record
 
 
 def write_model(folder: RunFolder, request: RunConfig, engine: Engine, card: str) -> None:

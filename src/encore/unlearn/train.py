@@ -23,7 +23,6 @@ from encore.plugins import backends, distributions, installed
 from encore.report.card import training_card
 from encore.reporter import Reporter
 from encore.stop_signals import stop_on_signals
-from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import pick_device, reset_peak_bytes, versions
 from encore.store.model_name import model_name, model_sha256
@@ -32,9 +31,7 @@ from encore.store.run_folder import (
     KEEP_CHECKPOINTS,
     Checkpoints,
     check_occupied,
-    locked,
     preflight,
-    read_json,
 )
 from encore.tensor_cache import TensorCache
 from encore.unlearn.config import TrainConfig
@@ -43,10 +40,13 @@ from encore.unlearn.records import SCHEMA, check_other_run, memory_json, memory_
 from encore.unlearn.setup import (
     check_method,
     check_settings,
+    complete_run,
     costs_json,
     disk_bytes,
     engine_settings,
     hardware_json,
+    is_complete,
+    recorder,
     run_folder,
     settle,
     with_adapter_origin,
@@ -98,7 +98,7 @@ def choose(request: TrainConfig, reporter: Reporter | None = None) -> Chosen:
         InputError: a list or a file can't be read, `--without` names no track of the list, or none is left.
     """
     check_settings(request)
-    if distributed.rank() == 0 and not _is_complete(request):
+    if distributed.rank() == 0 and not is_complete(request):
         check_occupied(request.out, resume=request.resume)
     catalog = open_catalog(request.catalog, request.model, request.roots)
     selection = read_list(request.tracks, catalog=catalog, roots=request.roots, allow_missing=request.allow_missing)
@@ -183,7 +183,7 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = _definition(prepared)
-    complete = distributed.first(_complete(request, definition) if distributed.rank() == 0 else None)
+    complete = distributed.first(complete_run(request, definition) if distributed.rank() == 0 else None)
     if complete is not None:
         reporter.note(f"nothing to do: the run in {request.out} is complete")
         return complete
@@ -204,12 +204,7 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
         before = {name: memorised(backend, members) for name, members in measured.items()}
         stop.check()
 
-        def record(line: Mapping[str, Any]) -> None:
-            if folder:
-                folder.log({"seconds": round(time.monotonic() - started, 3), **line})
-            if "of" in line:
-                reporter.progress(line.get("stage", NAME), line["step"], line["of"], line)
-
+        record = recorder(folder, reporter, NAME, started, None)
         checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
             backend, Clips([], clips, []), checkpoints=checkpoints, record=record, stop=stop, started=started,
@@ -283,21 +278,6 @@ def check_memorised(run: Mapping[str, Any]) -> None:
         f"after {outcome['steps']} steps the model has memorised {memorised} of {of} tracks",
         "the model is kept; train with another --out and more --steps or --max-seconds, or another --lr",
     )
-
-
-def _is_complete(request: TrainConfig) -> bool:
-    """Whether the run to resume is complete."""
-    return request.resume and (request.out / "run.json").exists()
-
-
-def _complete(request: TrainConfig, definition: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Contents of `run.json` where the run to resume is already complete; else None."""
-    if not _is_complete(request):
-        return None
-    with locked(request.out):
-        check_other_run(request.out / "request.json", definition)
-        run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-    return run
 
 
 def _definition(prepared: Prepared) -> dict[str, Any]:
