@@ -13,15 +13,27 @@ import typer
 from encore.cli import console
 from encore.cli.config import (
     AdapterKind,
+    AllowMissing,
+    Catalog,
     CheckpointActivations,
     ConfigFile,
+    Device,
+    Family,
     Fsdp,
+    Json,
     KeepAdapter,
     LoraAlpha,
     LoraLayers,
     LoraRank,
+    MaxSeconds,
     MethodOptions,
+    Model,
+    Offline,
     OptimizerStates,
+    Precision,
+    Resume,
+    Revision,
+    Roots,
     Weights,
     method_settings,
     origins,
@@ -44,28 +56,20 @@ def forget(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run, new or empty; default: runs/<date>-<time>-<method>.")
     ] = None,
-    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
+    model: Model = "tiny",
+    revision: Revision = None,
+    offline: Offline = False,
+    backend: Family = None,
     method: Annotated[str, typer.Option(help="Unlearning method; see `encore methods`.")] = "encore",
     option: MethodOptions = None,
     config: ConfigFile = None,
-    catalog: Annotated[
-        Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")
-    ] = None,
+    catalog: Catalog = None,
     retain: Annotated[
         str | None, typer.Option(help="List of tracks to keep, or `self`; default: the catalogue less the list.")
     ] = None,
     holdout: Annotated[Path | None, typer.Option(help="List of held-out tracks from the same source.")] = None,
-    root: Annotated[
-        list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
-    ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
-    ] = False,
+    root: Roots = None,
+    allow_missing: AllowMissing = False,
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Drop retain and holdout tracks that are also in another set.")
     ] = False,
@@ -74,15 +78,15 @@ def forget(
         typer.Option("--skip-unreadable", help="Go on without retain and holdout tracks that can't be read."),
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most; default: the method's.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.")] = None,
+    max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips a step; default: the method's.")] = None,
     per_track_clip: Annotated[
         float | None, typer.Option(help="Norm a track's gradient is clipped to, so that none dominates a step.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
     weights: Weights = "fp32",
     optimizer_states: OptimizerStates = "fp32",
     checkpoint_activations: CheckpointActivations = "auto",
@@ -98,7 +102,7 @@ def forget(
     requested: Annotated[
         str | None, typer.Option(help="When it was asked for, for the record: a date such as 2026-11-28.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
+    resume: Resume = False,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -111,7 +115,7 @@ def forget(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Make a model forget the tracks of a list, and write the result as a run folder.
 
