@@ -10,7 +10,7 @@ from tests.tiny_model import write_tiny_musicgen
 
 from encore import plugins
 from encore.testing import backends
-from encore.testing.backends import is_pickle
+from encore.testing.backend_changes import is_pickle
 from encore.testing.fixture import LatentBackend
 
 BROKEN = [*broken_backends.ALL, *broken_tokenless.ALL]

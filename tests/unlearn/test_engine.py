@@ -21,9 +21,10 @@ from encore.options import Options, TrainOptions
 from encore.plugins import methods
 from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn.engine import Clips, Engine, ShuffledSampler
+from encore.unlearn.engine import Engine
 from encore.unlearn.monitor import Snapshot
 from encore.unlearn.reference import FrozenReference
+from encore.unlearn.sampling import Clips, ShuffledSampler
 
 
 class Plain(LossMethod):

@@ -24,7 +24,7 @@ from encore.errors import EncoreError, Interrupted, PluginError, UsageError, one
 from encore.hashing import module_sha256
 from encore.stop_signals import StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn import bf16_weights, sharding
+from encore.unlearn import bf16_weights, checks, masks, sharding
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, refuse_unadaptable
 from encore.unlearn.config import Lora, OptimizerStates, WeightType
@@ -33,44 +33,13 @@ from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
 from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.reference import Source, reference_of
+from encore.unlearn.sampling import Clips, ShuffledSampler
 from encore.unlearn.track_clipping import TrackClipping
 from encore.unlearn.weight_average import WeightAverage, copied_weights, load_weights
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
 LossOf = Callable[[Step, Batch], Tensor]
-
-
-@dataclass
-class Clips:
-    """The clips of a run. `holdout` may be empty; `retain` may be empty where the method does not need it."""
-
-    forget: Sequence[Clip]
-    retain: Sequence[Clip]
-    holdout: Sequence[Clip]
-
-
-class ShuffledSampler:
-    """Draws clips without replacement, in passes over the set, each pass shuffled."""
-
-    def __init__(self, generator: torch.Generator, queue: Sequence[int] = ()) -> None:
-        self.generator = generator
-        self.queue = list(queue)
-
-    def take(self, allowed: Sequence[int], count: int) -> list[int]:
-        """`count` of the allowed indices (all of them where there are fewer)."""
-        if count >= len(allowed):
-            return list(allowed)
-        taken: list[int] = []
-        permitted = set(allowed)
-        while len(taken) < count:
-            if not self.queue:
-                order = torch.randperm(len(allowed), generator=self.generator).tolist()
-                self.queue = [allowed[i] for i in order]
-            index = self.queue.pop()
-            if index in permitted and index not in taken:
-                taken.append(index)
-        return taken
 
 
 @dataclass
@@ -266,21 +235,7 @@ class Engine:
         self.backend = self.monitor.backend = whole
 
     def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
-        for name, part in self.backend.frozen().items():
-            if module_sha256(part) != frozen[name]:
-                raise PluginError(f"method {method.spec.name!r} changed the {name}, which must stay as it was")
-        state = self.backend.module.state_dict()
-        changed = [name for name in {**weights, **state} if name not in state or weights.get(name) != state[name].shape]
-        if changed:
-            raise PluginError(
-                f"method {method.spec.name!r} left other weights than the model had, first of all {changed[0]}: "
-                "merge what it adds in finish"
-            )
-        for name, weight in state.items():
-            if not torch.isfinite(weight).all():
-                raise EncoreError(
-                    f"method {method.spec.name!r} left non-finite weights in {name}", "lower --lr; nothing was saved"
-                )
+        checks.check_result(method, self.backend, frozen, weights)
 
     # ----------------------------------------------------------------------------------------------------- the loop
 
@@ -370,9 +325,9 @@ class Engine:
             if not self.fsdp:
                 distributed.add_gradients(weights)
             if state.step == 0 and phase == "both":
-                self._check_gradients(method, optimizer)
+                checks.check_gradients(method, self.backend.module, optimizer, self._masks)
             distributed.synchronise(self.generator)  # a loss may draw by the size of its batch
-            self._mask_gradients()
+            masks.mask_gradients(module, self._masks)
             norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
                 if self.weight_type == "bf16":
@@ -381,7 +336,7 @@ class Engine:
                     optimizer.step()
                 with torch.no_grad():
                     method.after_step(step)
-                self._restore_masked(best)
+                masks.restore_masked(module, self._masks, best)
                 if schedule.averages(state.step):
                     self._average.update()
                 bad = 0
@@ -486,26 +441,6 @@ class Engine:
             sums["penalty"] = penalty.item()
         return sums
 
-    def _check_gradients(self, method: LossMethod, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse weights in the optimiser that the losses do not depend on: they would silently stay as they are.
-
-        Methods that use hidden states do not run the later blocks, so they are not checked.
-        """
-        if "hidden" in method.spec.needs:
-            return
-        optimised = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        idle = [
-            name
-            for name, weight in self.backend.module.named_parameters()
-            if id(weight) in optimised and weight.grad is None and name not in self._masks
-        ]
-        if idle:
-            more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
-            raise PluginError(
-                f"the losses of method {method.spec.name!r} give no gradient to {idle[0]}{more}, which is trained",
-                "freeze the weight in the backend (requires_grad_(False)), or leave it out of the method's optimizer",
-            )
-
     def _interruption(self, due: bool) -> tuple[int, bool]:
         """The signal that any process received, 0 for none, and whether a checkpoint is due in any."""
         number, due_anywhere = distributed.largest([self.stop.number or 0, due])
@@ -514,20 +449,6 @@ class Engine:
     def _seconds(self) -> float:
         """Duration of the run so far, over all processes."""
         return self.outcome.earlier_seconds + _now() - self.started
-
-    def _mask_gradients(self) -> None:
-        """Zero the gradients of masked weights, so that they gather no momentum and don't count in the clipped norm."""
-        for name, mask in self._masks.items():
-            gradient = self.backend.module.get_parameter(name).grad
-            if gradient is not None:
-                gradient.masked_fill_(~mask, 0)
-
-    @torch.no_grad()
-    def _restore_masked(self, best: Mapping[str, Tensor]) -> None:
-        """Undo weight decay on masked weights; `best` has their values, which never change."""
-        for name, mask in self._masks.items():
-            weight = self.backend.module.get_parameter(name)
-            weight.copy_(torch.where(mask, weight, best[name].to(weight.device)))
 
     @contextmanager
     def _bf16_weights(self, method: Method) -> Iterator[None]:

@@ -17,9 +17,10 @@ from encore.api.method import RETAIN_SAMPLE
 from encore.data.encoded_tracks import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Engine
 from encore.unlearn.memory import Settings, available_bytes, memories, smaller
 from encore.unlearn.run import Prepared
+from encore.unlearn.sampling import Clips
 from encore.unlearn.setup import engine_settings
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3

@@ -14,10 +14,11 @@ from encore.evaluate.result_cache import evaluation_cache
 from encore.metrics.robustness.relearn import evenly_spaced, relearning_curve
 from encore.reporter import Reporter
 from encore.settings import cache_folder
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Engine
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import mean, track_nll
 from encore.unlearn.run import Prepared
+from encore.unlearn.sampling import Clips
 from encore.unlearn.setup import engine_settings, recorder
 from encore.unlearn.verbatim_check import VerbatimCheck
 

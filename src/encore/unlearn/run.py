@@ -45,7 +45,7 @@ from encore.tensor_cache import TensorCache
 from encore.text import printable
 from encore.unlearn.adapter import RATES
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
 from encore.unlearn.records import (
     check_other_run,
@@ -56,6 +56,7 @@ from encore.unlearn.records import (
     run_json,
     track_json,
 )
+from encore.unlearn.sampling import Clips
 from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.setup import (
     check_method,

@@ -35,8 +35,9 @@ from encore.store.run_folder import (
 )
 from encore.tensor_cache import TensorCache
 from encore.unlearn.config import TrainConfig
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Engine
 from encore.unlearn.records import SCHEMA, check_other_run, memory_json, memory_settings, track_json, with_origin
+from encore.unlearn.sampling import Clips
 from encore.unlearn.setup import (
     check_method,
     check_settings,
