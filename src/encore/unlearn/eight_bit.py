@@ -46,5 +46,6 @@ def eight_bit(optimizer: torch.optim.Optimizer, method: str) -> torch.optim.Opti
     import bitsandbytes
 
     groups: list[dict[str, Any]] = [{key: group[key] for key in GROUP_SETTINGS} for group in optimizer.param_groups]
-    result: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups)
+    optim: Any = bitsandbytes.optim
+    result: torch.optim.Optimizer = optim.AdamW8bit(groups)
     return result
