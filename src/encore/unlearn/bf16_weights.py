@@ -121,18 +121,18 @@ def assign(weight: Tensor, values: Tensor) -> None:
 @contextmanager
 def float32(weights: Sequence[Tensor]) -> Iterator[None]:
     """Inside the context trained bfloat16 weights, and their gradients, are in float32; changes of the weights last."""
-    halved = [weight for weight in weights if hasattr(weight, REMAINDER)]
-    for weight in halved:
+    halved = [(weight, weight.data) for weight in weights if hasattr(weight, REMAINDER)]
+    for weight, _ in halved:
         gradient, weight.grad = weight.grad, None
         weight.data = whole(weight)
         weight.grad = None if gradient is None else gradient.float()
     try:
         yield
     finally:
-        for weight in halved:
-            weight.grad = None
-            weight.data, remainder = split(weight.data)
-            setattr(weight, REMAINDER, remainder)
+        for weight, upper in halved:
+            values, weight.grad = weight.data, None
+            weight.data = upper
+            assign(weight, values)
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:

@@ -6,6 +6,7 @@ Each block of 256 values has a scale of its own; tensors of less than 4 096 valu
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch
 from encore.errors import MissingExtraError, UsageError
 
 GROUP_SETTINGS = ("params", "lr", "betas", "eps", "weight_decay")
+# When it is imported (peft does so too), it warns of 4-bit kernels that nothing here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def check_bitsandbytes() -> None:
