@@ -67,8 +67,9 @@ def predicted(names: Sequence[str], seconds: float) -> None:
     from encore.api import Clip
     from encore.backends.musicgen import MusicgenBackend
     from encore.plugins import methods
-    from encore.unlearn.adapter import Lora
-    from encore.unlearn.memory import Memory, Settings, memory_of
+    from encore.unlearn.adapter import adapter_size
+    from encore.unlearn.config import Lora
+    from encore.unlearn.memory import FLOAT, Memory, Settings, memory_of
 
     npo = methods().resolve("npo")
     method = npo(npo.Options(micro_batch_size=1))
@@ -87,15 +88,29 @@ def predicted(names: Sequence[str], seconds: float) -> None:
             backend.text_embeddings["a"] = torch.zeros(12, 768)
             shallow.append(backend)
         clip = Clip("a", "a", torch.zeros(4, round(seconds * shallow[0].frame_rate), dtype=torch.long))
-        for settings in (Settings(), Settings(None, True), Settings(Lora()), Settings(Lora(), True)):
-            for bf16 in (False, True):
-                one, two = (memory_of(each, method, [clip], settings, bf16=bf16) for each in shallow)
+
+        def on_a_gpu(backend: MusicgenBackend, clip: Clip, settings: Settings, bf16: bool) -> Memory:
+            """Without the best weights, which are on the CPU."""
+            count = sum(weight.numel() for weight in backend.module.parameters())
+            if settings.lora is not None:
+                count = adapter_size(backend.module, settings.lora)
+            memory = memory_of(backend, method, [clip], settings, bf16=bf16)
+            return replace(memory, training=memory.training - FLOAT * count)
+
+        lora = Lora()
+        plain = (Settings(), Settings(None, True), Settings(lora), Settings(lora, True))
+        halved = (
+            Settings(None, False, "bf16"), Settings(None, True, "bf16", "8bit"), Settings(lora, False, "bf16"),
+            Settings(lora, True, "bf16"),
+        )  # fmt: skip
+        for settings in (*plain, *halved):
+            for bf16 in (False, True) if settings in plain else (True,):
+                one, two = (on_a_gpu(each, clip, settings, bf16) for each in shallow)
                 memory = Memory(*(
                     getattr(one, part.name) + (layers - 1) * (getattr(two, part.name) - getattr(one, part.name))
                     for part in fields(Memory)
                 ))  # fmt: skip
-                best_on_cpu = memory.training * 3 // 4  # on a GPU the best weights are on the CPU
-                memory = replace(memory, training=best_on_cpu, weights=memory.weights + frozen)
+                memory = replace(memory, weights=memory.weights + frozen)
                 cells = (memory.weights, memory.training, memory.activations, memory.total)
                 print(
                     f"| {name} | {trained:,} | {settings.flags or 'all weights'} | {'yes' if bf16 else 'no'} | "

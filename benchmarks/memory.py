@@ -1,10 +1,12 @@
-"""What an adapter and checkpointed activations save: peak memory and time of a step, beside training all weights.
+"""What adapters, checkpointed activations, bf16 weights and 8-bit states save: peak memory and time of a step.
 
     python benchmarks/memory.py [--width 512 --layers 8 --clips 1] [--methods npo,ga-kl] [--steps 3] [--rank 16]
+        [--ways "LoRA;LoRA, checkpointed"]
 
 Each row is a process of its own, which takes a few steps on the embedded tracks with the embedded model or a random
-decoder of another width and number of layers, `--clips` of either set a step. Memory is the
-process's peak less what it held before the run (model, codec and libraries); on a GPU torch's allocations. Linux only.
+decoder of another width and number of layers, `--clips` of either set a step. Memory is the process's peak after the
+first step less what it held before the run (float32 model, codec and libraries), so that a run whose frozen weights
+shrink may have less than nothing; on a GPU torch's allocations. Linux only.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ from typing import Any
 WAYS = {
     "all weights": {}, "all weights, checkpointed": {"checkpoint_activations": True},
     "LoRA": {"lora": True}, "LoRA, checkpointed": {"lora": True, "checkpoint_activations": True},
+    "all weights, autocast": {"precision": "bf16"}, "all weights, bf16": {"weight_type": "bf16"},
+    "all weights, bf16, 8-bit states": {"weight_type": "bf16", "optimizer_states": "8bit"},
+    "LoRA, checkpointed, autocast": {"lora": True, "checkpoint_activations": True, "precision": "bf16"},
+    "LoRA, checkpointed, bf16": {"lora": True, "checkpoint_activations": True, "weight_type": "bf16"},
 }  # fmt: skip
 
 
@@ -84,6 +90,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     def record(line: Any) -> None:
         if "grad_norm" in line:
+            if not ends:
+                held(device)  # from here on everything is there that a step needs, and weights have their type
             ends.append(time.process_time() if device == "cpu" else time.perf_counter())
 
     engine = Engine(backend, few, record=record, **ways)
@@ -109,6 +117,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ways", help=f"with ; between; default: all of {'; '.join(WAYS)}")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
@@ -116,7 +125,7 @@ def main() -> None:
         return
     print("| method | trained | reference | peak MB of the run | s a step (CPU time on a CPU) |\n|---|---|---|---|---|")
     for method in given.methods.split(","):
-        for way in WAYS:
+        for way in given.ways.split(";") if given.ways else WAYS:
             arguments = [sys.executable, __file__, *sys.argv[1:], "--methods", method, "--row", way]
             row = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
             name = f"{way} ({row['trained']:,})"

@@ -104,12 +104,12 @@ def run(case, options):
         torch.save({key: value.clone() for key, value in backend.module.state_dict().items()}, out / "start")
     name = case.split()[0]
     chosen = Training if name == "train" else methods().resolve(name)
-    sharded = options.pop("shard", False) and count > 1
+    sharded = options.pop("fsdp", False) and count > 1
     lora = Lora(rank=2) if options.pop("lora", False) else None
     checkpoints = options.pop("checkpoint_activations", False)
     split = set()
     watch = lambda line: split.add(is_split(next(engine.backend.module.parameters())))
-    engine = Engine(backend, clips(backend), shard=sharded, lora=lora, checkpoint_activations=checkpoints, record=watch)
+    engine = Engine(backend, clips(backend), fsdp=sharded, lora=lora, checkpoint_activations=checkpoints, record=watch)
     few = {"steps": 6, "eval_every": 3, "stop": "never", "select": "last"}
     outcome = engine.run(chosen(chosen.Options(**{**few, **options})))
     assert split == {sharded}
@@ -149,12 +149,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 SHARDED: dict[str, dict[str, Any]] = {
-    "graddiff": {"shard": True, "micro_batch_size": 2},
-    "npo": {"shard": True},
-    "npo checkpointed": {"shard": True, "checkpoint_activations": True},
-    "encore": {"shard": True, "attack_share": 0.0, "micro_batch_size": 3},
-    "encore averaged": {"shard": True, "attack_share": 0.0, "schedule": "adaptive", "decay_steps": 1, "steps": 9},
-    "train": {"shard": True, "micro_batch_size": 1, **TRAIN},
+    "graddiff": {"fsdp": True, "micro_batch_size": 2},
+    "npo": {"fsdp": True},
+    "npo checkpointed": {"fsdp": True, "checkpoint_activations": True},
+    "encore": {"fsdp": True, "attack_share": 0.0, "micro_batch_size": 3},
+    "encore averaged": {"fsdp": True, "attack_share": 0.0, "schedule": "adaptive", "decay_steps": 1, "steps": 9},
+    "train": {"fsdp": True, "micro_batch_size": 1, **TRAIN},
 }
 
 

@@ -63,7 +63,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         assert told in done.err
         assert "Traceback" not in done.err
     assert not (tmp_path / "b").exists()
-    done = call("bench", "--out", tmp_path / "b", "--cell", "ga/seed-0")
+    done = call("bench", "--out", tmp_path / "b", "--trial", "ga/seed-0")
     assert done.code == 3
     assert "there is no bench in" in done.err
 
@@ -90,7 +90,7 @@ def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(studio, tmp_pa
     command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "-o", "graddiff@one.steps=1", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "1 of 3 cells failed, the first is snag/seed-0" in done.stderr
+    assert "1 of 3 trials failed, the first is snag/seed-0" in done.stderr
     assert "stumbled" in done.stderr
     told = json.loads(done.stdout)
     assert {line["label"] for line in told["methods"]} == {"graddiff (steps=2)", "graddiff@one (steps=1)"}

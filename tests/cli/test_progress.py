@@ -10,7 +10,7 @@ from encore.cli import progress
 from encore.cli.progress import BarReporter, LineReporter, reporting
 
 LOOK = {
-    "look": {"forget": {"a": 1.0, "b": 2.0}, "target_nll": {"a": 4.0}, "memorised": {"c": 0.5}, "not_memorised": {}}
+    "snapshot": {"forget": {"a": 1.0, "b": 2.0}, "target_nll": {"a": 4.0}, "memorised": {"c": 0.5}, "not_memorised": {}}
 }
 
 
@@ -42,7 +42,7 @@ def test_a_line_every_few_seconds_with_rate_and_time_left(
 
 def test_a_run_that_only_trains_has_nothing_to_forget(capsys: pytest.CaptureFixture[str]) -> None:
     look = {"forget": {}, "target_nll": {}, "memorised": {}, "not_memorised": {"a": 1.0, "b": 2.0}}
-    LineReporter().progress("train", 2, 2, {"look": look})
+    LineReporter().progress("train", 2, 2, {"snapshot": look})
     assert capsys.readouterr().err == "train: 2/2  not memorised 1.50\n"
 
 

@@ -73,7 +73,7 @@ def test_exit_code_4_where_too_few_tracks_are_memorised(studio: Path, call: Call
         (["--precision", "fp23"], 2, "fp23"),
         (["--lora-rank", "4"], 2, "--lora-rank is a setting of an adapter"),
         (["--checkpoint-activations", "maybe"], 2, "maybe"),
-        (["--shard"], 2, "--shard splits the model over processes"),
+        (["--fsdp"], 2, "--fsdp splits the model over processes"),
         (["--backend", "abacus"], 2, "abacus"),
         (["--resume"], 2, "holds no run to resume"),
     ],
@@ -97,13 +97,13 @@ app.main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", [False, True])
-def test_two_processes_train_the_model_of_one(studio: Path, call: Call, shard: bool) -> None:
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_train_the_model_of_one(studio: Path, call: Call, fsdp: bool) -> None:
     rest: list[object] = ["-o", "dropout=false", "--device", "cpu", "--lr", 1e-3, "--batch-size", 4, "--steps", 12]
     rest += ["-o", "eval_every=4", "-o", "decay_steps=4", "-o", "crop_share=0.5"]
     assert call(*flags(studio, *rest)).code == 4
     Path("base").rename("one")
-    together = [str(word) for word in [*flags(studio, *rest), *(["--shard"] if shard else [])]]
+    together = [str(word) for word in [*flags(studio, *rest), *(["--fsdp"] if fsdp else [])]]
     results = launch(TRAIN, 2, Path.cwd(), json.dumps(together))
     assert [code for code, _ in results] == [4, 4], results
     assert "train on 3 tracks" in results[0][1]

@@ -126,7 +126,7 @@ def test_a_trial_runs_as_a_process_with_its_log(tmp_path):
     write_plan(Plan(methods={"ga": ()}, seeds=(0,)), tmp_path)
     contents = (tmp_path / PLAN).read_bytes()
     assert run_trial("ga/seed-7", str(tmp_path / PLAN), contents) == 2
-    assert "no cell 'ga/seed-7'" in log_file("ga/seed-7", tmp_path).read_text()
+    assert "no trial 'ga/seed-7'" in log_file("ga/seed-7", tmp_path).read_text()
 
 
 # ------------------------------------------------------------------------------------------------- a cluster
@@ -167,7 +167,7 @@ def test_a_bench_on_two_workers_with_a_method_that_breaks(cluster, studio, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "graddiff/seed-0: queued" in done.stderr
-    assert "1 of 2 cells failed, the first is snag/seed-0" in done.stderr
+    assert "1 of 2 trials failed, the first is snag/seed-0" in done.stderr
     assert "stumbled" in done.stderr
     assert [line["label"] for line in json.loads(done.stdout)["methods"]] == ["graddiff (steps=2)"]
     assert list(json.loads(done.stdout)["failed"]) == ["snag/seed-0"]
@@ -190,7 +190,7 @@ def test_the_trial_of_a_lost_worker_is_resumed_and_an_interrupt_stops_all(cluste
     ) as process:
         until(lambda: any((run / "checkpoints").glob("[!.]*")) and steps() > 3)
         (trial,) = [
-            p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"][-2:] == ["--cell", "graddiff/seed-0"]
+            p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"][-2:] == ["--trial", "graddiff/seed-0"]
         ]
         trial.parent().kill()
         trial.wait(5)  # it does not outlive its worker

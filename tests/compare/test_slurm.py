@@ -72,7 +72,7 @@ def test_each_task_runs_the_command_of_the_local_scheduler(folder):
     assert sbatch(script, SLURM_CPUS_ON_NODE="3") == [0, 1, 0]
     for cell in CELLS:
         printed = log_file(cell.name, folder).read_text().splitlines()
-        assert printed == ["-m", "encore", "bench", "--out", str(folder), "--cell", cell.name, "threads 3"]
+        assert printed == ["-m", "encore", "bench", "--out", str(folder), "--trial", cell.name, "threads 3"]
     assert sbatch(script, OMP_NUM_THREADS="5") == [0, 1, 0]
     assert log_file("npo@long/seed-0", folder).read_text().splitlines()[-1] == "threads 5"  # logs are appended to
 
@@ -139,7 +139,7 @@ def test_the_same_command_writes_collects_and_writes_what_is_left(encore, studio
     assert sbatch(script, PYTHONPATH=str(site.folder)) == [0, 1]
     done = encore(*command, path=[site.folder])
     assert done.returncode == 1
-    assert "1 of 2 cells failed, the first is snag/seed-0" in done.stderr
+    assert "1 of 2 trials failed, the first is snag/seed-0" in done.stderr
     assert [line["label"] for line in json.loads(done.stdout)["methods"]] == ["graddiff (steps=2)"]
     assert options(script)["array"] == "0-0"
     assert "graddiff" not in script.read_text()

@@ -57,7 +57,7 @@ def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
     other = wider.model_copy(update={"methods": {"graddiff": ("steps=3",)}})
     with pytest.raises(UsageError, match="options: steps 2 -> 3"):
         list(unfinished(other, out, plan_tracks(other, out)))
-    with pytest.raises(UsageError, match="no cell 'graddiff/seed-7'"):
+    with pytest.raises(UsageError, match="no trial 'graddiff/seed-7'"):
         run_cell(out, "graddiff/seed-7", Reporter())
 
 

@@ -68,7 +68,7 @@ def look(step: int, forget: float) -> dict[str, Any]:
         "worst": "kept",
         "score": 0.0,
     }
-    return {"seconds": float(step), "phase": 1, "step": step, "of": 4, "look": at}
+    return {"seconds": float(step), "phase": 1, "step": step, "of": 4, "snapshot": at}
 
 
 def run_record(unit: str = "nats/token") -> dict[str, Any]:
@@ -86,8 +86,8 @@ def run_record(unit: str = "nats/token") -> dict[str, Any]:
         "flags": {name: {"value": value, "from": origin} for name, (value, origin) in flags.items()},
         "tracks": {"forget": 3, "retain": 2, "holdout": 4},
         "outcome": {
-            "steps": 4, "reached_target": True, "unseen_level": 4.4, "before": look(0, 0.1)["look"],
-            "after": look(4, 4.4)["look"], "retain_memorised": {"before": 0.02, "after": 0.02, "tracks": 1},
+            "steps": 4, "reached_target": True, "unseen_level": 4.4, "before": look(0, 0.1)["snapshot"],
+            "after": look(4, 4.4)["snapshot"], "retain_memorised": {"before": 0.02, "after": 0.02, "tracks": 1},
             "retain_not_memorised": {"before": 3.2, "after": 3.4, "tracks": 1},
             "held_out": {"before": 4.4, "after": 4.4}, "worst": {"track": "kept", "before": 0.02, "after": 0.02},
             "missed": [], "collapsed": False, "skipped_steps": 0,

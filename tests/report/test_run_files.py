@@ -14,7 +14,7 @@ from encore.report.run_files import read_run
 
 def test_all_of_it_is_read(made: Path) -> None:
     files = read_run(made)
-    assert [look["at"] for look in files.snapshots] == [2, 4]
+    assert [snapshot["at"] for snapshot in files.snapshots] == [2, 4]
     assert files.snapshots[0]["forget"]["one"] == 2.5  # the later of two looks at one step
     assert {(sample.track, sample.role) for sample in files.samples} >= {("one", "base"), ("two", "unlearned")}
     assert files.loss == "NLL"
@@ -36,15 +36,16 @@ def test_a_run_that_is_not_whole(made: Path, gone: str, words: str, hint: str) -
 
 
 def test_a_second_phase_begins_where_the_first_ended(made: Path) -> None:
-    lines = [{"phase": phase, "step": step, "look": {"forget": {}}} for phase, step in ((1, 2), (1, 4), (2, 2))]
+    lines = [{"phase": phase, "step": step, "snapshot": {"forget": {}}} for phase, step in ((1, 2), (1, 4), (2, 2))]
     (made / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"torn')
-    assert [look["at"] for look in read_run(made).snapshots] == [2, 4, 6]
+    assert [snapshot["at"] for snapshot in read_run(made).snapshots] == [2, 4, 6]
 
 
-def test_lines_that_are_no_looks_are_passed_over(made: Path) -> None:
-    odd = [{"look": {}}, {"look": {}, "step": "x"}, {"look": {}, "step": 1, "phase": []}, {"look": 1, "step": 1}, 7]
-    (made / "log.jsonl").write_text("\n".join(map(json.dumps, [*odd, {"look": {}, "step": 3}])))
-    assert [look["at"] for look in read_run(made).snapshots] == [3]
+def test_lines_that_are_no_snapshots_are_passed_over(made: Path) -> None:
+    odd = [{}, {"step": "x"}, {"step": 1, "phase": []}]
+    lines = [*({"snapshot": {}} | line for line in odd), {"snapshot": 1, "step": 1}, 7, {"snapshot": {}, "step": 3}]
+    (made / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [snapshot["at"] for snapshot in read_run(made).snapshots] == [3]
 
 
 def test_samples_outside_the_folder_are_left_out(made: Path) -> None:

@@ -10,7 +10,6 @@ from tests.tiny_model import write_tiny_musicgen
 
 from encore import plugins
 from encore.testing import backends
-from encore.testing.backends import is_pickle
 from encore.testing.fixture import LatentBackend
 
 BROKEN = [*broken_backends.ALL, *broken_tokenless.ALL]
@@ -67,18 +66,3 @@ def test_what_is_not_trained_may_stand_in_module_where_it_says_so(mono: Path) ->
     found = backends.run(Fixed, str(mono), offline=True, only={"mode", "gradients", "training", "curvature"})
     assert [one.check for one in found if one.state == "FAILED"] == []
     assert "spare of module requires no gradient" in found[1].message
-
-
-def test_pickles_are_known_by_what_is_in_them(tmp_path: Path) -> None:
-    import pickle
-
-    import torch
-    from safetensors.torch import save_file
-
-    torch.save({}, tmp_path / "new.bin")
-    torch.save({}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
-    (tmp_path / "plain").write_bytes(pickle.dumps([1]))
-    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "empty").write_bytes(b"")
-    assert {path.name for path in tmp_path.iterdir() if is_pickle(path)} == {"new.bin", "old.bin", "plain"}

@@ -21,9 +21,10 @@ from encore.options import Options, TrainOptions
 from encore.plugins import methods
 from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn.engine import Clips, Engine, ShuffledSampler
+from encore.unlearn.engine import Engine
 from encore.unlearn.monitor import Snapshot
 from encore.unlearn.reference import FrozenReference
+from encore.unlearn.sampling import Clips
 
 
 class Plain(LossMethod):
@@ -374,14 +375,6 @@ def test_wrong_loss_shape_is_the_methods_fault(backend: MusicgenBackend, clips: 
 
     with pytest.raises(PluginError, match="one loss per clip"):
         run(backend, clips, Scalar(options()))
-
-
-def test_draw_passes_over_everything_before_it_repeats() -> None:
-    draw = ShuffledSampler(torch.Generator().manual_seed(0))
-    seen = [i for _ in range(4) for i in draw.take(range(8), 2)]
-    assert sorted(seen) == list(range(8))
-    assert draw.take([1, 2], 5) == [1, 2]
-    assert set(draw.take([3, 4, 5], 2)) <= {3, 4, 5}
 
 
 # ---------------------------------------------------------------------------------------- penalty, masks and Fisher

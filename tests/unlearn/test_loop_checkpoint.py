@@ -57,6 +57,26 @@ def test_what_is_read_is_what_was_written(backend: MusicgenBackend, tmp_path: Pa
     assert torch.equal(read.generator.get_state(), made.generator.get_state())
 
 
+def test_a_gpu_has_a_random_state_of_its_own(
+    backend: MusicgenBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"cuda:1": torch.tensor([3, 4], dtype=torch.uint8)}  # of a GPU, as torch gives it
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[str(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({str(device): state}))
+    made = checkpoints(backend, tmp_path)
+    backend.device = torch.device("cuda:1")
+    saved = made._random_states()
+    states["cuda:1"] = torch.zeros(2, dtype=torch.uint8)
+    elsewhere = dict(saved)
+    made._set_random_states(saved)
+    assert states["cuda:1"].tolist() == [3, 4]
+    assert saved == {}
+    states.clear()
+    backend.device = torch.device("cpu")
+    made._set_random_states(elsewhere)  # of a run that goes on without the GPU
+    assert elsewhere == states == {}
+
+
 def test_nothing_is_read_where_nothing_was_written(backend: MusicgenBackend, tmp_path: Path) -> None:
     assert not checkpoints(backend, None).save(LoopState(), {})
     assert checkpoints(backend, None).load(LoopState()) is None

@@ -308,7 +308,7 @@ def test_what_never_recovers_ends_with_patience(backend: MusicgenBackend, clips:
     settings = options(lr=1e-3, steps=40, decay_steps=4, eval_every=3)
     lines: list[Any] = []
     assert engine_with(backend, clips, [lost], record=lines.append).run(Plain(settings)).steps == 13  # 3 + 2.5 · 4
-    assert "look" in lines[-1]
+    assert "snapshot" in lines[-1]
 
 
 def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, clips: Clips) -> None:
@@ -320,7 +320,7 @@ def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, cli
     settings = options(lr=1e-3, steps=8, decay_steps=20, eval_every=1)
     weights: list[str] = []
     engine = Engine(
-        backend, clips, record=lambda line: "look" in line and weights.append(module_sha256(backend.module))
+        backend, clips, record=lambda line: "snapshot" in line and weights.append(module_sha256(backend.module))
     )
     engine.monitor.snapshot = lambda: looks[min(len(weights), 3)]  # type: ignore[method-assign]
     outcome = engine.run(Plain(settings))
@@ -407,7 +407,7 @@ def test_seconds_end_a_run_with_a_look(backend: MusicgenBackend, clips: Clips, k
     settings = options(lr=1e-3, schedule=kind, steps=100, eval_every=50, max_seconds=7.0)
     outcome = Engine(backend, clips, record=lines.append).run(Plain(settings))
     assert outcome.steps == 7
-    assert [line["step"] for line in lines if "look" in line] == [7]
+    assert [line["step"] for line in lines if "snapshot" in line] == [7]
     assert outcome.best is not None
 
 

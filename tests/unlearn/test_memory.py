@@ -12,10 +12,11 @@ from torch import Tensor
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
+from encore.hashing import module_sha256
 from encore.plugins import methods
 from encore.unlearn import estimate, memory
 from encore.unlearn.adapter import Adapter, Lora
-from encore.unlearn.memory import Memory, Settings, alternatives, available_bytes, memory_of, saved_bytes
+from encore.unlearn.memory import Memory, Settings, available_bytes, held, memories, memory_of, saved_bytes, smaller
 
 
 @pytest.fixture
@@ -99,26 +100,72 @@ def test_an_adapter_trains_little_and_needs_no_copy(backend: MusicgenBackend, cl
     assert all(torch.equal(value, state[name]) for name, value in backend.module.state_dict().items())
 
 
-def test_alternatives_are_those_that_a_method_and_a_model_allow(backend: MusicgenBackend, clips: list[Clip]) -> None:
+def test_types_of_weights_and_moments_take_less(backend: MusicgenBackend, clips: list[Clip]) -> None:
     pytest.importorskip("peft")
+    weights = [weight.numel() for weight in backend.module.parameters()]
+    matrices = sum(weight.numel() for weight in backend.module.parameters() if weight.ndim > 1)
+    before = module_sha256(backend.module)
     chosen = methods().resolve("encore")
     method = chosen(chosen.Options())
-    saved = alternatives(backend, method, clips, Settings(), bf16=False)
-    checkpoints, adapter = "--checkpoint-activations on", "--adapter lora"
-    assert saved.keys() >= {checkpoints}
-    both = alternatives(backend, method, clips, Settings(Lora(rank=1)), bf16=False)
-    assert both.keys() == {f"{adapter} {checkpoints}"}
-    assert alternatives(backend, method, clips, Settings(Lora(rank=1), True), bf16=False) == {}
+    fp32 = memory_of(backend, method, clips, Settings(), bf16=True)
+    halved = memory_of(backend, method, clips, Settings(weights="bf16"), bf16=True)
+    assert module_sha256(backend.module) == before
+    assert fp32.weights - halved.weights == fp32.reference - halved.reference == 2 * matrices
+    assert halved.training == fp32.training  # half of the gradient, and the rest of each float32 value
+    assert halved.activations < fp32.activations - 2 * matrices  # autocast keeps no copies of the weights
+    eight = held(backend, method, Settings(optimizer_states="8bit"))
+    assert fp32.training - eight.training == 2 * 3 * sum(weights)
+    lora = Lora(rank=1)
+    adapter, both = (held(backend, method, Settings(lora, weights=kind)) for kind in ("fp32", "bf16"))  # type: ignore[arg-type]
+    assert adapter.weights - both.weights == 2 * matrices
+    assert both.training == adapter.training
+
+
+def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
+    backend: MusicgenBackend, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+
+    def flags(name: str, settings: Settings) -> set[str]:
+        chosen = methods().resolve(name)
+        method = chosen(chosen.Options())
+        choices = [settings, *smaller(settings, method)]
+        return {other.flags for other in memories(backend, method, clips, choices, bf16=False)} - {settings.flags}
+
+    monkeypatch.setattr("importlib.util.find_spec", _only_peft)
+    checkpoints, adapter, half = "--checkpoint-activations on", "--adapter lora", "--weights bf16"
+    assert flags("encore", Settings()) == {
+        checkpoints, adapter, f"{adapter} {checkpoints}", f"{adapter} {checkpoints} {half}"
+    }  # fmt: skip
+    assert flags("encore", Settings(Lora(rank=1))) == {f"{adapter} {checkpoints}", f"{adapter} {checkpoints} {half}"}
+    assert flags("encore", Settings(Lora(rank=1), True)) == {f"{adapter} {checkpoints} {half}"}
+    assert flags("ewc", Settings()) == {checkpoints}  # its Fisher diagonal is of whole float32 weights
     edit = methods().resolve("ssd")
-    assert alternatives(backend, edit(edit.Options()), clips, Settings(), bf16=False) == {}
+    assert smaller(Settings(), edit(edit.Options())) == []
+
+
+def _only_peft(name: str) -> object:
+    return None if name == "bitsandbytes" else name
+
+
+def test_activations_are_measured_once_per_kind_of_model(
+    backend: MusicgenBackend, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(memory, "saved_bytes", lambda *_, **given: calls.append(given) or 8)
+    chosen = methods().resolve("npo")
+    method = chosen(chosen.Options())
+    memories(backend, method, clips, [Settings(), Settings(None, True), Settings()], bf16=False)
+    assert [call.get("checkpoint_activations", False) for call in calls] == [False, True]
 
 
 def test_a_model_without_blocks_is_not_offered_checkpoints() -> None:
     backend = LatentBackend()
     clips = [Clip("a", "a", torch.randn(backend.codebooks, 8))]
     chosen = methods().resolve("npo")
-    saved = alternatives(backend, chosen(chosen.Options()), clips, Settings(), bf16=False)
-    assert not any("checkpoint" in flags for flags in saved)
+    method = chosen(chosen.Options())
+    there = memories(backend, method, clips, [Settings(), *smaller(Settings(), method)], bf16=False)
+    assert not any("checkpoint" in settings.flags for settings in there)
 
 
 def test_free_memory_of_the_cpu_is_what_the_system_says() -> None:
@@ -143,9 +190,9 @@ def test_a_plan_that_does_not_fit_says_what_would(studio: Path, call, monkeypatc
     assert fits["expected_bytes"] <= fits["expected_free_bytes"]
     assert all(peak < fits["expected_bytes"] for peak in fits["expected_alternatives"].values())
 
-    huge = Memory(weights=0, training=40 << 30, reference=0, activations=0)
-    monkeypatch.setattr(estimate, "memory_of", lambda *_, **__: huge)
-    monkeypatch.setattr(estimate, "alternatives", lambda *_, **__: {"--adapter lora": 39 << 30, "--x on": 1 << 30})
+    huge, fitting, other = (Memory(0, size << 30, 0, 0) for size in (40, 1, 39))
+    sizes = {Settings(): huge, Settings(Lora()): fitting, Settings(None, True): other}
+    monkeypatch.setattr(estimate, "memories", lambda *_, **__: dict(sizes))
     monkeypatch.setattr(estimate, "available_bytes", lambda _: 10 << 30)
     monkeypatch.setattr(estimate, "_trial", lambda *_: pytest.fail("a run that does not fit is not tried"))
     plan = call(*flags)

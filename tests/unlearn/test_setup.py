@@ -40,7 +40,10 @@ def test_both_have_the_same_flags_of_a_device_and_an_adapter(cls: type[Any]) -> 
         ({"checkpoint_activations": "maybe"}, "give auto, on or off"),
         ({"adapter": "dora"}, "lora is the only kind"),
         ({"lora_rank": 3}, "give --adapter lora"),
-        ({"shard": True}, "there is one"),
+        ({"fsdp": True}, "there is one"),
+        ({"weights": "fp8"}, "give fp32 or bf16"),
+        ({"optimizer_states": "4bit"}, "give fp32 or 8bit"),
+        ({"weights": "bf16", "precision": "fp32"}, "leave --precision out"),
     ],
 )
 def test_what_can_not_be_used_is_refused(given: dict[str, Any], message: str) -> None:
@@ -54,10 +57,13 @@ def test_methods_that_can_not_train_parts_are_refused() -> None:
     weighed = methods().resolve("ewc")
     with pytest.raises(UsageError, match="Fisher"):
         check_method(config(adapter="lora"), weighed(weighed.Options()))
-    with pytest.raises(UsageError, match="--shard"):
-        check_method(config(shard=True), weighed(weighed.Options()))
+    with pytest.raises(UsageError, match="--fsdp"):
+        check_method(config(fsdp=True), weighed(weighed.Options()))
+    with pytest.raises(UsageError, match="--weights bf16"):
+        check_method(config(weights="bf16"), weighed(weighed.Options()))
+    check_method(config(weights="bf16"), Training(Training.Options()))
     check_method(config(adapter="lora"), Training(Training.Options()))
-    check_method(config(shard=True), Training(Training.Options()))
+    check_method(config(fsdp=True), Training(Training.Options()))
 
 
 def test_rates_that_are_not_given_are_those_of_an_adapter(backend: MusicgenBackend) -> None:

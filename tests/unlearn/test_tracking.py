@@ -71,9 +71,9 @@ def logged(run: Path) -> dict[str, dict[int, float]]:
     """Figures by name and step, from the run's log."""
     figures: dict[str, dict[int, float]] = {}
     for line in lines(run / "log.jsonl"):
-        if "look" in line:
-            forget = line["look"]["forget"].values()
-            values = {"nll/forget": sum(forget) / len(forget), "nll/holdout": line["look"]["holdout"]}
+        if "snapshot" in line:
+            forget = line["snapshot"]["forget"].values()
+            values = {"nll/forget": sum(forget) / len(forget), "nll/holdout": line["snapshot"]["holdout"]}
         else:
             values = {
                 f"train/{key}": line[key] for key in ("lr", "grad_norm", "forget_loss", "retain_loss") if key in line
@@ -183,5 +183,5 @@ def test_steps_count_through_the_phases_of_a_method(tmp_path, monkeypatch):
 
 def test_figures_of_a_snapshot_are_means():
     snapshot = {"forget": {"a": 1.0, "b": 3.0}, "target_nll": {}, "memorised": {"c": 0.5}, "not_memorised": {}}
-    line = {"phase": 1, "step": 3, "of": 3, "look": {**snapshot, "holdout": None, "score": 1.0}}
+    line = {"phase": 1, "step": 3, "of": 3, "snapshot": {**snapshot, "holdout": None, "score": 1.0}}
     assert figures_of(line) == {"nll/forget": 2.0, "nll/memorised_retain": 0.5}

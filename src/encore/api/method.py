@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Labels of a Fisher's gradients: the clips' codes, or codes sampled from the model; auto: sampled where it has tokens.
 Labels = Literal["auto", "empirical", "sampled"]
-FUSED_FROM = 100_000_000  # weights; with fewer, the optimiser takes next to no time
+LARGE = 100_000_000  # weights above which the optimiser takes time, and matrix products most of a step
 Phase = Literal["both", "forget", "retain"]  # clips that a step trains on
 Drawn = TypeVar("Drawn")
 RETAIN_SAMPLE = 512  # retain clips that a method reads before the first step, at most
@@ -280,7 +280,7 @@ class LossMethod(Method):
         """
         import torch
 
-        fused = sum(weight.numel() for weight in parameters) > FUSED_FROM or None
+        fused = sum(weight.numel() for weight in parameters) > LARGE or None
         return torch.optim.AdamW(
             parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay, fused=fused
         )

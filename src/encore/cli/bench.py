@@ -107,14 +107,14 @@ def bench(
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also figures known to be mostly bias at this size.")] = False,
-    cell: Annotated[
-        str | None, typer.Option(metavar="METHOD/seed-N", help="Run only this cell of an existing bench.")
+    trial: Annotated[
+        str | None, typer.Option(metavar="METHOD/seed-N", help="Run only this trial of an existing bench.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
 ) -> None:
-    """Compare methods over seeds, and write a leaderboard; completed cells are kept."""
-    if cell is not None:
-        _one(out, cell)
+    """Compare methods over seeds, and write a leaderboard; completed trials are kept."""
+    if trial is not None:
+        _one(out, trial)
         return
     from encore.compare.finetuned import finetuned
     from encore.compare.forget_lists import list_names
@@ -164,7 +164,7 @@ def bench(
             _train(plan, out, chosen_tracks, jobs or 1)
         left = list(unfinished(plan, out, chosen_tracks))
         of, remeasured = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
-        console.note(f"cells: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
+        console.note(f"trials: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
         if remeasured:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
             console.note(f"{remeasured} more are only measured again: {why}")
@@ -181,7 +181,7 @@ def bench(
     if failed:
         first, why = next(iter(failed.items()))
         raise EncoreError(
-            f"{len(failed)} of {of} cells failed, the first is {first.name}: {why}",
+            f"{len(failed)} of {of} trials failed, the first is {first.name}: {why}",
             f"their logs are in {out / 'logs'}; run the same command to try again",
         )
 

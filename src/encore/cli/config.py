@@ -45,7 +45,21 @@ MethodOptions = Annotated[
     list[str] | None,
     typer.Option("-o", "--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
 ]
-# Flags that `forget` and `train` share.
+# Flags that `forget`, `train` and, some of them, `encode` share.
+Model = Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never go to the network.")]
+Family = Annotated[
+    str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
+]
+Catalog = Annotated[Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")]
+Roots = Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")]
+MaxSeconds = Annotated[float | None, typer.Option(help="Seconds of training at most.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CheckpointActivations = Annotated[
     str, typer.Option(help="Compute activations again in the backward pass: auto, on or off; slower, less memory.")
 ]
@@ -59,8 +73,12 @@ LoraLayers = Annotated[
     typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
 ]
 KeepAdapter = Annotated[bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")]
-Shard = Annotated[
-    bool, typer.Option("--shard", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
+Weights = Annotated[
+    str, typer.Option(help="Type of the weights during the run: fp32, or bf16: less memory, and exact updates.")
+]
+OptimizerStates = Annotated[str, typer.Option(help="Type of the moments of AdamW: fp32, or 8bit by bitsandbytes.")]
+Fsdp = Annotated[
+    bool, typer.Option("--fsdp", help="Split weights and optimiser state over torchrun's processes (FSDP2).")
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from encore.cli import console
+from encore.cli.config import Device, Family, Json, Model, Offline, Revision
 
 
 def encode(
@@ -15,12 +16,10 @@ def encode(
     out: Annotated[
         Path, typer.Option(help="Folder for the shards, new or empty; the same command continues or updates it.")
     ],
-    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    model: Model = "tiny",
+    backend: Family = None,
+    revision: Revision = None,
+    offline: Offline = False,
     root: Annotated[
         list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
     ] = None,
@@ -30,8 +29,8 @@ def encode(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one per core on a CPU, else one.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Encode a catalogue into shards of codes, which stand in for its audio.
 

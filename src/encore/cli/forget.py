@@ -13,14 +13,28 @@ import typer
 from encore.cli import console
 from encore.cli.config import (
     AdapterKind,
+    AllowMissing,
+    Catalog,
     CheckpointActivations,
     ConfigFile,
+    Device,
+    Family,
+    Fsdp,
+    Json,
     KeepAdapter,
     LoraAlpha,
     LoraLayers,
     LoraRank,
+    MaxSeconds,
     MethodOptions,
-    Shard,
+    Model,
+    Offline,
+    OptimizerStates,
+    Precision,
+    Resume,
+    Revision,
+    Roots,
+    Weights,
     method_settings,
     origins,
 )
@@ -42,30 +56,22 @@ def forget(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run, new or empty; default: runs/<date>-<time>-<method>.")
     ] = None,
-    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
+    model: Model = "tiny",
+    revision: Revision = None,
+    offline: Offline = False,
+    backend: Family = None,
     method: Annotated[
         str | None, typer.Option(help="Unlearning method; default: encore, or encore-diffusion without tokens.")
     ] = None,
     option: MethodOptions = None,
     config: ConfigFile = None,
-    catalog: Annotated[
-        Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")
-    ] = None,
+    catalog: Catalog = None,
     retain: Annotated[
         str | None, typer.Option(help="List of tracks to keep, or `self`; default: the catalogue less the list.")
     ] = None,
     holdout: Annotated[Path | None, typer.Option(help="List of held-out tracks from the same source.")] = None,
-    root: Annotated[
-        list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
-    ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
-    ] = False,
+    root: Roots = None,
+    allow_missing: AllowMissing = False,
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Drop retain and holdout tracks that are also in another set.")
     ] = False,
@@ -74,29 +80,31 @@ def forget(
         typer.Option("--skip-unreadable", help="Go on without retain and holdout tracks that can't be read."),
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most; default: the method's.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.")] = None,
+    max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips a step; default: the method's.")] = None,
     per_track_clip: Annotated[
         float | None, typer.Option(help="Norm a track's gradient is clipped to, so that none dominates a step.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    weights: Weights = "fp32",
+    optimizer_states: OptimizerStates = "fp32",
     checkpoint_activations: CheckpointActivations = "auto",
     adapter: AdapterKind = None,
     lora_rank: LoraRank = None,
     lora_alpha: LoraAlpha = None,
     lora_layers: LoraLayers = None,
     keep_adapter: KeepAdapter = False,
-    shard: Shard = False,
+    fsdp: Fsdp = False,
     requester: Annotated[
         str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
     ] = None,
     requested: Annotated[
         str | None, typer.Option(help="When it was asked for, for the record: a date such as 2026-11-28.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
+    resume: Resume = False,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -109,7 +117,7 @@ def forget(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Make a model forget the tracks of a list, and write the result as a run folder.
 
@@ -142,8 +150,9 @@ def forget(
             holdout=holdout, roots=tuple(root or ()), allow_missing=allow_missing, drop_duplicates=drop_duplicates,
             skip_unreadable=skip_unreadable, seed=seed, device=device, precision=precision, resume=resume,
             requester=requester, requested=check_date(requested) if requested is not None else None,
-            calibrate=calibrate, shard=shard, adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha,
+            calibrate=calibrate, fsdp=fsdp, adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha,
             lora_layers=lora_layers, keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
+            weights=weights, optimizer_states=optimizer_states,
         )  # fmt: skip
         origin = {**origins(context), **settings.origin}
         _forget(request, chosen(settings.options), origin, tracker=tracker, dry_run=dry_run, json=json)

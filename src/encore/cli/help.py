@@ -29,9 +29,9 @@ PANELS = {  # title -> parameters, in this order
     ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
-        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "checkpoint_activations", "shard",
-        "jobs", "workers", "launcher", "resource", "cell", "resume", "calibrate", "tracker", "dry_run", "requester",
-        "requested",
+        "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "weights", "optimizer_states",
+        "checkpoint_activations", "fsdp", "jobs", "workers", "launcher", "resource", "trial", "resume", "calibrate",
+        "tracker", "dry_run", "requester", "requested",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -44,6 +44,7 @@ VALUES = {  # parameter -> what its value is called; of others the type says it
     "launcher": "local|ray|slurm", "tracker": "tensorboard|wandb",
     "tolerance": "exact|machine|chance", "root": "FOLDER",
     "device": "DEVICE", "catalog": "FILE", "precision": "auto|fp32|bf16", "checkpoint_activations": "auto|on|off",
+    "weights": "fp32|bf16", "optimizer_states": "fp32|8bit",
     "adapter": "lora", "lora_layers": "LAYERS", "revision": "REVISION",
 }  # fmt: skip
 TYPES = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}

@@ -95,12 +95,12 @@ def reporting() -> Iterator[Reporter]:
 
 
 def _figures(info: Mapping[str, Any] | None) -> str:
-    """What is worth showing beside the bar: the metric, or the last look at forget, retain and holdout."""
+    """What is worth showing beside the bar: the metric, or the last snapshot of forget, retain and holdout."""
     if info and info.get("metric"):
         return f"  {info['metric']}"
-    look = (info or {}).get("look")
-    if not look:
+    snapshot = (info or {}).get("snapshot")
+    if not snapshot:
         return ""
     keys = {"forget": "forget", "target": "target_nll", "memorised": "memorised", "not memorised": "not_memorised"}
-    means = {name: sum(look[key].values()) / len(look[key]) for name, key in keys.items() if look[key]}
+    means = {name: sum(snapshot[key].values()) / len(snapshot[key]) for name, key in keys.items() if snapshot[key]}
     return "  " + ", ".join(f"{name} {value:.2f}" for name, value in means.items())

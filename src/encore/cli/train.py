@@ -10,14 +10,28 @@ import typer
 from encore.cli import console
 from encore.cli.config import (
     AdapterKind,
+    AllowMissing,
+    Catalog,
     CheckpointActivations,
     ConfigFile,
+    Device,
+    Family,
+    Fsdp,
+    Json,
     KeepAdapter,
     LoraAlpha,
     LoraLayers,
     LoraRank,
+    MaxSeconds,
     MethodOptions,
-    Shard,
+    Model,
+    Offline,
+    OptimizerStates,
+    Precision,
+    Resume,
+    Revision,
+    Roots,
+    Weights,
     method_settings,
     origins,
 )
@@ -39,12 +53,10 @@ def train(
     without: Annotated[
         Path | None, typer.Option(metavar="LIST", help="Tracks of --tracks to leave out: trains a gold for this list.")
     ] = None,
-    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
+    model: Model = "tiny",
+    revision: Revision = None,
+    offline: Offline = False,
+    backend: Family = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Draw new trainable weights first, as before any training.")
     ] = False,
@@ -53,31 +65,27 @@ def train(
     ] = None,
     option: MethodOptions = None,
     config: ConfigFile = None,
-    catalog: Annotated[
-        Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")
-    ] = None,
-    root: Annotated[
-        list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
-    ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")
-    ] = False,
+    catalog: Catalog = None,
+    root: Roots = None,
+    allow_missing: AllowMissing = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most; default: 10 000.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.")] = None,
+    max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: from the size of the weights.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Clips a step; default: 8.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw; another one makes gold2.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    weights: Weights = "fp32",
+    optimizer_states: OptimizerStates = "fp32",
     checkpoint_activations: CheckpointActivations = "auto",
     adapter: AdapterKind = None,
     lora_rank: LoraRank = None,
     lora_alpha: LoraAlpha = None,
     lora_layers: LoraLayers = None,
     keep_adapter: KeepAdapter = False,
-    shard: Shard = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fsdp: Fsdp = False,
+    resume: Resume = False,
+    json: Json = False,
 ) -> None:
     """Fine-tune a base or a gold of your own on tracks.
 
@@ -102,9 +110,10 @@ def train(
         request = TrainConfig(
             tracks=tracks if tracks == "-" else Path(tracks), out=out, without=without, model=model, revision=revision,
             offline=offline, backend=backend_name(model, backend), catalog=catalog, roots=tuple(root or ()),
-            allow_missing=allow_missing, seed=seed, device=device, precision=precision, resume=resume, shard=shard,
+            allow_missing=allow_missing, seed=seed, device=device, precision=precision, resume=resume, fsdp=fsdp,
             adapter=adapter, lora_rank=lora_rank, lora_alpha=lora_alpha, lora_layers=lora_layers,
             keep_adapter=keep_adapter, checkpoint_activations=checkpoint_activations,
+            weights=weights, optimizer_states=optimizer_states,
         )  # fmt: skip
         _train(request, Training(settings.options), {**origins(context), **settings.origin}, json=json)
 

@@ -81,7 +81,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model of a measured cell: the unlearned model or a reference.
+    """One model of a measured trial: the unlearned model or a reference.
 
     Args:
         rows: the model's rows with a value.
@@ -159,7 +159,7 @@ class Leaderboard:
     Args:
         references: base and golds, judged by the targets of the unlearned model.
         lines: methods, best first.
-        failed: reasons by name of cells without results.
+        failed: reasons by name of trials without results.
         titles: titles of the values.
         tracks: number of tracks by set.
         tested: number of tracks of each test, by title.
@@ -174,7 +174,7 @@ class Leaderboard:
 
 
 def read_cell(out: Path, cell: Trial, named: Sequence[str] = ()) -> dict[str, Measured]:
-    """The models of a cell by role; empty if it is not measured.
+    """The models of a trial by role; empty if it is not measured.
 
     Args:
         named: metrics that the bench names; each has a column.
@@ -286,7 +286,7 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     that do not forget), then by KL to gold, then by NLL after relearning.
 
     Args:
-        failed: reasons by failed cell.
+        failed: reasons by failed trial.
     """
     why = {cell.name: reason for cell, reason in (failed or {}).items()}
     cells: dict[tuple[str, int], list[dict[str, Measured]]] = {}

@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measurements:
-    """The measurements of one cell.
+    """The measurements of one trial.
 
     Args:
         models: rows by role.
@@ -250,7 +250,7 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial]
 
     Args:
         whole: all tracks, see `encore.compare.plan.plan_tracks`.
-        failed: cells that failed in this run of the bench.
+        failed: trials that failed in this run of the bench.
     """
     if not plan.list_names:
         return []

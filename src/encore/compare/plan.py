@@ -99,7 +99,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @property
     def cells(self) -> list[Trial]:
-        """All cells, seeds outermost, so that an interrupted bench covers every method and list.
+        """All trials, seeds outermost, so that an interrupted bench covers every method and list.
 
         With lists, each list is one request, and several requests are of all `tracks`.
         """
@@ -118,7 +118,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         return tuple(dict.fromkeys((*list_names(self.forget_sizes), *self.lists)))
 
     def request(self, cell: Trial, out: Path) -> ForgetConfig:
-        """The forget request of a cell of the bench in folder `out`."""
+        """The forget request of a trial of the bench in folder `out`."""
         listing = self.lists.get(cell.list, self.tracks)
         return ForgetConfig(
             tracks=Path(listing) if listing else assets.FORGET, out=out / cell.name, model=self.model,
@@ -192,7 +192,7 @@ def label_of(method: str, options: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """A cell of the grid: one run, or a sequence of runs with several requests.
+    """A trial of the grid: one run, or a sequence of runs with several requests.
 
     Args:
         method: name of the method, with its variant.
@@ -208,7 +208,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The cell's folder."""
+        """The trial's folder."""
         several = f"-requests-{self.requests}" if self.requests > 1 else ""
         return "/".join(filter(None, [self.list, self.method, f"seed-{self.seed}{several}"]))
 
@@ -217,10 +217,10 @@ class Trial:
 
 
 def check_plan(plan: Plan, out: Path, *, local: bool = True) -> Tracks:
-    """Validate a plan before anything is written; returns the tracks of all cells.
+    """Validate a plan before anything is written; returns the tracks of all trials.
 
     Args:
-        local: whether the cells run on this machine, which must then have the device.
+        local: whether the trials run on this machine, which must then have the device.
 
     Raises:
         UsageError: the folder has a bench of another model or other tracks, or other files; a name or a value is
@@ -300,7 +300,7 @@ def read_plan(out: Path) -> Plan:
 
 
 def changed_measurement(plan: Plan, before: Plan) -> list[str]:
-    """Descriptions of the changed evaluation settings; if there are any, all cells are measured again."""
+    """Descriptions of the changed evaluation settings; if there are any, all trials are measured again."""
     pairs = ((name, getattr(before, name), getattr(plan, name)) for name in _MEASURING)
     return [f"{name} {_text(old)} -> {_text(new)}" for name, old, new in pairs if old != new]
 
@@ -342,7 +342,7 @@ def list_tracks(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
 
 
 def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
-    """Folder and tracks of each of a cell's runs: one run, or one per request.
+    """Folder and tracks of each of a trial's runs: one run, or one per request.
 
     Several requests split the list in order into parts of about equal size. Tracks of earlier requests are never
     trained on again. If retain is the catalogue without the list, tracks of later requests are retain tracks until
@@ -395,7 +395,7 @@ def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str
     """Check that an existing run is the one that the plan requires.
 
     Args:
-        cell: the cell of the run.
+        cell: the trial of the run.
         tracks: the run's tracks.
         base: required hash of the run's base model, if known.
 
@@ -455,7 +455,7 @@ def is_measured(folder: Path, config: EvalConfig, models: Mapping[Role, str]) ->
 
 
 def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
-    """The cells that are not complete.
+    """The trials that are not complete.
 
     Args:
         tracks: the result of `plan_tracks`.

@@ -1,4 +1,4 @@
-"""Runs the cells, each in its own process, several at a time; a failure affects only its cell."""
+"""Runs the trials, each in its own process, several at a time; a failure affects only its trial."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_TAIL = 4096  # bytes at the end of a log that are searched for an error
 
 
 class Running(Protocol):
-    """A cell's process; what `subprocess.Popen` has."""
+    """A trial's process; what `subprocess.Popen` has."""
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while the process runs."""
@@ -46,16 +46,16 @@ def run_cells(
     start: Start | None = None,
     progress: Progress = lambda cell, status: None,
 ) -> dict[Trial, str]:
-    """Run `encore bench --cell` for each cell; returns the error of each failed cell.
+    """Run `encore bench --trial` for each trial; returns the error of each failed trial.
 
-    A cell's output goes to `logs/<cell>.log`. Signals are passed on, so that runs write a checkpoint.
+    A trial's output goes to `logs/<trial>.log`. Signals are passed on, so that runs write a checkpoint.
 
     Args:
-        cells: the cells.
+        cells: the trials.
         jobs: number of concurrent processes.
-        start: starts the process of a cell, given its name and `out`. Default: on this machine, whose CPU cores are
+        start: starts the process of a trial, given its name and `out`. Default: on this machine, whose CPU cores are
             divided between the jobs, unless OMP_NUM_THREADS is set.
-        progress: called with a cell and "started", "done" or an error.
+        progress: called with a trial and "started", "done" or an error.
 
     Raises:
         Interrupted: a signal arrived, and all processes have ended.
@@ -98,12 +98,12 @@ def run_cells(
 
 
 def trial_command(name: str, out: Path) -> list[str]:
-    """The command that runs a cell of the bench in folder `out`."""
-    return [sys.executable, "-m", "encore", "bench", "--out", str(out), "--cell", name]
+    """The command that runs a trial of the bench in folder `out`."""
+    return [sys.executable, "-m", "encore", "bench", "--out", str(out), "--trial", name]
 
 
 def log_file(name: str, out: Path) -> Path:
-    """The log of a cell."""
+    """The log of a trial."""
     return out / LOGS / f"{name.replace('/', '-')}.log"
 
 

@@ -45,7 +45,7 @@ class RequestLine:
 
 
 def request_lines(plan: Plan, out: Path, failed: Collection[Trial] = ()) -> list[RequestLine]:
-    """The requests of all measured cells with several requests, except failed cells."""
+    """The requests of all measured trials with several requests, except failed trials."""
     groups: dict[tuple[str, int, int], list[RequestLine]] = {}
     for cell in plan.cells:
         if cell.requests > 1 and cell not in failed and (out / cell.name / METRICS).exists():

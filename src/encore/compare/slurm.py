@@ -91,7 +91,7 @@ def checked(resources: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_running(cell: Trial, out: Path) -> bool:
-    """Whether a process works on one of the cell's runs now."""
+    """Whether a process works on one of the trial's runs now."""
     return any(in_use(lock.parent) for lock in (out / cell.name).rglob(LOCK))
 
 

@@ -1,4 +1,4 @@
-"""One cell of a bench: forget, then measure. Completed parts are skipped."""
+"""One trial of a bench: forget, then measure. Completed parts are skipped."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ EACH = EvalConfig(metrics=("nll", "verbatim"))  # for the run of each of several
 
 
 def run_cell(out: Path, name: str, reporter: Reporter) -> Trial:
-    """Complete the cell `name` of the bench in folder `out`.
+    """Complete the trial `name` of the bench in folder `out`.
 
     With several requests, each run starts from the model of the previous one and is measured on its own tracks; the
-    last model is measured on all tracks at the end. A cell of `encore.compare.finetuned` trains a model.
+    last model is measured on all tracks at the end. A trial of `encore.compare.finetuned` trains a model.
 
     Raises:
-        UsageError: the bench has no such cell, or its folder has another run.
+        UsageError: the bench has no such trial, or its folder has another run.
         EncoreError: see `encore.unlearn.run.forget` and `encore.evaluate.run.evaluate_run`.
     """
     plan = read_plan(out)
     models = model_trials(plan)
     cell = next((cell for cell in (*plan.cells, *models) if cell.name == name), None)
     if cell is None:
-        raise UsageError(f"the bench in {out} has no cell {name!r}", f"its first is {plan.cells[0].name}")
+        raise UsageError(f"the bench in {out} has no trial {name!r}", f"its first is {plan.cells[0].name}")
     whole = plan_tracks(plan, out)
     if cell in models:
         train_model(plan, cell, out, whole, reporter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from encore import distributed
@@ -17,8 +18,8 @@ class RelearningAttack:
     """Trains a copy of a model on clips, as an attacker would to restore them.
 
     Args:
-        backend: the model; it is copied once, and its trained weights before every attack. Weights that are not trained
-            (with an adapter, all but the adapter's) are shared with the copy.
+        backend: the model; it is copied once, and its trained weights before every attack, in float32. Weights that are
+            not trained (with an adapter, all but the adapter's) are shared with the copy.
         lr: learning rate of AdamW.
     """
 
@@ -44,8 +45,8 @@ class RelearningAttack:
         """
         if distributed.in_lockstep():
             raise UsageError(
-                "relearning attacks need whole weights, and --shard splits them",
-                "use -o attack_share=0, or leave --shard out",
+                "relearning attacks need whole weights, and --fsdp splits them",
+                "use -o attack_share=0, or leave --fsdp out",
             )
         copy, module = self._copy.module, backend.module
         shared = {name for name, weight in module.named_parameters() if not weight.requires_grad}
@@ -96,6 +97,9 @@ def _sharing_copy(backend: Backend) -> Backend:
     finally:
         for name, weight in fixed.items():
             weight.data = values[name]
-    for name, value in values.items():
-        copy.module.get_parameter(name).requires_grad_(False).data = value
+    for name, weight in copy.module.named_parameters():
+        if name in values:
+            weight.requires_grad_(False).data = values[name]
+        elif weight.dtype == torch.bfloat16:  # most steps of an attack are smaller than what bfloat16 can show
+            weight.data = weight.data.float()
     return copy

@@ -48,7 +48,7 @@ class RunFiles:
         run: its `run.json`.
         results: rows of `metrics.json`.
         evaluation: `evaluation.json`, how the rows were measured; empty for a run of an older Encore.
-        looks: the snapshots of `log.jsonl`, oldest first, each with `at`: steps since the run began.
+        snapshots: the snapshots of `log.jsonl`, oldest first, each with `at`: steps since the run began.
         samples: the audio files.
     """
 
@@ -119,14 +119,14 @@ def _snapshots(log: Path) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
             record = parsed_json(line, LOG)
-            if not isinstance(record, dict) or "look" not in record:
+            if not isinstance(record, dict) or "snapshot" not in record:
                 continue
-            parsed_json(json.dumps(record["look"]), LOG, schemas.Snapshot)
+            parsed_json(json.dumps(record["snapshot"]), LOG, schemas.Snapshot)
         except InputError:  # a line that was torn by a kill
             continue
         phase, step = record.get("phase", 1), record.get("step")
         if isinstance(phase, int) and isinstance(step, int):
-            taken[phase, step] = record["look"]
+            taken[phase, step] = record["snapshot"]
     begins, last_phase, last_step = 0, 0, 0
     for (phase, step), snapshot in sorted(taken.items()):
         if phase != last_phase:

@@ -13,10 +13,10 @@ from typing import Any, Literal, cast
 import torch
 
 from encore import __version__, distributed
+from encore.api.method import LARGE
 from encore.errors import UsageError
 from encore.launcher import launched
 
-LARGE = 100_000_000  # weights above which a step is dominated by matrix products
 LIBRARIES = ("torch", "transformers", "safetensors", "av", "soundfile", "soxr", "numpy", "scipy")
 
 

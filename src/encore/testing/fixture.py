@@ -18,7 +18,7 @@ from encore.data.catalog import Catalog
 from encore.data.decode import load
 from encore.errors import UsageError
 from encore.testing.state import undisturbed
-from encore.unlearn.engine import Clips
+from encore.unlearn.sampling import Clips
 
 FRAMES, SECONDS = 60, 1.5  # of a clip; longer than the second of prompt that `verbatim` gives
 LENGTHS = {"forget": (1.0, 1.0, 1.0, 0.7), "retain": (1.0, 1.0, 1.0, 0.8, 1.0, 1.0), "holdout": (1.0, 0.9, 1.0)}

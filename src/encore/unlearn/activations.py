@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from encore.api import Backend, Method
+from encore.api import Backend
 from encore.errors import UsageError
 
 Setting = Literal["auto", "on", "off"]
-FULL = 0.5  # share of the device's memory that weights, gradients and moments may take before `auto` is on
+FULL = 0.5  # share of the device's memory that a run may hold beside activations before `auto` is on
 
 
 @contextmanager
@@ -64,18 +64,13 @@ def _restored(state: list[tuple[nn.Module, dict[str, Any]]]) -> Iterator[None]:
             part.__dict__ = attributes
 
 
-def uses_checkpoints(setting: Setting, backend: Backend, method: Method, *, trained: int, adapter: bool) -> bool:
-    """Whether a run checkpoints activations.
-
-    `auto` does so where what a run holds beside activations (weights, the reference's copy, and of each trained weight
-    a gradient and two moments, all in float32) takes more than half of the device's memory.
+def uses_checkpoints(setting: Setting, backend: Backend, held: int) -> bool:
+    """Whether a run checkpoints activations; `auto` does so where the rest takes more than half of the memory.
 
     Args:
         setting: of the user.
         backend: the model.
-        method: of the run.
-        trained: number of trained weights.
-        adapter: whether they are an adapter's.
+        held: bytes that the run holds on the device beside activations; see `encore.unlearn.memory.held`.
 
     Raises:
         UsageError: it is on, and the backend has no blocks.
@@ -83,10 +78,8 @@ def uses_checkpoints(setting: Setting, backend: Backend, method: Method, *, trai
     if setting == "off":
         return False
     if setting == "auto":
-        weights = sum(weight.numel() for weight in backend.module.parameters())
-        copies = 2 if "reference" in method.spec.needs and not adapter else 1
         memory = _device_bytes(backend.device)
-        if memory is None or 4 * (copies * weights + 3 * trained) <= FULL * memory:
+        if memory is None or held <= FULL * memory:
             return False
     try:
         return len(backend.blocks) > 0

@@ -83,6 +83,14 @@ class Adapter:
         """Add the adapter to the weights, and leave the module with the layers that it had before."""
         self._saved = {name: weight.detach().cpu().clone() for name, weight in self.parameters.items()}
         self._tuner.merge_and_unload()
+        self._restore_gradients()
+
+    def remove(self) -> None:
+        """Leave the module as it was before there was an adapter."""
+        self._tuner.unload()
+        self._restore_gradients()
+
+    def _restore_gradients(self) -> None:
         for name, weight in self._module.named_parameters():
             weight.requires_grad_(name in self._trained)
 

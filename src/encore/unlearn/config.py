@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from encore.errors import UsageError
+
+WeightType = Literal["fp32", "bf16"]
+OptimizerStates = Literal["fp32", "8bit"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    weights: str = "fp32"
+    optimizer_states: str = "fp32"
     resume: bool = False
-    shard: bool = False
+    fsdp: bool = False
     adapter: str | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None

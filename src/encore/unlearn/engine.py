@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,56 +20,26 @@ from torch import Tensor
 from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
 from encore.curvature.fisher_cache import cached_fisher
-from encore.errors import EncoreError, Interrupted, PluginError, UsageError
+from encore.errors import EncoreError, Interrupted, PluginError, UsageError, one_line
 from encore.hashing import module_sha256
 from encore.stop_signals import StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn import sharding
+from encore.unlearn import bf16_weights, checks, masks, sharding
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, refuse_unadaptable
-from encore.unlearn.config import Lora
+from encore.unlearn.config import Lora, OptimizerStates, WeightType
+from encore.unlearn.eight_bit import eight_bit
 from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
 from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.reference import Source, reference_of
+from encore.unlearn.sampling import Clips, ShuffledSampler
 from encore.unlearn.track_clipping import TrackClipping
 from encore.unlearn.weight_average import WeightAverage, copied_weights, load_weights
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
 Record = Callable[[Mapping[str, Any]], None]
 LossOf = Callable[[Step, Batch], Tensor]
-
-
-@dataclass
-class Clips:
-    """The clips of a run. `holdout` may be empty; `retain` may be empty where the method does not need it."""
-
-    forget: Sequence[Clip]
-    retain: Sequence[Clip]
-    holdout: Sequence[Clip]
-
-
-class ShuffledSampler:
-    """Draws clips without replacement, in passes over the set, each pass shuffled."""
-
-    def __init__(self, generator: torch.Generator, queue: Sequence[int] = ()) -> None:
-        self.generator = generator
-        self.queue = list(queue)
-
-    def take(self, allowed: Sequence[int], count: int) -> list[int]:
-        """`count` of the allowed indices (all of them where there are fewer)."""
-        if count >= len(allowed):
-            return list(allowed)
-        taken: list[int] = []
-        permitted = set(allowed)
-        while len(taken) < count:
-            if not self.queue:
-                order = torch.randperm(len(allowed), generator=self.generator).tolist()
-                self.queue = [allowed[i] for i in order]
-            index = self.queue.pop()
-            if index in permitted and index not in taken:
-                taken.append(index)
-        return taken
 
 
 @dataclass
@@ -112,12 +82,15 @@ class Engine:
         precision: "fp32", or "bf16" for autocast.
         lora: train an adapter in place of the model's weights, and merge it at the end; None: train the weights.
         checkpoint_activations: whether blocks keep their inputs only, and are computed again in the backward pass.
+        weight_type: of the matrices while the run trains; those in bfloat16 keep their float32 values apart, and are
+            computed with under autocast.
+        optimizer_states: "8bit" for moments of AdamW in 8 bits.
         checkpoints: where to save the loop's state; None saves none.
         fisher_folder: cache folder of Fisher diagonals; None caches none.
         record: receives a mapping for every step and every snapshot (`log.jsonl`).
         stop: a flag that signals set.
         started: when this process started the run, by `time.monotonic`; None: now.
-        shard: split weights, gradients and optimiser state over the processes while the loop runs.
+        fsdp: split weights, gradients and optimiser state over the processes while the loop runs.
     """
 
     def __init__(
@@ -129,21 +102,25 @@ class Engine:
         precision: Literal["fp32", "bf16"] = "fp32",
         lora: Lora | None = None,
         checkpoint_activations: bool = False,
+        weight_type: WeightType = "fp32",
+        optimizer_states: OptimizerStates = "fp32",
         checkpoints: Checkpoints | None = None,
         fisher_folder: Path | None = None,
         record: Record = lambda _: None,
         stop: StopFlag | None = None,
         started: float | None = None,
-        shard: bool = False,
+        fsdp: bool = False,
     ) -> None:
         self.backend = backend
-        self.shard = shard
+        self.fsdp = fsdp
         self.clips = clips
         self.seed = seed
         self.precision = precision
         self.lora = lora
         self.adapter: Adapter | None = None
         self.checkpoint_activations = checkpoint_activations
+        self.weight_type: WeightType = weight_type
+        self.optimizer_states: OptimizerStates = optimizer_states
         self.checkpoints = checkpoints
         self.fisher_folder = fisher_folder
         self.record = record
@@ -171,7 +148,11 @@ class Engine:
         if self.lora is not None:
             refuse_unadaptable(method)
             self.adapter = Adapter(self.backend, self.lora, seed=self.seed)
-        with checkpointed(self.backend.blocks) if self.checkpoint_activations else nullcontext():
+        with ExitStack() as stack:
+            if self.checkpoint_activations:
+                stack.enter_context(checkpointed(self.backend.blocks))
+            if self.weight_type == "bf16":
+                stack.enter_context(self._bf16_weights(method))
             self._apply(method)
         if self.adapter is not None:
             self.adapter.merge()
@@ -188,6 +169,11 @@ class Engine:
                 raise UsageError(
                     f"method {method.spec.name!r} selects single weights to train, which an adapter does not have",
                     "leave --adapter out",
+                )
+            if self.weight_type == "bf16" and self._masks:
+                raise UsageError(
+                    f"method {method.spec.name!r} restores single weights after each step, in float32",
+                    "leave --weights out",
                 )
             distributed.copy_first(self._masks.values())
             if session.target_nll:
@@ -235,7 +221,7 @@ class Engine:
     @contextmanager
     def _sharded(self, method: LossMethod) -> Iterator[None]:
         """Split the model over the processes inside the context, where that is asked for."""
-        if not self.shard:
+        if not self.fsdp:
             yield
             return
         sharding.check(method)
@@ -249,21 +235,7 @@ class Engine:
         self.backend = self.monitor.backend = whole
 
     def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
-        for name, part in self.backend.frozen().items():
-            if module_sha256(part) != frozen[name]:
-                raise PluginError(f"method {method.spec.name!r} changed the {name}, which must stay as it was")
-        state = self.backend.module.state_dict()
-        changed = [name for name in {**weights, **state} if name not in state or weights.get(name) != state[name].shape]
-        if changed:
-            raise PluginError(
-                f"method {method.spec.name!r} left other weights than the model had, first of all {changed[0]}: "
-                "merge what it adds in finish"
-            )
-        for name, weight in state.items():
-            if not torch.isfinite(weight).all():
-                raise EncoreError(
-                    f"method {method.spec.name!r} left non-finite weights in {name}", "lower --lr; nothing was saved"
-                )
+        checks.check_result(method, self.backend, frozen, weights)
 
     # ----------------------------------------------------------------------------------------------------- the loop
 
@@ -275,9 +247,11 @@ class Engine:
             raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
         uses_retain = "retain" in method.spec.needs and bool(self._retain)
         weights = [weight for weight in module.parameters() if weight.requires_grad]
-        if not self.shard:
+        if not self.fsdp:
             distributed.copy_first(weights)
         optimizer = method.optimizer(weights, peak)
+        if self.optimizer_states == "8bit":
+            optimizer = eight_bit(optimizer, method.spec.name)
         peaks = [group["lr"] for group in optimizer.param_groups]
         state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
         clipping = None
@@ -338,7 +312,7 @@ class Engine:
                         method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
                     )
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.shard:
+                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.fsdp:
                         raise
                     short = True
                 if not any(distributed.largest([short])):
@@ -348,18 +322,21 @@ class Engine:
                 state.micro_batch_size = max(1, state.micro_batch_size // 2)
                 self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
             losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
-            if not self.shard:
+            if not self.fsdp:
                 distributed.add_gradients(weights)
             if state.step == 0 and phase == "both":
-                self._check_gradients(method, optimizer)
+                checks.check_gradients(method, self.backend.module, optimizer, self._masks)
             distributed.synchronise(self.generator)  # a loss may draw by the size of its batch
-            self._mask_gradients()
+            masks.mask_gradients(module, self._masks)
             norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
-                optimizer.step()
+                if self.weight_type == "bf16":
+                    bf16_weights.step(optimizer)
+                else:
+                    optimizer.step()
                 with torch.no_grad():
                     method.after_step(step)
-                self._restore_masked(best)
+                masks.restore_masked(module, self._masks, best)
                 if schedule.averages(state.step):
                     self._average.update()
                 bad = 0
@@ -394,7 +371,7 @@ class Engine:
                     if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
                         state.best, best = snapshot, copied_weights(module, trained)
                 self.record(
-                    {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
+                    {"phase": self._phase, "step": state.step, "of": schedule.steps, "snapshot": snapshot.as_dict()}
                 )
                 if late or over:
                     break
@@ -464,26 +441,6 @@ class Engine:
             sums["penalty"] = penalty.item()
         return sums
 
-    def _check_gradients(self, method: LossMethod, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse weights in the optimiser that the losses do not depend on: they would silently stay as they are.
-
-        Methods that use hidden states do not run the later blocks, so they are not checked.
-        """
-        if "hidden" in method.spec.needs:
-            return
-        optimised = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        idle = [
-            name
-            for name, weight in self.backend.module.named_parameters()
-            if id(weight) in optimised and weight.grad is None and name not in self._masks
-        ]
-        if idle:
-            more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
-            raise PluginError(
-                f"the losses of method {method.spec.name!r} give no gradient to {idle[0]}{more}, which is trained",
-                "freeze the weight in the backend (requires_grad_(False)), or leave it out of the method's optimizer",
-            )
-
     def _interruption(self, due: bool) -> tuple[int, bool]:
         """The signal that any process received, 0 for none, and whether a checkpoint is due in any."""
         number, due_anywhere = distributed.largest([self.stop.number or 0, due])
@@ -493,21 +450,30 @@ class Engine:
         """Duration of the run so far, over all processes."""
         return self.outcome.earlier_seconds + _now() - self.started
 
-    def _mask_gradients(self) -> None:
-        """Zero the gradients of masked weights, so that they gather no momentum and don't count in the clipped norm."""
-        for name, mask in self._masks.items():
-            gradient = self.backend.module.get_parameter(name).grad
-            if gradient is not None:
-                gradient.masked_fill_(~mask, 0)
-
-    @torch.no_grad()
-    def _restore_masked(self, best: Mapping[str, Tensor]) -> None:
-        """Undo weight decay on masked weights; `best` has their values, which never change."""
-        for name, mask in self._masks.items():
-            weight = self.backend.module.get_parameter(name)
-            weight.copy_(torch.where(mask, weight, best[name].to(weight.device)))
+    @contextmanager
+    def _bf16_weights(self, method: Method) -> Iterator[None]:
+        """Inside the context matrices are in bfloat16, and everything is computed under autocast."""
+        if self.adapter is None:
+            bf16_weights.check(method)
+        adapter = () if self.adapter is None else self.adapter.parameters.keys()
+        # Weights change while autocast is on, so that it must not keep its copies of them.
+        autocast = torch.autocast(self.backend.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        with bf16_weights.bf16_weights(self.backend.module, adapter), autocast:
+            try:
+                with torch.no_grad():
+                    self.backend.losses(Batch.of([*self.clips.forget, *self.clips.retain][:1], self.backend.device))
+            except RuntimeError as error:
+                if _out_of_memory(error):
+                    raise
+                raise UsageError(
+                    f"a {self.backend.name} model can't compute with bfloat16 weights: {one_line(error)}",
+                    "leave --weights out",
+                ) from error
+            yield
 
     def _autocast(self) -> AbstractContextManager[Any]:
+        if self.weight_type == "bf16":  # it is on during the whole run
+            return nullcontext()
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     # ------------------------------------------------------------------------------------------------------- Fisher

@@ -17,9 +17,11 @@ from encore.api.method import RETAIN_SAMPLE
 from encore.data.encoded_tracks import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
-from encore.unlearn.engine import Clips, Engine
-from encore.unlearn.memory import Settings, alternatives, available_bytes, memory_of
+from encore.unlearn.engine import Engine
+from encore.unlearn.memory import Settings, available_bytes, memories, smaller
 from encore.unlearn.run import Prepared
+from encore.unlearn.sampling import Clips
+from encore.unlearn.setup import engine_settings
 
 TRIAL_STEPS, LEAST_STEPS = 40, 3
 TRIAL_SECONDS = 12.0
@@ -75,22 +77,24 @@ def estimate(prepared: Prepared) -> Estimate:
     free = available_bytes(device)
     if free is not None:
         free += before  # what this process holds already
-    settings = Settings(prepared.request.lora, prepared.checkpoint_activations)
+    request: Any = prepared.request
+    settings = Settings(request.lora, prepared.checkpoint_activations, request.weights, request.optimizer_states)
     some = [*clips.forget, *(clips.retain[i] for i in range(min(SOME, len(clips.retain))))]  # retain may be streamed
-    of_run = (prepared.backend, prepared.method, some, settings)
-    bf16 = prepared.precision == "bf16"
     seconds: float | None = None
     peak, savings = before, dict[str, int]()
     if isinstance(prepared.method, LossMethod):
-        memory = memory_of(*of_run, bf16=bf16)
-        savings = alternatives(*of_run, bf16=bf16, now=memory)
-        if prepared.request.shard:
+        choices = [settings, *smaller(settings, prepared.method)]
+        sizes = memories(prepared.backend, prepared.method, some, choices, bf16=prepared.precision == "bf16")
+        memory = sizes.pop(settings)
+        savings = {other.flags: memory.total - less.total for other, less in sizes.items() if less.total < memory.total}
+        if prepared.request.fsdp:
             memory = memory.split(distributed.size())
-        peak += memory.total - memory.weights
+        loaded = sum(weight.numel() * weight.element_size() for weight in prepared.backend.module.parameters())
+        peak += memory.total - loaded
     if distributed.first(free is None or peak <= free):
         seconds, peak = _trial(prepared, clips)
-    smaller = {flags: peak - saved for flags, saved in sorted(savings.items(), key=lambda item: item[1])}
-    return Estimate(seconds, max(before, peak), prepared.disk_bytes(), free, smaller)
+    lighter = {flags: peak - saved for flags, saved in sorted(savings.items(), key=lambda item: item[1])}
+    return Estimate(seconds, max(before, peak), prepared.disk_bytes(), free, lighter)
 
 
 def _trial(prepared: Prepared, clips: Clips) -> tuple[float, int]:
@@ -108,9 +112,8 @@ def _trial(prepared: Prepared, clips: Clips) -> tuple[float, int]:
                 raise _TrialOver
 
     engine = Engine(
-        backend, clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
-        checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher", record=record,
-        shard=prepared.request.shard,
+        backend, clips, fisher_folder=cache_folder() / "fisher", record=record,
+        **engine_settings(prepared.request, prepared.precision, prepared.checkpoint_activations),
     )  # fmt: skip
     started = time.monotonic()
     engine.monitor.snapshot()

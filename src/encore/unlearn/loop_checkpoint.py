@@ -18,6 +18,7 @@ from encore.api import Backend, LossMethod
 from encore.errors import InputError, PluginError
 from encore.store import schemas
 from encore.store.run_folder import Checkpoints, read_json
+from encore.unlearn import bf16_weights
 from encore.unlearn.lr_schedule import Decay
 from encore.unlearn.monitor import Snapshot
 from encore.unlearn.sharding import gathered, split_like
@@ -79,11 +80,7 @@ class LoopCheckpoints:
         if self.folders is None:
             return False
         state.averaged = self.average.steps
-        slots = {
-            f"{i}.{key}": value
-            for i, slots in self.optimizer.state_dict()["state"].items()
-            for key, value in slots.items()
-        }
+        slots = _flat(self.optimizer.state_dict()["state"])
         moments = gathered({key: value for key, value in slots.items() if isinstance(value, Tensor)})
         plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
 
@@ -97,8 +94,7 @@ class LoopCheckpoints:
             save_file(best, folder / "best.safetensors")
             if self.average.steps:
                 save_file(mean, folder / "mean.safetensors")
-            draws = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
-            save_file(moments | draws, folder / "optimizer.safetensors")
+            save_file(moments | self._random_states(), folder / "optimizer.safetensors")
             save_file(_tensors(self.method), folder / "method.safetensors")
             saved = asdict(state) | {"phase": self.phase, "optimizer": plain}
             (folder / "state.json").write_text(json.dumps(saved))
@@ -148,20 +144,49 @@ class LoopCheckpoints:
         if state.averaged:
             self.average.weights = read("mean.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
-        self.generator.set_state(moments.pop("generator"))
-        torch.set_rng_state(moments.pop("dropout"))
+        self._set_random_states(moments)
         blank = self.optimizer.state_dict()
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         slots: dict[int, dict[str, Any]] = {}
         for key, value in (moments | plain).items():
-            index, slot = key.split(".", 1)
+            index, *parents, slot = key.split(".")
             if isinstance(value, Tensor) and value.shape == weights[int(index)].shape:
                 value = split_like(value, weights[int(index)])
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict(blank | {"state": slots})
+            place = slots.setdefault(int(index), {})
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[slot] = value
+        with bf16_weights.float32(weights):  # torch casts moments to the type of their weights
+            self.optimizer.load_state_dict(blank | {"state": slots})
         if (folder / "method.safetensors").exists():
             self.method.load_state_dict(load_file(folder / "method.safetensors", device=device))
         return read("best.safetensors")
+
+    def _random_states(self) -> dict[str, Tensor]:
+        """States of the run's generator and of those that dropout draws from."""
+        states = {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
+        if self.backend.device.type == "cuda":
+            states["dropout_cuda"] = torch.cuda.get_rng_state(self.backend.device)
+        return states
+
+    def _set_random_states(self, states: dict[str, Tensor]) -> None:
+        """Restore what `_random_states` saved, and take it out of `states`.
+
+        A checkpoint of a CPU has no state for a GPU, whose dropout then goes on from the run's seed.
+        """
+        self.generator.set_state(states.pop("generator"))
+        torch.set_rng_state(states.pop("dropout"))
+        cuda = states.pop("dropout_cuda", None)
+        if cuda is not None and self.backend.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, self.backend.device)
+
+
+def _flat(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables (some optimisers have them) as one, with the keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
 
 
 def _tensors(method: LossMethod) -> dict[str, Tensor]:

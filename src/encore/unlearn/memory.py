@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from encore.api import Backend, Batch, Clip, EditMethod, Method
+from encore.api import Backend, Batch, Clip, LossMethod, Method
 from encore.errors import EncoreError
+from encore.unlearn import bf16_weights
 from encore.unlearn.activations import checkpointed
-from encore.unlearn.adapter import Adapter, refuse_unadaptable
-from encore.unlearn.config import Lora
+from encore.unlearn.adapter import Adapter, adapter_size, refuse_unadaptable
+from encore.unlearn.config import Lora, OptimizerStates, WeightType
+from encore.unlearn.eight_bit import check_bitsandbytes
 
-FLOAT = 4  # bytes; weights, gradients and moments are float32
+FLOAT = 4  # bytes; weights, gradients and moments are float32 where nothing else is asked for
 MOMENTS = 2  # of AdamW
+BYTES = dict(zip(get_args(OptimizerStates), (FLOAT, 1), strict=True))  # of a moment; scales of 8-bit blocks are few
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Memory:
 
     Args:
         weights: the model's trainable part.
-        training: gradient and moments of each trained weight, and, on the CPU, its best and averaged values.
+        training: gradient and moments of each trained weight, the rest of its float32 value where it is in bfloat16,
+            and, on the CPU, its best and averaged values.
         reference: the frozen copy of the base.
         activations: tensors that autograd keeps for the backward pass of a micro-batch.
     """
@@ -38,7 +43,7 @@ class Memory:
     activations: int
 
     def split(self, processes: int) -> Memory:
-        """Memory of one of several processes that split weights and training state (`--shard`)."""
+        """Memory of one of several processes that split weights and training state (`--fsdp`)."""
         weights, training = (-(-part // processes) for part in (self.weights, self.training))
         return Memory(weights, training, self.reference, self.activations)
 
@@ -50,16 +55,48 @@ class Memory:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that memory depends on; None is a run that trains all weights."""
+    """Settings that memory depends on; without an adapter (`lora`), a run trains all weights."""
 
     lora: Lora | None = None
     checkpoint_activations: bool = False
+    weights: WeightType = "fp32"
+    optimizer_states: OptimizerStates = "fp32"
 
     @property
     def flags(self) -> str:
         """The flags of `encore forget` that choose it."""
-        flags = ["--adapter lora"] if self.lora else []
-        return " ".join([*flags, *(["--checkpoint-activations on"] if self.checkpoint_activations else [])])
+        flags = {
+            "--adapter lora": self.lora is not None,
+            "--checkpoint-activations on": self.checkpoint_activations,
+            f"--weights {self.weights}": self.weights != "fp32",
+            f"--optimizer-states {self.optimizer_states}": self.optimizer_states != "fp32",
+        }
+        return " ".join(flag for flag, used in flags.items() if used)
+
+
+def held(backend: Backend, method: Method, settings: Settings) -> Memory:
+    """The memory of a run of a method that trains, without activations, from the numbers of weights.
+
+    Args:
+        backend: the model, without an adapter.
+        method: its options and needs.
+        settings: of the run.
+
+    Raises:
+        UsageError: the adapter fits no layer.
+    """
+    weights = list(backend.module.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    model, count = _bytes(weights, settings.weights), sum(weight.numel() for weight in trained)
+    gradient, adapter = _bytes(trained, settings.weights), 0
+    remainder = FLOAT * count - gradient
+    if settings.lora is not None:
+        count = adapter_size(backend.module, settings.lora)
+        gradient, adapter, remainder = FLOAT * count, FLOAT * count, 0
+    copies = 1 + (getattr(method.options, "schedule", "") == "adaptive") if backend.device.type == "cpu" else 0
+    training = gradient + remainder + (MOMENTS * BYTES[settings.optimizer_states] + copies * FLOAT) * count
+    reference = model if "reference" in method.spec.needs and settings.lora is None else 0
+    return Memory(model + adapter, training, reference, 0)
 
 
 def memory_of(backend: Backend, method: Method, clips: Sequence[Clip], settings: Settings, *, bf16: bool) -> Memory:
@@ -73,34 +110,75 @@ def memory_of(backend: Backend, method: Method, clips: Sequence[Clip], settings:
         bf16: whether autocast is on.
 
     Raises:
-        EncoreError: the method can't train an adapter, or the model's blocks can't be checkpointed.
+        EncoreError: the method can't train an adapter or bfloat16 weights, or the model's blocks can't be checkpointed.
     """
+    return memories(backend, method, clips, [settings], bf16=bf16)[settings]
+
+
+def memories(
+    backend: Backend, method: Method, clips: Sequence[Clip], choices: Sequence[Settings], *, bf16: bool
+) -> dict[Settings, Memory]:
+    """`memory_of` with each of some settings; activations are measured once per kind of model.
+
+    Raises:
+        EncoreError: as `memory_of`, of the first settings; of the others those that can't be used are left out.
+    """
+    longest = max(clips, key=lambda clip: clip.codes.shape[-1])
     options = method.options
-    weights = sum(weight.numel() for weight in backend.module.parameters()) * FLOAT
     micro_batch = min(
         getattr(options, "micro_batch_size", 8),
         max(getattr(options, "forget_batch_size", 0), getattr(options, "batch_size", 0), 1),
     )
-    longest = max(clips, key=lambda clip: clip.codes.shape[-1])
-    trained_module = backend.clone() if settings.lora else backend
-    adapter = 0
-    if settings.lora:
+    result: dict[Settings, Memory] = {}
+    measured: dict[tuple[Lora | None, WeightType, bool], int] = {}
+    for settings in choices:
+        kind = settings.lora, settings.weights, settings.checkpoint_activations
+        try:
+            _refuse_unusable(method, settings)
+            if kind not in measured:
+                with _as_in_the_run(backend, settings):
+                    autocast = bf16 or settings.weights == "bf16"
+                    everything = measured.get((*kind[:2], False))
+                    if everything is None:
+                        everything = saved_bytes(backend, [longest], bf16=autocast)
+                        measured[*kind[:2], False] = everything
+                    if settings.checkpoint_activations:
+                        inputs = saved_bytes(backend, [longest], bf16=autocast, checkpoint_activations=True)
+                        # A checkpointed block's own activations exist one block at a time, when it is run again.
+                        measured[kind] = inputs + (everything - inputs) // len(backend.blocks)
+            result[settings] = replace(held(backend, method, settings), activations=micro_batch * measured[kind])
+        # peft is missing, the method or the model does not allow it, or a copy of the model does not fit
+        except (EncoreError, torch.OutOfMemoryError):
+            if not result:
+                raise
+    return result
+
+
+def _refuse_unusable(method: Method, settings: Settings) -> None:
+    if settings.lora is not None:
         refuse_unadaptable(method)
-        parameters = Adapter(trained_module, settings.lora, seed=0).parameters
-        adapter = sum(weight.numel() for weight in parameters.values()) * FLOAT
-    activations = saved_bytes(
-        trained_module, [longest], bf16=bf16, checkpoint_activations=settings.checkpoint_activations
-    )
-    trained = adapter or sum(w.numel() for w in backend.module.parameters() if w.requires_grad) * FLOAT
-    copies = 1 + (getattr(options, "schedule", "") == "adaptive") if backend.device.type == "cpu" else 0
-    reference = weights if "reference" in method.spec.needs and not settings.lora else 0
-    return Memory(weights + adapter, (1 + MOMENTS + copies) * trained, reference, micro_batch * activations)
+    elif settings.weights == "bf16":
+        bf16_weights.check(method)
+    if settings.optimizer_states == "8bit":
+        check_bitsandbytes()
+
+
+@contextmanager
+def _as_in_the_run(backend: Backend, settings: Settings) -> Iterator[None]:
+    """Inside the context the model has the adapter and the type of weights of a run."""
+    adapter = Adapter(backend, settings.lora, seed=0) if settings.lora is not None else None
+    names = () if adapter is None else adapter.parameters.keys()
+    try:
+        halved = bf16_weights.bf16_weights(backend.module, names, to_disk=False)
+        with halved if settings.weights == "bf16" else nullcontext():
+            yield
+    finally:
+        if adapter is not None:
+            adapter.remove()
 
 
 def saved_bytes(backend: Backend, clips: Sequence[Clip], *, bf16: bool, checkpoint_activations: bool = False) -> int:
     """Bytes that autograd keeps for the backward pass of the loss of clips, in one micro-batch.
-
-    A checkpointed block's own activations exist one block at a time, when it is run again.
 
     Args:
         backend: the model, with or without an adapter.
@@ -115,62 +193,30 @@ def saved_bytes(backend: Backend, clips: Sequence[Clip], *, bf16: bool, checkpoi
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor
 
-    def measured(checkpoints: bool) -> int:
-        kept.clear()
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            if checkpoints:
-                stack.enter_context(checkpointed(backend.blocks))
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing))
-            stack.enter_context(torch.autocast(backend.device.type, dtype=torch.bfloat16, enabled=bf16))
-            backend.losses(Batch.of(clips, backend.device))
-        size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-        kept.clear()
-        return size
-
-    everything = measured(False)
-    if not checkpoint_activations:
-        return everything
-    inputs = measured(True)
-    return inputs + (everything - inputs) // len(backend.blocks)
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        if checkpoint_activations:
+            stack.enter_context(checkpointed(backend.blocks))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing))
+        stack.enter_context(torch.autocast(backend.device.type, dtype=torch.bfloat16, enabled=bf16))
+        backend.losses(Batch.of(clips, backend.device))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def alternatives(
-    backend: Backend,
-    method: Method,
-    clips: Sequence[Clip],
-    settings: Settings,
-    *,
-    bf16: bool,
-    now: Memory | None = None,
-) -> dict[str, int]:
-    """How much less memory other settings of the same run take, in bytes, by their flags; those that save some.
-
-    Args:
-        backend: the model, before the run.
-        method: of the run.
-        clips: of the run.
-        settings: of the run.
-        bf16: whether autocast is on.
-        now: memory of the run with its own settings, where it was computed before.
-    """
-    if isinstance(method, EditMethod):
-        return {}
-    now = now or memory_of(backend, method, clips, settings, bf16=bf16)
-    saved: dict[str, int] = {}
-    for lora in dict.fromkeys((settings.lora, settings.lora or Lora())):
-        for checkpoints in dict.fromkeys((settings.checkpoint_activations, True)):
-            other = replace(settings, lora=lora, checkpoint_activations=checkpoints)
-            if other == settings:
-                continue
-            try:
-                less = now.total - memory_of(backend, method, clips, other, bf16=bf16).total
-            # peft is missing, the method or the model does not allow it, or a copy of the model does not fit
-            except (EncoreError, torch.OutOfMemoryError):
-                continue
-            if less > 0:
-                saved[other.flags] = less
-    return saved
+def smaller(settings: Settings, method: Method) -> list[Settings]:
+    """Other settings of a run that take less memory: each keeps what the run has already."""
+    if not isinstance(method, LossMethod):
+        return []
+    lora = settings.lora or Lora()
+    changes = (
+        {"checkpoint_activations": True},
+        {"lora": lora},
+        {"lora": lora, "checkpoint_activations": True},
+        {"lora": lora, "checkpoint_activations": True, "weights": "bf16"},
+        {"checkpoint_activations": True, "weights": "bf16", "optimizer_states": "8bit"},
+    )
+    others = [replace(settings, **change) for change in changes]  # type: ignore[arg-type]
+    return [other for other in dict.fromkeys(others) if other != settings]
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -182,3 +228,8 @@ def available_bytes(device: torch.device) -> int | None:
         available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
         return int(available[1]) * 1024 if available else None
     return None
+
+
+def _bytes(weights: Sequence[nn.Parameter], kind: WeightType) -> int:
+    """Bytes of weights; matrices may be in bfloat16."""
+    return sum(weight.numel() * (2 if kind == "bf16" and weight.ndim > 1 else FLOAT) for weight in weights)

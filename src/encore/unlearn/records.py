@@ -21,7 +21,7 @@ from encore.store.environment import versions
 from encore.store.model_name import model_name
 from encore.store.run_folder import read_json
 from encore.text import printable
-from encore.unlearn.config import ForgetConfig, Lora
+from encore.unlearn.config import ForgetConfig, RunConfig
 from encore.unlearn.engine import Engine, TrainResult
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot, mean
@@ -29,6 +29,7 @@ from encore.unlearn.monitor import Snapshot, mean
 SCHEMA = 1
 PATHS = ("line", "text", "file", "shards", "caption_source")  # what may change of a track when a run is resumed
 LISTED = 1024  # retain tracks of a catalogue in shards that `request.json` lists
+UNUSED = {"adapter": None, "weights": "fp32", "optimizer_states": "fp32"}  # without an entry of `memory_settings`
 COLLAPSE = 1.0  # a run has collapsed if the mean NLL of memorised or other retain rises by more nats per token
 COLLAPSE_SHARE = 0.5  # the same for a loss that is not in nats, as a share of base's
 
@@ -71,7 +72,6 @@ def request_json(
     model_sha256: str,
     precision: str,
     tracks: Mapping[str, Any],
-    lora: Lora | None = None,
 ) -> dict[str, Any]:
     """What defines a run; only a run with the same definition can resume it."""
     return {
@@ -87,9 +87,16 @@ def request_json(
         **option_files(method.options),
         "seed": request.seed,
         "precision": precision,
-        **({"adapter": asdict(lora)} if lora is not None else {}),
+        **memory_settings(request),
         **tracks,
     }
+
+
+def memory_settings(request: RunConfig) -> dict[str, Any]:
+    """The entries of a run's definition for settings that save memory; nothing for those that are not used."""
+    entries: dict[str, Any] = {} if request.lora is None else {"adapter": asdict(request.lora)}
+    types = {"weights": request.weights, "optimizer_states": request.optimizer_states}
+    return entries | {name: value for name, value in types.items() if value != UNUSED[name]}
 
 
 def option_files(options: Options) -> dict[str, dict[str, str]]:
@@ -111,8 +118,7 @@ def check_other_run(file: Path, request: Mapping[str, Any]) -> None:
     """
     try:
         before = read_json(file, schemas.Request)
-        request = {"adapter": None, **request}  # neither file has the key where there is no adapter
-        before = {"adapter": None, **before}
+        request, before = {**UNUSED, **request}, {**UNUSED, **before}
         pairs = {key: (_without_paths(before[key]), _without_paths(value)) for key, value in request.items()}
         changed = [f"{key}: {_change(*pair)}" for key, pair in pairs.items() if pair[0] != pair[1]]
     except KeyError as error:
@@ -215,6 +221,8 @@ def memory_json(engine: Engine) -> dict[str, Any]:
         "adapter": adapter.as_dict() if adapter else None,
         "reference": engine.outcome.reference,
         "checkpoint_activations": engine.checkpoint_activations,
+        **({"weight_type": engine.weight_type} if engine.weight_type != "fp32" else {}),
+        **({"optimizer_states": engine.optimizer_states} if engine.optimizer_states != "fp32" else {}),
     }
 
 

@@ -14,10 +14,12 @@ from encore.evaluate.result_cache import evaluation_cache
 from encore.metrics.robustness.relearn import evenly_spaced, relearning_curve
 from encore.reporter import Reporter
 from encore.settings import cache_folder
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Engine
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import mean, track_nll
 from encore.unlearn.run import Prepared
+from encore.unlearn.sampling import Clips
+from encore.unlearn.setup import engine_settings, recorder
 from encore.unlearn.verbatim_check import VerbatimCheck
 
 Item = TypeVar("Item")
@@ -98,16 +100,11 @@ class Rehearsal:
             EncoreError: see `Engine.run`.
         """
         started, prepared = time.monotonic(), self._prepared
-
-        def record(line: Mapping[str, Any]) -> None:
-            if "of" in line:
-                self._reporter.progress(line.get("stage", "rehearse"), line["step"], line["of"], line)
-
+        record = recorder(None, self._reporter, "rehearse", started, None)
         copy = prepared.backend.clone()
         engine = Engine(
-            copy, self._clips, seed=prepared.request.seed, precision=prepared.precision, lora=prepared.request.lora,
-            checkpoint_activations=prepared.checkpoint_activations, fisher_folder=cache_folder() / "fisher",
-            record=record, shard=prepared.request.shard,
+            copy, self._clips, fisher_folder=cache_folder() / "fisher", record=record,
+            **engine_settings(prepared.request, prepared.precision, prepared.checkpoint_activations),
         )  # fmt: skip
         check = VerbatimCheck(copy, engine.monitor.memorised, self._clips.forget)
         snapshot = engine.run(method).best

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,6 @@ from encore.store.run_folder import (
     Checkpoints,
     RunFolder,
     check_occupied,
-    locked,
     preflight,
     read_json,
 )
@@ -46,16 +45,29 @@ from encore.tensor_cache import TensorCache
 from encore.text import printable
 from encore.unlearn.adapter import RATES
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Engine
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
-from encore.unlearn.records import check_other_run, listed_places, memory_json, request_json, run_json, track_json
+from encore.unlearn.records import (
+    check_other_run,
+    listed_places,
+    memory_json,
+    memory_settings,
+    request_json,
+    run_json,
+    track_json,
+)
+from encore.unlearn.sampling import Clips
 from encore.unlearn.self_retain import generate_retain
 from encore.unlearn.setup import (
     check_method,
     check_settings,
+    complete_run,
     costs_json,
     disk_bytes,
+    engine_settings,
     hardware_json,
+    is_complete,
+    recorder,
     run_folder,
     settle,
     with_adapter_origin,
@@ -134,33 +146,19 @@ def check_unusable(request: ForgetConfig) -> None:
 
 
 def finished(request: ForgetConfig, method: Method) -> dict[str, Any] | None:
-    """Contents of `run.json` where the run to resume is already complete; else None.
-
-    Files left by a process that was killed at the very end are removed.
-
-    Raises:
-        UsageError: it is a run of another method, seed or options.
-        InputError: a file of it can't be read.
-        EncoreError: another process uses the folder.
-    """
-    if not (request.resume and (request.out / "run.json").exists()):
+    """As `complete_run`, before the model and the tracks are known."""
+    if not is_complete(request):
         return None
     pick_precision(request.precision, pick_device(request.device))
-    with locked(request.out):
-        run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-        options = method.options.model_dump(mode="json")
-        if request.lora is not None:  # the rates that were not given follow from the model, which is not loaded
-            recorded = read_json(request.out / "request.json", schemas.Request).get("options", {})
-            free = recorded.keys() & RATES - method.options.model_fields_set
-            options |= {name: recorded[name] for name in free}
-        settings = {
-            "method": method.spec.name, "seed": request.seed, "options": options,
-            "adapter": asdict(request.lora) if request.lora is not None else None,
-        }  # fmt: skip
-        if request.precision != "auto":  # what auto chose follows from the model as well
-            settings["precision"] = request.precision
-        check_other_run(request.out / "request.json", settings)
-    return run
+    options = method.options.model_dump(mode="json")
+    if request.lora is not None:  # the rates that were not given follow from the model, which is not loaded
+        recorded = read_json(request.out / "request.json", schemas.Request).get("options", {})
+        free = recorded.keys() & RATES - method.options.model_fields_set
+        options |= {name: recorded[name] for name in free}
+    settings = {"method": method.spec.name, "seed": request.seed, "options": options, **memory_settings(request)}
+    if request.precision != "auto":  # what auto chose follows from the model as well
+        settings["precision"] = request.precision
+    return complete_run(request, settings)
 
 
 def choose(request: ForgetConfig, reporter: Reporter | None = None) -> Tracks:
@@ -295,8 +293,7 @@ def forget(
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = request_json(
-        request, method, model_sha256=model_sha256(backend), lora=request.lora,
-        precision=prepared.precision, tracks=prepared.listed(),
+        request, method, model_sha256=model_sha256(backend), precision=prepared.precision, tracks=prepared.listed(),
     )  # fmt: skip
     identity = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
     reset_peak_bytes(str(backend.device))
@@ -323,18 +320,11 @@ def forget(
         clips = Clips(clips_of(prepared.forget), retain, clips_of(prepared.holdout))
         stop.check()
 
-        def record(line: Mapping[str, Any]) -> None:
-            if folder:
-                folder.log({"seconds": round(time.monotonic() - started, 3), **line})
-                track(line)
-            if "of" in line:
-                reporter.progress(line.get("stage", "forget"), line["step"], line["of"], line)
-
+        record = recorder(folder, reporter, "forget", started, track)
         checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
-            backend, clips, seed=request.seed, precision=prepared.precision, lora=request.lora,
-            checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints,
-            fisher_folder=cache_folder() / "fisher", record=record, stop=stop, started=started, shard=request.shard,
+            backend, clips, checkpoints=checkpoints, fisher_folder=cache_folder() / "fisher", record=record, stop=stop,
+            started=started, **engine_settings(request, prepared.precision, prepared.checkpoint_activations),
         )  # fmt: skip
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)

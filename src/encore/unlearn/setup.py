@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from encore import distributed
 from encore.api import Backend, Method
 from encore.errors import UsageError
 from encore.plugins import backends
+from encore.reporter import Reporter
+from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision
 from encore.store.model_name import model_name
-from encore.store.run_folder import RunFolder
-from encore.unlearn import sharding
+from encore.store.run_folder import RunFolder, locked, read_json
+from encore.unlearn import bf16_weights, sharding
 from encore.unlearn.activations import Setting, uses_checkpoints
 from encore.unlearn.adapter import (
     adapter_size,
@@ -26,8 +29,11 @@ from encore.unlearn.adapter import (
     unadaptable_weights,
     with_adapter_rates,
 )
-from encore.unlearn.config import ForgetConfig, RunConfig, TrainConfig
-from encore.unlearn.engine import Engine, TrainResult
+from encore.unlearn.config import ForgetConfig, OptimizerStates, RunConfig, TrainConfig, WeightType
+from encore.unlearn.eight_bit import check_bitsandbytes
+from encore.unlearn.engine import Engine, Record, TrainResult
+from encore.unlearn.memory import Settings, held
+from encore.unlearn.records import check_other_run
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -52,34 +58,45 @@ class Setup(Generic[MethodT]):
 
 
 def check_settings(request: RunConfig) -> None:
-    """Check device, precision, model family and adapter, before any track is searched for.
+    """Check device, precision, types, model family and adapter, before any track is searched for.
 
     Raises:
         UsageError: one of them can't be used.
-        MissingExtraError: peft is needed, and not installed.
+        MissingExtraError: peft or bitsandbytes is needed, and not installed.
     """
     pick_precision(request.precision, pick_device(request.device))
     backends().get(request.backend)
     check_choice("--checkpoint-activations", request.checkpoint_activations, get_args(Setting))
+    check_choice("--weights", request.weights, get_args(WeightType))
+    check_choice("--optimizer-states", request.optimizer_states, get_args(OptimizerStates))
+    if request.weights == "bf16" and request.precision == "fp32":
+        raise UsageError("weights in bfloat16 are computed with in bf16, not in fp32", "leave --precision out")
+    if request.optimizer_states == "8bit":
+        check_bitsandbytes()
     if request.lora is not None:
         check_peft()
-    if request.shard:
+    if request.fsdp:
         if distributed.size() == 1:
-            raise UsageError("--shard splits the model over processes, and there is one", "start it with torchrun")
+            raise UsageError("--fsdp splits the model over processes, and there is one", "start it with torchrun")
         if request.lora is not None:
-            raise UsageError("--shard splits the weights that are trained, and an adapter has few", "leave --shard out")
+            raise UsageError("--fsdp splits the weights that are trained, and an adapter has few", "leave --fsdp out")
+        for flag, value in (("--weights", request.weights), ("--optimizer-states", request.optimizer_states)):
+            if value != "fp32":
+                raise UsageError(f"{flag} {value} can't be combined with --fsdp", "leave one of them out")
 
 
 def check_method(request: RunConfig, method: Method) -> None:
-    """Check that a method can train an adapter, or a split model, where that is asked for.
+    """Check that a method can train an adapter, a split model, or bfloat16 weights, where that is asked for.
 
     Raises:
         UsageError: it can't.
     """
-    if request.shard:
+    if request.fsdp:
         sharding.check(method)
     if request.lora is not None:
         refuse_unadaptable(method)
+    elif request.weights == "bf16":
+        bf16_weights.check(method)
 
 
 def settle(
@@ -96,16 +113,13 @@ def settle(
     Raises:
         UsageError: the adapter fits no layer, or activations can't be checkpointed.
     """
-    weights = list(backend.module.parameters())
-    total = sum(weight.numel() for weight in weights)
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     rates: Mapping[str, float] = {}
     if request.lora is not None:
-        trained = adapter_size(backend.module, request.lora)
         method, rates = with_adapter_rates(method, backend.module, request.lora, default_rates)
     setting: Any = request.checkpoint_activations
-    checkpoints = uses_checkpoints(setting, backend, method, trained=trained, adapter=request.lora is not None)
-    checkpoints = distributed.first(checkpoints)
+    types: Any = {"weights": request.weights, "optimizer_states": request.optimizer_states}
+    memory = held(backend, method, Settings(request.lora, **types)).total
+    checkpoints = distributed.first(uses_checkpoints(setting, backend, memory))
     notes = []
     if checkpoints and setting == "auto":
         notes.append(
@@ -117,8 +131,22 @@ def settle(
             f"the adapter leaves {len(left)} matrices as they are, since they are not weights of linear layers: "
             f"{left[0]}{' and others' if len(left) > 1 else ''}"
         )
+    total = sum(weight.numel() for weight in backend.module.parameters())
     precision = distributed.first(pick_precision(request.precision, pick_device(request.device), total))
+    if request.weights == "bf16":
+        precision = "bf16"
     return Setup(method, precision, checkpoints, rates, tuple(notes))
+
+
+def engine_settings(
+    request: RunConfig, precision: Literal["fp32", "bf16"], checkpoint_activations: bool
+) -> dict[str, Any]:
+    """The arguments of `Engine` that the flags and `settle` decide on."""
+    return {
+        "seed": request.seed, "precision": precision, "checkpoint_activations": checkpoint_activations,
+        "lora": request.lora, "weight_type": request.weights, "optimizer_states": request.optimizer_states,
+        "fsdp": request.fsdp,
+    }  # fmt: skip
 
 
 def disk_bytes(request: RunConfig, backend: Backend, *, checkpoints: int, copies: int) -> int:
@@ -139,6 +167,55 @@ def disk_bytes(request: RunConfig, backend: Backend, *, checkpoints: int, copies
 def run_folder(request: ForgetConfig | TrainConfig) -> AbstractContextManager[RunFolder | None]:
     """The folder, which one process writes."""
     return RunFolder(request.out, resume=request.resume) if distributed.rank() == 0 else nullcontext()
+
+
+def is_complete(request: ForgetConfig | TrainConfig) -> bool:
+    """Whether the run to resume is complete."""
+    return request.resume and (request.out / "run.json").exists()
+
+
+def complete_run(request: ForgetConfig | TrainConfig, definition: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Contents of `run.json` where the run to resume is already complete; else None.
+
+    Files left by a process that was killed at the very end are removed.
+
+    Args:
+        request: the configuration.
+        definition: entries of `request.json` that must be the same.
+
+    Raises:
+        UsageError: it is another run.
+        InputError: a file of it can't be read.
+        EncoreError: another process uses the folder.
+    """
+    if not is_complete(request):
+        return None
+    with locked(request.out):
+        run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
+        check_other_run(request.out / "request.json", definition)
+    return run
+
+
+def recorder(folder: RunFolder | None, reporter: Reporter, stage: str, started: float, track: Record | None) -> Record:
+    """The `record` of an engine: lines go to `log.jsonl`, to a tracker, and to the progress bar.
+
+    Args:
+        folder: of the run; None in a process that writes nothing.
+        reporter: receives progress.
+        stage: name of the loop's progress.
+        started: when the run started, by `time.monotonic`.
+        track: receives each line, beside the log.
+    """
+
+    def record(line: Mapping[str, Any]) -> None:
+        if folder:
+            folder.log({"seconds": round(time.monotonic() - started, 3), **line})
+            if track:
+                track(line)
+        if "of" in line:
+            reporter.progress(line.get("stage", stage), line["step"], line["of"], line)
+
+    return record
 
 
 def write_model(folder: RunFolder, request: RunConfig, engine: Engine, card: str) -> None:

@@ -18,7 +18,7 @@ from encore import distributed
 from encore.api import Backend, LossMethod, Method
 from encore.errors import UsageError
 
-HINT = "leave --shard out: without it, every process holds the whole model"
+HINT = "leave --fsdp out: without it, every process holds the whole model"
 
 
 def check(method: Method) -> None:
@@ -28,11 +28,11 @@ def check(method: Method) -> None:
         UsageError: it needs whole weights; the message says for what.
     """
     if getattr(method.options, "per_track_clip", None) is not None:
-        raise UsageError("--per-track-clip needs whole gradients, and --shard splits them", HINT)
+        raise UsageError("--per-track-clip needs whole gradients, and --fsdp splits them", HINT)
     reasons = {"penalty": "its penalty reads", "after_step": "it changes", "state_dict": "it keeps copies of"}
     for name, reason in reasons.items():
         if isinstance(method, LossMethod) and getattr(type(method), name) is not getattr(LossMethod, name):
-            raise UsageError(f"method {method.spec.name!r} can't run with --shard: {reason} whole weights", HINT)
+            raise UsageError(f"method {method.spec.name!r} can't run with --fsdp: {reason} whole weights", HINT)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def _split(backend: Backend, device: torch.device) -> None:
     for part in backend.module.modules():
         for weight in part._parameters.values():
             if weight is not None and owners.setdefault(weight, part) is not part:
-                raise UsageError(f"the weights of this {type(part).__name__} are tied, and --shard splits them", HINT)
+                raise UsageError(f"the weights of this {type(part).__name__} are tied, and --fsdp splits them", HINT)
     for part in [*blocks, *reversed(layers)]:  # what a layer contains before the layer
         # Weights are gathered again for the backward pass, and never kept: they may be changed between two passes.
         fully_shard(part, mesh=mesh, reshard_after_forward=True)

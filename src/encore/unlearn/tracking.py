@@ -146,7 +146,7 @@ def _plain(value: Any) -> bool | int | float | str:
 
 def figures_of(line: Line) -> dict[str, float]:
     """The figures of a step or a snapshot; of tracks their mean, never their names."""
-    snapshot = line.get("look")
+    snapshot = line.get("snapshot")
     if snapshot is None:
         numbers = {key: value for key, value in line.items() if key not in ("phase", "step", "of")}
         return {f"train/{key}": value for key, value in numbers.items() if isinstance(value, (int, float))}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from encore import distributed
@@ -23,7 +23,6 @@ from encore.plugins import backends, distributions, installed
 from encore.report.card import training_card
 from encore.reporter import Reporter
 from encore.stop_signals import stop_on_signals
-from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import pick_device, reset_peak_bytes, versions
 from encore.store.model_name import model_name, model_sha256
@@ -32,20 +31,23 @@ from encore.store.run_folder import (
     KEEP_CHECKPOINTS,
     Checkpoints,
     check_occupied,
-    locked,
     preflight,
-    read_json,
 )
 from encore.tensor_cache import TensorCache
 from encore.unlearn.config import TrainConfig
-from encore.unlearn.engine import Clips, Engine
-from encore.unlearn.records import SCHEMA, check_other_run, memory_json, track_json, with_origin
+from encore.unlearn.engine import Engine
+from encore.unlearn.records import SCHEMA, check_other_run, memory_json, memory_settings, track_json, with_origin
+from encore.unlearn.sampling import Clips
 from encore.unlearn.setup import (
     check_method,
     check_settings,
+    complete_run,
     costs_json,
     disk_bytes,
+    engine_settings,
     hardware_json,
+    is_complete,
+    recorder,
     run_folder,
     settle,
     with_adapter_origin,
@@ -97,7 +99,7 @@ def choose(request: TrainConfig, reporter: Reporter | None = None) -> Chosen:
         InputError: a list or a file can't be read, `--without` names no track of the list, or none is left.
     """
     check_settings(request)
-    if distributed.rank() == 0 and not _is_complete(request):
+    if distributed.rank() == 0 and not is_complete(request):
         check_occupied(request.out, resume=request.resume)
     catalog = open_catalog(request.catalog, request.model, request.roots)
     selection = read_list(request.tracks, catalog=catalog, roots=request.roots, allow_missing=request.allow_missing)
@@ -182,7 +184,7 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
     reporter = reporter or Reporter()
     request, backend, method = prepared.request, prepared.backend, prepared.method
     definition = _definition(prepared)
-    complete = distributed.first(_complete(request, definition) if distributed.rank() == 0 else None)
+    complete = distributed.first(complete_run(request, definition) if distributed.rank() == 0 else None)
     if complete is not None:
         reporter.note(f"nothing to do: the run in {request.out} is complete")
         return complete
@@ -203,17 +205,11 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
         before = {name: memorised(backend, members) for name, members in measured.items()}
         stop.check()
 
-        def record(line: Mapping[str, Any]) -> None:
-            if folder:
-                folder.log({"seconds": round(time.monotonic() - started, 3), **line})
-            if "of" in line:
-                reporter.progress(line.get("stage", NAME), line["step"], line["of"], line)
-
+        record = recorder(folder, reporter, NAME, started, None)
         checkpoints = Checkpoints(request.out / CHECKPOINTS, identity, reporter.note)
         engine = Engine(
-            backend, Clips([], clips, []), seed=request.seed, precision=prepared.precision, lora=request.lora,
-            checkpoint_activations=prepared.checkpoint_activations, checkpoints=checkpoints, record=record, stop=stop,
-            started=started, shard=request.shard,
+            backend, Clips([], clips, []), checkpoints=checkpoints, record=record, stop=stop, started=started,
+            **engine_settings(request, prepared.precision, prepared.checkpoint_activations),
         )  # fmt: skip
         outcome = engine.run(method)
         trained = time.monotonic()
@@ -285,21 +281,6 @@ def check_memorised(run: Mapping[str, Any]) -> None:
     )
 
 
-def _is_complete(request: TrainConfig) -> bool:
-    """Whether the run to resume is complete."""
-    return request.resume and (request.out / "run.json").exists()
-
-
-def _complete(request: TrainConfig, definition: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Contents of `run.json` where the run to resume is already complete; else None."""
-    if not _is_complete(request):
-        return None
-    with locked(request.out):
-        check_other_run(request.out / "request.json", definition)
-        run: dict[str, Any] = read_json(request.out / "run.json", schemas.Run)
-    return run
-
-
 def _definition(prepared: Prepared) -> dict[str, Any]:
     """What defines a run; only a run with the same definition can resume it."""
     request = prepared.request
@@ -315,7 +296,7 @@ def _definition(prepared: Prepared) -> dict[str, Any]:
         "options": prepared.method.options.model_dump(mode="json"),
         "seed": request.seed,
         "precision": prepared.precision,
-        **({"adapter": asdict(request.lora)} if request.lora is not None else {}),
+        **memory_settings(request),
         "forget": [],
         "retain": [track_json(track) for track in prepared.trained],
         "holdout": [],

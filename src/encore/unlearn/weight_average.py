@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from encore.unlearn import bf16_weights
 from encore.unlearn.sharding import is_split
 
 MEMORY = 20  # steps averaged; a longer average would include weights from before retain recovered
@@ -20,16 +21,18 @@ MEMORY = 20  # steps averaged; a longer average would include weights from befor
 def copied_weights(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """A copy of a module's state, by name, on the CPU, to save memory of a GPU; parts of split tensors stay there.
 
+    Of weights that are trained in bfloat16 it has the float32 values.
+
     Args:
         module: its device may be any.
         names: the entries to copy; None: all.
     """
-    state = module.state_dict()
+    state = module.state_dict(keep_vars=True)
     return {name: _copied(state[name]) for name in (state if names is None else names)}
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    tensor = bf16_weights.whole(tensor)
     return tensor.clone() if is_split(tensor) else tensor.to("cpu", copy=True).contiguous()
 
 
@@ -42,6 +45,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], names: Collec
     if names is not None and weights.keys() != set(names):
         raise RuntimeError(f"{len(weights)} weights given, {len(names)} expected")
     module.load_state_dict(dict(weights), strict=names is None)
+    for name, weight in module.named_parameters():
+        if name in weights:
+            bf16_weights.assign(weight, weights[name])
 
 
 class WeightAverage:
@@ -65,9 +71,9 @@ class WeightAverage:
     def update(self) -> None:
         """Add the current weights to the mean."""
         self.steps += 1
-        state = self.module.state_dict()
+        state = self.module.state_dict(keep_vars=True)
         for name in state if self.names is None else self.names:
-            weight = state[name].detach()
+            weight = bf16_weights.whole(state[name])
             if name in self.weights and weight.is_floating_point():
                 weight = weight if is_split(weight) else weight.cpu()
                 self.weights[name].lerp_(weight, max(1 / self.steps, 1 / MEMORY))
