@@ -1,7 +1,7 @@
 """Each gate and the fake that only it catches, on the embedded models: the fake is gold but for one thing.
 
-The relearning attacks train a copy of the fake, which takes longest: they are measured on the fakes that are theirs,
-with what is measured by default.
+The attacks that train take longest: they are measured on the fakes that are theirs, with what is measured by default.
+The fakes of gates that take a stereo model, or long tracks, are in the tests of these metrics.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 RETAIN = 12  # tracks
 FAST = [entry.spec.name for entry in plugins.metrics() if not entry.spec.full]
 RELEARNING = ["relearn_one", "relearn_others"]
+TRAINED = {"relearn": RELEARNING, "soft": ["soft_prompt"]}  # first word of a gate -> what only its fakes are given
 ATTACKS = [
     "quantised", "reworded", "prompt_reencoded", "prompt_stretched", "prompt_shifted", "membership_attacks",
+    "sampled_verbatim", "artefacts",
 ]  # fmt: skip
 
 
@@ -44,7 +46,12 @@ def caught(evaluation, fake, metrics) -> set[str]:
 
 
 def test_gold_itself_is_caught_by_nothing(evaluation):
-    assert caught(evaluation, fakes.wrap(evaluation.models["gold"], "nothing"), [*FAST, *ATTACKS, *RELEARNING]) == set()
+    assert (
+        caught(
+            evaluation, fakes.wrap(evaluation.models["gold"], "nothing"), [*FAST, *ATTACKS, *RELEARNING, "soft_prompt"]
+        )
+        == set()
+    )
 
 
 @pytest.mark.parametrize("name", fakes.FAKES)
@@ -58,9 +65,9 @@ def test_only_its_gate_of_the_fast_set_catches(evaluation, name):
 def test_only_its_gate_of_the_full_set_catches(evaluation, name):
     gate, make = fakes.FULL[name]
     fake = make(evaluation.models["gold"], fakes.Tracks.of(evaluation), evaluation)
-    assert caught(evaluation, fake, [*FAST, *(RELEARNING if gate.startswith("relearn") else ATTACKS)]) == {gate}
+    assert caught(evaluation, fake, [*FAST, *TRAINED.get(gate.partition("_")[0], ATTACKS)]) == {gate}
 
 
 def test_every_gate_has_a_fake():
     gates = {f"{row.name} {row.set}" for row in row_specs() if row.judge}
-    assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values())} == gates
+    assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values(), *fakes.OTHERS.values())} == gates
