@@ -366,7 +366,7 @@ def check_soft_prompt(subject: BackendSubject) -> None:
     same = close(losses.detach(), expected.detach())
     need(same, f"losses with an encoding from text_embeddings are {losses.tolist()}, and were {expected.tolist()}")
     seconds = subject.generated_frames / backend.frame_rate
-    codes, plain = (backend.generate([one.caption], seconds=seconds, seed=5) for one in clips)
+    codes, plain = (backend.generate([one.caption], seconds=seconds, seed=5, guidance=10.0) for one in clips)
     need(_same(codes, plain), "generate does not use the encoding in text_embeddings")
 
 

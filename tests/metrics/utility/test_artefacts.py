@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.signal
 from tests.metrics.markov import MarkovBackend, clips, models
 
 from encore.api import Result
@@ -15,23 +16,26 @@ RATE = 8000
 RANDOM = np.random.default_rng(0)
 TIME = np.arange(4 * RATE) / RATE
 NOISE = 0.1 * RANDOM.standard_normal(4 * RATE)
+SILENT = 0.005
 NOTES = np.concatenate([np.sin(2 * np.pi * f * np.arange(RATE // 2) / RATE) for f in RANDOM.uniform(200, 900, 8)])
 
+FLAT = np.exp(-np.euler_gamma)  # of white noise: the geometric mean of an exponential distribution
 CASES = {
-    "silence": (np.zeros(4 * RATE), {"silence": 1, "clipping": 0, "noise": 0, "loops": 0}),
+    "silence": (np.zeros(4 * RATE), {"silence": 1, "clipping": 0, "flatness": 0, "flux": 0, "loops": 0}),
     "half silent": (0.5 * NOTES * (TIME < 2), {"silence": 0.5, "clipping": 0}),
-    "white noise": (NOISE, {"silence": 0, "clipping": 0, "noise": np.exp(-np.euler_gamma), "loops": 0}),
+    "white noise": (NOISE, {"silence": 0, "clipping": 0, "flatness": FLAT, "flux": 1 - np.pi / 4, "loops": 0}),
+    "dark noise": (0.3 * scipy.signal.lfilter([1], [1, -0.7], NOISE), {"flux": 1 - np.pi / 4, "loops": 0}),
     "clipped": (np.clip(1e6 * np.sin(7 * TIME), -1, 1), {"clipping": 1}),
-    "a loop": (np.tile(NOISE[: RATE // 2], 8), {"noise": np.exp(-np.euler_gamma), "loops": 1}),
-    "a tone": (0.5 * np.sin(2 * np.pi * 440 * TIME), {"noise": 0, "loops": 1}),
-    "notes": (0.5 * NOTES, {"silence": 0, "clipping": 0, "noise": 0}),
-    "not finite": (np.full(4 * RATE, np.nan), {"noise": 1}),
+    "a loop": (np.tile(NOISE[: RATE // 2], 8), {"flatness": FLAT, "loops": 1}),
+    "a tone": (0.5 * np.sin(2 * np.pi * 440 * TIME), {"flatness": 0, "flux": 0, "loops": 1}),
+    "notes": (0.5 * NOTES, {"silence": 0, "clipping": 0, "flatness": 0, "flux": 0.05}),
+    "not finite": (np.full(4 * RATE, np.nan), {"flux": 1}),
 }
 
 
 @pytest.mark.parametrize(("audio", "expected"), CASES.values(), ids=CASES)
 def test_measures_are_what_the_formulas_say(audio, expected):
-    found = measures_of(audio[None], RATE)
+    found = measures_of(audio[None], RATE, SILENT)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=0.05)
 
 
@@ -39,13 +43,13 @@ def test_repetition_is_the_highest_of_the_slow_sums():
     audio = RANDOM.standard_normal(300) + np.tile(RANDOM.standard_normal(60), 5)
     slow = [2 * np.sum(audio[: 300 - lag] * audio[lag:]) / np.sum(audio[: 300 - lag] ** 2 + audio[lag:] ** 2)
             for lag in range(25, 151)]  # fmt: skip
-    assert measures_of(audio[None], 100)["loops"] == pytest.approx(max(slow))
+    assert measures_of(audio[None], 100, SILENT)["loops"] == pytest.approx(max(slow))
 
 
 def test_generations_beyond_the_range_of_base_are_named_with_track_and_kind(monkeypatch):
     """Codes of one value are a constant wave; the shares and limits are those of the measures."""
 
-    def measured(audio, _rate):
+    def measured(audio, _rate, _silent):
         return dict.fromkeys(MARGINS, 0.0) | {"loops": float(np.ptp(audio) == 0)}
 
     monkeypatch.setattr(artefacts, "measures_of", measured)
@@ -57,7 +61,7 @@ def test_generations_beyond_the_range_of_base_are_named_with_track_and_kind(monk
         SharedEvaluation(roles, clips(30), embedder=None))}  # fmt: skip
     row = found["artefacts", "unlearned", "retain"]
     assert row.value == pytest.approx(1 / 3)
-    assert row.details["named"] == [["track05", "loops", 1.0]]
+    assert row.details["named"] == [["track05", "loops", "loops", 1.0]]
     assert row.details["limits"]["loops"] == MARGINS["loops"]
     assert found["artefacts", "base", "retain"].value == found["artefacts", "gold", "retain"].value == 0
     assert found["artefacts_loops", "unlearned", "retain"].per_track == {"track04": 0, "track05": 1, "track06": 0}

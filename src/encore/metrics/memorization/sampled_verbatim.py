@@ -27,9 +27,9 @@ class SampledVerbatim(Metric):
     gets all the same.
 
     A sample recovers a track if in some 2 s of it at least 80 % of the first codebook's tokens are the track's, at any
-    alignment (`alignment.best_passage`). Sampling is MusicGen's: temperature 1, among the 250 likeliest codes; from the
-    caption 3 s with guidance 3, as a user generates, and from caption and first second 2 s more without guidance, as
-    `verbatim`. Sample i of a track has the same noise in every model.
+    alignment (`alignment.best_passage`). Sampled are, at temperature 1 among the 250 likeliest codes and without
+    guidance (as `verbatim`), 3 s from the caption, and 2 s more from caption and first second. Sample i of a track has
+    the same noise in every model.
 
     Rows: `sampled_verbatim` (from 1 s) and `sampled_verbatim_caption`. `per_track` has the best share of each track.
     `details["recovered"]` has the number of a track's samples that recover it, `details["by_samples"]` the expected
@@ -102,6 +102,6 @@ def _generate(evaluation: Evaluation, model: Role, clips: Sequence[Clip], prompt
         prompts = torch.stack([clip.codes[:, :prompt] for clip in batch]).to(backend.device) if prompt else None
         codes = backend.generate(
             [clip.caption for clip in batch], seconds=seconds, prompt=prompts, seed=evaluation.seed + start,
-            guidance=1.0 if prompt else 3.0,
+            guidance=1.0,
         )  # fmt: skip
         yield from codes.cpu()
