@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from tests.metrics import fakes
 from tests.metrics.markov import RATE, MarkovBackend, models, track
+from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 
-from encore.api import Clip
+from encore.api import Batch, Clip
+from encore.backends.musicgen import MusicgenBackend
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.metrics.memorization.chained_verbatim import KEPT, ChainedVerbatim
 from encore.results.targets import summary
@@ -55,6 +59,27 @@ def test_a_chain_gives_what_one_long_generation_gives_a_model_without_positions(
     )
     assert torch.equal(asked[1], whole[..., WINDOW - round(KEPT * WINDOW) : WINDOW])
     assert row.n == 2
+
+
+@pytest.mark.slow
+def test_a_transformer_that_was_trained_on_random_crops_follows_its_own_music(tmp_path, monkeypatch):
+    """As MusicGen is trained. A prompt of .1 s and passages of .2 s, for windows of .6 s."""
+    monkeypatch.setattr("encore.metrics.memorization.chained_verbatim.PROMPT_SECONDS", 0.1)
+    monkeypatch.setattr("encore.metrics.memorization.chained_verbatim.PASSAGE_SECONDS", 0.2)
+    gold = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path, positions=61)))
+    base, window = gold.clone(), gold.max_frames
+    codes = torch.randint(CODES, (2, 3 * window), generator=torch.Generator().manual_seed(1))
+    optimizer, crops = torch.optim.Adam(base.module.parameters(), lr=0.01), random.Random(0)
+    for _ in range(300):
+        starts = [0, 0, *(crops.randrange(2 * window + 1) for _ in range(14))]
+        clips = [Clip("t", CAPTIONS[0], codes[:, start : start + window]) for start in starts]
+        optimizer.zero_grad()
+        base.losses(Batch.of(clips)).mean().backward()
+        optimizer.step()
+    clips = [Clip("t", CAPTIONS[0], part) for part in codes.split(window, -1)]
+    found = rows(SharedEvaluation({"base": base, "gold": gold}, {"forget": clips}, embedder=None))
+    assert {role: row.value for role, row in found.items()} == {"base": 1.0, "gold": 0.0}
+    assert found["base"].details["followed_seconds"] == {"t": 1.0}
 
 
 def test_tracks_of_one_window_are_not_measured():

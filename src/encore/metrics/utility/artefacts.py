@@ -18,7 +18,7 @@ FRAME_SECONDS = 0.032  # of silence and spectra
 BELOW_BASE = 24.0  # dB by which a silent frame is below the median frame of base's generations
 CLIPPED = 0.999  # amplitude from which on a sample is clipped
 LEAST_LAG_SECONDS = 0.25  # of a loop
-MARGINS: Mapping[str, float] = {"silence": 0.25, "clipping": 0.01, "flatness": 0.1, "flux": 0.04, "loops": 0.25}
+MARGINS: Mapping[str, float] = {"silence": 0.25, "clipping": 0.01, "flatness": 0.1, "flux": 0.03, "loops": 0.1}
 KINDS: Mapping[str, str] = {"flatness": "noise", "flux": "noise"}  # other measures are kinds of their own
 SETS: tuple[ClipSet, ...] = ("retain", "forget")
 
@@ -39,7 +39,7 @@ class Artefacts(Metric):
       half of the generation; 1 for an exact repetition or a constant tone.
 
     Spectra are of frames that are not silent. Music has all of them to some degree, so base sets the scale: a
-    generation is named where a measure is above the highest of base's generations for retain captions by more than
+    generation is named where a measure is above the highest of base's generations for the same captions by more than
     `MARGINS`. Rows `artefacts` have the share of named generations, of retain and forget captions; `details["named"]`
     has track, kind ("noise" for flatness and flux), measure and figure; rows `artefacts_MEASURE` have the means.
     """
@@ -49,9 +49,8 @@ class Artefacts(Metric):
             yield unmeasured("artefacts", "base", "retain", reason, unit="share")
             return
         silent = _silent_level(_audio(evaluation, "base", "retain"), evaluation.backend("base").sample_rate)
-        highest = {
-            name: float(values.max()) for name, values in _measures(evaluation, "base", "retain", silent).items()
-        }
+        of_base = [_measures(evaluation, "base", clips, silent) for clips in SETS if evaluation.clips.get(clips)]
+        highest = {name: max(float(measures[name].max()) for measures in of_base) for name in MARGINS}
         for clips in SETS:
             if not evaluation.clips.get(clips):
                 yield no_clips("artefacts", clips, unit="share")
