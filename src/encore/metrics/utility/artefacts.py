@@ -18,7 +18,7 @@ FRAME_SECONDS = 0.032  # of silence and spectra
 BELOW_BASE = 24.0  # dB by which a silent frame is below the median frame of base's generations
 CLIPPED = 0.999  # amplitude from which on a sample is clipped
 LEAST_LAG_SECONDS = 0.25  # of a loop
-MARGINS: Mapping[str, float] = {"silence": 0.25, "clipping": 0.01, "flatness": 0.1, "flux": 0.03, "loops": 0.1}
+MARGINS: Mapping[str, float] = {"silence": 0.25, "clipping": 0.01, "flatness": 0.1, "flux": 0.035, "loops": 0.1}
 KINDS: Mapping[str, str] = {"flatness": "noise", "flux": "noise"}  # other measures are kinds of their own
 SETS: tuple[ClipSet, ...] = ("retain", "forget")
 
