@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -54,8 +55,9 @@ def _rows(evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Resul
     for whole, codes in zip(long, _chained(evaluation, model, long, first), strict=True):
         generated, track = codes[0, first : whole.codes.shape[-1]], whole.codes[0, first:].cpu()
         shares[whole.track] = best_passage(generated, track, passage, MIN_SHARE).share
-        right = [float(part.double().mean()) >= MATCH for part in (generated == track).split(second)]
-        followed[whole.track] = (right.index(False) if False in right else len(right)) * second / backend.frame_rate
+        seconds = (generated == track).double().split(second)
+        right = itertools.takewhile(lambda part: float(part.mean()) >= MATCH, seconds)
+        followed[whole.track] = sum(map(len, right)) / backend.frame_rate
     details = {"followed_seconds": followed, "window_seconds": first / backend.frame_rate, "kept": KEPT}
     yield verbatim_row("chained_verbatim", model, clips, shares, PROMPT_SECONDS, details=details)
 
