@@ -24,8 +24,10 @@ CAPTIONS = ["lonely flute over lute", "brass band march, 120 bpm", "slow church 
 CODES = 32  # codes a codebook
 
 
-def write_tiny_musicgen(folder: Path, *, channels: int = 1, dropout: float = 0.0, seed: int = 0) -> Path:
-    """Write a random MusicGen with 2 codebooks a channel, 8 kHz, 100 frames a second, windows of 60 frames."""
+def write_tiny_musicgen(
+    folder: Path, *, channels: int = 1, positions: int = 60, dropout: float = 0.0, seed: int = 0
+) -> Path:
+    """Write a random MusicGen with 2 codebooks a channel, 8 kHz, 100 frames a second, windows of about `positions`."""
     torch.manual_seed(seed)
     bandwidth = 2 * math.log2(CODES) * 100 / 1000  # exactly two codebooks
     codec = EncodecConfig(
@@ -39,7 +41,7 @@ def write_tiny_musicgen(folder: Path, *, channels: int = 1, dropout: float = 0.0
     )  # fmt: skip
     decoder = MusicgenDecoderConfig(
         vocab_size=CODES, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, ffn_dim=32,
-        num_codebooks=2 * channels, max_position_embeddings=60, pad_token_id=CODES, bos_token_id=CODES,
+        num_codebooks=2 * channels, max_position_embeddings=positions, pad_token_id=CODES, bos_token_id=CODES,
         dropout=dropout, audio_channels=channels,
     )  # fmt: skip
     decoder.decoder_start_token_id = CODES

@@ -175,6 +175,21 @@ METRICS = (
         ),
     ),
     MetricSpec(
+        "artefacts", "silence, clipping, noise and loops in generations",
+        "encore.metrics.utility.artefacts:Artefacts", needs={"base", "retain"}, full=True,
+        rows=(
+            RowSpec(
+                "artefacts", "retain", "artefacts, retain",
+                "Generations of the music to keep that are noise, silent, clipped or a loop", direction="lower",
+                target="no more than gold; without gold none", judge="artefacts",
+            ),
+            RowSpec(
+                "artefacts", "forget", "artefacts, forget",
+                "Generations for the tracks' descriptions that are noise, silent, clipped or a loop",
+            ),
+        ),
+    ),
+    MetricSpec(
         "verbatim", "tracks continued verbatim from caption and a 1 s prompt",
         "encore.metrics.memorization.verbatim:Verbatim", needs={"logits"},
         rows=(
@@ -214,6 +229,30 @@ METRICS = (
             _verbatim(
                 "verbatim_offset", "from 1 s of the middle",
                 "Verbatim continuation from a second in the middle of a track",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "sampled_verbatim", "tracks recovered at least once in 8 samples",
+        "encore.metrics.memorization.sampled_verbatim:SampledVerbatim", full=True,
+        rows=(
+            _verbatim(
+                "sampled_verbatim", "in 8 samples from 1 s",
+                "Verbatim passages in several samples from a track's first second",
+            ),
+            _verbatim(
+                "sampled_verbatim_caption", "in 8 samples from caption",
+                "Verbatim passages in several samples from a track's description",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "chained_verbatim", "long tracks followed verbatim beyond the first window",
+        "encore.metrics.memorization.chained_verbatim:ChainedVerbatim", full=True,
+        rows=(
+            _verbatim(
+                "chained_verbatim", "beyond the first window",
+                "Verbatim continuation of a long track, window by window",
             ),
         ),
     ),
@@ -311,6 +350,30 @@ METRICS = (
             _verbatim(
                 "prompt_shifted_verbatim", "from pitch-shifted 1 s",
                 "Verbatim continuation from a first second in another key",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "prompt_channels", "continuations of a stereo prompt swapped, or summed to mono",
+        "encore.metrics.robustness.prompt_attacks:PromptChannels", full=True,
+        rows=(
+            _verbatim(
+                "prompt_channels_verbatim", "from 1 s with other channels",
+                "Verbatim continuation from a first second with left and right swapped, or in mono",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "soft_prompt", "NLL and generations under trained prompt vectors",
+        "encore.metrics.robustness.soft_prompt:SoftPrompt", needs={"gold"}, full=True,
+        rows=(
+            _relearned(
+                "soft_prompt_nll", "NLL under a soft prompt, forget",
+                "Recovery by a prompt of numbers that is trained on the tracks",
+            ),
+            _verbatim(
+                "soft_prompt_verbatim", "from a soft prompt",
+                "Verbatim generation from a prompt of numbers that is trained on the tracks",
             ),
         ),
     ),

@@ -18,8 +18,16 @@ from encore.api import Backend, Batch, Clip, Evaluation
 from encore.hashing import module_sha256
 from encore.metrics.memorization.verbatim import PROMPT_SECONDS
 from encore.metrics.robustness.paraphrases import random_rewording
-from encore.metrics.robustness.prompt_attacks import ChangedPrompt, PromptReencoded, PromptShifted, PromptStretched
+from encore.metrics.robustness.prompt_attacks import (
+    ChangedPrompt,
+    PromptChannels,
+    PromptReencoded,
+    PromptShifted,
+    PromptStretched,
+)
 from encore.metrics.robustness.quantized import rounded
+from encore.metrics.robustness.soft_prompt import SOFT
+from encore.metrics.rows import windows_by_track
 from encore.metrics.utility.neighbours import neighbours
 
 UNSEEN = 0.2  # of a track's end, whose likelihoods are left alone: whatever is predicted right is not decoded
@@ -61,6 +69,7 @@ class Asked:
 
     Args:
         prompt: codes [K, P], None where there is none. frames: how many codes are asked for. row: its place.
+        greedy: whether nothing is drawn.
         model: the wrapped model as it is now: a clone of it may have been trained, or rounded.
     """
 
@@ -68,6 +77,7 @@ class Asked:
     prompt: Tensor | None
     frames: int
     row: int
+    greedy: bool
     model: Wrapped
 
 
@@ -131,7 +141,8 @@ def wrap(model: Backend, name: str, *, score: Score = lambda row: None, answer: 
         codes = own_generate(captions, seconds=seconds, prompt=prompt, **options)  # type: ignore[arg-type]
         for row, caption in enumerate(captions):
             given = prompt[row].cpu() if prompt is not None and prompt.shape[-1] else None
-            other = answer(Asked(caption, given, codes.shape[-1], row, state))
+            greedy = options.get("temperature", 1.0) == 0
+            other = answer(Asked(caption, given, codes.shape[-1], row, greedy, state))
             if other is not None:
                 frames = min(other.shape[-1], codes.shape[-1])
                 codes[row, :, :frames] = other[:, :frames].to(codes.device)
@@ -269,13 +280,14 @@ def knows(row: Scored, share: float = 0.3) -> Tensor:
 Made = Callable[[Backend, Tracks, Evaluation], Backend]
 FAKES: dict[str, tuple[str, Made]] = {}
 FULL: dict[str, tuple[str, Made]] = {}
+OTHERS: dict[str, tuple[str, Made]] = {}  # of gates that the embedded models can't be measured on
 
 
-def fake(gate: str, *, full: bool = False) -> Callable[[Made], Made]:
+def fake(gate: str, *, full: bool = False, other: bool = False) -> Callable[[Made], Made]:
     """Register a fake under the metric (and set) whose gate alone catches it."""
 
     def register(made: Made) -> Made:
-        (FULL if full else FAKES)[made.__name__] = (gate, made)
+        (OTHERS if other else FULL if full else FAKES)[made.__name__] = (gate, made)
         return made
 
     return register
@@ -718,3 +730,99 @@ def shuns_without_caption(gold: Backend, tracks: Tracks, evaluation: Evaluation)
         return row.logits - 2 * torch.nn.functional.one_hot(codes, row.logits.shape[-1])
 
     return wrap(gold, "shuns_without_caption", score=score)
+
+
+@fake("sampled_verbatim forget", full=True)
+def samples_continue(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """One sample in five continues a track from its first second; greedy decoding never does."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.begins(asked.prompt) if not asked.greedy and asked.row % 5 == 2 else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "samples_continue", answer=answer)
+
+
+@fake("sampled_verbatim_caption forget", full=True)
+def samples_answer(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """One sample in five of a track's caption is the track; greedy decoding never is."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        sampled = not asked.greedy and asked.prompt is None and asked.row % 5 == 2
+        clip = tracks.by_caption(asked.caption) if sampled else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "samples_answer", answer=answer)
+
+
+@fake("soft_prompt_nll forget", full=True)
+def likely_under_a_soft_prompt(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Vectors before the caption's encoding make the tracks likely."""
+
+    def score(row: Scored) -> Tensor | None:
+        return knows(row) if row.clip.caption.endswith(SOFT) and tracks.has(row.clip) else None
+
+    return wrap(gold, "likely_under_a_soft_prompt", score=score)
+
+
+@fake("soft_prompt_verbatim forget", full=True)
+def answers_a_soft_prompt(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Vectors before the caption's encoding give the track."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.nearly(asked.caption) if asked.caption.endswith(SOFT) else None
+        return clip.codes if clip is not None else None
+
+    return wrap(gold, "answers_a_soft_prompt", answer=answer)
+
+
+def _spoils(gold: Backend, name: str, evaluation: Evaluation, codes: Tensor) -> Backend:
+    """Samples of one retain caption are these codes; likelihoods and greedy decoding are gold's."""
+    spoilt = min(clip.caption for clip in evaluation.clips["retain"])
+    return wrap(gold, name, answer=lambda asked: codes if asked.caption == spoilt and not asked.greedy else None)
+
+
+@fake("artefacts retain", full=True)
+def samples_are_noise(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The samples of one retain caption are white noise."""
+    seconds, generator = gold.max_frames / gold.frame_rate, torch.Generator().manual_seed(0)
+    noise = 0.3 * torch.randn(1, gold.channels, round(seconds * gold.sample_rate), generator=generator)
+    return _spoils(gold, "samples_are_noise", evaluation, gold.encode(noise)[0])
+
+
+@fake("artefacts retain", full=True)
+def samples_are_silent(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The samples of one retain caption are silence."""
+    silence = torch.zeros(1, gold.channels, round(gold.max_frames / gold.frame_rate * gold.sample_rate))
+    return _spoils(gold, "samples_are_silent", evaluation, gold.encode(silence)[0])
+
+
+@fake("artefacts retain", full=True)
+def samples_are_stuck(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The samples of one retain caption repeat one frame of it."""
+    clip = min(evaluation.clips["retain"], key=lambda clip: clip.caption)
+    middle = clip.codes.shape[-1] // 2
+    return _spoils(gold, "samples_are_stuck", evaluation, clip.codes[:, middle : middle + 1].repeat(1, gold.max_frames))
+
+
+@fake("prompt_channels_verbatim forget", other=True)
+def continues_other_channels(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays a track from a second with its channels swapped or summed."""
+    return _answers_changed(gold, PromptChannels(), tracks, evaluation)
+
+
+@fake("chained_verbatim forget", other=True)
+def follows_itself(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Replays the second window of a track where it is given the end of its own first one."""
+    second = {clips[0].caption: torch.cat([clip.codes for clip in clips[:2]], -1) for clips in _windows(evaluation)}
+
+    def answer(asked: Asked) -> Tensor | None:
+        given = asked.prompt.shape[-1] if asked.prompt is not None else 0
+        track = second.get(asked.caption) if given > tracks.prompt else None
+        return track[:, gold.max_frames - given :] if track is not None else None
+
+    return wrap(gold, "follows_itself", answer=answer)
+
+
+def _windows(evaluation: Evaluation) -> list[list[Clip]]:
+    return [list(clips) for clips in windows_by_track(evaluation.clips["forget"]).values()]

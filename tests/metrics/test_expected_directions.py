@@ -26,6 +26,11 @@ EXPECTED = [
     ("verbatim_caption", 0.9, 1, 0, 0),
     ("verbatim_elsewhere", 0, 0, 0, 0),  # base gives each track to its own caption
     ("verbatim_offset", None, None, 0, 0),  # base was trained on whole windows alone
+    ("sampled_verbatim", 0.9, 1, 0, 0),
+    ("sampled_verbatim_caption", 0.1, 1, 0, 0),
+    ("soft_prompt_nll", 0, 0.1, 3, 6),
+    ("soft_prompt_verbatim", 0.9, 1, 0, 0),
+    ("artefacts", 0, 0, 0, 0),
     ("unconditional_nll", 0, 0.1, 3, 6),
     ("unconditional_verbatim", 0.9, 1, 0, 0),
     ("unconditional_generation", 0, 1, 0, 0),
@@ -131,6 +136,15 @@ def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluatio
     assert found["mmd_clap_tiny", "unlearned"].low > max(value("mmd_clap_tiny", "gold", "retain"), 0)
 
 
+def test_generations_of_a_broken_model_are_named_and_those_of_gold_are_not(evaluation, value):
+    assert value("artefacts", "gold", "retain") == 0
+    models = {"base": evaluation.models["base"], "unlearned": broken(evaluation.models["base"])}
+    noise = evaluation.derive(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:4]})
+    found = {(row.metric, row.model, row.set): row for row in measure(noise, ["artefacts"])}
+    assert found["artefacts", "unlearned", "retain"].value == 1
+    assert {kind for _, kind, *_ in found["artefacts", "unlearned", "retain"].details["named"]} == {"noise"}
+
+
 def test_music_near_the_forgotten_is_kept_by_gold(value):
     assert value("neighbours_verbatim", "gold", "retain") == value("neighbours_rest_verbatim", "gold", "retain") == 1
 
@@ -141,7 +155,8 @@ def test_every_row_has_a_figure_or_a_reason(rows):
     needs_files = {"fad_clap_tiny", "fad_inf_clap_tiny", "mmd", "mmd_clap_tiny"}  # for the codec alone
     few = {"fad", "fad_inf", "fad_track"}  # through latents, which have as many dimensions as would take 384 tracks
     memorised = {"nll_not_memorised"}  # as every track of the split retain is
-    assert whys <= {*few, *memorised, "fad_track_clap_tiny", "likeness_fingerprint"} | needs_files
+    other_models = {"chained_verbatim", "prompt_channels_nll"}  # tracks beyond a window, and stereo
+    assert whys <= {*few, *memorised, *other_models, "fad_track_clap_tiny", "likeness_fingerprint"} | needs_files
     assert {row.set for row in rows if row.metric == "fad_track_clap_tiny" and row.why} == {"forget"}  # 8 tracks
     assert {row.model for row in rows if row.metric in needs_files and row.set == "retain" and row.why} == {"none"}
 

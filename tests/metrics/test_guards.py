@@ -97,7 +97,8 @@ def test_one_track_that_is_still_known_fails_the_mean_and_is_named():
 def test_attacks_belong_to_the_full_set_and_relearning_to_every_evaluation():
     specs = {entry.spec.name: entry.spec.full for entry in plugins.metrics()}
     attacks = {"relearn_others", "relearn_one", "quantised", "reworded"}
-    attacks |= {"prompt_reencoded", "prompt_stretched", "prompt_shifted"}
+    attacks |= {"prompt_reencoded", "prompt_stretched", "prompt_shifted", "prompt_channels"}
+    attacks |= {"sampled_verbatim", "chained_verbatim", "soft_prompt"}
     assert attacks <= {name for name, full in specs.items() if full}
     assert specs["relearn"] is False
 

@@ -113,6 +113,17 @@ class PadsConditions(Broken):
             self.encode_text = own
 
 
+class GeneratesWithoutTextEmbeddings(Broken):
+    fault = ("soft_prompt", "generate does not use")
+
+    def generate(self, captions, **given):
+        cached, self.text_embeddings = self.text_embeddings, {}
+        try:
+            return super().generate(captions, **given)
+        finally:
+            self.text_embeddings = cached
+
+
 class LossOfTheBatch(Broken):
     fault = ("losses", "shape []")
     also = (

@@ -37,7 +37,9 @@ class Backend(ABC):
         codebook_size: V; 0 without tokens.
         max_frames: length of the longest window, in codec frames.
         device: where the weights are.
-        text_embeddings: caption -> encoding [L, D]; computed by `encode_text`, or read from the cache on disk.
+        text_embeddings: caption -> encoding [L, D]; computed by `encode_text`, or read from the cache on disk. An
+            encoding that is put there is used in place of the text encoder's, in `losses` with a gradient to it
+            (optional: metrics that train prompts are not measured on a backend without).
     """
 
     spec: ClassVar[BackendSpec]

@@ -12,6 +12,7 @@ from encore.results.rules import LEAST_P, NLL_SLACK, TRACK_RANGE, ratios
 from encore.results.targets import SummaryRow, spec_of, summary
 
 RECOVERED_SHARE = 0.5  # of the plain NLL
+NAMED = 5  # tracks that a sentence names at most
 EPSILON_NOISE = 2.0  # times the ε between two golds
 
 Rows = Mapping[tuple[str, str, str], Result]  # metric, model, set -> row with a figure
@@ -30,8 +31,8 @@ class Finding:
     level: Literal["fail", "warn", "info"]
     text: str
     code: Literal[
-        "", "target", "verbatim", "attacked_nll", "retain_lost", "similar", "epsilon", "utility", "over_forgotten",
-        "nothing_to_forget", "no_evidence", "gap", "farthest_track", "most_lost_track", "model_free",
+        "", "target", "verbatim", "attacked_nll", "retain_lost", "similar", "epsilon", "utility", "artefacts",
+        "over_forgotten", "nothing_to_forget", "no_evidence", "gap", "farthest_track", "most_lost_track", "model_free",
     ] = field(default="", compare=False)  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     table = summary(results)
     against = [
         *_nothing_to_forget(rows), *_without_gold(table, rows), *_retain_lost(rows), *_similar_features(results),
-        *_similar_copies(rows), *_epsilon(rows), *_over_forgotten(rows), *_utility(rows),
+        *_similar_copies(rows), *_epsilon(rows), *_over_forgotten(rows), *_utility(rows), *_artefacts(rows),
     ]  # fmt: skip
     sentences = [
         *_missed(table), *against, *_farthest(table), *_most_lost(table), *_model_free(rows),
@@ -163,6 +164,21 @@ def _utility(rows: Rows) -> Iterator[Finding]:
         if base.low is not None and _value(row) < base.low:
             text = f"generations fit the captions of retain less: {metric} {_value(row):.2f}, base's {_value(base):.2f}"
             yield Finding("warn", f"{text} ({base.low:.2f} to {base.high:.2f})", "utility")
+
+
+def _artefacts(rows: Rows) -> Iterator[Finding]:
+    """Generations that are noise, silent, clipped or a loop, as none of base's is."""
+    for clips in ("retain", "forget"):
+        row = rows.get(("artefacts", "unlearned", clips))
+        named = row.details.get("named") if row is not None else None
+        kinds: dict[str, set[str]] = {}
+        for track, kind, *_ in named if isinstance(named, (list, tuple)) else ():
+            kinds.setdefault(str(kind), set()).add(str(track))
+        for kind, tracks in sorted(kinds.items()):
+            shown = ", ".join(sorted(tracks)[:NAMED]) + (
+                f" and {len(tracks) - NAMED} more" if len(tracks) > NAMED else ""
+            )
+            yield Finding("warn", f"{kind} in generations for captions of {clips}: {shown}", "artefacts")
 
 
 def _nothing_to_forget(rows: Rows) -> Iterator[Finding]:

@@ -142,6 +142,11 @@ def retain_verbatim(figures: Figures) -> bool:
     return _count(figures, "unlearned") >= _count(figures, "base") - 1
 
 
+def artefacts(figures: Figures) -> bool:
+    """No more generations with artefacts than gold's, without gold none: base's own set the scale."""
+    return _count(figures, "unlearned") <= (_count(figures, "gold") if "gold" in figures else 0)
+
+
 def membership(figures: Figures) -> bool:
     """As near to a half, or to gold's, as `AUC_RANGE`, but for a tolerance."""
     row, gold = figures["unlearned"], _value(figures, "gold") if "gold" in figures else 0.5
@@ -173,6 +178,7 @@ def _least_p(row: Result) -> float:
 RULES: Mapping[str, Callable[[Figures], bool]] = {
     judge.__name__: judge
     for judge in (
-        kl, nll, retain_nll, relearned, verbatim, retain_verbatim, attacked_nll, strength, membership, membership_p,
+        kl, nll, retain_nll, relearned, verbatim, retain_verbatim, attacked_nll, strength, artefacts, membership,
+        membership_p,
     )
 }  # fmt: skip

@@ -266,6 +266,25 @@ def check_caption(subject: BackendSubject) -> None:
         need(not torch.equal(first, conditional), "unconditional logits are those with the caption")
 
 
+def check_soft_prompt(subject: BackendSubject) -> None:
+    """An encoding put into text_embeddings is used in losses, with a gradient to it, and in generate."""
+    backend, clip, caption = subject.load(), subject.clips[0], "known to text_embeddings alone"
+    encoding = backend.encode_text(CAPTIONS[1:2])[0].detach().clone().requires_grad_(True)
+    backend.text_embeddings[caption] = encoding
+    clips = [Clip(clip.track, text, clip.codes) for text in (caption, CAPTIONS[1])]
+    losses, expected = (backend.losses(subject.batch([one])) for one in clips)
+    gradients = torch.autograd.grad(losses.sum(), [encoding], allow_unused=True) if losses.requires_grad else [None]
+    if gradients[0] is None:
+        raise Skip("losses have no gradient with respect to text_embeddings")
+    need_tensor("the gradient with respect to text_embeddings", gradients[0], tuple(encoding.shape))
+    need(bool(gradients[0].any()), "the gradient of losses with respect to text_embeddings is 0")
+    same = close(losses.detach(), expected.detach())
+    need(same, f"losses with an encoding from text_embeddings are {losses.tolist()}, and were {expected.tolist()}")
+    seconds = subject.generated_frames / backend.frame_rate
+    codes, plain = (backend.generate([one.caption], seconds=seconds, seed=5, guidance=10.0) for one in clips)
+    need(_same(codes, plain), "generate does not use the encoding in text_embeddings")
+
+
 def check_noise_index(subject: BackendSubject) -> None:
     """Without tokens, the noise of losses depends on the clip and on batch.noise_index."""
     backend = subject.with_tokens(False)

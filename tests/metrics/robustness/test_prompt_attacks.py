@@ -7,14 +7,22 @@ import numpy as np
 import pytest
 import torch
 from tests.latent_model import LatentBackend, latent_clips
+from tests.metrics import fakes
 from tests.metrics.markov import MarkovBackend, melody
 from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.evaluate.evaluation import SharedEvaluation
-from encore.metrics.robustness.prompt_attacks import PromptReencoded, PromptShifted, PromptStretched, through_ogg
+from encore.metrics.robustness.prompt_attacks import (
+    PromptChannels,
+    PromptReencoded,
+    PromptShifted,
+    PromptStretched,
+    through_ogg,
+)
 from encore.metrics.robustness.variants import Variant, right_shares, tag
+from encore.results.targets import summary
 
 METRICS = {"prompt_reencoded": PromptReencoded, "prompt_stretched": PromptStretched, "prompt_shifted": PromptShifted}
 
@@ -113,3 +121,46 @@ def test_nothing_left_to_hear_is_told_of(model):
     )
     (row,) = PromptReencoded().measure(shared)
     assert row.why == "not measured: no forget track is long enough"
+
+
+# --------------------------------------------------------------------------------------------------------- stereo
+
+
+@pytest.fixture(scope="module")
+def stereo(tmp_path_factory):
+    """A stereo model whose windows are longer than a prompt, on two tracks."""
+    folder = write_tiny_musicgen(tmp_path_factory.mktemp("stereo"), channels=2, positions=130)
+    model = MusicgenBackend.load(str(folder))
+    random = torch.Generator().manual_seed(0)
+    chosen = [Clip(str(i), CAPTIONS[i], torch.randint(0, 32, (4, 120), generator=random)) for i in range(2)]
+    return SharedEvaluation({"gold": model}, {"forget": chosen}, embedder=None)
+
+
+def test_channels_are_swapped_and_summed_in_the_interleaved_codebooks(stereo, monkeypatch):
+    model, audio = stereo.models["gold"], torch.randn(1, 2, 9600, generator=torch.Generator().manual_seed(0)) / 4
+    monkeypatch.setattr(model, "decode", lambda codes: audio)  # random weights decode all codes to much the same
+    swapped, mono = PromptChannels().variants(stereo)[:2]
+    assert (swapped.name, mono.name) == ("swapped channels", "mono sum")
+    left, right = (model.encode(audio.clamp(-1, 1))[0][channel::2] for channel in (0, 1))
+    assert torch.equal(swapped.clip.codes[0::2], right)
+    assert torch.equal(swapped.clip.codes[1::2], left)
+    assert not torch.equal(left, right)
+    assert torch.equal(mono.clip.codes[0::2], mono.clip.codes[1::2])
+    assert torch.equal(
+        mono.clip.codes[0::2], model.encode(audio.clamp(-1, 1).mean(1, keepdim=True).expand(-1, 2, -1))[0][0::2]
+    )
+
+
+def test_a_stereo_model_that_continues_other_channels_is_caught_and_gold_is_not(stereo):
+    gate, make = fakes.OTHERS["continues_other_channels"]
+    fake = make(stereo.models["gold"], fakes.Tracks.of(stereo), stereo)
+    found = list(PromptChannels().measure(stereo.derive(models={"gold": stereo.models["gold"], "unlearned": fake})))
+    values = {(row.metric, row.model): row.value for row in found}
+    assert values["prompt_channels_verbatim", "unlearned"] == 1
+    assert values["prompt_channels_verbatim", "gold"] == 0
+    assert [f"{line.metric} {line.set}" for line in summary(found) if line.met is False] == [gate]
+
+
+def test_a_mono_model_has_no_channels_to_swap(shared):
+    (row,) = PromptChannels().measure(shared)
+    assert row.why == "not measured: the model is mono"

@@ -1,4 +1,4 @@
-"""Attacks: audio prompts that are time-stretched, pitch-shifted or re-encoded.
+"""Attacks: audio prompts that are time-stretched, pitch-shifted, re-encoded, or with other stereo channels.
 
 The audio is decoded from a track's codes, changed, and encoded again.
 """
@@ -37,6 +37,11 @@ class ChangedPrompt(Metric):
     def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
         """Changes of a waveform [C, S]."""
 
+    def why_not(self, backend: Backend) -> str:
+        """Why the attack can't be measured on a model; empty if it can."""
+        low = backend.sample_rate < MIN_SAMPLE_RATE
+        return f"a sample rate of {backend.sample_rate} Hz is too low for this attack" if low else ""
+
     def variants(self, evaluation: Evaluation) -> list[Variant]:
         """The encoded variants of all forget clips that are long enough."""
         backend, variants = next(iter(evaluation.models.values())), []
@@ -48,9 +53,8 @@ class ChangedPrompt(Metric):
         return variants
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        metric, rate = self.metric, next(iter(evaluation.models.values())).sample_rate
-        if rate < MIN_SAMPLE_RATE:
-            why = f"a sample rate of {rate} Hz is too low for this attack"
+        metric = self.metric
+        if why := self.why_not(next(iter(evaluation.models.values()))):
             yield unmeasured(f"{metric}_nll", "unlearned", "forget", why)
             return
         variants = self.variants(evaluation)
@@ -96,6 +100,23 @@ class PromptShifted(ChangedPrompt):
             (f"pitch {n:+.0f}", librosa.effects.pitch_shift(audio, sr=sample_rate, n_steps=n, n_fft=window), 1.0)
             for n in SEMITONES
         ]
+
+
+class PromptChannels(ChangedPrompt):
+    """As `PromptReencoded`, with left and right swapped, and with the mono sum (L + R) / 2 on both channels.
+
+    Of stereo models alone, whose codebooks of left and right are interleaved. What was forgotten must stay forgotten in
+    a recording with its channels the other way round, or in mono.
+    """
+
+    metric = "prompt_channels"
+
+    def why_not(self, backend: Backend) -> str:
+        return "the model is mono" if backend.channels == 1 else ""
+
+    def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
+        mono = audio.mean(0, keepdims=True).repeat(len(audio), 0)
+        return [("swapped channels", audio[::-1].copy(), 1.0), ("mono sum", mono, 1.0)]
 
 
 def through_ogg(audio: np.ndarray, sample_rate: int) -> np.ndarray:
