@@ -365,7 +365,7 @@ METRICS = (
     ),
     MetricSpec(
         "soft_prompt", "NLL and generations under trained prompt vectors",
-        "encore.metrics.robustness.soft_prompt:SoftPrompt", needs={"gold"}, full=True,
+        "encore.metrics.robustness.soft_prompt:SoftPrompt", needs={"gold"}, full=True, trains=True,
         rows=(
             _relearned(
                 "soft_prompt_nll", "NLL under a soft prompt, forget",

@@ -1,7 +1,7 @@
 """Each gate and the fake that only it catches, on the embedded models: the fake is gold but for one thing.
 
-Metrics that train a copy of the fake take longest: they are measured on gold and on the fakes that are theirs. The fakes of
-gates that take a stereo model, or long tracks, are in the tests of these metrics.
+Metrics that train take longest: they are measured on gold and on the fakes that are theirs. The fakes of gates that
+take a stereo model, or long tracks, are in the tests of these metrics.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class MetricSpec(Spec):
         version: of the metric's definition. Raise it when the same model gets another figure: each row of
             `metrics.json` records it, and rows of different versions do not compare.
         rows: what its rows mean, in reading order. A row that is not declared is shown by its name, without a target.
-        trains: whether it trains copies of the models: such metrics are measured last.
+        trains: whether it trains copies of the models, or prompts for them: such metrics are measured last.
     """
 
     full: bool = False
