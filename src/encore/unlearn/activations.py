@@ -67,7 +67,7 @@ def _restored(state: list[tuple[nn.Module, dict[str, Any]]]) -> Iterator[None]:
 def uses_checkpoints(setting: Setting, backend: Backend, method: Method, *, trained: int, adapter: bool) -> bool:
     """Whether a run checkpoints activations.
 
-    `auto` does so where what a run holds beside activations (weights, the reference's copy, and of each trained weight
+    `auto` does so where what a run holds beside activations (weights, frozen copies of them, and of each trained weight
     a gradient and two moments, all in float32) takes more than half of the device's memory.
 
     Args:
@@ -84,7 +84,7 @@ def uses_checkpoints(setting: Setting, backend: Backend, method: Method, *, trai
         return False
     if setting == "auto":
         weights = sum(weight.numel() for weight in backend.module.parameters())
-        copies = 2 if "reference" in method.spec.needs and not adapter else 1
+        copies = 1 + method.frozen_copies + ("reference" in method.spec.needs and not adapter)
         memory = _device_bytes(backend.device)
         if memory is None or 4 * (copies * weights + 3 * trained) <= FULL * memory:
             return False

@@ -28,7 +28,7 @@ class Memory:
     Args:
         weights: the model's trainable part.
         training: gradient and moments of each trained weight, and, on the CPU, its best and averaged values.
-        reference: the frozen copy of the base.
+        reference: the frozen copy of the base, and other frozen models of the method (`Method.frozen_copies`).
         activations: tensors that autograd keeps for the backward pass of a micro-batch.
     """
 
@@ -93,8 +93,8 @@ def memory_of(backend: Backend, method: Method, clips: Sequence[Clip], settings:
     )
     trained = adapter or sum(w.numel() for w in backend.module.parameters() if w.requires_grad) * FLOAT
     copies = 1 + (getattr(options, "schedule", "") == "adaptive") if backend.device.type == "cpu" else 0
-    reference = weights if "reference" in method.spec.needs and not settings.lora else 0
-    return Memory(weights + adapter, (1 + MOMENTS + copies) * trained, reference, micro_batch * activations)
+    frozen = method.frozen_copies + ("reference" in method.spec.needs and not settings.lora)
+    return Memory(weights + adapter, (1 + MOMENTS + copies) * trained, frozen * weights, micro_batch * activations)
 
 
 def saved_bytes(backend: Backend, clips: Sequence[Clip], *, bf16: bool, checkpoint_activations: bool = False) -> int:
