@@ -344,7 +344,7 @@ def test_altpo_generates_a_copy_again(
 
     monkeypatch.setattr(base, "generate", copying)
     method, _ = make("altpo", base, base, clips, alternatives=1)
-    assert calls == [([clip.caption for clip in clips], 1.5), ([clips[0].caption], 2.0)]
+    assert calls == [([clip.caption for clip in clips], 1.0), ([clips[0].caption], 1.5)]
     assert not method._alternatives[clips[0]][0][0].codes.equal(clips[0].codes)
 
 
