@@ -23,9 +23,9 @@ class BadTeacher(LossMethod):
     frozen_copies: ClassVar[int] = 1
 
     class Options(TrainOptions):
-        """Tuned on the tuning split."""
+        """Tuning split: at the held-out NLL after 60 steps (4.5 nats), where retain loses .07, and relearned at once (.2)."""
 
-        alpha: float = Field(1.0, ge=0, description="weight of the KL on retain")
+        alpha: float = Field(3.0, ge=0, description="weight of the KL on retain")
 
     options: Options
 

