@@ -28,8 +28,8 @@ class AltPo(LossMethod):
     """
 
     class Options(TrainOptions):
-        """Not tuned yet: steps, β and α are those of `npo`. Alternatives of temperature 1.5 have an NLL of 3 to 5 nats at
-        the base, and learning them would satisfy the loss before the track is forgotten; at 1 it is .8 to 1.3.
+        """Not tuned yet: steps, β and α are those of `npo`. Alternatives of temperature 1.5 have an NLL of 3 to 5 nats,
+        and learning them would satisfy the loss before the track is forgotten; at 1 it is .8 to 1.3.
         """
 
         steps: int = 120

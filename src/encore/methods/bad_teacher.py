@@ -23,7 +23,7 @@ class BadTeacher(LossMethod):
     frozen_copies: ClassVar[int] = 1
 
     class Options(TrainOptions):
-        """Tuning split: at the held-out NLL after 60 steps (4.5 nats), where retain loses .07, and relearned at once (.2)."""
+        """Tuning split: at the held-out NLL after 60 steps (4.5 nats), retain loses .07; relearned at once (.2)."""
 
         alpha: float = Field(3.0, ge=0, description="weight of the KL on retain")
 
