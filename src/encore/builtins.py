@@ -30,6 +30,48 @@ def encore_register_methods() -> list[MethodSpec]:
         MethodSpec(
             "wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain | logits
         ),
+        MethodSpec(
+            "satimp",
+            "ascent on tokens neither forgotten nor certain",
+            "encore.methods.satimp:SatImp",
+            needs=retain | logits,
+        ),
+        MethodSpec(
+            "ceu",
+            "toward its own predictions without the true code",
+            "encore.methods.ceu:Ceu",
+            needs=retain | logits,
+        ),
+        MethodSpec(
+            "unilogit",
+            "toward its own predictions, the true code uniform",
+            "encore.methods.unilogit:Unilogit",
+            needs=retain | logits,
+        ),
+        MethodSpec(
+            "undial",
+            "toward base's predictions, the true code's logit lowered",
+            "encore.methods.undial:Undial",
+            needs=reference | logits,
+        ),
+        MethodSpec(
+            "jensun",
+            "Jensen-Shannon to uniform on forget, to base on retain",
+            "encore.methods.jensun:JensUn",
+            needs=reference | logits,
+        ),
+        MethodSpec(
+            "bad-teacher",
+            "KL to an untrained model on forget, to base on retain",
+            "encore.methods.bad_teacher:BadTeacher",
+            needs=reference | logits,
+        ),
+        MethodSpec(
+            "altpo",
+            "prefers the model's own other generation to the track",
+            "encore.methods.altpo:AltPo",
+            needs=retain | {"reference_nll"},
+        ),
         MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
         MethodSpec(
             "salun",

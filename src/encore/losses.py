@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +53,27 @@ def kl_divergence(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor
     model = F.log_softmax(_wide(logits[mask]), -1)
     kl = F.kl_div(model, target, log_target=True, reduction="none").sum(-1)
     return kl.new_zeros(mask.shape).masked_scatter(mask, kl)
+
+
+def jensen_shannon(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
+    """Jensen-Shannon divergence per token, nats, at most log 2.
+
+    ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q) / 2, p and q the softmax of `target_logits` and `logits`.
+
+    Args:
+        target_logits: [N, K, T, V], any float type.
+        logits: [N, K, T, V].
+        mask: bool [N, K, T].
+
+    Returns:
+        [N, K, T], 0 where masked.
+    """
+    target = F.log_softmax(_wide(target_logits[mask]), -1)
+    model = F.log_softmax(_wide(logits[mask]), -1)
+    mean = torch.logaddexp(target, model) - math.log(2)
+    parts = [F.kl_div(mean, each, log_target=True, reduction="none").sum(-1) for each in (target, model)]
+    divergence = (parts[0] + parts[1]) / 2
+    return divergence.new_zeros(mask.shape).masked_scatter(mask, divergence)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
+from torch import Tensor
 
 from encore.api import Batch, Clip, LossMethod, Session, Step
 from encore.backends.musicgen import MusicgenBackend
@@ -78,7 +80,80 @@ def softplus(x: float) -> float:
     return float(np.logaddexp(0, x))
 
 
+def kl(p: np.ndarray, q: np.ndarray) -> float:
+    return float(sum(a * (np.log(a) - np.log(b)) for a, b in zip(p, q, strict=True) if a > 0))
+
+
+def mean_over_tokens(clip: Clip, per_token: Callable[[int, int, int], float]) -> float:
+    """`per_token` of (codebook, frame, true code)."""
+    return float(np.mean([per_token(k, t, int(clip.codes[k, t])) for k, t in tokens(clip)]))
+
+
+def undial(base: MusicgenBackend, model: MusicgenBackend, clip: Clip) -> float:
+    table, ours = logprobs(base, clip), logprobs(model, clip)
+
+    def per_token(k: int, t: int, code: int) -> float:
+        weights = np.exp(table[k, t])
+        weights[code] *= np.exp(-4.0)
+        return float(-(weights / weights.sum() * ours[k, t]).sum())
+
+    return mean_over_tokens(clip, per_token)
+
+
+def lowered(p: np.ndarray, code: int, share: float) -> np.ndarray:
+    """p with another share of one code; the others keep their proportions."""
+    q = p * (1 - share) / (1 - p[code])
+    q[code] = share
+    return q
+
+
+def unilogit(base: MusicgenBackend, model: MusicgenBackend, clip: Clip) -> float:
+    p = np.exp(logprobs(model, clip))
+    return mean_over_tokens(clip, lambda k, t, code: kl(p[k, t], lowered(p[k, t], code, 1 / CODES)))
+
+
+def ceu(base: MusicgenBackend, model: MusicgenBackend, clip: Clip) -> float:
+    p = np.exp(logprobs(model, clip))
+    return mean_over_tokens(clip, lambda k, t, code: -float(lowered(p[k, t], code, 0) @ np.log(p[k, t])))
+
+
+def satimp(base: MusicgenBackend, model: MusicgenBackend, clip: Clip) -> float:
+    p = np.exp(logprobs(model, clip))
+    return mean_over_tokens(clip, lambda k, t, c: p[k, t, c] ** 2 * (1 - p[k, t, c]) ** 0.5 * np.log(p[k, t, c]))
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
+    return (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
+
+
+def js_to_uniform(base: MusicgenBackend, model: MusicgenBackend, clip: Clip) -> float:
+    p = np.exp(logprobs(model, clip))
+    return mean_over_tokens(clip, lambda k, t, _: jensen_shannon(np.full(CODES, 1 / CODES), p[k, t]))
+
+
+def js_to_base(base: MusicgenBackend, model: MusicgenBackend, clip: Clip) -> float:
+    p, q = np.exp(logprobs(base, clip)), np.exp(logprobs(model, clip))
+    return mean_over_tokens(clip, lambda k, t, _: jensen_shannon(p[k, t], q[k, t]))
+
+
+def kl_from(teacher: MusicgenBackend, model: MusicgenBackend, clip: Clip) -> float:
+    p, q = np.exp(logprobs(teacher, clip)), np.exp(logprobs(model, clip))
+    return mean_over_tokens(clip, lambda k, t, _: kl(p[k, t], q[k, t]))
+
+
+def untrained(base: MusicgenBackend) -> MusicgenBackend:
+    twin = base.clone()
+    twin.reinitialise(0)  # the seed of `make`'s session
+    return twin
+
+
 FORGET = {
+    "undial": ({"beta": 4.0}, undial),
+    "unilogit": ({}, unilogit),
+    "ceu": ({}, ceu),
+    "satimp": ({"beta1": 2.0, "beta2": 0.5}, satimp),
+    "jensun": ({"target": "uniform"}, js_to_uniform),
+    "bad-teacher": ({}, lambda base, model, clip: kl_from(untrained(base), model, clip)),
     "ga": ({}, lambda base, model, clip: -nll(model, clip)),
     "graddiff": ({"gamma": 0.7}, lambda base, model, clip: -0.7 * nll(model, clip)),
     "ga-kl": ({}, lambda base, model, clip: -nll(model, clip)),
@@ -92,6 +167,12 @@ FORGET = {
     ),
 }
 RETAIN = {
+    **{
+        name: ({"alpha": 2.0}, lambda base, model, clip: 2 * nll(model, clip))
+        for name in ("undial", "unilogit", "ceu", "satimp", "altpo")
+    },
+    "jensun": ({"alpha": 2.0}, lambda base, model, clip: 2 * js_to_base(base, model, clip)),
+    "bad-teacher": ({"alpha": 2.0}, lambda base, model, clip: 2 * kl_from(base, model, clip)),
     "rl": ({"alpha": 2.0}, lambda base, model, clip: 2 * nll(model, clip)),
     "ft": ({}, lambda base, model, clip: nll(model, clip)),
     "graddiff": ({"alpha": 0.5}, lambda base, model, clip: 0.5 * nll(model, clip)),
@@ -138,19 +219,133 @@ def test_ga_kl_is_zero_on_the_base_itself(base: MusicgenBackend, clips: list[Cli
     assert method.retain_loss(step, Batch.of(clips)).abs().max() < 1e-6
 
 
-def test_wga_holds_its_weights_constant(base: MusicgenBackend, moved: MusicgenBackend, clips: list[Clip]) -> None:
-    method, step = make("wga", base, moved, clips[:1], beta=1.0)
+def wga_constant(logp: Tensor, true: Tensor) -> Tensor:
+    return (true.detach().exp() * true).sum()
+
+
+def satimp_constant(logp: Tensor, true: Tensor) -> Tensor:
+    p = true.detach().exp()
+    return (p**2 * (1 - p) ** 0.5 * true).sum()
+
+
+def unilogit_constant(logp: Tensor, true: Tensor) -> Tensor:
+    p, p_true = logp.exp().detach(), true.exp().detach()[:, None]
+    is_true = logp.detach() == true.detach()[:, None]
+    q = torch.where(is_true, 1 / CODES, p * (1 - 1 / CODES) / (1 - p_true))
+    return (logp.exp() * (logp - q.log())).sum()
+
+
+def ceu_constant(logp: Tensor, true: Tensor) -> Tensor:
+    p, p_true = logp.exp().detach(), true.exp().detach()[:, None]
+    return -(torch.where(logp.detach() == true.detach()[:, None], 0, p / (1 - p_true)) * logp).sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "formula"),
+    [
+        ("wga", {"beta": 1.0}, wga_constant),
+        ("satimp", {"beta1": 2.0, "beta2": 0.5}, satimp_constant),
+        ("unilogit", {}, unilogit_constant),
+        ("ceu", {}, ceu_constant),
+    ],
+)
+def test_weights_and_targets_get_no_gradient(
+    name: str,
+    options: dict[str, Any],
+    formula: Callable[[Tensor, Tensor], Tensor],
+    base: MusicgenBackend,
+    moved: MusicgenBackend,
+    clips: list[Clip],
+) -> None:
+    """Gradients of the whole formula, in which what the method holds constant is detached."""
+    method, step = make(name, base, moved, clips[:1], **options)
     batch = Batch.of(clips[:1])
     mask = moved.token_mask(batch)
     moved.module.zero_grad()
     method.forget_loss(step, batch).sum().backward()
     ours = [weight.grad.clone() for weight in moved.module.parameters()]
     moved.module.zero_grad()
-    logprob = moved.token_logprobs(batch)
-    (logprob.detach().exp() * logprob)[mask].mean().backward()
+    logp = moved.logits(batch)[mask].log_softmax(-1)
+    true = logp.gather(-1, batch.codes[mask][:, None])[:, 0]
+    (formula(logp, true) / mask.sum()).backward()
     for a, weight in zip(ours, moved.module.parameters(), strict=True):
         torch.testing.assert_close(a, weight.grad, rtol=1e-4, atol=1e-6)
     moved.module.zero_grad()
+
+
+class Certain(MusicgenBackend):
+    """Gives each code of the batch a logit so high that its probability is 1 in float32."""
+
+    def logits(self, batch: Batch, *, unconditional: bool = False) -> Tensor:
+        logits = super().logits(batch, unconditional=unconditional)
+        return logits.scatter_add(-1, batch.codes[..., None], torch.full_like(logits[..., :1], 60.0))
+
+
+@pytest.mark.parametrize("name", ["undial", "unilogit", "ceu", "satimp", "jensun", "bad-teacher"])
+def test_losses_are_finite_where_the_model_is_certain(name: str, base: MusicgenBackend, clips: list[Clip]) -> None:
+    certain = Certain(base.clone().model, base.processor)
+    method, step = make(name, base, certain, clips)
+    loss = method.forget_loss(step, Batch.of(clips))
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert all(weight.grad.isfinite().all() for weight in certain.module.parameters())
+
+
+def test_jensun_marginal_target_is_the_codes_of_retain(
+    base: MusicgenBackend, moved: MusicgenBackend, clips: list[Clip]
+) -> None:
+    method, step = make("jensun", base, moved, clips, target="marginal")
+    counts = np.full((2, CODES), 0.1)
+    for clip in clips:
+        for (k, _), code in np.ndenumerate(clip.codes.numpy()):
+            counts[k, code] += 1
+    p = np.exp(logprobs(moved, clips[0]))
+    expected = mean_over_tokens(clips[0], lambda k, t, _: jensen_shannon(counts[k] / counts[k].sum(), p[k, t]))
+    assert method.forget_loss(step, Batch.of(clips[:1])).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_altpo_prefers_generations_of_the_base_to_the_tracks(
+    base: MusicgenBackend, moved: MusicgenBackend, clips: list[Clip]
+) -> None:
+    """Alternatives by the run's seed, of the clip's caption and length, that take turns."""
+    method, step = make("altpo", base, base, clips, beta=0.5, alternatives=2)
+    again, _ = make("altpo", base, base, clips, beta=0.5, alternatives=2)
+    other, _ = make("altpo", base, base, clips, beta=0.5, alternatives=2, temperature=3.0)
+    for clip in clips:
+        codes = [[pair[0].codes for pair in each._alternatives[clip]] for each in (method, again, other)]
+        assert all(c.shape == clip.codes.shape for c in codes[0])
+        assert {pair[0].caption for pair in method._alternatives[clip]} == {clip.caption}
+        assert all(a.equal(b) for a, b in zip(codes[0], codes[1], strict=True)), "not the same when a run is resumed"
+        assert not codes[0][0].equal(codes[0][1])
+        assert not codes[0][0].equal(codes[2][0])
+    for index in (0, 1, 2):
+        expected = []
+        for clip in clips:
+            alternative = method._alternatives[clip][index % 2][0]
+            track, instead = (nll(moved, each) - nll(base, each) for each in (clip, alternative))
+            expected.append(4 * softplus(-0.5 * (track - instead)))
+        step = replace(step, backend=moved, index=index)
+        assert method.forget_loss(step, Batch.of(clips)).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_altpo_generates_a_copy_again(
+    base: MusicgenBackend, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[list[str], float]] = []
+    generate = base.generate
+
+    def copying(captions: Sequence[str], *, temperature: float, **given: Any) -> Tensor:
+        """The first time, the first clip itself."""
+        codes = generate(captions, temperature=temperature, **given)
+        if not calls:
+            codes[0, :, : clips[0].codes.shape[-1]] = clips[0].codes
+        calls.append((list(captions), temperature))
+        return codes
+
+    monkeypatch.setattr(base, "generate", copying)
+    method, _ = make("altpo", base, base, clips, alternatives=1)
+    assert calls == [([clip.caption for clip in clips], 1.0), ([clips[0].caption], 1.5)]
+    assert not method._alternatives[clips[0]][0][0].codes.equal(clips[0].codes)
 
 
 @pytest.mark.parametrize("labels", ["uniform", "marginal"])

@@ -83,6 +83,9 @@ def test_the_parts_of_a_run(backend: MusicgenBackend, clips: list[Clip]) -> None
     run = memory_of(backend, chosen(chosen.Options()), clips, Settings(), bf16=False)
     assert run.training == 5 * weights  # and the average
     assert run.reference == weights
+    chosen = methods().resolve("bad-teacher")
+    run = memory_of(backend, chosen(chosen.Options()), clips, Settings(), bf16=False)
+    assert run.reference == 2 * weights  # the base and the untrained teacher
 
 
 def test_an_adapter_trains_little_and_needs_no_copy(backend: MusicgenBackend, clips: list[Clip]) -> None:

@@ -211,10 +211,13 @@ class Method(ABC):
         spec: the spec it was registered with.
         Options: pydantic model (`encore.options`) of its options, with tuned defaults.
         options: their values.
+        frozen_copies: number of frozen models of the same size that it makes beside the reference (`Backend.clone`),
+            for the estimate of memory.
     """
 
     spec: ClassVar[MethodSpec]
     Options: ClassVar[type[BaseOptions]]
+    frozen_copies: ClassVar[int] = 0
 
     def __init__(self, options: BaseOptions) -> None:
         self.options = options

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from encore.api import Batch, Clip, LossMethod, Session, Step
+from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.errors import UsageError
 from encore.losses import token_cross_entropy
 from encore.options import TrainOptions
@@ -37,12 +37,7 @@ class RandomLabels(LossMethod):
             return
         if not backend.has_tokens:
             raise UsageError(f"labels=marginal counts codes, and {backend.name} has none", "use labels=uniform")
-        retain = session.retain_sample()
-        counts = [
-            torch.bincount(torch.cat([clip.codes[k] for clip in retain]), minlength=backend.codebook_size) + 0.1
-            for k in range(backend.codebooks)
-        ]
-        self._weights = torch.stack(counts)  # [K, V]
+        self._weights = code_counts(session.retain_sample(), backend)
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         if not step.backend.has_tokens:
@@ -61,3 +56,12 @@ class RandomLabels(LossMethod):
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         return self.options.alpha * step.backend.losses(batch)
+
+
+def code_counts(clips: Sequence[Clip], backend: Backend) -> Tensor:
+    """How often clips use each code of each codebook, plus .1, on the CPU: [K, V]."""
+    counts = [
+        torch.bincount(torch.cat([clip.codes[k] for clip in clips]), minlength=backend.codebook_size) + 0.1
+        for k in range(backend.codebooks)
+    ]
+    return torch.stack(counts)

@@ -33,7 +33,7 @@ class Memory:
         weights: the model's trainable part.
         training: gradient and moments of each trained weight, the rest of its float32 value where it is in bfloat16,
             and, on the CPU, its best and averaged values.
-        reference: the frozen copy of the base.
+        reference: the frozen copy of the base, and other frozen models of the method (`Method.frozen_copies`).
         activations: tensors that autograd keeps for the backward pass of a micro-batch.
     """
 
@@ -95,8 +95,8 @@ def held(backend: Backend, method: Method, settings: Settings) -> Memory:
         gradient, adapter, remainder = FLOAT * count, FLOAT * count, 0
     copies = 1 + (getattr(method.options, "schedule", "") == "adaptive") if backend.device.type == "cpu" else 0
     training = gradient + remainder + (MOMENTS * BYTES[settings.optimizer_states] + copies * FLOAT) * count
-    reference = model if "reference" in method.spec.needs and settings.lora is None else 0
-    return Memory(model + adapter, training, reference, 0)
+    frozen = method.frozen_copies + ("reference" in method.spec.needs and settings.lora is None)
+    return Memory(model + adapter, training, frozen * model, 0)
 
 
 def memory_of(backend: Backend, method: Method, clips: Sequence[Clip], settings: Settings, *, bf16: bool) -> Memory:
