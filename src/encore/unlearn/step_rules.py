@@ -216,7 +216,8 @@ def without_components(gradient: Tensor, count: int) -> Tensor:
     devices = [gradient.device] if gradient.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.autocast(gradient.device.type, enabled=False):
         torch.manual_seed(0)
-        left, _, _ = torch.svd_lowrank(matrix.float(), q=min(count + OVERSAMPLED, least), niter=ITERATIONS)
+        wide = matrix if matrix.dtype == torch.float64 else matrix.float()
+        left, _, _ = torch.svd_lowrank(wide, q=min(count + OVERSAMPLED, least), niter=ITERATIONS)
         left = left[:, :count].to(matrix.dtype)
         return (matrix - left @ (left.T @ matrix)).view_as(gradient)
 
