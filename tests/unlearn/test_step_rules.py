@@ -16,13 +16,13 @@ from encore.errors import UsageError
 from encore.hashing import module_sha256
 from encore.methods.ft import FineTune
 from encore.methods.ga import GradientAscent
-from encore.options import TrainOptions
+from encore.options import Options, TrainOptions
 from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn import sharding
 from encore.unlearn.adapter import refuse_unadaptable
 from encore.unlearn.engine import Clips, Engine
-from encore.unlearn.step_rules import SignDescent, check, without_components
+from encore.unlearn.step_rules import SignDescent, check, held_copies, without_components
 
 RATE = 0.01
 
@@ -219,6 +219,12 @@ def test_sign_descent_decays_weights() -> None:
     weight.grad = torch.tensor([0.3, -1e-9, 0.0])
     SignDescent([weight], lr=0.1, weight_decay=0.5).step()
     torch.testing.assert_close(weight.detach(), torch.tensor([0.95 - 0.1, -1.9 + 0.1, 2.85]))
+
+
+def test_memory_counts_what_the_options_hold() -> None:
+    assert held_copies(TrainOptions()) == held_copies(Options()) == 0
+    assert held_copies(TrainOptions(optim="sam", retain_budget=0.1, robust_to="int4")) == 4
+    assert held_copies(TrainOptions(optim="sign")) == -2
 
 
 class Descent(FineTune):

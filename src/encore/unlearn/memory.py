@@ -16,6 +16,7 @@ from encore.errors import EncoreError
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, refuse_unadaptable
 from encore.unlearn.config import Lora
+from encore.unlearn.step_rules import held_copies
 
 FLOAT = 4  # bytes; weights, gradients and moments are float32
 MOMENTS = 2  # of AdamW
@@ -94,6 +95,7 @@ def memory_of(backend: Backend, method: Method, clips: Sequence[Clip], settings:
     trained = adapter or sum(w.numel() for w in backend.module.parameters() if w.requires_grad) * FLOAT
     copies = 1 + (getattr(options, "schedule", "") == "adaptive") if backend.device.type == "cpu" else 0
     reference = weights if "reference" in method.spec.needs and not settings.lora else 0
+    copies += held_copies(options)
     return Memory(weights + adapter, (1 + MOMENTS + copies) * trained, reference, micro_batch * activations)
 
 

@@ -2,10 +2,11 @@
 
 `optim`, how the gradient g of the forget loss L_f becomes a step:
 
-- adamw: the optimiser of the method.
+- adamw: the optimiser of the method, which is AdamW unless the method brings another.
 - sam: g is computed at θ + δ, where δ = ρ ‖θ‖ ∇L_f(θ) / ‖∇L_f(θ)‖ raises L_f most. To first order this is
   min_θ max_{‖δ‖ ≤ ρ ‖θ‖} L_f(θ + δ) + L_r(θ) (sharpness-aware minimisation; Fan et al., arXiv 2502.05374).
-- sign: θ -= η sign(∇L), L the whole loss (signSGD, Bernstein et al., arXiv 1802.04434).
+- sign: θ -= η sign(∇L), L the whole loss (signSGD, Bernstein et al., arXiv 1802.04434; in
+  unlearning, arXiv 2510.00761).
 - repselect: g of each weight matrix loses its k largest principal components, G -= U_k U_kᵀ G, before the optimiser of
   the method (arXiv 2606.17168). The gradients of retain keep theirs.
 
@@ -32,7 +33,7 @@ from encore.api import LossMethod, Method
 from encore.curvature.hooks import set_aside_grads
 from encore.errors import UsageError
 from encore.metrics.robustness.quantized import rounded
-from encore.options import TrainOptions
+from encore.options import Options, TrainOptions
 from encore.unlearn.monitor import Snapshot
 
 AddGradient = Callable[[], float]
@@ -175,6 +176,18 @@ def check(method: Method) -> None:
             f"--retain-budget weighs the retain loss against the forget loss, and method {name!r} has only one of them",
             "leave it out, or choose a method with both, such as npo or graddiff",
         )
+
+
+def held_copies(options: Options) -> int:
+    """How many tensors of the trained weights' size the options hold, beyond those of AdamW in its steps.
+
+    Args:
+        options: of any method.
+    """
+    if not isinstance(options, TrainOptions):
+        return 0
+    beside = {"sam": 2, "sign": -2}.get(options.optim, 0)  # weights and gradient; signSGD has no moments
+    return beside + (options.retain_budget is not None) + (options.robust_to is not None)
 
 
 @contextmanager
