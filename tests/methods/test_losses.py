@@ -107,7 +107,7 @@ FORGET = {
     ),
 }
 RETAIN = {
-    "pdu": ({"alpha": 2.0}, lambda base, model, clip: 2 * nll(model, clip)),
+    "pdu": ({}, lambda base, model, clip: nll(model, clip)),
     "scrub": (
         {"gamma": 0.3, "alpha": 0.7, "temperature": 4.0},
         lambda base, model, clip: 0.3 * nll(model, clip) + 0.7 * softened_kl(base, model, clip, 4.0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor
 
 from encore.api import Batch, LossMethod, Step
@@ -15,13 +14,14 @@ class Pdu(LossMethod):
 
     The loss is 0 where all codes are equally likely. The constraint is enforced by the weight λ of the retain loss,
     λ ← [λ + η (ΔNLL_r - ε)]₊ after each snapshot; ε is the option `retain_budget`, η `dual_rate`. The paper bounds L_r
-    itself, by .3, and takes a dual step in each step or epoch.
+    itself, by .3, and takes a dual step in each step or epoch. η is large because the squared margin is: some hundreds
+    on a memorised track.
     """
 
     class Options(TrainOptions):
         eval_every: int = 5  # dual steps
         retain_budget: float | None = 0.05
-        alpha: float = Field(1.0, gt=0, description="weight of the retain loss, beside λ")
+        dual_rate: float = 100.0
 
     options: Options
 
@@ -30,6 +30,3 @@ class Pdu(LossMethod):
         logits = step.backend.logits(batch)[mask].float()  # [masked tokens, V]
         margins = (logits.amax(-1) - logits.mean(-1)) ** 2
         return clip_mean(margins.new_zeros(mask.shape).masked_scatter(mask, margins), mask)
-
-    def retain_loss(self, step: Step, batch: Batch) -> Tensor:
-        return self.options.alpha * step.backend.losses(batch)
