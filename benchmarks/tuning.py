@@ -24,8 +24,8 @@ from encore.api import Backend, Clip, ClipSet, Result, Role
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
 from encore.evaluate.measure import evaluate
-from encore.settings import resolve_options
-from encore.tensor_cache import TensorCache, default_folder
+from encore.settings import cache_folder, resolve_options
+from encore.tensor_cache import TensorCache
 from encore.unlearn.engine import Clips, Engine
 
 COLUMNS = (  # title, metric, set
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--gold", metavar="FOLDER", help="a model trained without the tuning split's forget set")
     parser.add_argument("-o", dest="option", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--metrics", default=",".join(METRICS), help="quantized adds the NLLs of 4-bit weights")
+    parser.add_argument("--metrics", default=",".join(METRICS), help="quantised adds the NLLs of 4-bit weights")
     parser.add_argument("--no-base", action="store_true", help="measure the methods alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
@@ -72,7 +72,7 @@ def main() -> None:
             options = resolve_options(method.Options, assignments=arguments.option).options
             twin = base.clone()
             began = time.monotonic()
-            Engine(twin, training, seed=seed, fisher_folder=default_folder() / "fisher").run(method(options))
+            Engine(twin, training, seed=seed, fisher_folder=cache_folder() / "fisher").run(method(options))
             seconds = time.monotonic() - began
             found = figures(measured, {**models, "unlearned": twin}, "unlearned", metrics)
             runs.append(row(name, found, seconds))

@@ -16,7 +16,7 @@ whose constraint is on the loss itself, which tells little of music that the bas
 measures the same clips every time; the loss of one step depends on which clips were drawn.
 
 `robust_to` int4 or int8: L_f and L_r, and their gradients, are computed at weights rounded as by the metric
-`quantized`, and the gradients are applied to the weights themselves (straight-through; arXiv 2605.02196).
+`quantised`, and the gradients are applied to the weights themselves (straight-through; arXiv 2605.02196).
 """
 
 from __future__ import annotations
