@@ -19,6 +19,9 @@ class Pdu(LossMethod):
     """
 
     class Options(TrainOptions):
+        """Tuning split: λ settles near 390; forget is at 3.3 nats after 55 steps, and still rises."""
+
+        steps: int = 120
         eval_every: int = 5  # dual steps
         retain_budget: float | None = 0.05
         dual_rate: float = 100.0
