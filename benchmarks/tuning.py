@@ -24,8 +24,8 @@ from encore.api import Backend, Clip, ClipSet, Result, Role
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
 from encore.evaluate.measure import evaluate
-from encore.settings import resolve_options
-from encore.tensor_cache import TensorCache, default_folder
+from encore.settings import cache_folder, resolve_options
+from encore.tensor_cache import TensorCache
 from encore.unlearn.engine import Clips, Engine
 
 COLUMNS = (  # title, metric, set
@@ -37,6 +37,8 @@ COLUMNS = (  # title, metric, set
     ("replays, forget", "verbatim", "forget"),
     ("replays, retain", "verbatim", "retain"),
     ("AUC", "membership_auc", "forget"),
+    ("4 bits, forget", "quantised_4bit_nll", "forget"),
+    ("4 bits, retain", "quantised_4bit_nll", "retain"),
 )
 METRICS = ("nll", "kl_gold", "verbatim", "membership_auc", "relearn")
 
@@ -47,6 +49,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--gold", metavar="FOLDER", help="a model trained without the tuning split's forget set")
     parser.add_argument("-o", dest="option", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--metrics", default=",".join(METRICS), help="quantised adds the NLLs of 4-bit weights")
+    parser.add_argument("--no-base", action="store_true", help="measure the methods alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -57,8 +61,10 @@ def main() -> None:
     models: dict[Role, Backend] = {"base": base}
     if arguments.gold:
         models["gold"] = base.load(arguments.gold)
-    table = [row(role, figures(measured, models, role), 0.0) for role in models]
-    table.append(row("base, as if the holdout were to be forgotten", unseen(measured, base), 0.0))
+    metrics, table = arguments.metrics.split(","), []
+    if not arguments.no_base:
+        table = [row(role, figures(measured, models, role, metrics), 0.0) for role in models]
+        table.append(row("base, as if the holdout were to be forgotten", unseen(measured, base, metrics), 0.0))
     for name in filter(None, arguments.methods.split(",")):
         runs = []
         for seed in range(arguments.seeds):
@@ -66,9 +72,9 @@ def main() -> None:
             options = resolve_options(method.Options, assignments=arguments.option).options
             twin = base.clone()
             began = time.monotonic()
-            Engine(twin, training, seed=seed, fisher_folder=default_folder() / "fisher").run(method(options))
+            Engine(twin, training, seed=seed, fisher_folder=cache_folder() / "fisher").run(method(options))
             seconds = time.monotonic() - began
-            found = figures(measured, {**models, "unlearned": twin}, "unlearned")
+            found = figures(measured, {**models, "unlearned": twin}, "unlearned", metrics)
             runs.append(row(name, found, seconds))
             print(runs[-1], flush=True)
         table.append(median(runs))
@@ -91,17 +97,19 @@ def hear(backend: Backend) -> tuple[Clips, dict[ClipSet, list[Clip]]]:
     }  # fmt: skip
 
 
-def figures(clips: dict[ClipSet, list[Clip]], models: dict[Role, Backend], role: Role) -> list[Result]:
+def figures(
+    clips: dict[ClipSet, list[Clip]], models: dict[Role, Backend], role: Role, metrics: Sequence[str] = METRICS
+) -> list[Result]:
     chosen: dict[Role, Backend] = {"unlearned": models[role]}
     if "gold" in models and role != "gold":
         chosen["gold"] = models["gold"]
-    results = evaluate(chosen, clips, metrics=METRICS, embedder=None)
+    results = evaluate(chosen, clips, metrics=metrics, embedder=None)
     return [result for result in results if result.model == "unlearned"]
 
 
-def unseen(clips: dict[ClipSet, list[Clip]], base: Backend) -> list[Result]:
+def unseen(clips: dict[ClipSet, list[Clip]], base: Backend, metrics: Sequence[str] = METRICS) -> list[Result]:
     """Base on the holdout as if that were the forget set: what a track that was never learnt looks like."""
-    return evaluate({"unlearned": base}, {**clips, "forget": clips["holdout"]}, metrics=METRICS, embedder=None)
+    return evaluate({"unlearned": base}, {**clips, "forget": clips["holdout"]}, metrics=metrics, embedder=None)
 
 
 def row(name: str, results: Sequence[Result], seconds: float) -> dict[str, Any]:

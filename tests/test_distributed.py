@@ -141,6 +141,8 @@ CASES: dict[str, dict[str, Any]] = {
     "salun": {"micro_batch_size": 2},
     "ewc": {"lam": 10.0, "alpha": 1.0, "labels": "sampled"},
     "graddiff clipped": {"per_track_clip": 0.5},
+    "npo sam": {"optim": "sam", "robust_to": "int8", "micro_batch_size": 3},
+    "npo repselect": {"optim": "repselect", "components": 2, "retain_budget": 0.0},
     "graddiff checkpointed": {"checkpoint_activations": True},
     "encore adapter": {"lora": True, "lr": 0.01},
     "train": {"micro_batch_size": 3, **TRAIN},

@@ -98,6 +98,30 @@ def encore_register_methods() -> list[MethodSpec]:
             "newton", "a step up forget's loss, scaled by retain's Fisher", "encore.methods.newton:Newton", needs=fisher
         ),
         MethodSpec(
+            "pdu",
+            "flat logits on forget, retain's NLL within a budget",
+            "encore.methods.pdu:Pdu",
+            needs=retain | logits,
+        ),
+        MethodSpec(
+            "rmu",
+            "hidden states of forget toward a random direction",
+            "encore.methods.rmu:Rmu",
+            needs=reference | {"hidden"},
+        ),
+        MethodSpec(
+            "scrub",
+            "KL to base up on forget and down on retain, in turns",
+            "encore.methods.scrub:Scrub",
+            needs=reference | logits,
+        ),
+        MethodSpec(
+            "undo",
+            "unlearn by another method, then distil into a noised copy",
+            "encore.methods.undo:Undo",
+            needs=reference | logits,
+        ),
+        MethodSpec(
             "retrain",
             "train from scratch on retain: the reference for all others",
             "encore.methods.retrain:Retrain",

@@ -51,6 +51,20 @@ class TrainOptions(Options):
     per_track_clip: float | None = Field(
         None, gt=0, description="a track's gradient, summed over its clips in the step, is clipped to this norm"
     )
+    optim: Literal["adamw", "sam", "sign", "repselect"] = Field(
+        "adamw",
+        description="adamw: the method's optimiser; sam: it receives the forget gradient at the worst nearby weights; "
+        "sign: signSGD; repselect: the forget gradient first loses its principal components",
+    )
+    sam_radius: float = Field(0.01, gt=0, description="sam: distance of the worst weights, as a share of their norm")
+    components: int = Field(4, ge=1, description="repselect: principal components removed from each weight matrix")
+    retain_budget: float | None = Field(
+        None, ge=0, description="rise of the retain tracks' NLL that the weight of the retain loss is adjusted to"
+    )
+    dual_rate: float = Field(10.0, gt=0, description="retain_budget: change of that weight per nat and snapshot")
+    robust_to: Literal["int4", "int8"] | None = Field(
+        None, description="compute the losses through weights rounded to so many bits"
+    )
     dropout: bool = Field(False, description="train with the model's dropout on")
     eval_every: int = Field(10, ge=1, description="steps between two snapshots of forget, retain and holdout")
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints on disk")

@@ -215,6 +215,9 @@ def test_settings_file_environment_and_flags(studio: Path, call: Call, monkeypat
         ({"device": "meta"}, 2, "holds no data"),
         ({"precision": "fp12"}, 2, "one of auto, fp32, bf16"),
         ({"steps": 0}, 2, "--steps"),
+        ({"optim": "adam"}, 2, "'adamw', 'sam', 'sign' or 'repselect'"),
+        ({"method": "ft", "optim": "sam"}, 2, "method 'ft' has none"),
+        ({"robust_to": "int4", "adapter": "lora"}, 2, "--adapter or --robust-to"),
         ({"backend": "musicgn"}, 2, "did you mean musicgen"),
         ({"resume": True}, 2, "holds no run to resume"),
         ({"resume": True, "out": None}, 2, "--resume needs --out"),
@@ -262,6 +265,17 @@ def test_per_track_clip_is_an_option_of_every_loss_method(studio: Path, call: Ca
         assert all(0 < norm <= 2 * 0.5 * 1.0001 for norm in norms)
     done = call(*arguments(studio, out="c", per_track_clip=0))
     assert (done.code, Path("c").exists()) == (2, False), done.err
+
+
+def test_options_of_any_loss_are_flags(studio: Path, call: Call) -> None:
+    flags = {"optim": "sam", "retain_budget": 0.1, "robust_to": "int4"}
+    done = call(*arguments(studio, **flags))
+    assert done.code == 0, done.err
+    run = read("run/run.json")
+    assert {name: run["options"][name] for name in flags} == {
+        name: {"value": value, "from": "cli"} for name, value in flags.items()
+    }
+    assert "the last weight of the retain loss" in run["outcome"]["chosen"]["retain_budget"]
 
 
 def test_from_any_folder_with_relative_paths(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,19 @@ def untrained(base: MusicgenBackend) -> MusicgenBackend:
     return twin
 
 
+def softened_kl(base: MusicgenBackend, model: MusicgenBackend, clip: Clip, temperature: float) -> float:
+    """T² KL of the base's and the model's logits over T, a mean over tokens."""
+    both = [logprobs(backend, clip) / temperature for backend in (base, model)]
+    p, q = (values - np.log(np.exp(values).sum(-1, keepdims=True)) for values in both)
+    return temperature**2 * float(np.mean([np.sum(np.exp(p[k, t]) * (p[k, t] - q[k, t])) for k, t in tokens(clip)]))
+
+
+def margin(model: MusicgenBackend, clip: Clip) -> float:
+    with torch.no_grad():
+        logits = model.logits(Batch.of([clip]))[0].double().numpy()
+    return float(np.mean([(logits[k, t].max() - logits[k, t].mean()) ** 2 for k, t in tokens(clip)]))
+
+
 FORGET = {
     "undial": ({"beta": 4.0}, undial),
     "unilogit": ({}, unilogit),
@@ -154,6 +167,8 @@ FORGET = {
     "satimp": ({"beta1": 2.0, "beta2": 0.5}, satimp),
     "jensun": ({"target": "uniform"}, js_to_uniform),
     "bad-teacher": ({}, lambda base, model, clip: kl_from(untrained(base), model, clip)),
+    "pdu": ({}, lambda base, model, clip: margin(model, clip)),
+    "scrub": ({"temperature": 2.0}, lambda base, model, clip: -softened_kl(base, model, clip, 2.0)),
     "ga": ({}, lambda base, model, clip: -nll(model, clip)),
     "graddiff": ({"gamma": 0.7}, lambda base, model, clip: -0.7 * nll(model, clip)),
     "ga-kl": ({}, lambda base, model, clip: -nll(model, clip)),
@@ -173,6 +188,11 @@ RETAIN = {
     },
     "jensun": ({"alpha": 2.0}, lambda base, model, clip: 2 * js_to_base(base, model, clip)),
     "bad-teacher": ({"alpha": 2.0}, lambda base, model, clip: 2 * kl_from(base, model, clip)),
+    "pdu": ({}, lambda base, model, clip: nll(model, clip)),
+    "scrub": (
+        {"gamma": 0.3, "alpha": 0.7, "temperature": 4.0},
+        lambda base, model, clip: 0.3 * nll(model, clip) + 0.7 * softened_kl(base, model, clip, 4.0),
+    ),
     "rl": ({"alpha": 2.0}, lambda base, model, clip: 2 * nll(model, clip)),
     "ft": ({}, lambda base, model, clip: nll(model, clip)),
     "graddiff": ({"alpha": 0.5}, lambda base, model, clip: 0.5 * nll(model, clip)),
@@ -369,6 +389,32 @@ def test_random_labels_are_drawn_as_they_say(
     expected = np.mean([-(weights[k] * table[k, t]).sum() for k, t in tokens(clip)])
     assert draws.mean().item() == pytest.approx(expected, abs=4 * draws.std().item() / len(draws) ** 0.5)
     assert draws.std() > 0
+
+
+def test_rmu_moves_hidden_states_by_multiples_of_their_norm(
+    base: MusicgenBackend, moved: MusicgenBackend, clips: list[Clip]
+) -> None:
+    method, step = make("rmu", base, moved, clips, gamma=0.5, alpha=3.0, c=4.0, depth=0.5)
+    with torch.no_grad():
+        before, after = (
+            [backend.hidden(Batch.of([clip]), 0.5)[0].double().numpy() for clip in clips] for backend in (base, moved)
+        )
+    scale = np.sqrt(np.mean([np.sum(frame**2) for states in before for frame in states]))
+    random = torch.randn(before[0].shape[-1], generator=torch.Generator().manual_seed(0)).double().numpy()
+    target = 4 * scale * random / np.linalg.norm(random)
+    forget = [0.5 * np.mean([np.sum((h - target) ** 2) for h in states]) / scale**2 for states in after]
+    retain = [
+        3 * np.mean([np.sum((h - b) ** 2) for h, b in zip(states, kept, strict=True)]) / scale**2
+        for states, kept in zip(after, before, strict=True)
+    ]
+    batch = Batch.of(clips)  # lengths differ: padding must not count
+    assert method.forget_loss(step, batch).tolist() == pytest.approx(forget, rel=1e-4)
+    assert method.retain_loss(step, batch).tolist() == pytest.approx(retain, rel=1e-4)
+
+
+def test_scrub_ascends_in_every_other_step_at_first(base: MusicgenBackend, clips: list[Clip]) -> None:
+    method, _ = make("scrub", base, base, clips, max_steps=2)
+    assert [method.phase(index) for index in range(6)] == ["forget", "retain", "forget", "retain", "retain", "retain"]
 
 
 def test_every_loss_is_a_mean_over_clips(base: MusicgenBackend, moved: MusicgenBackend, clips: list[Clip]) -> None:

@@ -157,6 +157,8 @@ class Session:
     def train(self, method: LossMethod) -> None:
         """Train with a loss method in the engine's loop: its optimiser, precision, checkpoints, guards and log.
 
+        The method's `prepare` is called first, with this session; what it sets here stays until it is set again.
+
         Args:
             method: its `Options` derive from `TrainOptions`. A method without a `spec` has that of the edit method.
 

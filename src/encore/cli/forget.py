@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from encore.unlearn.config import ForgetConfig
     from encore.unlearn.run import Prepared
 
-METHOD_FLAGS = ("steps", "max_seconds", "lr", "batch_size", "per_track_clip")
+METHOD_FLAGS = (
+    "steps", "max_seconds", "lr", "batch_size", "per_track_clip", "optim", "retain_budget", "robust_to",
+)  # fmt: skip
 
 
 def forget(
@@ -85,6 +87,15 @@ def forget(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips a step; default: the method's.")] = None,
     per_track_clip: Annotated[
         float | None, typer.Option(help="Norm a track's gradient is clipped to, so that none dominates a step.")
+    ] = None,
+    optim: Annotated[
+        str | None, typer.Option(help="adamw, sam, sign or repselect: how gradients become steps.")
+    ] = None,
+    retain_budget: Annotated[
+        float | None, typer.Option(help="Rise of retain's NLL that its loss is weighted to keep to.")
+    ] = None,
+    robust_to: Annotated[
+        str | None, typer.Option(help="int4 or int8: train through rounded weights, against quantisation.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Device = "auto",

@@ -25,7 +25,8 @@ PANELS = {  # title -> parameters, in this order
     "Model": ("model", "from_scratch", "backend", "revision", "base", "gold", "gold2", "offline"),
     "Method": (
         "method", "methods", "preset", "option", "config", "epochs", "steps", "max_seconds", "lr", "batch_size",
-        "per_track_clip", "adapter", "lora_rank", "lora_alpha", "lora_layers", "keep_adapter",
+        "per_track_clip", "optim", "retain_budget", "robust_to", "adapter", "lora_rank", "lora_alpha", "lora_layers",
+        "keep_adapter",
     ),
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (

@@ -257,5 +257,6 @@ class State(TypedDict):
     optimizer: NotRequired[dict[str, Any]]
     micro_batch_size: Count
     skipped_steps: NotRequired[Count]
+    retain_weight: NotRequired[float]
     seconds: NotRequired[float]
     tokens: NotRequired[Count]

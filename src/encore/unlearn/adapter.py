@@ -185,13 +185,18 @@ def refuse_unadaptable(method: Method) -> None:
     """Check that a method can train an adapter.
 
     Raises:
-        UsageError: it changes weights itself, or weighs them by a Fisher diagonal.
+        UsageError: it changes weights itself, weighs them by a Fisher diagonal, or rounds them.
     """
     name = method.spec.name
     if isinstance(method, EditMethod):
         raise UsageError(
             f"method {name!r} changes the model's weights itself, and does not train an adapter",
             "leave --adapter out, or choose a method that is a loss, such as encore or npo",
+        )
+    if getattr(method.options, "robust_to", None) is not None:
+        raise UsageError(
+            "--robust-to rounds the weights that are trained, and with an adapter these are not the model's",
+            "leave --adapter or --robust-to out",
         )
     if "fisher" in method.spec.needs:
         raise UsageError(

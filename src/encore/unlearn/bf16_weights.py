@@ -36,6 +36,10 @@ def check(method: Method) -> None:
         raise UsageError(f"method {name!r} can't run with --weights bf16: it edits float32 weights itself", HINT)
     if "fisher" in method.spec.needs:
         raise UsageError(f"method {name!r} can't run with --weights bf16: its Fisher diagonal is of float32", HINT)
+    for option, usual in (("optim", ("adamw", "sign", "repselect")), ("robust_to", (None,))):
+        if (value := getattr(method.options, option, usual[0])) not in usual:
+            flag = f"--{option.replace('_', '-')} {value}"
+            raise UsageError(f"{flag} can't run with --weights bf16: it moves float32 weights a little", HINT)
     for member, reason in reasons.items():
         if getattr(type(method), member) is not getattr(LossMethod, member):
             raise UsageError(f"method {name!r} can't run with --weights bf16: {reason} float32 weights", HINT)

@@ -34,7 +34,8 @@ from encore.unlearn.lr_schedule import Schedule
 from encore.unlearn.monitor import Snapshot, StoppingMonitor
 from encore.unlearn.reference import Source, reference_of
 from encore.unlearn.sampling import Clips, ShuffledSampler
-from encore.unlearn.track_clipping import TrackClipping
+from encore.unlearn.step_rules import StepRules
+from encore.unlearn.track_clipping import Compute, TrackClipping
 from encore.unlearn.weight_average import WeightAverage, copied_weights, load_weights
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row before a run gives up
@@ -163,29 +164,7 @@ class Engine:
         session = self.session(method)
         self.outcome.before = self.monitor.first
         if isinstance(method, LossMethod):
-            method.prepare(session)
-            self._retain, self._masks, self._lr = session.retain, session.masks, distributed.first(session.lr)
-            if self.adapter is not None and self._masks:
-                raise UsageError(
-                    f"method {method.spec.name!r} selects single weights to train, which an adapter does not have",
-                    "leave --adapter out",
-                )
-            if self.weight_type == "bf16" and self._masks:
-                raise UsageError(
-                    f"method {method.spec.name!r} restores single weights after each step, in float32",
-                    "leave --weights out",
-                )
-            distributed.copy_first(self._masks.values())
-            if session.target_nll:
-                tracks = {clip.track for clip in self.clips.forget}
-                if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
-                    raise PluginError(
-                        f"method {method.spec.name!r}: prepare must set a target NLL above 0 for every forget track, "
-                        "or for none"
-                    )
-                self.monitor.set_targets(distributed.first(session.target_nll))
-                self.outcome.before = self.monitor.first
-            self.outcome.chosen |= session.chosen
+            self._prepare(method, session)
             self._train(method, session)
         elif isinstance(method, EditMethod):
             method.edit(session)
@@ -193,6 +172,32 @@ class Engine:
             self.outcome.best = self.monitor.snapshot()
         else:
             raise PluginError(f"method {method.spec.name!r} is neither a LossMethod nor an EditMethod")
+
+    def _prepare(self, method: LossMethod, session: Session) -> None:
+        """Let a loss method inspect the data, and take over what it set in the session."""
+        method.prepare(session)
+        self._retain, self._masks, self._lr = session.retain, session.masks, distributed.first(session.lr)
+        if self.adapter is not None and self._masks:
+            raise UsageError(
+                f"method {method.spec.name!r} selects single weights to train, which an adapter does not have",
+                "leave --adapter out",
+            )
+        if self.weight_type == "bf16" and self._masks:
+            raise UsageError(
+                f"method {method.spec.name!r} restores single weights after each step, in float32",
+                "leave --weights out",
+            )
+        distributed.copy_first(self._masks.values())
+        if session.target_nll:
+            tracks = {clip.track for clip in self.clips.forget}
+            if session.target_nll.keys() != tracks or min(session.target_nll.values()) <= 0:
+                raise PluginError(
+                    f"method {method.spec.name!r}: prepare must set a target NLL above 0 for every forget track, "
+                    "or for none"
+                )
+            self.monitor.set_targets(distributed.first(session.target_nll))
+            self.outcome.before = self.monitor.first
+        self.outcome.chosen |= session.chosen
 
     def session(self, method: Method) -> Session:
         """The inputs of a method before any change: only what its spec needs."""
@@ -204,6 +209,7 @@ class Engine:
         def train(inner: LossMethod) -> None:
             if not hasattr(inner, "spec"):
                 inner.spec = method.spec  # type: ignore[misc]
+            self._prepare(inner, session)
             self._train(inner, session)
 
         session = Session(
@@ -249,7 +255,8 @@ class Engine:
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         if not self.fsdp:
             distributed.copy_first(weights)
-        optimizer = method.optimizer(weights, peak)
+        rules = StepRules(method, module, self._masks, self.generator)
+        optimizer = rules.optimizer(peak)
         if self.optimizer_states == "8bit":
             optimizer = eight_bit(optimizer, method.spec.name)
         peaks = [group["lr"] for group in optimizer.param_groups]
@@ -308,9 +315,7 @@ class Engine:
             while True:
                 losses, short = dict[str, float](), False
                 try:
-                    losses = self._backward(
-                        method, step, forget, retain, state.step + 1, state.micro_batch_size, clipping
-                    )
+                    losses = self._backward(method, step, forget, retain, state, clipping, rules)
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if not _out_of_memory(error) or state.micro_batch_size == 1 or self.fsdp:
                         raise
@@ -370,9 +375,12 @@ class Engine:
                     latest = over or options.select == "last"
                     if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
                         state.best, best = snapshot, copied_weights(module, trained)
+                weighed = {"retain_weight": state.retain_weight} if options.retain_budget is not None else {}
                 self.record(
                     {"phase": self._phase, "step": state.step, "of": schedule.steps, "snapshot": snapshot.as_dict()}
+                    | weighed
                 )
+                state.retain_weight = rules.next_retain_weight(state.retain_weight, self.monitor.first, snapshot)
                 if late or over:
                     break
                 if options.stop == "target" and self.monitor.holdout_nll is not None and method.uses_forget:
@@ -386,6 +394,8 @@ class Engine:
                 f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
                 "the forget tracks were near their target NLLs or time was short"
             )
+        if options.retain_budget is not None:
+            self.outcome.chosen["retain_budget"] = f"{state.retain_weight:.3g}: the last weight of the retain loss"
         self.outcome.steps += state.step
         self.outcome.skipped_steps += state.skipped_steps
         self.outcome.best = state.best
@@ -399,12 +409,12 @@ class Engine:
         step: Step,
         forget: Sequence[Clip] | None,
         retain: Sequence[Clip] | None,
-        draw: int,
-        micro: int,
+        state: LoopState,
         clipping: TrackClipping | None,
+        rules: StepRules,
     ) -> dict[str, float]:
         """Add the gradients of mean(forget_loss) + mean(retain_loss) + penalty, a micro-batch at a time."""
-        sums = {}
+        sums, micro = {}, state.micro_batch_size
         for name, clips, loss_of in (
             ("forget_loss", forget, method.forget_loss),
             ("retain_loss", retain, method.retain_loss),
@@ -413,7 +423,7 @@ class Engine:
                 continue
 
             def compute(part: Sequence[Clip], name: str = name, loss_of: LossOf = loss_of) -> Tensor:
-                batch = Batch.of(part, self.backend.device, noise_index=draw)
+                batch = Batch.of(part, self.backend.device, noise_index=state.step + 1)
                 with self._autocast():
                     losses = loss_of(step, batch)
                 if losses.shape != (len(batch),):
@@ -423,17 +433,19 @@ class Engine:
                     )
                 return losses
 
-            if clipping is not None:
-                sums[name] = clipping.add(name, compute, clips, micro)
-                continue
-            total = 0.0
-            for part in distributed.batches(clips, micro):
-                loss = compute(part or clips[:1]).sum() / len(clips)
-                if not part:  # this process has no clip left, and draws the same random numbers as the others
-                    loss = 0 * loss
-                loss.backward()
-                total += loss.item()
-            sums[name] = total
+            def add(name: str = name, clips: Sequence[Clip] = clips, compute: Compute = compute) -> float:
+                if clipping is not None:
+                    return clipping.add(name, compute, clips, micro)
+                total = 0.0
+                for part in distributed.batches(clips, micro):
+                    loss = compute(part or clips[:1]).sum() / len(clips)
+                    if not part:  # this process has no clip left, and draws the same random numbers as the others
+                        loss = 0 * loss
+                    loss.backward()
+                    total += loss.item()
+                return total
+
+            sums[name] = rules.add(name, add, state.retain_weight)
         penalty = method.penalty(step)
         if penalty is not None:
             penalty = penalty / distributed.size()  # every process computes it

@@ -32,7 +32,8 @@ PHASE = 1_000_000  # checkpoints of the second loop of a run are numbered from t
 class LoopState:
     """The state of the loop that a checkpoint saves beside tensors.
 
-    `averaged`: number of steps in the weight average; `seconds`, `tokens`: of the whole run, over all processes.
+    `averaged`: number of steps in the weight average; `retain_weight`: see `encore.unlearn.step_rules`; `seconds`,
+    `tokens`: of the whole run, over all processes.
     """
 
     step: int = 0
@@ -44,6 +45,7 @@ class LoopState:
     averaged: int = 0
     micro_batch_size: int = 0
     skipped_steps: int = 0
+    retain_weight: float = 1.0
     seconds: float = 0.0
     tokens: int = 0
 

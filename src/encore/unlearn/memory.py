@@ -19,6 +19,7 @@ from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, adapter_size, refuse_unadaptable
 from encore.unlearn.config import Lora, OptimizerStates, WeightType
 from encore.unlearn.eight_bit import check_bitsandbytes
+from encore.unlearn.step_rules import held_copies
 
 FLOAT = 4  # bytes; weights, gradients and moments are float32 where nothing else is asked for
 MOMENTS = 2  # of AdamW
@@ -94,6 +95,7 @@ def held(backend: Backend, method: Method, settings: Settings) -> Memory:
         count = adapter_size(backend.module, settings.lora)
         gradient, adapter, remainder = FLOAT * count, FLOAT * count, 0
     copies = 1 + (getattr(method.options, "schedule", "") == "adaptive") if backend.device.type == "cpu" else 0
+    copies += held_copies(method.options)
     training = gradient + remainder + (MOMENTS * BYTES[settings.optimizer_states] + copies * FLOAT) * count
     frozen = method.frozen_copies + ("reference" in method.spec.needs and settings.lora is None)
     return Memory(model + adapter, training, frozen * model, 0)

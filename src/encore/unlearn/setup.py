@@ -20,7 +20,7 @@ from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision
 from encore.store.model_name import model_name
 from encore.store.run_folder import RunFolder, locked, read_json
-from encore.unlearn import bf16_weights, sharding
+from encore.unlearn import bf16_weights, sharding, step_rules
 from encore.unlearn.activations import Setting, uses_checkpoints
 from encore.unlearn.adapter import (
     adapter_size,
@@ -86,11 +86,12 @@ def check_settings(request: RunConfig) -> None:
 
 
 def check_method(request: RunConfig, method: Method) -> None:
-    """Check that a method can train an adapter, a split model, or bfloat16 weights, where that is asked for.
+    """Check that a method can train an adapter, a split model, or bfloat16 weights, where that is asked for; and its options.
 
     Raises:
-        UsageError: it can't.
+        UsageError: it can't, or its options do not fit it.
     """
+    step_rules.check(method)
     if request.fsdp:
         sharding.check(method)
     if request.lora is not None:

@@ -29,6 +29,10 @@ def check(method: Method) -> None:
     """
     if getattr(method.options, "per_track_clip", None) is not None:
         raise UsageError("--per-track-clip needs whole gradients, and --fsdp splits them", HINT)
+    for option, splittable in (("optim", ("adamw", "sign")), ("robust_to", (None,))):
+        if (value := getattr(method.options, option, splittable[0])) not in splittable:
+            flag = f"--{option.replace('_', '-')} {value}"
+            raise UsageError(f"{flag} needs whole weights and gradients, and --fsdp splits them", HINT)
     reasons = {"penalty": "its penalty reads", "after_step": "it changes", "state_dict": "it keeps copies of"}
     for name, reason in reasons.items():
         if isinstance(method, LossMethod) and getattr(type(method), name) is not getattr(LossMethod, name):
