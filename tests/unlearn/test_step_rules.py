@@ -134,12 +134,12 @@ def test_the_retain_budget_weighs_retain_by_dual_steps(double: MusicgenBackend, 
     Engine(double, clips, record=lines.append).run(
         Plain(options(steps=3, retain_budget=0.01, dual_rate=50.0, lr=0.05, per_track_clip=None))
     )
-    looks = [line for line in lines if "look" in line]
-    watched = [line["look"]["memorised"] | line["look"]["not_memorised"] for line in looks]
+    snapshots = [line for line in lines if "snapshot" in line]
+    watched = [line["snapshot"]["memorised"] | line["snapshot"]["not_memorised"] for line in snapshots]
     before = {clip.track: slow.losses(Batch.of([clip])).item() for clip in clips.retain}
     weight = 1.0
-    for look, values in zip(looks, watched, strict=True):
-        assert look["retain_weight"] == pytest.approx(weight)
+    for line, values in zip(snapshots, watched, strict=True):
+        assert line["retain_weight"] == pytest.approx(weight)
         parts = gradients(slow, clips.forget, -1), gradients(slow, clips.retain)
         with torch.no_grad():
             for theta, f, r in zip(slow.module.parameters(), *parts, strict=True):

@@ -86,7 +86,7 @@ def check_settings(request: RunConfig) -> None:
 
 
 def check_method(request: RunConfig, method: Method) -> None:
-    """Check that a method can train an adapter, a split model, or bfloat16 weights, where that is asked for; and its options.
+    """Check a method's options, and that it can train an adapter, a split model or bfloat16 weights, where asked for.
 
     Raises:
         UsageError: it can't, or its options do not fit it.
