@@ -5,8 +5,8 @@
         --root build/check --out ${list%.txt}; done
     python -m benchmarks.check table build/check
 
-Held-out are the catalogue's 10 held-out songs and 24 clips of random music of the same arranger. 24 other such clips are
-the held-out music to calibrate on. The model was trained on none of these.
+Held-out are the catalogue's 10 held-out songs and 24 clips of random music of the same arranger. 24 other such clips
+are the held-out music to calibrate on. The model was trained on none of these.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ METHOD_FLAGS = ("steps", "max_seconds", "lr", "batch_size", "per_track_clip")
 def forget(
     context: typer.Context,
     tracks: Annotated[
-        str, typer.Option(help="List of tracks to forget: one path, id:, isrc: or sha256: a line; - for stdin.")
+        str,
+        typer.Option(help="List of tracks to forget: one path, id:, isrc:, sha256: or artist: a line; - for stdin."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run, new or empty; default: runs/<date>-<time>-<method>.")
@@ -52,7 +53,7 @@ def forget(
     option: MethodOptions = None,
     config: ConfigFile = None,
     catalog: Annotated[
-        Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")
+        Path | None, typer.Option(help="Catalogue that id:, isrc:, sha256:, artist: lines are looked up in.")
     ] = None,
     retain: Annotated[
         str | None, typer.Option(help="List of tracks to keep, or `self`; default: the catalogue less the list.")

@@ -33,7 +33,8 @@ RECIPE_FLAGS = ("epochs", "from_scratch", "steps", "max_seconds", "lr", "batch_s
 def train(
     context: typer.Context,
     tracks: Annotated[
-        str, typer.Option(help="List of tracks to train on: one path, id:, isrc: or sha256: a line; - for stdin.")
+        str,
+        typer.Option(help="List of tracks to train on: one path, id:, isrc:, sha256: or artist: a line; - for stdin."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run, new or empty; the model is in its model/.")],
     without: Annotated[
@@ -54,7 +55,7 @@ def train(
     option: MethodOptions = None,
     config: ConfigFile = None,
     catalog: Annotated[
-        Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")
+        Path | None, typer.Option(help="Catalogue that id:, isrc:, sha256:, artist: lines are looked up in.")
     ] = None,
     root: Annotated[
         list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
