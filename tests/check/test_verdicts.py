@@ -11,7 +11,7 @@ from encore.check.verdicts import verdict_of
 
 NOTHING: dict[str, Any] = {
     "nll": {"value": 4.0, "held_out": 4.5, "memorised_below": 2.2, "entropy": 4.4, "gold": None, "memorised": False},
-    "membership": {"p": 0.4, "p_adjusted": 0.6, "doubt": None, "why": None},
+    "membership": {"p": 0.4, "p_adjusted": 0.6, "doubt": False, "why": None},
     "extraction": [], "excerpts": [], "searched": 1.0, "similarity": {},
 }  # fmt: skip
 PROMPT = {
@@ -39,9 +39,10 @@ def evidence(**changes: Any) -> dict[str, Any]:
         ({"extraction": [PROMPT | {"share": 0.79}]}, "no_sign", ""),
         ({"nll": NOTHING["nll"] | {"value": 0.02, "memorised": True}}, "memorised", "NLL is 0.02 nats per token"),
         ({"excerpts": [{"from": 13.5, "to": 18.5, "nll": 0.1}]}, "memorised", "memorised it from 13.50 to 18.50 s"),
-        ({"membership": {"p": 0.01, "p_adjusted": 0.03, "doubt": None, "why": None}}, "trained_on", "p = 0.03"),
-        ({"membership": {"p": 0.01, "p_adjusted": 0.03, "doubt": "blind", "why": None}}, "no_sign", ""),
-        ({"membership": {"p": None, "p_adjusted": None, "doubt": None, "why": "no holdout"}}, "no_sign",
+        ({"membership": {"p": 0.01, "p_adjusted": 0.03, "doubt": False, "why": None}}, "trained_on", "p = 0.03"),
+        ({"membership": {"p": 0.01, "p_adjusted": 0.03, "doubt": True, "why": None}}, "no_sign",
+         "its membership could not be tested reliably"),
+        ({"membership": {"p": None, "p_adjusted": None, "doubt": False, "why": "no holdout"}}, "no_sign",
          "membership was not tested: no holdout"),
         ({"similarity": {"chroma": {"value": 0.9, "threshold": 0.5, "above": True}}}, "no_sign", "harmony"),
     ],

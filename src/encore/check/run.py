@@ -230,7 +230,7 @@ class _Check:
                     "value": value, "unit": self._backend.unit, "held_out": mean, "memorised_below": limit,
                     "entropy": entropy, "gold": gold.get(track), "memorised": below and not by_gold,
                 },
-                "membership": {"p": None, "p_adjusted": None, "doubt": None, "why": None},
+                "membership": {"p": None, "p_adjusted": None, "doubt": False, "why": None},
                 "extraction": [], "excerpts": [], "searched": None, "similarity": {},
             }  # fmt: skip
         self._tried("likelihood of memorised tracks", "" if tokens else "the model has no tokens")
@@ -254,9 +254,9 @@ class _Check:
             for found in evidence.values():
                 found["membership"]["why"] = why
             return ""
-        doubt = blind_warning(self._evaluation) or ""
+        doubt = (blind_warning(self._evaluation) or "").replace("forget and holdout", "checked and held-out tracks")
         for track, (p, adjusted) in membership.per_track().items():
-            evidence[track]["membership"] = {"p": p, "p_adjusted": adjusted, "doubt": doubt or None, "why": None}
+            evidence[track]["membership"] = {"p": p, "p_adjusted": adjusted, "doubt": bool(doubt), "why": None}
         self._calibration["least_p"] = membership.least_p
         self._of_list = {
             "p": membership.of_list(),

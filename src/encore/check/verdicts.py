@@ -54,11 +54,12 @@ def verdict_of(evidence: Mapping[str, Any]) -> tuple[Verdict, list[str]]:
             "theirs; another recording of the same piece would explain that as well."
         )
     if verdict == "no_sign":
-        tested = (
-            f"p = {member['p']:.2g} of being held-out music"
-            if member["p"] is not None
-            else f"membership was not tested: {member['why']}"
-        )
+        if member["p"] is None:
+            tested = f"membership was not tested: {member['why']}"
+        elif member["doubt"]:
+            tested = "its membership could not be tested reliably"
+        else:
+            tested = f"p = {member['p']:.2g} of being held-out music"
         sentences.insert(
             0, f"No sign of it under these tests ({tested}). That does not show that it is not in the model."
         )

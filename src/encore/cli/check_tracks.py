@@ -107,7 +107,8 @@ def _show(result: Mapping[str, Any]) -> None:
     console.data(headline(result))
     whole = result["list"]
     if whole:
-        console.data(f"all of them together: p = {whole['p']:.2g} of being predicted like held-out music")
+        doubt = ", which is not reliable" if whole["doubt"] else ""
+        console.data(f"all of them together: p = {whole['p']:.2g} of being predicted like held-out music{doubt}")
     for test in result["tests"]:
         if not test["tried"]:
             console.note(f"not tried: {test['test']} ({test['why']})")
