@@ -49,7 +49,7 @@ def render_check(result: Mapping[str, Any], folder: Path) -> str:
         **_words(result),
         model=Path(str(result["model"]["name"])).name,
         found=list(map(_entry, found)),
-        none=[_entry(track) for track in result["tracks"] if track["verdict"] == "no_sign"],
+        unsigned=[_entry(track) for track in result["tracks"] if track["verdict"] == "no_sign"],
         samples=[_player(track, folder) for track in found if "sample" in track],
         artists=_artists(result),
         tracks=_tracks(result),
@@ -122,7 +122,9 @@ def _words(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(track: Mapping[str, Any]) -> dict[str, Any]:
-    small = ", ".join(str(part) for part in (track["artist"], track["file"], f"{track['seconds']:.1f} s") if part)
+    small = ", ".join(
+        str(part) for part in (track["artist"], Path(track["file"]).name, f"{track['seconds']:.1f} s") if part
+    )
     return {
         "name": track["title"] or track["id"], "label": LABELS[track["verdict"]], "sentences": track["sentences"],
         "small": small,
