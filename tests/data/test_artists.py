@@ -9,7 +9,7 @@ import pytest
 from tests.data.test_track_list import put
 
 from encore import assets
-from encore.data.artists import crediting, near_artists
+from encore.data.artists import artists_of, crediting, near_artists
 from encore.data.catalog import Catalog
 from encore.data.track_list import read_list
 from encore.errors import InputError
@@ -67,3 +67,14 @@ def test_a_line_is_all_tracks_of_the_artist(tmp_path: Path) -> None:
     assert "--allow-missing" in refused.value.hint
     with pytest.raises(InputError, match=r"'artist:B' needs a catalogue"):
         read_list(put(tmp_path / "list.txt", "artist:B\n"))
+
+
+@pytest.mark.parametrize(
+    ("field", "artists"),
+    [
+        ("Edvard Grieg (1875)", ("Edvard Grieg",)), ("A feat. B (live)", ("A", "B")), ("A (ft. C)", ("A", "C")),
+        ("(x)", ("(x)",)), ("", ()), ("Simon & Garfunkel", ("Simon & Garfunkel",)),
+    ],
+)  # fmt: skip
+def test_artists_of_a_field(field: str, artists: tuple[str, ...]) -> None:
+    assert artists_of(field) == artists

@@ -18,6 +18,7 @@ from encore.check.extraction import Extraction, extracted, extractions, passage_
 from encore.check.membership import LEVEL, Membership
 from encore.check.music import Music, select_music
 from encore.check.verdicts import LABELS, counts, verdict_of
+from encore.data.artists import artists_of, normalised
 from encore.data.encode import TrackEncoder, window_samples
 from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.offset_search import KNOWN_SHARE, LEAST_SECONDS, OffsetSearch
@@ -31,6 +32,7 @@ from encore.losses import code_entropy
 from encore.memorised import memorised_below
 from encore.metrics.privacy.model_free import blind_warning
 from encore.metrics.rows import windows_by_track
+from encore.metrics.utility.neighbours import UNKNOWN
 from encore.report.check_page import write_check_page
 from encore.reporter import Reporter
 from encore.store.dates import utc_now
@@ -113,13 +115,13 @@ def check_tracks(config: CheckConfig, out: Path, reporter: Reporter | None = Non
     if config.gold:
         models["gold"] = family.load(model_name(config.gold), offline=config.offline, device=device)
     check = _Check(config, music, models, reporter)
+    with writing(out):  # before the work, not after it
+        out.mkdir(parents=True, exist_ok=True)
     result = check.result()
     result |= {
         "encore": __version__, "checked": utc_now(), "seconds": round(time.monotonic() - started, 1),
         "versions": versions(), "hardware": hardware(device),
     }  # fmt: skip
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     check.write_samples(out / SAMPLES, result)
     write_json(out / JSON, result)
     write_check_page(result, out)
@@ -265,9 +267,12 @@ class _Check:
             "doubt": doubt or None,
         }
         artists: dict[str, list[str]] = {}
+        spelled: dict[str, str] = {}
         for item in self._tracks:
-            if item.track.artist:
-                artists.setdefault(item.track.artist, []).append(item.track.id)
+            for artist in artists_of(item.track.artist or ""):
+                if not UNKNOWN.fullmatch(normalised(artist)):
+                    name = spelled.setdefault(normalised(artist), artist)
+                    artists.setdefault(name, []).append(item.track.id)
         self._of_artists = [
             {"artist": artist, "tracks": artists[artist], "p": p, "p_adjusted": adjusted}
             for artist, (p, adjusted) in membership.of_artists(artists).items()

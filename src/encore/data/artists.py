@@ -21,6 +21,13 @@ def credited(field: str) -> tuple[str, ...]:
     )
 
 
+def artists_of(field: str) -> tuple[str, ...]:
+    """The artists that a field credits, without text in parentheses at the end of a name; `()` for an empty field."""
+    parts = credited(field)
+    names = (_NOTE.sub("", part).strip() or part for part in parts[1:] or parts)
+    return tuple(name for name in dict.fromkeys(names) if name)
+
+
 def normalised(name: str) -> str:
     """A name without differences of case, spaces and Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
