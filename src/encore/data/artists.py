@@ -15,7 +15,9 @@ _NOTE = re.compile(r"\s*\([^)]*\)\s*$")
 
 def credited(field: str) -> tuple[str, ...]:
     """The whole field, then the artists in it where it names several: `A feat. B`, `A; B`, `A / B`."""
-    parts = [part.strip(" )]") for part in _SEVERAL.split(field)]
+    parts = [part.strip() for part in _SEVERAL.split(field)]
+    # `A (feat. B)` leaves a closing bracket behind.
+    parts = [part[:-1].strip() if part[-1:] in ")]" and not re.search(r"[(\[]", part) else part for part in parts]
     return (
         tuple(dict.fromkeys([field.strip(), *(part for part in parts if part)])) if len(parts) > 1 else (field.strip(),)
     )
