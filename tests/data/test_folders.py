@@ -17,7 +17,7 @@ from encore.errors import InputError
 def test_a_folder_is_its_audio_files_with_the_captions_there_are(tmp_path: Path) -> None:
     folder = tmp_path / "music"
     (folder / "album").mkdir(parents=True)
-    for number, name in enumerate(("03 - Slow_Waltz.wav", "album/b.flac", "album/c.wav", "d.wav")):
+    for number, name in enumerate(("03 - Slow_Waltz.wav", "album/b.flac", "album/c.wav", "d.wav", "none.wav")):
         soundfile.write(folder / name, np.sin(np.arange(800) * (number + 1) / 9).astype("float32"), 8000)
     shutil.copy(folder / "album/b.flac", folder / "e.flac")
     (folder / "album/c.txt").write_text("a choir")
@@ -35,11 +35,12 @@ def test_a_folder_is_its_audio_files_with_the_captions_there_are(tmp_path: Path)
         ("03 - Slow_Waltz.wav", "Slow Waltz", "file name", None),
         ("b", "brass", "catalogue", "B"),
         ("album/c.wav", "a choir", "side-car", None),
+        ("none.wav", "music", "file name", None),
     ]
     assert "d.json" in errors[0].message
     assert "leads outside" in errors[1].message
     assert notes[0] == "e.flac is the same file as b: used once"
-    assert notes[1].startswith("1 of 6 files have no caption beside them")
+    assert notes[1].startswith("2 of 7 files have no caption beside them")
 
 
 def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:

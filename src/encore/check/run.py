@@ -30,7 +30,7 @@ from encore.evaluate.result_cache import evaluation_cache
 from encore.evaluate.samples import write_wav
 from encore.losses import code_entropy
 from encore.memorised import memorised_below
-from encore.metrics.privacy.model_free import blind_warning
+from encore.metrics.privacy.model_free import blind_scores
 from encore.metrics.rows import windows_by_track
 from encore.metrics.utility.neighbours import UNKNOWN
 from encore.report.check_page import write_check_page
@@ -45,7 +45,7 @@ SCHEMA = 1
 JSON, SAMPLES = "check.json", "samples"
 WINDOWS = 2  # of each track that are continued: those of the lowest NLL
 HELD_OUT = 10  # held-out tracks that generations are compared on
-PROBES = 300  # offsets of each track that are searched
+PROBES = 300  # offsets of each track that are searched, without `full`
 SIMILARITY = {"likeness": "harmony, melody and rhythm", "likeness_codes": "codes"}  # metrics
 SHOWN = 8  # generations that are written as WAV files
 
@@ -64,6 +64,7 @@ class CheckConfig:
         roots: further folders that paths in lists may lead into.
         revision: of a hub model.
         draws: sampled continuations of a second of each track, at least 1.
+        full: search all offsets of long tracks.
         seed: of samples, and of the choice of held-out tracks.
         device: as in `encore.store.environment.pick_device`.
         offline: use downloaded files only.
@@ -79,6 +80,7 @@ class CheckConfig:
     roots: Sequence[Path] = ()
     revision: str | None = None
     draws: int = 3
+    full: bool = False
     seed: int = 0
     device: str = "auto"
     offline: bool = False
@@ -171,7 +173,7 @@ class _Check:
                 "name": config.model, "revision": config.revision, "backend": config.backend,
                 "sha256": model_sha256(self._backend),
             },
-            "gold": config.gold, "seed": config.seed, "draws": config.draws,
+            "gold": config.gold, "seed": config.seed, "draws": config.draws, "full": config.full,
             "summary": {
                 name: sum(track["verdict"] == name for track in (*tracks, *refused)) for name in LABELS
             },
@@ -256,7 +258,9 @@ class _Check:
             for found in evidence.values():
                 found["membership"]["why"] = why
             return ""
-        doubt = (blind_warning(self._evaluation) or "").replace("forget and holdout", "checked and held-out tracks")
+        warnings = [score for score in blind_scores(self._evaluation) if score.warning and score.p_holm < LEVEL]
+        doubt = str(min(warnings, key=lambda score: score.p_holm).warning) if warnings else ""
+        doubt = doubt.replace("forget and holdout", "checked and held-out tracks")
         for track, (p, adjusted) in membership.per_track().items():
             evidence[track]["membership"] = {"p": p, "p_adjusted": adjusted, "doubt": bool(doubt), "why": None}
         self._calibration["least_p"] = membership.least_p
@@ -348,7 +352,9 @@ class _Check:
             greedy = [e.codes for e in self._extracted.get(item.track.id, ()) if e.prompt == "caption"]
             with torch.no_grad():
                 audio = [backend.decode(codes[None].to(backend.device))[0].mean(0).float().cpu() for codes in greedy]
-            search = OffsetSearch(backend, samples, item.track.caption, audio, most_probes=PROBES)
+            search = OffsetSearch(
+                backend, samples, item.track.caption, audio, most_probes=None if self._config.full else PROBES
+            )
             pieces = [piece for piece in search.pieces() if not self._by_gold(item, piece)]
             rate = backend.sample_rate
             evidence[item.track.id] |= {
@@ -359,7 +365,8 @@ class _Check:
             }  # fmt: skip
             if search.searched < 1:
                 self._music.notes.append(
-                    f"{item.track.id} is long: {search.searched:.0%} of its offsets within a frame were searched"
+                    f"{item.track.id} is long: {search.searched:.0%} of its offsets were searched, beside those of "
+                    "generations from its caption" + ("" if self._config.full else "; --full searches more")
                 )
         self._reporter.progress("search offsets", len(unknown), len(unknown))
         return None

@@ -33,6 +33,9 @@ def check(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     draws: Annotated[int, typer.Option(min=1, max=1000, help="Samples for each second of a track to continue.")] = 3,
+    full: Annotated[
+        bool, typer.Option("--full", help="Search all offsets of long tracks: takes minutes for each.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for check.json, check.html and samples.")] = Path("check"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier check in --out.")] = False,
     fail_on_found: Annotated[
@@ -63,7 +66,7 @@ def check(
     keep_freed_memory()
     config = CheckConfig(
         model, backend_name(model, backend), tracks, catalog=catalog, holdout=holdout, gold=gold, roots=root or (),
-        revision=revision, draws=draws, seed=seed, device=device, offline=offline, cache=not no_cache,
+        revision=revision, draws=draws, full=full, seed=seed, device=device, offline=offline, cache=not no_cache,
     )  # fmt: skip
     with reporting() as reporter:
         result = check_tracks(config, out, reporter)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from encore.data.captions import read_tags, resolve_captions
+from encore.data.captions import nonempty_text, read_tags, resolve_captions
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
 from encore.data.open_files import locate
@@ -94,4 +94,5 @@ def read_folder(
 def _words(name: str) -> str:
     """A file's name as words: `03 - ode_to_joy.flac` is `ode to joy`."""
     words = re.sub(r"[\s_]+", " ", Path(name).stem)
-    return re.sub(r"^[\d\s.\-]+(?=\D)", "", words).strip() or words
+    words = re.sub(r"^[\d\s.\-]+(?=\D)", "", words).strip() or words
+    return nonempty_text(words) or "music"  # `untitled` and the like say nothing

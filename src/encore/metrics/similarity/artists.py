@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -131,10 +131,18 @@ def _rows(evaluation: Evaluation, embedder: str, gallery: Gallery, model: Role) 
     details = {"artists": artists, "gallery": len(gallery.names)}
     figures = (("attribution", attributed, "share"), ("rank", ranks, ""), ("confidence", shares, "share"))
     for kind, tracks, unit in figures:
-        yield mean_row(
+        row = mean_row(
             row_name(f"artist_{kind}", embedder), model, "forget", tracks, evaluation, unit=unit, direction="gold",
             details=details,
         )  # fmt: skip
+        if kind == "rank":
+            bounds = (1.0, float(len(gallery.names)))
+            low, high = stats.bootstrap_interval(list(tracks.values()), seed=evaluation.seed, bounds=bounds) or (
+                1,
+                None,
+            )
+            row = replace(row, low=low, high=high)
+        yield row
 
 
 def _off_target(
