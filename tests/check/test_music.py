@@ -26,6 +26,8 @@ def test_lists_folders_and_the_split_holdout(studio: Path, tmp_path: Path) -> No
     assert found.source == "those given"
     assert len(found.holdout) == 6  # the two checked ones are left out, which have the same audio
     assert "2 of 8 held-out tracks are left out: they are checked" in found.notes
+    (one,) = select_music(str(folder / "one.wav"), model=model).tracks
+    assert one.id == "one.wav"
     alone = select_music(str(folder), model=model)
     assert [track.caption for track in alone.tracks] == ["one", "two"]
     assert (alone.holdout, alone.source) == ([], "")

@@ -11,12 +11,13 @@ from encore.data.catalog import FOLDER_NAMES, Catalog
 from encore.data.duplicates import find_duplicates, without_duplicates
 from encore.data.encode import TrackEncoder
 from encore.data.encoded_tracks import EncodedTrack
-from encore.data.folders import read_folder
+from encore.data.folders import AUDIO, read_folder
 from encore.data.splits import HOLDOUT, open_catalog
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
 from encore.errors import InputError, together
 from encore.reporter import Reporter
+from encore.text import printable
 
 MOST = 100  # held-out tracks that are compared with
 
@@ -78,7 +79,7 @@ def select_music(
     """Find the tracks to check and the held-out tracks.
 
     Args:
-        tracks: a list (see `encore.data.track_list.read_list`) or a folder of audio files.
+        tracks: a list (see `encore.data.track_list.read_list`), a folder of audio files, or one such file.
         model: name of the model; the embedded one has a catalogue.
         catalog: catalogue that supplies captions, and its split "holdout".
         holdout: list or folder of held-out tracks; None for the catalogue's split "holdout".
@@ -95,10 +96,12 @@ def select_music(
 
     def read(source: str, failures: list[InputError]) -> list[Track]:
         folder = Path(source)
-        if source == "-" or not folder.is_dir():
+        if source == "-" or not (folder.is_dir() or folder.suffix.casefold() in AUDIO):
             selection = read_list(source, catalog=opened, roots=roots, errors=failures, advice="")
             music.notes.extend(selection.notes)
             return list(selection.tracks)
+        if not folder.exists():
+            raise InputError(f"no file '{printable(source)}'", "name an audio file, a folder of them, or a list")
         known = opened
         if known is None and any((folder / name).is_file() for name in FOLDER_NAMES):
             known = Catalog.open(folder, roots=roots)

@@ -13,7 +13,7 @@ from encore.errors import GateError, NotCheckedError, UsageError
 
 
 def check(
-    tracks: Annotated[str, typer.Option(help="List of tracks to check, or a folder of audio files.")],
+    tracks: Annotated[str, typer.Option(help="List of tracks to check, a folder of audio files, or one file.")],
     model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
     backend: Annotated[
         str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")

@@ -30,12 +30,12 @@ def read_folder(
     errors: list[InputError],
     notes: list[str],
 ) -> list[Track]:
-    """The audio files in a folder and its subfolders, by path; a file counts once.
+    """The audio files in a folder and its subfolders, by path, or one of them; a file counts once.
 
     Captions come from the catalogue, else from a side-car file, tags, or the file's name.
 
     Args:
-        folder: the folder.
+        folder: the folder, or an audio file.
         catalog: supplies captions and metadata of files that it lists.
         roots: further folders that links in the folder may lead into.
         errors: receives the errors of single files, which are left out.
@@ -44,7 +44,9 @@ def read_folder(
     Raises:
         InputError: the folder has no audio file.
     """
-    names = sorted(
+    names = [folder.name] if folder.is_file() else []
+    folder = folder.parent if names else folder
+    names = names or sorted(
         os.path.relpath(os.path.join(place, name), folder)
         for place, _, files in os.walk(folder)
         for name in files
