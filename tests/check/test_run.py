@@ -10,8 +10,9 @@ import pytest
 import soundfile
 from tests.latent_model import LatentBackend
 
-from encore.check import run
-from encore.check.run import CheckConfig, check_tracks
+from encore.check import evidence, run
+from encore.check.config import CheckConfig
+from encore.check.run import check_tracks
 
 
 def test_a_model_without_tokens_is_tested_for_membership_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,8 +40,8 @@ def test_a_model_without_tokens_is_tested_for_membership_alone(tmp_path: Path, m
 
 def test_what_gold_does_as_well_is_no_evidence(studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     music, model = studio / "music", str(studio / "model")
-    monkeypatch.setattr(run, "memorised_below", lambda holdout, size: 100.0)  # every NLL counts as memorised
-    monkeypatch.setattr(run, "KNOWN_SHARE", 100.0)
+    monkeypatch.setattr(evidence, "memorised_below", lambda holdout, size: 100.0)  # every NLL counts as memorised
+    monkeypatch.setattr(evidence, "KNOWN_SHARE", 100.0)
     (tmp_path / "list.txt").write_text("one.wav\ttuba\n")
     config = CheckConfig(
         model, "musicgen", str(tmp_path / "list.txt"), holdout=str(music / "holdout.txt"), gold=model, draws=1,

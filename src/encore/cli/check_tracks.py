@@ -58,7 +58,8 @@ def check(
     if existing and not overwrite:
         raise UsageError(f"{existing[0]} exists already", "choose another --out, or replace it with --overwrite")
 
-    from encore.check.run import CheckConfig, check_tracks
+    from encore.check.config import CheckConfig
+    from encore.check.run import check_tracks
     from encore.cli.progress import reporting
     from encore.store.environment import keep_freed_memory
     from encore.store.model_name import backend_name
