@@ -83,7 +83,7 @@ def test_kept_artists_are_measured_before_and_after(found):
 
 def test_real_tracks_say_whether_the_embedder_tells_artists_apart(found):
     truth = found["artist_ground_truth", "none"]
-    assert truth.per_track == {"track01": 1.0, "track04": 1.0, "track05": 1.0, "track07": 1.0}
+    assert truth.details["tracks"] == {"track01": 1.0, "track04": 1.0, "track05": 1.0, "track07": 1.0}
     assert truth.details["within"] > truth.details["between"]
     assert truth.details["auc"] == 1
     assert truth.details["chance"] == pytest.approx(1 / 7)  # of 8 tracks with an artist
