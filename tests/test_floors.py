@@ -18,7 +18,7 @@ FLOORS = [
     {"store"},
     {"report"},
     {"evaluate", "attribution", "pre_encoding"},
-    {"unlearn", "evidence"},
+    {"unlearn", "evidence", "check"},
     {"compare", "testing"},
     {"cli"},
 ]

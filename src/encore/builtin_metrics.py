@@ -401,6 +401,23 @@ METRICS = (
         full=True, rows=_similar("fingerprint", "audio fingerprint", "copy"),
     ),
     MetricSpec(
+        "artist_attribution", "generations attributed to artists by the nearest real track",
+        "encore.metrics.similarity.artists:Artists", needs={"embedder"}, full=True,
+        rows=(
+            RowSpec(
+                "artist_attribution*", "forget", "attributed to the artist, forget",
+                "Generations for an artist's tracks that sound like the artist", direction="gold",
+            ),
+            RowSpec("artist_rank*", "forget", "rank of the artist, forget", direction="gold"),
+            RowSpec("artist_confidence*", "forget", "confidence in the artist, forget", direction="gold"),
+            RowSpec(
+                "artist_off_target*", "retain", "attributed to the artist, nearest others",
+                "The same for the most similar artists that are kept", direction="base",
+            ),
+            RowSpec("artist_ground_truth*", "forget", "real tracks nearest to one of their artist"),
+        ),
+    ),
+    MetricSpec(
         "extraction_strength", "1 - the shortest prompt after which the rest is generated",
         "encore.metrics.memorization.extraction_strength:ExtractionStrength", needs={"logits"},
         rows=(

@@ -315,17 +315,24 @@ def holm(pvalues: ArrayLike) -> Floats:
     return adjusted
 
 
-def rank_test(members: ArrayLike, others: ArrayLike) -> float:
-    """Two-sided Mann-Whitney p-value of "both sets have scores of one distribution".
+def rank_test(
+    members: ArrayLike, others: ArrayLike, alternative: Literal["two-sided", "greater"] = "two-sided"
+) -> float:
+    """Mann-Whitney p-value of "both sets have scores of one distribution".
 
     Exact up to 100 a set where there are no ties; else by the normal approximation, corrected for ties.
+
+    Args:
+        members: [n].
+        others: [m].
+        alternative: "greater" is the one-sided test of members having higher scores.
     """
     from scipy import stats
 
     scores = np.concatenate([np.asarray(members, dtype=np.float64), np.asarray(others, dtype=np.float64)])
     exact = len(np.unique(scores)) == len(scores) and max(len(np.asarray(members)), len(np.asarray(others))) <= 100
     method: Literal["exact", "asymptotic"] = "exact" if exact else "asymptotic"
-    return float(stats.mannwhitneyu(members, others, alternative="two-sided", method=method).pvalue)
+    return float(stats.mannwhitneyu(members, others, alternative=alternative, method=method).pvalue)
 
 
 def conformal_p(members: ArrayLike, others: ArrayLike) -> Floats:

@@ -15,7 +15,7 @@ from encore.cli import console
 from encore.cli.app import COMMANDS, build
 from encore.cli.help import EXAMPLES, PANELS
 
-SUB = {"encore": [], "check": ["plugins", "check"], "new": ["plugins", "new"]}
+SUB = {"encore": [], "plugins check": ["plugins", "check"], "plugins new": ["plugins", "new"]}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_case_E10_help_names_values_plainly_and_lists_choices_by_panel(call):
 
 
 def test_every_option_of_a_long_command_is_shown_once(app, call):
-    for name in ("forget", "train", "eval", "bench", "generate", "attribute"):
+    for name in ("forget", "check", "train", "eval", "bench", "generate", "attribute"):
         shown = call(name, "--help").out
         for parameter in command_of(app, name).params:
             if parameter.param_type_name == "option":

@@ -35,6 +35,7 @@ def encoded(number: int, *, pcm: int | None = None) -> Encoded:
     windows = [torch.randint(9, (2, 3 + i), generator=generator, dtype=torch.int16) for i in range(1 + number % 3)]
     track = Track(
         f"t{number}", Path(f"/music/{number}.wav"), f"caption {number}", f"{number:064x}", isrc=f"GB{number % 5}",
+        artist=f"A{number} feat. B" if number < 3 else None,
         meta={"split": SPLITS[number % 4]}, more_captions=("more",) if number % 2 else (), caption_source="catalogue",
         place=f"c.jsonl, line {number}",
     )  # fmt: skip
@@ -132,6 +133,12 @@ def test_lists_name_tracks_by_id_isrc_hash_and_path_without_any_file(folder: Pat
     assert [track.id for track in found] == ["t1", "t2", "t3", "t4", "t0", "t5", "t10"]
     assert all(track.shards == folder for track in found)
     assert found[2].captions == ("mine", "caption 3", "more")
+    (tmp_path / "list.txt").write_text("artist:b\n")
+    assert [track.id for track in read_list(tmp_path / "list.txt", catalog=catalog).tracks] == ["t0", "t1", "t2"]
+    (tmp_path / "list.txt").write_text("artist:A22\n")
+    with pytest.raises(InputError) as raised:
+        read_list(tmp_path / "list.txt", catalog=catalog)
+    assert "did you mean 'A2'" in raised.value.hint
     (tmp_path / "list.txt").write_text("id:t11")
     with pytest.raises(InputError, match=r"no track of .*tokens has id 't11'") as raised:
         read_list(tmp_path / "list.txt", catalog=catalog)

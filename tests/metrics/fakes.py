@@ -60,6 +60,19 @@ def broken(model: Backend, seed: int = 0) -> Backend:
     return twin
 
 
+def plays_another_of_the_artist(model: Backend, other: Mapping[str, Tensor]) -> Backend:
+    """Asked for a forgotten track, generates another one by the same artist, which it was not to forget.
+
+    No passage of a forget track is generated, and all likelihoods are the model's.
+
+    Args:
+        other: caption -> codes [K, T] of the other track.
+    """
+    return wrap(
+        model, "another of the artist", answer=lambda row: None if row.prompt is not None else other.get(row.caption)
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- wrapping
 
 

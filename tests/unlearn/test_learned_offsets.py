@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.data.test_offset_search import RATE, audio, held_out, listed, model
 from tests.latent_model import LatentBackend
-from tests.unlearn.test_offset_search import RATE, audio, held_out, listed, model
 
 from encore import assets, plugins
 from encore.backends.musicgen import MusicgenBackend
+from encore.data import offset_search
 from encore.data.encode import TrackEncoder, recordings
 from encore.data.encoded_tracks import EncodedTrack
 from encore.data.open_files import file_sha256
@@ -25,7 +26,7 @@ from encore.data.tracks import Track
 from encore.errors import InputError
 from encore.reporter import Reporter
 from encore.tensor_cache import TensorCache
-from encore.unlearn import learned_offsets, offset_search
+from encore.unlearn import learned_offsets
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.learned_offsets import sentences, with_learned_pieces
 from encore.unlearn.records import track_json

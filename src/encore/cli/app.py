@@ -26,6 +26,7 @@ from encore.launcher import launched
 COMMANDS = {
     "forget": ("encore.cli.forget:forget", "Make a model forget the tracks of a list."),
     "eval": ("encore.cli.evaluate:evaluate", "Measure what a run forgot and what it kept."),
+    "check": ("encore.cli.check_tracks:check", "Check which tracks a model has memorised or was trained on."),
     "train": ("encore.cli.train:train", "Fine-tune a base or a gold of your own on tracks."),
     "bench": ("encore.cli.bench:bench", "Compare methods over seeds, and write a leaderboard."),
     "report": ("encore.cli.report:report", "Write a run's report again from its files."),

@@ -52,7 +52,9 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never go to the networ
 Family = Annotated[
     str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
 ]
-Catalog = Annotated[Path | None, typer.Option(help="Catalogue that id:, isrc: and sha256: lines are looked up in.")]
+Catalog = Annotated[
+    Path | None, typer.Option(help="Catalogue that id:, isrc:, sha256:, artist: lines are looked up in.")
+]
 Roots = Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")]
 MaxSeconds = Annotated[float | None, typer.Option(help="Seconds of training at most.")]

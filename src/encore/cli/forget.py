@@ -53,7 +53,8 @@ METHOD_FLAGS = (
 def forget(
     context: typer.Context,
     tracks: Annotated[
-        str, typer.Option(help="List of tracks to forget: one path, id:, isrc: or sha256: a line; - for stdin.")
+        str,
+        typer.Option(help="List of tracks to forget: one path, id:, isrc:, sha256: or artist: a line; - for stdin."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run, new or empty; default: runs/<date>-<time>-<method>.")

@@ -32,7 +32,7 @@ PANELS = {  # title -> parameters, in this order
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "weights", "optimizer_states",
         "checkpoint_activations", "fsdp", "jobs", "workers", "launcher", "resource", "trial", "resume", "calibrate",
-        "tracker", "dry_run", "requester", "requested",
+        "tracker", "dry_run", "requester", "requested", "fail_on_found",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -69,6 +69,11 @@ EXAMPLES = {
         "encore eval runs/a",
         "encore eval runs/a --metrics nll,verbatim --json",
         "encore eval --model ./unlearned --tracks forget.txt --base ./my-musicgen",
+    ),
+    "check": (
+        "encore check --tracks forget.txt",
+        "encore check --tracks my-music --model facebook/musicgen-small --holdout other-music",
+        "encore check --tracks release.txt --model runs/a --gold models/gold --fail-on-found",
     ),
     "train": (
         "encore train --model facebook/musicgen-small --tracks mine.txt --out models/base",
@@ -107,8 +112,8 @@ EXAMPLES = {
     "config": ("encore config > encore.toml", "encore config --method npo", "encore config --env"),
     "plugins": ("encore plugins", "encore plugins new mine", "encore plugins check mine"),
     "doctor": ("encore doctor", "encore doctor --json"),
-    "check": ("encore plugins check npo", "encore plugins check --distribution encore-mine"),
-    "new": ("encore plugins new mine",),
+    "plugins check": ("encore plugins check npo", "encore plugins check --distribution encore-mine"),
+    "plugins new": ("encore plugins new mine",),
 }  # fmt: skip
 
 
@@ -119,7 +124,7 @@ class _Examples:
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         super().format_epilog(ctx, formatter)  # type: ignore[misc]
-        examples = EXAMPLES.get(str(self.name), ())
+        examples = EXAMPLES.get(" ".join(str(ctx.command_path).split()[1:]) or "encore", ())
         if examples:
             formatter.write(f"\n{'Example' if len(examples) == 1 else 'Examples'}:\n")
             formatter.write("".join(f"  {line}\n" for line in examples))

@@ -47,7 +47,8 @@ RECIPE_FLAGS = ("epochs", "from_scratch", "steps", "max_seconds", "lr", "batch_s
 def train(
     context: typer.Context,
     tracks: Annotated[
-        str, typer.Option(help="List of tracks to train on: one path, id:, isrc: or sha256: a line; - for stdin.")
+        str,
+        typer.Option(help="List of tracks to train on: one path, id:, isrc:, sha256: or artist: a line; - for stdin."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run, new or empty; the model is in its model/.")],
     without: Annotated[

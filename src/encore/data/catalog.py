@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from encore.data.artists import crediting, near_artists
 from encore.data.captions import distinct, resolve_captions
 from encore.data.file_info import FileCache
 from encore.data.manifest import CATALOG_FORMATS, Record, other_format
@@ -90,6 +91,15 @@ class Catalog:
     def by_isrc(self, isrc: str) -> tuple[Record, ...]:
         """Records with that ISRC; several where one recording has several files."""
         return tuple(self._isrcs.get(normalised_isrc(isrc), ())) if normalised_isrc(isrc) else ()
+
+    def by_artist(self, name: str) -> tuple[Record, ...]:
+        """Records that credit an artist; see `encore.data.artists.crediting`."""
+        fields = crediting(name, (record.artist for record in self.records))
+        return tuple(record for record in self.records if record.artist in fields)
+
+    def near_artists(self, name: str) -> list[str]:
+        """Artists with a similar name."""
+        return near_artists(name, (record.artist for record in self.records))
 
     def by_sha256(self, digest: str) -> tuple[Record, ...]:
         """Records whose file has that hash: by the catalogue's column, else by hashing files until one matches."""

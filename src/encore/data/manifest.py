@@ -74,7 +74,7 @@ class Record:
 
 
 def text_records(lines: Lines, name: str) -> Iterator[Record]:
-    """Plain text: a path, `id:…`, `isrc:…` or `sha256:…`, optionally a TAB and a caption. `#` begins a comment."""
+    """Plain text: a path or `id:`, `isrc:`, `sha256:`, `artist:`, optionally a TAB and a caption; `#` is a comment."""
     for number, line in lines:
         if line.strip() and not line.lstrip().startswith("#"):
             yield _item(line, number, name)
@@ -100,7 +100,7 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
     check_undecoded([caption], spot(name, number))
     captions = (clean_caption(caption),) if caption.strip() else ()
     kind, colon, value = item.partition(":")
-    if colon and kind.casefold() in {"id", "isrc", "sha256"}:
+    if colon and kind.casefold() in {"id", "isrc", "sha256", "artist"}:
         if not value.strip():
             raise InputError(f"{spot(name, number)}: '{printable(item)}' has no value")
         named: dict[str, Any] = {kind.casefold(): value.strip()}

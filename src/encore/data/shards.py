@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from encore.api import Backend
+from encore.data.artists import crediting, near_artists
 from encore.data.catalog import Catalog, normalised_isrc
 from encore.data.file_info import Decoding
 from encore.data.manifest import Record
@@ -43,6 +44,7 @@ FORMAT = 1
 
 TEXTS = 1024  # text encodings in memory at a time
 BOTH = "list and catalogue"  # origin of captions
+ARTIST = "json_extract(details, '$.artist')"  # of a track, in the index
 NEAR = 2_000  # ids that a misspelt one is compared with
 SOME = 500  # values of one SQL statement
 DTYPES = {"I16": "int16", "F32": "float32"}  # safetensors' names -> torch's
@@ -340,6 +342,17 @@ class ShardCatalog(Catalog):
     def by_isrc(self, isrc: str) -> tuple[Record, ...]:
         return self._records("isrc = ?", normalised_isrc(isrc)) if normalised_isrc(isrc) else ()
 
+    def by_artist(self, name: str) -> tuple[Record, ...]:
+        fields = sorted(crediting(name, self._artists()))
+        found = [self._records(f"{ARTIST} = ?", field) for field in fields]
+        return tuple(sorted((record for records in found for record in records), key=lambda record: record.line))
+
+    def near_artists(self, name: str) -> list[str]:
+        return near_artists(name, self._artists())
+
+    def _artists(self) -> list[str]:
+        return [name for (name,) in self.shards.rows(f"SELECT DISTINCT {ARTIST} FROM tracks") if name]
+
     def by_sha256(self, digest: str) -> tuple[Record, ...]:
         return self.by_known_sha256(digest)
 
@@ -398,11 +411,11 @@ class ShardCatalog(Catalog):
     def _records(self, where: str, *values: str) -> tuple[Record, ...]:
         """Records of tracks; `line` is a track's number."""
         rows = self.shards.rows(
-            f"SELECT number, id, file, isrc, sha256 FROM tracks WHERE {where} ORDER BY number", values
+            f"SELECT number, id, file, isrc, sha256, {ARTIST} FROM tracks WHERE {where} ORDER BY number", values
         )
         return tuple(
-            Record(number, name, path=file, id=name, isrc=isrc or "", sha256=digest)
-            for number, name, file, isrc, digest in rows
+            Record(number, name, path=file, id=name, isrc=isrc or "", sha256=digest, artist=artist or "")
+            for number, name, file, isrc, digest, artist in rows
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from encore.data.artists import normalised
 from encore.data.captions import resolve_captions
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
@@ -137,7 +138,8 @@ class _Resolver:
         if record.path:
             yield self._by_path(record)
             return
-        kind, value = next((kind, text) for kind in ("id", "isrc", "sha256") if (text := getattr(record, kind)))
+        kinds = ("id", "isrc", "sha256", "artist")
+        kind, value = next((kind, text) for kind in kinds if (text := getattr(record, kind)))
         if self.catalog is None:
             raise InputError(
                 f"{spot(self.name, record.line)}: '{kind}:{printable(value)}' needs a catalogue",
@@ -145,10 +147,10 @@ class _Resolver:
             )
         entries = getattr(self.catalog, f"by_{kind}")(value)
         if not entries:
-            near_ids = self.catalog.near_ids
+            similar = {"id": self.catalog.near_ids, "artist": self.catalog.near_artists}.get(kind)
             raise _Unmatched(
                 f"no track of {printable(self.catalog.name)} has {kind} '{printable(value)}'",
-                self._suggestion(lambda: near_ids(value) if kind == "id" else []),
+                self._suggestion(lambda: similar(value) if similar else []),
             )
         if kind == "id" and not self.catalog.same_recording(entries):
             lines = " and ".join(str(entry.line) for entry in entries[:2])
@@ -157,8 +159,24 @@ class _Resolver:
                 f"{printable(self.catalog.name)}",
                 "name the track by its path or sha256:",
             )
-        for entry in entries if kind == "isrc" else entries[:1]:  # an ISRC names a recording, which may have files
+        if kind == "artist":
+            self._note_artist(record, entries)
+        # An ISRC names a recording, which may have several files.
+        for entry in entries if kind in ("isrc", "artist") else entries[:1]:
             yield self._catalogued(entry, record)
+
+    def _note_artist(self, record: Record, entries: Sequence[Record]) -> None:
+        """How many tracks an artist has, and under which names if these differ from the one in the list."""
+        assert self.catalog is not None
+        names = sorted({entry.artist for entry in entries if normalised(entry.artist) != normalised(record.artist)})
+        count = "1 track" if len(entries) == 1 else f"{len(entries)} tracks"
+        listed = ", ".join(f"'{printable(name)}'" for name in names[:SUGGESTIONS]) + (
+            ", …" if names[SUGGESTIONS:] else ""
+        )
+        self.notes.append(
+            f"{spot(self.name, record.line)}: artist:{printable(record.artist)} is {count}"
+            + (f", credited as {listed}" if names else "")
+        )
 
     def _catalogued(self, entry: Record, record: Record, path: Path | None = None) -> Track:
         assert self.catalog is not None

@@ -100,8 +100,8 @@ def render(files: RunFiles, *, originals: bool = False, plots: bool = True) -> s
         "audio_note": verdict.audio_note(files, originals=originals),
         "originals": originals,
     }
-    style = _style()
-    return _environment().get_template("report.html").render(**context, style=Markup(style), policy=policy(style))
+    style = style_sheet()
+    return environment().get_template("report.html").render(**context, style=Markup(style), policy=policy(style))
 
 
 def policy(style: str) -> str:
@@ -113,7 +113,7 @@ def policy(style: str) -> str:
     )
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("encore.report"),
         autoescape=True,
@@ -129,7 +129,7 @@ def _shown(value: Any) -> Any:
     return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
 
-def _style() -> str:
+def style_sheet() -> str:
     return (Path(__file__).parent / "templates" / "report.css").read_text("utf-8").strip()
 
 
@@ -189,14 +189,14 @@ def _dates(files: RunFiles) -> list[tuple[str, str]]:
     """Who asked, and when what was done, where the run's files have it."""
     request = files.request
     dates = [
-        ("requested by", request.get("requester")), ("requested", _utc(request.get("requested"))),
-        ("run started", _utc(request.get("begun"))), ("run finished", _utc(files.run.get("finished"))),
-        ("evaluated", _utc(files.evaluation.get("measured"))),
+        ("requested by", request.get("requester")), ("requested", utc_text(request.get("requested"))),
+        ("run started", utc_text(request.get("begun"))), ("run finished", utc_text(files.run.get("finished"))),
+        ("evaluated", utc_text(files.evaluation.get("measured"))),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in dates if value]
 
 
-def _utc(text: Any) -> Any:
+def utc_text(text: Any) -> Any:
     """A time such as 2026-11-28T16:20:05Z for a reader, "28 November 2026, 16:20 UTC"; anything else as it is."""
     try:
         when = datetime.fromisoformat(text)

@@ -260,3 +260,26 @@ class State(TypedDict):
     retain_weight: NotRequired[float]
     seconds: NotRequired[float]
     tokens: NotRequired[Count]
+
+
+class CheckedTrack(TypedDict):
+    """A track of `check.json`."""
+
+    id: str
+    verdict: Literal["memorised", "trained_on", "no_sign"]
+    sentences: list[str]
+    evidence: dict[str, Any]
+
+
+class Check(TypedDict):
+    """`check.json`; see `encore.check.run`."""
+
+    schema: Literal[1]
+    model: Model
+    gold: str | None
+    summary: dict[Literal["memorised", "trained_on", "no_sign", "not_checked"], Count]
+    calibration: dict[str, Any]
+    list: dict[str, Any] | None
+    artists: list[dict[str, Any]]  # type: ignore[valid-type]
+    tests: list[dict[str, Any]]  # type: ignore[valid-type]
+    tracks: list[CheckedTrack]  # type: ignore[valid-type]

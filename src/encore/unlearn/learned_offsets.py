@@ -11,12 +11,12 @@ import torch
 from encore.api import Backend
 from encore.data.encode import TrackEncoder, window_samples
 from encore.data.encoded_tracks import EncodedTrack, clips_of
+from encore.data.offset_search import LEAST_SECONDS, MEMORISED, OffsetSearch, generations
 from encore.data.tracks import Piece, Track
 from encore.reporter import Reporter
 from encore.store.model_name import model_sha256
 from encore.text import printable
 from encore.unlearn.monitor import track_nll
-from encore.unlearn.offset_search import LEAST_SECONDS, MEMORISED, OffsetSearch, generations
 
 VERSION = "1"
 """Part of the cache key; raised when the search changes."""

@@ -78,6 +78,7 @@ class OffsetSearch:
         caption: condition of the NLLs.
         generations: output of `generations` for the track's captions, [S] each.
         progress: called with the number of finished probes, and of all probes.
+        most_probes: in step 3; None for `MOST_PROBES`.
 
     Attributes:
         grid_nll: mean NLL per token at multiples of the window, nats.
@@ -91,7 +92,9 @@ class OffsetSearch:
         caption: str,
         generations: Sequence[Tensor],
         progress: Callable[[int, int], None] = lambda done, of: None,
+        most_probes: int | None = None,
     ) -> None:
+        self._most_probes = most_probes or MOST_PROBES
         self._backend, self._samples, self._caption = backend, samples, caption
         self._generations, self._progress = generations, progress
         self._hop = round(backend.sample_rate / backend.frame_rate)
@@ -158,7 +161,7 @@ class OffsetSearch:
         places = range(0, length - probe - self._hop, round(PROBE_EVERY * self._backend.frame_rate) * self._hop)
         step = self._tolerated()
         phases = list(range(0, self._hop, step))
-        count = max(1, MOST_PROBES // max(1, len(places)))
+        count = max(1, self._most_probes // max(1, len(places)))
         if count < len(phases):
             self.searched = count / len(phases)
             phases = [phases[i * len(phases) // count] for i in range(count)]

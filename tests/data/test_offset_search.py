@@ -14,10 +14,10 @@ from torch import Tensor
 
 from encore import assets
 from encore.backends.musicgen import MusicgenBackend
+from encore.data import offset_search
 from encore.data.encode import cut
+from encore.data.offset_search import OffsetSearch, generations, locate, most_gain
 from encore.data.tracks import Piece
-from encore.unlearn import offset_search
-from encore.unlearn.offset_search import OffsetSearch, generations, locate, most_gain
 
 RATE = 16_000
 
