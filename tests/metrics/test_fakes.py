@@ -24,6 +24,9 @@ RELEARNING = ["relearn_one", "relearn_others"]
 ATTACKS = [
     "quantised", "reworded", "prompt_reencoded", "prompt_stretched", "prompt_shifted", "membership_attacks",
 ]  # fmt: skip
+AUDITS = [
+    "reversed_guidance", "depth", "relative_audit", "dataset_inference", "unlearning_inference", "membership_attacks",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,12 @@ def caught(evaluation, fake, metrics) -> set[str]:
 
 
 def test_gold_itself_is_caught_by_nothing(evaluation):
-    assert caught(evaluation, fakes.wrap(evaluation.models["gold"], "nothing"), [*FAST, *ATTACKS, *RELEARNING]) == set()
+    assert (
+        caught(
+            evaluation, fakes.wrap(evaluation.models["gold"], "nothing"), [*FAST, *ATTACKS, *AUDITS[:-1], *RELEARNING]
+        )
+        == set()
+    )
 
 
 @pytest.mark.parametrize("name", fakes.FAKES)
@@ -61,6 +69,13 @@ def test_only_its_gate_of_the_full_set_catches(evaluation, name):
     assert caught(evaluation, fake, [*FAST, *(RELEARNING if gate.startswith("relearn") else ATTACKS)]) == {gate}
 
 
+@pytest.mark.parametrize("name", fakes.AUDITS)
+def test_only_its_audit_catches(evaluation, name):
+    gate, make = fakes.AUDITS[name]
+    fake = make(evaluation.models["gold"], fakes.Tracks.of(evaluation), evaluation)
+    assert caught(evaluation, fake, [*FAST, *AUDITS]) == {gate}
+
+
 def test_every_gate_has_a_fake():
     gates = {f"{row.name} {row.set}" for row in row_specs() if row.judge}
-    assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values())} == gates
+    assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values(), *fakes.AUDITS.values())} == gates
