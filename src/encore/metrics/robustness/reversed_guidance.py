@@ -40,6 +40,9 @@ class ReversedGuidance(Metric):
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         models = available_roles(evaluation, "unlearned", "gold", "gold2")
+        if not models:
+            why = "there is no model to guide base away from"
+            yield unmeasured("reversed_guidance_nll", "unlearned", "forget", why, unit="nats/token")
         clips = excerpts(evaluation)
         for model in models:
             reason = not_finite(evaluation, model, "forget") or not_finite(evaluation, "base", "forget")
