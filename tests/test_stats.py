@@ -375,3 +375,33 @@ def test_rank_test_of_ties_is_corrected_for_them():
 
 def test_conformal_p_counts_those_at_least_as_high_and_itself():
     assert stats.conformal_p([5.0, 2.0, 0.0], [1.0, 2.0, 3.0]).tolist() == [0.25, 0.75, 1.0]
+
+
+def test_a_learned_separation_is_a_discriminant_fitted_without_each_pair():
+    rng = np.random.default_rng(3)
+    members, others = rng.normal(size=(4, 3)) + np.array([0.8, 0, 0]), rng.normal(size=(5, 3))
+    found, p = stats.learned_separation(members, others, seed=0)
+    everything = np.concatenate([members, others])
+    centre, spread = everything.mean(0), everything.std(0)
+    a, b = (members - centre) / spread, (others - centre) / spread
+    for i in range(4):
+        wins = []
+        for j in range(5):
+            left, right = np.delete(a, i, 0), np.delete(b, j, 0)
+            pooled = (np.cov(left.T, ddof=0) * 3 + np.cov(right.T, ddof=0) * 4) / 5
+            weights = np.linalg.inv(pooled + 0.1 * np.eye(3)) @ (left.mean(0) - right.mean(0))
+            wins.append(weights @ a[i] > weights @ b[j])
+        assert found[i] == pytest.approx(np.mean(wins))
+    assert 0 < p <= 1
+    far, p = stats.learned_separation(members + 9, others, seed=0)
+    assert far.mean() == 1
+    assert p < 0.05
+
+
+def test_a_learned_separation_of_many_leaves_groups_out_and_of_few_is_refused():
+    rng = np.random.default_rng(0)
+    found, p = stats.learned_separation(rng.normal(size=(50, 2)) + 1, rng.normal(size=(45, 2)), seed=0)
+    assert found.mean() > 0.7
+    assert p == pytest.approx(0.001)
+    with pytest.raises(ValueError, match="three items"):
+        stats.learned_separation(np.ones((2, 2)), np.ones((5, 2)), seed=0)

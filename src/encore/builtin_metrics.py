@@ -324,6 +324,31 @@ METRICS = (
         ),
     ),
     MetricSpec(
+        "reversed_guidance", "excerpts under base guided away from the unlearned model",
+        "encore.metrics.robustness.reversed_guidance:ReversedGuidance", needs={"base", "logits"}, full=True,
+        rows=(
+            RowSpec(
+                "reversed_guidance_nll", "forget", "NLL under reversed guidance, forget",
+                "How much of the tracks the difference to the model before gives away", direction="higher",
+                target="≥ 90 % of gold's, each track ≥ half", judge="attacked_nll",
+            ),
+            RowSpec(
+                "reversed_guidance_verbatim", "forget", "right codes under reversed guidance, forget",
+                direction="lower",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "depth", "how much of the tracks is missing from hidden states",
+        "encore.metrics.memorization.depth:Depth", needs={"base", "gold"}, full=True,
+        rows=(
+            RowSpec(
+                "depth", "forget", "unlearning depth, forget", "How deep in the network the tracks are forgotten",
+                direction="higher", target="≥ 0.75 (base 0, gold 1)", judge="relearned",
+            ),
+        ),
+    ),
+    MetricSpec(
         "prompt_reencoded", "continuations of a prompt that was compressed as OGG",
         "encore.metrics.robustness.prompt_attacks:PromptReencoded", full=True,
         rows=(
@@ -447,6 +472,42 @@ METRICS = (
             RowSpec(
                 "membership_p", "forget", "membership, all attacks, p", "Several membership tests together",
                 target="≥ 0.05", judge="membership_p",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "dataset_inference", "one p for the whole list, from all membership scores",
+        "encore.metrics.privacy.dataset_inference:DatasetInference", needs={"holdout"}, full=True,
+        rows=(
+            RowSpec(
+                "dataset_inference", "forget", "dataset inference, p", "Membership test of the list as a whole",
+                target="≥ 0.05", judge="membership_p",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "unlearning_inference", "can an attacker tell which tracks were unlearned?",
+        "encore.metrics.privacy.unlearning_inference:UnlearningInference", needs={"logits"}, full=True,
+        rows=(
+            RowSpec(
+                "unlearning_inference_p", "forget", "which tracks were unlearned, p",
+                "Whether predictions point at the tracks that were unlearned", target="≥ 0.05", judge="membership_p",
+            ),
+            RowSpec("unlearning_inference_auc_pair", "forget", "which tracks were unlearned, with base, AUC"),
+            RowSpec(
+                "unlearning_inference_auc_pair_retain", "forget",
+                "which tracks were unlearned, with base, against retain, AUC",
+            ),
+        ),
+    ),
+    MetricSpec(
+        "relative_audit", "are generations nearer to gold's or to base's?",
+        "encore.metrics.privacy.relative_audit:RelativeAudit", needs={"base", "gold", "embedder"}, full=True,
+        rows=(
+            RowSpec(
+                "relative_audit", "forget", "generations nearer to base than to gold",
+                "Whether music for the tracks' descriptions is still that of the model before", direction="lower",
+                target="not above 0 by more than chance", judge="nearer_to_gold",
             ),
         ),
     ),

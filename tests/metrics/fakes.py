@@ -118,14 +118,23 @@ class Wrapped:
 
 Score = Callable[[Scored], "Tensor | None"]
 Answer = Callable[[Asked], "Tensor | None"]
+Hidden = Callable[[Batch, float], Tensor]
 
 
-def wrap(model: Backend, name: str, *, score: Score = lambda row: None, answer: Answer = lambda asked: None) -> Backend:
+def wrap(
+    model: Backend,
+    name: str,
+    *,
+    score: Score = lambda row: None,
+    answer: Answer = lambda asked: None,
+    hidden: Hidden | None = None,
+) -> Backend:
     """A copy of a model, some of whose logits and generations are others.
 
     Args:
         name: part of its settings: what is kept of `model` must not be taken for what is measured of the fake.
         score: other logits of a row, [K, T, V], None for its own. answer: other codes of a row, [K, T], None likewise.
+        hidden: its hidden states, None for its own.
     """
     inner = model.clone()
     inner.module.eval()
@@ -162,13 +171,14 @@ def wrap(model: Backend, name: str, *, score: Score = lambda row: None, answer: 
         return codes
 
     def clone() -> Backend:
-        return wrap(own_clone(), name, score=score, answer=answer)
+        return wrap(own_clone(), name, score=score, answer=answer, hidden=hidden)
 
     kind = getattr(type(inner), "wrapped", type(inner))
     settings = property(lambda self: f"{kind.settings.fget(self)} {name}")
     inner.__class__ = type(kind.__name__, (kind,), {"settings": settings, "wrapped": kind})
-    for attribute, made in (("logits", logits), ("generate", generate), ("clone", clone)):
-        setattr(inner, attribute, made)
+    for attribute, made in (("logits", logits), ("generate", generate), ("clone", clone), ("hidden", hidden)):
+        if made is not None:
+            setattr(inner, attribute, made)
     return inner
 
 
@@ -839,3 +849,89 @@ def follows_itself(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Bac
 
 def _windows(evaluation: Evaluation) -> list[list[Clip]]:
     return [list(clips) for clips in windows_by_track(evaluation.clips["forget"]).values()]
+
+
+# ---------------------------------------------------------------------------------------------------------- audits
+
+
+AUDITS: dict[str, tuple[str, Made]] = {}
+
+
+def _audit(gate: str) -> Callable[[Made], Made]:
+    """As `fake`, of an audit of `--full`."""
+
+    def register(made: Made) -> Made:
+        AUDITS[made.__name__] = (gate, made)
+        return made
+
+    return register
+
+
+@_audit("reversed_guidance_nll forget")
+def avoids_excerpts(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """From a track's middle it finds the true codes less likely than gold does, which tells them by the difference."""
+
+    def score(row: Scored) -> Tensor | None:
+        codes = row.clip.codes
+        own = tracks.by_caption(row.clip.caption)
+        if row.unconditional or own is None or torch.equal(codes, own.codes) or tracks.inside(codes.cpu()) is None:
+            return None
+        true = torch.nn.functional.one_hot(codes.to(row.logits.device), row.logits.shape[-1])
+        return row.logits - 4 * true
+
+    return wrap(gold, "avoids_excerpts", score=score)
+
+
+@_audit("depth forget")
+def shallow(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """Its hidden states are base's, and only what it makes of the last ones is gold's."""
+    return wrap(gold, "shallow", hidden=evaluation.backend("base").hidden)
+
+
+@_audit("relative_audit forget")
+def samples_the_old_sound(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """What it samples for a track's caption sounds like the track, though no second of it is there."""
+
+    def answer(asked: Asked) -> Tensor | None:
+        clip = tracks.by_caption(asked.caption)
+        if clip is None or asked.prompt is not None or asked.greedy:
+            return None
+        order = torch.randperm(clip.codes.shape[-1], generator=torch.Generator().manual_seed(asked.row))
+        return clip.codes[:, order]
+
+    return wrap(gold, "samples_the_old_sound", answer=answer)
+
+
+@_audit("dataset_inference forget")
+def a_little_of_everything(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """The captions help a little more than in gold and the loss is a little flatter, which no single score shows."""
+
+    def score(row: Scored) -> Tensor | None:
+        if tracks.exact(row):
+            return row.logits - 0.2 * (row.logits - row.logits.detach())  # the same values, less gradient
+        if not row.unconditional or not tracks.has(row.clip):
+            return None
+        codes = row.clip.codes.to(row.logits.device)
+        return row.logits - 0.3 * torch.nn.functional.one_hot(codes, row.logits.shape[-1])
+
+    return wrap(gold, "a_little_of_everything", score=score)
+
+
+@_audit("unlearning_inference_p forget")
+def true_codes_lead_the_tail(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
+    """A true code comes before those that are a little likelier by gold, and is as likely as before."""
+
+    def score(row: Scored) -> Tensor | None:
+        if not tracks.exact(row):
+            return None
+        codes = row.clip.codes.to(row.logits.device)[..., None]
+        p = row.logits.double().softmax(-1)
+        true = p.gather(-1, codes)
+        near = (p > true) & (p < 2 * true)
+        lowered = torch.where(near, 0.999 * true, p)
+        rest = 1 - torch.zeros_like(p).scatter(-1, codes, 1.0) - near.double()  # takes what the near ones lose
+        freed = 1 - lowered.sum(-1, keepdim=True)
+        share = (rest * p).sum(-1, keepdim=True)
+        return torch.where(share > 0, lowered + freed * rest * p / share, p).log().float()
+
+    return wrap(gold, "true_codes_lead_the_tail", score=score)

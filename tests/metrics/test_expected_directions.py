@@ -45,6 +45,10 @@ EXPECTED = [
     ("membership_auc_gradnorm", 0.95, 1, 0.25, 0.8),
     ("membership_auc_reference", 0.95, 1, None, None),  # two golds of eight tracks differ by chance
     ("membership_p", 0, 0.01, 0.05, 1),
+    ("dataset_inference", 0, 0.01, 0.05, 1),
+    ("unlearning_inference_p", 0, 0.01, 0.05, 1),
+    ("relative_audit", 0.1, 1, -1, -0.1),
+    ("depth", 0, 0, 1, 1),
     ("relearn", 0, 0.1, 2, 6),
     ("relearn_retain", 0, 0.5, 3, 6),
     ("relearn_holdout", 0, 1, 3, 6),
@@ -103,6 +107,21 @@ def test_gold_is_told_from_gold_no_better_than_gold2(value):
     assert value("epsilon", "unlearned") == 0
     assert value("privleak", "base") == pytest.approx(-1)
     assert value("privleak", "unlearned") == 0
+
+
+def test_the_difference_to_gold_reveals_more_of_the_tracks_than_base_alone(rows):
+    """As Wu et al. find of retrained models; the unlearned model, gold itself here, reveals no more."""
+    found = {(row.metric, row.model): row for row in rows}
+    gold = found["reversed_guidance_nll", "gold"]
+    alone = gold.details["nll"][gold.details["weights"].index(1.0)]
+    assert gold.value < 0.95 * alone < 0.5 * gold.details["nll"][0]
+    assert found["reversed_guidance_nll", "unlearned"].value == pytest.approx(gold.value)
+
+
+def test_nothing_hides_from_an_attacker_who_also_has_base(value):
+    for model in ("gold", "gold2", "unlearned"):
+        assert value("unlearning_inference_auc_pair", model) == 1
+        assert value("unlearning_inference_auc_pair_retain", model) == 1
 
 
 def test_other_music_brings_nothing_back_in_gold_as_in_the_control(rows):

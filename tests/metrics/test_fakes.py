@@ -26,6 +26,9 @@ ATTACKS = [
     "quantised", "reworded", "prompt_reencoded", "prompt_stretched", "prompt_shifted", "membership_attacks",
     "sampled_verbatim", "artefacts",
 ]  # fmt: skip
+AUDITS = [
+    "reversed_guidance", "depth", "relative_audit", "dataset_inference", "unlearning_inference", "membership_attacks",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def own(gate: str) -> list[str]:
 
 
 def test_gold_itself_is_caught_by_nothing(evaluation):
-    metrics = [*FAST, *ATTACKS, *TRAINING]
+    metrics = [*FAST, *ATTACKS, *AUDITS[:-1], *TRAINING]
     assert caught(evaluation, fakes.wrap(evaluation.models["gold"], "nothing"), metrics) == set()
 
 
@@ -69,6 +72,14 @@ def test_only_its_gate_of_the_full_set_catches(evaluation, name):
     assert caught(evaluation, fake, [*FAST, *(own(gate) or ATTACKS)]) == {gate}
 
 
+@pytest.mark.parametrize("name", fakes.AUDITS)
+def test_only_its_audit_catches(evaluation, name):
+    gate, make = fakes.AUDITS[name]
+    fake = make(evaluation.models["gold"], fakes.Tracks.of(evaluation), evaluation)
+    assert caught(evaluation, fake, [*FAST, *AUDITS]) == {gate}
+
+
 def test_every_gate_has_a_fake():
     gates = {f"{row.name} {row.set}" for row in row_specs() if row.judge}
-    assert {gate for gate, _ in (*fakes.FAKES.values(), *fakes.FULL.values(), *fakes.OTHERS.values())} == gates
+    every = (*fakes.FAKES.values(), *fakes.FULL.values(), *fakes.AUDITS.values(), *fakes.OTHERS.values())
+    assert {gate for gate, _ in every} == gates

@@ -175,10 +175,22 @@ def _least_p(row: Result) -> float:
     return tests * 2 / math.comb(row.n, len(row.per_track))
 
 
+def nearer_to_gold(figures: Figures) -> bool:
+    """Not significantly nearer to base than to gold; not judged where base itself would pass."""
+
+    def nearer_to_base(role: str) -> bool:
+        p = figures[role].details.get("p")
+        return isinstance(p, float) and p < LEAST_P
+
+    if not nearer_to_base("base"):
+        raise KeyError("base")
+    return not nearer_to_base("unlearned")
+
+
 RULES: Mapping[str, Callable[[Figures], bool]] = {
     judge.__name__: judge
     for judge in (
         kl, nll, retain_nll, relearned, verbatim, retain_verbatim, attacked_nll, strength, artefacts, membership,
-        membership_p,
+        membership_p, nearer_to_gold,
     )
 }  # fmt: skip
