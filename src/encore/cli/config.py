@@ -55,8 +55,6 @@ Family = Annotated[
 Catalog = Annotated[
     Path | None, typer.Option(help="Catalogue that id:, isrc:, sha256:, artist: lines are looked up in.")
 ]
-    Path | None, typer.Option(help="Catalogue that id:, isrc:, sha256:, artist: lines are looked up in.")
-]
 Roots = Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")]
 MaxSeconds = Annotated[float | None, typer.Option(help="Seconds of training at most.")]
