@@ -19,6 +19,7 @@ from torch import Tensor
 
 from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
+from encore.api.data import by_length
 from encore.curvature.fisher_cache import cached_fisher
 from encore.errors import EncoreError, Interrupted, PluginError, UsageError
 from encore.hashing import module_sha256
@@ -434,6 +435,7 @@ class Engine:
         ):
             if not clips:
                 continue
+            clips = by_length(clips)
 
             def compute(part: Sequence[Clip], name: str = name, loss_of: LossOf = loss_of) -> Tensor:
                 batch = Batch.of(part, self.backend.device, noise_index=draw)
