@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from encore.store.run_folder import Checkpoints
 from encore.unlearn import sharding
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, refuse_unadaptable
+from encore.unlearn.attention import attention_by_products, prefers_products
 from encore.unlearn.config import Lora
 from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
 from encore.unlearn.lr_schedule import Schedule
@@ -172,7 +173,12 @@ class Engine:
         if self.lora is not None:
             refuse_unadaptable(method)
             self.adapter = Adapter(self.backend, self.lora, seed=self.seed)
-        with checkpointed(self.backend.blocks) if self.checkpoint_activations else nullcontext():
+        with ExitStack() as stack:
+            if self.checkpoint_activations:
+                stack.enter_context(checkpointed(self.backend.blocks))
+            sets = (self.clips.forget, self.clips.retain, self.clips.holdout)
+            if prefers_products(str(self.backend.device), self.precision, sets):
+                stack.enter_context(attention_by_products(self.backend.module))
             self._apply(method)
         if self.adapter is not None:
             self.adapter.merge()
