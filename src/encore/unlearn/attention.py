@@ -13,7 +13,7 @@ from encore.api.data import LazyClips
 from encore.store.environment import cpu_has
 
 FRAMES = 512
-"""Longest clip that gains (`benchmarks/attention.py`). The products hold frames × frames weights per head and layer, and
+"""Longest clip that gains (`benchmarks/attention.py`). The products hold frames × frames weights per head and layer;
 torch's kernel does not."""
 SOME = 64  # clips of a large catalogue that are looked at
 
