@@ -26,6 +26,8 @@ from encore.data.encode import TrackEncoder
 from encore.evaluate.measure import evaluate
 from encore.settings import resolve_options
 from encore.tensor_cache import TensorCache, default_folder
+from encore.unlearn.adapter import with_adapter_rates
+from encore.unlearn.config import Lora
 from encore.unlearn.engine import Clips, Engine
 
 COLUMNS = (  # title, metric, set
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--gold", metavar="FOLDER", help="a model trained without the tuning split's forget set")
     parser.add_argument("-o", dest="option", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--lora", action="store_true", help="train an adapter, at its own rates where none is given")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -65,8 +68,11 @@ def main() -> None:
             method = plugins.methods().resolve(name)
             options = resolve_options(method.Options, assignments=arguments.option).options
             twin = base.clone()
+            chosen, lora = method(options), Lora() if arguments.lora else None
+            if lora is not None:
+                chosen, _ = with_adapter_rates(chosen, twin.module, lora)
             began = time.monotonic()
-            Engine(twin, training, seed=seed, fisher_folder=default_folder() / "fisher").run(method(options))
+            Engine(twin, training, seed=seed, lora=lora, fisher_folder=default_folder() / "fisher").run(chosen)
             seconds = time.monotonic() - began
             found = figures(measured, {**models, "unlearned": twin}, "unlearned")
             runs.append(row(name, found, seconds))
