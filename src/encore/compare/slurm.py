@@ -132,7 +132,7 @@ def queue(out: Path) -> dict[str, tuple[str, Path]]:
     for line in lines:
         index, _, rest = line.partition("|")
         state, _, command = rest.partition("|")
-        script = Path(command.strip())
+        script = Path(command.strip()).resolve()
         if state in ENDED or not index.strip().isdecimal() or script.parent != out or not script.exists():
             continue
         if script not in listed:
