@@ -24,8 +24,8 @@ from encore.api import Backend, Clip, ClipSet, Result, Role
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
 from encore.evaluate.measure import evaluate
-from encore.settings import resolve_options
-from encore.tensor_cache import TensorCache, default_folder
+from encore.settings import cache_folder, resolve_options
+from encore.tensor_cache import TensorCache
 from encore.unlearn.adapter import with_adapter_rates
 from encore.unlearn.config import Lora
 from encore.unlearn.engine import Clips, Engine
@@ -72,7 +72,7 @@ def main() -> None:
             if lora is not None:
                 chosen, _ = with_adapter_rates(chosen, twin.module, lora)
             began = time.monotonic()
-            Engine(twin, training, seed=seed, lora=lora, fisher_folder=default_folder() / "fisher").run(chosen)
+            Engine(twin, training, seed=seed, lora=lora, fisher_folder=cache_folder() / "fisher").run(chosen)
             seconds = time.monotonic() - began
             found = figures(measured, {**models, "unlearned": twin}, "unlearned")
             runs.append(row(name, found, seconds))
