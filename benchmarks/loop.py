@@ -8,7 +8,8 @@ encodes audio and text in every step, as a fine-tuning script does. Blocks of a 
 slow spell of the machine hits all alike; a ratio is the median over the turns, of steps per second relative to the bare
 loop.
 
-`tiny` is the embedded model; the other shapes are MusicGen's, with random weights. `--memory` measures peak memory in
+`tiny` is the embedded model, `35m` the same with a random decoder of width 512 and 8 layers; the other shapes are
+MusicGen's, with random weights. `--memory` measures peak memory in
 place of time, each loop in a process of its own.
 """
 
@@ -58,8 +59,14 @@ def opened(shape: str, device: str) -> MusicgenBackend:
     if shape == "tiny":
         return MusicgenBackend.load("tiny", offline=True, device=device)
     torch.manual_seed(0)
+    settings = tiny.model.config
+    if shape == "35m":
+        decoder = settings.decoder
+        decoder.hidden_size, decoder.ffn_dim, decoder.num_hidden_layers, decoder.num_attention_heads = 512, 2048, 8, 8
+    else:
+        settings = configuration(*SHAPES[shape])
     with torch.device(device):
-        model = MusicgenForConditionalGeneration(configuration(*SHAPES[shape]))
+        model = MusicgenForConditionalGeneration(settings)
     return MusicgenBackend(model, tiny.processor)
 
 
@@ -212,7 +219,7 @@ def measure_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("tiny", *SHAPES), default="tiny")
+    parser.add_argument("--shape", choices=("tiny", "35m", *SHAPES), default="tiny")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a clip")
     parser.add_argument("--clips", type=int, default=4, help="forget clips per step, and as many retain clips")
     parser.add_argument("--steps", type=int, default=4, help="steps timed in a turn")

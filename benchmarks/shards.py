@@ -60,7 +60,7 @@ def generate(folder: Path, count: int) -> None:
             name, path, f"synthetic piece {number}", digest, artist=f"artist {number % 5000}",
             isrc=f"XX{number:010d}", meta={"split": "background", "genre": "noise"}, caption_source="catalogue",
         )  # fmt: skip
-        return Encoded(whole, path.name, decoding, [codes])
+        return Encoded(whole, path.name, decoding=decoding, windows=[codes])
 
     def text(_: str) -> torch.Tensor:
         return torch.randn(WORDS, width, generator=draw)

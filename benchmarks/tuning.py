@@ -26,6 +26,8 @@ from encore.data.encode import TrackEncoder
 from encore.evaluate.measure import evaluate
 from encore.settings import cache_folder, resolve_options
 from encore.tensor_cache import TensorCache
+from encore.unlearn.adapter import with_adapter_rates
+from encore.unlearn.config import Lora
 from encore.unlearn.engine import Clips, Engine
 
 COLUMNS = (  # title, metric, set
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("-o", dest="option", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--metrics", default=",".join(METRICS), help="quantised adds the NLLs of 4-bit weights")
     parser.add_argument("--no-base", action="store_true", help="measure the methods alone")
+    parser.add_argument("--lora", action="store_true", help="train an adapter, at its own rates where none is given")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -71,8 +74,11 @@ def main() -> None:
             method = plugins.methods().resolve(name)
             options = resolve_options(method.Options, assignments=arguments.option).options
             twin = base.clone()
+            chosen, lora = method(options), Lora() if arguments.lora else None
+            if lora is not None:
+                chosen, _ = with_adapter_rates(chosen, twin.module, lora)
             began = time.monotonic()
-            Engine(twin, training, seed=seed, fisher_folder=cache_folder() / "fisher").run(method(options))
+            Engine(twin, training, seed=seed, lora=lora, fisher_folder=cache_folder() / "fisher").run(chosen)
             seconds = time.monotonic() - began
             found = figures(measured, {**models, "unlearned": twin}, "unlearned", metrics)
             runs.append(row(name, found, seconds))

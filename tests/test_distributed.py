@@ -21,6 +21,7 @@ def test_one_process_has_everything_and_talks_to_nobody() -> None:
     assert (distributed.rank(), distributed.size(), launched()) == (0, 1, 1)
     assert distributed.share([1, 2, 3]) == [1, 2, 3]
     assert distributed.batches(range(5), 2) == [range(2), range(2, 4), range(4, 5)]
+    assert distributed.rows([3, 1, 2], 2, lambda part: torch.tensor(part) + max(part), size=int).tolist() == [6, 2, 5]
     assert distributed.totals([1.5]) == [1.5]
     assert distributed.first("a") == "a"
     with distributed.processes("auto"), distributed.first_rank_first():
@@ -37,6 +38,7 @@ with distributed.processes("cpu"):
     assert [len(part) for part in distributed.batches(items, 2)] == ([2, 1] if rank == 0 else [2, 0])
     square = lambda part: torch.tensor(part, dtype=torch.float64)[:, None] ** 2 * torch.ones(2)
     assert distributed.rows(items, 2, square).tolist() == [[i * i] * 2 for i in items]
+    assert distributed.rows(items, 2, square, size=lambda item: item % 3).tolist() == [[i * i] * 2 for i in items]
     assert distributed.totals([1.0, rank]) == [3.0, 3.0]
     assert distributed.largest([rank == 1, False]) == [1, 0]
     assert distributed.first({"rank": rank}) == {"rank": 0}

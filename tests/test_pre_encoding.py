@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.data import shard_writing
 from encore.data.catalog import Catalog
 from encore.data.encode import TrackEncoder
-from encore.data.encoded_tracks import clips_of, encoded_in
+from encore.data.encoded_tracks import StreamedTracks, clips_of, encoded_in
 from encore.data.file_info import Decoding
+from encore.data.open_files import file_sha256
 from encore.data.shard_writing import Encoded, write_shard, writing_index
 from encore.data.shards import (
     INDEX,
@@ -26,10 +28,12 @@ from encore.data.shards import (
     ShardCatalog,
     ShardIndex,
     ShardTrack,
+    ShardTracks,
     codec_identity,
     open_shards,
     shard_path,
 )
+from encore.data.track_list import read_list
 from encore.data.tracks import Track
 from encore.errors import EncoreError, InputError, UsageError
 from encore.evaluate.inputs import from_run
@@ -149,6 +153,61 @@ def test_what_changed_in_the_catalogue_is_encoded_again(config: EncodeConfig, mu
     assert encode_catalog(config)["written"] == 1
 
 
+def test_rows_that_repeat_a_file_keep_their_id_and_path_and_share_its_codes(config: EncodeConfig, music: Path) -> None:
+    shutil.copy(music / "one.wav", music / "far.wav")
+    lines = (music / "catalog.jsonl").read_text().splitlines()
+    near = json.dumps({"file_name": "one.wav", "id": "near", "caption": "again", "split": "forget", "artist": "A"})
+    (music / "catalog.jsonl").write_text("\n".join([lines[0], near, *lines[1:]]) + "\n")  # near in the same shard
+    append(music, file_name="far.wav", id="far", caption="the same music", split="forget")
+    encode_catalog(config)
+    catalog, audio = ShardCatalog(config.out), Catalog.open(config.catalog)
+    assert len(catalog.tracks()) == len(audio.tracks()) == 8
+    one = catalog.track(catalog.by_id("one")[0])
+    for name, path in (("near", "one.wav"), ("far", "far.wav")):
+        track, expected = (source.track(source.by_id(name)[0]) for source in (catalog, audio))
+        assert (track.id, track.path, track.artist, track.sha256) == (
+            name, (music / path).resolve(), expected.artist, one.sha256,
+        )  # fmt: skip
+        assert track.caption == expected.caption
+        assert {*track.captions} == {*one.captions} > {"again", "the same music"}
+        assert torch.equal(
+            encoded_in(catalog.shards, track).clips[0].codes, encoded_in(catalog.shards, one).clips[0].codes
+        )
+    assert [entry.id for entry in catalog.by_path("far.wav")] == ["far"]
+    assert [entry.id for entry in catalog.by_path("one.wav")] == ["one", "near"]
+    (music.parent / "keep.txt").write_text("id:two\nid:far\n")
+    kept = catalog.streamed(read_list(music.parent / "keep.txt", catalog=catalog).tracks)
+    assert isinstance(kept, ShardTracks)
+    assert [track.id for track in kept] == ["two", "far"]
+    assert {clip.track for clip in clips_of(StreamedTracks(kept))} == {"two", "far"}
+    assert {track.id for track in kept.of_split("holdout", others=True).by_sha256()[:]} == {"two", "far"}
+
+
+def test_a_file_that_was_replaced_is_noticed_and_encoded_again(config: EncodeConfig, music: Path) -> None:
+    encode_catalog(config)
+    (music.parent / "list.txt").write_text("id:one\n")
+    before = (music / "one.wav").read_bytes()
+    os.utime(music / "one.wav", ns=(1, 1))
+    assert encode_catalog(config)["written"] == 0  # the same file at another time
+    (music / "one.wav").write_bytes((music / "four.wav").read_bytes() + b"x")
+    with pytest.raises(InputError, match=r"one\.wav was replaced since it was encoded"):
+        read_list(music.parent / "list.txt", catalog=ShardCatalog(config.out))
+    (music / "two.wav").rename(music / "away.wav")
+    with pytest.raises(UsageError, match=r"one\.wav was replaced, and can't be encoded again .* two\.wav is gone"):
+        encode_catalog(config)
+    (music / "away.wav").rename(music / "two.wav")
+    assert encode_catalog(config)["written"] == 1
+    (track,) = read_list(music.parent / "list.txt", catalog=ShardCatalog(config.out)).tracks
+    assert track.sha256 == file_sha256(music / "one.wav")
+
+    lines = [json.loads(line) for line in (music / "catalog.jsonl").read_text().splitlines()]
+    hashed = [{**line, "sha256": file_sha256(music / line["file_name"])} for line in lines]
+    (music / "catalog.jsonl").write_text("".join(json.dumps(line) + "\n" for line in hashed))
+    assert encode_catalog(config)["written"] == 3
+    (music / "one.wav").write_bytes(before)
+    assert encode_catalog(config)["written"] == 0  # the catalogue says which file is meant, and the codes are its
+
+
 def test_a_line_less_moves_the_others_and_loses_none(config: EncodeConfig, music: Path) -> None:
     encode_catalog(config)
     lines = (music / "catalog.jsonl").read_text().splitlines()
@@ -262,6 +321,14 @@ def test_a_run_from_shards_is_the_run_from_audio(
     inputs = from_run(Path("shards"))
     assert {name: len(members) for name, members in inputs.clips.items()} == {"forget": 5, "retain": 3, "holdout": 2}
     assert not inputs.recordings
+    Path("away").mkdir()
+    config.out.rename("away/tokens")
+    with pytest.raises(InputError, match=r"the shards in .*tokens are missing") as raised:
+        from_run(Path("shards"))
+    assert "--root" in raised.value.hint
+    for root in ("away", "away/tokens"):
+        moved = from_run(Path("shards"), roots=[Path(root)])
+        assert [clip.track for clip in moved.clips["forget"]] == [clip.track for clip in inputs.clips["forget"]]
 
 
 def test_a_run_from_shards_says_what_it_can_not_do(
@@ -299,9 +366,8 @@ def test_a_sample_of_a_large_catalogue_is_read_before_the_first_step(
             for number in range(shard * SHARD_TRACKS, shard * SHARD_TRACKS + 400):
                 codes = torch.randint(32, (2, 20), generator=draw, dtype=torch.int16)
                 track = Track(f"t{number}", Path(f"/{number}.wav"), f"caption {number}", f"{number:064x}")
-                tracks.append(
-                    Encoded(track, f"{number}.wav", Decoding(f"{number:064d}", 8000, 1, 1600, "wav"), [codes])
-                )
+                decoding = Decoding(f"{number:064d}", 8000, 1, 1600, "wav")
+                tracks.append(Encoded(track, f"{number}.wav", decoding=decoding, windows=[codes]))
             assert not index.add(write_shard(tmp_path / "tokens", shard, "", tracks, lambda _: text))
         index.finish(())
     read: list[int] = []

@@ -228,14 +228,26 @@ def batches(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
     return [own[i * most : (i + 1) * most] for i in range(count)]
 
 
-def rows(items: Sequence[Item], most: int, compute: Callable[[Sequence[Item]], Tensor]) -> Tensor:
+def rows(
+    items: Sequence[Item],
+    most: int,
+    compute: Callable[[Sequence[Item]], Tensor],
+    *,
+    size: Callable[[Item], int] = lambda item: 0,
+) -> Tensor:
     """The rows of all items, [N, …]; each rank computes its share.
 
     Args:
         items: N of them, at least one.
         most: items per call of `compute`.
         compute: n items -> [n, …], each row of one item alone.
+        size: of an item; those of similar size share a call.
     """
+    sizes = [size(item) for item in items]
+    if len({*sizes}) > 1:
+        order = sorted(range(len(items)), key=lambda place: -sizes[place])
+        computed = rows([items[place] for place in order], most, compute)
+        return torch.empty_like(computed).index_copy_(0, torch.tensor(order, device=computed.device), computed)
     parts = [compute(part or items[:1])[: len(part)] for part in batches(items, most)]
     own = torch.cat(parts)
     if _group.size == 1:

@@ -2,11 +2,12 @@
 
 The catalogue is read in parts of `SHARD_TRACKS` records, and each part becomes one shard, so memory does not depend on
 the catalogue's size. A shard is in the index when its file is complete: a run that was killed is continued by the same
-command. What changed in the catalogue since is encoded again.
+command. What changed in the catalogue since, and files that were replaced, are encoded again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -28,9 +29,10 @@ from encore.api import Backend
 from encore.data.catalog import Catalog, find_catalog, read_records
 from encore.data.encode import TrackEncoder
 from encore.data.manifest import Record
-from encore.data.open_files import Caps
-from encore.data.shard_writing import Encoded, IndexWriter, WrittenShard, write_shard, writing_index
-from encore.data.shards import INDEX, SHARD_TRACKS, codec_identity, grouped
+from encore.data.open_files import Caps, spot
+from encore.data.shard_writing import CatalogRow, Encoded, IndexWriter, WrittenShard, write_shard, writing_index
+from encore.data.shards import FORMAT, INDEX, SHARD_TRACKS, FileState, codec_identity, file_state, grouped
+from encore.data.tracks import Track
 from encore.errors import MOST, EncoreError, InputError, UsageError, one_line, together
 from encore.plugins import backends
 from encore.reporter import Reporter
@@ -122,7 +124,9 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
         _refuse_other_content(config.out, index.before, about)
         complete = not config.skip_unreadable
         changed = [number for number, digest in parts if not index.is_done(number, digest, complete=complete)]
-        _refuse_lost_audio(index, [*changed, *index.numbers(total)], source)
+        replaced = {number: path for number, path in index.replaced().items() if number < total}
+        changed = sorted({*changed, *replaced})
+        _refuse_lost_audio(index, [*changed, *index.numbers(total)], source, next(iter(replaced.values()), ""))
         index.begin()
         index.cut(total)
         index.drop(changed)
@@ -156,6 +160,10 @@ def _refuse_others(out: Path) -> None:
 
 
 def _refuse_other_content(out: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
+    if before and before.get("format") != FORMAT:
+        raise UsageError(
+            f"{printable(out)} was written by another version of Encore", "give another folder with --out, or remove it"
+        )
     for key, what in (("catalog", "another catalogue"), ("codec", "another model")):
         if before and before.get(key) != about[key]:
             named = before.get("catalog" if key == "catalog" else "model")
@@ -164,14 +172,24 @@ def _refuse_other_content(out: Path, before: dict[str, Any], about: dict[str, An
             )
 
 
-def _refuse_lost_audio(index: IndexWriter, shards: Sequence[int], source: Path) -> None:
-    """Refuse to encode shards again whose codes are all that is left of a track that the catalogue still names."""
+def _refuse_lost_audio(index: IndexWriter, shards: Sequence[int], source: Path, replaced: str) -> None:
+    """Refuse to encode shards again whose codes are all that is left of a track that the catalogue still names.
+
+    Args:
+        replaced: a file that was replaced, which is why a shard is to be encoded again; empty: the catalogue changed.
+    """
     gone = {file for file, path in index.files(shards) if not os.path.exists(path)}
     if not gone:
         return
     needed = sorted(gone & {record.path for part in _parts(source, []) for record in part.records})
     if needed:
         more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+        if replaced:
+            raise UsageError(
+                f"{printable(replaced)} was replaced, and can't be encoded again with its shard: the audio of "
+                f"{printable(needed[0])}{more} is gone, and the shard has its codes",
+                "put the earlier file back, and encode the new one under another name into a folder of its own",
+            )
         raise UsageError(
             f"{printable(needed[0])}{more} can't be encoded again: the audio is gone, and the shard has its codes",
             "leave the catalogue's earlier lines as they were, and encode new tracks into a folder of their own",
@@ -193,18 +211,41 @@ def _encode_part(
     catalog = Catalog(source, part.records, config.roots)
     encoder = TrackEncoder(backend, TensorCache())
     encoded: list[Encoded] = []
-    for track in catalog.tracks(errors=errors):
+    tracks = catalog.tracks(errors=errors)
+    copies = _copies(catalog, tracks)
+    for track in tracks:
+        state = _state(catalog, track)  # before the file is read, so that a later change is noticed
         try:
             decoding, windows = encoder.fresh(track)
         except InputError as error:
             errors.append(track.refusal(error))
             continue
         (record, *_) = catalog.records_of(track.path, track.sha256)
-        encoded.append(Encoded(track, record.path, decoding, windows))
+        more = copies.get(track.sha256, ())
+        encoded.append(Encoded(track, record.path, state, decoding=decoding, windows=windows, copies=more))
     with torch.no_grad():
         shard = write_shard(config.out, part.number, part.sha256, encoded, lambda text: backend.encode_text([text])[0])
     backend.text_embeddings.clear()
     return shard, errors
+
+
+def _copies(catalog: Catalog, tracks: Sequence[Track]) -> dict[str, list[CatalogRow]]:
+    """Rows that repeat the file of a track, by its hash."""
+    places = {track.place for track in tracks}
+    rows: dict[str, list[CatalogRow]] = {}
+    for record in catalog.records:
+        if spot(catalog.name, record.line) in places:
+            continue
+        with contextlib.suppress(InputError):  # it is among the errors of `Catalog.tracks`
+            copy = catalog.track(record)
+            rows.setdefault(copy.sha256, []).append(CatalogRow(copy, record.path, _state(catalog, copy)))
+    return rows
+
+
+def _state(catalog: Catalog, track: Track) -> FileState | None:
+    """The state of a track's file, where the catalogue does not have its hash."""
+    hashed = any(record.sha256 for record in catalog.records_of(track.path, track.sha256))
+    return None if hashed else file_state(track.path)
 
 
 # ----------------------------------------------------------------------------------------------------------- processes

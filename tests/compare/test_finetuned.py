@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from encore import assets
+from encore.cli.bench import _train
 from encore.compare.finetuned import check_models, finetuned, model_trials, train_model, untrained
 from encore.compare.plan import Plan, Pretrained, Trial, check_plan, plan_tracks, unfinished, write_plan
 from encore.compare.trial import run_cell
@@ -38,6 +39,15 @@ def test_the_plan_is_one_on_models_of_the_benchs_own(studio_plan: Plan, studio: 
     assert check_plan(studio_plan, out)  # before anything is trained
     assert not out.exists()
     assert model_trials(studio_plan.model_copy(update={"pretrained": None})) == []
+
+
+def test_slurm_trains_base_and_golds_before_the_methods(studio_plan: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    write_plan(studio_plan, out)
+    assert not _train(studio_plan, out, plan_tracks(studio_plan, out), None, "slurm", {"partition": "gpu"})
+    script = (out / "slurm-1.sh").read_text()
+    assert all(trial.name in script for trial in model_trials(studio_plan))
+    assert "graddiff" not in script
 
 
 def test_every_list_has_golds_of_its_own(studio_plan: Plan, tmp_path: Path) -> None:

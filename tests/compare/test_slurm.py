@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.cli.test_bench import SNAG, flags
 
+from encore.cli.bench import _write_scripts
 from encore.compare.plan import PLAN, Trial
 from encore.compare.scheduler import last_error, log_file
 from encore.compare.slurm import MOST, is_running, write_scripts
@@ -109,6 +110,46 @@ def test_values_of_options_are_quoted(tmp_path):
     given = {"comment": "two 'words' #1", "constraint": "[a|b]&c", "time": "2-00:00:00", "output": "/dev/null"}
     (script,) = write_scripts(CELLS, tmp_path / PLAN, resources=given)
     assert options(script).items() >= given.items()
+
+
+def test_requeued_tasks_wait_and_only_those_that_ended_by_themselves_failed(folder, monkeypatch, capfd):
+    cells = [Trial("ga", seed) for seed in range(6)]
+    (script,) = write_scripts(cells, folder / PLAN)
+    sbatch(script, SLURM_ARRAY_JOB_ID="7")
+    for cell in cells[:4]:
+        with log_file(cell.name, folder).open("a") as log:
+            log.write("error: interrupted by SIGTERM\n")
+    answers = {
+        "squeue": [
+            "0|PENDING|{0}",
+            "1|REQUEUE_HOLD|{0}",
+            "2|RUNNING|/other/slurm-1.sh",
+            "9|PENDING|{0}",
+            "N/A|PENDING|x",
+        ],
+        "sacct": ["7_2|PREEMPTED", "7_3|FAILED", "7_4|TIMEOUT", "7_5|COMPLETED"],
+    }
+    programs = folder.parent / "bin"
+    programs.mkdir()
+    for name, lines in answers.items():
+        (programs / name).write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines).format(script) + "\nEND\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    failed = _write_scripts(cells, folder, None, {})
+    assert {cell.seed: error for cell, error in failed.items()} == {
+        3: "interrupted by SIGTERM", 4: "its task ended as TIMEOUT",
+    }  # fmt: skip
+    notes = capfd.readouterr().err
+    assert "in the queue (PENDING): ga/seed-0" in notes
+    assert "in the queue (REQUEUE_HOLD): ga/seed-1" in notes
+    assert "interrupted (PREEMPTED), and to be submitted again: ga/seed-2" in notes
+    assert script.exists()  # the queue has tasks of it
+    assert options(folder / "slurm-2.sh")["array"] == "0-3"
+    assert [trial in (folder / "slurm-2.sh").read_text() for trial in ("ga/seed-1", "ga/seed-2")] == [False, True]
+    for name in answers:
+        (programs / name).write_text("#!/bin/sh\nexit 1\n")  # no accounting
+    assert len(_write_scripts(cells, folder, None, {})) == 4
+    assert sorted(path.name for path in folder.glob("*.sh")) == ["slurm-1.sh"]
 
 
 def test_what_runs_now_and_what_failed(tmp_path):

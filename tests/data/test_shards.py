@@ -6,6 +6,7 @@ import gc
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def encoded(number: int, *, pcm: int | None = None) -> Encoded:
         place=f"c.jsonl, line {number}",
     )  # fmt: skip
     samples = number if pcm is None else pcm
-    return Encoded(track, f"{number}.wav", Decoding(f"{samples:064d}", 8000, 1, 8000, "wav"), windows)
+    decoding = Decoding(f"{samples:064d}", 8000, 1, 8000, "wav")
+    return Encoded(track, f"{number}.wav", decoding=decoding, windows=windows)
 
 
 def write(folder: Path, tracks: Sequence[Encoded], size: int = 4) -> Path:
@@ -104,7 +106,7 @@ def test_a_clip_in_use_is_one_object_and_others_are_not_kept(index: ShardIndex) 
 
 def test_latents_keep_their_type(tmp_path: Path) -> None:
     one = encoded(0)
-    latents = Encoded(one.track, one.file, one.decoding, [torch.randn(3, 5)])
+    latents = replace(one, windows=[torch.randn(3, 5)])
     clip = StreamedClips(ShardTracks(index := open_shards(write(tmp_path / "latents", [latents])), index.numbers()))[0]
     assert torch.equal(clip.codes, latents.windows[0])
 

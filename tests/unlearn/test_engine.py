@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.api import Batch, EditMethod, LossMethod, MethodSpec, Session, Step
+from encore.api import Batch, Clip, EditMethod, LossMethod, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.curvature import backend_fisher
 from encore.errors import EncoreError, PluginError
@@ -76,6 +76,19 @@ def test_micro_batches_change_nothing(backend: MusicgenBackend, clips: Clips, mi
     run(parts, clips, Plain(options(micro_batch_size=micro)))
     for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+
+
+def test_clips_of_similar_length_share_a_micro_batch(backend: MusicgenBackend, clips: Clips) -> None:
+    class Lengths(Plain):
+        def forget_loss(self, step: Step, batch: Batch) -> Tensor:
+            seen.append(batch.frames.tolist())
+            return super().forget_loss(step, batch)
+
+    seen: list[list[int]] = []
+    cut = [Clip(c.track, c.caption, c.codes[:, : 6 + 3 * (i % 3)]) for i, c in enumerate(clips.forget * 2)]
+    settings = options(steps=1, forget_batch_size=6, micro_batch_size=2)
+    run(backend.clone(), Clips(cut[:6], clips.retain, []), Lengths(settings))
+    assert seen == [[12, 12], [9, 9], [6, 6]]
 
 
 @pytest.mark.parametrize(("name", "given"), [("rl", {}), ("encore", {"dropout": False})])

@@ -27,6 +27,11 @@ class Clip:
     codes: Tensor
 
 
+def by_length(clips: Sequence[Clip]) -> list[Clip]:
+    """Clips from the longest to the shortest, those of one length as they were: neighbours need the least padding."""
+    return sorted(clips, key=lambda clip: -clip.codes.shape[-1])
+
+
 class LazyClips(Sequence[Clip]):
     """Clips that are read or made when they are accessed; a subclass gives their number and `clip`."""
 

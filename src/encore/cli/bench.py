@@ -160,8 +160,8 @@ def bench(
     with locked(out):
         changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
-        if finetune:
-            _train(plan, out, chosen_tracks, jobs or 1)
+        if finetune and not _train(plan, out, chosen_tracks, jobs, launcher, resources):
+            return
         left = list(unfinished(plan, out, chosen_tracks))
         of, remeasured = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
         console.note(f"trials: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
@@ -210,20 +210,34 @@ def _run(
 def _write_scripts(
     cells: Sequence[Trial], out: Path, jobs: int | None, resources: Mapping[str, str]
 ) -> dict[Trial, str]:
-    """Write the Slurm scripts of the trials that no process runs now; returns the last error of those with one."""
+    """Write the Slurm scripts of the trials that neither run nor will run; returns the last error of those with one."""
     from encore.compare.plan import PLAN
     from encore.compare.scheduler import last_error, log_file
-    from encore.compare.slurm import is_running, write_scripts
+    from encore.compare.slurm import ENDED, INTERRUPTED, is_running, last_states, queue, write_scripts
 
-    waiting = [cell for cell in cells if not is_running(cell, out)]
-    if len(waiting) < len(cells):
-        console.note(f"running now: {', '.join(cell.name for cell in cells if cell not in waiting)}")
-    scripts = write_scripts(waiting, out / PLAN, jobs=jobs, resources=resources)
+    queued = queue(out)
+    states = {cell: queued[cell.name][0] for cell in cells if cell.name in queued}
+    states |= last_states([cell for cell in cells if cell not in states], out)
+    states |= {cell: "RUNNING" for cell in cells if states.get(cell, "ENDED") != "RUNNING" and is_running(cell, out)}
+    waiting = [cell for cell in cells if cell not in states or states[cell] in ENDED]
+    for state in dict.fromkeys(states.values()):
+        names = ", ".join(cell.name for cell in cells if states.get(cell) == state)
+        if state in INTERRUPTED:
+            console.note(f"interrupted ({state}), and to be submitted again: {names}")
+        elif state not in ENDED:
+            console.note(f"{'running now' if state == 'RUNNING' else f'in the queue ({state})'}: {names}")
+    keep = {script for _, script in queued.values()}
+    scripts = write_scripts(waiting, out / PLAN, jobs=jobs, resources=resources, keep=keep)
     for script in scripts:
         console.note(f"submit: {shlex.join(['sbatch', str(script)])}")
     if scripts:
         console.note("all nodes must share the bench's folder; when the tasks have ended, run this command again")
-    errors = {cell: last_error(log_file(cell.name, out)) for cell in waiting}
+    errors: dict[Trial, str] = {}
+    for cell in waiting:
+        state = states.get(cell, "")
+        if state not in INTERRUPTED:
+            error = last_error(log_file(cell.name, out))
+            errors[cell] = error or (f"its task ended as {state}" if state not in ("", "COMPLETED") else "")
     return {cell: error for cell, error in errors.items() if error}
 
 
@@ -259,19 +273,26 @@ def _one(out: Path, name: str) -> None:
         run_cell(out.resolve(), name, reporter)
 
 
-def _train(plan: Plan, out: Path, tracks: Tracks, jobs: int) -> None:
-    """Train base and golds, if they are not there."""
+def _train(
+    plan: Plan, out: Path, tracks: Tracks, jobs: int | None, launcher: str, resources: Mapping[str, str]
+) -> bool:
+    """Train base and golds, if they are not there, by the launcher; returns whether they are there now."""
     from encore.compare.finetuned import check_models, model_trials, untrained
-    from encore.compare.scheduler import run_cells
 
     left = untrained(plan, out, tracks)
     console.note(f"models to train: {len(left)} of {len(model_trials(plan))}")
-    failed = run_cells(left, out, jobs=jobs, progress=lambda cell, status: console.note(f"{cell.name}: {status}"))
+    if launcher == "slurm" and left:
+        failed = _write_scripts(left, out, jobs, resources)
+    else:
+        failed = _run(left, out, jobs, launcher, resources, plan.device)
     if failed:
         first, why = next(iter(failed.items()))
         raise EncoreError(f"{first.name} was not trained: {why}", "its log is in logs; run the same command to go on")
+    if launcher == "slurm" and left:
+        return False
     for note in check_models(plan, out):
         console.warn(note)
+    return True
 
 
 def _names(given: str | None, flag: str) -> tuple[str, ...] | None:

@@ -34,7 +34,11 @@ def evaluate(
     retain: Annotated[str | None, typer.Option(help="With --model: list of tracks to keep.")] = None,
     holdout: Annotated[Path | None, typer.Option(help="With --model: list of held-out tracks.")] = None,
     root: Annotated[
-        list[Path] | None, typer.Option(help="With --model: folder that paths in lists may lead into; repeat for more.")
+        list[Path] | None,
+        typer.Option(
+            help="Folder that paths in lists may lead into, or that a run's tracks or shards were moved to; repeat for "
+            "more."
+        ),
     ] = None,
     skip_unreadable: Annotated[
         bool | None,
@@ -70,7 +74,7 @@ def evaluate(
     """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
     only_model = {
         "tracks": tracks, "base": base, "backend": backend, "catalog": catalog, "retain": retain, "holdout": holdout,
-        "root": root, "skip-unreadable": skip_unreadable,
+        "skip-unreadable": skip_unreadable,
     }  # fmt: skip
     if (run is None) == (model is None):
         raise UsageError("give either a run folder, or --model with --tracks", "for example: encore eval runs/demo")
@@ -110,7 +114,9 @@ def evaluate(
         with reporting() as reporter, distributed.first_rank_first():  # the others find the codes in the cache
             if run is not None:
                 out = out or run
-                subject = from_run(run, golds=golds, seed=seed, device=device, offline=offline, reporter=reporter)
+                subject = from_run(
+                    run, golds=golds, roots=root or (), seed=seed, device=device, offline=offline, reporter=reporter
+                )
             else:
                 assert model is not None
                 assert tracks is not None

@@ -55,7 +55,7 @@ def _shuffled(tracks: Sequence[Track]) -> Sequence[Track]:
         tracks = tracks.by_sha256()
         places = list(range(len(tracks)))
         random.Random(SEED).shuffle(places)
-        return ShardTracks(tracks.shards, tracks.numbers[places])
+        return tracks.shuffled(places)
     ordered = sorted(tracks, key=lambda track: track.sha256)
     random.Random(SEED).shuffle(ordered)
     return ordered

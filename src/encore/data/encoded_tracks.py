@@ -84,13 +84,12 @@ class StreamedTracks(Sequence[EncodedTrack]):
     def __getitem__(self, place: int | slice) -> EncodedTrack | StreamedTracks:
         if isinstance(place, slice):
             return StreamedTracks(self.tracks[place])
-        index = self.tracks.shards
-        entry = index.entry(int(self.tracks.numbers[place]))
-        return _encoded(index, entry, entry.track)
+        entry = self.tracks.entry(place)
+        return _encoded(self.tracks.shards, entry, entry.track)
 
     def facts(self, place: int) -> EncodedTrack:
         """A track and its decoding result without clips: no codes are read."""
-        entry = self.tracks.shards.entry(int(self.tracks.numbers[place]))
+        entry = self.tracks.entry(place)
         return EncodedTrack(entry.track, (), entry.decoding)
 
     @property
@@ -128,10 +127,9 @@ class StreamedClips(LazyClips):
 
     def _read(self, place: int) -> Clip:
         row = int(np.searchsorted(self._ends, place, side="right"))
-        index = self._tracks.shards
-        entry = index.entry(int(self._tracks.numbers[row]))
+        entry = self._tracks.entry(row)
         caption, window = divmod(place - (int(self._ends[row - 1]) if row else 0), len(entry.windows))
-        return Clip(entry.track.id, entry.track.captions[caption], index.codes(entry, window))
+        return Clip(entry.track.id, entry.track.captions[caption], self._tracks.shards.codes(entry, window))
 
 
 def clips_of(tracks: Sequence[EncodedTrack]) -> Sequence[Clip]:

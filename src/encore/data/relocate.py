@@ -12,26 +12,32 @@ from encore import assets
 from encore.api import ClipSet
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
-from encore.data.shards import open_shards
+from encore.data.shards import INDEX, open_shards
 from encore.data.tracks import Piece, Track
 from encore.errors import InputError, together
 from encore.text import printable
+
+MOVED = "put it back where the run found it, or name the folder it was moved to: encore eval RUN --root FOLDER"
 
 
 @dataclass
 class PathRelocator:
     """Finds a run's files, also after the folder with the files and the run was moved.
 
-    A file is searched for at its recorded path, then at the same path relative to the run's folder, then among the
-    embedded tracks. Its hash must be that in `request.json`. Of a track in shards, the folder of the shards is.
+    A file is searched for at its recorded path, then at the same path relative to the run's folder, then below `roots`,
+    then among the embedded tracks. Its hash must be that in `request.json`. Of a track in shards, the folder of the
+    shards is.
 
     Args:
         then: the run's folder when it was run.
         now: the run's folder today.
+        roots: folders that files were moved to. `a/b/c.wav` is searched for as `a/b/c.wav`, `b/c.wav` and `c.wav` in
+            each; shards may also be the folder itself.
     """
 
     then: Path
     now: Path
+    roots: Sequence[Path] = ()
 
     def model(self, name: str) -> str:
         """The current path of a model's folder; any other name unchanged."""
@@ -63,6 +69,11 @@ class PathRelocator:
         """
         if track.shards is not None:
             shards = self._moved(track.shards)
+            if not shards.exists():
+                roots = [root for root in self.roots if (root / INDEX).exists()]
+                if not roots:
+                    raise InputError(f"the shards in {printable(track.shards)} are missing", MOVED)
+                shards = roots[0]
             if open_shards(shards).of_file(track.sha256) is None:
                 raise InputError(
                     f"{printable(track.id)} is not in the shards in {printable(shards)}",
@@ -75,7 +86,7 @@ class PathRelocator:
             paths = [embedded.folder / record.path for record in embedded.by_known_sha256(track.sha256)]
             path = next(iter(paths), path)
         if not path.exists():
-            raise InputError(f"{printable(track.path)} is missing", "put the file back where the run found it")
+            raise InputError(f"{printable(track.path)} is missing", MOVED)
         if FileCache().sha256(path) != track.sha256:
             raise InputError(
                 f"{printable(path)} is not the file that the run read: its hash differs", "put the original file back"
@@ -85,7 +96,12 @@ class PathRelocator:
     def _moved(self, path: Path) -> Path:
         if path.exists():
             return path
-        return Path(os.path.normpath(self.now.resolve() / os.path.relpath(path, self.then)))
+        beside = Path(os.path.normpath(self.now.resolve() / os.path.relpath(path, self.then)))
+        if beside.exists():
+            return beside
+        names = path.relative_to(path.anchor).parts
+        moved = (root.joinpath(*names[start:]) for root in self.roots for start in range(len(names)))
+        return next((candidate.resolve() for candidate in moved if candidate.exists()), beside)
 
 
 def listed_track(entry: Mapping[str, Any]) -> Track:

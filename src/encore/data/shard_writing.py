@@ -9,7 +9,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from encore.data.file_info import Decoding
-from encore.data.shards import FORMAT, INDEX, SHARD_TRACKS, shard_path
+from encore.data.shards import FORMAT, INDEX, SHARD_TRACKS, FileState, is_replaced, read_state, shard_path
 from encore.data.tracks import Track
 from encore.errors import InputError
 from encore.files import atomic_write
@@ -31,12 +31,15 @@ CREATE TABLE IF NOT EXISTS shards (
 );
 CREATE TABLE IF NOT EXISTS tracks (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, isrc TEXT, sha256 TEXT UNIQUE, pcm_sha256 TEXT, path TEXT, file TEXT,
-    split TEXT, shard INTEGER, start INTEGER, windows TEXT, clips INTEGER, captions TEXT, details TEXT
+    state TEXT, split TEXT, shard INTEGER, start INTEGER, windows TEXT, clips INTEGER, captions TEXT, details TEXT
 );
 CREATE TABLE IF NOT EXISTS captions (
     caption TEXT, shard INTEGER, start INTEGER, length INTEGER, crc INTEGER, PRIMARY KEY (caption, shard)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS copies (shard INTEGER, sha256 TEXT, captions TEXT);
+CREATE TABLE IF NOT EXISTS copies (
+    number INTEGER PRIMARY KEY, shard INTEGER, id TEXT, isrc TEXT, sha256 TEXT, path TEXT, file TEXT, state TEXT,
+    details TEXT
+);
 CREATE TABLE IF NOT EXISTS skipped (shard INTEGER, reason TEXT);
 CREATE INDEX IF NOT EXISTS by_isrc ON tracks (isrc);
 CREATE INDEX IF NOT EXISTS by_pcm ON tracks (pcm_sha256);
@@ -45,25 +48,44 @@ CREATE INDEX IF NOT EXISTS by_file ON tracks (file);
 CREATE INDEX IF NOT EXISTS by_split ON tracks (split);
 CREATE INDEX IF NOT EXISTS by_shard ON tracks (shard);
 CREATE INDEX IF NOT EXISTS captions_by_shard ON captions (shard);
+CREATE INDEX IF NOT EXISTS copies_by_id ON copies (id);
+CREATE INDEX IF NOT EXISTS copies_by_isrc ON copies (isrc);
+CREATE INDEX IF NOT EXISTS copies_by_sha256 ON copies (sha256);
+CREATE INDEX IF NOT EXISTS copies_by_path ON copies (path);
+CREATE INDEX IF NOT EXISTS copies_by_file ON copies (file);
+CREATE INDEX IF NOT EXISTS copies_by_shard ON copies (shard);
 """
 OF_A_SHARD = ("tracks", "captions", "copies", "skipped")  # tables with rows of shards
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A track to write.
+class CatalogRow:
+    """A row of the catalogue.
 
     Args:
-        track: the track.
-        file: its path as the catalogue writes it.
-        decoding: the result of decoding its file.
-        windows: codes of each window, [K, T], int16 (latents: float32).
+        track: its track.
+        file: the path of the file as the catalogue writes it.
+        state: of the file when it was encoded, see `encore.data.shards.is_replaced`.
     """
 
     track: Track
     file: str
-    decoding: Decoding
-    windows: Sequence[Tensor]
+    state: FileState | None = None
+
+
+@dataclass(frozen=True)
+class Encoded(CatalogRow):
+    """A track to write.
+
+    Args:
+        decoding: the result of decoding its file.
+        windows: codes of each window, [K, T], int16 (latents: float32).
+        copies: further rows of the catalogue with this file.
+    """
+
+    decoding: Decoding = field(kw_only=True)
+    windows: Sequence[Tensor] = field(kw_only=True)
+    copies: Sequence[CatalogRow] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,7 @@ class WrittenShard:
         records: hash of the catalogue's records that it was made of.
         sha256: hash of what it holds.
         tracks: rows of the table `tracks`, without `number`, `shard` and `clips`.
+        copies: rows of the table `copies` likewise.
         captions: rows of the table `captions`, without `shard`.
         skipped: why tracks were left out, a sentence each.
         bytes: size of the file; 0 without tracks, as there is none then.
@@ -84,6 +107,7 @@ class WrittenShard:
     records: str
     sha256: str
     tracks: Sequence[Mapping[str, Any]]
+    copies: Sequence[Mapping[str, Any]]
     captions: Sequence[tuple[str, int, int, int]]
     skipped: Sequence[str]
     bytes: int
@@ -110,13 +134,14 @@ def write_shard(
     path = shard_path(folder, number)
     if not tracks:
         path.unlink(missing_ok=True)
-        return WrittenShard(number, records, "", (), (), skipped, 0)
+        return WrittenShard(number, records, "", (), (), (), skipped, 0)
     rows: list[dict[str, Any]] = []
     codes: list[Tensor] = []
     start = 0
     for encoded in tracks:
         windows = [window.T.contiguous() for window in encoded.windows]  # [T, K]
-        rows.append({**_row(encoded), "start": start, "windows": [(len(window), _crc(window)) for window in windows]})
+        crcs = [(len(window), _crc(window)) for window in windows]
+        rows.append({**_row(encoded, encoded.decoding), "start": start, "windows": crcs})
         start += sum(map(len, windows))
         codes += windows
     captions: list[tuple[str, int, int, int]] = []
@@ -129,20 +154,22 @@ def write_shard(
         texts.append(states)
     with atomic_write(path) as staging:
         save_file({"codes": torch.cat(codes), "text": torch.cat(texts)}, staging)
-    digest = hashlib.sha256(json.dumps([rows, captions]).encode()).hexdigest()
-    return WrittenShard(number, records, digest, rows, captions, skipped, path.stat().st_size)
+    copies = [_row(copy, encoded.decoding) for encoded in tracks for copy in encoded.copies]
+    described = [{**row, "state": None} for row in (*rows, *copies)]  # the same content of a newer file is the same
+    digest = hashlib.sha256(json.dumps([described, captions]).encode()).hexdigest()
+    return WrittenShard(number, records, digest, rows, copies, captions, skipped, path.stat().st_size)
 
 
-def _row(encoded: Encoded) -> dict[str, Any]:
-    track = encoded.track
+def _row(row: CatalogRow, decoding: Decoding) -> dict[str, Any]:
+    track = row.track
     details = {
         "title": track.title, "artist": track.artist, "meta": dict(track.meta), "caption_source": track.caption_source,
-        "place": track.place, "decoding": asdict(encoded.decoding), "captions": track.captions,
+        "place": track.place, "decoding": asdict(decoding), "captions": track.captions,
     }  # fmt: skip
     return {
-        "id": track.id, "isrc": track.isrc, "sha256": track.sha256, "pcm_sha256": encoded.decoding.sha256_pcm,
-        "path": _storable(str(track.path)), "file": _storable(encoded.file), "split": track.meta.get("split"),
-        "details": details,
+        "id": track.id, "isrc": track.isrc, "sha256": track.sha256, "pcm_sha256": decoding.sha256_pcm,
+        "path": _storable(str(track.path)), "file": _storable(row.file), "state": row.state,
+        "split": track.meta.get("split"), "details": details,
     }  # fmt: skip
 
 
@@ -215,7 +242,7 @@ class IndexWriter:
     def add(self, shard: WrittenShard) -> list[InputError]:
         """Put a shard into the index, in place of an earlier one of that number.
 
-        A file that another shard has too is one track, with the captions of both.
+        A file that another shard has too is one track, with the captions of both; its row is among the copies.
 
         Returns:
             Errors of tracks that contradict those of other shards; with any, the shard is left out.
@@ -226,6 +253,8 @@ class IndexWriter:
             for place, row in enumerate(shard.tracks):
                 error = self._add_track(shard.number, place, row)
                 errors += [error] if error is not None else []
+            for row in shard.copies:
+                self._add_copy(shard.number, row)
             captions = [(caption, shard.number, *where) for caption, *where in shard.captions]
             self._db.executemany("INSERT INTO captions VALUES (?, ?, ?, ?, ?)", captions)
             self._db.executemany(
@@ -248,8 +277,7 @@ class IndexWriter:
                     f"{where}: the same file as {_place(same[1])}, in another split",
                     "a file is in one split: take it out of the other",
                 )
-            copy = (shard, row["sha256"], json.dumps(details["captions"]))
-            self._db.execute("INSERT INTO copies VALUES (?, ?, ?)", copy)
+            self._add_copy(shard, row)
             return None
         named = self._db.execute("SELECT details FROM tracks WHERE id = ?", (row["id"],)).fetchone()
         if named is not None:
@@ -257,14 +285,20 @@ class IndexWriter:
                 f"{where}: the id '{row['id']}' is already that of {_place(named[0])}", "give every track another id"
             )
         self._db.execute(
-            f"INSERT INTO tracks VALUES ({', '.join('?' * 14)})",
+            f"INSERT INTO tracks VALUES ({', '.join('?' * 15)})",
             (
                 shard * SHARD_TRACKS + place, row["id"], row["isrc"], row["sha256"], row["pcm_sha256"], row["path"],
-                row["file"], row["split"], shard, row["start"], json.dumps(row["windows"]),
+                row["file"], json.dumps(row["state"]), row["split"], shard, row["start"], json.dumps(row["windows"]),
                 len(row["windows"]) * len(details["captions"]), json.dumps(details["captions"]), json.dumps(details),
             ),
         )  # fmt: skip
         return None
+
+    def _add_copy(self, shard: int, row: Mapping[str, Any]) -> None:
+        values = (row["id"], row["isrc"], row["sha256"], row["path"], row["file"], json.dumps(row["state"]))
+        self._db.execute(
+            "INSERT INTO copies VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", (shard, *values, json.dumps(row["details"]))
+        )
 
     def remove(self, number: int) -> None:
         """Take a shard out of the index."""
@@ -284,6 +318,15 @@ class IndexWriter:
         """
         query = "SELECT file, path FROM tracks WHERE shard = ?"
         return [row for number in numbers for row in self._db.execute(query, (number,))]
+
+    def replaced(self) -> dict[int, str]:
+        """Shards of which a file was replaced since it was encoded, each with the path of one such file."""
+        query = "SELECT shard, path, sha256, state FROM tracks UNION ALL SELECT shard, path, sha256, state FROM copies"
+        return {
+            shard: path
+            for shard, path, sha256, state in self._db.execute(query)
+            if is_replaced(path, sha256, read_state(state))
+        }
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Take shards out of the index, and those that repeat a file of one of them: all are encoded again.
@@ -321,12 +364,13 @@ class IndexWriter:
             InputError: there are no tracks.
         """
         with self._db:
-            columns = "tracks.number, tracks.sha256, details, windows"
+            columns = "tracks.number, sha256, tracks.details, windows"
             query = f"SELECT DISTINCT {columns} FROM tracks JOIN copies USING (sha256)"
             for number, digest, details, windows in self._db.execute(query).fetchall():
                 captions = json.loads(details)["captions"]
-                more = self._db.execute("SELECT captions FROM copies WHERE sha256 = ? ORDER BY shard", (digest,))
-                captions = list(dict.fromkeys([*captions, *(text for (row,) in more for text in json.loads(row))]))
+                more = self._db.execute("SELECT details FROM copies WHERE sha256 = ? ORDER BY shard, number", (digest,))
+                texts = [text for (row,) in more for text in json.loads(row)["captions"]]
+                captions = list(dict.fromkeys([*captions, *texts]))
                 self._db.execute(
                     "UPDATE tracks SET captions = ?, clips = ? WHERE number = ?",
                     (json.dumps(captions), len(captions) * len(json.loads(windows)), number),

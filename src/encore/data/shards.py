@@ -6,7 +6,9 @@ A folder that `encore encode` writes holds
   (int16; float32 latents without tokens), and `text` [L, D], the encodings of their captions likewise;
 - `index.sqlite3`: what the codes depend on, the tracks (ids, hashes, captions, windows), and where each is in a shard.
 
-A clip is read by its place when it is used, so memory does not grow with the catalogue. The audio is never read.
+A track is a file. Rows of the catalogue that repeat a file are in a table of their own (`copies`), so that lists can
+name them too. A clip is read by its place when it is used, so memory does not grow with the catalogue. No audio is
+read, except that a file which was changed since is hashed where a list names it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -26,7 +28,7 @@ import numpy as np
 from encore.api import Backend
 from encore.data.artists import crediting, near_artists
 from encore.data.catalog import Catalog, normalised_isrc
-from encore.data.file_info import Decoding
+from encore.data.file_info import Decoding, FileCache
 from encore.data.manifest import Record
 from encore.data.tracks import Track
 from encore.errors import InputError
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 INDEX = "index.sqlite3"
 SHARD_TRACKS = 512
-FORMAT = 1
+FORMAT = 2
 """Raised when the layout of index or shards changes."""
 
 TEXTS = 1024  # text encodings in memory at a time
@@ -48,6 +50,11 @@ ARTIST = "json_extract(details, '$.artist')"  # of a track, in the index
 NEAR = 2_000  # ids that a misspelt one is compared with
 SOME = 500  # values of one SQL statement
 DTYPES = {"I16": "int16", "F32": "float32"}  # safetensors' names -> torch's
+ROWS = (  # rows of the catalogue: tracks, then those that repeat a track's file, whose numbers are below 0
+    f"SELECT * FROM (SELECT number, id, file, isrc, sha256, {ARTIST} FROM tracks WHERE {{where}} "
+    f"UNION ALL SELECT -number, id, file, isrc, sha256, {ARTIST} FROM copies WHERE {{where}}) "
+    "ORDER BY number < 0, ABS(number)"
+)
 AGAIN = "delete the file that is damaged, and write it again: encore encode --catalog … --out …"
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -58,6 +65,42 @@ def codec_identity(backend: Backend) -> dict[str, str]:
     parts = {name: module_sha256(part) for name, part in sorted(backend.frozen().items())}
     shape = (backend.sample_rate, backend.channels, backend.frame_rate, backend.codebooks, backend.max_frames)
     return {**parts, "settings": backend.settings, "shape": " ".join(map(str, shape)), "backend": backend.name}
+
+
+FileState = tuple[int, int]
+"""Size and modification time (ns) of a file."""
+
+
+def file_state(path: Path | str) -> FileState | None:
+    """The state of a file; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def read_state(text: str) -> FileState | None:
+    """A state from the index."""
+    state = json.loads(text)
+    return None if state is None else (int(state[0]), int(state[1]))
+
+
+def is_replaced(path: Path | str, sha256: str, state: FileState | None) -> bool:
+    """Whether a file is there, and is not the one that was encoded.
+
+    Args:
+        path: of the file.
+        sha256: of the file that was encoded.
+        state: of the file that was encoded; the file is hashed only if its state differs. None: its hash is in the
+            catalogue, which then decides.
+    """
+    if state is None or file_state(path) in (None, state):
+        return False
+    try:
+        return FileCache().sha256(path) != sha256
+    except InputError:  # it can't be read
+        return False
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -75,6 +118,7 @@ class ShardTrack:
         shard: number of its shard.
         start: first row of its codes.
         windows: frames and CRC-32 of each window.
+        state: of its file when it was encoded, see `is_replaced`.
     """
 
     track: Track
@@ -82,6 +126,7 @@ class ShardTrack:
     shard: int
     start: int
     windows: tuple[tuple[int, int], ...]
+    state: FileState | None = None
 
 
 class ShardIndex:
@@ -166,24 +211,32 @@ class ShardIndex:
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def entry(self, number: int) -> ShardTrack:
-        """A track by its number.
+        """A track by its number, or by that of a row that repeats its file: with the id, path and captions of that row.
 
         Raises:
             InputError: the index is damaged.
         """
-        columns = "id, isrc, sha256, path, shard, start, windows, captions, details"
-        ((name, isrc, digest, path, shard, start, windows, captions, details),) = self.rows(
-            f"SELECT {columns} FROM tracks WHERE number = ?", (number,)
+        row, source = ("copy", "copies AS copy JOIN tracks USING (sha256)") if number < 0 else ("tracks", "tracks")
+        rows = self.rows(
+            f"SELECT {row}.id, {row}.isrc, sha256, {row}.path, {row}.state, {row}.details, tracks.shard, start, "
+            f"windows, tracks.captions FROM {source} WHERE {row}.number = ?",
+            (abs(number),),
         )
+        if len(rows) != 1:
+            raise self.damaged(f"an entry is missing in {INDEX}")
+        ((name, isrc, digest, path, state, details, shard, start, windows, captions),) = rows
         try:
-            texts, more = json.loads(captions), json.loads(details)
+            more = json.loads(details)
+            texts = json.loads(captions)
+            if number < 0:
+                texts = list(dict.fromkeys([*more["captions"], *texts]))
             track = Track(
                 name, Path(path), texts[0], digest, title=more["title"], artist=more["artist"], isrc=isrc,
                 meta=more["meta"], more_captions=tuple(texts[1:]), caption_source=more["caption_source"],
                 place=more["place"], shards=self.folder,
             )  # fmt: skip
             clips = tuple((frames, crc) for frames, crc in json.loads(windows))
-            return ShardTrack(track, Decoding(**more["decoding"]), shard, start, clips)
+            return ShardTrack(track, Decoding(**more["decoding"]), shard, start, clips, read_state(state))
         except (ValueError, LookupError, TypeError) as error:
             raise self.damaged(f"the entry of {printable(name)} in {INDEX} is damaged") from error
 
@@ -191,6 +244,10 @@ class ShardIndex:
         """The track of the file with that hash; None where there is none."""
         rows = self.rows("SELECT number FROM tracks WHERE sha256 = ?", (sha256,))
         return self.entry(rows[0][0]) if rows else None
+
+    def catalogued(self, where: str, *values: str) -> list[tuple[int, str, str, str | None, str, str | None]]:
+        """Rows of the catalogue that an SQL condition holds for: number, id, path as written, ISRC, hash, artist."""
+        return self.rows(ROWS.format(where=where), (*values, *values))
 
     # ------------------------------------------------------------------------------------------------ codes and texts
 
@@ -266,10 +323,12 @@ class ShardTracks(Sequence[Track]):
     Args:
         shards: the index of the folder.
         numbers: of the tracks, in order.
+        named: number of a track -> that of the row which names it here, for tracks that were listed by a row that
+            repeats their file.
     """
 
-    def __init__(self, shards: ShardIndex, numbers: Numbers) -> None:
-        self.shards, self.numbers = shards, numbers
+    def __init__(self, shards: ShardIndex, numbers: Numbers, named: Mapping[int, int] | None = None) -> None:
+        self.shards, self.numbers, self._named = shards, numbers, named or {}
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -280,8 +339,13 @@ class ShardTracks(Sequence[Track]):
     def __getitem__(self, place: slice) -> ShardTracks: ...
     def __getitem__(self, place: int | slice) -> Track | ShardTracks:
         if isinstance(place, slice):
-            return ShardTracks(self.shards, self.numbers[place])
-        return self.shards.entry(int(self.numbers[place])).track
+            return ShardTracks(self.shards, self.numbers[place], self._named)
+        return self.entry(place).track
+
+    def entry(self, place: int) -> ShardTrack:
+        """The entry of the track at a place."""
+        number = int(self.numbers[place])
+        return self.shards.entry(self._named.get(number, number))
 
     def of_split(self, split: str, *, others: bool = False) -> ShardTracks:
         """The tracks of a split, or all others."""
@@ -295,7 +359,11 @@ class ShardTracks(Sequence[Track]):
         """The tracks in the order of the hashes of their files."""
         rows = self.shards.rows("SELECT number FROM tracks ORDER BY sha256")
         order = np.fromiter((number for (number,) in rows), np.int64, len(rows))
-        return ShardTracks(self.shards, order[np.isin(order, self.numbers)])
+        return ShardTracks(self.shards, order[np.isin(order, self.numbers)], self._named)
+
+    def shuffled(self, order: Sequence[int]) -> ShardTracks:
+        """The tracks at these places."""
+        return ShardTracks(self.shards, self.numbers[np.array(order, np.int64)], self._named)
 
     def suspects(self, pcm: Iterable[str]) -> ShardTracks:
         """The tracks whose samples are those of another track of the shards, or have one of these hashes."""
@@ -308,19 +376,24 @@ class ShardTracks(Sequence[Track]):
         Raises:
             InputError: one of them is not in the shards.
         """
-        more = []
+        more: list[int] = []
+        named = dict(self._named)
         for track in tracks:
-            numbers = self.shards.having("sha256", [track.sha256])
-            if not len(numbers):
+            rows = self.shards.catalogued("sha256 = ?", track.sha256)
+            if not rows:
                 raise InputError(
                     f"{printable(track.id)} is not in the shards in {printable(self.shards.folder)}",
                     "encode it with the rest of the catalogue",
                 )
-            more.append(numbers)
-        return ShardTracks(self.shards, np.concatenate([self.numbers, *more]))
+            number = rows[0][0]
+            by_row = next((row for row, name, *_ in rows if name == track.id), number)
+            if by_row != number:
+                named[number] = by_row
+            more.append(number)
+        return ShardTracks(self.shards, np.concatenate([self.numbers, np.array(more, np.int64)]), named)
 
     def _where(self, numbers: Numbers, others: bool) -> ShardTracks:
-        return ShardTracks(self.shards, self.numbers[np.isin(self.numbers, numbers, invert=others)])
+        return ShardTracks(self.shards, self.numbers[np.isin(self.numbers, numbers, invert=others)], self._named)
 
 
 class ShardCatalog(Catalog):
@@ -345,7 +418,8 @@ class ShardCatalog(Catalog):
     def by_artist(self, name: str) -> tuple[Record, ...]:
         fields = sorted(crediting(name, self._artists()))
         found = [self._records(f"{ARTIST} = ?", field) for field in fields]
-        return tuple(sorted((record for records in found for record in records), key=lambda record: record.line))
+        once = (record for records in found for record in records if record.line >= 0)  # without repeats of a file
+        return tuple(sorted(once, key=lambda record: record.line))
 
     def near_artists(self, name: str) -> list[str]:
         return near_artists(name, self._artists())
@@ -367,7 +441,8 @@ class ShardCatalog(Catalog):
         return len({record.sha256 for record in records}) == 1
 
     def near_ids(self, name: str) -> list[str]:
-        rows = self.shards.rows("SELECT id FROM tracks WHERE substr(id, 1, 2) = ? LIMIT ?", (name[:2], NEAR))
+        both = "SELECT id FROM tracks UNION SELECT id FROM copies"
+        rows = self.shards.rows(f"SELECT id FROM ({both}) WHERE substr(id, 1, 2) = ? LIMIT ?", (name[:2], NEAR))
         return near(name, [name for (name,) in rows])[:3]
 
     @property
@@ -383,7 +458,13 @@ class ShardCatalog(Catalog):
         line: int | None = None,
         source: str = "",
     ) -> Track:
-        track = self.shards.entry(record.line).track
+        entry = self.shards.entry(record.line)
+        track = entry.track
+        if is_replaced(track.path, track.sha256, entry.state):
+            raise InputError(
+                f"{printable(track.path)} was replaced since it was encoded: its hash differs",
+                "put the file back, or run the same `encore encode` command again, which encodes what changed",
+            )
         texts = tuple(dict.fromkeys((*captions, *track.captions)))
         origin = BOTH if captions else track.caption_source
         return replace(
@@ -409,13 +490,10 @@ class ShardCatalog(Catalog):
         return tracks
 
     def _records(self, where: str, *values: str) -> tuple[Record, ...]:
-        """Records of tracks; `line` is a track's number."""
-        rows = self.shards.rows(
-            f"SELECT number, id, file, isrc, sha256, {ARTIST} FROM tracks WHERE {where} ORDER BY number", values
-        )
+        """Records of tracks; `line` is the number of `ShardIndex.entry`."""
         return tuple(
             Record(number, name, path=file, id=name, isrc=isrc or "", sha256=digest, artist=artist or "")
-            for number, name, file, isrc, digest, artist in rows
+            for number, name, file, isrc, digest, artist in self.shards.catalogued(where, *values)
         )
 
 

@@ -72,6 +72,7 @@ def from_run(
     run: Path,
     *,
     golds: Mapping[Role, str] | None = None,
+    roots: Sequence[Path] = (),
     seed: int = 0,
     device: str = "auto",
     offline: bool = False,
@@ -81,6 +82,7 @@ def from_run(
 
     Args:
         golds: folders or names for "gold" and "gold2"; by default the embedded golds, if they match the forget tracks.
+        roots: folders that the run's tracks, shards or base were moved to.
         seed: the evaluation's seed, so that runs of several seeds are measured on the same retain tracks.
 
     Raises:
@@ -96,7 +98,7 @@ def from_run(
     try:
         tracks = {name: [listed_track(entry) for entry in request[name]] for name in ("forget", "retain", "holdout")}
         paths, model, written = (
-            PathRelocator(Path(request["folder"]), run),
+            PathRelocator(Path(request["folder"]), run, roots),
             request["model"],
             record["unlearned_sha256"],
         )

@@ -339,7 +339,7 @@ def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Ten
         batch = Batch.of(part, backend.device)
         return -backend.token_logprobs(batch).sum(2) / backend.token_mask(batch).sum(2).clamp(min=1)
 
-    return distributed.rows(clips, size, compute)
+    return distributed.rows(clips, size, compute, size=lambda clip: clip.codes.shape[-1])
 
 
 @torch.no_grad()

@@ -264,10 +264,10 @@ def _originals(files: RunFiles) -> dict[str, str]:
         here = PathRelocator(Path(files.request["folder"]), files.folder)
         listed = [listed_track(entry) for entry in files.request["forget"]]
     originals = {}
-    for track in map(here.find, listed):
+    for track in listed:
         if track.shards is not None:  # its audio is not read
             continue
-        audio = load(track.path, sample_rate=32_000, channels=1)
+        audio = load(here.find(track).path, sample_rate=32_000, channels=1)
         originals[track.id] = embedded_audio.data_uri(audio.samples[0], 32_000)
     return originals
 

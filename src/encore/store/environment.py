@@ -59,8 +59,13 @@ def pick_precision(name: str, device: str, weights: int = 0) -> Literal["fp32", 
 
 
 def _cpu_has_bf16() -> bool:
+    return cpu_has("amx_tile") or cpu_has("avx512_bf16")
+
+
+def cpu_has(name: str) -> bool:
+    """Whether the CPU has instructions, by torch's name of them."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name, False) for name in ("amx_tile", "avx512_bf16"))
+    return bool(capabilities.get(name, False))
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from encore import distributed
 from encore.api import Backend, Batch, Clip, EditMethod, LossMethod, Method, Phase, Reference, Session, Step
+from encore.api.data import by_length
 from encore.curvature.fisher_cache import cached_fisher
 from encore.errors import EncoreError, Interrupted, PluginError, UsageError, one_line
 from encore.hashing import module_sha256
@@ -27,6 +28,7 @@ from encore.store.run_folder import Checkpoints
 from encore.unlearn import bf16_weights, checks, masks, sharding
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, refuse_unadaptable
+from encore.unlearn.attention import attention_by_products, prefers_products
 from encore.unlearn.config import Lora, OptimizerStates, WeightType
 from encore.unlearn.eight_bit import eight_bit
 from encore.unlearn.loop_checkpoint import LoopCheckpoints, LoopState
@@ -152,6 +154,9 @@ class Engine:
         with ExitStack() as stack:
             if self.checkpoint_activations:
                 stack.enter_context(checkpointed(self.backend.blocks))
+            sets = (self.clips.forget, self.clips.retain, self.clips.holdout)
+            if prefers_products(str(self.backend.device), self.precision, sets):
+                stack.enter_context(attention_by_products(self.backend.module))
             if self.weight_type == "bf16":
                 stack.enter_context(self._bf16_weights(method))
             self._apply(method)
@@ -421,6 +426,7 @@ class Engine:
         ):
             if not clips:
                 continue
+            clips = by_length(clips)
 
             def compute(part: Sequence[Clip], name: str = name, loss_of: LossOf = loss_of) -> Tensor:
                 batch = Batch.of(part, self.backend.device, noise_index=state.step + 1)

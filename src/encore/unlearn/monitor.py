@@ -231,7 +231,7 @@ def _losses(backend: Backend, clips: Sequence[Clip]) -> list[list[float]]:
         counts = backend.token_mask(batch).sum((1, 2)) if backend.has_tokens else torch.ones_like(losses)
         return torch.stack([losses, counts.to(losses)], 1)
 
-    return distributed.rows(clips, BATCH, compute).tolist() if clips else []
+    return distributed.rows(clips, BATCH, compute, size=lambda clip: clip.codes.shape[-1]).tolist() if clips else []
 
 
 def mean(values: Mapping[str, float]) -> float:
