@@ -96,6 +96,16 @@ def test_what_may_be_lost(changed: dict[str, float], kept: bool) -> None:
     assert after(judge({"m0": 0.02, "o0": 3.4, "o1": 3.6}), **changed).retain_ok is kept
 
 
+@pytest.mark.parametrize(
+    ("nll", "lost"), [({"m0": 2.2, "m1": 2.2}, False), ({"m0": 0.1, "m1": 4.5}, True), ({"m0": math.nan}, True)]
+)
+def test_memorised_retain_is_lost_above_half_of_the_held_out_nll(nll: dict[str, float], lost: bool) -> None:
+    watched = judge(many("m", 2, 0.02) | many("o", 2, 4.0))
+    assert watched.lost_memorised(after(watched, **nll)) is lost
+    none = judge(many("o", 2, 4.0))
+    assert not none.lost_memorised(after(none, o0=9.0))
+
+
 def test_a_base_without_holdout_has_memorised_what_is_far_below_chance() -> None:
     made = judge({"m": 0.5, "o": 3.0}, holdout={})
     assert (list(made.first.memorised), list(made.first.not_memorised)) == (["m"], ["o"])

@@ -314,7 +314,7 @@ class Engine:
                     raise Interrupted(signal)
             lr_share = schedule.share(state.step)
             for group, group_peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = group_peak * lr_share
+                group["lr"] = group_peak * schedule.peak_share * lr_share
             forget = retain = None
             phase = method.phase(state.step)
             if phase not in get_args(Phase):
@@ -388,6 +388,14 @@ class Engine:
                 module.eval()
                 with self._average.applied():
                     snapshot = self.monitor.snapshot()
+                    if schedule.begins_again(self.monitor.lost_memorised(snapshot), state.step, seconds):
+                        load_weights(module, best, trained)  # the base's: no snapshot before this one
+                        optimizer.state.clear()
+                        self.record(
+                            {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
+                        )
+                        self.record({"event": "begun again", "step": state.step, "peak_share": schedule.peak_share})
+                        continue
                     over = schedule.is_done(snapshot, state.step, seconds, partial(_ready, method, step))
                     # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
                     latest = over or options.select == "last"
@@ -408,6 +416,11 @@ class Engine:
             self.outcome.chosen["steps"] = (
                 f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
                 "the forget tracks were near their target NLLs or time was short"
+            )
+        if state.decay.halvings and "lr" in self.outcome.chosen:
+            self.outcome.chosen["lr"] += (
+                f", times {schedule.peak_share:g}, with which the run began again after step {state.decay.start}, when "
+                "memorised retain was lost"
             )
         self.outcome.steps += state.step
         self.outcome.skipped_steps += state.skipped_steps

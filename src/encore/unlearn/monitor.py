@@ -108,9 +108,10 @@ class StoppingMonitor:
         self.backend = backend
         self._forget, self._holdout = forget, holdout
         base_holdout = _mean(track_nll(backend, holdout))
+        self._limit = memorised_below(base_holdout, backend.codebook_size) if backend.has_tokens else -math.inf
         sample = _sample(retain, seed)
         self.classified = len({clip.track for clip in sample})  # tracks
-        self.memorised, self._not_memorised = self._classify(sample, base_holdout)
+        self.memorised, self._not_memorised = self._classify(sample)
         self.watched = len(self.memorised) + len(self._not_memorised)  # tracks
         self._targets: dict[str, float] = {}
         self.first = Snapshot(
@@ -136,14 +137,15 @@ class StoppingMonitor:
             )
         )
 
-    def _classify(self, sample: Sequence[Clip], holdout: float | None) -> tuple[list[Clip], list[Clip]]:
+    def lost_memorised(self, snapshot: Snapshot) -> bool:
+        """Whether the watched memorised tracks no longer count as memorised, by their mean NLL."""
+        return bool(snapshot.memorised) and not mean(snapshot.memorised) < self._limit
+
+    def _classify(self, sample: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
         """The window of the lowest NLL of each track, up to `WATCHED` of memorised tracks and as many of others."""
-        limit = -math.inf
-        if self.backend.has_tokens:
-            limit = memorised_below(holdout, self.backend.codebook_size)
         best = lowest_loss_clips(self.backend, sample)
-        memorised = [clip for clip, nll in best if nll < limit]
-        others = [clip for clip, nll in best if not nll < limit]
+        memorised = [clip for clip, nll in best if nll < self._limit]
+        others = [clip for clip, nll in best if not nll < self._limit]
         return memorised[:WATCHED], others[:WATCHED]
 
     def _range(self, target: float) -> float:
