@@ -43,8 +43,9 @@ class Encore(LossMethod):
     computed at the weights reached, and its gradient applied to the model's weights (first-order tamper resistance,
     Tamirisa et al., arXiv 2408.00761). This erases memory that a little training would restore, instead of suppressing
     it. In attacked steps ℓ_k is multiplied by the share of its NLL that held-out music keeps under the same attack on
-    the base. The rate decays once relearning lowers the NLL of memorised tracks no further than that of new ones
-    (`ready`), or after a fifth of the steps.
+    the base. Attacks are at `attack_rate` times the typical weight, or at `ATTACKER` where that is higher and relearns
+    more. The rate decays once relearning lowers the NLL of memorised tracks no further than that of new ones (`ready`),
+    or after a fifth of the steps.
 
     On retain: memorised clips keep their likelihood. Frame t has the weight 1 + 20 c_t exp(-t / 2), with c_t the
     confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more), because a generation from a caption
@@ -56,7 +57,8 @@ class Encore(LossMethod):
     layers of their RMS), times the square root of the largest relative distance of a clip's NLL below its target, and
     with fewer than `MANY` memorised clips times the square root of their number over `MANY`. Low rates suppress a
     memory, which a few steps of training restore; high rates harm all music; one track, in every step, is erased by .35
-    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `benchmarks/RESULTS.md`.
+    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`), which halves a peak that costs a
+    model memorised retain, as it may a wide one. Figures: `benchmarks/RESULTS.md`.
     """
 
     class Options(TrainOptions):
