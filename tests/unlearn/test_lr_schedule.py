@@ -330,39 +330,44 @@ def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, cli
 
 
 @pytest.mark.parametrize(
-    ("given", "step", "lost", "again"),
+    ("given", "step", "watched"),
     [
-        ({}, 10, True, True),
-        ({}, 10, False, False),
-        ({}, 20, True, False),  # only the first snapshot: of those after it, the weights are not the base's
-        ({"lr": 1e-3}, 10, True, False),  # a rate that the user asked for stays
-        ({"schedule": "linear"}, 10, True, False),
-        ({"steps": 30}, 10, True, False),  # too few steps are left
-        ({"max_seconds": 3.0}, 10, True, False),
+        ({}, 1, True),
+        ({}, 10, True),
+        ({}, 11, False),  # after the first snapshot, the weights kept are not the base's
+        ({"lr": 1e-3}, 10, False),  # a rate that the user asked for stays
+        ({"schedule": "linear"}, 10, False),
+        ({"steps": 30}, 10, False),  # too few steps are left
+        ({"max_seconds": 3.0}, 10, False),
     ],
 )
-def test_a_peak_at_which_memorised_retain_is_lost_is_halved(
-    given: dict[str, Any], step: int, lost: bool, again: bool
-) -> None:
+def test_first_steps_at_a_rate_of_the_methods_own_are_watched(given: dict[str, Any], step: int, watched: bool) -> None:
     tested = schedule(**{"lr": None, "eval_every": 10, "warmup": 4} | given)
-    assert tested.begins_again(lost, step, 1.0) is again
-    assert (tested.decay.start, tested.peak_share) == ((step, 0.5) if again else (0, 1.0))
-    if again:
-        assert tested.share(step) == pytest.approx(0.2), "it warms up again"
-        assert tested.begins_again(True, 2 * step, 1.0)
-        assert tested.peak_share == 0.25
-        assert not tested.is_done(FAR, 49, 1.0)
-        assert tested.decay.begin is None, "what went before does not count"
+    assert tested.is_watched(step, 1.0) is watched
+
+
+def test_a_run_that_begins_again_has_half_of_its_peak_and_all_of_its_time() -> None:
+    tested = schedule(lr=None, eval_every=10, warmup=4)
+    tested.begin_again(7)
+    tested.begin_again(15)
+    assert tested.peak_share == 0.25
+    assert [tested.share(step) for step in (15, 19, 20)] == pytest.approx([0.2, 1.0, 1.0])
+    assert tested.is_watched(25, 1.0)
+    assert not tested.is_watched(30, 1.0), "three tenths of the steps are the most that it begins again after"
+    tested.is_done(FAR, 44, 1.0)
+    assert tested.decay.begin is None
+    tested.is_done(FAR, 45, 1.0)
+    assert tested.decay.begin == 45, "three tenths of the steps are counted from where it began"
 
 
 def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
     """The weights are those of a run at half the rate; an interrupted run comes to the same."""
-    settings = options(lr=None, steps=20, eval_every=2, warmup=2, checkpoint_seconds=0, batch_size=3)
-    lost = [True, False]
+    settings = options(lr=None, steps=20, eval_every=3, warmup=2, checkpoint_seconds=0, batch_size=3)
+    lost = [False, True]
 
     def engine(**given: Any) -> Engine:
         made = engine_with(backend.clone(), clips, [FAR], **given)
-        made.monitor.lost_memorised = lambda _: lost.pop(0) if lost else False  # type: ignore[method-assign]
+        made.monitor.has_lost_memorised = lambda: bool(lost) and lost.pop(0)  # type: ignore[method-assign]
         return made
 
     lines: list[Any] = []
@@ -378,10 +383,11 @@ def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Cl
     outcome = straight.run(Plain(settings))
     assert hashes == {2: before}
     share = [1 / 3, 2 / 3, 1 / 6, 1 / 3, 1 / 2, 1 / 2]
+    assert [line["step"] for line in lines if "look" in line][:2] == [5, 8], "snapshots are counted from there"
     assert [line["lr"] for line in steps_of(lines)[:6]] == pytest.approx([1e-3 * part for part in share])
     assert outcome.chosen["lr"].startswith("0.001: for a test, times 0.5, with which the run began again after step 2")
 
-    lost[:], stop = [True, False], StopFlag()
+    lost[:], stop = [False, True], StopFlag()
 
     def stop_at(line: Any) -> None:
         stop.number = 15 if line.get("step") == 3 and "grad_norm" in line else stop.number

@@ -382,20 +382,19 @@ class Engine:
                 | {"grad_norm": norm if math.isfinite(norm) else None}
                 | {name: value if math.isfinite(value) else None for name, value in losses.items()}
             )
-            if state.step % options.eval_every == 0 or late or state.step == schedule.steps:
+            if schedule.is_watched(state.step, seconds) and self.monitor.has_lost_memorised():
+                schedule.begin_again(state.step)
+                load_weights(module, best, trained)  # the base's, as there was no snapshot since
+                optimizer.state.clear()
+                self.record({"event": "begun again", "step": state.step, "peak_share": schedule.peak_share})
+                continue
+            since = state.step - state.decay.start
+            if since % options.eval_every == 0 or late or state.step == schedule.steps:
                 if state.decay.begin is None and options.schedule == "adaptive":
                     state.best = None  # at the full rate, retain has not recovered yet
                 module.eval()
                 with self._average.applied():
                     snapshot = self.monitor.snapshot()
-                    if schedule.begins_again(self.monitor.lost_memorised(snapshot), state.step, seconds):
-                        load_weights(module, best, trained)  # the base's: no snapshot before this one
-                        optimizer.state.clear()
-                        self.record(
-                            {"phase": self._phase, "step": state.step, "of": schedule.steps, "look": snapshot.as_dict()}
-                        )
-                        self.record({"event": "begun again", "step": state.step, "peak_share": schedule.peak_share})
-                        continue
                     over = schedule.is_done(snapshot, state.step, seconds, partial(_ready, method, step))
                     # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
                     latest = over or options.select == "last"

@@ -39,8 +39,8 @@ class Schedule:
     Linear warm-up, then a decay over all steps (`linear`, `cosine`), none (`constant`), or `adaptive`: constant until
     the forget tracks are near their target NLLs and the method is ready, then a cosine over `decay_steps`, then the
     lowest rate until retain has recovered. Snapshots decide both moments, so the number of steps need not be known
-    beforehand; `steps` and `max_seconds` limit it. Where the first snapshot shows that memorised retain is lost, the
-    method's peak is too high for the model: the run begins again from the base, at half of it (`begins_again`).
+    beforehand; `steps` and `max_seconds` limit it. Where memorised retain is lost before the first snapshot, the
+    method's peak is too high for the model, and the run begins again from the base at half of it.
 
     A run that only trains (`encore train`) has no targets: the method alone decides when the decay begins, and the run
     ends with the decay.
@@ -71,21 +71,21 @@ class Schedule:
         """The peak, as a share of the rate that the run began with."""
         return 0.5**self.decay.halvings
 
-    def begins_again(self, lost: bool, step: int, seconds: float) -> bool:
-        """Whether an adaptive run begins again after a snapshot, at half of the peak; only a peak of the method's own.
+    def is_watched(self, step: int, seconds: float) -> bool:
+        """Whether a step is one of the first of an adaptive run at a peak of the method's own.
 
         Args:
-            lost: whether memorised retain is lost at the snapshot.
             step: steps taken.
             seconds: duration of the run so far.
         """
         options, decay = self.options, self.decay
-        adaptive = options.schedule == "adaptive" and self.forgets and options.lr is None and decay.begin is None
-        is_first = step - decay.start <= options.eval_every
-        if not (adaptive and lost and is_first and self._spent(step, seconds) < LONGEST):
-            return False
-        decay.start, decay.halvings = step, decay.halvings + 1
-        return True
+        own = options.schedule == "adaptive" and self.forgets and options.lr is None
+        first = decay.begin is None and step - decay.start <= options.eval_every
+        return own and first and self._spent(step, seconds) < LONGEST
+
+    def begin_again(self, step: int) -> None:
+        """Halve the peak, and begin with the warm-up after a step; the weights are the loop's to restore."""
+        self.decay.start, self.decay.halvings = step, self.decay.halvings + 1
 
     def _spent(self, step: int, seconds: float) -> float:
         """So many steps or seconds as a share of those allowed, whichever is more."""
