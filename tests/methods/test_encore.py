@@ -244,7 +244,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
 
     attacked = model.clone()
     if share > 0.4:
-        optimizer = torch.optim.AdamW(attacked.module.parameters(), lr=method.options.attack_rate * method._typical)
+        optimizer = torch.optim.AdamW(attacked.module.parameters(), lr=method._attack.lr)
         attacked.losses(Batch.of([known])).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -292,7 +292,7 @@ def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) 
     for clip in holdout[:4]:
         twin = backend.clone()
         twin.module.eval()
-        optimizer = torch.optim.AdamW(twin.module.parameters(), lr=method.options.attack_rate * method._typical)
+        optimizer = torch.optim.AdamW(twin.module.parameters(), lr=method._attack.lr)
         wanted.append([])
         for _ in range(3):
             optimizer.zero_grad()
@@ -302,6 +302,20 @@ def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) 
             wanted[-1].append(nll_of(twin, clip) / nll_of(backend, clip))
     np.testing.assert_allclose(method._fall.numpy(), np.mean(wanted, 0), rtol=1e-4)
     assert method._fall.max() < 1
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_attacks_take_the_rate_that_relearns_new_music_further(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    """Of the one relative to the weights and a high fixed one; a fixed one that breaks the model is not taken."""
+    monkeypatch.setattr("encore.methods.encore.ATTACKER", 3.0 if breaks else 2e-3)
+    clips, retain, new = make_clips(2), make_clips(4, seed=1), make_clips(3, seed=5)
+    level = between(backend, clips, 1)
+    method, session = made(backend, clips, retain, level, holdout=new, attack_share=1.0, attack_rate=1e-3)
+    assert method._attack.lr == (1e-3 * method._typical if breaks else 2e-3)
+    assert ("attack_rate" in session.chosen) is not breaks
+    assert torch.equal(method._fall, method._kept(method._attack, backend, new))
 
 
 @pytest.mark.parametrize("learnt", [True, False])

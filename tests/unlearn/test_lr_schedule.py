@@ -329,6 +329,76 @@ def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, cli
     assert module_sha256(backend.module) == weights[2]
 
 
+@pytest.mark.parametrize(
+    ("given", "step", "watched"),
+    [
+        ({}, 1, True),
+        ({}, 10, True),
+        ({}, 11, False),  # after the first snapshot, the weights kept are not the base's
+        ({"lr": 1e-3}, 10, False),  # a rate that the user asked for stays
+        ({"schedule": "linear"}, 10, False),
+        ({"steps": 30}, 10, False),  # too few steps are left
+        ({"max_seconds": 3.0}, 10, False),
+    ],
+)
+def test_first_steps_at_a_rate_of_the_methods_own_are_watched(given: dict[str, Any], step: int, watched: bool) -> None:
+    tested = schedule(**{"lr": None, "eval_every": 10, "warmup": 4} | given)
+    assert tested.is_watched(step, 1.0) is watched
+
+
+def test_a_run_that_begins_again_has_half_of_its_peak_and_all_of_its_time() -> None:
+    tested = schedule(lr=None, eval_every=10, warmup=4)
+    tested.begin_again(7)
+    tested.begin_again(15)
+    assert tested.peak_share == 0.25
+    assert [tested.share(step) for step in (15, 19, 20)] == pytest.approx([0.2, 1.0, 1.0])
+    assert tested.is_watched(25, 1.0)
+    assert not tested.is_watched(30, 1.0), "three tenths of the steps are the most that it begins again after"
+    tested.is_done(FAR, 44, 1.0)
+    assert tested.decay.begin is None
+    tested.is_done(FAR, 45, 1.0)
+    assert tested.decay.begin == 45, "three tenths of the steps are counted from where it began"
+
+
+def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
+    """The weights are those of a run at half the rate; an interrupted run comes to the same."""
+    settings = options(lr=None, steps=20, eval_every=3, warmup=2, checkpoint_seconds=0, batch_size=3)
+    lost = [False, True]
+
+    def engine(**given: Any) -> Engine:
+        made = engine_with(backend.clone(), clips, [FAR], **given)
+        made.monitor.has_lost_memorised = lambda: bool(lost) and lost.pop(0)  # type: ignore[method-assign]
+        return made
+
+    lines: list[Any] = []
+    before, hashes = module_sha256(backend.module), dict[int, str]()
+    straight = engine()
+
+    def record(line: Any) -> None:
+        lines.append(line)
+        if "event" in line:
+            hashes[line["step"]] = module_sha256(straight.backend.module)
+
+    straight.record = record
+    outcome = straight.run(Plain(settings))
+    assert hashes == {2: before}
+    share = [1 / 3, 2 / 3, 1 / 6, 1 / 3, 1 / 2, 1 / 2]
+    assert [line["step"] for line in lines if "look" in line][:2] == [5, 8], "snapshots are counted from there"
+    assert [line["lr"] for line in steps_of(lines)[:6]] == pytest.approx([1e-3 * part for part in share])
+    assert outcome.chosen["lr"].startswith("0.001: for a test, times 0.5, with which the run began again after step 2")
+
+    lost[:], stop = [False, True], StopFlag()
+
+    def stop_at(line: Any) -> None:
+        stop.number = 15 if line.get("step") == 3 and "grad_norm" in line else stop.number
+
+    with pytest.raises(Interrupted):
+        engine(checkpoints=Checkpoints(tmp_path, "x"), stop=stop, record=stop_at).run(Plain(settings))
+    resumed = engine(checkpoints=Checkpoints(tmp_path, "x"))
+    assert resumed.run(Plain(settings)).chosen == outcome.chosen
+    assert module_sha256(resumed.backend.module) == module_sha256(straight.backend.module)
+
+
 def interrupted(
     backend: MusicgenBackend, clips: Clips, settings: TrainOptions, folder: Path, step: int
 ) -> dict[str, Any]:
@@ -356,7 +426,8 @@ def test_a_run_stopped_before_in_or_after_its_decay_resumes_to_the_same_weights(
     assert whole.chosen["steps"].startswith("12: the rate decayed from step 4")
     state = interrupted(backend, clips, settings, tmp_path, at)
     assert state["step"] == at
-    assert state["decay"] == ({"begin": 4, "steps": 3} if at >= 4 else {"begin": None, "steps": 0})
+    begun = {"begin": 4, "steps": 3} if at >= 4 else {"begin": None, "steps": 0}
+    assert state["decay"] == begun | {"start": 0, "halvings": 0}
     again = backend.clone()
     torch.rand(17)
     lines: list[Any] = []

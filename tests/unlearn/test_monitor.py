@@ -96,6 +96,19 @@ def test_what_may_be_lost(changed: dict[str, float], kept: bool) -> None:
     assert after(judge({"m0": 0.02, "o0": 3.4, "o1": 3.6}), **changed).retain_ok is kept
 
 
+@pytest.mark.parametrize(
+    ("nll", "lost"), [({"m0": 3.3, "m1": 3.4}, False), ({"m0": 3.4, "m1": 3.4}, True), ({"m0": math.nan}, True)]
+)
+def test_memorised_retain_is_lost_near_the_nll_of_new_music(nll: dict[str, float], lost: bool) -> None:
+    """Three quarters of 4.5."""
+    watched = judge(many("m", 2, 0.02) | many("o", 2, 4.0))
+    watched.backend.nll.update(nll)  # type: ignore[attr-defined]
+    assert watched.has_lost_memorised() is lost
+    none = judge(many("o", 2, 4.0))
+    none.backend.nll.update(o0=9.0)  # type: ignore[attr-defined]
+    assert not none.has_lost_memorised()
+
+
 def test_a_base_without_holdout_has_memorised_what_is_far_below_chance() -> None:
     made = judge({"m": 0.5, "o": 3.0}, holdout={})
     assert (list(made.first.memorised), list(made.first.not_memorised)) == (["m"], ["o"])

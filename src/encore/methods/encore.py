@@ -23,6 +23,7 @@ from encore.options import TrainOptions
 SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of the target
 MANY = 8  # from this many memorised clips on, the rate is not reduced
 ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
+ATTACKER = 1e-3  # a high learning rate for fine-tuning, which those who attack a model of small weights may choose too
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a memorised clip's first frame, and its decay in frames
 
 
@@ -42,8 +43,9 @@ class Encore(LossMethod):
     computed at the weights reached, and its gradient applied to the model's weights (first-order tamper resistance,
     Tamirisa et al., arXiv 2408.00761). This erases memory that a little training would restore, instead of suppressing
     it. In attacked steps ℓ_k is multiplied by the share of its NLL that held-out music keeps under the same attack on
-    the base. The rate decays once relearning lowers the NLL of memorised tracks no further than that of new ones
-    (`ready`), or after a fifth of the steps.
+    the base. Attacks are at `attack_rate` times the typical weight, or at `ATTACKER` where that is higher and relearns
+    more. The rate decays once relearning lowers the NLL of memorised tracks no further than that of new ones (`ready`),
+    or after a fifth of the steps.
 
     On retain: memorised clips keep their likelihood. Frame t has the weight 1 + 20 c_t exp(-t / 2), with c_t the
     confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more), because a generation from a caption
@@ -55,7 +57,8 @@ class Encore(LossMethod):
     layers of their RMS), times the square root of the largest relative distance of a clip's NLL below its target, and
     with fewer than `MANY` memorised clips times the square root of their number over `MANY`. Low rates suppress a
     memory, which a few steps of training restore; high rates harm all music; one track, in every step, is erased by .35
-    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`). Figures: `benchmarks/RESULTS.md`.
+    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`), which halves a peak that costs a
+    model memorised retain, as it may a wide one. Figures: `benchmarks/RESULTS.md`.
     """
 
     class Options(TrainOptions):
@@ -97,8 +100,7 @@ class Encore(LossMethod):
         self._set_levels(session, new, limit)
         self._set_rate(session)
         if self._deep and self.options.attack_share:
-            self._attack = RelearningAttack(backend, lr=self.options.attack_rate * self._typical)
-            self._set_fall(backend, new)
+            self._set_attack(session, new)
         if memorised:
             share = self.options.memorised_share
             wanted = share / (1 - share) * len(self._retain) / len(memorised)  # times as often as any other
@@ -237,7 +239,28 @@ class Encore(LossMethod):
         *_, weights = self._attack(step.backend, known, steps=steps, size=len(batch))
         return weights, self._fall[steps - 1]
 
-    def _set_fall(self, backend: Backend, new: Sequence[Clip]) -> None:
+    def _set_attack(self, session: Session, new: Sequence[Clip]) -> None:
+        """Set the attack, and the share of its NLL that new music keeps after 1, 2, … steps of it, [steps, K].
+
+        Of the rate relative to the weights and `ATTACKER`, where that is higher, the one under which new music keeps
+        less: no rate is a strong attack on every model, and one that is too high breaks it.
+        """
+        backend, rate = session.backend, self.options.attack_rate * self._typical
+        attack = self._attack = RelearningAttack(backend, lr=rate)
+        self._fall = self._kept(attack, backend, new)
+        if rate < ATTACKER:
+            attack.lr = ATTACKER
+            kept = self._kept(attack, backend, new)
+            if kept[-1].mean() < self._fall[-1].mean():
+                self._fall = kept
+                session.chosen["attack_rate"] = (
+                    f"{ATTACKER:g}, which relearns new music further than {rate:.2g}, "
+                    f"{self.options.attack_rate:g} of the typical weight"
+                )
+            else:
+                attack.lr = rate
+
+    def _kept(self, attack: RelearningAttack, backend: Backend, new: Sequence[Clip]) -> Tensor:
         """The share of its NLL that new music keeps after 1, 2, … steps of an attack, [steps, K]."""
         size = min(len(self._deep), self.options.forget_batch_size)
         count = min(len(new), self.options.forget_batch_size)
@@ -245,12 +268,12 @@ class Encore(LossMethod):
         for group in (new[start : start + size] for start in range(0, count, size)):
             before, after = codebook_nll(backend, group).mean(0), []
             steps, most = self.options.attack_steps, self.options.micro_batch_size
-            for weights in self._attack(backend, group, steps=steps, size=most):
+            for weights in attack(backend, group, steps=steps, size=most):
                 with moved(backend.module, weights):
                     after.append(codebook_nll(backend, group).mean(0) / before)
             shares.append(torch.stack(after))
         none = torch.ones(self.options.attack_steps, 1, device=backend.device)
-        self._fall = torch.stack(shares).mean(0) if shares else none
+        return torch.stack(shares).mean(0) if shares else none
 
     def _likelihood(self, step: Step, batch: Batch) -> Tensor:
         """NLL of memorised clips [N], with more weight on the frames that a generation from the caption depends on."""

@@ -24,7 +24,7 @@ class RelearningAttack:
     """
 
     def __init__(self, backend: Backend, *, lr: float) -> None:
-        self._lr = lr
+        self.lr = lr
         self._copy = _sharing_copy(backend)
 
     def __call__(
@@ -55,7 +55,7 @@ class RelearningAttack:
         names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = {name: copy.get_parameter(name).requires_grad_() for name in names}
         batches = [clips[start : start + size] for start in range(0, len(clips), size)]
-        for _ in relearn(self._copy, batches, lr=self._lr, steps=steps):
+        for _ in relearn(self._copy, batches, lr=self.lr, steps=steps):
             yield weights
 
 

@@ -241,6 +241,8 @@ class Decay(TypedDict):
 
     begin: Count | None
     steps: Count
+    start: NotRequired[Count]
+    halvings: NotRequired[Count]
 
 
 class State(TypedDict):

@@ -300,7 +300,7 @@ class Engine:
                     raise Interrupted(signal)
             lr_share = schedule.share(state.step)
             for group, group_peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = group_peak * lr_share
+                group["lr"] = group_peak * schedule.peak_share * lr_share
             forget = retain = None
             phase = method.phase(state.step)
             if phase not in get_args(Phase):
@@ -369,7 +369,14 @@ class Engine:
                 | {"grad_norm": norm if math.isfinite(norm) else None}
                 | {name: value if math.isfinite(value) else None for name, value in losses.items()}
             )
-            if state.step % options.eval_every == 0 or late or state.step == schedule.steps:
+            if schedule.is_watched(state.step, seconds) and self.monitor.has_lost_memorised():
+                schedule.begin_again(state.step)
+                load_weights(module, best, trained)  # the base's, as there was no snapshot since
+                optimizer.state.clear()
+                self.record({"event": "begun again", "step": state.step, "peak_share": schedule.peak_share})
+                continue
+            since = state.step - state.decay.start
+            if since % options.eval_every == 0 or late or state.step == schedule.steps:
                 if state.decay.begin is None and options.schedule == "adaptive":
                     state.best = None  # at the full rate, retain has not recovered yet
                 module.eval()
@@ -401,6 +408,11 @@ class Engine:
             )
         if options.retain_budget is not None:
             self.outcome.chosen["retain_budget"] = f"{state.retain_weight:.3g}: the last weight of the retain loss"
+        if state.decay.halvings and "lr" in self.outcome.chosen:
+            self.outcome.chosen["lr"] += (
+                f", times {schedule.peak_share:g}, with which the run began again after step {state.decay.start}, when "
+                "memorised retain was lost"
+            )
         self.outcome.steps += state.step
         self.outcome.skipped_steps += state.skipped_steps
         self.outcome.best = state.best

@@ -21,10 +21,16 @@ PATIENCE = 2.5  # an adaptive run waits at most this many decay lengths for reta
 
 @dataclass
 class Decay:
-    """When an adaptive rate begins to decay, and over how many steps; None until that is known."""
+    """When an adaptive rate begins to decay, and over how many steps; None until that is known.
+
+    `halvings`: how often the run began again from the base, each time at half of the peak; `start`: the step at which
+    it last did.
+    """
 
     begin: int | None = None
     steps: int = 0
+    start: int = 0
+    halvings: int = 0
 
 
 class Schedule:
@@ -33,7 +39,8 @@ class Schedule:
     Linear warm-up, then a decay over all steps (`linear`, `cosine`), none (`constant`), or `adaptive`: constant until
     the forget tracks are near their target NLLs and the method is ready, then a cosine over `decay_steps`, then the
     lowest rate until retain has recovered. Snapshots decide both moments, so the number of steps need not be known
-    beforehand; `steps` and `max_seconds` limit it.
+    beforehand; `steps` and `max_seconds` limit it. Where memorised retain is lost before the first snapshot, the
+    method's peak is too high for the model, and the run begins again from the base at half of it.
 
     A run that only trains (`encore train`) has no targets: the method alone decides when the decay begins, and the run
     ends with the decay.
@@ -56,8 +63,34 @@ class Schedule:
 
     def share(self, step: int) -> float:
         """The rate at step number `step` (from 0), as a share of its peak."""
-        warm = min(1.0, (step + 1) / (self.options.warmup + 1))
+        warm = min(1.0, (step - self.decay.start + 1) / (self.options.warmup + 1))
         return warm * max(self._decayed(step), LOWEST)
+
+    @property
+    def peak_share(self) -> float:
+        """The peak, as a share of the rate that the run began with."""
+        return 0.5**self.decay.halvings
+
+    def is_watched(self, step: int, seconds: float) -> bool:
+        """Whether a step is one of the first of an adaptive run at a peak of the method's own.
+
+        Args:
+            step: steps taken.
+            seconds: duration of the run so far.
+        """
+        options, decay = self.options, self.decay
+        own = options.schedule == "adaptive" and self.forgets and options.lr is None
+        first = decay.begin is None and step - decay.start <= options.eval_every
+        return own and first and self._spent(step, seconds) < LONGEST
+
+    def begin_again(self, step: int) -> None:
+        """Halve the peak, and begin with the warm-up after a step; the weights are the loop's to restore."""
+        self.decay.start, self.decay.halvings = step, self.decay.halvings + 1
+
+    def _spent(self, step: int, seconds: float) -> float:
+        """So many steps or seconds as a share of those allowed, whichever is more."""
+        allowed = self.options.max_seconds
+        return max(step / self.options.steps, seconds / allowed if allowed else 0.0)
 
     def _decayed(self, step: int) -> float:
         kind, total = self.options.schedule, self.options.steps
@@ -83,7 +116,7 @@ class Schedule:
         options, decay = self.options, self.decay
         if options.schedule != "adaptive":
             return False
-        spent = max(step / options.steps, seconds / options.max_seconds if options.max_seconds else 0.0)
+        spent = self._spent(step - decay.start, seconds)
         if decay.begin is None:
             if self.forgets:
                 near = near_targets(snapshot, mean=6, track=10)

@@ -17,12 +17,15 @@ import torch
 from encore import distributed
 from encore.api import Backend, Batch, Clip
 from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, memorised_below
+from encore.memorised import SHARE as MEMORISED_SHARE
 
 TOLERANCE = 0.05  # a track has reached its target at this share below it
 LEAST_GAP = 0.1  # least rise of a loss without tokens, as a share of the held-out loss
 SAMPLE = 64  # retain windows that are classified
 WATCHED = 16  # windows of either kind that are measured
 SHARE = 0.05  # default tolerance of a mean, as a share of the base model's value
+LOST = 0.75  # memorised retain is lost above this share of the held-out NLL; up to .56 it recovered in the same run
+FEW = 4  # memorised tracks that are measured after each of a run's first steps
 BATCH = 16
 
 
@@ -108,9 +111,10 @@ class StoppingMonitor:
         self.backend = backend
         self._forget, self._holdout = forget, holdout
         base_holdout = _mean(track_nll(backend, holdout))
+        self._limit = memorised_below(base_holdout, backend.codebook_size) if backend.has_tokens else -math.inf
         sample = _sample(retain, seed)
         self.classified = len({clip.track for clip in sample})  # tracks
-        self.memorised, self._not_memorised = self._classify(sample, base_holdout)
+        self.memorised, self._not_memorised = self._classify(sample)
         self.watched = len(self.memorised) + len(self._not_memorised)  # tracks
         self._targets: dict[str, float] = {}
         self.first = Snapshot(
@@ -136,14 +140,16 @@ class StoppingMonitor:
             )
         )
 
-    def _classify(self, sample: Sequence[Clip], holdout: float | None) -> tuple[list[Clip], list[Clip]]:
+    def has_lost_memorised(self) -> bool:
+        """Whether the model costs memorised retain nearly as much as new music, by a few of the watched tracks."""
+        few = self.memorised[:FEW]
+        return bool(few) and not mean(track_nll(self.backend, few)) < LOST / MEMORISED_SHARE * self._limit
+
+    def _classify(self, sample: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
         """The window of the lowest NLL of each track, up to `WATCHED` of memorised tracks and as many of others."""
-        limit = -math.inf
-        if self.backend.has_tokens:
-            limit = memorised_below(holdout, self.backend.codebook_size)
         best = lowest_loss_clips(self.backend, sample)
-        memorised = [clip for clip, nll in best if nll < limit]
-        others = [clip for clip, nll in best if not nll < limit]
+        memorised = [clip for clip, nll in best if nll < self._limit]
+        others = [clip for clip, nll in best if not nll < self._limit]
         return memorised[:WATCHED], others[:WATCHED]
 
     def _range(self, target: float) -> float:
