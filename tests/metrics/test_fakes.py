@@ -49,8 +49,10 @@ def caught(evaluation, fake, metrics) -> set[str]:
 
 
 def own(gate: str) -> list[str]:
-    """The metrics that train, for a fake that one of them catches."""
-    return TRAINING if gate.split()[0] in TRAINED else []
+    """The metrics that train, for a fake that one of them catches; training a prompt is no training to a fake."""
+    if gate.split()[0] not in TRAINED:
+        return []
+    return [name for name in TRAINING if (name == "soft_prompt") == gate.startswith("soft_prompt")]
 
 
 def test_gold_itself_is_caught_by_nothing(evaluation):
