@@ -369,12 +369,14 @@ class Engine:
                 | {"grad_norm": norm if math.isfinite(norm) else None}
                 | {name: value if math.isfinite(value) else None for name, value in losses.items()}
             )
-            if schedule.is_watched(state.step, seconds) and self.monitor.has_lost_memorised():
-                schedule.begin_again(state.step)
-                load_weights(module, best, trained)  # the base's, as there was no snapshot since
-                optimizer.state.clear()
-                self.record({"event": "begun again", "step": state.step, "peak_share": schedule.peak_share})
-                continue
+            if schedule.is_watched(state.step, seconds):
+                module.eval()
+                if self.monitor.has_lost_memorised():
+                    schedule.begin_again(state.step)
+                    load_weights(module, best, trained)  # the base's, as there was no snapshot since
+                    optimizer.state.clear()
+                    self.record({"event": "begun again", "step": state.step, "peak_share": schedule.peak_share})
+                    continue
             since = state.step - state.decay.start
             if since % options.eval_every == 0 or late or state.step == schedule.steps:
                 if state.decay.begin is None and options.schedule == "adaptive":
