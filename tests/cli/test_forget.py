@@ -275,7 +275,7 @@ def test_options_of_any_loss_are_flags(studio: Path, call: Call) -> None:
     assert {name: run["options"][name] for name in flags} == {
         name: {"value": value, "from": "cli"} for name, value in flags.items()
     }
-    assert "the last weight of the retain loss" in run["outcome"]["chosen"]["retain_budget"]
+    assert "that of the retain loss after the last dual step" in run["outcome"]["chosen"]["retain_weight"]
 
 
 def test_from_any_folder_with_relative_paths(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_undo_distils_the_unlearned_model_into_its_noised_copy(
     Engine(unlearned, clips, seed=4).run(short)
     noise.reinitialise(4)
 
-    monkeypatch.setattr("encore.methods.undo.unlearning_method", lambda _: chosen(short.options))
+    monkeypatch.setattr("encore.methods.undo.unlearning_method", lambda *_: chosen(short.options))
     settings = {"unlearn": name, "alpha": 0.4, "beta": 0.5, "steps": 1, "lr": 1e-9, "warmup": 0, "eval_every": 1}
     lines: list[dict[str, Any]] = []
     Engine(undone, clips, seed=4, record=lines.append).run(Undo(Undo.Options(**settings)))

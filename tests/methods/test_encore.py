@@ -250,7 +250,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         optimizer.zero_grad()
     plain, _ = made(backend, clips, retain, session.holdout_nll, holdout=holdout)
     if share > 0.4:
-        plain._levels = {clip: level * method._fall[0] for clip, level in plain._levels.items()}
+        plain._levels = {clip: level * method._kept_shares[0] for clip, level in plain._levels.items()}
     generator = torch.Generator().manual_seed(0)
     wanted = plain.forget_loss(replace(step, backend=attacked, generator=generator), Batch.of(clips))
     if share > 0.4:
@@ -300,8 +300,8 @@ def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) 
             torch.nn.utils.clip_grad_norm_(twin.module.parameters(), 1.0)
             optimizer.step()
             wanted[-1].append(nll_of(twin, clip) / nll_of(backend, clip))
-    np.testing.assert_allclose(method._fall.numpy(), np.mean(wanted, 0), rtol=1e-4)
-    assert method._fall.max() < 1
+    np.testing.assert_allclose(method._kept_shares.numpy(), np.mean(wanted, 0), rtol=1e-4)
+    assert method._kept_shares.max() < 1
 
 
 @pytest.mark.parametrize("breaks", [False, True])
@@ -315,7 +315,7 @@ def test_attacks_take_the_rate_that_relearns_new_music_further(
     method, session = made(backend, clips, retain, level, holdout=new, attack_share=1.0, attack_rate=1e-3)
     assert method._attack.lr == (1e-3 * method._typical if breaks else 2e-3)
     assert ("attack_rate" in session.chosen) is not breaks
-    assert torch.equal(method._fall, method._kept(method._attack, backend, new))
+    assert torch.equal(method._kept_shares, method._kept(method._attack, backend, new))
 
 
 @pytest.mark.parametrize("learnt", [True, False])

@@ -224,6 +224,11 @@ class Method(ABC):
     def __init__(self, options: BaseOptions) -> None:
         self.options = options
 
+    @property
+    def trained_copies(self) -> int:
+        """Number of copies of the trained weights that it trains with AdamW itself, for the estimate of memory."""
+        return 0
+
 
 class LossMethod(Method):
     """A method defined by a loss; the engine owns the loop. `Options` must derive from `TrainOptions`.

@@ -67,8 +67,8 @@ class MethodSpec(Spec):
 
     `needs`: retain (clips to keep), reference (the base model), reference_nll (of the base model only its NLL of forget
     clips, for which a token model needs no copy of it), logits (a token model), holdout (held-out clips), fisher (it
-    may call `Session.fisher`), hidden (hidden states, `Backend.hidden`), predictions (a model without tokens that gives
-    its network's outputs, `Backend.predictions`).
+    may call `Session.fisher`), hidden (hidden states, `Backend.hidden`), predictions (a model without tokens; it may
+    call `Backend.predictions`).
     """
 
     kind = "method"

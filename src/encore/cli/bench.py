@@ -235,9 +235,10 @@ def _write_scripts(
     errors: dict[Trial, str] = {}
     for cell in waiting:
         state = states.get(cell, "")
-        if state not in INTERRUPTED:
-            error = last_error(log_file(cell.name, out))
-            errors[cell] = error or (f"its task ended as {state}" if state not in ("", "COMPLETED") else "")
+        if state in ("", "FAILED"):
+            errors[cell] = last_error(log_file(cell.name, out)) or ("its task failed" if state else "")
+        elif state not in (*INTERRUPTED, "COMPLETED"):
+            errors[cell] = f"its task ended as {state}"
     return {cell: error for cell, error in errors.items() if error}
 
 
@@ -307,12 +308,15 @@ def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
 def _installed(backend: str) -> list[str]:
     """All methods for a backend's models, except those whose extra is missing; these are noted."""
     from encore import plugins
+    from encore.api import Backend
 
-    names, registry = [], plugins.methods()
-    unfit = "predictions" if plugins.backends().resolve(backend).has_tokens else "logits"
+    names, registry, family = [], plugins.methods(), plugins.backends().resolve(backend)
+    lacking = {"predictions" if family.has_tokens else "logits"}
+    if family.blocks is Backend.blocks:
+        lacking.add("hidden")
     for name in registry.names:
         try:
-            if unfit not in registry.resolve(name).spec.needs:
+            if not lacking & registry.resolve(name).spec.needs:
                 names.append(name)
         except EncoreError as error:
             console.note(f"{name} is left out: {error.message}")

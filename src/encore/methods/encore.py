@@ -86,6 +86,10 @@ class Encore(LossMethod):
 
     options: Options
 
+    @property
+    def trained_copies(self) -> int:
+        return int(self.options.attack_share > 0)
+
     def prepare(self, session: Session) -> None:
         backend, retain = session.backend, session.retain_sample()
         self._limit = limit = memorised_below(session.holdout_nll, backend.codebook_size)
@@ -107,7 +111,7 @@ class Encore(LossMethod):
             session.retain = _Drawn(self._retain, max(1, round(1 / wanted)), memorised, max(1, round(wanted)))
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        shift, captions, (weights, fall) = step.once("forget", lambda: self._drawn_for(step, batch))
+        shift, captions, (weights, kept_share) = step.once("forget", lambda: self._drawn_for(step, batch))
         strange = Batch.of([Clip(c.track, captions[c], c.codes[:, shift:]) for c in batch.clips], batch.codes.device)
         mask = step.backend.token_mask(strange)
         taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
@@ -116,7 +120,7 @@ class Encore(LossMethod):
             some = step.forget if distributed.in_lockstep() else batch.clips
             teacher = _without_dropout(step.backend, strange) if not self._deep.isdisjoint(some) else None
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
-        levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
+        levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
         loss = self.options.gamma * (levels - nll).relu().mean(1)
         if teacher is not None:
             loss = loss + clip_mean(kl_divergence(teacher, logits, mask), mask) * taught
@@ -155,7 +159,7 @@ class Encore(LossMethod):
         )
         with moved(step.backend.module, weights):
             nll = codebook_nll(step.backend, clips).mean()
-        wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
+        wanted = torch.stack([self._levels[clip] for clip in clips]) * self._kept_shares[-1]
         return bool(nll >= wanted.mean())
 
     # ------------------------------------------------------------------------------------------- levels and the rate
@@ -237,7 +241,7 @@ class Encore(LossMethod):
             return {}, 1.0
         steps = _draw(self.options.attack_steps, step.generator) + 1
         *_, weights = self._attack(step.backend, known, steps=steps, size=len(batch))
-        return weights, self._fall[steps - 1]
+        return weights, self._kept_shares[steps - 1]
 
     def _set_attack(self, session: Session, new: Sequence[Clip]) -> None:
         """Set the attack, and the share of its NLL that new music keeps after 1, 2, … steps of it, [steps, K].
@@ -247,12 +251,12 @@ class Encore(LossMethod):
         """
         backend, rate = session.backend, self.options.attack_rate * self._typical
         attack = self._attack = RelearningAttack(backend, lr=rate)
-        self._fall = self._kept(attack, backend, new)
+        self._kept_shares = self._kept(attack, backend, new)
         if rate < ATTACKER:
             attack.lr = ATTACKER
             kept = self._kept(attack, backend, new)
-            if kept[-1].mean() < self._fall[-1].mean():
-                self._fall = kept
+            if kept[-1].mean() < self._kept_shares[-1].mean():
+                self._kept_shares = kept
                 session.chosen["attack_rate"] = (
                     f"{ATTACKER:g}, which relearns new music further than {rate:.2g}, "
                     f"{self.options.attack_rate:g} of the typical weight"

@@ -11,11 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
-from encore.methods.encore import typical_weight
+from encore.methods.encore import ATTACKED_FROM, typical_weight
 from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.options import TrainOptions
 
-ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
 CAPTIONS = 8  # other captions that a clip's target loss is the mean over
 NEW = 64  # held-out clips that are measured, at most
 
@@ -54,6 +53,10 @@ class EncoreDiffusion(LossMethod):
 
     options: Options
 
+    @property
+    def trained_copies(self) -> int:
+        return int(self.options.attack_share > 0)
+
     def prepare(self, session: Session) -> None:
         backend = session.backend
         self._typical = typical_weight(backend.module)
@@ -74,11 +77,12 @@ class EncoreDiffusion(LossMethod):
             session.chosen["lr"] = f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {self._typical:.2g}"
         if self.options.attack_share:
             self._attack = RelearningAttack(backend, lr=self.options.attack_rate * self._typical)
-            self._fall = self._falls(backend, (new or list(session.retain_sample()))[: self.options.forget_batch_size])
+            others = new or list(session.retain_sample())
+            self._kept_shares = self._kept(backend, others[: self.options.forget_batch_size])
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         clips = step.forget or batch.clips
-        captions, (weights, fall) = step.once(
+        captions, (weights, kept_share) = step.once(
             "forget", lambda: (self._drawn(step, clips), self._attacked(step, clips, len(batch)))
         )
         others = [Clip(clip.track, captions[clip], clip.codes) for clip in batch.clips]
@@ -88,7 +92,7 @@ class EncoreDiffusion(LossMethod):
             with torch.no_grad():
                 teacher = step.backend.predictions(target)
         error = (prediction - teacher).square().mean((1, 2)) * batch.frame_mask  # [N, T]
-        levels = torch.stack([self._levels[clip] for clip in batch.clips]) * fall
+        levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
         return error.sum(1) / batch.frames + self.options.gamma * (levels - losses).relu()
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
@@ -104,7 +108,7 @@ class EncoreDiffusion(LossMethod):
         *_, weights = self._attack(step.backend, clips, steps=self.options.attack_steps, size=len(clips))
         with moved(step.backend.module, weights):
             losses = mean_losses(step.backend, clips)
-        wanted = torch.stack([self._levels[clip] for clip in clips]) * self._fall[-1]
+        wanted = torch.stack([self._levels[clip] for clip in clips]) * self._kept_shares[-1]
         return bool(losses.mean() >= wanted.mean())
 
     def _of_others(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
@@ -124,9 +128,9 @@ class EncoreDiffusion(LossMethod):
             return {}, 1.0
         steps = int(torch.randint(self.options.attack_steps, (1,), generator=step.generator)) + 1
         *_, weights = self._attack(step.backend, clips, steps=steps, size=size)
-        return weights, self._fall[steps - 1]
+        return weights, self._kept_shares[steps - 1]
 
-    def _falls(self, backend: Backend, new: Sequence[Clip]) -> Tensor:
+    def _kept(self, backend: Backend, new: Sequence[Clip]) -> Tensor:
         """The share of its loss that new music keeps after 1, 2, … steps of an attack, [steps]."""
         before, shares = mean_losses(backend, new).mean(), []
         for weights in self._attack(backend, new, steps=self.options.attack_steps, size=len(new)):

@@ -41,7 +41,7 @@ class Undo(EditMethod):
 
     θ_0 is drawn as before any training. Outputs are distilled on the forget and retain clips: the unlearned model has
     forgotten the first already. Of the options, those of training are of the distillation; the other method runs with
-    its defaults.
+    its defaults, for at most half of `max_seconds`.
     """
 
     class Options(TrainOptions):
@@ -53,10 +53,11 @@ class Undo(EditMethod):
         select: Literal["best", "last"] = "last"
 
     options: Options
+    frozen_copies = 1  # the teacher
 
     def edit(self, session: Session) -> None:
         backend, retain = session.backend, session.retain
-        session.train(unlearning_method(self.options.unlearn))
+        session.train(unlearning_method(self.options.unlearn, self.options.max_seconds))
         session.retain, session.masks, session.lr = retain, {}, None
         teacher = backend.clone()
         teacher.module.requires_grad_(False).eval()
@@ -69,8 +70,12 @@ class Undo(EditMethod):
         session.train(_Distil(self.options, teacher))
 
 
-def unlearning_method(name: str) -> LossMethod:
+def unlearning_method(name: str, max_seconds: float | None = None) -> LossMethod:
     """A loss method with its default options.
+
+    Args:
+        name: of the method.
+        max_seconds: of the whole run; the method gets half of them, and leaves the rest to the distillation.
 
     Raises:
         UnknownNameError: there is no method of this name.
@@ -81,4 +86,4 @@ def unlearning_method(name: str) -> LossMethod:
     if not issubclass(chosen, LossMethod) or lacking:
         why = f"it needs {' and '.join(sorted(lacking))}" if lacking else "it edits weights directly"
         raise UsageError(f"undo can't unlearn by {name!r}: {why}", "use -o unlearn=npo, or another loss method")
-    return chosen(chosen.Options())
+    return chosen(chosen.Options.model_validate({"max_seconds": max_seconds / 2} if max_seconds else {}))

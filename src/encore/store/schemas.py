@@ -246,7 +246,7 @@ class Decay(TypedDict):
 
 
 class State(TypedDict):
-    """`state.json` of a checkpoint; see `encore.unlearn.engine`."""
+    """`state.json` of a checkpoint; see `encore.unlearn.loop_checkpoint`."""
 
     phase: Count
     step: Count

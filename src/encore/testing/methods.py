@@ -424,7 +424,6 @@ def check_needs(subject: MethodSubject) -> None:
         "fisher": reads & {"session.fisher"},
         "logits": reads & {*(f"backend.{name}" for name in TOKENS), "reference.logits"},
         "hidden": reads & {"backend.hidden", "reference.hidden"},
-        "predictions": reads & {"backend.predictions"},
         "holdout": reads & {"session.holdout", "session.holdout_nll", "step.holdout_nll"},
         "retain": trains or reads & {"session.retain"},
     }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from encore.api import LossMethod, Method
 from encore.errors import EncoreError, UsageError
 from encore.settings import cache_folder
+from encore.unlearn.checks import reads_weights
 
 REMAINDER = "encore_remainder"  # attribute of a bfloat16 parameter that is trained
 HINT = "leave --weights out, or train an adapter: --adapter lora"
@@ -30,7 +31,6 @@ def check(method: Method) -> None:
     Raises:
         UsageError: it reads or changes weights itself; the message says for what.
     """
-    reasons = {"penalty": "its penalty reads", "after_step": "it changes", "state_dict": "it keeps copies of"}
     name = method.spec.name
     if not isinstance(method, LossMethod):
         raise UsageError(f"method {name!r} can't run with --weights bf16: it edits float32 weights itself", HINT)
@@ -40,9 +40,8 @@ def check(method: Method) -> None:
         if (value := getattr(method.options, option, usual[0])) not in usual:
             flag = f"--{option.replace('_', '-')} {value}"
             raise UsageError(f"{flag} can't run with --weights bf16: it moves float32 weights a little", HINT)
-    for member, reason in reasons.items():
-        if getattr(type(method), member) is not getattr(LossMethod, member):
-            raise UsageError(f"method {name!r} can't run with --weights bf16: {reason} float32 weights", HINT)
+    if reason := reads_weights(method, "penalty", "after_step", "state_dict", "finish"):
+        raise UsageError(f"method {name!r} can't run with --weights bf16: {reason} float32 weights", HINT)
 
 
 @contextmanager

@@ -11,6 +11,22 @@ from encore.api import Backend, LossMethod, Method
 from encore.errors import EncoreError, PluginError
 from encore.hashing import module_sha256
 
+USES = {  # functions of a method that may use weights as they are -> what for
+    "penalty": "its penalty reads", "after_step": "it changes", "finish": "it changes",
+    "state_dict": "it keeps copies of",
+}  # fmt: skip
+
+
+def reads_weights(method: Method, *functions: str) -> str:
+    """Which of some functions a method has, in words; empty if none.
+
+    Args:
+        method: of the run.
+        functions: of `USES`.
+    """
+    own = (name for name in functions if getattr(type(method), name, None) is not getattr(LossMethod, name))
+    return next((USES[name] for name in own), "") if isinstance(method, LossMethod) else ""
+
 
 def check_gradients(
     method: LossMethod, module: nn.Module, optimizer: torch.optim.Optimizer, masked: Collection[str]

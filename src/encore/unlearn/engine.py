@@ -409,7 +409,9 @@ class Engine:
                 "the forget tracks were near their target NLLs or time was short"
             )
         if options.retain_budget is not None:
-            self.outcome.chosen["retain_budget"] = f"{state.retain_weight:.3g}: the last weight of the retain loss"
+            self.outcome.chosen["retain_weight"] = (
+                f"{state.retain_weight:.3g}: that of the retain loss after the last dual step"
+            )
         if state.decay.halvings and "lr" in self.outcome.chosen:
             self.outcome.chosen["lr"] += (
                 f", times {schedule.peak_share:g}, with which the run began again after step {state.decay.start}, when "
@@ -493,7 +495,9 @@ class Engine:
         with bf16_weights.bf16_weights(self.backend.module, adapter), autocast:
             try:
                 with torch.no_grad():
-                    self.backend.losses(Batch.of([*self.clips.forget, *self.clips.retain][:1], self.backend.device))
+                    self.backend.losses(
+                        Batch.of([*self.clips.forget[:1], *self.clips.retain[:1]][:1], self.backend.device)
+                    )
             except RuntimeError as error:
                 if _out_of_memory(error):
                     raise

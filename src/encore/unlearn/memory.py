@@ -96,6 +96,7 @@ def held(backend: Backend, method: Method, settings: Settings) -> Memory:
         gradient, adapter, remainder = FLOAT * count, FLOAT * count, 0
     copies = 1 + (getattr(method.options, "schedule", "") == "adaptive") if backend.device.type == "cpu" else 0
     copies += held_copies(method.options)
+    copies += (1 + 1 + MOMENTS) * method.trained_copies  # each in float32, with its gradient and moments
     training = gradient + remainder + (MOMENTS * BYTES[settings.optimizer_states] + copies * FLOAT) * count
     frozen = method.frozen_copies + ("reference" in method.spec.needs and settings.lora is None)
     return Memory(model + adapter, training, frozen * model, 0)

@@ -98,6 +98,11 @@ def check_method(request: RunConfig, method: Method) -> None:
         refuse_unadaptable(method)
     elif request.weights == "bf16":
         bf16_weights.check(method)
+    if request.optimizer_states == "8bit" and getattr(method.options, "optim", "") in ("", "sign"):
+        raise UsageError(
+            f"--optimizer-states 8bit is an AdamW, and this run of {method.spec.name!r} has none",
+            "leave --optimizer-states out",
+        )
 
 
 def settle(

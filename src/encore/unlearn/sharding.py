@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from encore import distributed
-from encore.api import Backend, LossMethod, Method
+from encore.api import Backend, Method
 from encore.errors import UsageError
+from encore.unlearn.checks import reads_weights
 
 HINT = "leave --fsdp out: without it, every process holds the whole model"
 
@@ -33,10 +34,8 @@ def check(method: Method) -> None:
         if (value := getattr(method.options, option, splittable[0])) not in splittable:
             flag = f"--{option.replace('_', '-')} {value}"
             raise UsageError(f"{flag} needs whole weights and gradients, and --fsdp splits them", HINT)
-    reasons = {"penalty": "its penalty reads", "after_step": "it changes", "state_dict": "it keeps copies of"}
-    for name, reason in reasons.items():
-        if isinstance(method, LossMethod) and getattr(type(method), name) is not getattr(LossMethod, name):
-            raise UsageError(f"method {method.spec.name!r} can't run with --fsdp: {reason} whole weights", HINT)
+    if reason := reads_weights(method, "penalty", "after_step", "state_dict"):
+        raise UsageError(f"method {method.spec.name!r} can't run with --fsdp: {reason} whole weights", HINT)
 
 
 @contextmanager

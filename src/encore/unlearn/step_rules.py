@@ -171,6 +171,12 @@ def check(method: Method) -> None:
             f"--optim {options.optim} changes the gradient of the forget loss, and method {name!r} has none",
             "use --optim adamw or sign",
         )
+    if getattr(options, "attack_share", 0) and (options.optim == "sam" or options.robust_to is not None):
+        flag = "--optim sam" if options.optim == "sam" else f"--robust-to {options.robust_to}"
+        raise UsageError(
+            f"{flag} changes the weights that a loss is computed at, and so do the attacks of method {name!r}",
+            "add -o attack_share=0, or leave it out",
+        )
     if options.retain_budget is not None and not (method.uses_forget and retains):
         raise UsageError(
             f"--retain-budget weighs the retain loss against the forget loss, and method {name!r} has only one of them",

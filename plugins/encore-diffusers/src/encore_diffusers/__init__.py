@@ -23,7 +23,12 @@ def encore_register_backends() -> list[BackendSpec]:
 def encore_register_methods() -> list[MethodSpec]:
     return [
         MethodSpec(
-            name, summary, f"encore_diffusers.{target}", requires=REQUIRES, needs=frozenset({"retain"}), install=INSTALL
+            name,
+            summary,
+            f"encore_diffusers.{target}",
+            requires=REQUIRES,
+            needs={"retain", "predictions"},
+            install=INSTALL,
         )
         for name, summary, target in [
             ("siss", "diffusion: toward retain, away from forget, importance-sampled", "siss:Siss"),

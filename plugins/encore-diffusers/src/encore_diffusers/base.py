@@ -123,7 +123,7 @@ class DiffusionBackend(Backend):
         return frames
 
     def _windowed(self, latents: Tensor) -> Tensor:
-        """Latents [K, T] with what the model hears after the end of a clip, [K, window]."""
+        """Latents [K, T] followed by what the network gets after the end of a clip, [K, window]."""
         return latents
 
     def _schedule(self, scheduler: Any) -> None:
@@ -315,7 +315,7 @@ class DiffusionBackend(Backend):
         return TIMESTEPS
 
     def fitted(self, latents: Tensor, frames: int) -> Tensor:
-        """Latents [K, T] cut or repeated to a number of frames, as the network hears them: [K, W]."""
+        """Latents [K, T] cut or repeated to a number of frames, in the network's window, [K, W]."""
         fitted = latents.repeat(1, -(-frames // latents.shape[-1]))[:, :frames]
         return self._windowed(fitted.to(self.device))
 
