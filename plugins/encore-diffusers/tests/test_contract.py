@@ -141,7 +141,7 @@ def test_predictions_are_what_the_loss_compares_with_the_target(backend, clips, 
             ]
         )
         own = (row[..., :frames] - targets[..., :frames]).square().mean()
-        assert float(own) == pytest.approx(float(loss), rel=1e-4)
+        assert float(own.detach()) == pytest.approx(float(loss.detach()), rel=1e-4)
     found.square().sum().backward()
     assert any(weight.grad is not None for weight in backend.module.parameters())
     monkeypatch.setattr(backend, "_predict", lambda x, t, _: inputs.append(x) or torch.zeros_like(x))
