@@ -161,7 +161,12 @@ def _one_pair(row: Result) -> float:
 
 
 def membership_p(figures: Figures) -> bool:
-    """Not judged if the attacks do not detect base either; without base, if so few tracks could never be detected."""
+    """Not judged if the attacks do not detect base, or detect gold: then the sets differ, whatever a model knows.
+
+    Without base, not judged if so few tracks could never be detected.
+    """
+    if "gold" in figures and _value(figures, "gold") < LEAST_P:
+        raise KeyError("gold")
     reached = _value(figures, "base") if "base" in figures else _least_p(figures["unlearned"])
     if reached >= LEAST_P:
         raise KeyError("base")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
-from encore.data.artists import without_note
+from encore.data.artists import artists_of, normalised, without_note
 from encore.metrics.memorization.verbatim import MODELS
 from encore.metrics.rows import SETS, available_roles, mean_row, not_finite, unmeasured
 from encore.metrics.utility.embedding_distance import (
@@ -93,6 +93,11 @@ def _artist(evaluation: Evaluation, track: str) -> str:
     """A track's artist, normalised; empty where it is not known."""
     name = without_note(evaluation.track_metadata.get(track, {}).get("artist", ""))
     return "" if UNKNOWN.fullmatch(name) else name
+
+
+def _credited(evaluation: Evaluation, track: str) -> set[str]:
+    """All artists that a track credits, as `A feat. B` does two, normalised."""
+    return {normalised(name) for name in artists_of(evaluation.track_metadata.get(track, {}).get("artist", ""))}
 
 
 def _gallery(evaluation: Evaluation, embedder: str) -> Gallery | str:
@@ -183,9 +188,14 @@ def _attributed(
 
 
 def _nearest(evaluation: Evaluation, gallery: Gallery) -> list[str]:
-    """The artists of retain tracks alone whose clips are nearest to those of the forget tracks, nearest first."""
+    """The artists of retain tracks that credit no forgotten one, nearest to the forget tracks' clips first."""
     forgotten = {_artist(evaluation, clip.track) for clip in evaluation.clips["forget"]} - {""}
-    kept = {_artist(evaluation, clip.track) for clip in evaluation.clips.get("retain", ())} - forgotten - {""}
+    credited = {artist for clip in evaluation.clips["forget"] for artist in _credited(evaluation, clip.track)}
+    kept = {
+        _artist(evaluation, clip.track)
+        for clip in evaluation.clips.get("retain", ())
+        if credited.isdisjoint(_credited(evaluation, clip.track))
+    } - {""}
     rows = [i for i, artist in enumerate(gallery.artists) if artist in forgotten]
     nearest = gallery.scores(gallery.vectors[rows] + gallery.centre).max(0)
     order = sorted(kept, key=lambda name: -nearest[gallery.names.index(name)])
