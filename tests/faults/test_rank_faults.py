@@ -163,7 +163,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [((2, ["--shard"]), (1, [])), ((1, []), (3, ["--shard"]))], ids=str)
+@pytest.mark.parametrize(("before", "after"), [((2, ["--fsdp"]), (1, [])), ((1, []), (3, ["--fsdp"]))], ids=str)
 def test_a_checkpoint_of_split_weights_is_one_of_whole_weights(
     arguments: list[str], straight: dict[str, torch.Tensor], before: tuple[int, list[str]], after: tuple[int, list[str]]
 ) -> None:

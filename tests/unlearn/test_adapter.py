@@ -15,6 +15,7 @@ from tests.unlearn.test_engine import Plain, edit, options
 from torch import Tensor, nn
 
 from encore.api import Batch, LossMethod, MethodSpec, Session, Step
+from encore.api.data import by_length
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import MissingExtraError, UsageError
 from encore.hashing import module_sha256
@@ -283,7 +284,7 @@ def test_the_reference_is_the_model_without_its_adapter(
     expected = FrozenReference.logits
     for seen in method.seen:
         monkeypatch.undo()
-        assert torch.equal(seen, expected(FrozenReference(base), Batch.of(clips.retain)))
+        assert torch.equal(seen, expected(FrozenReference(base), Batch.of(by_length(clips.retain))))
 
 
 def test_methods_that_can_not_train_an_adapter_are_refused(backend: MusicgenBackend, clips: Clips) -> None:

@@ -390,7 +390,7 @@ def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Cl
     outcome = straight.run(Plain(settings))
     assert hashes == {2: before}
     share = [1 / 3, 2 / 3, 1 / 6, 1 / 3, 1 / 2, 1 / 2]
-    assert [line["step"] for line in lines if "look" in line][:2] == [5, 8], "snapshots are counted from there"
+    assert [line["step"] for line in lines if "snapshot" in line][:2] == [5, 8], "snapshots are counted from there"
     assert [line["lr"] for line in steps_of(lines)[:6]] == pytest.approx([1e-3 * part for part in share])
     assert outcome.chosen["lr"].startswith("0.001: for a test, times 0.5, with which the run began again after step 2")
 
