@@ -22,7 +22,7 @@ from encore.data.encode import TrackEncoder, window_samples
 from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.offset_search import KNOWN_SHARE, LEAST_SECONDS, OffsetSearch
 from encore.data.tracks import Piece
-from encore.errors import MissingExtraError, one_line
+from encore.errors import InputError, MissingExtraError, one_line
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.evaluate.result_cache import evaluation_cache
@@ -30,7 +30,7 @@ from encore.evaluate.samples import write_wav
 from encore.losses import code_entropy
 from encore.memorised import memorised_below
 from encore.metrics.privacy.model_free import blind_scores
-from encore.metrics.rows import windows_by_track
+from encore.metrics.rows import not_finite, windows_by_track
 from encore.metrics.utility.neighbours import UNKNOWN
 from encore.reporter import Reporter
 from encore.store.model_name import model_sha256
@@ -56,7 +56,7 @@ class Evidence:
         reporter: receives progress.
 
     Raises:
-        InputError: no track can be used.
+        InputError: no track can be used, or a model's likelihood of one is not finite.
     """
 
     def __init__(self, config: CheckConfig, music: Music, models: dict[Role, Backend], reporter: Reporter) -> None:
@@ -70,6 +70,7 @@ class Evidence:
         self._evaluation = SharedEvaluation(
             models, clips, seed=config.seed, embedder=None, cache=evaluation_cache() if config.cache else None
         )
+        self._require_finite()
         self._generating = self._evaluation.derive(clips=self._chosen_windows())
         self._tests: list[dict[str, Any]] = []  # name, whether it was tried, why not
         self._extracted: dict[str, list[Extraction]] = {}
@@ -114,6 +115,13 @@ class Evidence:
 
     def _tried(self, name: str, why_not: str = "") -> None:
         self._tests.append({"test": name, "tried": not why_not, "why": why_not or None})
+
+    def _require_finite(self) -> None:
+        for model in self._evaluation.models:
+            for clips in self._evaluation.clips:
+                if reason := not_finite(self._evaluation, model, clips):
+                    name = self._config.gold if model == "gold" else self._config.model
+                    raise InputError(f"{name}: {reason}", "are its weights damaged? else try --device cpu")
 
     def _chosen_windows(self) -> dict[ClipSet, list[Clip]]:
         """The windows of each track that are generated from: those of the lowest NLL, with the first caption."""
