@@ -92,8 +92,7 @@ def check(
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    from encore.check.verdicts import LABELS
-    from encore.report.check_page import headline
+    from encore.report.check_page import LABELS, headline
 
     rows = []
     for track in result["tracks"]:
@@ -116,7 +115,9 @@ def _show(result: Mapping[str, Any]) -> None:
     whole = result["list"]
     if whole:
         doubt = ", which is not reliable" if whole["doubt"] else ""
-        console.data(f"all of them together: p = {whole['p']:.2g} of being predicted like held-out music{doubt}")
+        console.data(
+            f"all of them together: p = {whole['p']:.2g} that held-out music is predicted as well by chance{doubt}"
+        )
     for test in result["tests"]:
         if not test["tried"]:
             console.note(f"not tried: {test['test']} ({test['why']})")
