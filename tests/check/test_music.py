@@ -52,11 +52,12 @@ def test_a_recording_in_several_files_counts_once(studio: Path, tmp_path: Path) 
 
 
 def test_lines_without_a_track_are_named_and_the_rest_is_checked(studio: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("one.wav\ta\ngone.wav\tb\n")
+    (tmp_path / "list.txt").write_text("one.wav\ta\ngone.wav\tb\nartist:\n")
     shutil.copy(studio / "music/one.wav", tmp_path)
     music = select_music(str(tmp_path / "list.txt"), model=str(studio / "model"))
     assert [track.path.stem for track in music.tracks] == ["one"]
     assert "no file 'gone.wav'" in music.refused[0].message
+    assert "line 3: 'artist:' has no value" in music.refused[1].message
     (tmp_path / "list.txt").write_text("gone.wav\n")
     with pytest.raises(InputError, match=r"no file 'gone\.wav'"):
         select_music(str(tmp_path / "list.txt"), model=str(studio / "model"))

@@ -88,7 +88,10 @@ def test_a_model_whose_likelihood_is_not_finite_is_refused(studio: Path, call: C
 
 
 @pytest.mark.slow
-def test_on_the_embedded_model_memorised_tracks_are_found_and_held_out_ones_are_not(call: Call) -> None:
+def test_on_the_embedded_model_memorised_tracks_are_found_and_held_out_ones_are_not(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     tracks = [json.loads(line) for line in assets.CATALOG.read_text().splitlines()]
     ids = {split: [f"id:{t['id']}" for t in tracks if t["split"] == split][:4] for split in ("forget", "holdout")}
     Path("list.txt").write_text("\n".join(ids["forget"] + ids["holdout"]) + "\n")

@@ -139,7 +139,10 @@ class _Resolver:
             yield self._by_path(record)
             return
         kinds = ("id", "isrc", "sha256", "artist")
-        kind, value = next((kind, text) for kind in kinds if (text := getattr(record, kind)))
+        kind, value = next(((kind, text) for kind in kinds if (text := getattr(record, kind))), ("", ""))
+        if not kind:
+            item = record.source.partition("\t")[0].strip()
+            raise InputError(f"{spot(self.name, record.line)}: '{printable(item)}' has no value")
         if self.catalog is None:
             raise InputError(
                 f"{spot(self.name, record.line)}: '{kind}:{printable(value)}' needs a catalogue",
