@@ -53,7 +53,7 @@ def print_table(folder: Path) -> None:
             row[track["verdict"]] += 1
             row["by NLL"] += found["nll"]["memorised"]
             row["by excerpt"] += bool(found["excerpts"])
-            for prompt in ("caption", "caption, sampled", "1 s", "1 s, sampled"):
+            for prompt in ("caption", "caption, sampled", "caption, shortened", "1 s", "1 s, sampled"):
                 row[f"by {prompt}"] += any(e["prompt"] == prompt and e["share"] >= 0.8 for e in found["extraction"])
     heads = [
         "tracks",
@@ -64,6 +64,7 @@ def print_table(folder: Path) -> None:
         "by excerpt",
         "by caption",
         "by caption, sampled",
+        "by caption, shortened",
     ]
     heads += ["by 1 s", "by 1 s, sampled"]
     print(f"| kind | {' | '.join(heads)} | 95 % interval of the share found |")

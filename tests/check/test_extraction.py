@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from tests.metrics import markov
 
-from encore.check.extraction import extracted, extractions, passage_frames
+from encore.check.extraction import best_shares, extracted, extractions, passage_frames
 from encore.evaluate.evaluation import SharedEvaluation
+from encore.metrics.memorization.verbatim import MATCH
 
 FRAMES = 24  # 6 s
 
@@ -31,9 +32,18 @@ def by_prompt(found, track):
 
 def test_a_memorised_track_is_extracted_by_each_prompt_and_not_sampled_again(found):
     kinds = by_prompt(found, "track01")
-    assert {kind: item.share for kind, item in kinds.items()} == {"caption": 1.0, "caption, sampled": 1.0, "1 s": 1.0}
+    assert {kind: item.share for kind, item in kinds.items()} == {
+        "caption": 1.0, "caption, sampled": 1.0, "caption, shortened": 0.0, "1 s": 1.0,
+    }  # fmt: skip
+    assert kinds["caption, sampled"].draws == 3
     assert kinds["1 s"].seconds == 2.0
     assert extracted(found["track01"])
+
+
+def test_the_best_shares_of_held_out_tracks_are_by_kind_of_prompt(found):
+    assert best_shares(found.values()).items() >= {"caption": 1.0, "1 s": 1.0}.items()
+    assert best_shares([found["track03"]])["1 s"] < MATCH
+    assert best_shares([]) == {}
 
 
 def test_samples_reproduce_now_and_then_what_greedy_decoding_does_not(found):

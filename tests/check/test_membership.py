@@ -10,7 +10,7 @@ import pytest
 from tests.metrics import markov
 
 from encore.api import Evaluation
-from encore.check.membership import Membership, conformal_p, standardised_sum
+from encore.check.membership import Membership, conformal_p
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.stats import rank_test
 
@@ -21,11 +21,6 @@ def test_conformal_p_is_uniform_where_a_track_is_like_the_others() -> None:
     counts = np.unique(p.round(9), return_counts=True)
     assert counts[0] == pytest.approx(np.arange(1, 11) / 10)
     assert counts[1] == pytest.approx(400, rel=0.2)
-
-
-def test_a_constant_score_counts_nothing_and_every_other_alike() -> None:
-    scores = np.array([[1.0, 5.0, 0.0], [2.0, 5.0, 30.0], [3.0, 5.0, 60.0]])
-    assert standardised_sum(scores) == pytest.approx(2 * (scores[:, 0] - 2) / scores[:, 0].std())
 
 
 def test_the_one_sided_rank_test_counts_arrangements() -> None:

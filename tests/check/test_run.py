@@ -52,3 +52,4 @@ def test_what_gold_does_as_well_is_no_evidence(studio: Path, tmp_path: Path, mon
     assert track["evidence"]["nll"]["gold"] == track["evidence"]["nll"]["value"] < 100
     assert track["verdict"] == "no_sign"
     assert "reference" in result["list"]["scores"]
+    assert any(note.startswith("the model has memorised held-out music") for note in result["notes"])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.conftest import Done
 
 from encore import assets
@@ -61,11 +62,36 @@ def test_what_can_be_said_without_held_out_music_and_of_files_that_are_not_audio
     (Path("mine/A Song.wav")).unlink()
     done = call("check", "--tracks", "mine", "--model", studio / "model", "--out", "other")
     assert done.code == 3
-    assert not Path("other").exists()
+    assert not any(Path("other").iterdir())
+    done = call("check", "--tracks", "", "--model", studio / "model")
+    assert (done.code, "--tracks and --holdout need a name" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("others", [(), ("check.json",)])
+def test_a_folder_of_samples_that_no_check_made_is_kept(studio: Path, call: Call, others: tuple[str, ...]) -> None:
+    Path("mine/samples").mkdir(parents=True)
+    shutil.copy(studio / "music/one.wav", "mine/samples/song.wav")
+    for name in others:
+        Path("mine", name).write_text("{}")
+    done = call("check", "--tracks", "mine", "--model", studio / "model", "--out", "mine", "--overwrite")
+    assert (done.code, "mine/samples would be replaced" in done.err) == (1, True)
+    assert Path("mine/samples/song.wav").exists()
+
+
+def test_a_model_whose_likelihood_is_not_finite_is_refused(studio: Path, call: Call) -> None:
+    shutil.copytree(studio / "model", "broken")
+    weights = load_file("broken/model.safetensors")
+    next(value for name, value in weights.items() if "lm_heads.0" in name)[0, 0] = float("nan")
+    save_file(weights, "broken/model.safetensors", {"format": "pt"})
+    done = call("check", "--tracks", studio / "music/one.wav", "--model", "broken", "--backend", "musicgen")
+    assert (done.code, "broken: the model's likelihood of one.wav is not finite" in done.err) == (3, True)
 
 
 @pytest.mark.slow
-def test_on_the_embedded_model_memorised_tracks_are_found_and_held_out_ones_are_not(call: Call) -> None:
+def test_on_the_embedded_model_memorised_tracks_are_found_and_held_out_ones_are_not(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     tracks = [json.loads(line) for line in assets.CATALOG.read_text().splitlines()]
     ids = {split: [f"id:{t['id']}" for t in tracks if t["split"] == split][:4] for split in ("forget", "holdout")}
     Path("list.txt").write_text("\n".join(ids["forget"] + ids["holdout"]) + "\n")

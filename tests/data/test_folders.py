@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def test_a_folder_is_its_audio_files_with_the_captions_there_are(tmp_path: Path)
     (folder / "d.json").write_text("{")  # a side-car file that can't be read
     (folder / "cover.png").write_bytes(b"png")
     (folder / ".hidden.wav").write_bytes(b"")
+    (tmp_path / "elsewhere.wav").write_bytes(b"")
     (folder / "leads out.wav").symlink_to(tmp_path / "elsewhere.wav")
     (folder / "metadata.jsonl").write_text(
         '{"file_name": "album/b.flac", "id": "b", "caption": "brass", "artist": "B"}'
@@ -41,6 +43,18 @@ def test_a_folder_is_its_audio_files_with_the_captions_there_are(tmp_path: Path)
     assert "leads outside" in errors[1].message
     assert notes[0] == "e.flac is the same file as b: used once"
     assert notes[1].startswith("2 of 7 files have no caption beside them")
+
+
+def test_two_files_of_one_id_are_two_tracks_and_a_broken_link_is_named(tmp_path: Path) -> None:
+    for name, level in (("a.wav", 0.1), ("b.wav", 0.2)):
+        soundfile.write(tmp_path / name, np.full(800, level), 8000)
+    (tmp_path / "gone.wav").symlink_to(tmp_path.parent / "nowhere.wav")
+    rows = [{"file_name": f"{name}.wav", "id": "s1", "text": name} for name in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    errors: list[InputError] = []
+    tracks = read_folder(tmp_path, catalog=Catalog.open(tmp_path), errors=errors, notes=[])
+    assert [track.id for track in tracks] == ["s1", f"s1~{tracks[1].sha256[:8]}"]
+    assert "'gone.wav' can't be read" in errors[0].message
 
 
 def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:

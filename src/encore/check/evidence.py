@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,16 @@ from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, ClipSet, Role
 from encore.check.config import CheckConfig
-from encore.check.extraction import Extraction, extracted, extractions, passage_frames
+from encore.check.extraction import Extraction, best_shares, extracted, extractions, passage_frames
 from encore.check.membership import LEVEL, Membership
-from encore.check.music import Music
-from encore.check.verdicts import LABELS, counts, verdict_of
+from encore.check.music import MOST, Music
+from encore.check.verdicts import VERDICTS, counts, verdict_of
 from encore.data.artists import artists_of, normalised
 from encore.data.encode import TrackEncoder, window_samples
 from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.offset_search import KNOWN_SHARE, LEAST_SECONDS, OffsetSearch
 from encore.data.tracks import Piece
-from encore.errors import MissingExtraError, one_line
+from encore.errors import InputError, MissingExtraError, one_line
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.evaluate.result_cache import evaluation_cache
@@ -30,7 +31,7 @@ from encore.evaluate.samples import write_wav
 from encore.losses import code_entropy
 from encore.memorised import memorised_below
 from encore.metrics.privacy.model_free import blind_scores
-from encore.metrics.rows import windows_by_track
+from encore.metrics.rows import not_finite, windows_by_track
 from encore.metrics.utility.neighbours import UNKNOWN
 from encore.reporter import Reporter
 from encore.store.model_name import model_sha256
@@ -40,7 +41,7 @@ from encore.tensor_cache import TensorCache
 SCHEMA = 1
 SAMPLES = "samples"
 WINDOWS = 2  # of each track that are continued: those of the lowest NLL
-HELD_OUT = 10  # held-out tracks that generations are compared on
+HELD_OUT = 10  # held-out tracks, drawn by the seed, that generations are compared on
 PROBES = 300  # offsets of each track that are searched, without `full`
 SIMILARITY = {"likeness": "harmony, melody and rhythm", "likeness_codes": "codes"}  # metrics
 SHOWN = 8  # generations that are written as WAV files
@@ -56,7 +57,7 @@ class Evidence:
         reporter: receives progress.
 
     Raises:
-        InputError: no track can be used.
+        InputError: no track can be used, or a model's likelihood of one is not finite.
     """
 
     def __init__(self, config: CheckConfig, music: Music, models: dict[Role, Backend], reporter: Reporter) -> None:
@@ -70,9 +71,11 @@ class Evidence:
         self._evaluation = SharedEvaluation(
             models, clips, seed=config.seed, embedder=None, cache=evaluation_cache() if config.cache else None
         )
+        self._require_finite()
         self._generating = self._evaluation.derive(clips=self._chosen_windows())
         self._tests: list[dict[str, Any]] = []  # name, whether it was tried, why not
         self._extracted: dict[str, list[Extraction]] = {}
+        self._known = set[str]()  # held-out tracks with the NLL of memorised ones
 
     # --------------------------------------------------------------------------------------------------- evidence
 
@@ -101,7 +104,7 @@ class Evidence:
             },
             "gold": config.gold, "seed": config.seed, "draws": config.draws, "full": config.full,
             "summary": {
-                name: sum(track["verdict"] == name for track in (*tracks, *refused)) for name in LABELS
+                name: sum(track["verdict"] == name for track in (*tracks, *refused)) for name in VERDICTS
             },
             "calibration": self._calibration,
             "list": self._of_list,
@@ -115,10 +118,18 @@ class Evidence:
     def _tried(self, name: str, why_not: str = "") -> None:
         self._tests.append({"test": name, "tried": not why_not, "why": why_not or None})
 
+    def _require_finite(self) -> None:
+        for model in self._evaluation.models:
+            for clips in self._evaluation.clips:
+                if reason := not_finite(self._evaluation, model, clips):
+                    name = self._config.gold if model == "gold" else self._config.model
+                    raise InputError(f"{name}: {reason}", "are its weights damaged? else try --device cpu")
+
     def _chosen_windows(self) -> dict[ClipSet, list[Clip]]:
         """The windows of each track that are generated from: those of the lowest NLL, with the first caption."""
         evaluation, chosen = self._evaluation, dict[ClipSet, list[Clip]]()
-        for name, encoded in (("forget", self._tracks), ("holdout", self._holdout[:HELD_OUT])):
+        drawn = random.Random(self._config.seed).sample(self._holdout, min(HELD_OUT, len(self._holdout)))
+        for name, encoded in (("forget", self._tracks), ("holdout", drawn)):
             if not encoded:
                 continue
             clips_name: ClipSet = name  # type: ignore[assignment]
@@ -127,8 +138,7 @@ class Evidence:
             clips = evaluation.clips[clips_name]
             order = sorted(range(len(clips)), key=lambda i: (clips[i].track, losses[i]))
             by_track = windows_by_track(clips[i] for i in order if clips[i].caption == captions.get(clips[i].track))
-            most = WINDOWS if name == "forget" else 1
-            chosen[clips_name] = [clip for windows in by_track.values() for clip in windows[:most]]
+            chosen[clips_name] = [clip for windows in by_track.values() for clip in windows[:WINDOWS]]
         return chosen
 
     def _clip_losses(self, clips: ClipSet) -> list[float]:
@@ -149,11 +159,15 @@ class Evidence:
         held_out = list(evaluation.nll("base", "holdout").values()) if self._holdout else []
         mean = sum(held_out) / len(held_out) if held_out else None
         limit = memorised_below(mean, self._backend.codebook_size) if tokens else None
-        windows = windows_by_track(evaluation.clips["forget"])
+        entropies = self._entropies("forget")
+
+        def is_below(value: float, entropy: float | None) -> bool:
+            return limit is not None and entropy is not None and value < min(limit, KNOWN_SHARE * entropy)
+
         evidence: dict[str, dict[str, Any]] = {}
         for track, value in nll.items():
-            entropy = code_entropy(torch.cat([c.codes for c in windows[track]], -1)) if tokens else None
-            below = limit is not None and entropy is not None and value < min(limit, KNOWN_SHARE * entropy)
+            entropy = entropies.get(track)
+            below = is_below(value, entropy)
             by_gold = limit is not None and gold.get(track, math.inf) < limit
             evidence[track] = {
                 "nll": {
@@ -163,12 +177,28 @@ class Evidence:
                 "membership": {"p": None, "p_adjusted": None, "doubt": False, "why": None},
                 "extraction": [], "excerpts": [], "searched": None, "similarity": {},
             }  # fmt: skip
+        if self._holdout:
+            entropies = self._entropies("holdout")
+            values = evaluation.nll("base", "holdout")
+            self._known = {track for track, value in values.items() if is_below(value, entropies.get(track))}
+        if self._known:
+            self._music.notes.append(
+                f"the model has memorised held-out music, which weakens the membership tests: {_listed(self._known)}; "
+                "better leave it out of --holdout"
+            )
         self._tried("likelihood of memorised tracks", "" if tokens else "the model has no tokens")
         self._calibration: dict[str, Any] = {
             "tracks": len(held_out), "source": self._music.source or None, "nll": mean, "least_p": None,
             "extracted": None, "compared": None,
         }  # fmt: skip
         return evidence
+
+    def _entropies(self, clips: ClipSet) -> dict[str, float]:
+        """Entropy of each track's codes; empty without tokens."""
+        if not self._backend.has_tokens:
+            return {}
+        windows = windows_by_track(self._evaluation.clips[clips])
+        return {track: code_entropy(torch.cat([c.codes for c in parts], -1)) for track, parts in windows.items()}
 
     def _memberships(self, evidence: Mapping[str, dict[str, Any]]) -> str:
         """p of each track, of the list and of artists; returns why they are doubtful, or nothing."""
@@ -190,9 +220,10 @@ class Evidence:
         for track, (p, adjusted) in membership.per_track().items():
             evidence[track]["membership"] = {"p": p, "p_adjusted": adjusted, "doubt": bool(doubt), "why": None}
         self._calibration["least_p"] = membership.least_p
+        counted = self._music.one_per_recording(item.track.id for item in self._tracks)
         self._of_list = {
-            "p": membership.of_list(),
-            "tracks": len(self._tracks),
+            "p": membership.of_list(counted),
+            "tracks": len(counted),
             "scores": membership.names,
             "doubt": doubt or None,
         }
@@ -203,6 +234,7 @@ class Evidence:
                 if not UNKNOWN.fullmatch(normalised(artist)):
                     name = spelled.setdefault(normalised(artist), artist)
                     artists.setdefault(name, []).append(item.track.id)
+        artists = {artist: self._music.one_per_recording(tracks) for artist, tracks in artists.items()}
         self._of_artists = [
             {"artist": artist, "tracks": artists[artist], "p": p, "p_adjusted": adjusted}
             for artist, (p, adjusted) in membership.of_artists(artists).items()
@@ -212,6 +244,11 @@ class Evidence:
             self._music.notes.append(
                 f"with {len(self._holdout)} held-out tracks no p of a single track is below {membership.least_p:.2g}; "
                 f"{least} are needed for {LEVEL:g}"
+            )
+        elif len(self._holdout) < (needed := math.ceil(len(self._tracks) / LEVEL) - 1):
+            self._music.notes.append(
+                f"membership can't find a lone track among {len(self._tracks)}: that takes {needed} held-out tracks"
+                + (f", and at most {MOST} are compared with; check fewer tracks at once" if needed > MOST else "")
             )
         if doubt:
             return f"The membership tests are not used for verdicts, since they can't be trusted: {doubt}."
@@ -240,10 +277,13 @@ class Evidence:
             return
         for name in names:
             self._tried(name)
-        chance: dict[str, float] = {}
-        for items in others.values():
-            for item in items:
-                chance[item.prompt] = max(chance.get(item.prompt, 0.0), item.share)
+        # What the model generates of music that it knows is no measure of chance.
+        chance = best_shares(items for track, items in others.items() if track not in self._known)
+        if like := {track for track, items in others.items() if track not in self._known and extracted(items)}:
+            self._music.notes.append(
+                f"the model generates passages of held-out music: {_listed(like)}; passages of checked tracks count "
+                "only where more of their codes are right"
+            )
         self._calibration |= {"extracted": sum(map(extracted, others.values())), "compared": len(others)}
         windows = windows_by_track(self._generating.clips["forget"])
         for track, items in found.items():
@@ -356,6 +396,10 @@ class Evidence:
 
 def _memorised(evidence: Mapping[str, Any]) -> bool:
     return evidence["nll"]["memorised"] or any(counts(item) for item in evidence["extraction"])
+
+
+def _listed(tracks: Collection[str]) -> str:
+    return ", ".join(sorted(tracks)[:5]) + (", …" if len(tracks) > 5 else "")
 
 
 def _facts(item: EncodedTrack) -> dict[str, Any]:

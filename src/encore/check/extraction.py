@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from encore.api import Backend, Clip, ClipSet, Evaluation, Role
 from encore.metrics.memorization.generations import caption_generations
-from encore.metrics.memorization.off_target import MIN_SHARE
+from encore.metrics.memorization.off_target import MIN_SHARE, PASSAGE_SECONDS
 from encore.metrics.memorization.verbatim import MATCH, PROMPT_SECONDS
 from encore.metrics.rows import windows_by_track
 from encore.metrics.similarity.alignment import best_passage
 
-PASSAGE_SECONDS = 2.0
 LEAST_SECONDS = 1.0  # of a passage in a shorter track
 BATCH = 32  # prompts per generation
 
@@ -25,7 +25,7 @@ class Extraction:
     """What a kind of prompt extracts of one track.
 
     Args:
-        prompt: "caption", "caption, sampled", "1 s" or "1 s, sampled".
+        prompt: "caption", "caption, sampled", "caption, shortened", "1 s" or "1 s, sampled".
         draws: number of generations.
         reproduced: number of them with a passage of the track.
         share: share of right codes in the best passage; 0 where none has half of its codes right.
@@ -74,7 +74,8 @@ def extractions(
                 add(clip.track, "caption", codes)
     else:
         for item in caption_generations(evaluation, model, clips):
-            add(item.track, "caption" if item.variant == "greedy" else "caption, sampled", item.codes)
+            kind = {"greedy": "caption", "short": "caption, shortened"}.get(item.variant, "caption, sampled")
+            add(item.track, kind, item.codes)
     for clip, codes in zip(evaluation.clips[clips], evaluation.continuations(model, clips, prompt), strict=True):
         if codes.shape[-1] > prompt:
             add(clip.track, "1 s", codes[:, prompt:])
@@ -92,6 +93,14 @@ def extractions(
 def extracted(found: Sequence[Extraction]) -> bool:
     """Whether a generation reproduces the track."""
     return any(item.share >= MATCH for item in found)
+
+
+def best_shares(tracks: Iterable[Sequence[Extraction]]) -> dict[str, float]:
+    """The highest share of right codes of any of the tracks, by kind of prompt."""
+    shares: dict[str, float] = {}
+    for item in chain.from_iterable(tracks):
+        shares[item.prompt] = max(shares.get(item.prompt, 0.0), item.share)
+    return shares
 
 
 def _compared(generated: dict[str, list[Tensor]], windows: Sequence[Clip], backend: Backend) -> Iterator[Extraction]:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from encore import stats
 from encore.api import ClipSet, Evaluation
-from encore.metrics.privacy.membership_attacks import ATTACKS
+from encore.metrics.privacy.dataset_inference import combined, evidence_of, membership_features
 
-COSTLY = {"gradnorm"}  # takes a backward pass per clip
+COSTLY = ("gradnorm",)  # takes a backward pass per clip
 LEVEL = 0.05  # of p after correction
 
 Floats = NDArray[np.float64]
@@ -22,8 +22,9 @@ class Membership:
 
     The scores are those of the metrics `membership_auc` and `membership_attacks` that the models allow: LOSS, Min-K,
     Min-K++, ZLib, caption contrast, and with gold the reference gap. A track is compared with held-out tracks by the
-    sum of its standardised scores. Mean and deviation are those of all tracks that are compared, the checked one
-    included, so that under "all are held-out" no track is special and ranks give exact p-values.
+    mean of its standardised scores, as in `dataset_inference`. Mean and deviation are those of all tracks that are
+    compared, the checked one included, so that under "all are held-out" no track is special and ranks give exact
+    p-values.
 
     Args:
         evaluation: has the model as "base", perhaps a gold, checked tracks as `forget` and held-out ones as `holdout`.
@@ -33,10 +34,9 @@ class Membership:
         self.names: list[str] = []
         tables: dict[ClipSet, list[Floats]] = {"forget": [], "holdout": []}
         self._ids: dict[ClipSet, list[str]] = {"forget": [], "holdout": []}
-        for name, (score, why_not) in ATTACKS.items():
-            if name in COSTLY or why_not(evaluation, "base"):
-                continue
-            found = {clips: score(evaluation, "base", clips) for clips in tables}
+        features = {clips: membership_features(evaluation, "base", clips, without=COSTLY) for clips in tables}
+        for name in features["forget"]:
+            found = {clips: features[clips][name] for clips in tables}
             if not all(np.isfinite(list(scores.values())).all() for scores in found.values()):
                 continue
             self.names.append(name)
@@ -53,8 +53,7 @@ class Membership:
     def per_track(self) -> dict[str, tuple[float, float]]:
         """Track id -> p of being held-out, and p after the correction of Benjamini and Hochberg for all tracks.
 
-        Conformal p-values that share their calibration set keep the false discovery rate under this correction (Bates
-        et al., Annals of Statistics 51, 2023, arXiv 2104.08279, theorem 2). At least one score is needed.
+        At least one score is needed.
         """
         from scipy import stats as scipy_stats
 
@@ -69,14 +68,13 @@ class Membership:
         """p of "these tracks are like the held-out ones", against "the model predicts them better": dataset inference.
 
         Maini et al. (arXiv 2406.06443) combine membership scores and test the mean of a list; here the combination is
-        their standardised sum, and the test is Mann and Whitney's, one-sided, as the lists are short.
+        that of `dataset_inference`, and the test is Mann and Whitney's, one-sided, as the lists are short.
 
         Args:
             tracks: ids of checked tracks; None for all.
         """
         chosen = [i for i, track in enumerate(self._ids["forget"]) if tracks is None or track in tracks]
-        scores = standardised_sum(np.concatenate([self.members[chosen], self.others]))
-        return stats.rank_test(scores[: len(chosen)], scores[len(chosen) :], alternative="greater")
+        return stats.rank_test(*evidence_of(self.members[chosen], self.others), alternative="greater")
 
     def of_artists(self, artists: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
         """Artist -> p of `of_list` for their tracks, and p after Holm's correction for all artists."""
@@ -85,15 +83,8 @@ class Membership:
         return {artist: (raw, corrected) for (artist, raw), corrected in zip(p.items(), adjusted, strict=True)}
 
 
-def standardised_sum(scores: Floats) -> Floats:
-    """Sum over scores of (score - mean) / standard deviation; constant scores count nothing. [N, K] -> [N]"""
-    spread = scores.std(0)
-    gaps = scores - scores.mean(0)
-    return np.asarray(np.divide(gaps, spread, out=np.zeros_like(gaps), where=spread > 0).sum(1))
-
-
 def conformal_p(members: Floats, others: Floats) -> Floats:
-    """Conformal p-value of each member being one of the others, by the standardised sum of scores.
+    """Conformal p-value of each member being one of the others, by the mean of its standardised scores.
 
     Args:
         members: [n, K].
@@ -104,6 +95,6 @@ def conformal_p(members: Floats, others: Floats) -> Floats:
     """
     p = []
     for row in members:
-        scores = standardised_sum(np.concatenate([others, row[None]]))
+        scores = combined(np.concatenate([others, row[None]]))
         p.append(float(stats.conformal_p(scores[-1:], scores[:-1])[0]))
     return np.array(p)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from encore.data.catalog import FOLDER_NAMES, Catalog
-from encore.data.duplicates import find_duplicates, without_duplicates
+from encore.data.duplicates import find_duplicates
 from encore.data.encode import TrackEncoder
 from encore.data.encoded_tracks import EncodedTrack
 from encore.data.folders import AUDIO, read_folder
@@ -32,6 +33,7 @@ class Music:
         source: where the held-out tracks come from; empty without any.
         refused: errors of tracks to check that can't be read, one per track.
         notes: one sentence each for the user.
+        copies: id of a track to check -> id of an earlier one of the same recording.
     """
 
     tracks: list[Track]
@@ -39,6 +41,14 @@ class Music:
     source: str = ""
     refused: list[InputError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)
+
+    def one_per_recording(self, ids: Iterable[str]) -> list[str]:
+        """The ids of tracks to check, without those of a recording that is among them already."""
+        chosen: dict[str, str] = {}
+        for name in ids:
+            chosen.setdefault(self.copies.get(name, name), name)
+        return list(chosen.values())
 
     def encode(self, encoder: TrackEncoder, reporter: Reporter) -> tuple[list[EncodedTrack], list[EncodedTrack]]:
         """Encode both sets; tracks that can't be decoded, or are too short, are refused or left out of the held-out.
@@ -103,7 +113,7 @@ def select_music(
         if not folder.exists():
             raise InputError(f"no file '{printable(source)}'", "name an audio file, a folder of them, or a list")
         known = opened
-        if known is None and any((folder / name).is_file() for name in FOLDER_NAMES):
+        if catalog is None and any((folder / name).is_file() for name in FOLDER_NAMES):
             known = Catalog.open(folder, roots=roots)
         return read_folder(folder, catalog=known, roots=roots, errors=failures, notes=music.notes)
 
@@ -123,12 +133,41 @@ def select_music(
     if len(held_out) > MOST:
         music.notes.append(f"{MOST} of {len(held_out):,} held-out tracks are compared with, chosen by --seed")
         held_out = [held_out[place] for place in sorted(random.Random(seed).sample(range(len(held_out)), MOST))]
-    pairs = find_duplicates(
-        music.tracks, (), held_out, progress=(reporter or Reporter()).progress, skip=lambda track, error: True
-    )
-    music.holdout = list(without_duplicates(held_out, [pair for pair in pairs if pair.sides[1] == HOLDOUT]))
-    if len(music.holdout) < len(held_out):
-        music.notes.append(
-            f"{len(held_out) - len(music.holdout)} of {len(held_out)} held-out tracks are left out: they are checked"
-        )
+    _group(music, held_out, reporter or Reporter())
     return music
+
+
+def _group(music: Music, held_out: Sequence[Track], reporter: Reporter) -> None:
+    """Set `holdout` and `copies`: a recording in several files counts once, or p of lists would be too small."""
+    every = [*music.tracks, *held_out]
+    same: dict[int, set[int]] = defaultdict(set)  # by identity
+    for pair in find_duplicates(every, (), every, progress=reporter.progress, skip=lambda track, error: True):
+        same[id(pair.first)].add(id(pair.second))
+        same[id(pair.second)].add(id(pair.first))
+    firsts: list[Track] = []
+    for track in music.tracks:
+        first = next((other for other in firsts if id(other) in same[id(track)]), None)
+        if first is None:
+            firsts.append(track)
+        else:
+            music.copies[track.id] = first.id
+    if music.copies:
+        named = "; ".join(f"{printable(copy)} = {printable(first)}" for copy, first in [*music.copies.items()][:5])
+        music.notes.append(
+            f"{len(music.copies)} tracks are further files of a recording, which p of the list and of artists counts "
+            f"once: {named}" + (" …" if len(music.copies) > 5 else "")
+        )
+    checked = set(map(id, music.tracks))
+    unchecked = [track for track in held_out if not same[id(track)] & checked]
+    for track in unchecked:
+        if not same[id(track)] & set(map(id, music.holdout)):
+            music.holdout.append(track)
+    if len(unchecked) < len(held_out):
+        music.notes.append(
+            f"{len(held_out) - len(unchecked)} of {len(held_out)} held-out tracks are left out: they are checked"
+        )
+    if len(music.holdout) < len(unchecked):
+        music.notes.append(
+            f"{len(unchecked) - len(music.holdout)} held-out tracks are left out: they are further files of a "
+            "recording in the held-out music"
+        )

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from encore.check.membership import LEVEL
 from encore.metrics.memorization.verbatim import MATCH
 
 Verdict = Literal["memorised", "trained_on", "no_sign", "not_checked"]
-LABELS: dict[Verdict, str] = {
-    "memorised": "memorised",
-    "trained_on": "in training data",
-    "no_sign": "no sign",
-    "not_checked": "not checked",
-}
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 FOUND: tuple[Verdict, ...] = ("memorised", "trained_on")
 SIMILARITIES = {
     "chroma": "harmony", "melody": "melody", "onset": "rhythm", "bleu": "n-grams of codes", "edit": "order of codes",
@@ -22,6 +17,7 @@ SIMILARITIES = {
 PROMPTS = {
     "caption": "From its caption alone, choosing the likeliest token at each step,",
     "caption, sampled": "From its caption alone, in {reproduced} of {draws} random samples,",
+    "caption, shortened": "From a shortened caption alone,",
     "1 s": "Given one second of it, choosing the likeliest token at each step,",
     "1 s, sampled": "Given one second of it, in {reproduced} of {draws} random samples,",
 }
@@ -47,11 +43,15 @@ def verdict_of(evidence: Mapping[str, Any]) -> tuple[Verdict, list[str]]:
             f"The model predicts it better than held-out music: p = {member['p_adjusted']:.2g}, corrected for all "
             "checked tracks."
         )
-    alike = [SIMILARITIES.get(kind, kind) for kind, found in evidence["similarity"].items() if found["above"]]
+    alike = [
+        f"{SIMILARITIES.get(kind, kind)} {found['value']:.2f} ({found['threshold']:.2f})"
+        for kind, found in evidence["similarity"].items()
+        if found["above"]
+    ]
     if alike:
         sentences.append(
-            f"Generations for its caption are more similar to it ({', '.join(alike)}) than those of held-out music to "
-            "theirs; another recording of the same piece would explain that as well."
+            "Similarity of generations for its caption, in brackets the highest of held-out music: "
+            f"{', '.join(alike)}. Chance, or another recording of the same piece, would explain it as well."
         )
     if verdict == "no_sign":
         if member["p"] is None:
@@ -59,7 +59,7 @@ def verdict_of(evidence: Mapping[str, Any]) -> tuple[Verdict, list[str]]:
         elif member["doubt"]:
             tested = "its membership could not be tested reliably"
         else:
-            tested = f"p = {member['p']:.2g} of being held-out music"
+            tested = f"p = {member['p']:.2g} that held-out music is predicted as well by chance"
         sentences.insert(
             0, f"No sign of it under these tests ({tested}). That does not show that it is not in the model."
         )

@@ -44,7 +44,9 @@ def check(
     seed: Annotated[int, typer.Option(min=0, help="Seed of samples, and of choosing held-out tracks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute everything again, and store nothing.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute results of models again, and store none.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check which tracks a model has memorised or was trained on.
@@ -52,6 +54,8 @@ def check(
     No track is unlearned, and no gold model is needed. "No sign" is a statement about these tests: it never means that
     a track is not in the model.
     """
+    if not tracks.strip() or (holdout is not None and not holdout.strip()):
+        raise UsageError("--tracks and --holdout need a name", "write . for the current folder")
     if tracks == "-" == holdout:
         raise UsageError("only one list can come from the standard input", "write the other one into a file")
     existing = [out / name for name in ("check.json", "check.html") if (out / name).exists()]
@@ -88,8 +92,7 @@ def check(
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    from encore.check.verdicts import LABELS
-    from encore.report.check_page import headline
+    from encore.report.check_page import LABELS, headline
 
     rows = []
     for track in result["tracks"]:
@@ -112,7 +115,9 @@ def _show(result: Mapping[str, Any]) -> None:
     whole = result["list"]
     if whole:
         doubt = ", which is not reliable" if whole["doubt"] else ""
-        console.data(f"all of them together: p = {whole['p']:.2g} of being predicted like held-out music{doubt}")
+        console.data(
+            f"all of them together: p = {whole['p']:.2g} that held-out music is predicted as well by chance{doubt}"
+        )
     for test in result["tests"]:
         if not test["tried"]:
             console.note(f"not tried: {test['test']} ({test['why']})")

@@ -11,7 +11,7 @@ from encore.data.captions import nonempty_text, read_tags, resolve_captions
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
 from encore.data.open_files import locate
-from encore.data.tracks import Track
+from encore.data.tracks import Track, distinct
 from encore.errors import InputError
 from encore.text import printable
 
@@ -62,7 +62,9 @@ def read_folder(
     by_name = 0
     for name in audio:
         try:
-            path = locate(name, [folder], [folder, *roots], printable(folder), exactly=True)
+            path = None
+            if os.path.exists(folder / name):  # not a broken link
+                path = locate(name, [folder], [folder, *roots], printable(folder), exactly=True)
             if path is None:
                 raise InputError(f"{printable(folder)}: '{printable(name)}' can't be read", "is it a broken link?")
             digest = FileCache().sha256(path)
@@ -90,7 +92,7 @@ def read_folder(
             f"{by_name} of {len(audio)} files have no caption beside them, in a catalogue or in their tags: their "
             "names are used, which weakens every test that prompts the model with words"
         )
-    return list(tracks.values())
+    return list(distinct(tracks.values()))
 
 
 def _words(name: str) -> str:

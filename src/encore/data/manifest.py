@@ -74,7 +74,10 @@ class Record:
 
 
 def text_records(lines: Lines, name: str) -> Iterator[Record]:
-    """Plain text: a path or `id:`, `isrc:`, `sha256:`, `artist:`, optionally a TAB and a caption; `#` is a comment."""
+    """Plain text: a path or `id:`, `isrc:`, `sha256:`, `artist:`, optionally a TAB and a caption; `#` is a comment.
+
+    A line such as `id:`, without a value, becomes a record without any.
+    """
     for number, line in lines:
         if line.strip() and not line.lstrip().startswith("#"):
             yield _item(line, number, name)
@@ -101,8 +104,6 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
     captions = (clean_caption(caption),) if caption.strip() else ()
     kind, colon, value = item.partition(":")
     if colon and kind.casefold() in {"id", "isrc", "sha256", "artist"}:
-        if not value.strip():
-            raise InputError(f"{spot(name, number)}: '{printable(item)}' has no value")
         named: dict[str, Any] = {kind.casefold(): value.strip()}
         return Record(number, line, captions=captions, hint=hint, **named)
     path = local_path(item, spot(name, number))

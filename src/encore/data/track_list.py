@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -17,7 +17,7 @@ from encore.data.manifest import LIST_FORMATS, Record, other_format, text_record
 from encore.data.open_files import LIST_CAPS, locate, open_regular, read_lines, spot
 from encore.data.path_variants import why_missing
 from encore.data.shards import ShardCatalog
-from encore.data.tracks import Missing, Selection, Track
+from encore.data.tracks import Missing, Selection, Track, distinct
 from encore.errors import InputError, together
 from encore.text import did_you_mean, near, printable
 
@@ -122,7 +122,7 @@ class _Resolver:
             raise InputError(f"{printable(self.name)}: none of its {len(records)} lines matches a track", hint)
         if errors is not None:
             errors += failures
-        return Selection(tuple(_distinct(tracks.values())), tuple(missing) if allow_missing else (), tuple(self.notes))
+        return Selection(tuple(distinct(tracks.values())), tuple(missing) if allow_missing else (), tuple(self.notes))
 
     def _add(self, track: Track, record: Record, tracks: dict[str, Track]) -> None:
         first = tracks.setdefault(track.sha256, track)
@@ -139,7 +139,10 @@ class _Resolver:
             yield self._by_path(record)
             return
         kinds = ("id", "isrc", "sha256", "artist")
-        kind, value = next((kind, text) for kind in kinds if (text := getattr(record, kind)))
+        kind, value = next(((kind, text) for kind in kinds if (text := getattr(record, kind))), ("", ""))
+        if not kind:
+            item = record.source.partition("\t")[0].strip()
+            raise InputError(f"{spot(self.name, record.line)}: '{printable(item)}' has no value")
         if self.catalog is None:
             raise InputError(
                 f"{spot(self.name, record.line)}: '{kind}:{printable(value)}' needs a catalogue",
@@ -259,13 +262,3 @@ class _Resolver:
 def _check_sha256(record: Record, digest: str, where: str) -> None:
     if record.sha256 and record.sha256.casefold() != digest:
         raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
-
-
-def _distinct(tracks: Iterable[Track]) -> Iterator[Track]:
-    """The same tracks; where two files share an id (from two folders), part of its hash is added to the later one's."""
-    seen: set[str] = set()
-    for track in tracks:
-        if track.id in seen:
-            track = dataclasses.replace(track, id=f"{track.id}~{track.sha256[:8]}")
-        seen.add(track.id)
-        yield track

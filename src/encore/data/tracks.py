@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,16 @@ class Track:
     def with_captions(self, captions: Iterable[str]) -> Track:
         """The same track with further captions."""
         return replace(self, more_captions=tuple(dict.fromkeys((*self.captions, *captions)))[1:])
+
+
+def distinct(tracks: Iterable[Track]) -> Iterator[Track]:
+    """The same tracks; where two files share an id (from two folders), part of its hash is added to the later one's."""
+    seen: set[str] = set()
+    for track in tracks:
+        if track.id in seen:
+            track = replace(track, id=f"{track.id}~{track.sha256[:8]}")
+        seen.add(track.id)
+        yield track
 
 
 SOURCES = {

@@ -14,7 +14,7 @@ from encore.report.tables import Cell, Table
 from encore.store.run_folder import write_bytes
 
 NAME = "check.html"
-LABELS = {"memorised": "memorised", "trained_on": "in the training data", "no_sign": "no sign"}
+LABELS = {"memorised": "memorised", "trained_on": "in training data", "no_sign": "no sign"}
 DOUBTS = (
     "No sign under these tests is not a proof that a track is not in the model: other prompts, more samples or other "
     "offsets may show it.",
@@ -99,8 +99,8 @@ def _words(result: Mapping[str, Any]) -> dict[str, Any]:
     list_p = ""
     if whole:
         list_p = (
-            f"All {whole['tracks']} tracks together: p = {whole['p']:.2g} of being predicted like held-out music"
-            + (" (not to be trusted, see the notes)." if whole["doubt"] else ".")
+            f"All {whole['tracks']} tracks together: p = {whole['p']:.2g} that held-out music is predicted as well by "
+            "chance" + (" (not to be trusted, see the notes)." if whole["doubt"] else ".")
         )
     hashes = [("model", result["model"]["sha256"])]
     hashes += [(f"track {track['id']}", track["sha256"]) for track in result["tracks"]]
@@ -144,7 +144,7 @@ def _artists(result: Mapping[str, Any]) -> Table | None:
         (Cell(str(e["artist"])), Cell(str(len(e["tracks"]))), Cell(f"{e['p']:.2g}"), Cell(f"{e['p_adjusted']:.2g}"))
         for e in several
     )
-    return Table(("artist", "tracks", "p of being held-out", "corrected"), rows)
+    return Table(("artist", "tracks", "p (held-out)", "corrected"), rows)
 
 
 def _tracks(result: Mapping[str, Any]) -> Table:
@@ -161,4 +161,4 @@ def _tracks(result: Mapping[str, Any]) -> Table:
             Cell(f"{nll['value']:.2f}"), Cell(share(track, "caption")), Cell(share(track, "1 s")),
             Cell("–" if member["p"] is None else f"{member['p']:.2g}"),
         ))  # fmt: skip
-    return Table(("track", "verdict", "NLL", "from caption", "from 1 s", "p"), tuple(rows))
+    return Table(("track", "verdict", "NLL", "from caption", "from 1 s", "p (held-out)"), tuple(rows))

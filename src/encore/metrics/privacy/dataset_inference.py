@@ -71,8 +71,7 @@ def infer(
     ]
     if not all(np.isfinite(matrix).all() for matrix in matrices):
         return unmeasured(name, model, clips, "a membership score is not finite", unit="p")
-    evidence = combined(np.concatenate(matrices))
-    scores = evidence[: len(chosen)], evidence[len(chosen) :]
+    scores = evidence_of(*matrices)
     placements = stats.placements(*scores)
     low, high = stats.auc_interval(float(placements.mean()), len(chosen), len(others))
     return Result(
@@ -89,13 +88,30 @@ def combined(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(((scores - scores.mean(0)) / np.where(spread > 0, spread, 1.0)).mean(1))
 
 
-def membership_features(evaluation: Evaluation, model: Role, clips: ClipSet) -> Mapping[str, Mapping[str, float]]:
-    """Score -> track id -> value, of the membership scores that need the model alone; computed once."""
+def evidence_of(
+    members: NDArray[np.float64], others: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each track's combined score, standardised over both sets; [n, F] and [m, F] -> [n] and [m]."""
+    evidence = combined(np.concatenate([members, others]))
+    return evidence[: len(members)], evidence[len(members) :]
+
+
+def membership_features(
+    evaluation: Evaluation, model: Role, clips: ClipSet, *, without: Collection[str] = NEEDS_REFERENCE
+) -> Mapping[str, Mapping[str, float]]:
+    """Score -> track id -> value, of the membership scores that the models allow; computed once.
+
+    Args:
+        evaluation: has the model.
+        model: its role.
+        clips: the set.
+        without: names of scores that are left out; by default those that need another model.
+    """
     return evaluation.cached(
-        ("dataset_inference", model, clips),
+        ("dataset_inference", model, clips, tuple(without)),
         lambda: {
             name: score(evaluation, model, clips)
             for name, (score, why_not) in ATTACKS.items()
-            if name not in NEEDS_REFERENCE and not why_not(evaluation, model)
+            if name not in without and not why_not(evaluation, model)
         },
     )
