@@ -156,6 +156,7 @@ class NanLoss(Broken):
         "clone",
         "reinitialise",
         "caption",
+        "soft_prompt",
     )
 
     def losses(self, batch):
@@ -229,6 +230,7 @@ class Dropout(Broken):
         "curvature",
         "caption",
         "causality",
+        "soft_prompt",
     )
 
     def logits(self, batch, *, unconditional=False):
@@ -237,7 +239,7 @@ class Dropout(Broken):
 
 class CountsCalls(Broken):
     fault = ("determinism", "two calls of losses differ")
-    also = ("token_logprobs", "batch_invariance", "save", "clone", "curvature")
+    also = ("token_logprobs", "batch_invariance", "save", "clone", "curvature", "soft_prompt")
 
     def losses(self, batch):
         return super().losses(batch) * (1 + 0.01 * next(_calls))
@@ -245,7 +247,7 @@ class CountsCalls(Broken):
 
 class LooksAtIdentity(Broken):
     fault = ("determinism", "equal clips differ")
-    also = ("token_logprobs", "batch_invariance")
+    also = ("token_logprobs", "batch_invariance", "soft_prompt")
 
     def losses(self, batch):
         self.seen = getattr(self, "seen", {})
@@ -279,7 +281,7 @@ class LooksAtTheAnswer(Broken):
 
 class DeafToCaptions(Broken):
     fault = ("caption", "the same under any caption")
-    also = ("greedy",)
+    also = ("greedy", "soft_prompt")
 
     def logits(self, batch, *, unconditional=False):
         return super().logits(batch, unconditional=True)
