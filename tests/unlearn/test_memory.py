@@ -195,6 +195,7 @@ def test_a_plan_that_does_not_fit_says_what_would(studio: Path, call, monkeypatc
 
     huge, fitting, other = (Memory(0, size << 30, 0, 0) for size in (40, 1, 39))
     sizes = {Settings(): huge, Settings(Lora()): fitting, Settings(None, True): other}
+    monkeypatch.setattr(estimate, "memory_of", lambda *_, **__: huge)
     monkeypatch.setattr(estimate, "memories", lambda *_, **__: dict(sizes))
     monkeypatch.setattr(estimate, "available_bytes", lambda _: 10 << 30)
     monkeypatch.setattr(estimate, "_trial", lambda *_: pytest.fail("a run that does not fit is not tried"))
