@@ -20,8 +20,9 @@ class Ceu(LossMethod):
     """
 
     class Options(TrainOptions):
-        """Not tuned yet: α is that of `rl`, whose gradient at the base is of the same order (1.8; `wga`: .025)."""
+        """Tuning split: 3.8 nats after 120 steps, 3.0 after 60; α is that of `rl`, whose gradient is as large."""
 
+        steps: int = 120
         alpha: float = Field(3.0, ge=0, description="weight of the retain loss")
 
     options: Options
