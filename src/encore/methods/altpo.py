@@ -28,8 +28,10 @@ class AltPo(LossMethod):
     """
 
     class Options(TrainOptions):
-        """Steps, β and α are those of `npo`; one run on the tuning split (5.0 nats). Alternatives of temperature 1.5 have an NLL of 3 to 5 nats,
-        and learning them would satisfy the loss before the track is forgotten; at 1 it is .8 to 1.3.
+        """Steps, β and α are those of `npo`; one run on the tuning split: 5.0 nats.
+
+        Alternatives of temperature 1.5 have an NLL of 3 to 5 nats, and learning them would satisfy the loss before the
+        track is forgotten; at 1 it is .8 to 1.3.
         """
 
         steps: int = 120
