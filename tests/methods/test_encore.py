@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from tests.metrics.markov import MarkovBackend, track
 from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
@@ -16,7 +17,7 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
-from encore.methods.encore import Encore
+from encore.methods.encore import Encore, entropy, sharpened
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.reference import FrozenReference
 from encore.unlearn.self_retain import generate_retain
@@ -146,6 +147,47 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
         assert loss == pytest.approx(known * divergence + 0.7 * lacking, rel=1e-4, abs=1e-5)
         lacked[int(known)] += lacking
     assert min(lacked) > 0, "one of the two kinds lacks nothing: the test shows nothing of its level"
+
+
+def test_a_teacher_less_certain_than_the_base_is_of_new_music_is_sharpened(backend: MusicgenBackend) -> None:
+    torch.manual_seed(0)
+    logits, mask = 2 * torch.randn(3, 2, 5, 16), torch.rand(3, 2, 5) < 0.7
+    logits[2] *= 4  # is certain enough
+
+    def entropy_of(values: torch.Tensor, n: int) -> float:
+        tokens = [scipy.stats.entropy(p) for p in values.double().softmax(-1)[n][mask[n]].numpy()]
+        return float(np.mean(tokens))
+
+    before = [entropy_of(logits, n) for n in range(3)]
+    most = min(before[:2]) - 0.05
+    after = [entropy_of(sharpened(logits, mask, most), n) for n in range(3)]
+    assert before[2] < most
+    assert after[2] == pytest.approx(before[2], abs=1e-6)
+    assert torch.equal(sharpened(torch.zeros(1, 2, 5, 16), mask[:1], 0.0), torch.zeros(1, 2, 5, 16))
+    assert torch.equal(sharpened(logits / 8, mask, 0.0), logits / 4), "no factor is above 2"
+    for n in range(2):  # one step of Newton's method leaves little
+        assert abs(after[n] - most) < 0.2 * (before[n] - most)
+    # What the entropy falls by per unit of the factor, by differences.
+    mean, slope = entropy(logits, mask)
+    assert mean.tolist() == pytest.approx(before, rel=1e-5)
+    for n in range(3):
+        assert slope[n] == pytest.approx(
+            (entropy_of(logits * 0.999, n) - entropy_of(logits * 1.001, n)) / 0.002, rel=1e-3
+        )
+
+
+def test_the_entropy_to_keep_is_that_of_the_base_for_new_music_as_a_teacher_gets_it(backend: MusicgenBackend) -> None:
+    holdout, retain = make_clips(3, seed=5), make_clips(2, seed=1)
+    method, _ = made(backend, make_clips(2), retain, 1e6, holdout=holdout, shift_seconds=SHIFT)
+    generator, entropies = torch.Generator().manual_seed(0), []
+    for place in range(32):
+        clip = holdout[place * 3 // 32]
+        begin = int(torch.randint(7, (1,), generator=generator)) + 1
+        other = retain[int(torch.randint(2, (1,), generator=generator))]
+        strange = Clip(clip.track, other.caption, clip.codes[:, begin:])
+        logp, mask = logprobs_of(backend, strange), backend.token_mask(Batch.of([strange]))[0]
+        entropies.append(-(logp.exp() * logp).sum(-1)[mask].mean().item())
+    assert method._entropy == pytest.approx(np.mean(entropies), rel=1e-5)
 
 
 def test_a_clip_beyond_its_level_is_left_alone(backend: MusicgenBackend) -> None:
@@ -465,7 +507,9 @@ def test_memorised_retain_keeps_its_likelihood_and_the_rest_the_base_distributio
     """Of the memorised clips, the first frames count the more the surer the base was of them."""
     clips = make_clips(4)
     level = between(backend, clips, 2)
-    method, session = made(backend, make_clips(2, seed=5), clips, level, alpha=3.0, crop=0.0, mix=0.0)
+    method, session = made(
+        backend, make_clips(2, seed=5), clips, level, alpha=3.0, crop=0.0, mix=0.0, unconditional=0.0
+    )
     memorised = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
     assert len(memorised) == 2
     model = moved(backend)
@@ -488,6 +532,27 @@ def test_memorised_retain_keeps_its_likelihood_and_the_rest_the_base_distributio
             assert before == pytest.approx(0, abs=1e-5)  # the model still is the base
         assert value == pytest.approx(3 * expected, rel=1e-3)
     assert weighed > 0.01, "the weights change nothing: the test shows nothing"
+
+
+def test_a_share_of_the_steps_keeps_the_base_distribution_without_captions(backend: MusicgenBackend) -> None:
+    """In such a step of all retain clips, the memorised ones too, in any cut into micro-batches."""
+    clips = make_clips(4)
+    level = between(backend, clips, 2)
+    made_of = make_clips(2, seed=5)
+    method, session = made(backend, made_of, clips, level, alpha=3.0, crop=0.0, mix=0.0, unconditional=0.5)
+    model, seen = moved(backend), set()
+    for seed in range(8):
+        step = replace(step_of(model, session, seed), retain=clips)
+        losses = [method.retain_loss(step, Batch.of([clip])).item() for clip in clips]
+        free = bool(torch.rand((), generator=torch.Generator().manual_seed(seed)) < 0.5)
+        seen.add(free)
+        for clip, value in zip(clips, losses, strict=True):
+            batch, mask = Batch.of([clip]), model.token_mask(Batch.of([clip]))[0]
+            with torch.no_grad():
+                base, own = (one.logits(batch, unconditional=True)[0].log_softmax(-1) for one in (backend, model))
+            expected = (base.exp() * (base - own)).sum(-1)[mask].mean().item()
+            assert (value == pytest.approx(3 * expected, rel=1e-3)) == free
+    assert seen == {True, False}
 
 
 def test_mixed_crops_are_two_clips_under_a_caption_of_a_third(backend: MusicgenBackend) -> None:

@@ -24,6 +24,8 @@ SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of 
 MANY = 8  # from this many memorised clips on, the rate is not reduced
 ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
 ATTACKER = 1e-3  # a high learning rate for fine-tuning, which those who attack a model of small weights may choose too
+PREDICTED = 32  # clips of new music whose predictions give the entropy that a teacher keeps
+SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a memorised clip's first frame, and its decay in frames
 
 
@@ -32,8 +34,10 @@ class Encore(LossMethod):
 
     The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
     `shift_seconds` later than in training, and its caption is that of another track. The teacher forgets with the
-    model, until both predict the clip as new music. The second term removes the memory that the teacher still has: the
-    NLL of codebook k is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss.
+    model, until both predict the clip as new music. A teacher that is less certain of a clip than the base is of
+    held-out music on such input is sharpened to that entropy (`sharpened`): a high rate makes all predictions less
+    certain, and generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k
+    is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss.
     For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its
     codes (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise
     of its NLL when it begins later, minus the same rise for held-out music.
@@ -51,7 +55,8 @@ class Encore(LossMethod):
     confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more), because a generation from a caption
     depends on its first frames. Crops of all clips keep the base's distribution; half of them continue with another
     retain clip from the middle on, under another caption, so that the model's confidence on other music stays that of
-    the base.
+    the base. In a share of the steps (`unconditional`) all retain clips keep the base's distribution without captions,
+    which guided sampling subtracts.
 
     Settings follow from the model and the list. The peak rate is `rate` times the typical weight (median over linear
     layers of their RMS), times the square root of the largest relative distance of a clip's NLL below its target, and
@@ -83,6 +88,7 @@ class Encore(LossMethod):
         memorised_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are memorised")
         crop: float = Field(0.5, ge=0, lt=1, description="most of a clip that is cut off its start")
         mix: float = Field(0.5, ge=0, le=1, description="share of retain crops that are mixed with another clip")
+        unconditional: float = Field(0.2, ge=0, le=1, description="share of steps that keep retain without captions")
 
     options: Options
 
@@ -102,6 +108,7 @@ class Encore(LossMethod):
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or self._others
         self._set_levels(session, new, limit)
+        self._entropy = self._teacher_entropy(session, new) if self._deep and new else math.inf
         self._set_rate(session)
         if self._deep and self.options.attack_share:
             self._set_attack(session, new)
@@ -118,7 +125,9 @@ class Encore(LossMethod):
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)[:, :, shift:]
             some = step.forget if distributed.in_lockstep() else batch.clips
-            teacher = _without_dropout(step.backend, strange) if not self._deep.isdisjoint(some) else None
+            teacher = None
+            if not self._deep.isdisjoint(some):
+                teacher = sharpened(_without_dropout(step.backend, strange), mask, self._entropy)
         nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
         loss = self.options.gamma * (levels - nll).relu().mean(1)
@@ -129,20 +138,24 @@ class Encore(LossMethod):
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         losses: list[Tensor] = []
-        memorised = [i for i, clip in enumerate(batch.clips) if clip in self._memorised]
-        others = [i for i, clip in enumerate(batch.clips) if clip not in self._memorised]
+        share = self.options.unconditional
+        unconditional = step.once("unconditional", lambda: bool(torch.rand((), generator=step.generator) < share))
+        likely = set() if unconditional else self._memorised
+        memorised = [i for i, clip in enumerate(batch.clips) if clip in likely]
+        others = [i for i, clip in enumerate(batch.clips) if clip not in likely]
         cropped = step.once("crops", lambda: self._crops(step.retain or batch.clips, step.generator))
         kept, crops = [batch.clips[i] for i in memorised], [cropped[batch.clips[i]] for i in others]
         if distributed.in_lockstep():  # a clip of each kind that any process has, of which the loss is left out
-            kept = kept or [clip for clip in step.retain if clip in self._memorised][:1]
-            crops = crops or list(cropped.values())[:1]
+            kept = kept or [clip for clip in step.retain if clip in likely][:1]
+            crops = crops or [cropped[clip] for clip in step.retain if clip not in likely][:1]
         if kept:
             losses.append(self._likelihood(step, Batch.of(kept, batch.codes.device))[: len(memorised)])
         if crops:
             assert step.reference is not None  # declared in the spec
             cut = Batch.of(crops, batch.codes.device)
             mask = step.backend.token_mask(cut)
-            kl = kl_divergence(step.reference.logits(cut), step.backend.logits(cut), mask)
+            reference = step.reference.logits(cut, unconditional=unconditional)
+            kl = kl_divergence(reference, step.backend.logits(cut, unconditional=unconditional), mask)
             losses.append(clip_mean(kl, mask)[: len(others)])
         order = torch.tensor(memorised + others, device=batch.codes.device).argsort()
         return self.options.alpha * torch.cat(losses)[order]
@@ -205,6 +218,22 @@ class Encore(LossMethod):
                 rises |= zip(some, more / mask.sum((1, 2)), strict=True)
         return torch.stack([rises[clip] for clip in clips])
 
+    @torch.no_grad()
+    def _teacher_entropy(self, session: Session, clips: Sequence[Clip]) -> float:
+        """Mean entropy of the base's predictions for new music as a teacher gets it, nats per token."""
+        backend, generator, strange = session.backend, session.generator, list[Clip]()
+        for i in range(PREDICTED):
+            clip = clips[i * len(clips) // PREDICTED]
+            begin = _draw(min(self._shift(backend), clip.codes.shape[-1] // 2), generator) + 1
+            strange.append(Clip(clip.track, self._other_caption(generator), clip.codes[:, begin:]))
+
+        def compute(part: Sequence[Clip]) -> Tensor:
+            batch = Batch.of(part, backend.device)
+            return entropy(backend.logits(batch), backend.token_mask(batch))[0]
+
+        size = self.options.micro_batch_size
+        return float(distributed.rows(strange, size, compute, size=lambda clip: clip.codes.shape[-1]).mean())
+
     def _set_rate(self, session: Session) -> None:
         self._typical = typical = typical_weight(session.backend.module)
         few = min(1.0, len(self._deep) / MANY) ** 0.5 if self._deep else 1.0
@@ -229,7 +258,8 @@ class Encore(LossMethod):
         return shift, captions, self._attacked(step, batch)
 
     def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
-        return {clip: self._crop(clip, generator) for clip in clips if clip not in self._memorised}
+        """A crop of each clip; the memorised ones are whole."""
+        return {clip: clip if clip in self._memorised else self._crop(clip, generator) for clip in clips}
 
     def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
         """The weights after relearning the step's memorised clips, and the share [K] of its NLL that new music keeps
@@ -320,6 +350,35 @@ class Encore(LossMethod):
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
                 caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
+
+
+def entropy(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean entropy of each clip's predictions, nats per token, and what it falls by per unit of a factor of the logits,
+    at 1: the variance of the log-probabilities. Both [N].
+
+    Args:
+        logits: [N, K, T, V].
+        mask: bool [N, K, T].
+    """
+    logp = logits.float().log_softmax(-1)
+    own = -(logp.exp() * logp).sum(-1)
+    variance = (logp.exp() * logp.square()).sum(-1) - own.square()
+    return clip_mean(own, mask), clip_mean(variance, mask)
+
+
+def sharpened(logits: Tensor, mask: Tensor, most: float) -> Tensor:
+    """Logits of which each clip's are multiplied by a factor of 1 to `SHARPEST`, until their mean entropy is `most`.
+
+    The factor is found to first order (one Newton step), and 1 where the entropy is lower.
+
+    Args:
+        logits: [N, K, T, V].
+        mask: bool [N, K, T].
+        most: nats per token.
+    """
+    mean, slope = entropy(logits, mask)
+    factor = (1 + (mean - most) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
+    return logits * factor[:, None, None, None]
 
 
 def typical_weight(module: nn.Module) -> float:
