@@ -79,7 +79,7 @@ def test_what_a_bench_found_of_the_metrics(tmp_path, capsysbinary):
     assert b"hint: try them: encore bench --meta --out" in capsysbinary.readouterr().err
     write_json(tmp_path / "meta.json", {"schema": 1, "models": {}, "rows": [asdict(row)]})
     lines = shown(capsysbinary, "metrics", "nll", "--bench", str(tmp_path)).decode().splitlines()
-    table = {tuple(line.split()[:2]): line for line in lines}
+    table = {tuple(line.split()[:2]): line.rstrip() for line in lines}
     assert table["nll", "forget"].endswith("no, AUC 0.60 (0.40 to 0.80), 11 and 10 models")
     assert table["nll", "retain"].endswith("not tried")
     rows = json.loads(shown(capsysbinary, "metrics", "nll", "--bench", str(tmp_path), "--json"))["metric"]["rows"]

@@ -303,10 +303,6 @@ def test_a_bench_is_tried_once_and_goes_on(studio, bench, counted, monkeypatch, 
     counted.clear()
     assert meta_evaluate(plan, out) == rows
     assert not counted
-    more = meta_evaluate(plan, out, metrics=["kl_gold"])
-    assert {row.metric for row in more} == {"nll", "kl_gold"}
-    assert counted == [["kl_gold"]] * 26
-    counted.clear()
     done = call("bench", "--meta", "--out", out, "--metrics", "nll")
     assert (done.code, counted) == (0, []), done.err
     assert "models" in done.out.splitlines()[-4]
@@ -319,8 +315,14 @@ def test_a_bench_is_tried_once_and_goes_on(studio, bench, counted, monkeypatch, 
     assert listed["nll"]["trust"] == [asdict(row) for row in rows]
     assert listed["nll"]["trusted"] == rows[0].text
     assert listed["verbatim"]["trusted"] == "not tried"
-    meta_evaluate(plan.model_copy(update={"eval_seed": 1}), out)  # measured in another way: all of it again
-    assert counted == [["nll"]] * 26
+
+    monkeypatch.setattr(meta, "zoo", lambda *_, **__: zoo([])[:2])  # less to do
+    assert {row.metric for row in meta_evaluate(plan, out, metrics=["kl_gold"])} == {"nll", "kl_gold"}
+    assert counted == [["kl_gold"]] * 2
+    counted.clear()
+    meta_evaluate(plan.model_copy(update={"eval_seed": 1}), out)  # measured in another way: again
+    assert counted == [["nll"]] * 2
+    assert len(read_meta(out)["models"]) == 26  # others are kept
     (out / "bench.json").unlink()
     check_plan(plan, out)  # meta.json is one of a bench's files
 

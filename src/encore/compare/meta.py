@@ -334,7 +334,7 @@ def score(row: Row) -> float | None:
 def trusted(
     members: Sequence[ZooModel], models: Mapping[str, Row], trials: Mapping[str, Sequence[Row]]
 ) -> list[RowTrust]:
-    """Faithfulness and robustness of every row that was measured.
+    """Faithfulness and robustness of every row of the models of the AUC.
 
     Args:
         members: the models.
@@ -342,7 +342,7 @@ def trusted(
         trials: rows of the plain trials by name.
     """
     scores = _scores(members, models, trials)
-    keys = sorted({key for model in scores.values() for key in model})
+    keys = sorted({key for model, values in scores.items() if model.holds is not None for key in values})
     return [_trusted(key, members, {model: values.get(key) for model, values in scores.items()}) for key in keys]
 
 
