@@ -213,6 +213,7 @@ class _Zoo:
         asked = plan.embedder or default_embedders(self.models["base"])
         self.embedder = asked if "embedder" in needs else None
         self._cache = ResultCache(evaluation_cache())
+        self._plugins = plugins.installed()
         self._sha256: dict[str, str] = {}
         self._trial: tuple[str, Backend] | None = None
 
@@ -289,7 +290,7 @@ class _Zoo:
     def _key(self, member: ZooModel) -> str:
         """Hash of what an entry's values depend on."""
         parts = [
-            __version__, plugins.installed(), [self._hash(name) for name in (member.source, "base", member.gold)],
+            __version__, self._plugins, [self._hash(name) for name in (member.source, "base", member.gold)],
             member.form, STEPS, LR, self._clips_sha256, self.plan.eval_seed, self.plan.draws, self.plan.embedder,
             self.plan.force,
         ]  # fmt: skip
