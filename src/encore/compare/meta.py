@@ -157,6 +157,9 @@ def meta_evaluate(
     models: dict[str, Any] = dict(before.get("models", {}))
     bench = _Zoo(plan, out, inputs, names)
     members = zoo(trials, retain=bool(inputs.clips.get("retain")))
+    for member in members:  # of other weights, settings or code: not to be mixed with new values
+        if member.name in models and models[member.name]["key"] != bench.key(member):
+            del models[member.name]
     rows: list[RowTrust] = []
     for number, member in enumerate(members):
         (reporter or Reporter()).progress("meta", number, len(members), {"model": member.name})
@@ -218,11 +221,8 @@ class _Zoo:
         self._trial: tuple[str, Backend] | None = None
 
     def measured(self, member: ZooModel, before: Row | None) -> dict[str, Any]:
-        """The entry of `meta.json`, with what was measured before of the same model in the same way."""
-        key = self._key(member)
-        entry: dict[str, Any] = {"key": key, "measured": {}, "rows": []}
-        if before is not None and before["key"] == key:
-            entry |= {"measured": dict(before["measured"]), "rows": list(before["rows"])}
+        """The entry of `meta.json`, with what was measured before in the same way."""
+        entry: dict[str, Any] = {"key": self.key(member), "measured": {}, "rows": []} | dict(before or {})
         versions = {name: plugins.metrics().get(name).spec.version for name in self.metrics}
         missing = [name for name, version in versions.items() if entry["measured"].get(name) != version]
         if missing:
@@ -287,7 +287,7 @@ class _Zoo:
             )
         return self._sha256[source]
 
-    def _key(self, member: ZooModel) -> str:
+    def key(self, member: ZooModel) -> str:
         """Hash of what an entry's values depend on."""
         parts = [
             __version__, self._plugins, [self._hash(name) for name in (member.source, "base", member.gold)],
