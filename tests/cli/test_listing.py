@@ -1,11 +1,14 @@
 """`encore methods|backends|metrics|embedders`."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from encore import plugins
 from encore.cli.app import run
+from encore.store.meta_json import RowTrust
+from encore.store.run_folder import write_json
 
 NEEDY = """
 from encore.api import MethodSpec, hookimpl
@@ -68,6 +71,19 @@ def test_a_metrics_rows_say_what_they_mean_and_must_reach(installed, capsysbinar
     table = [line.split() for line in lines if line.startswith("verbatim ")]
     assert [line[1] for line in table] == ["forget", "retain"]
     assert "at most one fewer than base" in lines[-1]
+
+
+def test_what_a_bench_found_of_the_metrics(tmp_path, capsysbinary):
+    row = RowTrust("nll", "forget", "NLL, forget", "no", 0.6, 0.4, 0.8, 11, 10, order={})
+    assert run(["metrics", "--bench", str(tmp_path)]) == 3
+    assert b"hint: try them: encore bench --meta --out" in capsysbinary.readouterr().err
+    write_json(tmp_path / "meta.json", {"schema": 1, "models": {}, "rows": [asdict(row)]})
+    lines = shown(capsysbinary, "metrics", "nll", "--bench", str(tmp_path)).decode().splitlines()
+    table = {tuple(line.split()[:2]): line.rstrip() for line in lines}
+    assert table["nll", "forget"].endswith("no, AUC 0.60 (0.40 to 0.80), 11 and 10 models")
+    assert table["nll", "retain"].endswith("not tried")
+    rows = json.loads(shown(capsysbinary, "metrics", "nll", "--bench", str(tmp_path), "--json"))["metric"]["rows"]
+    assert [spec["trust"]["auc"] for spec in rows if "trust" in spec] == [0.6]
 
 
 def test_what_is_missing_is_told(installed, capsysbinary):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.report.made_run import TRACKS, row, rows, write_run
 
 from encore.report import tables
+from encore.report.page import write_report
 from encore.report.run_files import read_run
+from encore.store.meta_json import RowTrust
+from encore.store.run_folder import write_json
 
 
 def test_targets(made: Path) -> None:
@@ -20,6 +23,28 @@ def test_targets(made: Path) -> None:
     ]  # fmt: skip
     assert cells["NLL, forget"][3].small == "4.40 to 4.60"
     assert cells["FAD to base, retain"][3].small == "not measured"
+
+
+def test_a_trial_of_a_bench_says_which_figures_earned_trust(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "npo" / "seed-0")
+    assert "trusted" not in tables.targets(read_run(run)).headers
+    write_json(tmp_path / "meta.json", {"schema": 1})  # of something else
+    assert "trusted" not in tables.targets(read_run(run)).headers
+    found = [
+        RowTrust("nll", "forget", "NLL, forget", "no", 0.6, 0.4, 0.8, 11, 10),
+        RowTrust("verbatim", "forget", "verbatim", "too few models", holds=3),
+    ]
+    write_json(tmp_path / "meta.json", {"schema": 1, "models": {}, "rows": [asdict(row) for row in found]})
+    table = tables.targets(read_run(run))
+    assert table.headers[-1] == "trusted"
+    cells = {line[0].text: line[-1] for line in table.rows}
+    assert cells["NLL, forget"] == tables.Cell("no", "AUC 0.60 (0.40 to 0.80), 11 and 10 models", "bad")
+    assert cells["verbatim from 1 s, forget"] == tables.Cell("too few models", "3 and 0 models")
+    assert cells["NLL, retain"] == tables.Cell("–", "not tried")
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "AUC 0.60 (0.40 to 0.80)" in page
+    assert "encore bench --meta" in page
 
 
 def test_the_best_remembered_track_is_on_top(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ SEQUENTIAL = (1, 2, 4)  # requests that the tracks come in
 
 
 def bench(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the bench; the same command continues it.")] = Path("runs/bench"),
     methods: Annotated[
         str | None,
@@ -110,9 +111,19 @@ def bench(
     trial: Annotated[
         str | None, typer.Option(metavar="METHOD/seed-N", help="Run only this trial of an existing bench.")
     ] = None,
+    meta: Annotated[
+        bool,
+        typer.Option(
+            "--meta",
+            help="Only try an existing bench's metrics on models that are known to hold the tracks or not.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
 ) -> None:
     """Compare methods over seeds, and write a leaderboard; completed trials are kept."""
+    if meta:
+        _meta(context, out, _names(metrics, "--metrics"), json)
+        return
     if trial is not None:
         _one(out, trial)
         return
@@ -272,6 +283,37 @@ def _one(out: Path, name: str) -> None:
     keep_freed_memory()
     with reporting() as reporter:
         run_cell(out.resolve(), name, reporter)
+
+
+def _meta(context: typer.Context, out: Path, metrics: Sequence[str] | None, json: bool) -> None:
+    """Try the metrics on known models, and order the leaderboard by what came of it."""
+    from encore.cli.config import origins
+    from encore.cli.progress import reporting
+    from encore.compare.leaderboard import leaderboard
+    from encore.compare.meta import meta_evaluate
+    from encore.compare.plan import read_plan
+    from encore.compare.sequential import request_lines
+    from encore.compare.tables import trust_table, write_leaderboard
+    from encore.store.environment import keep_freed_memory
+    from encore.store.run_folder import locked
+
+    given = [name for name, origin in origins(context).items() if origin == "cli"]
+    if other := [name for name in given if name not in ("out", "metrics", "meta", "json", "quiet", "verbose")]:
+        raise UsageError(
+            f"--meta takes the bench in --out as it is, without --{other[0].replace('_', '-')}",
+            "give --out and, for some metrics only, --metrics",
+        )
+    out = out.resolve()
+    plan = read_plan(out)
+    keep_freed_memory()
+    with locked(out):
+        with reporting() as reporter:
+            meta_evaluate(plan, out, metrics=metrics, reporter=reporter)
+        board, requests = leaderboard(plan, out), request_lines(plan, out)
+        written = write_leaderboard(out, board, requests)
+    _show(board, requests, (), written, json)
+    if not json:
+        console.table(*trust_table(board.trust))
 
 
 def _train(

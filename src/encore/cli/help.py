@@ -31,8 +31,8 @@ PANELS = {  # title -> parameters, in this order
     "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "weights", "optimizer_states",
-        "checkpoint_activations", "fsdp", "jobs", "workers", "launcher", "resource", "trial", "resume", "calibrate",
-        "tracker", "dry_run", "requester", "requested", "fail_on_found",
+        "checkpoint_activations", "fsdp", "jobs", "workers", "launcher", "resource", "trial", "meta", "resume",
+        "calibrate", "tracker", "dry_run", "requester", "requested", "fail_on_found",
     ),
     "Output": ("json", "quiet", "verbose", "help"),
 }  # fmt: skip
@@ -85,6 +85,7 @@ EXAMPLES = {
         "encore bench --methods npo,npo@long -o npo@long.steps=120",
         "encore bench --methods encore --forget-sizes 1,3,8 --list mine=mine.txt --gold mine=models/gold",
         "encore bench --preset finetuned --model facebook/musicgen-small --tracks forget.txt --retain keep.txt",
+        "encore bench --meta --out runs/bench",
     ),
     "report": ("encore report runs/a", "encore report runs/a --embed-audio --out for-me.html"),
     "bundle": ("encore bundle runs/a", "encore bundle runs/a --sign key.pem"),
@@ -103,7 +104,7 @@ EXAMPLES = {
     ),
     "methods": ("encore methods", "encore methods npo"),
     "backends": ("encore backends", "encore backends musicgen"),
-    "metrics": ("encore metrics", "encore metrics kl_gold"),
+    "metrics": ("encore metrics", "encore metrics kl_gold", "encore metrics nll --bench runs/bench"),
     "embedders": ("encore embedders", "encore embedders latents --json"),
     "runs": ("encore runs", "encore runs runs/bench --json"),
     "compare": ("encore compare runs/a runs/b", "encore compare runs/a runs/b --json"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from encore.cli import console
 
 if TYPE_CHECKING:
     from encore.plugins import Entry, Registry
+    from encore.store.meta_json import RowTrust
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str | None, typer.Argument(help="Show this one only, in full.")]
@@ -31,9 +33,15 @@ def backends(name: Name = None, json: Json = False) -> None:
     _list("backends", name, json)
 
 
-def metrics(name: Name = None, json: Json = False) -> None:
+def metrics(
+    name: Name = None,
+    bench: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also what `encore bench --meta` found of them in this bench.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """List the metrics of `encore eval`; with NAME, what its rows mean and what they must reach."""
-    _list("metrics", name, json)
+    _list("metrics", name, json, _trust(bench) if bench is not None else None)
 
 
 def embedders(name: Name = None, json: Json = False) -> None:
@@ -41,24 +49,47 @@ def embedders(name: Name = None, json: Json = False) -> None:
     _list("embedders", name, json)
 
 
-def _list(plural: str, name: str | None, json: bool) -> None:
+def _trust(bench: Path) -> dict[tuple[str, str], RowTrust]:
+    """What was found of the rows, by metric and set."""
+    from encore.errors import InputError
+    from encore.store.meta_json import read_trust
+
+    rows = {(row.metric, row.set): row for row in read_trust(bench)}
+    if not rows:
+        raise InputError(f"the metrics of {bench} were not tried", f"try them: encore bench --meta --out {bench}")
+    return rows
+
+
+def _list(plural: str, name: str | None, json: bool, trust: Mapping[tuple[str, str], RowTrust] | None = None) -> None:
     from encore import plugins
 
     registry = plugins.registries()[plural]
     if name is not None:
-        _show(registry, name, json)
+        _show(registry, name, json, trust)
         return
     described = [_describe(registry, entry) for entry in registry]
+    if trust is not None:
+        for row, entry in zip(described, registry, strict=True):
+            found = [trust[spec.name, spec.set] for spec in entry.spec.rows if (spec.name, spec.set) in trust]
+            row["trust"] = [asdict(item) for item in found]
+            row["trusted"] = "; ".join(item.text for item in found) or "not tried"
     if json:
         console.data_json({"schema": 1, plural: described})
         return
+    more = ["trusted"] if trust is not None else []
     console.table(
-        ["name", "summary", "needs", "from", "available"],
-        [[row["name"], row["summary"], ", ".join(_needs(row)), _source(row), row["why"] or "yes"] for row in described],
+        ["name", "summary", "needs", "from", "available", *more],
+        [
+            [row["name"], row["summary"], ", ".join(_needs(row)), _source(row), row["why"] or "yes"]
+            + [row[title] for title in more]
+            for row in described
+        ],
     )
 
 
-def _show(registry: Registry[Any, Any], name: str, json: bool) -> None:
+def _show(
+    registry: Registry[Any, Any], name: str, json: bool, trust: Mapping[tuple[str, str], RowTrust] | None = None
+) -> None:
     """One entry: a metric with its rows, a method with its options, which imports it (and torch with it)."""
     entry = registry.get(name)
     row = _describe(registry, entry)
@@ -66,6 +97,9 @@ def _show(registry: Registry[Any, Any], name: str, json: bool) -> None:
     rows: Sequence[RowSpec] = getattr(entry.spec, "rows", ())
     if registry.kind == "metric":
         row["rows"] = [asdict(spec) for spec in rows]
+        for spec, described in zip(rows, row["rows"], strict=True):
+            if trust is not None and (found := trust.get((spec.name, spec.set))):
+                described["trust"] = asdict(found)
     if registry.kind == "method":
         from encore.settings import describe_options
 
@@ -84,9 +118,15 @@ def _show(registry: Registry[Any, Any], name: str, json: bool) -> None:
         console.data(f"not available: {row['why']}")
     if rows:
         console.data()
+        trusted = {key: found.text for key, found in (trust or {}).items()}
+        more = ["trusted"] if trust is not None else []
         console.table(
-            ["row", "set", "meaning", "best", "target"],
-            [[spec.name, spec.set, spec.label, _BEST[spec.direction], spec.target] for spec in rows],
+            ["row", "set", "meaning", "best", "target", *more],
+            [
+                [spec.name, spec.set, spec.label, _BEST[spec.direction], spec.target]
+                + [trusted.get((spec.name, spec.set), "not tried") for _ in more]
+                for spec in rows
+            ],
         )
     if options:
         console.data()

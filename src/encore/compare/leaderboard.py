@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from encore.api import Result
 from encore.compare.plan import Plan, Trial, label_of
 from encore.results.targets import SummaryRow, row_specs, spec_of, summary, targets_met
 from encore.store import schemas
+from encore.store.meta_json import RowTrust, read_trust
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
 from encore.store.run_folder import read_json
@@ -163,6 +165,7 @@ class Leaderboard:
         titles: titles of the values.
         tracks: number of tracks by set.
         tested: number of tracks of each test, by title.
+        trust: what `encore bench --meta` found of the rows, if it has run.
     """
 
     references: list[Line]
@@ -171,13 +174,17 @@ class Leaderboard:
     titles: tuple[str, ...]
     tracks: Mapping[str, int]
     tested: Mapping[str, int]
+    trust: Sequence[RowTrust] = ()
 
 
-def read_cell(out: Path, cell: Trial, named: Sequence[str] = ()) -> dict[str, Measured]:
+def read_cell(
+    out: Path, cell: Trial, named: Sequence[str] = (), ignored: Collection[tuple[str, str]] = ()
+) -> dict[str, Measured]:
     """The models of a trial by role; empty if it is not measured.
 
     Args:
         named: metrics that the bench names; each has a column.
+        ignored: rows, by metric and set, whose targets do not count.
     """
     folder = out / cell.name
     if not (folder / METRICS).exists():
@@ -189,7 +196,8 @@ def read_cell(out: Path, cell: Trial, named: Sequence[str] = ()) -> dict[str, Me
         if role == "unlearned" or rows:
             table = summary(_in_place_of_unlearned(results, role))
             costs = cost(folder, cell) if role == "unlearned" else {}
-            models[role] = Measured(cell, rows, _shown(table, rows, named), _targets(table), costs)
+            counted = [line for line in table if (line.metric, line.set) not in ignored]
+            models[role] = Measured(cell, rows, _shown(table, rows, named), _targets(counted), costs)
     return models
 
 
@@ -283,24 +291,31 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     """Read the results on all tracks of the bench and order the methods; for lists, see the matrix.
 
     Methods that forget (`_forgets`) come first. Ties are broken by share of targets met (forget targets only, for those
-    that do not forget), then by KL to gold, then by NLL after relearning.
+    that do not forget), then by KL to gold, then by NLL after relearning. A row that `encore bench --meta` found not
+    to tell models apart does not count in any of these.
 
     Args:
         failed: reasons by failed trial.
+
+    Raises:
+        InputError: `meta.json` or results can't be read.
     """
+    trust = read_trust(out)
+    ignored = {(row.metric, row.set) for row in trust if row.trusted == "no"}
     why = {cell.name: reason for cell, reason in (failed or {}).items()}
     cells: dict[tuple[str, int], list[dict[str, Measured]]] = {}
     for cell in plan.cells:
         if cell.list and (out / cell.name / METRICS).exists():
             continue
-        models = {} if cell.list or cell.name in why else read_cell(out, cell, plan.metrics or ())
+        models = {} if cell.list or cell.name in why else read_cell(out, cell, plan.metrics or (), ignored)
         if models:
             cells.setdefault((cell.method, cell.requests), []).append(models)
         else:
             why.setdefault(cell.name, "not run yet")
     groups = {key: [models["unlearned"] for models in runs] for key, runs in cells.items()}
     lines = sorted(
-        (_line(name, runs, plan.methods[name], requests) for (name, requests), runs in groups.items()), key=_rank
+        (_line(name, runs, plan.methods[name], requests) for (name, requests), runs in groups.items()),
+        key=partial(_rank, ignored=ignored),
     )
     first = next(iter(next(iter(cells.values()), [])), {})
     references = [replace(_line(role, [first[role]]), seeds=()) for role in REFERENCES if role in first]
@@ -311,7 +326,7 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     rows = first["unlearned"].rows if first else {}
     sizes = {name: rows["nll", name].n for name in ("forget", "retain") if ("nll", name) in rows}
     lines, tested = _tested(lines, groups)
-    return Leaderboard(references, lines, why, titles, sizes, tested)
+    return Leaderboard(references, lines, why, titles, sizes, tested, trust)
 
 
 def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requests: int = 1) -> Line:
@@ -327,11 +342,12 @@ def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requ
     )  # fmt: skip
 
 
-def _rank(line: Line) -> tuple[float, ...]:
+def _rank(line: Line, ignored: Collection[tuple[str, str]] = ()) -> tuple[float, ...]:
     """Sort key; lower comes first."""
     counted = (FORGET, KEEP) if line.forgets else (FORGET,)
     met = sum(line.median(title) or 0.0 for title in counted)
-    kl, relearned = line.median("KL gold, forget"), line.median("relearned")
+    kl = line.median("KL gold, forget") if ("kl_gold", "forget") not in ignored else None
+    relearned = line.median("relearned") if ("relearn", "forget") not in ignored else None
     return (
         {True: 0, None: 1, False: 2}[line.forgets],
         -met / max(sum(line.judged.get(title, 0) for title in counted), 1),

@@ -26,6 +26,7 @@ from encore.settings import resolve_options
 from encore.store import schemas
 from encore.store.environment import pick_device, pick_precision
 from encore.store.evaluation_json import NAME as EVALUATION
+from encore.store.meta_json import NAME as META
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import LOCK, OWNER, read_json, write_json, writing
@@ -237,7 +238,9 @@ def check_plan(plan: Plan, out: Path, *, local: bool = True) -> Tracks:
         ]
         if changed:
             raise UsageError(f"{out} holds another bench: {'; '.join(changed)}", "choose another --out")
-    elif out.is_dir() and any(path.name not in (LOCK, OWNER, *BOARD) and path.is_file() for path in out.iterdir()):
+    elif out.is_dir() and any(
+        path.name not in (LOCK, OWNER, META, *BOARD) and path.is_file() for path in out.iterdir()
+    ):
         raise UsageError(f"{out} is not empty and holds no bench", "choose another --out")
     if plan.tracks is None and not assets.model_folder(plan.model):
         raise UsageError(

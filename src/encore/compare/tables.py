@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from encore.compare.plan import BOARD
 from encore.compare.sequential import RequestLine
 from encore.report.card import text
 from encore.report.svg import can_draw
+from encore.store.meta_json import RowTrust
 from encore.store.run_folder import write_bytes, write_json
 from encore.text import csv_cell
 
@@ -40,6 +42,7 @@ def write_leaderboard(
         "methods": [line.as_dict() for line in board.lines],
         "requests": [line.as_dict() for line in requests],
         "matrix": [line.as_dict() for line in matrix], "failed": dict(board.failed),
+        "trust": [asdict(row) for row in board.trust],
     }  # fmt: skip
     page, sheet, data, drawing, matrix_sheet = (out / name for name in BOARD)
     write_json(data, content)
@@ -106,6 +109,8 @@ def markdown(board: Leaderboard, requests: Sequence[RequestLine] = (), matrix: S
              *("–" if count is None else f"{count:.0f}" for count in (r.replays_after, r.replays_end))]
             for r in requests
         ])  # fmt: skip
+    if board.trust:
+        lines += ["", "## Do the metrics tell the truth?", "", _TRUST_EXPLAINED, "", *_table(*trust_table(board.trust))]
     if board.failed:
         lines += ["", "## Not in the table", ""]
         lines += [f"- `{name}`: {text(' '.join(why.split()))}" for name, why in board.failed.items()]
@@ -121,6 +126,11 @@ def _explained(board: Leaderboard) -> str:
         "to gold is at most half of base's), by share of all targets met, then by KL to gold; the others follow by "
         "share of forget targets met, then by KL to gold. base and gold are judged by the same targets."
     )
+    if ignored := [row.label for row in board.trust if row.trusted == "no"]:
+        text += (
+            " Not counted, as `encore bench --meta` found that they don't tell models that hold the tracks from models "
+            f"that don't: {'; '.join(ignored)}."
+        )
     if board.tested:
         least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())
         text += (
@@ -128,6 +138,32 @@ def _explained(board: Leaderboard) -> str:
             f"methods (Westfall and Young's max-T). Lowest possible p: {least}."
         )
     return text
+
+
+_TRUST_EXPLAINED = (
+    "AUC: how well the row tells models that hold the tracks from models that don't, both known by their training, "
+    "with a 95 % interval; trusted where that is above 0.5. All are forms of base and the two golds: the interval "
+    "covers no golds trained otherwise. relearning, quantisation: 1 where no trial that the row says has forgotten "
+    "shows more after the attack (relearning: than gold does). order: the least Kendall τ between the trials before "
+    "and after an attack."
+)
+
+
+def trust_table(trust: Sequence[RowTrust]) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of what `encore bench --meta` found."""
+    titles = ["row", "trusted", "AUC", "models", "trials", "relearning", "quantisation", "robustness", "order"]
+    return titles, [
+        [
+            row.label, row.trusted, "–" if row.auc is None else f"{row.auc:.2f} ({row.low:.2f} to {row.high:.2f})",
+            f"{row.holds} and {row.lacks}", str(row.trials), *map(_two_digits, (row.relearning, row.quantisation)),
+            _two_digits(row.robustness), _two_digits(min(row.order.values()) if row.order else None),
+        ]
+        for row in trust
+    ]  # fmt: skip
+
+
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def matrix_table(matrix: Sequence[MatrixLine]) -> tuple[list[str], list[list[str]]]:

@@ -165,6 +165,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "findings": [finding for finding in findings if finding.level != "info" and finding.code != "target"],
         "notes": _notes(files, findings),
         "targets": tables.targets(files),
+        "trusted": bool(files.trust),
         "tracks": tables.tracks(files),
         "recovered": verdict.recovered(files.results),
         "likeness": tables.likeness(files),

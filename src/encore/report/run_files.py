@@ -16,6 +16,7 @@ from encore.results.findings import Finding, findings
 from encore.results.targets import SummaryRow, summary
 from encore.store import schemas
 from encore.store.evaluation_json import NAME as EVALUATION
+from encore.store.meta_json import RowTrust, trust_of_run
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
 from encore.store.run_folder import LOG, read_json
@@ -69,6 +70,11 @@ class RunFiles:
     def findings(self) -> list[Finding]:
         """What a reader must not miss, worst first."""
         return findings(self.results)
+
+    @cached_property
+    def trust(self) -> dict[tuple[str, str], RowTrust]:
+        """Of a bench's trial: what `encore bench --meta` found of the rows, by metric and set."""
+        return trust_of_run(self.folder)
 
     @property
     def unit(self) -> str:

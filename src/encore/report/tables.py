@@ -14,6 +14,7 @@ from encore.report.formatting import number, percent, unit_text
 from encore.report.run_files import RunFiles
 from encore.report.track_chart import nll_shares, reproduces, worst_first
 from encore.results.targets import SummaryRow, row_specs, spec_of
+from encore.store.meta_json import RowTrust
 
 COLUMNS = 6  # figures a table of tracks, so that it fits a page
 SHORT = 200  # characters of a detail that are shown
@@ -99,8 +100,17 @@ def targets(files: RunFiles) -> Table:
         state = {True: "good", False: "bad", None: ""}[line.met]
         met = {True: "reached", False: "missed", None: ""}[line.met]
         figures = [_figure(line.figures.get(role)) for role in roles]
-        rows.append((Cell(line.label, unit_text(_unit(line))), Cell(met, line.target, state), *figures))
-    return Table(("figure", "target", *heads), tuple(rows))
+        trust = [_trust(files.trust.get((line.metric, line.set)))] if files.trust else []
+        rows.append((Cell(line.label, unit_text(_unit(line))), Cell(met, line.target, state), *figures, *trust))
+    return Table(("figure", "target", *heads, *(["trusted"] if files.trust else [])), tuple(rows))
+
+
+def _trust(row: RowTrust | None) -> Cell:
+    """Whether the row tells models that hold the tracks from models that don't."""
+    if row is None:
+        return Cell("–", "not tried")
+    verdict, _, how = row.text.partition(", " if row.auc is not None else ": ")
+    return Cell(verdict, how, "bad" if verdict == "no" else "")
 
 
 def tracks(files: RunFiles) -> Table:

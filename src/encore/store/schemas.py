@@ -236,6 +236,41 @@ class Metrics(TypedDict):
     results: list[Row]
 
 
+class MetaModel(TypedDict):
+    """A model of `meta.json`; `measured` has the version of each metric, `rows` the values."""
+
+    key: str
+    measured: dict[str, Count]
+    rows: list[dict[str, Any]]
+
+
+class MetaRow(TypedDict):
+    """A row of `meta.json`; see `encore.store.meta_json.RowTrust`."""
+
+    metric: str
+    set: str
+    label: str
+    trusted: Literal["yes", "no", "too few models"]
+    auc: float | None
+    low: float | None
+    high: float | None
+    holds: Count
+    lacks: Count
+    relearning: float | None
+    quantisation: float | None
+    robustness: float | None
+    trials: Count
+    order: dict[str, float] | None
+
+
+class Meta(TypedDict):
+    """`meta.json` of a bench; see `encore.compare.meta`."""
+
+    schema: Literal[1]
+    models: dict[str, MetaModel]
+    rows: list[MetaRow]
+
+
 class Decay(TypedDict):
     """See `encore.unlearn.lr_schedule`."""
 
