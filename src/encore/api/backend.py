@@ -193,14 +193,18 @@ class Backend(ABC):
         blocks = self.blocks
         return output_of(blocks[max(1, round(depth * len(blocks))) - 1], lambda: self.losses(batch))
 
-    def predictions(self, batch: Batch) -> Tensor:
-        """Without tokens: the network's outputs that `losses` compares with a target.
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Without tokens: the network's outputs, and the targets that `losses` compares them with.
+
+        `losses` is their mean squared difference over S, K and a clip's own frames; where the training loss weighs
+        noise levels, both have the square root of the weight as a factor.
 
         Args:
-            batch: N clips. The noise depends on their latents and `batch.noise_index` alone, not on captions.
+            batch: N clips. Noise and targets depend on their latents and `batch.noise_index` alone, not on captions.
 
         Returns:
-            [N, S, K, T], S noise levels, with gradient; 0 where `batch.frame_mask` is False.
+            Outputs, with gradient, and targets, without; each [N, S, K, T], S noise levels, and 0 where
+            `batch.frame_mask` is False.
 
         Raises:
             UsageError: the backend gives none; with tokens, use `logits`.

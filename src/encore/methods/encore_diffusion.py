@@ -86,14 +86,17 @@ class EncoreDiffusion(LossMethod):
             "forget", lambda: (self._drawn(step, clips), self._attacked(step, clips, len(batch)))
         )
         others = [Clip(clip.track, captions[clip], clip.codes) for clip in batch.clips]
-        target = Batch.of(others, batch.codes.device, noise_index=batch.noise_index)
+        strange = Batch.of(others, batch.codes.device, noise_index=batch.noise_index)
         with moved(step.backend.module, weights):
-            prediction, losses = step.backend.predictions(batch), step.backend.losses(batch)
+            outputs, targets = step.backend.predictions(batch)
             with torch.no_grad():
-                teacher = step.backend.predictions(target)
-        error = (prediction - teacher).square().mean((1, 2)) * batch.frame_mask  # [N, T]
+                teacher, _ = step.backend.predictions(strange)
+        errors, losses = (
+            (outputs - wanted).square().mean((1, 2)).sum(1) / batch.frames  # beyond them both are 0
+            for wanted in (teacher, targets)
+        )
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
-        return error.sum(1) / batch.frames + self.options.gamma * (levels - losses).relu()
+        return errors + self.options.gamma * (levels - losses).relu()
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         return self.options.alpha * step.backend.losses(batch)

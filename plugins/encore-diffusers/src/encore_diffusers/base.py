@@ -240,21 +240,23 @@ class DiffusionBackend(Backend):
         """What the network is trained to predict for rows, [n, K, W]."""
         return self.objective.target(rows.latents, rows.noise, rows.level)
 
-    def predictions(self, batch: Batch) -> Tensor:
-        """What the network predicts for each clip at the noise of `batch.noise_index`, [N, `TIMESTEPS`, K, T].
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network predicts for each clip at the noise of `batch.noise_index`, and what it should predict.
 
-        Frames beyond a clip's own are 0.
+        Each is [N, `TIMESTEPS`, K, T]; frames beyond a clip's own are 0.
         """
         frames = batch.frames.tolist()
-        out = torch.zeros(len(batch), TIMESTEPS, *batch.codes.shape[1:], device=self.device)
+        shape = len(batch), TIMESTEPS, *batch.codes.shape[1:]
+        outputs, targets = torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
 
         def store(rows: Rows, prediction: Tensor) -> Tensor:
-            for row, place in zip(prediction, rows.places, strict=True):
-                out[place, rows.stratum, :, : frames[place]] = row[:, : frames[place]]
+            for out, values in ((outputs, prediction), (targets, self.target(rows))):
+                for place, row in zip(rows.places, values, strict=True):
+                    out[place, rows.stratum, :, : frames[place]] = row[:, : frames[place]]
             return prediction[:, 0]
 
         self.per_frame(batch, store)
-        return out
+        return outputs, targets
 
     def regress(
         self,
