@@ -71,3 +71,25 @@ def test_a_target_is_what_other_captions_leave_times_what_held_out_music_gains_b
             error = float((backend.predictions(own)[0] - backend.predictions(other)[0]).square().mean())
             short = max(0.0, session.target_nll[clip.track] - float(backend.losses(own)))
         assert float(loss.detach()) == pytest.approx(error + short, rel=1e-4, abs=1e-6)
+
+
+def test_attacks_are_at_the_fixed_rate_where_it_relearns_more_and_new_music_says_how_much(backend) -> None:
+    """As many clips of new music at a time as there are forget clips, here two."""
+    forget, retain, holdout = clips(1, [20, 24]), clips(2, [20, 20, 20]), clips(3, [22, 20])
+    session = SimpleNamespace(
+        backend=backend, forget=forget, holdout=holdout, retain_sample=lambda: retain, chosen={}, lr=None, target_nll={}
+    )
+    method = EncoreDiffusion(EncoreDiffusion.Options(attack_share=1, attack_steps=3, attack_rate=1e-4))
+    method.prepare(session)
+    assert "0.001" in session.chosen["attack_rate"]
+    twin, kept = backend.clone(), []
+    optimizer = torch.optim.AdamW(twin.module.parameters(), lr=1e-3, weight_decay=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        twin.losses(Batch.of(holdout)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(twin.module.parameters(), 1.0)
+        optimizer.step()
+        after, before = (sum(loss_of(model, clip, clip.caption) for clip in holdout) for model in (twin, backend))
+        kept.append(after / before)
+    assert method._attack.kept_shares.tolist() == pytest.approx(kept, rel=1e-4)
+    assert kept[-1] < 1
