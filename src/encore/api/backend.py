@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, ClassVar
 
 from encore.api.data import Batch
@@ -163,6 +164,24 @@ class Backend(ABC):
     def default_method(cls) -> str:
         """The method of `encore forget` where none is named."""
         return "encore" if cls.has_tokens else "encore-diffusion"
+
+    @classmethod
+    def unmet(cls, needs: AbstractSet[str]) -> str:
+        """Why a method can't run on a model of this family, as a predicate ("needs ..."); empty where it can.
+
+        Args:
+            needs: what the method's spec declares.
+        """
+        name = cls.spec.name
+        if "logits" in needs and not cls.has_tokens:
+            return f"needs a token model, and {name} is not one"
+        if "predictions" in needs and cls.has_tokens:
+            return f"is for models without tokens, and {name} has them"
+        if "predictions" in needs and cls.predictions is Backend.predictions:
+            return f"needs a network's outputs at noise levels, and {name} gives none"
+        if "hidden" in needs and cls.blocks is Backend.blocks:
+            return f"needs hidden states, and {name} gives none"
+        return ""
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
