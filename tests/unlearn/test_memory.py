@@ -129,9 +129,9 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
 ) -> None:
     pytest.importorskip("peft")
 
-    def flags(name: str, settings: Settings) -> set[str]:
+    def flags(name: str, settings: Settings, **options: str) -> set[str]:
         chosen = methods().resolve(name)
-        method = chosen(chosen.Options())
+        method = chosen(chosen.Options(**options))
         choices = [settings, *smaller(settings, method)]
         return {other.flags for other in memories(backend, method, clips, choices, bf16=False)} - {settings.flags}
 
@@ -143,6 +143,10 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
     assert flags("encore", Settings(Lora(rank=1))) == {f"{adapter} {checkpoints}", f"{adapter} {checkpoints} {half}"}
     assert flags("encore", Settings(Lora(rank=1), True)) == {f"{adapter} {checkpoints} {half}"}
     assert flags("ewc", Settings()) == {checkpoints}  # its Fisher diagonal is of whole float32 weights
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    states = f"{checkpoints} {half} --optimizer-states 8bit"
+    assert states in flags("npo", Settings())
+    assert states not in flags("npo", Settings(), optim="sign"), "it has no moments"
     edit = methods().resolve("ssd")
     assert smaller(Settings(), edit(edit.Options())) == []
 

@@ -77,8 +77,7 @@ def estimate(prepared: Prepared) -> Estimate:
     free = available_bytes(device)
     if free is not None:
         free += before  # what this process holds already
-    request: Any = prepared.request
-    settings = Settings(request.lora, prepared.checkpoint_activations, request.weights, request.optimizer_states)
+    settings = Settings.of(prepared.request, checkpoint_activations=prepared.checkpoint_activations)
     some = [*clips.forget, *(clips.retain[i] for i in range(min(SOME, len(clips.retain))))]  # retain may be streamed
     seconds: float | None = None
     peak, savings, bf16 = before, dict[str, int](), prepared.precision == "bf16"

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from encore.api import Backend, Batch, Clip, LossMethod, Method
-from encore.errors import EncoreError
+from encore.errors import EncoreError, UsageError
 from encore.unlearn import bf16_weights
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, adapter_size, refuse_unadaptable
-from encore.unlearn.config import Lora, OptimizerStates, WeightType
+from encore.unlearn.config import Lora, OptimizerStates, RunConfig, WeightType
 from encore.unlearn.eight_bit import check_bitsandbytes
 from encore.unlearn.step_rules import held_copies
 
@@ -62,6 +62,12 @@ class Settings:
     checkpoint_activations: bool = False
     weights: WeightType = "fp32"
     optimizer_states: OptimizerStates = "fp32"
+
+    @classmethod
+    def of(cls, request: RunConfig, *, checkpoint_activations: bool = False) -> Settings:
+        """The settings of a configuration; whether activations are checkpointed may follow from the model."""
+        types: Any = {"weights": request.weights, "optimizer_states": request.optimizer_states}
+        return cls(request.lora, checkpoint_activations, **types)
 
     @property
     def flags(self) -> str:
@@ -137,7 +143,7 @@ def memories(
     for settings in choices:
         kind = settings.lora, settings.weights, settings.checkpoint_activations
         try:
-            _refuse_unusable(method, settings)
+            check(method, settings)
             if kind not in measured:
                 with _as_in_the_run(backend, settings):
                     autocast = bf16 or settings.weights == "bf16"
@@ -157,12 +163,23 @@ def memories(
     return result
 
 
-def _refuse_unusable(method: Method, settings: Settings) -> None:
+def check(method: Method, settings: Settings) -> None:
+    """Check that a method can run with settings.
+
+    Raises:
+        UsageError: it can't train an adapter or bfloat16 weights, or has no AdamW whose states can be in 8 bits.
+        MissingExtraError: bitsandbytes is needed, and not installed.
+    """
     if settings.lora is not None:
         refuse_unadaptable(method)
     elif settings.weights == "bf16":
         bf16_weights.check(method)
     if settings.optimizer_states == "8bit":
+        if getattr(method.options, "optim", "") in ("", "sign"):
+            raise UsageError(
+                f"--optimizer-states 8bit is an AdamW, and this run of {method.spec.name!r} has none",
+                "leave --optimizer-states out",
+            )
         check_bitsandbytes()
 
 
