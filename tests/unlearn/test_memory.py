@@ -10,13 +10,17 @@ import torch
 from tests.latent_model import LatentBackend
 from torch import Tensor
 
-from encore.api import Batch, Clip
+from encore.api import Batch, Clip, Method
 from encore.backends.musicgen import MusicgenBackend
 from encore.hashing import module_sha256
 from encore.plugins import methods
 from encore.unlearn import estimate, memory
 from encore.unlearn.adapter import Adapter, Lora
-from encore.unlearn.memory import Memory, Settings, available_bytes, held, memories, memory_of, saved_bytes, smaller
+from encore.unlearn.memory import Memory, Settings, available_bytes, held, memories, saved_bytes, smaller
+
+
+def memory_of(backend: MusicgenBackend, method: Method, clips: list[Clip], settings: Settings, *, bf16: bool) -> Memory:
+    return next(memories(backend, method, clips, [settings], bf16=bf16))[1]
 
 
 @pytest.fixture
@@ -133,7 +137,7 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
         chosen = methods().resolve(name)
         method = chosen(chosen.Options(**options))
         choices = [settings, *smaller(settings, method)]
-        return {other.flags for other in memories(backend, method, clips, choices, bf16=False)} - {settings.flags}
+        return {other.flags for other, _ in memories(backend, method, clips, choices, bf16=False)} - {settings.flags}
 
     monkeypatch.setattr("importlib.util.find_spec", _only_peft)
     checkpoints, adapter, half = "--checkpoint-activations on", "--adapter lora", "--weights bf16"
@@ -162,7 +166,11 @@ def test_activations_are_measured_once_per_kind_of_model(
     monkeypatch.setattr(memory, "saved_bytes", lambda *_, **given: calls.append(given) or 8)
     chosen = methods().resolve("npo")
     method = chosen(chosen.Options())
-    memories(backend, method, clips, [Settings(), Settings(None, True), Settings()], bf16=False)
+    sizes = memories(backend, method, clips, [Settings(), Settings(None, True), Settings()], bf16=False)
+    assert calls == []
+    next(sizes)
+    assert len(calls) == 1, "a dry run tries its own settings before others are measured"
+    assert len(list(sizes)) == 2
     assert [call.get("checkpoint_activations", False) for call in calls] == [False, True]
 
 
@@ -172,7 +180,7 @@ def test_a_model_without_blocks_is_not_offered_checkpoints() -> None:
     chosen = methods().resolve("npo")
     method = chosen(chosen.Options())
     there = memories(backend, method, clips, [Settings(), *smaller(Settings(), method)], bf16=False)
-    assert not any("checkpoint" in settings.flags for settings in there)
+    assert not any("checkpoint" in settings.flags for settings, _ in there)
 
 
 def test_free_memory_of_the_cpu_is_what_the_system_says() -> None:
@@ -199,8 +207,7 @@ def test_a_plan_that_does_not_fit_says_what_would(studio: Path, call, monkeypatc
 
     huge, fitting, other = (Memory(0, size << 30, 0, 0) for size in (40, 1, 39))
     sizes = {Settings(): huge, Settings(Lora()): fitting, Settings(None, True): other}
-    monkeypatch.setattr(estimate, "memory_of", lambda *_, **__: huge)
-    monkeypatch.setattr(estimate, "memories", lambda *_, **__: dict(sizes))
+    monkeypatch.setattr(estimate, "memories", lambda *_, **__: iter(sizes.items()))
     monkeypatch.setattr(estimate, "available_bytes", lambda _: 10 << 30)
     monkeypatch.setattr(estimate, "_trial", lambda *_: pytest.fail("a run that does not fit is not tried"))
     plan = call(*flags)

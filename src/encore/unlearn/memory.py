@@ -108,29 +108,23 @@ def held(backend: Backend, method: Method, settings: Settings) -> Memory:
     return Memory(model + adapter, training, frozen * model, 0)
 
 
-def memory_of(backend: Backend, method: Method, clips: Sequence[Clip], settings: Settings, *, bf16: bool) -> Memory:
-    """The memory of a run of a method that trains. The backend is left as it is.
+def memories(
+    backend: Backend, method: Method, clips: Sequence[Clip], choices: Sequence[Settings], *, bf16: bool
+) -> Iterator[tuple[Settings, Memory]]:
+    """The memory of a run of a method that trains, with each of some settings; the backend is left as it is.
+
+    Each is computed when it is requested; activations are measured once per kind of model.
 
     Args:
         backend: the model.
         method: its options and needs.
         clips: the run's; the longest is what activations are computed of, by one forward pass.
-        settings: of the run.
+        choices: settings of the run, and others.
         bf16: whether autocast is on.
 
     Raises:
-        EncoreError: the method can't train an adapter or bfloat16 weights, or the model's blocks can't be checkpointed.
-    """
-    return memories(backend, method, clips, [settings], bf16=bf16)[settings]
-
-
-def memories(
-    backend: Backend, method: Method, clips: Sequence[Clip], choices: Sequence[Settings], *, bf16: bool
-) -> dict[Settings, Memory]:
-    """`memory_of` with each of some settings; activations are measured once per kind of model.
-
-    Raises:
-        EncoreError: as `memory_of`, of the first settings; of the others those that can't be used are left out.
+        EncoreError: the method can't train an adapter or bfloat16 weights, or the model's blocks can't be checkpointed,
+            as the first settings have it. Of the others those that can't be used are left out.
     """
     longest = max(clips, key=lambda clip: clip.codes.shape[-1])
     options = method.options
@@ -138,7 +132,6 @@ def memories(
         getattr(options, "micro_batch_size", 8),
         max(getattr(options, "forget_batch_size", 0), getattr(options, "batch_size", 0), 1),
     )
-    result: dict[Settings, Memory] = {}
     measured: dict[tuple[Lora | None, WeightType, bool], int] = {}
     for settings in choices:
         kind = settings.lora, settings.weights, settings.checkpoint_activations
@@ -155,12 +148,13 @@ def memories(
                         inputs = saved_bytes(backend, [longest], bf16=autocast, checkpoint_activations=True)
                         # A checkpointed block's own activations exist one block at a time, when it is run again.
                         measured[kind] = inputs + (everything - inputs) // len(backend.blocks)
-            result[settings] = replace(held(backend, method, settings), activations=micro_batch * measured[kind])
+            found = replace(held(backend, method, settings), activations=micro_batch * measured[kind])
         # peft is missing, the method or the model does not allow it, or a copy of the model does not fit
         except (EncoreError, torch.OutOfMemoryError):
-            if not result:
+            if settings == choices[0]:
                 raise
-    return result
+            continue
+        yield settings, found
 
 
 def check(method: Method, settings: Settings) -> None:
