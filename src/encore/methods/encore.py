@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.api.data import LazyClips
+from encore.curvature.fisher_stream import evaluating
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
@@ -321,12 +322,8 @@ def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Ten
 @torch.no_grad()
 def _without_dropout(backend: Backend, batch: Batch) -> Tensor:
     """The model's logits [N, K, T, V], in evaluation mode."""
-    training = backend.module.training
-    backend.module.eval()
-    try:
+    with evaluating(backend.module):
         return backend.logits(batch)
-    finally:
-        backend.module.train(training)
 
 
 def _draw(most: int, generator: torch.Generator) -> int:

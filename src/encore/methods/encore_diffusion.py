@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
+from encore.curvature.fisher_stream import evaluating
 from encore.methods.encore import typical_weight
 from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.options import TrainOptions
@@ -131,15 +132,11 @@ class EncoreDiffusion(LossMethod):
 @torch.no_grad()
 def mean_losses(backend: Backend, clips: Sequence[Clip], draws: int = 4, size: int = 16) -> Tensor:
     """Loss of each clip, a mean over draws of noise, [N]."""
-    training = backend.module.training
-    backend.module.eval()
-    try:
-        parts = [clips[start : start + size] for start in range(0, len(clips), size)]
+    parts = [clips[start : start + size] for start in range(0, len(clips), size)]
+    with evaluating(backend.module):
         return torch.cat(
             [
                 torch.stack([backend.losses(Batch.of(p, backend.device, noise_index=i)) for i in range(draws)]).mean(0)
                 for p in parts
             ]
         )
-    finally:
-        backend.module.train(training)
