@@ -224,7 +224,7 @@ class Encore(LossMethod):
         captions = {clip: self._other_caption(step.generator) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
-        return shift, captions, self._attack.drawn(step, known, share=share, size=len(batch))
+        return shift, captions, self._attack.maybe_attack(step, known, share=share, size=len(batch))
 
     def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
         return {clip: self._crop(clip, generator) for clip in clips if clip not in self._memorised}

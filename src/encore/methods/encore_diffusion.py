@@ -92,7 +92,7 @@ class EncoreDiffusion(LossMethod):
             "forget",
             lambda: (
                 self._drawn(step, clips),
-                self._attack.drawn(step, clips, share=self.options.attack_share, size=len(batch)),
+                self._attack.maybe_attack(step, clips, share=self.options.attack_share, size=len(batch)),
             ),
         )
         others = [Clip(clip.track, captions[clip], clip.codes) for clip in batch.clips]

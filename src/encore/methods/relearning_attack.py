@@ -75,7 +75,7 @@ class RelearningAttack:
             shares.append(torch.stack(after))
         return torch.stack(shares).mean(0) if shares else torch.ones(self._steps, 1, device=backend.device)
 
-    def drawn(
+    def maybe_attack(
         self, step: Step, clips: Sequence[Clip], *, share: float, size: int
     ) -> tuple[dict[str, Tensor], Tensor | float]:
         """Attack a share of the steps, of those at a high learning rate.
