@@ -12,6 +12,7 @@ from torch import Tensor
 
 from encore.api import Batch, Clip, Method
 from encore.backends.musicgen import MusicgenBackend
+from encore.errors import MissingExtraError
 from encore.hashing import module_sha256
 from encore.plugins import methods
 from encore.unlearn import estimate, memory
@@ -139,7 +140,10 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
         choices = [settings, *smaller(settings, method)]
         return {other.flags for other, _ in memories(backend, method, clips, choices, bf16=False)} - {settings.flags}
 
-    monkeypatch.setattr("importlib.util.find_spec", _only_peft)
+    def missing() -> None:
+        raise MissingExtraError("bitsandbytes is not installed", "pip install")
+
+    monkeypatch.setattr(memory, "check_bitsandbytes", missing)
     checkpoints, adapter, half = "--checkpoint-activations on", "--adapter lora", "--weights bf16"
     assert flags("encore", Settings()) == {
         checkpoints, adapter, f"{adapter} {checkpoints}", f"{adapter} {checkpoints} {half}"
@@ -147,16 +151,12 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
     assert flags("encore", Settings(Lora(rank=1))) == {f"{adapter} {checkpoints}", f"{adapter} {checkpoints} {half}"}
     assert flags("encore", Settings(Lora(rank=1), True)) == {f"{adapter} {checkpoints} {half}"}
     assert flags("ewc", Settings()) == {checkpoints}  # its Fisher diagonal is of whole float32 weights
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(memory, "check_bitsandbytes", lambda: None)
     states = f"{checkpoints} {half} --optimizer-states 8bit"
     assert states in flags("npo", Settings())
     assert states not in flags("npo", Settings(), optim="sign"), "it has no moments"
     edit = methods().resolve("ssd")
     assert smaller(Settings(), edit(edit.Options())) == []
-
-
-def _only_peft(name: str) -> object:
-    return None if name == "bitsandbytes" else name
 
 
 def test_activations_are_measured_once_per_kind_of_model(
