@@ -70,7 +70,7 @@ def encore_register_methods() -> list[MethodSpec]:
             "altpo",
             "prefers the model's own other generation to the track",
             "encore.methods.altpo:AltPo",
-            needs=retain | {"reference_nll"},
+            needs=retain | logits | {"reference_nll"},
         ),
         MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
         MethodSpec(

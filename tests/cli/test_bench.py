@@ -80,7 +80,22 @@ def test_by_default_all_methods_that_can_be_had(installed, capsys):
     )
     names = _installed("musicgen")
     assert {"ga", "npo", "encore"} <= set(names) == set(plugins.methods().names) - {"snag", "encore-diffusion"}
-    assert "snag is left out: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "snag is left out: " in told
+    assert "encore-diffusion is left out: is for models without tokens, and musicgen has them" in told
+
+
+def test_by_default_no_method_that_a_family_lacks_something_for(installed, capsys):
+    """A family without tokens, hidden states and outputs, and one with outputs: what each refuses is not tried."""
+    installed.add("encore-latent", LATENT)
+    without, outputs = _installed("latent"), _installed("tokenless")
+    needs = {entry.spec.name: entry.spec.needs for entry in plugins.methods()}
+    assert set(outputs) == {name for name, needed in needs.items() if not needed & {"logits", "hidden"}}
+    assert set(without) == set(outputs) - {"encore-diffusion"}
+    assert "altpo" not in outputs
+    told = capsys.readouterr().err
+    assert "altpo is left out: needs a token model, and latent is not one" in told
+    assert "encore-diffusion is left out: needs a network's outputs at noise levels, and latent gives none" in told
 
 
 @pytest.mark.slow
@@ -176,4 +191,16 @@ class Snag(LossMethod):
 @hookimpl
 def encore_register_methods():
     return [MethodSpec("snag", "raises", "encore_snag:Snag")]
+"""
+
+LATENT = """
+from encore.api import BackendSpec, hookimpl
+
+
+@hookimpl
+def encore_register_backends():
+    return [
+        BackendSpec("latent", "no tokens", "tests.latent_model:LatentBackend"),
+        BackendSpec("tokenless", "no tokens, but outputs", "encore.testing.fixture:LatentBackend"),
+    ]
 """

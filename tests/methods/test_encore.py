@@ -292,7 +292,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         optimizer.zero_grad()
     plain, _ = made(backend, clips, retain, session.holdout_nll, holdout=holdout)
     if share > 0.4:
-        plain._levels = {clip: level * method._kept_shares[0] for clip, level in plain._levels.items()}
+        plain._levels = {clip: level * method._attack.kept_shares[0] for clip, level in plain._levels.items()}
     generator = torch.Generator().manual_seed(0)
     wanted = plain.forget_loss(replace(step, backend=attacked, generator=generator), Batch.of(clips))
     if share > 0.4:
@@ -319,7 +319,7 @@ def test_fewer_memorised_clips_are_attacked_more_often(backend: MusicgenBackend,
     assert len(method._deep) == known
     generator = torch.Generator().manual_seed(0)
     step = replace(step_of(backend, session), lr_share=1.0, forget=clips, generator=generator)
-    attacked = sum(bool(method._attacked(step, Batch.of(clips))[0]) for _ in range(40))
+    attacked = sum(bool(method._drawn_for(step, Batch.of(clips))[2][0]) for _ in range(40))
     assert abs(attacked - often) <= (8 if known == 2 else 0)
 
 
@@ -342,8 +342,8 @@ def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) 
             torch.nn.utils.clip_grad_norm_(twin.module.parameters(), 1.0)
             optimizer.step()
             wanted[-1].append(nll_of(twin, clip) / nll_of(backend, clip))
-    np.testing.assert_allclose(method._kept_shares.numpy(), np.mean(wanted, 0), rtol=1e-4)
-    assert method._kept_shares.max() < 1
+    np.testing.assert_allclose(method._attack.kept_shares.numpy(), np.mean(wanted, 0), rtol=1e-4)
+    assert method._attack.kept_shares.max() < 1
 
 
 @pytest.mark.parametrize("breaks", [False, True])
@@ -351,13 +351,13 @@ def test_attacks_take_the_rate_that_relearns_new_music_further(
     backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch, breaks: bool
 ) -> None:
     """Of the one relative to the weights and a high fixed one; a fixed one that breaks the model is not taken."""
-    monkeypatch.setattr("encore.methods.encore.ATTACKER", 3.0 if breaks else 2e-3)
+    monkeypatch.setattr("encore.methods.relearning_attack.ATTACKER", 3.0 if breaks else 2e-3)
     clips, retain, new = make_clips(2), make_clips(4, seed=1), make_clips(3, seed=5)
     level = between(backend, clips, 1)
     method, session = made(backend, clips, retain, level, holdout=new, attack_share=1.0, attack_rate=1e-3)
     assert method._attack.lr == (1e-3 * method._typical if breaks else 2e-3)
     assert ("attack_rate" in session.chosen) is not breaks
-    assert torch.equal(method._kept_shares, method._kept(method._attack, backend, new))
+    assert torch.equal(method._attack.kept_shares, method._attack._kept(backend, [new[:1], new[1:2], new[2:]]))
 
 
 @pytest.mark.parametrize("learnt", [True, False])

@@ -36,7 +36,7 @@ def loss_of(backend: LatentBackend, clip: Clip, caption: str) -> float:
         return sum(float(backend.losses(Batch.of([other], noise_index=draw))) for draw in range(4)) / 4
 
 
-def test_a_target_is_what_other_captions_leave_times_what_held_out_music_gains_by_its_own(backend) -> None:
+def test_a_target_is_what_other_captions_leave_times_what_held_out_music_gains_by_its_own(backend, monkeypatch) -> None:
     forget, retain, holdout = clips(1, [20, 24]), clips(2, [20, 20, 20]), clips(3, [22, 20])
     session = SimpleNamespace(
         backend=backend, forget=forget, holdout=holdout, retain_sample=lambda: retain, chosen={}, lr=None, target_nll={}
@@ -58,12 +58,38 @@ def test_a_target_is_what_other_captions_leave_times_what_held_out_music_gains_b
     assert session.lr == pytest.approx(0.015 * middle)
 
     step = Step(backend, None, torch.Generator().manual_seed(5), 0.0, None, forget=forget)
+    computed, logits = [], backend.inner.logits
+    monkeypatch.setattr(backend.inner, "logits", lambda *given, **more: computed.append(1) or logits(*given, **more))
     losses = method.forget_loss(step, Batch.of(forget, noise_index=3))
+    assert len(computed) == 2, "the network runs once for its own caption, and once for the other"
+    monkeypatch.undo()
     drawn = torch.randint(len(captions), (2,), generator=torch.Generator().manual_seed(5)).tolist()
     for clip, loss, place in zip(forget, losses, drawn, strict=True):
         own = Batch.of([clip], noise_index=3)
         other = Batch.of([Clip(clip.track, sorted(captions)[place], clip.codes)], noise_index=3)
         with torch.no_grad():
-            error = float((backend.predictions(own) - backend.predictions(other)).square().mean())
+            error = float((backend.predictions(own)[0] - backend.predictions(other)[0]).square().mean())
             short = max(0.0, session.target_nll[clip.track] - float(backend.losses(own)))
         assert float(loss.detach()) == pytest.approx(error + short, rel=1e-4, abs=1e-6)
+
+
+def test_attacks_are_at_the_fixed_rate_where_it_relearns_more_and_new_music_says_how_much(backend) -> None:
+    """As many clips of new music at a time as there are forget clips, here two."""
+    forget, retain, holdout = clips(1, [20, 24]), clips(2, [20, 20, 20]), clips(3, [22, 20])
+    session = SimpleNamespace(
+        backend=backend, forget=forget, holdout=holdout, retain_sample=lambda: retain, chosen={}, lr=None, target_nll={}
+    )
+    method = EncoreDiffusion(EncoreDiffusion.Options(attack_share=1, attack_steps=3, attack_rate=1e-4))
+    method.prepare(session)
+    assert "0.001" in session.chosen["attack_rate"]
+    twin, kept = backend.clone(), []
+    optimizer = torch.optim.AdamW(twin.module.parameters(), lr=1e-3, weight_decay=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        twin.losses(Batch.of(holdout)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(twin.module.parameters(), 1.0)
+        optimizer.step()
+        after, before = (sum(loss_of(model, clip, clip.caption) for clip in holdout) for model in (twin, backend))
+        kept.append(after / before)
+    assert method._attack.kept_shares.tolist() == pytest.approx(kept, rel=1e-4)
+    assert kept[-1] < 1

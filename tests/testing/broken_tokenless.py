@@ -68,6 +68,63 @@ class FixedTarget(Broken):
         return super().random_losses(batch, torch.Generator().manual_seed(0))
 
 
+class PredictsAtOtherNoise(Broken):
+    fault = ("predictions", "losses are", "but outputs and targets say")
+
+    def predictions(self, batch):
+        return super().predictions(replace(batch, noise_index=0))
+
+
+class PredictsWithoutGradient(Broken):
+    fault = ("predictions", "for outputs, has no gradient")
+
+    def predictions(self, batch):
+        outputs, targets = super().predictions(batch)
+        return outputs.detach(), targets
+
+
+class GradientOfNothing(Broken):
+    fault = ("predictions", "no gradient with respect to the weights")
+
+    def predictions(self, batch):
+        outputs, targets = super().predictions(batch)
+        return outputs.detach().requires_grad_(), targets
+
+
+class OutputsAlone(Broken):
+    fault = ("predictions", "outputs and targets")
+
+    def predictions(self, batch):
+        return super().predictions(batch)[0]
+
+
+class PredictsPadding(Broken):
+    fault = ("predictions", "targets are not 0 on the padding")
+
+    def predictions(self, batch):
+        outputs, targets = super().predictions(batch)
+        return outputs, targets + ~batch.frame_mask[:, None, None]
+
+
+class InfiniteTargets(Broken):
+    fault = ("predictions", "for targets, is not finite")
+
+    def predictions(self, batch):
+        outputs, targets = super().predictions(batch)
+        return outputs, targets / 0
+
+
+class NoiseOfTheCaption(Broken):
+    """Both move with the caption, so that their difference does not."""
+
+    fault = ("predictions", "targets change", "with the captions")
+
+    def predictions(self, batch):
+        moved = torch.tensor([len(caption) for caption in batch.captions])[:, None, None, None] / 8
+        moved = moved * batch.frame_mask[:, None, None]
+        return tuple(values + moved for values in super().predictions(batch))
+
+
 class WithoutLatents(Broken):
     fault = ("latents", "has latents by definition")
 

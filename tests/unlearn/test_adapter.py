@@ -19,6 +19,7 @@ from encore.api.data import by_length
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import MissingExtraError, UsageError
 from encore.hashing import module_sha256
+from encore.methods.encore import codebook_nll
 from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.plugins import methods
 from encore.relearning import relearn
@@ -173,7 +174,7 @@ def test_a_relearning_attack_trains_the_adapter_and_shares_the_rest(backend: Mus
     for name, weight in slow.module.named_parameters():
         weight.requires_grad_(name in made.parameters)
     before = module_sha256(backend.module)
-    attack = RelearningAttack(backend, lr=0.02)
+    attack = RelearningAttack(lr=0.02, steps=3, size=2, measure=codebook_nll)
     *_, weights = attack(backend, clips.forget, steps=3, size=2)
     list(relearn(slow, [clips.forget[:2], clips.forget[2:4], clips.forget[4:]], lr=0.02, steps=3))
     assert module_sha256(backend.module) == before

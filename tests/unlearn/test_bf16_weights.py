@@ -127,6 +127,19 @@ def test_a_run_is_close_to_one_in_float32(backend: MusicgenBackend, clips: Clips
     assert torch.cosine_similarity(moved["fp32"], moved["bf16"], dim=0) > 0.8
 
 
+def test_snapshots_are_compared_with_the_base_in_the_same_precision(backend: MusicgenBackend, clips: Clips) -> None:
+    """A run that changes no weight measures no harm, and not the rounding of the weights."""
+    cls = methods().resolve("graddiff")
+    engine = Engine(backend, clips, weight_type="bf16")
+    in_float32 = engine.monitor.first
+    result = engine.run(cls(cls.Options(steps=1, stop="never", lr=1e-30)))
+    assert result.before is not None
+    assert result.best is not None
+    assert result.best.forget == result.before.forget != in_float32.forget
+    assert set(result.best.harm.values()) == {0.0}
+    assert result.best.target_nll == dict.fromkeys(result.before.forget, result.before.holdout)
+
+
 def test_methods_that_read_or_change_weights_are_refused(backend: MusicgenBackend, clips: Clips) -> None:
     for name, reason in (("ssd", "edits"), ("ewc", "Fisher")):
         cls = methods().resolve(name)

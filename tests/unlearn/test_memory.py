@@ -10,13 +10,18 @@ import torch
 from tests.latent_model import LatentBackend
 from torch import Tensor
 
-from encore.api import Batch, Clip
+from encore.api import Batch, Clip, Method
 from encore.backends.musicgen import MusicgenBackend
+from encore.errors import MissingExtraError
 from encore.hashing import module_sha256
 from encore.plugins import methods
 from encore.unlearn import estimate, memory
 from encore.unlearn.adapter import Adapter, Lora
-from encore.unlearn.memory import Memory, Settings, available_bytes, held, memories, memory_of, saved_bytes, smaller
+from encore.unlearn.memory import Memory, Settings, available_bytes, held, memories, saved_bytes, smaller
+
+
+def memory_of(backend: MusicgenBackend, method: Method, clips: list[Clip], settings: Settings, *, bf16: bool) -> Memory:
+    return next(memories(backend, method, clips, [settings], bf16=bf16))[1]
 
 
 @pytest.fixture
@@ -129,13 +134,16 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
 ) -> None:
     pytest.importorskip("peft")
 
-    def flags(name: str, settings: Settings) -> set[str]:
+    def flags(name: str, settings: Settings, **options: str) -> set[str]:
         chosen = methods().resolve(name)
-        method = chosen(chosen.Options())
+        method = chosen(chosen.Options(**options))
         choices = [settings, *smaller(settings, method)]
-        return {other.flags for other in memories(backend, method, clips, choices, bf16=False)} - {settings.flags}
+        return {other.flags for other, _ in memories(backend, method, clips, choices, bf16=False)} - {settings.flags}
 
-    monkeypatch.setattr("importlib.util.find_spec", _only_peft)
+    def missing() -> None:
+        raise MissingExtraError("bitsandbytes is not installed", "pip install")
+
+    monkeypatch.setattr(memory, "check_bitsandbytes", missing)
     checkpoints, adapter, half = "--checkpoint-activations on", "--adapter lora", "--weights bf16"
     assert flags("encore", Settings()) == {
         checkpoints, adapter, f"{adapter} {checkpoints}", f"{adapter} {checkpoints} {half}"
@@ -143,12 +151,12 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
     assert flags("encore", Settings(Lora(rank=1))) == {f"{adapter} {checkpoints}", f"{adapter} {checkpoints} {half}"}
     assert flags("encore", Settings(Lora(rank=1), True)) == {f"{adapter} {checkpoints} {half}"}
     assert flags("ewc", Settings()) == {checkpoints}  # its Fisher diagonal is of whole float32 weights
+    monkeypatch.setattr(memory, "check_bitsandbytes", lambda: None)
+    states = f"{checkpoints} {half} --optimizer-states 8bit"
+    assert states in flags("npo", Settings())
+    assert states not in flags("npo", Settings(), optim="sign"), "it has no moments"
     edit = methods().resolve("ssd")
     assert smaller(Settings(), edit(edit.Options())) == []
-
-
-def _only_peft(name: str) -> object:
-    return None if name == "bitsandbytes" else name
 
 
 def test_activations_are_measured_once_per_kind_of_model(
@@ -158,7 +166,11 @@ def test_activations_are_measured_once_per_kind_of_model(
     monkeypatch.setattr(memory, "saved_bytes", lambda *_, **given: calls.append(given) or 8)
     chosen = methods().resolve("npo")
     method = chosen(chosen.Options())
-    memories(backend, method, clips, [Settings(), Settings(None, True), Settings()], bf16=False)
+    sizes = memories(backend, method, clips, [Settings(), Settings(None, True), Settings()], bf16=False)
+    assert calls == []
+    next(sizes)
+    assert len(calls) == 1, "a dry run tries its own settings before others are measured"
+    assert len(list(sizes)) == 2
     assert [call.get("checkpoint_activations", False) for call in calls] == [False, True]
 
 
@@ -168,7 +180,7 @@ def test_a_model_without_blocks_is_not_offered_checkpoints() -> None:
     chosen = methods().resolve("npo")
     method = chosen(chosen.Options())
     there = memories(backend, method, clips, [Settings(), *smaller(Settings(), method)], bf16=False)
-    assert not any("checkpoint" in settings.flags for settings in there)
+    assert not any("checkpoint" in settings.flags for settings, _ in there)
 
 
 def test_free_memory_of_the_cpu_is_what_the_system_says() -> None:
@@ -195,8 +207,7 @@ def test_a_plan_that_does_not_fit_says_what_would(studio: Path, call, monkeypatc
 
     huge, fitting, other = (Memory(0, size << 30, 0, 0) for size in (40, 1, 39))
     sizes = {Settings(): huge, Settings(Lora()): fitting, Settings(None, True): other}
-    monkeypatch.setattr(estimate, "memory_of", lambda *_, **__: huge)
-    monkeypatch.setattr(estimate, "memories", lambda *_, **__: dict(sizes))
+    monkeypatch.setattr(estimate, "memories", lambda *_, **__: iter(sizes.items()))
     monkeypatch.setattr(estimate, "available_bytes", lambda _: 10 << 30)
     monkeypatch.setattr(estimate, "_trial", lambda *_: pytest.fail("a run that does not fit is not tried"))
     plan = call(*flags)

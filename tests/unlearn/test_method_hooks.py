@@ -413,6 +413,6 @@ def test_a_run_is_refused_where_the_model_gives_no_hidden_states(
     monkeypatch.setattr(MusicgenBackend, "blocks", Backend.blocks)
     (tmp_path / "list.txt").write_text("id:entertainer\n")
     config = ForgetConfig(tracks=tmp_path / "list.txt", out=tmp_path / "run")
-    with pytest.raises(UsageError, match="musicgen gives no hidden states"):
+    with pytest.raises(UsageError, match="'rmu' needs hidden states, and musicgen gives none"):
         prepare(config, Rmu(options()))
     assert not (tmp_path / "run").exists()

@@ -61,6 +61,9 @@ def test_methods_that_can_not_train_parts_are_refused() -> None:
         check_method(config(fsdp=True), weighed(weighed.Options()))
     with pytest.raises(UsageError, match="--weights bf16"):
         check_method(config(weights="bf16"), weighed(weighed.Options()))
+    signs = methods().resolve("npo")
+    with pytest.raises(UsageError, match="8bit is an AdamW"):
+        check_method(config(optimizer_states="8bit"), signs(signs.Options(optim="sign")))
     check_method(config(weights="bf16"), Training(Training.Options()))
     check_method(config(adapter="lora"), Training(Training.Options()))
     check_method(config(fsdp=True), Training(Training.Options()))

@@ -8,6 +8,7 @@ import torch
 from encore import distributed
 from encore.backends.musicgen import MusicgenBackend
 from encore.errors import UsageError
+from encore.methods.encore import codebook_nll
 from encore.methods.relearning_attack import RelearningAttack
 from encore.plugins import methods
 from encore.unlearn import sharding
@@ -30,7 +31,7 @@ def test_others_are_not(name: str) -> None:
 
 
 def test_an_attack_needs_whole_weights(backend: MusicgenBackend) -> None:
-    attack = RelearningAttack(backend, lr=0.1)
+    attack = RelearningAttack(lr=0.1, steps=1, size=1, measure=codebook_nll)
     with distributed.lockstep(), pytest.raises(UsageError, match="relearning attacks need whole weights"):
         list(attack(backend, [], steps=1, size=1))
 

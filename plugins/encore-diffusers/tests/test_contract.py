@@ -128,9 +128,9 @@ def test_loss_is_the_mean_squared_error_over_a_clips_own_frames(backend, clips, 
 def test_predictions_are_what_the_loss_compares_with_the_target(backend, clips, monkeypatch):
     """Clip by clip and level by level; the noise does not depend on the caption."""
     batch, inputs = Batch.of(clips, noise_index=3), []
-    found, losses = backend.predictions(batch), backend.losses(batch)
+    (found, wanted), losses = backend.predictions(batch), backend.losses(batch)
     assert found.shape == (3, TIMESTEPS, backend.codebooks, max(clip.codes.shape[-1] for clip in clips))
-    for clip, row, loss in zip(clips, found, losses, strict=True):
+    for clip, row, target, loss in zip(clips, found, wanted, losses, strict=True):
         frames = clip.codes.shape[-1]
         assert not row[..., frames:].any()
         latents, noise, share = backend._noised(clip.codes, 3)
@@ -140,6 +140,8 @@ def test_predictions_are_what_the_loss_compares_with_the_target(backend, clips, 
                 for s in range(TIMESTEPS)
             ]
         )
+        torch.testing.assert_close(target[..., :frames], targets[..., :frames])
+        assert not target[..., frames:].any()
         own = (row[..., :frames] - targets[..., :frames]).square().mean()
         assert float(own.detach()) == pytest.approx(float(loss.detach()), rel=1e-4)
     found.square().sum().backward()

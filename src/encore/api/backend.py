@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, ClassVar
 
 from encore.api.data import Batch
@@ -164,6 +165,24 @@ class Backend(ABC):
         """The method of `encore forget` where none is named."""
         return "encore" if cls.has_tokens else "encore-diffusion"
 
+    @classmethod
+    def unmet(cls, needs: AbstractSet[str]) -> str:
+        """Why a method can't run on a model of this family, as a predicate ("needs ..."); empty where it can.
+
+        Args:
+            needs: what the method's spec declares.
+        """
+        name = cls.spec.name
+        if "logits" in needs and not cls.has_tokens:
+            return f"needs a token model, and {name} is not one"
+        if "predictions" in needs and cls.has_tokens:
+            return f"is for models without tokens, and {name} has them"
+        if "predictions" in needs and cls.predictions is Backend.predictions:
+            return f"needs a network's outputs at noise levels, and {name} gives none"
+        if "hidden" in needs and cls.blocks is Backend.blocks:
+            return f"needs hidden states, and {name} gives none"
+        return ""
+
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """The residual blocks of `module`, from input to output; to override where a block's output is [N, T, D].
@@ -193,14 +212,18 @@ class Backend(ABC):
         blocks = self.blocks
         return output_of(blocks[max(1, round(depth * len(blocks))) - 1], lambda: self.losses(batch))
 
-    def predictions(self, batch: Batch) -> Tensor:
-        """Without tokens: the network's outputs that `losses` compares with a target.
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Without tokens: the network's outputs, and the targets that `losses` compares them with.
+
+        `losses` is their mean squared difference over S, K and a clip's own frames; where the training loss weighs
+        noise levels, both have the square root of the weight as a factor.
 
         Args:
-            batch: N clips. The noise depends on their latents and `batch.noise_index` alone, not on captions.
+            batch: N clips. Noise and targets depend on their latents and `batch.noise_index` alone, not on captions.
 
         Returns:
-            [N, S, K, T], S noise levels, with gradient; 0 where `batch.frame_mask` is False.
+            Outputs, with gradient, and targets, without; each [N, S, K, T], S noise levels, and 0 where
+            `batch.frame_mask` is False.
 
         Raises:
             UsageError: the backend gives none; with tokens, use `logits`.

@@ -348,20 +348,19 @@ def _names(given: str | None, flag: str) -> tuple[str, ...] | None:
 
 
 def _installed(backend: str) -> list[str]:
-    """All methods for a backend's models, except those whose extra is missing; these are noted."""
+    """All methods that are installed and run on a backend's models; the others are noted."""
     from encore import plugins
-    from encore.api import Backend
 
     names, registry, family = [], plugins.methods(), plugins.backends().resolve(backend)
-    lacking = {"predictions" if family.has_tokens else "logits"}
-    if family.blocks is Backend.blocks:
-        lacking.add("hidden")
     for name in registry.names:
         try:
-            if not lacking & registry.resolve(name).spec.needs:
-                names.append(name)
+            why = family.unmet(registry.resolve(name).spec.needs)
         except EncoreError as error:
-            console.note(f"{name} is left out: {error.message}")
+            why = error.message
+        if why:
+            console.note(f"{name} is left out: {why}")
+        else:
+            names.append(name)
     return names
 
 

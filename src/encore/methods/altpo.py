@@ -11,7 +11,6 @@ from torch import Tensor
 
 from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
-from encore.errors import UsageError
 from encore.options import TrainOptions
 
 COPY = 0.5  # share of equal codes from which a generation is a copy of the track
@@ -44,10 +43,6 @@ class AltPo(LossMethod):
 
     def prepare(self, session: Session) -> None:
         self._alternatives: dict[Clip, list[tuple[Clip, Tensor]]] = {clip: [] for clip in session.forget}  # and NLL
-        if not session.backend.has_tokens:
-            raise UsageError(
-                f"altpo compares sampled codes, and {session.backend.name} has none", "choose another --method"
-            )
         size = min(self.options.micro_batch_size, self.options.forget_batch_size)
         for _ in range(self.options.alternatives):
             for start in range(0, len(session.forget), size):

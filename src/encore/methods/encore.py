@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.api.data import LazyClips
+from encore.curvature.fisher_stream import evaluating
 from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
@@ -22,8 +23,6 @@ from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of the target
 MANY = 8  # from this many memorised clips on, the rate is not reduced
-ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
-ATTACKER = 1e-3  # a high learning rate for fine-tuning, which those who attack a model of small weights may choose too
 PREDICTED = 32  # clips of new music whose predictions give the entropy that a teacher keeps
 SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a memorised clip's first frame, and its decay in frames
@@ -110,8 +109,13 @@ class Encore(LossMethod):
         self._set_levels(session, new, limit)
         self._entropy = self._teacher_entropy(session, new) if self._deep and new else math.inf
         self._set_rate(session)
+        self._attack = RelearningAttack(
+            lr=self.options.attack_rate * self._typical, steps=self.options.attack_steps,
+            size=self.options.micro_batch_size, measure=codebook_nll,
+        )  # fmt: skip
         if self._deep and self.options.attack_share:
-            self._set_attack(session, new)
+            most = self.options.forget_batch_size
+            self._attack.calibrate(session, new, together=min(len(self._deep), most), count=most)
         if memorised:
             share = self.options.memorised_share
             wanted = share / (1 - share) * len(self._retain) / len(memorised)  # times as often as any other
@@ -164,16 +168,8 @@ class Encore(LossMethod):
         """Whether relearning lowers the NLL of some memorised clips no further than that of new music."""
         if not self._deep or not self.options.attack_share:
             return True
-        known = [clip for clip in self._levels if clip in self._deep]
-        some = torch.randperm(len(known), generator=step.generator)[: self.options.forget_batch_size].tolist()
-        clips = [known[i] for i in some]
-        *_, weights = self._attack(
-            step.backend, clips, steps=self.options.attack_steps, size=self.options.micro_batch_size
-        )
-        with moved(step.backend.module, weights):
-            nll = codebook_nll(step.backend, clips).mean()
-        wanted = torch.stack([self._levels[clip] for clip in clips]) * self._kept_shares[-1]
-        return bool(nll >= wanted.mean())
+        known = {clip: level for clip, level in self._levels.items() if clip in self._deep}
+        return self._attack.resisted(step, known, self.options.forget_batch_size)
 
     # ------------------------------------------------------------------------------------------- levels and the rate
 
@@ -255,59 +251,13 @@ class Encore(LossMethod):
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = _draw(min(self._shift(step.backend), shortest // 2), step.generator) + 1
         captions = {clip: self._other_caption(step.generator) for clip in clips}
-        return shift, captions, self._attacked(step, batch)
+        known = [clip for clip in step.forget if clip in self._deep]
+        share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
+        return shift, captions, self._attack.maybe_attack(step, known, share=share, size=len(batch))
 
     def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
         """A crop of each clip; the memorised ones are whole."""
         return {clip: clip if clip in self._memorised else self._crop(clip, generator) for clip in clips}
-
-    def _attacked(self, step: Step, batch: Batch) -> tuple[dict[str, Tensor], Tensor | float]:
-        """The weights after relearning the step's memorised clips, and the share [K] of its NLL that new music keeps
-        under an attack of the same length; no weights without an attack."""
-        known = [clip for clip in step.forget if clip in self._deep]
-        share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
-        often = torch.rand((), generator=step.generator) < share
-        if not known or not often or step.lr_share <= ATTACKED_FROM:
-            return {}, 1.0
-        steps = _draw(self.options.attack_steps, step.generator) + 1
-        *_, weights = self._attack(step.backend, known, steps=steps, size=len(batch))
-        return weights, self._kept_shares[steps - 1]
-
-    def _set_attack(self, session: Session, new: Sequence[Clip]) -> None:
-        """Set the attack, and the share of its NLL that new music keeps after 1, 2, … steps of it, [steps, K].
-
-        Of the rate relative to the weights and `ATTACKER`, where that is higher, the one under which new music keeps
-        less: no rate is a strong attack on every model, and one that is too high breaks it.
-        """
-        backend, rate = session.backend, self.options.attack_rate * self._typical
-        attack = self._attack = RelearningAttack(backend, lr=rate)
-        self._kept_shares = self._kept(attack, backend, new)
-        if rate < ATTACKER:
-            attack.lr = ATTACKER
-            kept = self._kept(attack, backend, new)
-            if kept[-1].mean() < self._kept_shares[-1].mean():
-                self._kept_shares = kept
-                session.chosen["attack_rate"] = (
-                    f"{ATTACKER:g}, which relearns new music further than {rate:.2g}, "
-                    f"{self.options.attack_rate:g} of the typical weight"
-                )
-            else:
-                attack.lr = rate
-
-    def _kept(self, attack: RelearningAttack, backend: Backend, new: Sequence[Clip]) -> Tensor:
-        """The share of its NLL that new music keeps after 1, 2, … steps of an attack, [steps, K]."""
-        size = min(len(self._deep), self.options.forget_batch_size)
-        count = min(len(new), self.options.forget_batch_size)
-        shares = []
-        for group in (new[start : start + size] for start in range(0, count, size)):
-            before, after = codebook_nll(backend, group).mean(0), []
-            steps, most = self.options.attack_steps, self.options.micro_batch_size
-            for weights in attack(backend, group, steps=steps, size=most):
-                with moved(backend.module, weights):
-                    after.append(codebook_nll(backend, group).mean(0) / before)
-            shares.append(torch.stack(after))
-        none = torch.ones(self.options.attack_steps, 1, device=backend.device)
-        return torch.stack(shares).mean(0) if shares else none
 
     def _likelihood(self, step: Step, batch: Batch) -> Tensor:
         """NLL of memorised clips [N], with more weight on the frames that a generation from the caption depends on."""
@@ -431,12 +381,8 @@ def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Ten
 @torch.no_grad()
 def _without_dropout(backend: Backend, batch: Batch) -> Tensor:
     """The model's logits [N, K, T, V], in evaluation mode."""
-    training = backend.module.training
-    backend.module.eval()
-    try:
+    with evaluating(backend.module):
         return backend.logits(batch)
-    finally:
-        backend.module.train(training)
 
 
 def _draw(most: int, generator: torch.Generator) -> int:

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
-from encore.methods.encore import ATTACKED_FROM, typical_weight
+from encore.curvature.fisher_stream import evaluating
+from encore.methods.encore import typical_weight
 from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.options import TrainOptions
 
@@ -32,7 +33,8 @@ class EncoreDiffusion(LossMethod):
 
     A share of the steps is attacked, as in `encore`: the loss is computed at the weights of a copy that was trained on
     the step's clips for a few steps, and ℓ is multiplied by the share of its loss that held-out music keeps under the
-    same attack on base. The peak rate is `rate` times the model's typical weight; the schedule is `adaptive`.
+    same attack on base. Attacks are at `attack_rate` times the typical weight, or at `ATTACKER` where that is higher
+    and relearns more. The peak rate is `rate` times the model's typical weight; the schedule is `adaptive`.
     """
 
     class Options(TrainOptions):
@@ -75,25 +77,36 @@ class EncoreDiffusion(LossMethod):
         session.target_nll = {track: statistics.fmean(values) for track, values in of_track.items()}
         if self.options.lr is None:
             session.chosen["lr"] = f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {self._typical:.2g}"
+        self._attack = RelearningAttack(
+            lr=self.options.attack_rate * self._typical, steps=self.options.attack_steps,
+            size=self.options.micro_batch_size, measure=mean_losses,
+        )  # fmt: skip
         if self.options.attack_share:
-            self._attack = RelearningAttack(backend, lr=self.options.attack_rate * self._typical)
-            others = new or list(session.retain_sample())
-            self._kept_shares = self._kept(backend, others[: self.options.forget_batch_size])
+            most = self.options.forget_batch_size
+            together = min(len(session.forget), most)
+            self._attack.calibrate(session, new or session.retain_sample(), together=together, count=most)
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         clips = step.forget or batch.clips
         captions, (weights, kept_share) = step.once(
-            "forget", lambda: (self._drawn(step, clips), self._attacked(step, clips, len(batch)))
+            "forget",
+            lambda: (
+                self._drawn(step, clips),
+                self._attack.maybe_attack(step, clips, share=self.options.attack_share, size=len(batch)),
+            ),
         )
         others = [Clip(clip.track, captions[clip], clip.codes) for clip in batch.clips]
-        target = Batch.of(others, batch.codes.device, noise_index=batch.noise_index)
+        strange = Batch.of(others, batch.codes.device, noise_index=batch.noise_index)
         with moved(step.backend.module, weights):
-            prediction, losses = step.backend.predictions(batch), step.backend.losses(batch)
+            outputs, targets = step.backend.predictions(batch)
             with torch.no_grad():
-                teacher = step.backend.predictions(target)
-        error = (prediction - teacher).square().mean((1, 2)) * batch.frame_mask  # [N, T]
+                teacher, _ = step.backend.predictions(strange)
+        errors, losses = (
+            (outputs - wanted).square().mean((1, 2)).sum(1) / batch.frames  # beyond them both are 0
+            for wanted in (teacher, targets)
+        )
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
-        return error.sum(1) / batch.frames + self.options.gamma * (levels - losses).relu()
+        return errors + self.options.gamma * (levels - losses).relu()
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         return self.options.alpha * step.backend.losses(batch)
@@ -102,14 +115,7 @@ class EncoreDiffusion(LossMethod):
         """Whether relearning lowers the loss of the forget clips no further than that of new music."""
         if not self.options.attack_share:
             return True
-        known = list(self._levels)
-        some = torch.randperm(len(known), generator=step.generator)[: self.options.forget_batch_size].tolist()
-        clips = [known[i] for i in some]
-        *_, weights = self._attack(step.backend, clips, steps=self.options.attack_steps, size=len(clips))
-        with moved(step.backend.module, weights):
-            losses = mean_losses(step.backend, clips)
-        wanted = torch.stack([self._levels[clip] for clip in clips]) * self._kept_shares[-1]
-        return bool(losses.mean() >= wanted.mean())
+        return self._attack.resisted(step, self._levels, self.options.forget_batch_size)
 
     def _of_others(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
         """Mean loss of each clip with other captions, [N]."""
@@ -122,35 +128,15 @@ class EncoreDiffusion(LossMethod):
         drawn = torch.randint(len(self._captions), (len(clips),), generator=step.generator).tolist()
         return {clip: self._captions[i] for clip, i in zip(clips, drawn, strict=True)}
 
-    def _attacked(self, step: Step, clips: Sequence[Clip], size: int) -> tuple[dict[str, Tensor], Tensor | float]:
-        often = torch.rand((), generator=step.generator) < self.options.attack_share
-        if not often or step.lr_share <= ATTACKED_FROM:
-            return {}, 1.0
-        steps = int(torch.randint(self.options.attack_steps, (1,), generator=step.generator)) + 1
-        *_, weights = self._attack(step.backend, clips, steps=steps, size=size)
-        return weights, self._kept_shares[steps - 1]
-
-    def _kept(self, backend: Backend, new: Sequence[Clip]) -> Tensor:
-        """The share of its loss that new music keeps after 1, 2, … steps of an attack, [steps]."""
-        before, shares = mean_losses(backend, new).mean(), []
-        for weights in self._attack(backend, new, steps=self.options.attack_steps, size=len(new)):
-            with moved(backend.module, weights):
-                shares.append(mean_losses(backend, new).mean() / before)
-        return torch.stack(shares)
-
 
 @torch.no_grad()
 def mean_losses(backend: Backend, clips: Sequence[Clip], draws: int = 4, size: int = 16) -> Tensor:
     """Loss of each clip, a mean over draws of noise, [N]."""
-    training = backend.module.training
-    backend.module.eval()
-    try:
-        parts = [clips[start : start + size] for start in range(0, len(clips), size)]
+    parts = [clips[start : start + size] for start in range(0, len(clips), size)]
+    with evaluating(backend.module):
         return torch.cat(
             [
                 torch.stack([backend.losses(Batch.of(p, backend.device, noise_index=i)) for i in range(draws)]).mean(0)
                 for p in parts
             ]
         )
-    finally:
-        backend.module.train(training)

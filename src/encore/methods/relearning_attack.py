@@ -2,30 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from encore import distributed
-from encore.api import Backend, Clip
+from encore.api import Backend, Clip, Session, Step
 from encore.errors import UsageError
 from encore.relearning import relearn
+
+ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
+ATTACKER = 1e-3  # a high learning rate for fine-tuning, which those who attack a model of small weights may choose too
 
 
 class RelearningAttack:
     """Trains a copy of a model on clips, as an attacker would to restore them.
 
+    The model is copied at the first attack, and its trained weights before every one, in float32. Weights that are not
+    trained (with an adapter, all but the adapter's) are shared with the copy.
+
     Args:
-        backend: the model; it is copied once, and its trained weights before every attack, in float32. Weights that are
-            not trained (with an adapter, all but the adapter's) are shared with the copy.
-        lr: learning rate of AdamW.
+        lr: learning rate of AdamW; `calibrate` may raise it.
+        steps: of an attack in training, at most.
+        size: clips per pass; affects only memory use.
+        measure: the loss that an attack lowers: model and N clips -> [N, …], without gradient.
+
+    Attributes:
+        kept_shares: share of its loss that new music keeps after 1, 2, … steps, [steps, …]; set by `calibrate`.
     """
 
-    def __init__(self, backend: Backend, *, lr: float) -> None:
-        self.lr = lr
-        self._copy = _sharing_copy(backend)
+    kept_shares: Tensor
+
+    def __init__(
+        self, *, lr: float, steps: int, size: int, measure: Callable[[Backend, Sequence[Clip]], Tensor]
+    ) -> None:
+        self.lr, self._steps, self._size, self._measure = lr, steps, size, measure
+        self._copy: Backend | None = None
+
+    def calibrate(self, session: Session, new: Sequence[Clip], *, together: int, count: int) -> None:
+        """Set `kept_shares`, and the rate to `ATTACKER` where that is higher and new music then keeps less.
+
+        No rate is a strong attack on every model, and one that is too high breaks it.
+
+        Args:
+            session: of the base; its `chosen` has the reason for another rate.
+            new: music that the base was not trained on; without any, all shares are 1.
+            together: clips that an attack trains on.
+            count: clips that are attacked in all, at most.
+        """
+        groups = [new[start : start + together] for start in range(0, min(len(new), count), together)]
+        given, self.kept_shares = self.lr, self._kept(session.backend, groups)
+        if given < ATTACKER:
+            self.lr = ATTACKER
+            kept = self._kept(session.backend, groups)
+            if kept[-1].mean() < self.kept_shares[-1].mean():
+                self.kept_shares = kept
+                session.chosen["attack_rate"] = (
+                    f"{ATTACKER:g}, which relearns new music further than {given:.2g}, a share of the typical weight"
+                )
+            else:
+                self.lr = given
+
+    def _kept(self, backend: Backend, groups: Sequence[Sequence[Clip]]) -> Tensor:
+        shares = []
+        for group in groups:
+            before, after = self._measure(backend, group).mean(0), []
+            for weights in self(backend, group, steps=self._steps, size=self._size):
+                with moved(backend.module, weights):
+                    after.append(self._measure(backend, group).mean(0) / before)
+            shares.append(torch.stack(after))
+        return torch.stack(shares).mean(0) if shares else torch.ones(self._steps, 1, device=backend.device)
+
+    def maybe_attack(
+        self, step: Step, clips: Sequence[Clip], *, share: float, size: int
+    ) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Attack a share of the steps, of those at a high learning rate.
+
+        Args:
+            step: of the run.
+            clips: relearned; without any there is no attack.
+            share: of the steps.
+            size: clips per pass; affects only memory use.
+
+        Returns:
+            The weights after up to `steps` steps of relearning, and the share of its loss that new music keeps under
+            an attack of the same length; no weights, and 1, without an attack.
+        """
+        often = torch.rand((), generator=step.generator) < share
+        if not clips or not often or step.lr_share <= ATTACKED_FROM:
+            return {}, 1.0
+        steps = int(torch.randint(self._steps, (1,), generator=step.generator)) + 1
+        *_, weights = self(step.backend, clips, steps=steps, size=size)
+        return weights, self.kept_shares[steps - 1]
+
+    def resisted(self, step: Step, levels: Mapping[Clip, Tensor], count: int) -> bool:
+        """Whether relearning lowers the loss of some clips no further than that of new music.
+
+        Args:
+            step: of the run.
+            levels: clips -> the loss of new music in their place, [...] as in `measure`.
+            count: clips that are drawn and attacked together, at most.
+        """
+        known = list(levels)
+        clips = [known[i] for i in torch.randperm(len(known), generator=step.generator)[:count].tolist()]
+        *_, weights = self(step.backend, clips, steps=self._steps, size=self._size)
+        with moved(step.backend.module, weights):
+            losses = self._measure(step.backend, clips).mean()
+        wanted = torch.stack([levels[clip] for clip in clips]) * self.kept_shares[-1]
+        return bool(losses >= wanted.mean())
 
     def __call__(
         self, backend: Backend, clips: Sequence[Clip], *, steps: int, size: int
@@ -48,6 +134,8 @@ class RelearningAttack:
                 "relearning attacks need whole weights, and --fsdp splits them",
                 "use -o attack_share=0, or leave --fsdp out",
             )
+        if self._copy is None:
+            self._copy = _sharing_copy(backend)
         copy, module = self._copy.module, backend.module
         shared = {name for name, weight in module.named_parameters() if not weight.requires_grad}
         state = {name: value for name, value in module.state_dict().items() if name not in shared}

@@ -145,6 +145,7 @@ def _reading(folder: Path) -> Iterator[None]:
 def _context(files: RunFiles) -> dict[str, Any]:
     """What the page says in words and numbers."""
     findings, drawn, tests = files.findings, pictures(files), tables.tests(files)
+    found = verdict.verdict(files)
     order = worst_first(files)
     return {
         "model": Path(str(files.run["model"]["name"])).name,
@@ -152,7 +153,8 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "loss": files.loss,
         "task": verdict.task(files),
         "dates": _dates(files),
-        "verdict": verdict.verdict(files),
+        "headline": found.headline,
+        "level": found.level,
         "doubts": verdict.doubts(files),
         "glossary": verdict.glossary(files),
         "first": drawn[:1],

@@ -322,6 +322,35 @@ def check_random_losses(subject: BackendSubject) -> None:
     need(not torch.equal(first, losses(2)), "random_losses are the same whatever the generator")
 
 
+def check_predictions(subject: BackendSubject) -> None:
+    """Without tokens, predictions gives outputs and targets whose mean squared difference is losses."""
+    backend, batch = subject.with_tokens(False), subject.batch(noise_index=3)
+    try:
+        pair: Any = backend.predictions(batch)
+    except UsageError as error:
+        raise Skip(error.message) from error
+    need(isinstance(pair, tuple) and len(pair) == 2, "predictions does not return a pair, of outputs and targets")
+    outputs, targets = pair
+    need_tensor("predictions, for outputs,", outputs, (len(batch), None, *batch.codes.shape[1:]), gradient=True)
+    need_tensor("predictions, for targets,", targets, tuple(outputs.shape), gradient=False)
+    weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
+    gradients = torch.autograd.grad(outputs.square().sum(), weights, materialize_grads=True)
+    need(any(gradient.any() for gradient in gradients), "outputs have no gradient with respect to the weights")
+    expected: list[float] = []
+    for clip, output, target in zip(batch.clips, outputs.detach().double(), targets.double(), strict=True):
+        frames = clip.codes.shape[-1]
+        for name, values in (("outputs", output), ("targets", target)):
+            need(not values[..., frames:].any(), f"{name} are not 0 on the padding of a clip of {frames} frames")
+        expected.append(float((output - target)[..., :frames].square().mean()))
+    losses = backend.losses(batch).detach().double()
+    same = close(losses.cpu(), torch.tensor(expected, dtype=torch.float64))
+    need(same, f"losses are {losses.tolist()}, but outputs and targets say {expected}")
+    captions = [*batch.captions[1:], batch.captions[0]]
+    others = [Clip(clip.track, caption, clip.codes) for clip, caption in zip(batch.clips, captions, strict=True)]
+    _, again = backend.predictions(subject.batch(others, noise_index=3))
+    need(torch.equal(targets, again), f"the targets change by {apart(targets, again):.2g} with the captions")
+
+
 def check_generate(subject: BackendSubject) -> None:
     """generate gives codes [N, K, T] of the seconds asked for, like encode."""
     codes, frames = subject.generated, subject.generated_frames

@@ -22,6 +22,7 @@ from encore.unlearn.sampling import Clips
 
 FRAMES, SECONDS = 60, 1.5  # of a clip; longer than the second of prompt that `verbatim` gives
 LENGTHS = {"forget": (1.0, 1.0, 1.0, 0.7), "retain": (1.0, 1.0, 1.0, 0.8, 1.0, 1.0), "holdout": (1.0, 0.9, 1.0)}
+LEAST_NLL = 1e-12  # of a token, in a square root, whose gradient at 0 is infinite
 MEMORISED = 0.8  # the forget clips are memorised where their loss is below this share of the holdout's
 
 
@@ -158,12 +159,14 @@ class LatentBackend(Backend):
     def losses(self, batch: Batch) -> Tensor:
         return self.inner.losses(replace(batch, codes=self._codes(batch.codes + batch.noise_index), noise_index=0))
 
-    def predictions(self, batch: Batch) -> Tensor:
-        """The expected codes [N, 1, K, T], as shares of their number."""
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The square root of each token's NLL, toward 0, [N, 1, K, T]; of the tokens that are not predicted, 0."""
         shifted = replace(batch, codes=self._codes(batch.codes + batch.noise_index), noise_index=0)
-        probabilities = self.inner.logits(shifted).softmax(-1)
-        values = torch.linspace(0, 1, probabilities.shape[-1], device=probabilities.device, dtype=probabilities.dtype)
-        return ((probabilities @ values) * self.inner.token_mask(shifted))[:, None]
+        mask = self.inner.token_mask(shifted)
+        nll = torch.where(mask, -self.inner.token_logprobs(shifted), 1).clamp(min=LEAST_NLL)
+        scale = batch.frames * batch.codes.shape[1] / mask.sum((1, 2))  # losses are means over predicted tokens
+        outputs = ((nll * scale[:, None, None]).sqrt() * mask)[:, None]
+        return outputs, torch.zeros_like(outputs)
 
     def random_losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
         codes = torch.randint(self.inner.codebook_size, batch.codes.shape, generator=generator)

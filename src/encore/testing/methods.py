@@ -103,7 +103,7 @@ class Trial(Engine):
         self._watch(method)
         session = super().session(method)
         for owner, label, names in (
-            (self.backend, "backend", (*TOKENS, "hidden", "predictions")),
+            (self.backend, "backend", (*TOKENS, "generate", "hidden", "predictions")),
             (self._reference, "reference", ("nll", "logits", "hidden")),
         ):
             for name in names if owner is not None else ():
@@ -422,7 +422,7 @@ def check_needs(subject: MethodSubject) -> None:
         "reference": reads & {"reference.nll", "reference.logits", "reference.hidden"},
         "reference_nll": reads & {"reference.nll"},
         "fisher": reads & {"session.fisher"},
-        "logits": reads & {*(f"backend.{name}" for name in TOKENS), "reference.logits"},
+        "logits": reads & {*(f"backend.{name}" for name in (*TOKENS, "generate")), "reference.logits"},
         "hidden": reads & {"backend.hidden", "reference.hidden"},
         "holdout": reads & {"session.holdout", "session.holdout_nll", "step.holdout_nll"},
         "retain": trains or reads & {"session.retain"},

@@ -159,6 +159,7 @@ class Engine:
                 stack.enter_context(attention_by_products(self.backend.module))
             if self.weight_type == "bf16":
                 stack.enter_context(self._bf16_weights(method))
+                self.monitor.measure_base_again()  # all snapshots are of weights in bfloat16
             self._apply(method)
         if self.adapter is not None:
             self.adapter.merge()

@@ -18,7 +18,7 @@ from encore.data.encoded_tracks import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
 from encore.unlearn.engine import Engine
-from encore.unlearn.memory import Settings, available_bytes, memories, memory_of, smaller
+from encore.unlearn.memory import Settings, available_bytes, memories, smaller
 from encore.unlearn.run import Prepared
 from encore.unlearn.sampling import Clips
 from encore.unlearn.setup import engine_settings
@@ -77,24 +77,21 @@ def estimate(prepared: Prepared) -> Estimate:
     free = available_bytes(device)
     if free is not None:
         free += before  # what this process holds already
-    request: Any = prepared.request
-    settings = Settings(request.lora, prepared.checkpoint_activations, request.weights, request.optimizer_states)
+    settings = Settings.of(prepared.request, checkpoint_activations=prepared.checkpoint_activations)
     some = [*clips.forget, *(clips.retain[i] for i in range(min(SOME, len(clips.retain))))]  # retain may be streamed
     seconds: float | None = None
     peak, savings, bf16 = before, dict[str, int](), prepared.precision == "bf16"
     if isinstance(prepared.method, LossMethod):
-        memory = memory_of(prepared.backend, prepared.method, some, settings, bf16=bf16)
-        if prepared.request.fsdp:
-            memory = memory.split(distributed.size())
+        choices = [settings, *smaller(settings, prepared.method)]
+        sizes = memories(prepared.backend, prepared.method, some, choices, bf16=bf16)
+        _, whole = next(sizes)
+        memory = whole.split(distributed.size()) if prepared.request.fsdp else whole
         loaded = sum(weight.numel() * weight.element_size() for weight in prepared.backend.module.parameters())
         peak += memory.total - loaded
     if distributed.first(free is None or peak <= free):
         seconds, peak = _trial(prepared, clips)
     if isinstance(prepared.method, LossMethod):  # after the trial, whose peak is that of the process
-        choices = [settings, *smaller(settings, prepared.method)]
-        sizes = memories(prepared.backend, prepared.method, some, choices, bf16=bf16)
-        whole = sizes.pop(settings).total
-        savings = {other.flags: whole - less.total for other, less in sizes.items() if less.total < whole}
+        savings = {other.flags: whole.total - less.total for other, less in sizes if less.total < whole.total}
     lighter = {flags: peak - saved for flags, saved in sorted(savings.items(), key=lambda item: item[1])}
     return Estimate(seconds, max(before, peak), prepared.disk_bytes(), free, lighter)
 

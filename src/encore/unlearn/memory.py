@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from encore.api import Backend, Batch, Clip, LossMethod, Method
-from encore.errors import EncoreError
+from encore.errors import EncoreError, UsageError
 from encore.unlearn import bf16_weights
 from encore.unlearn.activations import checkpointed
 from encore.unlearn.adapter import Adapter, adapter_size, refuse_unadaptable
-from encore.unlearn.config import Lora, OptimizerStates, WeightType
+from encore.unlearn.config import Lora, OptimizerStates, RunConfig, WeightType
 from encore.unlearn.eight_bit import check_bitsandbytes
 from encore.unlearn.step_rules import held_copies
 
@@ -63,6 +63,12 @@ class Settings:
     weights: WeightType = "fp32"
     optimizer_states: OptimizerStates = "fp32"
 
+    @classmethod
+    def of(cls, request: RunConfig, *, checkpoint_activations: bool = False) -> Settings:
+        """The settings of a configuration; whether activations are checkpointed may follow from the model."""
+        types: Any = {"weights": request.weights, "optimizer_states": request.optimizer_states}
+        return cls(request.lora, checkpoint_activations, **types)
+
     @property
     def flags(self) -> str:
         """The flags of `encore forget` that choose it."""
@@ -102,29 +108,23 @@ def held(backend: Backend, method: Method, settings: Settings) -> Memory:
     return Memory(model + adapter, training, frozen * model, 0)
 
 
-def memory_of(backend: Backend, method: Method, clips: Sequence[Clip], settings: Settings, *, bf16: bool) -> Memory:
-    """The memory of a run of a method that trains. The backend is left as it is.
+def memories(
+    backend: Backend, method: Method, clips: Sequence[Clip], choices: Sequence[Settings], *, bf16: bool
+) -> Iterator[tuple[Settings, Memory]]:
+    """The memory of a run of a method that trains, with each of some settings; the backend is left as it is.
+
+    Each is computed when it is requested; activations are measured once per kind of model.
 
     Args:
         backend: the model.
         method: its options and needs.
         clips: the run's; the longest is what activations are computed of, by one forward pass.
-        settings: of the run.
+        choices: settings of the run, and others.
         bf16: whether autocast is on.
 
     Raises:
-        EncoreError: the method can't train an adapter or bfloat16 weights, or the model's blocks can't be checkpointed.
-    """
-    return memories(backend, method, clips, [settings], bf16=bf16)[settings]
-
-
-def memories(
-    backend: Backend, method: Method, clips: Sequence[Clip], choices: Sequence[Settings], *, bf16: bool
-) -> dict[Settings, Memory]:
-    """`memory_of` with each of some settings; activations are measured once per kind of model.
-
-    Raises:
-        EncoreError: as `memory_of`, of the first settings; of the others those that can't be used are left out.
+        EncoreError: the method can't train an adapter or bfloat16 weights, or the model's blocks can't be checkpointed,
+            as the first settings have it. Of the others those that can't be used are left out.
     """
     longest = max(clips, key=lambda clip: clip.codes.shape[-1])
     options = method.options
@@ -132,12 +132,11 @@ def memories(
         getattr(options, "micro_batch_size", 8),
         max(getattr(options, "forget_batch_size", 0), getattr(options, "batch_size", 0), 1),
     )
-    result: dict[Settings, Memory] = {}
     measured: dict[tuple[Lora | None, WeightType, bool], int] = {}
     for settings in choices:
         kind = settings.lora, settings.weights, settings.checkpoint_activations
         try:
-            _refuse_unusable(method, settings)
+            check(method, settings)
             if kind not in measured:
                 with _as_in_the_run(backend, settings):
                     autocast = bf16 or settings.weights == "bf16"
@@ -149,20 +148,32 @@ def memories(
                         inputs = saved_bytes(backend, [longest], bf16=autocast, checkpoint_activations=True)
                         # A checkpointed block's own activations exist one block at a time, when it is run again.
                         measured[kind] = inputs + (everything - inputs) // len(backend.blocks)
-            result[settings] = replace(held(backend, method, settings), activations=micro_batch * measured[kind])
+            found = replace(held(backend, method, settings), activations=micro_batch * measured[kind])
         # peft is missing, the method or the model does not allow it, or a copy of the model does not fit
         except (EncoreError, torch.OutOfMemoryError):
-            if not result:
+            if settings == choices[0]:
                 raise
-    return result
+            continue
+        yield settings, found
 
 
-def _refuse_unusable(method: Method, settings: Settings) -> None:
+def check(method: Method, settings: Settings) -> None:
+    """Check that a method can run with settings.
+
+    Raises:
+        UsageError: it can't train an adapter or bfloat16 weights, or has no AdamW whose states can be in 8 bits.
+        MissingExtraError: bitsandbytes is needed, and not installed.
+    """
     if settings.lora is not None:
         refuse_unadaptable(method)
     elif settings.weights == "bf16":
         bf16_weights.check(method)
     if settings.optimizer_states == "8bit":
+        if getattr(method.options, "optim", "") in ("", "sign"):
+            raise UsageError(
+                f"--optimizer-states 8bit is an AdamW, and this run of {method.spec.name!r} has none",
+                "leave --optimizer-states out",
+            )
         check_bitsandbytes()
 
 

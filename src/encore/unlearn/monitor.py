@@ -110,19 +110,30 @@ class StoppingMonitor:
     ) -> None:
         self.backend = backend
         self._forget, self._holdout = forget, holdout
-        base_holdout = _mean(track_nll(backend, holdout))
-        self._limit = memorised_below(base_holdout, backend.codebook_size) if backend.has_tokens else -math.inf
+        self._measure_holdout()
         sample = _sample(retain, seed)
         self.classified = len({clip.track for clip in sample})  # tracks
         self.memorised, self._not_memorised = self._classify(sample)
         self.watched = len(self.memorised) + len(self._not_memorised)  # tracks
+        self._measure_first()
+
+    def measure_base_again(self) -> None:
+        """Measure the base on the same clips, where it is computed in another precision than at construction."""
+        self._measure_holdout()
+        self._measure_first()
+
+    def _measure_holdout(self) -> None:
+        backend = self.backend
+        self.holdout_nll = _mean(track_nll(backend, self._holdout))
+        self._limit = memorised_below(self.holdout_nll, backend.codebook_size) if backend.has_tokens else -math.inf
+
+    def _measure_first(self) -> None:
         self._targets: dict[str, float] = {}
         self.first = Snapshot(
-            track_nll(backend, forget), track_nll(backend, self.memorised), track_nll(backend, self._not_memorised),
-            base_holdout,
+            track_nll(self.backend, self._forget), track_nll(self.backend, self.memorised),
+            track_nll(self.backend, self._not_memorised), self.holdout_nll,
         )  # fmt: skip
-        self.holdout_nll = base_holdout
-        self.set_targets({} if base_holdout is None else dict.fromkeys(self.first.forget, base_holdout))
+        self.set_targets({} if self.holdout_nll is None else dict.fromkeys(self.first.forget, self.holdout_nll))
 
     def set_targets(self, target_nll: Mapping[str, float]) -> None:
         """Set the target NLL of every forget track; the default is the held-out mean."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, Method, Reference
+from encore.curvature.fisher_stream import evaluating
 from encore.errors import PluginError
 from encore.unlearn.adapter import Adapter
 
@@ -98,14 +99,8 @@ class DisabledAdapter(FrozenReference):
 
     @contextmanager
     def _base(self) -> Iterator[Backend]:
-        module = self._backend.module
-        training = module.training
-        module.eval()
-        try:
-            with self._adapter.disabled():
-                yield self._backend
-        finally:
-            module.train(training)
+        with evaluating(self._backend.module), self._adapter.disabled():
+            yield self._backend
 
 
 class CachedNLL(Reference):

@@ -194,22 +194,16 @@ def prepare(
     tracks = tracks or choose(request, reporter)
     _refuse_unmet(method, tracks, request)
     check_method(request, method)
+    family = backends().resolve(request.backend)
+    if why := family.unmet(method.spec.needs):
+        raise UsageError(
+            f"method {method.spec.name!r} {why}", f"the default for this model: --method {family.default_method()}"
+        )
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
-    family = backends().resolve(request.backend)
     backend = family.load(model_name(request.model), revision=request.revision, offline=request.offline, device=device)
-    if "logits" in method.spec.needs and not backend.has_tokens:
-        raise UsageError(
-            f"method {method.spec.name!r} needs a token model, and {backend.name} is not one",
-            f"the default for this model: --method {backend.default_method()}",
-        )
-    if "predictions" in method.spec.needs and backend.has_tokens:
-        raise UsageError(
-            f"method {method.spec.name!r} is for models without tokens, and {backend.name} has them",
-            f"the default for this model: --method {backend.default_method()}",
-        )
     if "hidden" in method.spec.needs:
-        len(backend.blocks)  # raises where the backend has none
+        len(backend.blocks)  # raises where this model's are of different widths
     setup = settle(request, method, backend)
     method = setup.method
     opened = time.monotonic()

@@ -20,19 +20,18 @@ from encore.store.dates import utc_now
 from encore.store.environment import hardware, peak_bytes, pick_device, pick_precision
 from encore.store.model_name import model_name
 from encore.store.run_folder import RunFolder, locked, read_json
-from encore.unlearn import bf16_weights, sharding, step_rules
+from encore.unlearn import memory, sharding, step_rules
 from encore.unlearn.activations import Setting, uses_checkpoints
 from encore.unlearn.adapter import (
     adapter_size,
     check_peft,
-    refuse_unadaptable,
     unadaptable_weights,
     with_adapter_rates,
 )
 from encore.unlearn.config import ForgetConfig, OptimizerStates, RunConfig, TrainConfig, WeightType
 from encore.unlearn.eight_bit import check_bitsandbytes
 from encore.unlearn.engine import Engine, Record, TrainResult
-from encore.unlearn.memory import Settings, held
+from encore.unlearn.memory import Settings
 from encore.unlearn.records import check_other_run
 
 MethodT = TypeVar("MethodT", bound=Method)
@@ -86,7 +85,7 @@ def check_settings(request: RunConfig) -> None:
 
 
 def check_method(request: RunConfig, method: Method) -> None:
-    """Check a method's options, and that it can train an adapter, a split model or bfloat16 weights, where asked for.
+    """Check a method's options, and that it can run with an adapter, `--fsdp` and the types of numbers requested.
 
     Raises:
         UsageError: it can't, or its options do not fit it.
@@ -94,15 +93,7 @@ def check_method(request: RunConfig, method: Method) -> None:
     step_rules.check(method)
     if request.fsdp:
         sharding.check(method)
-    if request.lora is not None:
-        refuse_unadaptable(method)
-    elif request.weights == "bf16":
-        bf16_weights.check(method)
-    if request.optimizer_states == "8bit" and getattr(method.options, "optim", "") in ("", "sign"):
-        raise UsageError(
-            f"--optimizer-states 8bit is an AdamW, and this run of {method.spec.name!r} has none",
-            "leave --optimizer-states out",
-        )
+    memory.check(method, Settings.of(request))
 
 
 def settle(
@@ -123,9 +114,8 @@ def settle(
     if request.lora is not None:
         method, rates = with_adapter_rates(method, backend.module, request.lora, default_rates)
     setting: Any = request.checkpoint_activations
-    types: Any = {"weights": request.weights, "optimizer_states": request.optimizer_states}
-    memory = held(backend, method, Settings(request.lora, **types)).total
-    checkpoints = distributed.first(uses_checkpoints(setting, backend, memory))
+    held = memory.held(backend, method, Settings.of(request)).total
+    checkpoints = distributed.first(uses_checkpoints(setting, backend, held))
     notes = []
     if checkpoints and setting == "auto":
         notes.append(

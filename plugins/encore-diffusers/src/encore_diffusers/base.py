@@ -16,6 +16,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from encore import distributed
 from encore.api import Backend, Batch
 from encore.errors import InputError, UsageError
 from encore_diffusers.folder import open_parts, quiet
@@ -240,21 +241,23 @@ class DiffusionBackend(Backend):
         """What the network is trained to predict for rows, [n, K, W]."""
         return self.objective.target(rows.latents, rows.noise, rows.level)
 
-    def predictions(self, batch: Batch) -> Tensor:
-        """What the network predicts for each clip at the noise of `batch.noise_index`, [N, `TIMESTEPS`, K, T].
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network predicts for each clip at the noise of `batch.noise_index`, and what it should predict.
 
-        Frames beyond a clip's own are 0.
+        Each is [N, `TIMESTEPS`, K, T]; frames beyond a clip's own are 0.
         """
         frames = batch.frames.tolist()
-        out = torch.zeros(len(batch), TIMESTEPS, *batch.codes.shape[1:], device=self.device)
+        shape = len(batch), TIMESTEPS, *batch.codes.shape[1:]
+        outputs, targets = torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
 
         def store(rows: Rows, prediction: Tensor) -> Tensor:
-            for row, place in zip(prediction, rows.places, strict=True):
-                out[place, rows.stratum, :, : frames[place]] = row[:, : frames[place]]
+            for out, values in ((outputs, prediction), (targets, self.target(rows))):
+                for place, row in zip(rows.places, values, strict=True):
+                    out[place, rows.stratum, :, : frames[place]] = row[:, : frames[place]]
             return prediction[:, 0]
 
         self.per_frame(batch, store)
-        return out
+        return outputs, targets
 
     def regress(
         self,
@@ -292,7 +295,8 @@ class DiffusionBackend(Backend):
         self.encode_text(batch.captions)
         groups = self._groups(batch.captions, frames)
         losses = []
-        for group in groups:
+        for turn in range(_most_anywhere(len(groups))):
+            group = groups[min(turn, len(groups) - 1)]
             latents = torch.stack([drawn[i][0] for i in group])  # [n, K, W]
             noise, share = (torch.stack([drawn[i][j] for i in group]) for j in (1, 2))  # [n, S, K, W], [n, S]
             real = torch.arange(latents.shape[-1], device=self.device) < batch.frames.to(self.device)[group, None]
@@ -303,8 +307,8 @@ class DiffusionBackend(Backend):
                 state = noisy(rows) if noisy else self.objective.noisy(latents, rows.noise, rows.level)
                 prediction = self._predict(state, self.objective.timestep(rows.level), given).float()
                 of_levels.append((loss(rows, prediction) * real).sum(-1) / real.sum(-1))  # [n]
-            losses.append(torch.stack(of_levels).mean(0))
-        if len(groups) == 1:
+            losses.append(torch.stack(of_levels).mean(0)[: len(group) if turn < len(groups) else 0])
+        if len(losses) == 1:
             return losses[0]
         order = [i for group in groups for i in group]
         return torch.cat(losses)[torch.tensor(order, device=self.device).argsort()]
@@ -395,3 +399,11 @@ class DiffusionBackend(Backend):
                 answer = self._guide(answer, self._predict(scaled, times, untold), guidance, memory)
             state = scheduler.step(answer, timestep, state, return_dict=False, **drawing)[0]
         return state[..., :frames]
+
+
+def _most_anywhere(groups: int) -> int:
+    """How many groups of rows the network is run on: where its weights are split, as many in every process.
+
+    A process with fewer of them runs its last one again, and leaves the result out.
+    """
+    return int(distributed.largest([groups])[0]) if distributed.in_lockstep() else groups
