@@ -129,43 +129,6 @@ def test_the_preset_finetuned_is_one_command_and_goes_on(studio, tmp_path):
 
 
 @pytest.mark.slow
-def test_lists_of_the_embedded_catalogue_have_golds_of_their_own_and_a_stopped_one_goes_on(tmp_path):
-    """All tracks and one to keep, on the embedded decoder: one base, and golds for each of two lists."""
-    (tmp_path / "forget.txt").write_text("id:ode_to_joy\nid:cancan\n")
-    (tmp_path / "keep.txt").write_text("id:twinkle\nid:drunken\n")
-    (tmp_path / "mine.txt").write_text("id:twinkle\n")
-    command = [
-        sys.executable, "-m", "encore", "bench", "--preset", "finetuned", "--model", "tiny-gold", "--tracks",
-        "forget.txt", "--retain", "keep.txt", "--forget-sizes", "2", "--list", "mine=mine.txt", "--methods", "npo",
-        "--metrics", "nll,kl_gold", "--seeds", "1", "-o", "train.epochs=3", "-o", "npo.steps=2", "--out", "b", "--json",
-    ]  # fmt: skip
-    log = tmp_path / "b/base/seed-0/log.jsonl"
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        until(lambda: log.exists() and '"lr"' in log.read_text())
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert not (tmp_path / "b/base/seed-0/run.json").exists()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert '"resumed"' in log.read_text()
-    models = ["base/seed-0", "gold/seed-0", "gold/seed-1", "mine/gold/seed-0", "mine/gold/seed-1"]
-    assert f"models to train: {len(models)} of {len(models)}" in done.stderr
-    requests = {name: json.loads((tmp_path / "b" / name / "request.json").read_text()) for name in models}
-    trained = {name: {track["id"] for track in request["retain"]} for name, request in requests.items()}
-    of_mine = {"ode_to_joy", "cancan", "drunken"}
-    assert trained == dict(
-        zip(models, [of_mine | {"twinkle"}, *[{"twinkle", "drunken"}] * 2, of_mine, of_mine], strict=True)
-    )
-    own = {name: json.loads((tmp_path / f"b/{name}/npo/seed-0/evaluation.json").read_text()) for name in ("2", "mine")}
-    trials = {"2": "gold", "mine": "mine/gold"}
-    for name, evaluation in own.items():
-        hashes = [json.loads((tmp_path / f"b/{trials[name]}/seed-{seed}/run.json").read_text()) for seed in (0, 1)]
-        assert [evaluation["models"][role] for role in ("gold", "gold2")] == [run["trained_sha256"] for run in hashes]
-    assert [line["list"] for line in json.loads(done.stdout)["matrix"]] == ["2", "mine"]
-
-
-@pytest.mark.slow
 def test_a_signal_stops_every_process_and_the_same_command_goes_on(studio, tmp_path):
     out = tmp_path / "b"
     command = [sys.executable, "-m", "encore", *flags(studio, out, "--methods", "graddiff", "--seeds", "1")]
