@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from encore import assets
 from encore.cli.bench import _train
-from encore.compare.finetuned import check_models, finetuned, model_trials, train_model, untrained
+from encore.compare.finetuned import check_models, finetuned, model_trials, train_model, untrained, with_golds
+from encore.compare.matrix import matrix_lines
 from encore.compare.plan import Plan, Pretrained, Trial, check_plan, plan_tracks, unfinished, write_plan
 from encore.compare.trial import run_cell
 from encore.errors import GateError, UsageError
@@ -20,13 +23,37 @@ from encore.unlearn.engine import Engine
 
 
 @pytest.fixture
-def studio_plan(studio: Path, tmp_path: Path) -> Plan:
+def plain(studio: Path) -> Plan:
+    """A bench of two tracks of one window and a longer one to forget, and three to keep; without the preset."""
     music = studio / "music"
-    plan = Plan(
+    return Plan(
         methods={"graddiff": ("steps=2",)}, seeds=(0,), model=str(studio / "model"), tracks=str(music / "forget.txt"),
         retain=str(music / "retain.txt"), holdout=str(music / "holdout.txt"), metrics=("nll", "kl_gold"),
     )  # fmt: skip
-    return finetuned(plan, tmp_path / "bench", ("epochs=2", "batch_size=3"))
+
+
+def laid(plan: Plan, out: Path) -> Plan:
+    """The plan as the command line makes it."""
+    plan = finetuned(plan, out, ("epochs=2", "batch_size=3"))
+    return with_golds(plan, out, check_plan(plan, out))
+
+
+def changed(plan: Plan, **changes: object) -> Plan:
+    return plan.model_copy(update=changes)
+
+
+@pytest.fixture
+def studio_plan(plain: Plan, tmp_path: Path) -> Plan:
+    return laid(plain, tmp_path / "bench")
+
+
+def listing(folder: Path, *files: Path, name: str = "mine.txt") -> str:
+    """A list of files in `folder`, which are copied there."""
+    for file in files:
+        shutil.copy(file, folder)
+    path = folder / name
+    path.write_text("".join(f"{file.name}\ta caption of this list\n" for file in files))
+    return str(path)
 
 
 def test_the_plan_is_one_on_models_of_the_benchs_own(studio_plan: Plan, studio: Path, tmp_path: Path) -> None:
@@ -50,15 +77,122 @@ def test_slurm_trains_base_and_golds_before_the_methods(studio_plan: Plan, tmp_p
     assert "graddiff" not in script
 
 
-def test_every_list_has_golds_of_its_own(studio_plan: Plan, tmp_path: Path) -> None:
-    assert studio_plan.pretrained is not None
-    first = studio_plan.model_copy(
-        update={"forget_sizes": (2,), "golds": {}, "model": studio_plan.pretrained.model, "pretrained": None}
-    )
-    plan = finetuned(first, tmp_path / "bench")
+def test_every_list_has_golds_of_its_own(plain: Plan, tmp_path: Path) -> None:
+    plan = laid(changed(plain, forget_sizes=(2,)), tmp_path / "bench")
     assert [trial.name for trial in model_trials(plan)] == ["base/seed-0", "2/gold/seed-0", "2/gold/seed-1"]
     assert plan.golds == {}
     assert plan.list_golds["2"]["gold2"] == str(tmp_path / "bench/2/gold/seed-1")
+
+
+def test_lists_of_the_same_tracks_have_the_same_golds(plain: Plan, studio: Path, tmp_path: Path) -> None:
+    out, music = tmp_path / "bench", studio / "music"
+    same = listing(tmp_path, *(music / f"{name}.wav" for name in ("long", "one", "two")))  # as in forget.txt
+    plan = changed(plain, requests=(1, 2), lists={"x": same, "y": same}, forget_sizes=(2, 3))
+    whole = {"gold": str(out / "gold/seed-0"), "gold2": str(out / "gold/seed-1")}
+    two = {"gold": str(out / "2/gold/seed-0"), "gold2": str(out / "2/gold/seed-1")}
+    first = laid(plan, out)
+    assert first.golds == whole
+    assert first.list_golds == {"2": two, "3": whole, "x": whole, "y": whole}
+    assert [trial.name for trial in model_trials(first)] == [
+        "base/seed-0", "gold/seed-0", "gold/seed-1", "2/gold/seed-0", "2/gold/seed-1",
+    ]  # fmt: skip
+
+    (out / "y/gold/seed-0").mkdir(parents=True)  # those that are there are used
+    again = laid(plan, out)
+    assert again.golds["gold"] == again.list_golds["3"]["gold"] == str(out / "y/gold/seed-0")
+    assert model_trials(again) == [Trial(name, seed, list=own) for name, seed, own in (
+        ("base", 0, ""), ("gold", 0, "2"), ("gold", 1, "2"), ("gold", 0, "y"), ("gold", 1, "y"),
+    )]  # fmt: skip
+
+
+def test_requests_one_after_another_begin_at_base_and_end_beside_the_gold_of_all(plain: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    with_lists = laid(changed(plain, requests=(1, 2), forget_sizes=(1,)), out)
+    assert [trial.list for trial in model_trials(with_lists)] == ["", "", "", "1a", "1a", "1b", "1b", "1c", "1c"]
+    plan = laid(changed(plain, requests=(2,)), out)
+    write_plan(plan, out)
+    whole = plan_tracks(plan, out)
+    (cell,) = plan.cells
+    for trial in model_trials(plan):
+        run_cell(out, trial.name, Reporter())
+    run_cell(out, cell.name, Reporter())
+    base = json.loads((out / "base/seed-0/run.json").read_text())
+    first, second = (json.loads((out / cell.name / number / "request.json").read_text()) for number in "12")
+    assert first["model"]["sha256"] == base["trained_sha256"] != second["model"]["sha256"]
+    evaluation = json.loads((out / cell.name / "evaluation.json").read_text())
+    gold = json.loads((out / "gold/seed-0/run.json").read_text())
+    assert evaluation["models"]["gold"] == gold["trained_sha256"]
+    assert evaluation["models"]["base"] == base["trained_sha256"]
+    values = {row.model: row.value for row in read_metrics(out / cell.name / "metrics.json") if row.metric == "kl_gold"}
+    assert values["unlearned"]
+    assert not list(unfinished(plan, out, whole))
+
+
+def test_a_list_by_name_is_a_part_of_what_base_is_trained_on(plain: Plan, studio: Path, tmp_path: Path) -> None:
+    """One track to forget and one to keep, the second also as a FLAC among those to keep."""
+    out, music = tmp_path / "bench", studio / "music"
+    samples, rate = soundfile.read(music / "four.wav", dtype="float32")
+    soundfile.write(tmp_path / "four.wav", samples, rate, subtype="PCM_16")
+    samples, rate = soundfile.read(tmp_path / "four.wav", dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", samples, rate, subtype="PCM_16")
+    keep = listing(tmp_path, music / "five.wav", name="keep.txt")
+    Path(keep).write_text("four.wav\ta\ncopy.flac\tb\nfive.wav\tc\n")
+    mine = listing(tmp_path, music / "one.wav")
+    with Path(mine).open("a") as file:
+        file.write("four.wav\tanother caption\n")
+    plan = laid(changed(plain, retain=keep, lists={"mine": mine}), out)
+    write_plan(plan, out)
+    whole = plan_tracks(plan, out)
+    for trial in model_trials(plan):
+        run_cell(out, trial.name, Reporter())
+    requests = {trial.name: json.loads((out / trial.name / "request.json").read_text()) for trial in model_trials(plan)}
+    ids = {
+        name: tuple([track["id"] for track in request[key]] for key in ("retain", "left_out"))
+        for name, request in requests.items()
+    }
+    assert ids["base/seed-0"] == (["one.wav", "two.wav", "long.wav", "four.wav", "copy.flac", "five.wav"], [])
+    gold = (["five.wav", "two.wav", "long.wav"], ["one.wav", "four.wav"])
+    assert ids["mine/gold/seed-0"] == ids["mine/gold/seed-1"] == gold
+    captions = {track["id"]: track["caption"] for track in requests["base/seed-0"]["retain"]}
+    assert [track["caption"] for track in requests["mine/gold/seed-0"]["left_out"]] == [
+        captions["one.wav"], captions["four.wav"],
+    ]  # fmt: skip
+
+    (cell,) = unfinished(plan, out, whole)
+    assert cell.name == "mine/graddiff/seed-0"
+    run_cell(out, cell.name, Reporter())
+    request = json.loads((out / cell.name / "request.json").read_text())
+    assert tuple([track["id"] for track in request[key]] for key in ("retain", "forget")) == gold
+    evaluation = json.loads((out / cell.name / "evaluation.json").read_text())
+    assert evaluation["golds"] == plan.list_golds["mine"]
+    (line,) = matrix_lines(plan, out, whole)
+    assert (line.list, line.tracks, line.note) == ("mine", 2, "")
+    assert line.median("KL(gold ‖ model), forget: ≤ 1.25 × noise") is not None
+    assert not list(unfinished(plan, out, whole))
+    assert untrained(plan, out, whole) == []
+
+    Path(mine).write_text("one.wav\ta\n")  # the list's golds are of other tracks now
+    with pytest.raises(UsageError, match="other retain tracks"):
+        untrained(plan, out, whole)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ("one", "seven", "eight"),
+            "the list mine names seven.wav and 1 more, and base is trained on --tracks and retain alone",
+        ),
+        (("one", "two", "long", "four", "five", "six"), "the list mine has all tracks"),
+    ],
+)
+def test_lists_that_no_gold_can_be_trained_for(
+    files: tuple[str, ...], message: str, plain: Plan, studio: Path, tmp_path: Path
+) -> None:
+    mine = listing(tmp_path, *(studio / f"music/{name}.wav" for name in files))
+    with pytest.raises(UsageError, match=message):
+        laid(changed(plain, lists={"mine": mine}), tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
 
 
 def test_the_embedded_model_has_its_catalogue(tmp_path: Path) -> None:
@@ -74,7 +208,7 @@ def test_the_embedded_model_has_its_catalogue(tmp_path: Path) -> None:
     [
         ({"golds": {"gold": "tiny-gold"}}, "trains its own golds"),
         ({"retain": "self"}, "trains on the tracks to keep"),
-        ({"lists": {"mine": "/mine.txt"}}, "not on a --list"),
+        ({"lists": {"base": "/mine.txt"}}, "is a folder of the bench"),
         ({"methods": {"gold": ()}}, "is a folder of the bench"),
     ],
 )

@@ -35,8 +35,8 @@ def bench(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="`no-encore`: the experiment of arXiv 2509.06277. `finetuned`: trains base and golds from --model "
-            "first. Other flags win over it."
+            help="`no-encore`: the experiment of arXiv 2509.06277. `finetuned`: first trains base, and golds of each "
+            "list, from --model. Other flags win over it."
         ),
     ] = None,
     sequential: Annotated[
@@ -127,7 +127,8 @@ def bench(
     if trial is not None:
         _one(out, trial)
         return
-    from encore.compare.finetuned import finetuned
+    from encore import assets
+    from encore.compare.finetuned import finetuned, with_golds
     from encore.compare.forget_lists import list_names
     from encore.compare.leaderboard import leaderboard
     from encore.compare.matrix import METRICS_READ, matrix_lines
@@ -144,9 +145,10 @@ def bench(
     golds = _golds(gold or [], gold2 or [], [*list_names(sizes), *lists])
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
-    embedded = model == "tiny"
+    embedded = assets.model_folder(model) is not None
     names = _names(methods, "--methods") or (laid.methods if laid else _installed(backend_name(model, backend)))
-    by_default = laid.metrics if laid else METRICS_READ if sizes or lists else None
+    of_lists = METRICS_READ if sizes or lists else ()
+    by_default = tuple(dict.fromkeys((*(laid.metrics if laid else ()), *of_lists))) or None
     measured = _names(metrics, "--metrics") or (by_default if not full else None)
     chosen = embedder or (laid.embedder if laid and not embedded else None)
     theirs = [item for item in laid.options if item.partition(".")[0] in names] if laid and not embedded else []
@@ -168,6 +170,8 @@ def bench(
         plan = finetuned(plan, out, recipe)
     local = launcher == "local"
     chosen_tracks = check_plan(plan, out, local=local)
+    if finetune:
+        plan = with_golds(plan, out, chosen_tracks)
     with locked(out):
         changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)

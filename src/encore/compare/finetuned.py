@@ -3,7 +3,8 @@
 TOFU (Maini et al., arXiv 2401.06121) and MUSE (Shi et al., arXiv 2407.06460) test real models so: a pretrained model is
 fine-tuned on forget and retain tracks (base), and by the same recipe on the retain tracks alone (gold, and gold2 with
 another seed). Each model is a run folder of the bench, beside those of the methods: `base/seed-0`, `gold/seed-0` and
-`gold/seed-1`, the golds of a list under the list's name.
+`gold/seed-1`. With lists (`--forget-sizes`, `--list`) there is one base, and each list has golds under its name, which
+are trained on all of base's tracks but the list's; lists of the same tracks share them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GOLD_SEEDS = {"gold": 0, "gold2": 1}
 
 
 def finetuned(plan: Plan, out: Path, options: Sequence[str] = ()) -> Plan:
-    """The plan on base and golds that the bench trains from the plan's model.
+    """The plan on a base that the bench trains from the plan's model; `with_golds` adds the golds.
 
     Args:
         plan: its model is the pretrained one.
@@ -38,41 +39,72 @@ def finetuned(plan: Plan, out: Path, options: Sequence[str] = ()) -> Plan:
         options: of the recipe (`encore.unlearn.training`), as "key=value".
 
     Raises:
-        UsageError: the plan has golds, retain that nothing can be trained on, lists beside `tracks`, methods of a
-            reserved name, or the recipe has no such option.
+        UsageError: the plan has golds, retain that nothing can be trained on, a method or list of a reserved name, or
+            the recipe has no such option.
     """
     if plan.golds or plan.list_golds:
         raise UsageError("the preset finetuned trains its own golds", "leave --gold and --gold2 out")
     if plan.retain == SELF:
         raise UsageError("the preset finetuned trains on the tracks to keep", "give --retain LIST or --catalog FILE")
-    if plan.lists:
-        raise UsageError("the preset finetuned trains on --tracks and retain, not on a --list", "use --forget-sizes")
-    if reserved := {BASE, GOLD} & plan.methods.keys():
-        raise UsageError(f"with the preset finetuned, {min(reserved)} is a folder of the bench", "rename the method")
+    if reserved := {BASE, GOLD} & (plan.methods.keys() | plan.lists.keys()):
+        raise UsageError(f"with the preset finetuned, {min(reserved)} is a folder of the bench", "choose another name")
     embedded = assets.model_folder(plan.model) is not None
-    golds = {
-        name: {role: str(out / Trial(GOLD, seed, list=name).name) for role, seed in GOLD_SEEDS.items()}
-        for name in dict.fromkeys(trial.list for trial in plan.cells)
-    }
     laid = plan.model_copy(
         update={
             "pretrained": Pretrained(model=plan.model, revision=plan.revision, options=tuple(options)),
             "model": str(out / Trial(BASE, 0).name), "revision": None,
             "tracks": plan.tracks or (str(assets.FORGET) if embedded else None),
             "catalog": plan.catalog or (str(assets.CATALOG) if embedded else None),
-            "golds": golds.get("", {}), "list_golds": {name: own for name, own in golds.items() if name},
         }
     )  # fmt: skip
     _recipe(laid)
     return laid
 
 
+def with_golds(plan: Plan, out: Path, whole: Tracks) -> Plan:
+    """The plan with the golds of its lists.
+
+    Lists of the same tracks have the same golds: those that one of them has in the bench's folder, else of the first,
+    where all of `tracks` come before the lists.
+
+    Args:
+        plan: as `finetuned` returns it.
+        out: folder of the bench.
+        whole: all tracks, see `encore.compare.plan.plan_tracks`.
+
+    Raises:
+        UsageError: a list leaves no track that its gold could be trained on.
+    """
+    tracks = {name: list_tracks(plan, out, name, whole) for name in ("", *plan.list_names)}
+    if everything := [name for name, own in tracks.items() if not own.retain]:
+        raise UsageError(
+            f"the list {everything[0]} has all tracks, and its gold is trained on the others",
+            "name fewer, or keep more",
+        )
+    contents = {name: frozenset(track.sha256 for track in own.forget) for name, own in tracks.items()}
+    owners: dict[frozenset[str], str] = {}
+    for name in sorted(contents, key=lambda name: not (out / Trial(GOLD, 0, list=name).name).exists()):
+        owners.setdefault(contents[name], name)
+    golds = {
+        name: {role: str(out / Trial(GOLD, seed, list=owners[own]).name) for role, seed in GOLD_SEEDS.items()}
+        for name, own in contents.items()
+    }
+    needed = {trial.list for trial in plan.cells}
+    return plan.model_copy(
+        update={
+            "golds": golds[""] if "" in needed else {}, "list_golds": {name: golds[name] for name in plan.list_names}
+        }
+    )  # fmt: skip
+
+
 def model_trials(plan: Plan) -> list[Trial]:
     """The models that a bench trains, base first; none without the preset."""
     if plan.pretrained is None:
         return []
-    lists = dict.fromkeys(trial.list for trial in plan.cells)
-    return [Trial(BASE, 0), *(Trial(GOLD, seed, list=name) for name in lists for seed in GOLD_SEEDS.values())]
+    out = Path(plan.model).parents[1]
+    folders = {folder for golds in (plan.golds, *plan.list_golds.values()) for folder in golds.values()}
+    trials = (Trial(GOLD, seed, list=name) for name in ("", *plan.list_names) for seed in GOLD_SEEDS.values())
+    return [Trial(BASE, 0), *(trial for trial in trials if str(out / trial.name) in folders)]
 
 
 def train_model(plan: Plan, trial: Trial, out: Path, whole: Tracks, reporter: Reporter) -> None:

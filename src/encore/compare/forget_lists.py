@@ -1,4 +1,4 @@
-"""Random forget lists of several sizes; larger lists contain the smaller ones."""
+"""Forget lists of a bench's tracks: random ones of several sizes, and such as a file names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from encore.data.shards import ShardTracks
 from encore.data.splits import RETAIN, Tracks, joined, without_files
 from encore.data.tracks import Track
 from encore.errors import UsageError
+from encore.text import printable
 
 SEED = 0
 SINGLES = ("1a", "1b", "1c")  # size 1 is three lists, as one track is not representative
@@ -43,10 +44,40 @@ def draw(whole: Tracks, name: str) -> Tracks:
             f"a list of {end if begin == 0 else 1} can't be drawn from {count} tracks (list {name})",
             "leave that size out of --forget-sizes, or name more tracks",
         )
-    drawn = tuple(islice(chain(*parts), begin, end))
-    rest = without_files(joined(whole.retain, whole.forget), {track.sha256 for track in drawn}) if whole.retain else ()
+    return _forgotten(whole, tuple(islice(chain(*parts), begin, end)))
+
+
+def part(whole: Tracks, listed: Sequence[Track], name: str) -> Tracks:
+    """The listed tracks to forget, and all others to keep.
+
+    Args:
+        whole: all tracks.
+        listed: some of these, by their files; captions are those of `whole`.
+        name: of the list, for the message.
+
+    Raises:
+        UsageError: a listed track is neither one to forget nor one to keep.
+    """
+    hashes = {track.sha256 for track in listed}
+    everything = joined(whole.retain, whole.forget)
+    if isinstance(everything, ShardTracks):
+        everything = everything.of_files(hashes)
+    known = {track.sha256: track for track in everything}
+    if lacking := [track for track in listed if track.sha256 not in known]:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UsageError(
+            f"the list {name} names {printable(lacking[0].id)}{more}, and base is trained on --tracks and retain alone",
+            "name in --list what --tracks, --retain or the catalogue's retain has",
+        )
+    return _forgotten(whole, tuple(known[track.sha256] for track in listed))
+
+
+def _forgotten(whole: Tracks, forget: tuple[Track, ...]) -> Tracks:
+    """These tracks to forget, and all others to keep, if there are tracks to keep."""
+    hashes = {track.sha256 for track in forget}
+    rest = without_files(joined(whole.retain, whole.forget), hashes) if whole.retain else ()
     return replace(
-        whole, forget=drawn, retain=rest if isinstance(rest, ShardTracks) else tuple(rest), listed=end - begin
+        whole, forget=forget, retain=rest if isinstance(rest, ShardTracks) else tuple(rest), listed=len(forget)
     )
 
 

@@ -13,10 +13,12 @@ import pydantic
 
 from encore import __version__, assets, plugins
 from encore.api import Method, Role
-from encore.compare.forget_lists import draw, list_names
+from encore.compare.forget_lists import draw, list_names, part
 from encore.data.catalog import Catalog
+from encore.data.duplicates import find_duplicates, without_duplicates
 from encore.data.shards import ShardTracks
-from encore.data.splits import Tracks, joined
+from encore.data.splits import Tracks, joined, open_catalog
+from encore.data.track_list import read_list
 from encore.data.tracks import Track
 from encore.errors import InputError, UsageError
 from encore.evaluate.embedder_choice import parsed
@@ -30,6 +32,7 @@ from encore.store.meta_json import NAME as META
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.model_name import model_name, model_sha256
 from encore.store.run_folder import LOCK, OWNER, read_json, write_json, writing
+from encore.tensor_cache import TensorCache
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.records import check_other_run, listed_places
 from encore.unlearn.run import choose
@@ -329,19 +332,31 @@ def plan_tracks(plan: Plan, out: Path) -> Tracks:
 
 
 def list_tracks(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
-    """The tracks of one of the plan's lists.
+    """The tracks of one of the plan's lists; copies of its tracks are not among those to keep.
+
+    Where the bench trains base and golds, its lists are parts of what base is trained on.
 
     Args:
         name: name of the list; empty for all tracks.
         whole: the result of `plan_tracks`.
 
     Raises:
-        UsageError: there are too few tracks to draw from.
+        UsageError: there are too few tracks to draw from, or a list names a track that base is not trained on.
         InputError: the list can't be used.
     """
-    if name in plan.lists:
-        return choose(plan.request(Trial("", 0, list=name), out))
-    return draw(whole, name) if name else whole
+    if not name:
+        return whole
+    if name not in plan.lists:
+        tracks = draw(whole, name)
+    else:
+        request = plan.request(Trial("", 0, list=name), out)
+        if plan.pretrained is None:
+            return choose(request)
+        catalog = open_catalog(request.catalog, request.model, request.roots)
+        listed = read_list(request.tracks, catalog=catalog, roots=request.roots, advice="").tracks
+        tracks = part(whole, listed, name)
+    pairs = find_duplicates(tracks.forget, tracks.retain, cache=TensorCache())
+    return replace(tracks, retain=without_duplicates(tracks.retain, pairs)) if pairs else tracks
 
 
 def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
