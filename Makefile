@@ -47,14 +47,15 @@ docs: .venv-docs/.stamp
 	.venv-docs/bin/python -m pip install -q -c constraints.txt -r .venv-docs/requirements.txt
 	touch $@
 
-# Every plugin in a fresh environment of its own, beside a wheel of Encore, with all of its tests. What a plugin needs and
-# pip could not resolve beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
+# Every plugin in a fresh environment of its own, beside a wheel of Encore, with all of its tests. What Encore requires, and
+# nothing else of .venv, is linked into it, and pip adds the rest: unpacking torch for each would take longer than its tests.
+# What pip could not resolve beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
 plugins: $(PLUGINS:%=plugin-%)
 
 $(PLUGINS:%=plugin-%): plugin-%: wheel
 	rm -rf plugins/encore-$*/.venv
 	$(PYTHON) -m venv --without-pip plugins/encore-$*/.venv
-	$(PLUGIN_PIP) --no-compile $(TORCH)
+	$(BIN)/python tools/link_packages.py plugins/encore-$*/.venv encore-music
 	$(PLUGIN_PIP) -c constraints.txt setuptools wheel
 	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation dist/plugins/*.whl -e 'plugins/encore-$*[dev]'
 	$(if $(wildcard plugins/encore-$*/without-dependencies.txt),$(PLUGIN_PIP) --no-deps --no-build-isolation \
