@@ -2,6 +2,10 @@
 # `make test` runs all tests of Encore, `make plugins` those of the plugins beside it. All build the environment in .venv
 # first, and again when what it is made of changes. `make docs` builds the documentation into site/, in .venv-docs.
 
+# What Python compiles is kept, whatever the environment says: a process that compiles torch again takes twice as long to
+# start.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -25,13 +29,13 @@ lint: .venv/.stamp
 	$(BIN)/mypy
 
 # torch comes first and alone: the extension is built against the one that will run, and nothing else picks another.
-# Python compiles what is imported of it when it first is, a small part. (Not so the other packages: what compiling some of
-# them warns of would be an error in the first test.)
+# pip compiles nothing: Python compiles what is imported when it first is, a small part. (Where a package warns at that, the
+# first test that imports it fails: compile it here.)
 .venv/.stamp: pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile $(TORCH)
-	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel ninja
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt setuptools wheel ninja
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/python -m compileall -q src # as installing a wheel does; an editable install leaves it to the first import
 	touch $@
 
@@ -47,14 +51,15 @@ docs: .venv-docs/.stamp
 	.venv-docs/bin/python -m pip install -q -c constraints.txt -r .venv-docs/requirements.txt
 	touch $@
 
-# Every plugin in a fresh environment of its own, beside a wheel of Encore, with all of its tests. What a plugin needs and
-# pip could not resolve beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
+# Every plugin in a fresh environment of its own, beside a wheel of Encore, with all of its tests. What Encore requires, and
+# nothing else of .venv, is linked into it, and pip adds the rest: unpacking torch for each would take longer than its tests.
+# What pip could not resolve beside it (audiocraft pins versions of years ago) stands in its without-dependencies.txt.
 plugins: $(PLUGINS:%=plugin-%)
 
 $(PLUGINS:%=plugin-%): plugin-%: wheel
 	rm -rf plugins/encore-$*/.venv
 	$(PYTHON) -m venv --without-pip plugins/encore-$*/.venv
-	$(PLUGIN_PIP) --no-compile $(TORCH)
+	$(BIN)/python tools/link_packages.py plugins/encore-$*/.venv encore-music
 	$(PLUGIN_PIP) -c constraints.txt setuptools wheel
 	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation dist/plugins/*.whl -e 'plugins/encore-$*[dev]'
 	$(if $(wildcard plugins/encore-$*/without-dependencies.txt),$(PLUGIN_PIP) --no-deps --no-build-isolation \
