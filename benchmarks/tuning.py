@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("-o", dest="option", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--metrics", default=",".join(METRICS), help="quantised adds the NLLs of 4-bit weights")
     parser.add_argument("--no-base", action="store_true", help="measure the methods alone")
-    parser.add_argument("--lora", action="store_true", help="train an adapter, at its own rates where none is given")
+    parser.add_argument(
+        "--lora", nargs="?", type=int, const=Lora.rank, metavar="RANK", help="train an adapter, at rates of its own"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -74,7 +76,7 @@ def main() -> None:
             method = plugins.methods().resolve(name)
             options = resolve_options(method.Options, assignments=arguments.option).options
             twin = base.clone()
-            chosen, lora = method(options), Lora() if arguments.lora else None
+            chosen, lora = method(options), Lora(arguments.lora) if arguments.lora else None
             if lora is not None:
                 chosen, _ = with_adapter_rates(chosen, twin.module, lora)
             began = time.monotonic()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -311,24 +312,76 @@ def test_built_in_losses_train_an_adapter(backend: MusicgenBackend, clips: Clips
     assert module_sha256(backend.module) != before
 
 
-def test_the_first_step_changes_weights_by_as_much_as_without_an_adapter() -> None:
-    torch.manual_seed(0)
-    module = nn.ModuleDict({"fc": nn.Linear(300, 200, bias=False)})
+def layers(*sizes: int, seed: int = 0) -> Any:
+    """What an adapter needs of a backend, with linear layers of 200 outputs beside one another."""
+    torch.manual_seed(seed)
+    module = nn.ModuleDict({f"fc{i}": nn.Linear(size, 200, bias=False) for i, size in enumerate(sizes)})
+    return SimpleNamespace(module=module, device=torch.device("cpu"))
+
+
+def trained(backend: Any, loss: Any, *, lr: float, steps: int, lora: Lora | None) -> None:
+    """AdamW on the weights, or on an adapter that is then merged."""
+    made = None if lora is None else Adapter(backend, lora, seed=1)
+    weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(backend.module).backward()
+        optimizer.step()
+    if made is not None:
+        made.merge()
+
+
+def adapter_rate(module: nn.Module, lora: Lora) -> float:
+    """The rate of a method whose own is 5e-4."""
     cls = methods().resolve("graddiff")
-    for lora in (Lora(16, 32.0), Lora(4, 10.0), Lora(64, 16.0)):
-        method, rates = with_adapter_rates(cls(cls.Options()), module, lora)
-        given = torch.randn(200, 300)
-        a = torch.empty(lora.rank, 300)
-        nn.init.kaiming_uniform_(a, a=5**0.5)  # as peft does
-        b = -rates["lr"] * (given @ a.T).sign()  # AdamW's first step of ⟨given, (α / r) B A⟩, from B = 0
-        change = lora.alpha / lora.rank * b @ a
-        assert float(change.square().mean().sqrt()) == pytest.approx(5e-4, rel=0.1)
-        assert method.options.lr == rates["lr"]  # type: ignore[attr-defined]
+    method, rates = with_adapter_rates(cls(cls.Options()), module, lora)
+    assert method.options.lr == rates["lr"]  # type: ignore[attr-defined]
+    return rates["lr"]
+
+
+@pytest.mark.parametrize("lora", [Lora(16, 32.0), Lora(4, 10.0), Lora(64, 16.0), Lora(4, 200.0)])
+def test_the_first_step_lowers_the_loss_of_each_layer_by_as_much_as_without_an_adapter(lora: Lora) -> None:
+    whole, adapted = layers(150, 300, 1200), layers(150, 300, 1200)
+    inputs = {name: torch.randn(100, part.in_features) for name, part in whole.module.items()}
+    wanted = {name: torch.randn(100, 200) for name in inputs}
+
+    def loss(module: Any) -> Tensor:
+        losses = [(part(inputs[name]) - wanted[name]).square().mean() for name, part in module.items()]
+        return torch.stack(losses).sum()
+
+    gradients = torch.autograd.grad(loss(whole.module), list(whole.module.parameters()))
+    before = [weight.detach().clone() for weight in whole.module.parameters()]
+    trained(whole, loss, lr=5e-4, steps=1, lora=None)
+    trained(adapted, loss, lr=adapter_rate(whole.module, lora), steps=1, lora=lora)
+    for gradient, old, new, merged in zip(
+        gradients, before, whole.module.parameters(), adapted.module.parameters(), strict=True
+    ):
+        expected, fall = (float(((old - weight.detach()) * gradient).sum()) for weight in (new, merged))
+        assert fall == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("lora", [Lora(16, 32.0), Lora(8, 8.0), Lora(32, 100.0), Lora(4, 32.0)])
+def test_an_adapter_learns_at_about_the_speed_of_the_weights_at_any_width(lora: Lora) -> None:
+    speeds = []
+    for size in (96, 768):
+        whole, adapted = layers(size), layers(size)
+        inputs, wanted = torch.randn(32, size), torch.randn(32, 200)
+
+        def loss(module: Any, inputs: Tensor = inputs, wanted: Tensor = wanted) -> Tensor:
+            return (module["fc0"](inputs) - wanted).square().mean()
+
+        first, lr = loss(whole.module).item(), 0.05 / size
+        trained(whole, loss, lr=lr, steps=20, lora=None)
+        trained(adapted, loss, lr=lr * adapter_rate(whole.module, lora) / 5e-4, steps=20, lora=lora)
+        speeds.append((first - loss(adapted.module).item()) / (first - loss(whole.module).item()))
+    assert 0.5 < speeds[0] < 2
+    assert speeds[1] == pytest.approx(speeds[0], rel=0.1)
 
 
 def test_rates_that_were_given_stay(backend: MusicgenBackend) -> None:
     encore, npo = methods().resolve("encore"), methods().resolve("npo")
-    factor = (3 * 24 * RANK) ** 0.5 / ALPHA
+    factor = (4 * 3**0.5 * 24 / ALPHA) ** 0.5
     method, rates = with_adapter_rates(encore(encore.Options()), backend.module, Lora(RANK, ALPHA))
     assert rates == {"rate": pytest.approx(0.085 * factor), "attack_rate": pytest.approx(0.03 * factor)}
     assert method.options.rate == rates["rate"]  # type: ignore[attr-defined]
@@ -441,7 +494,7 @@ def test_the_command_says_where_the_rate_came_from(studio: Path, tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 4), done.stderr
     run = json.loads(done.stdout)
-    assert run["options"]["lr"] == {"value": pytest.approx(5e-4 * (3 * 24 * 2) ** 0.5 / 32), "from": "adapter"}
+    assert run["options"]["lr"] == {"value": pytest.approx(5e-4 * (4 * 3**0.5 * 24 / 32) ** 0.5), "from": "adapter"}
     assert not (out / "adapter").exists()
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert "nothing to do" in again.stderr

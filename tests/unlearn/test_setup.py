@@ -76,7 +76,7 @@ def test_rates_that_are_not_given_are_those_of_an_adapter(backend: MusicgenBacke
         return settle(request, recipe, backend, recipe.default_rates)
 
     inputs = backend.module.get_submodule("decoder.model.decoder.layers.0.fc1").in_features
-    factor = math.sqrt(3 * inputs * 3) / 7.5
+    factor = math.sqrt(4 * math.sqrt(3) * inputs / 7.5)
     setup = rate()
     assert setup.adapter_rates == {"rate": pytest.approx(factor * RATE)}
     assert setup.method.options.rate == setup.adapter_rates["rate"]

@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +32,7 @@ LAYERS = {  # --lora-layers -> what a part of a layer's name looks like in trans
     "mlp": re.compile(r"mlp|ffn?|fc\d*|linear\d*|feed_?forward", re.IGNORECASE),
 }
 RATES = frozenset({"lr", "rate", "attack_rate"})  # options of methods that are learning rates
+A_RATE = 4.0  # κ of `rate_factor`
 MATRIX_LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
@@ -41,7 +42,7 @@ class Adapter:
     Args:
         backend: its module is changed in place.
         settings: of the adapter.
-        seed: of the initial A; B begins at 0, so the model computes what it did before.
+        seed: of the initial A, whose size `rate_factor` explains. B begins at 0: the model computes what it did before.
 
     Attributes:
         settings: of the adapter.
@@ -54,7 +55,8 @@ class Adapter:
 
     def __init__(self, backend: Backend, settings: Lora, *, seed: int) -> None:
         check_peft()
-        self._layers = list(adapted_layers(backend.module, settings.layers))
+        layers = adapted_layers(backend.module, settings.layers)
+        self._layers, factor = list(layers), rate_factor(layers.values(), settings.alpha)
         from peft import LoraConfig, LoraModel
 
         self.settings, self._module = settings, backend.module
@@ -63,6 +65,10 @@ class Adapter:
         with torch.random.fork_rng(devices=[backend.device] if backend.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self._tuner: Any = LoraModel(self._module, config, ADAPTER_NAME)
+        for name in self._layers:
+            layer: Any = self._module.get_submodule(name)
+            with torch.no_grad():  # peft's A is uniform in ±1/√n, with a standard deviation of 1/√(3 n)
+                layer.lora_A[ADAPTER_NAME].weight.mul_(math.sqrt(3) * layer.in_features / (settings.alpha * factor))
         self._module.eval()  # peft's layers begin in training mode
         self.parameters = {name: weight for name, weight in self._module.named_parameters() if weight.requires_grad}
         self._saved: dict[str, Tensor] = {}
@@ -205,14 +211,40 @@ def refuse_unadaptable(method: Method) -> None:
         )
 
 
+def rate_factor(layers: Collection[nn.Linear], alpha: float) -> float:
+    """f, by which learning rates are multiplied with an adapter: √(κ √3 n / α), n the inputs of the median layer.
+
+    Together with the initial size of A it makes the first AdamW step lower the loss by as much as without an adapter,
+    in every layer and at any rank. Let G [out, n] be the gradient of a weight, and g the typical norm of its rows.
+
+    - Without an adapter a step of rate η is -η sign(G), and lowers the loss by η ‖G‖₁ ≈ η √(2/π) out √n g.
+    - With one, A random with standard deviation σ and B = 0, a step of rate f η makes B = -f η sign(G Aᵀ), and lowers
+      the loss by (α / r) f η ‖G Aᵀ‖₁ ≈ (α / r) f η √(2/π) out r σ g. The two are equal where σ = √n / (α f).
+
+    An update of the same root mean square would do √(n / r) times less, as most of it is in random directions.
+
+    f is free as yet, and decides how fast A learns. The part of A that is learnt grows along the gradient by f η √n per
+    step, and exceeds the random part after σ / (f η √n) = 1 / (α f² η) steps. For rates η that fall as 1 / n, this is
+    the same point of a run at any width where f² is proportional to n: f² = κ √3 n / α. To AdamW this is the same as
+    peft's A (σ = 1/√(3 n)) trained at κ η, with B at √3 n / α times η. The ratio of these rates is 1.7 for n = 128 and
+    28 for n = 2048 (α 32); LoRA+ (Hayou et al., arXiv 2402.12354) shows that it must grow with n, and advises 16. α has
+    no effect on a run whose rates follow this rule.
+
+    With κ = 4 an adapter learns at about the speed of the weights (`benchmarks/RESULTS.md`, with what was tried). f is
+    5.3 for n = 128 and 21 for n = 2048 (α 32).
+
+    Args:
+        layers: that the adapter is put into.
+        alpha: α.
+    """
+    inputs = statistics.median(layer.in_features for layer in layers)
+    return math.sqrt(A_RATE * math.sqrt(3) * inputs / alpha)
+
+
 def with_adapter_rates(
     method: MethodT, module: nn.Module, settings: Lora, defaults: Mapping[str, float] | None = None
 ) -> tuple[MethodT, dict[str, float]]:
-    """The method with the learning rates of an adapter, for those that the user has not set.
-
-    Rates are multiplied by the factor at which the first step of AdamW changes the entries of a weight by as much (root
-    mean square) as it would without an adapter. B is then ±η, and A's entries are uniform in ±1/√in, so that those of
-    (α / r) B A are η α / √(3 in r). In a layer of 128 inputs the factor is 2.4, in one of 2048 it is 9.8 (r 16, α 32).
+    """The method with the learning rates of an adapter (`rate_factor`), for those that the user has not set.
 
     Args:
         method: has not run yet.
@@ -224,8 +256,7 @@ def with_adapter_rates(
         The method, and the rates by option.
     """
     options = method.options
-    sizes = [layer.in_features for layer in adapted_layers(module, settings.layers).values()]
-    factor = math.sqrt(3 * statistics.median(sizes) * settings.rank) / settings.alpha
+    factor = rate_factor(adapted_layers(module, settings.layers).values(), settings.alpha)
     rates = {}
     for name in RATES - options.model_fields_set:
         value = getattr(options, name, None)
