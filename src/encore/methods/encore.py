@@ -34,12 +34,12 @@ class Encore(LossMethod):
     The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
     `shift_seconds` later than in training, and its caption is that of another track. The teacher forgets with the
     model, until both predict the clip as new music. A teacher that is less certain of a clip than the base is of
-    held-out music on such input is sharpened to that entropy (`sharpened`): a high rate makes all predictions less
-    certain, and generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k
-    is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss.
-    For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its
-    codes (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise
-    of its NLL when it begins later, minus the same rise for held-out music.
+    held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less certain, and
+    generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k is raised to
+    the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised clip, ℓ_k is
+    the base's mean NLL of held-out music times the clip's difficulty estimated from its codes (`difficulty`). A clip
+    that is not memorised has no teacher; its target is its NLL under base, plus the rise of its NLL when it begins
+    later, minus the same rise for held-out music.
 
     While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
     same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
@@ -317,9 +317,10 @@ def entropy(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sharpened(logits: Tensor, mask: Tensor, most: float) -> Tensor:
-    """Logits of which each clip's are multiplied by a factor of 1 to `SHARPEST`, until their mean entropy is `most`.
+    """Logits of which each clip's are multiplied by a factor of 1 to `SHARPEST`, so that they are less uncertain.
 
-    The factor is found to first order (one Newton step), and 1 where the entropy is lower.
+    It takes the mean entropy halfway to `most`, to first order (half a Newton step; the whole one overshoots where the
+    predictions are nearly uniform), and is 1 where the entropy is lower.
 
     Args:
         logits: [N, K, T, V].
@@ -327,7 +328,7 @@ def sharpened(logits: Tensor, mask: Tensor, most: float) -> Tensor:
         most: nats per token.
     """
     mean, slope = entropy(logits, mask)
-    factor = (1 + (mean - most) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
+    factor = (1 + 0.5 * (mean - most) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
     return logits * factor[:, None, None, None]
 
 
