@@ -17,7 +17,7 @@ from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
-from encore.methods.encore import Encore, entropy, sharpened
+from encore.methods.encore import Encore, entropy_and_slope, sharpened
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.reference import FrozenReference
 from encore.unlearn.self_retain import generate_retain
@@ -119,15 +119,16 @@ def levels_of(
 # ------------------------------------------------------------------------------------------------------ forget loss
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "sharp"), [(0, False), (1, False), (2, True)])
 def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebook_lacks(
-    backend: MusicgenBackend, seed: int
+    backend: MusicgenBackend, seed: int, sharp: bool
 ) -> None:
     """Two memorised clips and two that are not, of different lengths, under a shift and other captions."""
     holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(4)
     level = between(backend, clips, 2)
     method, session = made(backend, clips, retain, level, holdout=holdout, gamma=0.7, shift_seconds=SHIFT)
     model = moved(backend)
+    method._entropy = 0.0 if sharp else math.inf
     losses = method.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
     generator = torch.Generator().manual_seed(seed)
@@ -141,6 +142,8 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
         strange = Clip(clip.track, other, clip.codes[:, shift:])
         teacher, own = logprobs_of(model, strange), logprobs_of(model, clip)[:, shift:]
         mask = model.token_mask(Batch.of([strange]))[0]
+        if sharp:
+            teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)
         divergence = (teacher.exp() * (teacher - own)).sum(-1)[mask].mean().item()
         nll = [-own[k].gather(-1, strange.codes[k, :, None])[:, 0][mask[k]].mean().item() for k in range(2)]
         lacking = np.maximum(0, target - nll).mean()
@@ -168,7 +171,7 @@ def test_a_teacher_less_certain_than_the_base_is_of_new_music_is_sharpened(backe
     for n in range(2):  # halfway
         assert before[n] - after[n] == pytest.approx(0.5 * (before[n] - most), rel=0.2)
     # What the entropy falls by per unit of the factor, by differences.
-    mean, slope = entropy(logits, mask)
+    mean, slope = entropy_and_slope(logits.masked_fill(~mask[..., None], float("nan")), mask)
     assert mean.tolist() == pytest.approx(before, rel=1e-5)
     for n in range(3):
         assert slope[n] == pytest.approx(

@@ -23,7 +23,7 @@ from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of the target
 MANY = 8  # from this many memorised clips on, the rate is not reduced
-PREDICTED = 32  # clips of new music whose predictions give the entropy that a teacher keeps
+ENTROPY_CLIPS = 32  # of new music, whose predictions limit the entropy of a teacher
 SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a memorised clip's first frame, and its decay in frames
 
@@ -107,7 +107,7 @@ class Encore(LossMethod):
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or self._others
         self._set_levels(session, new, limit)
-        self._entropy = self._teacher_entropy(session, new) if self._deep and new else math.inf
+        self._entropy = self._teacher_entropy(session, new) if self._deep else math.inf
         self._set_rate(session)
         self._attack = RelearningAttack(
             lr=self.options.attack_rate * self._typical, steps=self.options.attack_steps,
@@ -143,15 +143,15 @@ class Encore(LossMethod):
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         losses: list[Tensor] = []
         share = self.options.unconditional
-        unconditional = step.once("unconditional", lambda: bool(torch.rand((), generator=step.generator) < share))
-        likely = set() if unconditional else self._memorised
-        memorised = [i for i, clip in enumerate(batch.clips) if clip in likely]
-        others = [i for i, clip in enumerate(batch.clips) if clip not in likely]
+        unconditional = step.once("unconditional", lambda: share > 0 and _chance(share, step.generator))
+        by_likelihood = set() if unconditional else self._memorised
+        memorised = [i for i, clip in enumerate(batch.clips) if clip in by_likelihood]
+        others = [i for i, clip in enumerate(batch.clips) if clip not in by_likelihood]
         cropped = step.once("crops", lambda: self._crops(step.retain or batch.clips, step.generator))
         kept, crops = [batch.clips[i] for i in memorised], [cropped[batch.clips[i]] for i in others]
         if distributed.in_lockstep():  # a clip of each kind that any process has, of which the loss is left out
-            kept = kept or [clip for clip in step.retain if clip in likely][:1]
-            crops = crops or [cropped[clip] for clip in step.retain if clip not in likely][:1]
+            kept = kept or [clip for clip in step.retain if clip in by_likelihood][:1]
+            crops = crops or [cropped[clip] for clip in step.retain if clip not in by_likelihood][:1]
         if kept:
             losses.append(self._likelihood(step, Batch.of(kept, batch.codes.device))[: len(memorised)])
         if crops:
@@ -216,16 +216,20 @@ class Encore(LossMethod):
 
     @torch.no_grad()
     def _teacher_entropy(self, session: Session, clips: Sequence[Clip]) -> float:
-        """Mean entropy of the base's predictions for new music as a teacher gets it, nats per token."""
-        backend, generator, strange = session.backend, session.generator, list[Clip]()
-        for i in range(PREDICTED):
-            clip = clips[i * len(clips) // PREDICTED]
+        """Mean entropy of the base's predictions for new music, begun later, under other captions, nats per token."""
+        backend, strange = session.backend, list[Clip]()
+        generator = torch.Generator().manual_seed(session.seed)
+        clips = [clip for clip in clips if clip.codes.shape[-1] > 1]
+        if not clips:
+            return math.inf
+        for i in range(ENTROPY_CLIPS):
+            clip = clips[i * len(clips) // ENTROPY_CLIPS]
             begin = _draw(min(self._shift(backend), clip.codes.shape[-1] // 2), generator) + 1
             strange.append(Clip(clip.track, self._other_caption(generator), clip.codes[:, begin:]))
 
         def compute(part: Sequence[Clip]) -> Tensor:
             batch = Batch.of(part, backend.device)
-            return entropy(backend.logits(batch), backend.token_mask(batch))[0]
+            return entropy_and_slope(backend.logits(batch), backend.token_mask(batch))[0]
 
         size = self.options.micro_batch_size
         return float(distributed.rows(strange, size, compute, size=lambda clip: clip.codes.shape[-1]).mean())
@@ -294,7 +298,7 @@ class Encore(LossMethod):
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
-        if torch.rand((), generator=generator) < self.options.mix:
+        if _chance(self.options.mix, generator):
             other = self._retain[_draw(len(self._retain), generator)].codes[:, start:]
             if other.shape[-1]:
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
@@ -302,33 +306,37 @@ class Encore(LossMethod):
         return Clip(clip.track, caption, codes)
 
 
-def entropy(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean entropy of each clip's predictions, nats per token, and what it falls by per unit of a factor of the logits,
-    at 1: the variance of the log-probabilities. Both [N].
+def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean entropy of each clip's predictions, and how fast it falls when the logits are multiplied by a factor.
 
     Args:
         logits: [N, K, T, V].
         mask: bool [N, K, T].
+
+    Returns:
+        Entropies, nats per token, [N], and minus their derivatives by the factor at 1, [N]: the mean variance of the
+        log-probabilities.
     """
-    logp = logits.float().log_softmax(-1)
+    logp = logits[mask].float().log_softmax(-1)
     own = -(logp.exp() * logp).sum(-1)
     variance = (logp.exp() * logp.square()).sum(-1) - own.square()
-    return clip_mean(own, mask), clip_mean(variance, mask)
+    entropies, slopes = (own.new_zeros(mask.shape).masked_scatter(mask, each) for each in (own, variance))
+    return clip_mean(entropies, mask), clip_mean(slopes, mask)
 
 
-def sharpened(logits: Tensor, mask: Tensor, most: float) -> Tensor:
-    """Logits of which each clip's are multiplied by a factor of 1 to `SHARPEST`, so that they are less uncertain.
+def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
+    """Logits multiplied by a factor for each clip, 1 to `SHARPEST`, where its mean entropy is above a limit.
 
-    It takes the mean entropy halfway to `most`, to first order (half a Newton step; the whole one overshoots where the
-    predictions are nearly uniform), and is 1 where the entropy is lower.
+    To first order the factor takes the entropy halfway to the limit. (A whole Newton step overshoots where predictions
+    are nearly uniform.)
 
     Args:
         logits: [N, K, T, V].
         mask: bool [N, K, T].
-        most: nats per token.
+        entropy: the limit, nats per token.
     """
-    mean, slope = entropy(logits, mask)
-    factor = (1 + 0.5 * (mean - most) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
+    mean, slope = entropy_and_slope(logits, mask)
+    factor = (1 + 0.5 * (mean - entropy) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
     return logits * factor[:, None, None, None]
 
 
@@ -384,6 +392,10 @@ def _without_dropout(backend: Backend, batch: Batch) -> Tensor:
     """The model's logits [N, K, T, V], in evaluation mode."""
     with evaluating(backend.module):
         return backend.logits(batch)
+
+
+def _chance(share: float, generator: torch.Generator) -> bool:
+    return bool(torch.rand((), generator=generator) < share)
 
 
 def _draw(most: int, generator: torch.Generator) -> int:

@@ -20,7 +20,7 @@ ATTACKER = 1e-3  # a high learning rate for fine-tuning, which those who attack 
 class RelearningAttack:
     """Trains a copy of a model on clips, as an attacker would to restore them.
 
-    The model is copied at the first attack, and its trained weights before every one, in float32. Weights that are not
+    The model is copied by `calibrate`, and its trained weights before every attack, in float32. Weights that are not
     trained (with an adapter, all but the adapter's) are shared with the copy.
 
     Args:
@@ -48,10 +48,12 @@ class RelearningAttack:
 
         Args:
             session: of the base; its `chosen` has the reason for another rate.
-            new: music that the base was not trained on; without any, all shares are 1.
+            new: music that the base was not trained on, or the nearest to it that there is; without any, all shares
+                are 1.
             together: clips that an attack trains on.
             count: clips that are attacked in all, at most.
         """
+        self._copied(session.backend)
         groups = [new[start : start + together] for start in range(0, min(len(new), count), together)]
         given, self.kept_shares = self.lr, self._kept(session.backend, groups)
         if given < ATTACKER:
@@ -129,22 +131,25 @@ class RelearningAttack:
         Raises:
             UsageError: the model's weights are split over several processes.
         """
-        if distributed.in_lockstep():
-            raise UsageError(
-                "relearning attacks need whole weights, and --fsdp splits them",
-                "use -o attack_share=0, or leave --fsdp out",
-            )
-        if self._copy is None:
-            self._copy = _sharing_copy(backend)
-        copy, module = self._copy.module, backend.module
+        attacked = self._copied(backend)
+        copy, module = attacked.module, backend.module
         shared = {name for name, weight in module.named_parameters() if not weight.requires_grad}
         state = {name: value for name, value in module.state_dict().items() if name not in shared}
         copy.load_state_dict(state, strict=not shared)
         names = [name for name, weight in module.named_parameters() if weight.requires_grad]
         weights = {name: copy.get_parameter(name).requires_grad_() for name in names}
         batches = [clips[start : start + size] for start in range(0, len(clips), size)]
-        for _ in relearn(self._copy, batches, lr=self.lr, steps=steps):
+        for _ in relearn(attacked, batches, lr=self.lr, steps=steps):
             yield weights
+
+    def _copied(self, backend: Backend) -> Backend:
+        if distributed.in_lockstep():
+            raise UsageError(
+                "relearning attacks need whole weights, and --fsdp splits them",
+                "use -o attack_share=0, or leave --fsdp out",
+            )
+        self._copy = self._copy or _sharing_copy(backend)
+        return self._copy
 
 
 @contextmanager

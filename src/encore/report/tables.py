@@ -109,8 +109,7 @@ def _trust(row: RowTrust | None) -> Cell:
     """Whether the row tells models that hold the tracks from models that don't."""
     if row is None:
         return Cell("–", "not tried")
-    verdict, _, how = row.text.partition(", " if row.auc is not None else ": ")
-    return Cell(verdict, how, "bad" if verdict == "no" else "")
+    return Cell(row.trusted, row.text.removeprefix(row.trusted).lstrip(",: "), "bad" if row.trusted == "no" else "")
 
 
 def tracks(files: RunFiles) -> Table:

@@ -196,8 +196,12 @@ def prepare(
     check_method(request, method)
     family = backends().resolve(request.backend)
     if why := family.unmet(method.spec.needs):
+        default = family.default_method()
         raise UsageError(
-            f"method {method.spec.name!r} {why}", f"the default for this model: --method {family.default_method()}"
+            f"method {method.spec.name!r} {why}",
+            f"the default for this model: --method {default}"
+            if method.spec.name != default
+            else "choose another --method: encore methods lists what each needs",
         )
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
