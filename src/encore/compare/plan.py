@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,7 @@ from encore import __version__, assets, plugins
 from encore.api import Method, Role
 from encore.compare.forget_lists import draw, list_names, part
 from encore.data.catalog import Catalog
-from encore.data.duplicates import find_duplicates, without_duplicates
+from encore.data.duplicates import Pair, find_duplicates, without_duplicates
 from encore.data.shards import ShardTracks
 from encore.data.splits import Tracks, joined, open_catalog
 from encore.data.track_list import read_list
@@ -355,8 +357,25 @@ def list_tracks(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
         catalog = open_catalog(request.catalog, request.model, request.roots)
         listed = read_list(request.tracks, catalog=catalog, roots=request.roots, advice="").tracks
         tracks = part(whole, listed, name)
-    pairs = find_duplicates(tracks.forget, tracks.retain, cache=TensorCache())
+    key = _identity(tracks.forget, tracks.retain)
+    if key not in _DUPLICATES:
+        _DUPLICATES[key] = find_duplicates(tracks.forget, tracks.retain, cache=TensorCache())
+    pairs = _DUPLICATES[key]
     return replace(tracks, retain=without_duplicates(tracks.retain, pairs)) if pairs else tracks
+
+
+_DUPLICATES: dict[str, list[Pair]] = {}  # of a process, by `_identity`: a bench asks for the same list several times
+
+
+def _identity(*sets: Sequence[Track]) -> str:
+    """Hash of which tracks these are, without reading those of shards."""
+    digest = hashlib.sha256()
+    for tracks in sets:
+        if isinstance(tracks, ShardTracks):
+            digest.update(str(tracks.shards.folder).encode() + tracks.numbers.tobytes())
+        else:
+            digest.update(json.dumps([(track.id, str(track.path), track.sha256) for track in tracks]).encode())
+    return digest.hexdigest()
 
 
 def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
