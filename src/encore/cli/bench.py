@@ -302,9 +302,10 @@ def _meta(context: typer.Context, out: Path, metrics: Sequence[str] | None, json
     from encore.store.run_folder import locked
 
     given = [name for name, origin in origins(context).items() if origin == "cli"]
+    flags = {parameter.name: max(parameter.opts, key=len) for parameter in context.command.params}
     if other := [name for name in given if name not in ("out", "metrics", "meta", "json", "quiet", "verbose")]:
         raise UsageError(
-            f"--meta takes the bench in --out as it is, without --{other[0].replace('_', '-')}",
+            f"--meta takes the bench in --out as it is, without {flags[other[0]]}",
             "give --out and, for some metrics only, --metrics",
         )
     out = out.resolve()
