@@ -41,7 +41,8 @@ from encore.unlearn.run import choose
 
 SCHEMA = 1
 PLAN = "bench.json"
-BOARD = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", "matrix.csv")
+LEADERBOARD = "leaderboard.json"
+BOARD = ("leaderboard.md", "leaderboard.csv", LEADERBOARD, "pareto.svg", "matrix.csv")
 
 
 class Pretrained(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -505,12 +506,28 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
     for cell in plan.cells:
         config = plan.eval_config(lists[cell.list].forget, cell.list, tracks.forget)
         models = model_hashes(plan, config.golds, out, known)
-        complete = True
-        for number, (run, run_tracks) in enumerate(runs(plan, cell, out, lists[cell.list])):
-            if (run / "run.json").exists():
-                base = models.get("base") if number == 0 else None
-                check_same_run(plan, cell, run, run_tracks, base)
-            else:
-                complete = False
-        if not (complete and is_measured(out / cell.name, config, models)):
+        if not is_complete(plan, cell, out, lists[cell.list], config, models):
             yield cell
+
+
+def is_complete(
+    plan: Plan, cell: Trial, out: Path, tracks: Tracks, config: EvalConfig, models: Mapping[Role, str]
+) -> bool:
+    """Whether all runs of a trial are complete, and the trial is measured as the plan requires.
+
+    Args:
+        tracks: of the trial's list.
+        config: settings of its evaluation.
+        models: required hashes of base and golds.
+
+    Raises:
+        UsageError: a run is not the one that the plan requires.
+    """
+    complete = True
+    for number, (run, run_tracks) in enumerate(runs(plan, cell, out, tracks)):
+        if (run / "run.json").exists():
+            base = models.get("base") if number == 0 else None
+            check_same_run(plan, cell, run, run_tracks, base)
+        else:
+            complete = False
+    return complete and is_measured(out / cell.name, config, models)
