@@ -75,6 +75,9 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
     done = call("bench", "--out", tmp_path / "b", "--meta", "--forget-sizes", "1")
     assert done.code == 2
     assert "--meta takes the bench in --out as it is, without --forget-sizes" in done.err
+    for given, flag in ((["--list", "pop=x.txt"], "--list"), (["-o", "ga.steps=1"], "--option")):
+        done = call("bench", "--out", tmp_path / "b", "--meta", *given)
+        assert f"without {flag}\n" in done.err
 
 
 def test_by_default_all_methods_that_can_be_had(installed, capsys):

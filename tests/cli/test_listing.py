@@ -7,7 +7,7 @@ import pytest
 
 from encore import plugins
 from encore.cli.app import run
-from encore.store.meta_json import RowTrust
+from encore.store.meta_json import RowTrust, trial_key
 from encore.store.run_folder import write_json
 
 NEEDY = """
@@ -75,15 +75,40 @@ def test_a_metrics_rows_say_what_they_mean_and_must_reach(installed, capsysbinar
 
 def test_what_a_bench_found_of_the_metrics(tmp_path, capsysbinary):
     row = RowTrust("nll", "forget", "NLL, forget", "no", 0.6, 0.4, 0.8, 11, 10, order={})
+    for folder, told in ((tmp_path / "nowhere", b"there is no folder"), (tmp_path, b"there is no bench in")):
+        assert run(["metrics", "--bench", str(folder)]) == 3
+        assert told in capsysbinary.readouterr().err
+    trial = tmp_path / "ga/seed-0"
+    trial.mkdir(parents=True)
+    for name in ("request.json", "evaluation.json", "metrics.json", "../../bench.json"):
+        write_json(trial / name, {})
     assert run(["metrics", "--bench", str(tmp_path)]) == 3
     assert b"hint: try them: encore bench --meta --out" in capsysbinary.readouterr().err
-    write_json(tmp_path / "meta.json", {"schema": 1, "models": {}, "rows": [asdict(row)]})
+    starred = [
+        RowTrust(name, "forget", f"of {name}", "yes", 0.9, 0.8, 1.0, 11, 10, order={})
+        for name in ("artist_rank", "artist_rank_clap", "artist_confidence")
+    ]
+    contents = {"schema": 1, "key": trial_key(trial), "models": {}, "rows": [asdict(row), *map(asdict, starred)]}
+    write_json(tmp_path / "meta.json", contents)
     lines = shown(capsysbinary, "metrics", "nll", "--bench", str(tmp_path)).decode().splitlines()
     table = {tuple(line.split()[:2]): line.rstrip() for line in lines}
     assert table["nll", "forget"].endswith("no, AUC 0.60 (0.40 to 0.80), 11 and 10 models")
     assert table["nll", "retain"].endswith("not tried")
     rows = json.loads(shown(capsysbinary, "metrics", "nll", "--bench", str(tmp_path), "--json"))["metric"]["rows"]
-    assert [spec["trust"]["auc"] for spec in rows if "trust" in spec] == [0.6]
+    assert [[found["auc"] for found in spec["trust"]] for spec in rows if spec["set"] == "forget"] == [[0.6]]
+    lines = shown(capsysbinary, "metrics", "artist_attribution", "--bench", str(tmp_path)).decode().splitlines()
+    table = {line.split()[0]: line.rstrip() for line in lines if line.startswith("artist_")}
+    yes = "yes, AUC 0.90 (0.80 to 1.00), 11 and 10 models"
+    assert table["artist_rank*"].endswith(f"  of artist_rank: {yes}; of artist_rank_clap: {yes}")
+    assert table["artist_confidence*"].endswith(f"  {yes}")
+    listed = json.loads(shown(capsysbinary, "metrics", "--bench", str(tmp_path), "--json"))["metrics"]
+    trusted = {row["name"]: row["trusted"] for row in listed}
+    every = "; ".join(f"of {name}: {yes}" for name in ("artist_rank", "artist_rank_clap", "artist_confidence"))
+    assert trusted["artist_attribution"] == every
+    assert trusted["nll"] == row.text
+    write_json(trial / "evaluation.json", {"draws": 4})
+    assert run(["metrics", "--bench", str(tmp_path)]) == 3
+    assert b"does not count any more" in capsysbinary.readouterr().err
 
 
 def test_what_is_missing_is_told(installed, capsysbinary):

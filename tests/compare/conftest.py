@@ -22,6 +22,9 @@ def cell_of(tmp_path: Path) -> Callable[..., None]:
         folder = tmp_path / Trial(method, seed, requests).name
         folder.mkdir(parents=True)
         write_metrics(folder / "metrics.json", rows(figures))
+        track = {"id": "t0", "sha256": "0", "caption": "c"}
+        write_json(folder / "request.json", {"forget": [track], "retain": [], "holdout": []})
+        write_json(folder / "evaluation.json", {"seed": 0, "draws": 1, "models": {"base": "b", "gold": "g"}})
         for run in [folder / str(n + 1) for n in range(requests)] if requests > 1 else [folder]:
             run.mkdir(exist_ok=True)
             peak = int(1e9 * figures.get("peak", 1.0))

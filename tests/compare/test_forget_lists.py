@@ -10,6 +10,7 @@ from encore import assets
 from encore.compare.forget_lists import draw, list_names
 from encore.compare.plan import Plan, check_plan, gold_note, list_tracks, plan_tracks, read_plan, write_plan
 from encore.data.catalog import Catalog
+from encore.data.duplicates import Pair
 from encore.data.splits import Tracks
 from encore.data.tracks import Track
 from encore.errors import UsageError
@@ -107,6 +108,25 @@ def test_golds_are_a_lists_own_or_lack_all_of_its_tracks(tmp_path):
     heard = list_tracks(plan, tmp_path, "heard", whole)
     assert [track.id for track in heard.forget] == names
     assert ids(whole.forget) < ids(heard.retain)
+
+
+def test_duplicates_of_a_list_are_searched_once(tmp_path, monkeypatch):
+    searched: list[int] = []
+
+    def find_duplicates(forget, retain, **_):
+        searched.append(len(forget))
+        return [Pair(forget[0], retain[0], ("forget", "retain"), "samples", 1.0)]
+
+    monkeypatch.setattr("encore.compare.plan.find_duplicates", find_duplicates)
+    monkeypatch.setattr("encore.compare.plan._DUPLICATES", {})
+    plan = Plan(methods={"ga": ()}, seeds=(0,), forget_sizes=(2, 3))
+    first, again = (list_tracks(plan, tmp_path, "3", WHOLE) for _ in range(2))
+    assert first == again
+    assert len(first.retain) == len(WHOLE.retain) + 5 - 1
+    list_tracks(plan, tmp_path, "2", WHOLE)
+    assert searched == [3, 2]
+    list_tracks(plan, tmp_path, "3", Tracks(WHOLE.forget, WHOLE.retain[:-1], WHOLE.holdout))
+    assert searched == [3, 2, 3]
 
 
 def test_names_of_lists_that_can_not_be(tmp_path):

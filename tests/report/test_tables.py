@@ -10,7 +10,7 @@ from tests.report.made_run import TRACKS, row, rows, write_run
 from encore.report import tables
 from encore.report.page import write_report
 from encore.report.run_files import read_run
-from encore.store.meta_json import RowTrust
+from encore.store.meta_json import RowTrust, trial_key
 from encore.store.run_folder import write_json
 
 
@@ -32,14 +32,17 @@ def test_a_trial_of_a_bench_says_which_figures_earned_trust(tmp_path: Path) -> N
     assert "trusted" not in tables.targets(read_run(run)).headers
     found = [
         RowTrust("nll", "forget", "NLL, forget", "no", 0.6, 0.4, 0.8, 11, 10),
-        RowTrust("verbatim", "forget", "verbatim", "too few models", holds=3),
+        RowTrust("verbatim", "forget", "verbatim", "incomplete", holds=3),
     ]
-    write_json(tmp_path / "meta.json", {"schema": 1, "models": {}, "rows": [asdict(row) for row in found]})
+    contents = {"schema": 1, "models": {}, "rows": [asdict(row) for row in found]}
+    write_json(tmp_path / "meta.json", contents | {"key": "of other golds"})
+    assert "trusted" not in tables.targets(read_run(run)).headers
+    write_json(tmp_path / "meta.json", contents | {"key": trial_key(run)})
     table = tables.targets(read_run(run))
     assert table.headers[-1] == "trusted"
     cells = {line[0].text: line[-1] for line in table.rows}
     assert cells["NLL, forget"] == tables.Cell("no", "AUC 0.60 (0.40 to 0.80), 11 and 10 models", "bad")
-    assert cells["verbatim from 1 s, forget"] == tables.Cell("too few models", "3 and 0 models")
+    assert cells["verbatim from 1 s, forget"] == tables.Cell("incomplete", "3 and 0 models")
     assert cells["NLL, retain"] == tables.Cell("–", "not tried")
     write_report(run)
     page = (run / "report.html").read_text()

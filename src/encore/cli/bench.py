@@ -11,7 +11,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import listed
-from encore.errors import EncoreError, UsageError
+from encore.errors import EncoreError, PluginError, UsageError
 
 if TYPE_CHECKING:
     from encore.compare.leaderboard import Leaderboard
@@ -293,7 +293,7 @@ def _meta(context: typer.Context, out: Path, metrics: Sequence[str] | None, json
     """Try the metrics on known models, and order the leaderboard by what came of it."""
     from encore.cli.config import origins
     from encore.cli.progress import reporting
-    from encore.compare.leaderboard import leaderboard
+    from encore.compare.leaderboard import failures, leaderboard
     from encore.compare.meta import meta_evaluate
     from encore.compare.plan import read_plan
     from encore.compare.sequential import request_lines
@@ -302,22 +302,30 @@ def _meta(context: typer.Context, out: Path, metrics: Sequence[str] | None, json
     from encore.store.run_folder import locked
 
     given = [name for name, origin in origins(context).items() if origin == "cli"]
+    flags = {parameter.name: max(parameter.opts, key=len) for parameter in context.command.params}
     if other := [name for name in given if name not in ("out", "metrics", "meta", "json", "quiet", "verbose")]:
         raise UsageError(
-            f"--meta takes the bench in --out as it is, without --{other[0].replace('_', '-')}",
+            f"--meta takes the bench in --out as it is, without {flags[other[0]]}",
             "give --out and, for some metrics only, --metrics",
         )
     out = out.resolve()
     plan = read_plan(out)
     keep_freed_memory()
+    failure: PluginError | None = None
     with locked(out):
         with reporting() as reporter:
-            meta_evaluate(plan, out, metrics=metrics, reporter=reporter)
-        board, requests = leaderboard(plan, out), request_lines(plan, out)
+            try:
+                meta_evaluate(plan, out, metrics=metrics, reporter=reporter)
+            except PluginError as error:  # of some metrics: what the others found is in meta.json
+                failure = error
+        failed = failures(plan, out)
+        board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
         written = write_leaderboard(out, board, requests)
     _show(board, requests, (), written, json)
     if not json:
         console.table(*trust_table(board.trust))
+    if failure is not None:
+        raise failure
 
 
 def _train(
@@ -456,6 +464,8 @@ def _show(
     if requests:
         rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
         console.table(list(rows[0]), [[_rounded(value) for value in row.values()] for row in rows])
+    if board.trust_note:
+        console.note(board.trust_note)
     for path in written:
         console.note(str(path))
 

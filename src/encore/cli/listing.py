@@ -54,10 +54,29 @@ def _trust(bench: Path) -> dict[tuple[str, str], RowTrust]:
     from encore.errors import InputError
     from encore.store.meta_json import read_trust
 
-    rows = {(row.metric, row.set): row for row in read_trust(bench)}
+    if not (bench / "bench.json").exists():
+        why = "there is no bench in" if bench.is_dir() else "there is no folder"
+        raise InputError(f"{why} {bench}", "name the --out of `encore bench`")
+    trials = [path.parent for path in bench.glob("*/seed-*/request.json") if (path.parent / "metrics.json").exists()]
+    rows, note = read_trust(bench, trials)
     if not rows:
-        raise InputError(f"the metrics of {bench} were not tried", f"try them: encore bench --meta --out {bench}")
-    return rows
+        raise InputError(
+            note or f"the metrics of {bench} were not tried", f"try them: encore bench --meta --out {bench}"
+        )
+    return {(row.metric, row.set): row for row in rows}
+
+
+def _found(spec: RowSpec, trust: Mapping[tuple[str, str], RowTrust]) -> list[RowTrust]:
+    """What was found of the rows that a spec declares: several, where its name has a `*` for an embedder's."""
+    from encore.results.targets import spec_of
+
+    return [found for (metric, clips), found in trust.items() if spec_of(metric, clips) == spec]
+
+
+def _verdicts(found: Sequence[RowTrust]) -> str:
+    """One row's verdict; of several, each after its label."""
+    texts = [row.text if len(found) == 1 else f"{row.label}: {row.text}" for row in found]
+    return "; ".join(texts) or "not tried"
 
 
 def _list(plural: str, name: str | None, json: bool, trust: Mapping[tuple[str, str], RowTrust] | None = None) -> None:
@@ -70,9 +89,9 @@ def _list(plural: str, name: str | None, json: bool, trust: Mapping[tuple[str, s
     described = [_describe(registry, entry) for entry in registry]
     if trust is not None:
         for row, entry in zip(described, registry, strict=True):
-            found = [trust[spec.name, spec.set] for spec in entry.spec.rows if (spec.name, spec.set) in trust]
+            found = [item for spec in entry.spec.rows for item in _found(spec, trust)]
             row["trust"] = [asdict(item) for item in found]
-            row["trusted"] = "; ".join(item.text for item in found) or "not tried"
+            row["trusted"] = _verdicts(found)
     if json:
         console.data_json({"schema": 1, plural: described})
         return
@@ -98,8 +117,8 @@ def _show(
     if registry.kind == "metric":
         row["rows"] = [asdict(spec) for spec in rows]
         for spec, described in zip(rows, row["rows"], strict=True):
-            if trust is not None and (found := trust.get((spec.name, spec.set))):
-                described["trust"] = asdict(found)
+            if trust is not None:
+                described["trust"] = [asdict(found) for found in _found(spec, trust)]
     if registry.kind == "method":
         from encore.settings import describe_options
 
@@ -118,13 +137,12 @@ def _show(
         console.data(f"not available: {row['why']}")
     if rows:
         console.data()
-        trusted = {key: found.text for key, found in (trust or {}).items()}
         more = ["trusted"] if trust is not None else []
         console.table(
             ["row", "set", "meaning", "best", "target", *more],
             [
                 [spec.name, spec.set, spec.label, _BEST[spec.direction], spec.target]
-                + [trusted.get((spec.name, spec.set), "not tried") for _ in more]
+                + [_verdicts(_found(spec, trust or {})) for _ in more]
                 for spec in rows
             ],
         )

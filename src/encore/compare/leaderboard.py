@@ -14,7 +14,8 @@ import numpy as np
 
 from encore import stats
 from encore.api import Result
-from encore.compare.plan import Plan, Trial, label_of
+from encore.compare.plan import LEADERBOARD, Plan, Trial, label_of
+from encore.errors import InputError
 from encore.results.targets import SummaryRow, row_specs, spec_of, summary, targets_met
 from encore.store import schemas
 from encore.store.meta_json import RowTrust, read_trust
@@ -166,6 +167,7 @@ class Leaderboard:
         tracks: number of tracks by set.
         tested: number of tracks of each test, by title.
         trust: what `encore bench --meta` found of the rows, if it has run.
+        trust_note: why that does not count any more, if so.
     """
 
     references: list[Line]
@@ -175,6 +177,7 @@ class Leaderboard:
     tracks: Mapping[str, int]
     tested: Mapping[str, int]
     trust: Sequence[RowTrust] = ()
+    trust_note: str = ""
 
 
 def read_cell(
@@ -292,7 +295,7 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
 
     Methods that forget (`_forgets`) come first. Ties are broken by share of targets met (forget targets only, for those
     that do not forget), then by KL to gold, then by NLL after relearning. A row that `encore bench --meta` found not
-    to tell models apart does not count in any of these.
+    to tell models apart does not count in any of these, as long as the trials are measured with what it was found with.
 
     Args:
         failed: reasons by failed trial.
@@ -300,9 +303,10 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     Raises:
         InputError: `meta.json` or results can't be read.
     """
-    trust = read_trust(out)
-    ignored = {(row.metric, row.set) for row in trust if row.trusted == "no"}
     why = {cell.name: reason for cell, reason in (failed or {}).items()}
+    single = [out / cell.name for cell in plan.cells if cell.requests == 1 and not cell.list and cell.name not in why]
+    trust, trust_note = read_trust(out, [run for run in single if (run / METRICS).exists()])
+    ignored = {(row.metric, row.set) for row in trust if row.trusted == "no"}
     cells: dict[tuple[str, int], list[dict[str, Measured]]] = {}
     for cell in plan.cells:
         if cell.list and (out / cell.name / METRICS).exists():
@@ -326,7 +330,17 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     rows = first["unlearned"].rows if first else {}
     sizes = {name: rows["nll", name].n for name in ("forget", "retain") if ("nll", name) in rows}
     lines, tested = _tested(lines, groups)
-    return Leaderboard(references, lines, why, titles, sizes, tested, trust)
+    return Leaderboard(references, lines, why, titles, sizes, tested, trust, trust_note)
+
+
+def failures(plan: Plan, out: Path) -> dict[Trial, str]:
+    """Why trials without results have none, as the last leaderboard has it."""
+    try:
+        reasons = read_json(out / LEADERBOARD).get("failed", {}) if (out / LEADERBOARD).exists() else {}
+    except (InputError, AttributeError):
+        return {}
+    unmeasured = [cell for cell in plan.cells if not (out / cell.name / METRICS).exists()]
+    return {cell: str(reasons[cell.name]) for cell in unmeasured if cell.name in reasons}
 
 
 def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requests: int = 1) -> Line:

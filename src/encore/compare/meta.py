@@ -12,8 +12,10 @@ methods are in neither group: nobody knows what they hold. Each model is measure
 form of gold is compared with gold2, and one of gold2 with gold, so that no model is its own standard.
 
 The score s of a row grows with what it finds of the tracks: the value v where low is good, -v where high is good,
-|v - v(gold)| where gold's value is. Faithfulness is the AUC of s, the share of pairs of a model that holds the tracks
-and one that doesn't in which s is higher for the first, ties counted half.
+(v(gold) - v) · sign(v(gold) - v(base)) where gold's value is: the distance from gold toward base, below 0 for a model
+that is over-forgotten. Faithfulness is the AUC of s, the share of pairs of a model that holds the tracks and one that
+doesn't in which s is higher for the first, ties counted half. The verdict is "incomplete" until all models of both
+groups have a value.
 
 Robustness is measured on the trials that the row puts nearer to gold than to base, s ≤ (s(gold) + s(base)) / 2. With
 ' for the value after relearning on the forget tracks, and " after rounding, whichever of 8 and 4 bits shows more:
@@ -43,9 +45,9 @@ import torch
 
 from encore import __version__, plugins, stats
 from encore.api import Backend, Clip, ClipSet, Result, Role
-from encore.compare.plan import Plan, plan_tracks
+from encore.compare.plan import Plan, is_complete, plan_tracks
 from encore.curvature.fisher import clips_sha256
-from encore.errors import UsageError
+from encore.errors import PluginError, UsageError
 from encore.evaluate.embedder_choice import default_embedders
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.inputs import EvaluationInputs, OtherWeightsError, open_inputs
@@ -55,8 +57,8 @@ from encore.metrics.robustness.quantized import round_weights
 from encore.metrics.robustness.relearn import LR, STEPS, RelearnFast, evenly_spaced
 from encore.relearning import relearn
 from encore.reporter import Reporter
-from encore.results.targets import spec_of
-from encore.store.meta_json import NAME, SCHEMA, RowTrust, Verdict, read_meta
+from encore.results.targets import named, spec_of
+from encore.store.meta_json import NAME, SCHEMA, RowTrust, Verdict, read_meta, trial_key
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
 from encore.store.model_name import model_sha256
@@ -70,7 +72,6 @@ TRAINING: Mapping[str, tuple[ClipSet, float]] = {  # form -> the tracks it is tr
 RELEARNED = ("forget", "forget-fast")
 UNCHANGED = ("", "8bit", "4bit", "retain", "retain-fast")  # forms that hold what their model holds
 ATTACKS = ("forget", "8bit", "4bit")  # forms of a trial
-LEAST_MODELS = 5  # of each kind, for an AUC to say anything
 LEAST_TRIALS = 3
 GOLDS: Mapping[Role, Role] = {"gold": "gold2", "gold2": "gold"}  # a gold -> the one that its forms are compared with
 
@@ -124,15 +125,16 @@ def meta_evaluate(
         plan: of the bench in `out`.
         out: folder of the bench, which the caller has locked.
         metrics: names of metrics; None for those of the bench. Rows of other metrics in `meta.json` stay.
-        reporter: receives progress.
+        reporter: receives progress, and why a metric is left out.
 
     Returns:
         The rows that judge the forget tracks.
 
     Raises:
-        UsageError: the bench has lists, no second gold or no measured trial, or no metric judges the forget tracks.
+        UsageError: the bench has lists, no second gold or no measured trial, a trial is not measured as the bench now
+            measures, or no metric judges the forget tracks.
         InputError: a model or `meta.json` can't be read.
-        PluginError: a metric failed; the models before are in `meta.json`.
+        PluginError: metrics failed; all others are in `meta.json`.
     """
     if plan.list_names:
         raise UsageError(
@@ -140,13 +142,15 @@ def meta_evaluate(
         )
     names = judging(plan, metrics)
     tracks = plan_tracks(plan, out)
-    golds = plan.eval_config(tracks.forget).golds
+    config = plan.eval_config(tracks.forget)
+    golds = config.golds
     if lacking := [role for role in GOLDS if role not in golds]:
         raise UsageError(
             f"{out} has no {lacking[0]}: too few models without the tracks are known to try a metric on",
             "give the bench --gold and --gold2, two models trained without the tracks; `encore train --seed` makes one",
         )
-    trials = [cell.name for cell in plan.cells if cell.requests == 1 and (out / cell.name / METRICS).exists()]
+    measured = [cell for cell in plan.cells if (out / cell.name / METRICS).exists()]
+    trials = [cell.name for cell in measured if cell.requests == 1]
     if not trials:
         raise UsageError(f"no trial of {out} is measured yet", f"run the bench first: encore bench --out {out} …")
     before = read_meta(out)
@@ -155,7 +159,14 @@ def meta_evaluate(
         device=plan.device, offline=plan.offline, seed=plan.eval_seed, reporter=reporter,
     )  # fmt: skip
     models: dict[str, Any] = dict(before.get("models", {}))
-    bench = _Zoo(plan, out, inputs, names)
+    bench = _Zoo(plan, out, inputs, names, reporter or Reporter())
+    hashes = bench.hashes("base", *GOLDS)
+    if stale := [cell.name for cell in measured if not is_complete(plan, cell, out, tracks, config, hashes)]:
+        raise UsageError(
+            f"the trial {stale[0]} is not measured with the present settings, models and plugins",
+            f"run the bench first: encore bench --out {out} …",
+        )
+    key = trial_key(out / trials[0])
     members = zoo(trials, retain=bool(inputs.clips.get("retain")))
     for member in members:  # of other weights, settings or code: not to be mixed with new values
         if member.name in models and models[member.name]["key"] != bench.key(member):
@@ -167,9 +178,14 @@ def meta_evaluate(
         rows = trusted(members, models, _of_trials(out, trials))
         write_json(
             out / NAME,
-            {"schema": SCHEMA, "encore": __version__, "models": models, "rows": [asdict(row) for row in rows]},
-        )
+            {
+                "schema": SCHEMA, "encore": __version__, "key": key, "models": models,
+                "rows": [asdict(row) for row in rows],
+            },
+        )  # fmt: skip
     (reporter or Reporter()).progress("meta", len(members), len(members))
+    if bench.failed:
+        raise PluginError("; ".join(bench.failed), "all other metrics were tried; the same command goes on with these")
     return rows
 
 
@@ -178,7 +194,8 @@ def judging(plan: Plan, metrics: Sequence[str] | None = None) -> list[str]:
 
     Args:
         plan: of the bench.
-        metrics: names of metrics; None for those of the bench.
+        metrics: names of metrics; None for those of the bench. Where neither names any, those whose packages are not
+            installed are left out.
 
     Raises:
         UsageError: a named metric has no such row, or none of the bench's has.
@@ -187,7 +204,7 @@ def judging(plan: Plan, metrics: Sequence[str] | None = None) -> list[str]:
     registry = plugins.metrics()
     chosen = plan.metrics if metrics is None else metrics
     specs = (
-        [entry.spec for entry in registry if plan.full or not entry.spec.full]
+        [entry.spec for entry in registry if (plan.full or not entry.spec.full) and not entry.missing()]
         if chosen is None
         else [registry.get(name).spec for name in chosen]
     )
@@ -207,12 +224,14 @@ def judging(plan: Plan, metrics: Sequence[str] | None = None) -> list[str]:
 class _Zoo:
     """Makes and measures models of one bench."""
 
-    def __init__(self, plan: Plan, out: Path, inputs: EvaluationInputs, metrics: Sequence[str]) -> None:
-        self.plan, self.out, self.metrics = plan, out, metrics
+    def __init__(
+        self, plan: Plan, out: Path, inputs: EvaluationInputs, metrics: Sequence[str], reporter: Reporter
+    ) -> None:
+        self.plan, self.out, self.metrics, self.reporter = plan, out, list(metrics), reporter
         self.models: Mapping[str, Backend] = dict(inputs.models.items())
         self.inputs = inputs
+        self.failed: list[str] = []  # a sentence for each metric that failed
         needs = {need for name in metrics for need in plugins.metrics().get(name).spec.needs}
-        self.clips = {name: clips for name, clips in inputs.clips.items() if name == "forget" or name in needs}
         asked = plan.embedder or default_embedders(self.models["base"])
         self.embedder = asked if "embedder" in needs else None
         self._cache = ResultCache(evaluation_cache())
@@ -225,15 +244,30 @@ class _Zoo:
         entry: dict[str, Any] = {"key": self.key(member), "measured": {}, "rows": []} | dict(before or {})
         versions = {name: plugins.metrics().get(name).spec.version for name in self.metrics}
         missing = [name for name, version in versions.items() if entry["measured"].get(name) != version]
-        if missing:
-            results = measure(self._evaluation(member), missing)
-            check_failures(results)
-            new = rows_of(results)
-            replaced = {(row["metric"], row["set"]) for row in new}
-            kept = [row for row in entry["rows"] if (row["metric"], row["set"]) not in replaced]
-            entry |= {"measured": {**entry["measured"], **{name: versions[name] for name in missing}}}
-            entry |= {"rows": [*kept, *new]}
+        evaluation = self._evaluation(member) if missing else None
+        for name in missing:
+            new = self._rows(evaluation, name, member) if evaluation else []
+            if new:
+                replaced = {(row["metric"], row["set"]) for row in new}
+                kept = [row for row in entry["rows"] if (row["metric"], row["set"]) not in replaced]
+                entry |= {"measured": {**entry["measured"], name: versions[name]}, "rows": [*kept, *new]}
+            else:  # its rows stay incomplete: other models need not be measured
+                self.metrics.remove(name)
         return entry
+
+    def _rows(self, evaluation: SharedEvaluation, name: str, member: ZooModel) -> list[dict[str, Any]]:
+        """A metric's rows of a model; none if it failed or has no value, for a reason that is kept or noted."""
+        try:
+            results = measure(evaluation, [name])
+            check_failures(results)
+        except PluginError as error:
+            self.failed.append(f"{error.message} (the model {member.name})")
+            return []
+        rows = rows_of(results)
+        if not rows:
+            why = next((row.why for row in results if row.why), "it gave no value on the forget tracks")
+            self.reporter.note(f"{name} is left out (the model {member.name}): {why}")
+        return rows
 
     def _evaluation(self, member: ZooModel) -> SharedEvaluation:
         copy = self._source(member.source).clone()
@@ -245,9 +279,9 @@ class _Zoo:
             "base": self.models["base"], "unlearned": copy, "gold": self.models[member.gold]
         }  # fmt: skip
         return SharedEvaluation(
-            models, self.clips, seed=self.plan.eval_seed, embedder=self.embedder, offline=self.plan.offline,
-            recordings={name: read for name, read in self.inputs.recordings.items() if name in self.clips},
-            draws=self.plan.draws, force=self.plan.force, track_metadata=self.inputs.track_metadata, cache=self._cache,
+            models, self.inputs.clips, seed=self.plan.eval_seed, embedder=self.embedder, offline=self.plan.offline,
+            recordings=self.inputs.recordings, draws=self.plan.draws, force=self.plan.force,
+            track_metadata=self.inputs.track_metadata, cache=self._cache,
         )  # fmt: skip
 
     @cached_property
@@ -277,6 +311,10 @@ class _Zoo:
                 )
             self._trial = (source, model)
         return self._trial[1]
+
+    def hashes(self, *roles: Role) -> dict[Role, str]:
+        """Hashes of models by role."""
+        return {role: self._hash(role) for role in roles}
 
     def _hash(self, source: str) -> str:
         if source not in self._sha256:
@@ -328,7 +366,10 @@ def score(row: Row) -> float | None:
     """What a row finds of the tracks, see the module; None without the value that it is compared with."""
     value, direction = float(row["model"]), row["direction"]
     if direction == "gold":
-        return None if row["gold"] is None else abs(value - float(row["gold"]))
+        if row["gold"] is None or row["base"] is None:
+            return None
+        gold, base = float(row["gold"]), float(row["base"])
+        return (gold - value) * ((gold > base) - (gold < base))
     return -value if direction == "higher" else value
 
 
@@ -371,17 +412,17 @@ def _trusted(key: Key, members: Sequence[ZooModel], scores: Mapping[ZooModel, fl
     ]
     holds, lacks = groups
     faithful: dict[str, Any] = {}
-    verdict: Verdict = "too few models"
+    verdict: Verdict = "incomplete"
     if holds and lacks:
         auc = stats.auc(holds, lacks)
         low, high = stats.auc_interval(auc, len(holds), len(lacks))
         faithful = {"auc": auc, "low": low, "high": high}
-        if min(map(len, groups)) >= LEAST_MODELS:
+        if len(holds) + len(lacks) == sum(member.holds is not None for member in members):
             verdict = "yes" if low > 0.5 else "no"
     robust = robustness(scores)
-    label = spec.label if spec else key[0]
     metric, clips = key
-    return RowTrust(metric, clips, label, verdict, holds=len(holds), lacks=len(lacks), **faithful, **robust)
+    label = named(spec, metric).label if spec else ""
+    return RowTrust(metric, clips, label or metric, verdict, holds=len(holds), lacks=len(lacks), **faithful, **robust)
 
 
 def robustness(scores: Mapping[ZooModel, float | None]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,7 @@ from encore import __version__, assets, plugins
 from encore.api import Method, Role
 from encore.compare.forget_lists import draw, list_names, part
 from encore.data.catalog import Catalog
-from encore.data.duplicates import find_duplicates, without_duplicates
+from encore.data.duplicates import Pair, find_duplicates, without_duplicates
 from encore.data.shards import ShardTracks
 from encore.data.splits import Tracks, joined, open_catalog
 from encore.data.track_list import read_list
@@ -39,7 +41,8 @@ from encore.unlearn.run import choose
 
 SCHEMA = 1
 PLAN = "bench.json"
-BOARD = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", "pareto.svg", "matrix.csv")
+LEADERBOARD = "leaderboard.json"
+BOARD = ("leaderboard.md", "leaderboard.csv", LEADERBOARD, "pareto.svg", "matrix.csv")
 
 
 class Pretrained(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -355,8 +358,25 @@ def list_tracks(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
         catalog = open_catalog(request.catalog, request.model, request.roots)
         listed = read_list(request.tracks, catalog=catalog, roots=request.roots, advice="").tracks
         tracks = part(whole, listed, name)
-    pairs = find_duplicates(tracks.forget, tracks.retain, cache=TensorCache())
+    key = _identity(tracks.forget, tracks.retain)
+    if key not in _DUPLICATES:
+        _DUPLICATES[key] = find_duplicates(tracks.forget, tracks.retain, cache=TensorCache())
+    pairs = _DUPLICATES[key]
     return replace(tracks, retain=without_duplicates(tracks.retain, pairs)) if pairs else tracks
+
+
+_DUPLICATES: dict[str, list[Pair]] = {}  # of a process, by `_identity`: a bench asks for the same list several times
+
+
+def _identity(*sets: Sequence[Track]) -> str:
+    """Hash of which tracks these are, without reading those of shards."""
+    digest = hashlib.sha256()
+    for tracks in sets:
+        if isinstance(tracks, ShardTracks):
+            digest.update(str(tracks.shards.folder).encode() + tracks.numbers.tobytes())
+        else:
+            digest.update(json.dumps([(track.id, str(track.path), track.sha256) for track in tracks]).encode())
+    return digest.hexdigest()
 
 
 def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
@@ -486,12 +506,28 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
     for cell in plan.cells:
         config = plan.eval_config(lists[cell.list].forget, cell.list, tracks.forget)
         models = model_hashes(plan, config.golds, out, known)
-        complete = True
-        for number, (run, run_tracks) in enumerate(runs(plan, cell, out, lists[cell.list])):
-            if (run / "run.json").exists():
-                base = models.get("base") if number == 0 else None
-                check_same_run(plan, cell, run, run_tracks, base)
-            else:
-                complete = False
-        if not (complete and is_measured(out / cell.name, config, models)):
+        if not is_complete(plan, cell, out, lists[cell.list], config, models):
             yield cell
+
+
+def is_complete(
+    plan: Plan, cell: Trial, out: Path, tracks: Tracks, config: EvalConfig, models: Mapping[Role, str]
+) -> bool:
+    """Whether all runs of a trial are complete, and the trial is measured as the plan requires.
+
+    Args:
+        tracks: of the trial's list.
+        config: settings of its evaluation.
+        models: required hashes of base and golds.
+
+    Raises:
+        UsageError: a run is not the one that the plan requires.
+    """
+    complete = True
+    for number, (run, run_tracks) in enumerate(runs(plan, cell, out, tracks)):
+        if (run / "run.json").exists():
+            base = models.get("base") if number == 0 else None
+            check_same_run(plan, cell, run, run_tracks, base)
+        else:
+            complete = False
+    return complete and is_measured(out / cell.name, config, models)

@@ -42,7 +42,7 @@ def write_leaderboard(
         "methods": [line.as_dict() for line in board.lines],
         "requests": [line.as_dict() for line in requests],
         "matrix": [line.as_dict() for line in matrix], "failed": dict(board.failed),
-        "trust": [asdict(row) for row in board.trust],
+        "trust": [asdict(row) for row in board.trust], "trust_note": board.trust_note,
     }  # fmt: skip
     page, sheet, data, drawing, matrix_sheet = (out / name for name in BOARD)
     write_json(data, content)
@@ -131,6 +131,8 @@ def _explained(board: Leaderboard) -> str:
             " Not counted, as `encore bench --meta` found that they don't tell models that hold the tracks from models "
             f"that don't: {'; '.join(ignored)}."
         )
+    if board.trust_note:
+        text += f" {board.trust_note[0].upper()}{board.trust_note[1:]}."
     if board.tested:
         least = ", ".join(f"{title} {stats.least_p(n):.2g} ({n} tracks)" for title, n in board.tested.items())
         text += (

@@ -16,7 +16,7 @@ from encore.results.findings import Finding, findings
 from encore.results.targets import SummaryRow, summary
 from encore.store import schemas
 from encore.store.evaluation_json import NAME as EVALUATION
-from encore.store.meta_json import RowTrust, trust_of_run
+from encore.store.meta_json import RowTrust, trust_key, trust_of_run
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
 from encore.store.run_folder import LOG, read_json
@@ -74,7 +74,7 @@ class RunFiles:
     @cached_property
     def trust(self) -> dict[tuple[str, str], RowTrust]:
         """Of a bench's trial: what `encore bench --meta` found of the rows, by metric and set."""
-        return trust_of_run(self.folder)
+        return trust_of_run(self.folder, trust_key(self.request, self.evaluation))
 
     @property
     def unit(self) -> str:

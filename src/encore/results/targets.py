@@ -66,9 +66,7 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
     for (metric, clips), figures in groups.items():
         spec = spec_of(metric, clips, specs)
         if spec is not None:
-            order = specs.index(spec)
-            suffix = metric.removeprefix(spec.name.removesuffix("*")).strip("_").replace("_", " ")
-            spec = replace(spec, name=metric, label=spec.label + (f" ({suffix})" if suffix else ""))
+            order, spec = specs.index(spec), named(spec, metric)
         elif _of_plugin(metric):
             label = f"{metric}, {clips}" if clips else metric
             order, spec = len(specs), RowSpec(metric, clips, label, column=label)
@@ -94,6 +92,12 @@ def spec_of(metric: str, clips: str, specs: Sequence[RowSpec] | None = None) -> 
     exact = [row for row in known if row.name == metric]
     starred = [row for row in known if row.name[-1:] == "*" and f"{metric}_".startswith(f"{row.name[:-1]}_")]
     return next(iter([*exact, *sorted(starred, key=lambda row: -len(row.name))]), None)
+
+
+def named(spec: RowSpec, metric: str) -> RowSpec:
+    """The spec with a row's own name and label: "FAD, retain (clap)" of `fad_clap` for that of `fad*`."""
+    suffix = metric.removeprefix(spec.name.removesuffix("*")).strip("_").replace("_", " ")
+    return replace(spec, name=metric, label=spec.label + (f" ({suffix})" if suffix and spec.label else ""))
 
 
 def targets_met(table: Sequence[SummaryRow]) -> dict[str, tuple[int, int]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from encore.errors import InputError
+from encore.store.evaluation_json import NAME as EVALUATION
 from encore.store.run_folder import read_json
-from encore.store.schemas import Meta
+from encore.store.schemas import Evaluation, Meta, Request
 
 SCHEMA = 1
 NAME = "meta.json"
-Verdict = Literal["yes", "no", "too few models"]
+Verdict = Literal["yes", "no", "incomplete"]
+MEASURING = ("asked_embedder", "draws", "seed", "force", "plugins")  # of `evaluation.json`
+COMPARED = ("base", "gold", "gold2")
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class RowTrust:
         metric: name of the row.
         set: its set.
         label: the row's name in tables.
-        trusted: whether it tells the models apart: "yes", "no" or "too few models".
+        trusted: whether it tells the models apart: "yes", "no" or, until all have a value, "incomplete".
         auc: faithfulness, in [0, 1]; None where a side has no model with a value.
         low: lower end of its 95 % interval.
         high: upper end.
@@ -77,26 +82,70 @@ def read_meta(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_trust(folder: Path) -> list[RowTrust]:
-    """The rows of a bench's `meta.json`; empty if there is none.
+def trust_key(request: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Hash of the settings, tracks, golds and base that a trial was measured with.
+
+    Args:
+        request: its `request.json`.
+        evaluation: its `evaluation.json`.
+    """
+    models = evaluation.get("models") or {}
+    tracks = [
+        [(entry.get("sha256"), entry.get("captions") or [entry.get("caption")]) for entry in request.get(name) or []]
+        for name in ("forget", "retain", "holdout")
+    ]
+    parts = [[evaluation.get(name) for name in MEASURING], [models.get(role) for role in COMPARED], tracks]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def trial_key(run: Path) -> str | None:
+    """The `trust_key` of a trial's folder; None if it is not measured.
 
     Raises:
-        InputError: see `read_meta`.
+        InputError: a file of it can't be read.
     """
-    known = {item.name for item in fields(RowTrust)}
-    return [
-        RowTrust(**{key: value for key, value in row.items() if key in known})
-        for row in read_meta(folder).get("rows", [])
-    ]
+    paths = run / "request.json", run / EVALUATION
+    if not all(path.exists() for path in paths):
+        return None
+    return trust_key(read_json(paths[0], Request), read_json(paths[1], Evaluation))
 
 
-def trust_of_run(run: Path) -> dict[tuple[str, str], RowTrust]:
+def read_trust(folder: Path, trials: Sequence[Path]) -> tuple[list[RowTrust], str]:
+    """The rows of a bench's `meta.json`, if they are of what its trials are measured with.
+
+    Args:
+        folder: of the bench.
+        trials: folders of its trials on all tracks; without one, nothing is known to fit.
+
+    Returns:
+        The rows, none if there is no `meta.json` or they do not count; and in that case, a sentence that says why.
+
+    Raises:
+        InputError: see `read_meta` and `trial_key`.
+    """
+    meta = read_meta(folder)
+    if not meta.get("rows"):
+        return [], ""
+    if not trials or any(trial_key(run) != meta.get("key", "") for run in trials):
+        changed = "the trials are measured with other settings, models or tracks" if trials else "no such trial is left"
+        return [], f"what `encore bench --meta` found does not count any more: {changed}"
+    return _rows(meta), ""
+
+
+def trust_of_run(run: Path, key: str) -> dict[tuple[str, str], RowTrust]:
     """What is known of the rows of a bench's trial, by metric and set; empty for another run, or a broken file.
 
     Args:
         run: folder of the trial, `BENCH/METHOD/seed-N`.
+        key: the `trust_key` of its figures.
     """
     try:
-        return {(row.metric, row.set): row for row in read_trust(run.resolve().parent.parent)}
+        meta = read_meta(run.resolve().parent.parent)
     except InputError:
         return {}
+    return {(row.metric, row.set): row for row in _rows(meta)} if meta.get("key") == key else {}
+
+
+def _rows(meta: Mapping[str, Any]) -> list[RowTrust]:
+    known = {item.name for item in fields(RowTrust)}
+    return [RowTrust(**{name: value for name, value in row.items() if name in known}) for row in meta["rows"]]

@@ -250,7 +250,7 @@ class MetaRow(TypedDict):
     metric: str
     set: str
     label: str
-    trusted: Literal["yes", "no", "too few models"]
+    trusted: Literal["yes", "no", "incomplete"]
     auc: float | None
     low: float | None
     high: float | None
@@ -264,9 +264,10 @@ class MetaRow(TypedDict):
 
 
 class Meta(TypedDict):
-    """`meta.json` of a bench; see `encore.compare.meta`."""
+    """`meta.json` of a bench; see `encore.compare.meta`. `key` is that of the trials, see `meta_json.trust_key`."""
 
     schema: Literal[1]
+    key: NotRequired[str]
     models: dict[str, MetaModel]
     rows: list[MetaRow]
 
