@@ -17,6 +17,7 @@ class Broken(LatentBackend):
 
 class IgnoresNoiseIndex(Broken):
     fault = ("noise_index", "the same at noise_index 0 and 1")
+    also = ("predictions",)
 
     def losses(self, batch):
         return super().losses(replace(batch, noise_index=0))
@@ -24,7 +25,7 @@ class IgnoresNoiseIndex(Broken):
 
 class NoiseOfTheProcess(Broken):
     fault = ("noise_index", "two calls at noise_index 1 differ")
-    also = ("determinism", "batch_invariance", "save", "clone", "curvature", "caption")
+    also = ("determinism", "batch_invariance", "save", "clone", "curvature", "caption", "predictions")
 
     def losses(self, batch):
         return super().losses(batch) * (1 + 0.1 * torch.rand(()))
@@ -34,7 +35,7 @@ class NoiseOfTheBatch(Broken):
     """Item i of a batch gets the i-th noise."""
 
     fault = ("batch_invariance", "alone and", "beside others")
-    also = ("curvature",)
+    also = ("curvature", "predictions")
 
     def losses(self, batch):
         return super().losses(batch) * (1 + 0.1 * torch.arange(len(batch)))
