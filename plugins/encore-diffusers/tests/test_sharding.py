@@ -1,12 +1,81 @@
-"""A model split over processes (`--fsdp`), of which some have clips of more lengths than others."""
+"""A model split over two processes (`--fsdp`), of which one has clips of one length and the other of two."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
 import torch
+from tests.tiny_pipelines import CAPTIONS
 
 from encore import distributed
 from encore.api import Batch
 from encore_diffusers.base import TIMESTEPS
+
+SCRIPT = """
+import sys
+
+import torch
+
+from encore import distributed, plugins
+from encore.api import Batch, Clip
+from encore.unlearn import sharding
+
+family, folder, caption = sys.argv[1:]
+torch.set_num_threads(1)
+with distributed.processes("cpu"):
+    whole = plugins.backends().resolve(family).load(folder, offline=True)
+    drawn = torch.Generator().manual_seed(distributed.rank())
+    lengths = (8, 8) if distributed.rank() == 0 else (8, 12)
+    batch = Batch.of(
+        [Clip(str(n), caption, torch.randn(whole.codebooks, n, generator=drawn)) for n in lengths], noise_index=1
+    )
+    assert len(whole._groups(batch.captions, list(lengths))) == 1 + distributed.rank()
+
+    def results(backend):
+        losses, (outputs, targets) = backend.losses(batch), backend.predictions(batch)
+        (losses.sum() + outputs.square().sum()).backward()
+        return [losses.detach(), outputs.detach(), targets]
+
+    expected = results(whole)
+    weights = {name: weight for name, weight in whole.module.named_parameters() if weight.requires_grad}
+    distributed.add_gradients(list(weights.values()))
+    gradients = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
+    whole.module.zero_grad()
+    with sharding.sharded(whole) as split:
+        for found, own in zip(results(split), expected, strict=True):
+            torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
+        for name, gradient in gradients.items():
+            found = sharding.whole(split.module.get_parameter(name).grad)
+            torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+"""
+
+
+@pytest.mark.parametrize("family", ["ace-step", "audioldm2"])
+def test_processes_with_clips_of_other_lengths_do_not_wait_for_one_another(family, folders, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, str(tmp_path / "script.py"), family, str(folders[family]), CAPTIONS[0]]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
 
 
 def test_with_fewer_groups_than_another_process_the_network_runs_as_often_and_gives_the_same(
