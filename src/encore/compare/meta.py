@@ -140,6 +140,7 @@ def meta_evaluate(
         raise UsageError(
             "--meta needs trials on all of a bench's tracks, and this bench has lists", "name a bench without lists"
         )
+    reporter = reporter or Reporter()
     names = judging(plan, metrics)
     tracks = plan_tracks(plan, out)
     config = plan.eval_config(tracks.forget)
@@ -159,7 +160,7 @@ def meta_evaluate(
         device=plan.device, offline=plan.offline, seed=plan.eval_seed, reporter=reporter,
     )  # fmt: skip
     models: dict[str, Any] = dict(before.get("models", {}))
-    bench = _Zoo(plan, out, inputs, names, reporter or Reporter())
+    bench = _Zoo(plan, out, inputs, names, reporter)
     hashes = bench.hashes("base", *GOLDS)
     if stale := [cell.name for cell in measured if not is_complete(plan, cell, out, tracks, config, hashes)]:
         raise UsageError(
@@ -173,7 +174,7 @@ def meta_evaluate(
             del models[member.name]
     rows: list[RowTrust] = []
     for number, member in enumerate(members):
-        (reporter or Reporter()).progress("meta", number, len(members), {"model": member.name})
+        reporter.progress("meta", number, len(members), {"model": member.name})
         models[member.name] = bench.measured(member, models.get(member.name))
         rows = trusted(members, models, _of_trials(out, trials))
         write_json(
@@ -183,7 +184,7 @@ def meta_evaluate(
                 "rows": [asdict(row) for row in rows],
             },
         )  # fmt: skip
-    (reporter or Reporter()).progress("meta", len(members), len(members))
+    reporter.progress("meta", len(members), len(members))
     if bench.failed:
         raise PluginError("; ".join(bench.failed), "all other metrics were tried; the same command goes on with these")
     return rows

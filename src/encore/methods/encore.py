@@ -224,7 +224,7 @@ class Encore(LossMethod):
             return math.inf
         for i in range(ENTROPY_CLIPS):
             clip = clips[i * len(clips) // ENTROPY_CLIPS]
-            begin = _draw(min(self._shift(backend), clip.codes.shape[-1] // 2), generator) + 1
+            begin = self._drawn_shift(backend, clip.codes.shape[-1], generator)
             strange.append(Clip(clip.track, self._other_caption(generator), clip.codes[:, begin:]))
 
         def compute(part: Sequence[Clip]) -> Tensor:
@@ -253,7 +253,7 @@ class Encore(LossMethod):
         """What all batches of a step share: the teacher's shift, its captions, and the attack."""
         clips = step.forget or batch.clips
         shortest = min(clip.codes.shape[-1] for clip in clips)
-        shift = _draw(min(self._shift(step.backend), shortest // 2), step.generator) + 1
+        shift = self._drawn_shift(step.backend, shortest, step.generator)
         captions = {clip: self._other_caption(step.generator) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
@@ -291,6 +291,10 @@ class Encore(LossMethod):
     def _shift(self, backend: Backend) -> int:
         """The longest shift, in frames."""
         return max(1, int(self.options.shift_seconds * backend.frame_rate))
+
+    def _drawn_shift(self, backend: Backend, frames: int, generator: torch.Generator) -> int:
+        """How much later a teacher's clip begins, in frames: at most half of the clip."""
+        return _draw(min(self._shift(backend), frames // 2), generator) + 1
 
     def _other_caption(self, generator: torch.Generator) -> str:
         return self._retain[_draw(len(self._retain), generator)].caption
