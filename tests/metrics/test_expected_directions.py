@@ -14,6 +14,7 @@ from encore.api import Result
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.results.findings import findings
+from encore.results.targets import summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # a full evaluation of four models comes first
 
@@ -149,8 +150,10 @@ def test_noise_fits_no_caption_and_sounds_like_nothing_that_base_plays(evaluatio
     assert abs(value("clap_score_tiny", "base", "retain") - itself) < 0.15
     assert abs(value("clap_score_tiny", "gold", "retain") - itself) < 0.15
     models = {"base": evaluation.models["base"], "unlearned": broken(evaluation.models["base"])}
-    noise = evaluation.derive(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:12]})
-    found = {(row.metric, row.model): row for row in measure(noise, ["clap_score", "tag_kl", "mmd"])}
+    found = {
+        (row.metric, row.model): row
+        for row in measure(evaluation.derive(models=models), ["clap_score", "tag_kl", "mmd"])
+    }
     told = found["clap_score_tiny", "unlearned"]
     assert told.value < min(found["clap_score_tiny", "base"].low, 0.5 * itself)
     assert found["tag_kl_clap_tiny", "unlearned"].value > 2 * value("tag_kl_clap_tiny", "gold", "retain")
@@ -184,6 +187,7 @@ def test_every_row_has_a_figure_or_a_reason(rows):
 
 def test_gold_itself_gives_no_evidence_of_retention(rows):
     told = findings(rows)
+    assert not [line for line in summary(rows) if line.met is False]
     assert not [finding for finding in told if finding.level == "fail"]
     assert not [finding for finding in told if "a simple prompt recovers" in finding.text]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import Done
 from tests.unlearn.test_engine import Plain, edit, options
 from torch import Tensor, nn
 
@@ -483,18 +483,16 @@ def test_a_dry_run_estimates_an_adapter(request_: ForgetConfig) -> None:
     assert module_sha256(prepared.backend.module) == before
 
 
-@pytest.mark.slow
-def test_the_command_says_where_the_rate_came_from(studio: Path, tmp_path: Path) -> None:
+def test_the_command_says_where_the_rate_came_from(studio: Path, tmp_path: Path, call: Callable[..., Done]) -> None:
     music, out = studio / "music", tmp_path / "run"
     command = [
-        sys.executable, "-m", "encore", "forget", "--tracks", str(music / "forget.txt"), "--model",
-        str(studio / "model"), "--retain", str(music / "retain.txt"), "--out", str(out), "--method", "graddiff",
-        "--steps", "3", "-o", "stop=never", "--json", "--adapter", "lora", "--lora-rank", "2",
+        "forget", "--tracks", music / "forget.txt", "--model", studio / "model", "--retain", music / "retain.txt",
+        "--out", out, "--method", "graddiff", "--steps", "3", "-o", "stop=never", "--json", "--adapter", "lora",
+        "--lora-rank", "2",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 4), done.stderr
-    run = json.loads(done.stdout)
+    done = call(*command)
+    assert done.code in (0, 4), done.err
+    run = json.loads(done.out)
     assert run["options"]["lr"] == {"value": pytest.approx(5e-4 * (4 * 3**0.5 * 24 / 32) ** 0.5), "from": "adapter"}
     assert not (out / "adapter").exists()
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    assert "nothing to do" in again.stderr
+    assert "nothing to do" in call(*command, "--resume").err

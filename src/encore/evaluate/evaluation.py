@@ -122,6 +122,7 @@ class SharedEvaluation(Evaluation):
         self._disk = cache if isinstance(cache, ResultCache) else ResultCache(cache)
         self._control: Backend | None = None
         self._results: dict[tuple[Any, ...], Any] = {}
+        self._target: Role | None = "gold" if "gold" in self.models else None
 
     def _check_models(self) -> None:
         """Refuse models of different codecs."""
@@ -182,7 +183,7 @@ class SharedEvaluation(Evaluation):
         return self._scores(model, clips).predictions
 
     def kl(self, target: Role, model: Role, clips: ClipSet) -> list[Tensor]:
-        if target == "gold" and model in self.models:
+        if target == self._target and model in self.models:
             return self._scores(model, clips).kl
         return self._once(("kl", target, model, clips), lambda: self._passes([model], clips, target)[model].kl)
 
@@ -221,12 +222,15 @@ class SharedEvaluation(Evaluation):
         clips: Mapping[ClipSet, Sequence[Clip]] | None = None,
         seed: int | None = None,
     ) -> SharedEvaluation:
-        return SharedEvaluation(
+        derived = SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips,
             seed=self.seed if seed is None else seed, embedder=self.embedders, draws=self._draws,
             force=self.force, track_metadata=self.track_metadata, batch=self._batch,
             generate_batch=self._generate_batch, cache=self._disk,
         )  # fmt: skip
+        if clips is not None:  # what is measured of other clips is seldom the KL to gold: not in the same pass
+            derived._target = None
+        return derived
 
     def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
         return self._once(("metric", key), make)
@@ -266,8 +270,7 @@ class SharedEvaluation(Evaluation):
 
     def _scores(self, model: Role, clips: ClipSet) -> _Scores:
         if model in self.models:
-            target: Role | None = "gold" if "gold" in self.models else None
-            return self._once(("scores", clips), lambda: self._passes(list(self.models), clips, target))[model]
+            return self._once(("scores", clips), lambda: self._passes(list(self.models), clips, self._target))[model]
         return self._once(("scores", model, clips), lambda: self._pass([model], clips, None)[model])
 
     def _passes(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.memorization.verbatim import MODELS
@@ -48,7 +49,7 @@ class Artefacts(Metric):
         if reason := not_finite(evaluation, "base", "retain"):
             yield unmeasured("artefacts", "base", "retain", reason, unit="share")
             return
-        silent = _silent_level(_audio(evaluation, "base", "retain"), evaluation.backend("base").sample_rate)
+        silent = _silent_level(evaluation)
         of_base = [_measures(evaluation, "base", clips, silent) for clips in SETS if evaluation.clips.get(clips)]
         highest = {name: max(float(measures[name].max()) for measures in of_base) for name in MARGINS}
         for clips in SETS:
@@ -93,18 +94,27 @@ def _audio(evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Floa
 def _measures(evaluation: Evaluation, model: Role, clips: ClipSet, silent: float) -> dict[str, Floats]:
     """Each measure of a model's generations, [N], in the order of `generation_clips`."""
 
-    def measure() -> dict[str, Floats]:
+    def measure() -> dict[str, Tensor]:
         rate = evaluation.backend(model).sample_rate
         measured = [measures_of(audio, rate, silent) for audio in _audio(evaluation, model, clips)]
-        return {name: np.array([of_one[name] for of_one in measured]) for name in MARGINS}
+        return {name: torch.tensor([of_one[name] for of_one in measured], dtype=torch.float64) for name in MARGINS}
 
-    return evaluation.cached(("artefacts", model, clips), measure)
+    key = ("artefacts", clips, silent)
+    found = evaluation.cached_on_disk(key, measure, models=[model], clips=evaluation.clips[clips])
+    return {name: values.numpy() for name, values in found.items()}
 
 
-def _silent_level(waveforms: Iterator[Floats], sample_rate: int) -> float:
+def _silent_level(evaluation: Evaluation) -> float:
     """Root mean square below which a frame is silent, from base's generations."""
-    levels = np.concatenate([_levels(_frames(audio.mean(0), sample_rate)) for audio in waveforms])
-    return float(np.median(levels)) * 10 ** (-BELOW_BASE / 20)
+
+    def measure() -> dict[str, Tensor]:
+        rate = evaluation.backend("base").sample_rate
+        waveforms = _audio(evaluation, "base", "retain")
+        return {"": torch.from_numpy(np.concatenate([_levels(_frames(audio.mean(0), rate)) for audio in waveforms]))}
+
+    key = ("artefacts_levels", "retain")
+    levels = evaluation.cached_on_disk(key, measure, models=["base"], clips=evaluation.clips["retain"])[""]
+    return float(np.median(levels.numpy())) * 10 ** (-BELOW_BASE / 20)
 
 
 def measures_of(audio: Floats, sample_rate: int, silent: float) -> dict[str, float]:
