@@ -22,7 +22,7 @@ Call = Callable[..., Done]
 # A process that has torch and Encore loaded, and forks a child a job: a run costs a second less that way, and there
 # are many. A job is a line of JSON; the answer its exit code and how many calls that write it made.
 ZYGOTE = """
-import builtins, errno, io, json, os, signal, sys
+import builtins, contextlib, errno, importlib, io, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from encore.cli import app
@@ -117,12 +117,20 @@ for line in sys.stdin:
         count = fail(job["fail_at"]) if "fail_at" in job else arm(job.get("kill_at"))
         code = app.run(job.get("instead") or job["arguments"])
         os.write(telling, b"%d" % count())
+        if job.get("preload"):
+            with open("modules", "w") as file:
+                file.write("\\n".join(sys.modules))
         os._exit(code)
     os.close(telling)
     print(json.dumps({"pid": child}), flush=True)
     _, status = os.waitpid(child, 0)
     calls = int(os.read(told, 99) or 0)
     os.close(told)
+    if job.get("preload"):  # what it imported need not be imported in every fork: half of what a short run takes
+        with open(os.path.join(job["cwd"], "modules")) as file:
+            for name in file.read().split():
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
     print(json.dumps({"code": os.waitstatus_to_exitcode(status), "calls": calls}), flush=True)
 """
 FLAGS = ["--method", "graddiff", "--steps", "2"]
@@ -172,8 +180,11 @@ class Zygote:
 
 
 @pytest.fixture(scope="module")
-def zygote(_studio: Path) -> Iterator[Zygote]:
+def zygote(_studio: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     made = Zygote(_studio)
+    folder = tmp_path_factory.mktemp("preload")
+    made.run(folder, preload=True)
+    made.run(folder, instead=["eval", "run", "--metrics", "nll"], preload=True)
     yield made
     made.close()
 
