@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -70,4 +71,7 @@ def _run(
     from encore.cli import app
 
     sys.argv = ["encore", *arguments]
-    app.main()
+    try:
+        app.main()
+    except SystemExit as leaving:  # as any process ends, not at once: what it holds is given up in Python's order
+        ctypes.pythonapi.Py_Exit(leaving.code)
