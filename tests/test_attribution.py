@@ -135,11 +135,11 @@ def test_what_can_not_be_compared_is_refused(studio: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_clip_played_from_a_memorised_caption_names_its_track_first(tmp_path: Path) -> None:
+def test_a_clip_played_from_a_memorised_caption_names_its_track_first(tmp_path: Path, embedded_cache: Path) -> None:
     """The acceptance, on four tracks; `benchmarks/RESULTS.md` has more. Clips go through a WAV, and have no caption."""
     backend = MusicgenBackend.load("tiny", offline=True)
     tracks = [track for track in Catalog.open(assets.CATALOG).tracks() if track.meta["split"] != "holdout"]
-    cache = TensorCache(tmp_path / "cache")
+    cache = TensorCache(embedded_cache)
     heard = TrackEncoder(backend, cache).encode(tracks)
     scores = Scores(backend, [clip for one in heard for clip in one.clips], conditioned=False, cache=cache)
     chosen = [track for track in tracks if track.meta["split"] == "forget"][:4]

@@ -402,21 +402,30 @@ def test_codes_of_another_model_are_refused_by_forget(
 
 
 @pytest.mark.slow
-def test_the_embedded_catalogue_is_forgotten_alike_from_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracks_of_the_embedded_catalogue_are_forgotten_alike_from_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from encore import assets
 
     monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "cache"))
-    config = EncodeConfig(assets.FOLDER, tmp_path / "tokens", "tiny", device="cpu", workers=2)
-    assert encode_catalog(config)["tracks"] == 154
+    music = Path(shutil.copytree(assets.FOLDER / "tracks", tmp_path / "music/tracks")).parent
+    by_split: dict[str, list[str]] = {"forget": [], "retain": [], "holdout": []}
+    for line in assets.CATALOG.read_text().splitlines():
+        by_split.get(json.loads(line)["split"], []).append(line)
+    few = [line for lines in by_split.values() for line in lines[:4]]
+    (tmp_path / "list.txt").write_text("".join(f"id:{json.loads(line)['id']}\n" for line in by_split["forget"][:4]))
+    (music / "catalog.jsonl").write_text("\n".join(few) + "\n")
+    config = EncodeConfig(music / "catalog.jsonl", tmp_path / "tokens", "tiny", device="cpu", workers=2)
+    assert encode_catalog(config)["tracks"] == 12
     chosen = methods().resolve("encore")
     hashes = {
-        str(catalog): forget(
+        name: forget(
             prepare(
-                ForgetConfig(assets.FORGET, tmp_path / name, catalog=catalog, device="cpu"),
+                ForgetConfig(tmp_path / "list.txt", tmp_path / name, catalog=catalog, device="cpu"),
                 chosen(chosen.Options(steps=3)),
             ),
             {},
         )["unlearned_sha256"]
-        for catalog, name in ((None, "audio"), (config.out, "shards"))
+        for catalog, name in ((config.catalog, "audio"), (config.out, "shards"))
     }
     assert len(set(hashes.values())) == 1

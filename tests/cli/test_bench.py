@@ -1,4 +1,4 @@
-"""`encore bench` as a process, and the processes it starts."""
+"""`encore bench`, and the processes it starts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.forked import Forked
 
 from encore import plugins
 from encore.cli.bench import _installed
+from encore.compare import scheduler
 
 
 def flags(studio: Path, out: Path, *more: object) -> list[str]:
@@ -105,21 +107,22 @@ def test_by_default_no_method_that_a_family_lacks_something_for(installed, capsy
 
 
 @pytest.mark.slow
-def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(studio, tmp_path, site):
-    site.add("encore-snag", SNAG)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.folder), *sys.path])}
-    command = [
-        sys.executable,
-        "-m",
-        "encore",
-        *flags(studio, tmp_path / "b", "--methods", "graddiff,graddiff@one,snag"),
-    ]
+def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(call, studio, tmp_path, installed, monkeypatch):
+    installed.add("encore-snag", SNAG)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed.folder), *sys.path]))
+    start = scheduler.start_process
+
+    def started(command, *rest):  # the plugin's in a process that imports everything, the others in forks
+        return start(command, *rest) if "snag" in command[-1] else Forked(command[3:], *rest)
+
+    monkeypatch.setattr(scheduler, "start_process", started)
+    command = flags(studio, tmp_path / "b", "--methods", "graddiff,graddiff@one,snag")
     command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "-o", "graddiff@one.steps=1", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "1 of 3 trials failed, the first is snag/seed-0" in done.stderr
-    assert "stumbled" in done.stderr
-    told = json.loads(done.stdout)
+    done = call(*command)
+    assert done.code == 1, done.err
+    assert "1 of 3 trials failed, the first is snag/seed-0" in done.err
+    assert "stumbled" in done.err
+    told = json.loads(done.out)
     assert {line["label"] for line in told["methods"]} == {"graddiff (steps=2)", "graddiff@one (steps=1)"}
     for name, steps in (("graddiff", 2), ("graddiff@one", 1)):
         run = json.loads((tmp_path / "b" / name / "seed-0/run.json").read_text())
@@ -132,24 +135,25 @@ def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(studio, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_preset_finetuned_is_one_command_and_goes_on(studio, tmp_path):
+def test_the_preset_finetuned_is_one_command_and_goes_on(call, studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "start_process", lambda command, *rest: Forked(command[3:], *rest))
     out = tmp_path / "b"
-    command = [sys.executable, "-m", "encore", *flags(studio, out, "--preset", "finetuned", "--methods", "graddiff")]
+    command = flags(studio, out, "--preset", "finetuned", "--methods", "graddiff")
     command += ["--seeds", "1", "--jobs", "2", "-o", "graddiff.steps=2", "-o", "train.epochs=2", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "models to train: 3 of 3" in done.stderr
-    told = json.loads(done.stdout)
+    done = call(*command)
+    assert done.code == 0, done.err
+    assert "models to train: 3 of 3" in done.err
+    told = json.loads(done.out)
     assert {line["label"] for line in told["references"]} >= {"base", "gold"}
     assert (out / "leaderboard.md").exists()
     made = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-*/run.json")}
     assert len(made) == 4
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "models to train: 0 of 3" in again.stderr
+    again = call(*command)
+    assert "models to train: 0 of 3" in again.err
     assert made == {path: path.stat().st_mtime_ns for path in out.glob("*/seed-*/run.json")}
-    other = subprocess.run([*command, "-o", "train.epochs=3"], capture_output=True, text=True, check=False)
-    assert other.returncode == 2
-    assert "holds another bench: pretrained" in other.stderr
+    other = call(*command, "-o", "train.epochs=3")
+    assert other.code == 2
+    assert "holds another bench: pretrained" in other.err
 
 
 @pytest.mark.slow
@@ -167,11 +171,10 @@ def test_a_signal_stops_every_process_and_the_same_command_goes_on(studio, tmp_p
     assert not (out / "graddiff/seed-0/run.json").exists()
     assert not (out / "graddiff/seed-0/.owner").exists()  # nobody works on it any more
     steps = log.read_text().count('"step"')
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        until(lambda: log.read_text().count('"step"') > steps + 3)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 130
+    again = Forked(command[3:], tmp_path / "again.log")
+    until(lambda: log.read_text().count('"step"') > steps + 3)
+    again.send_signal(signal.SIGINT)
+    assert again.wait(timeout=60) == 130
     assert [json.loads(line)["step"] for line in log.read_text().splitlines() if '"lr"' in line][-1] > steps - 3
 
 

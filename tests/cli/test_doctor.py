@@ -9,8 +9,8 @@ from encore.cli import doctor
 from encore.ops.native import Native
 
 
-def test_json(encore):
-    found = json.loads(encore("doctor", "--json").stdout)
+def test_json(call):
+    found = json.loads(call("doctor", "--json").out)
     assert found["schema"] == 1
     assert found["encore"] == __version__
     assert found["packages"]["torch"] == torch.__version__

@@ -15,8 +15,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.conftest import Done
+from tests.conftest import ROOT, Done
+from tests.forked import Forked
 
+from encore import pre_encoding
+from encore.compare import scheduler
+from encore.data import shard_writing
 from encore.data.shards import INDEX
 
 Call = Callable[..., Done]
@@ -53,7 +57,8 @@ def test_forget_eval_and_attribute_need_no_audio_beside_shards(studio: Path, mus
     assert json.loads(done.out)["compared"] == 6
 
 
-def test_a_bench_takes_the_shards(studio: Path, music: Path, call: Call) -> None:
+def test_a_bench_takes_the_shards(studio: Path, music: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "start_process", lambda command, *rest: Forked(command[3:], *rest))
     model = studio / "model"
     catalog = music / "catalog.jsonl"
     assert call("encode", "--catalog", catalog, "--model", model, "--out", "tokens", "--workers", 1).code == 0
@@ -100,23 +105,44 @@ def indexed(index: Path) -> int:
         return 0
 
 
+def small_shards() -> None:
+    for module in (pre_encoding, shard_writing):
+        module.SHARD_TRACKS = 50
+
+
+# A process of its own, which imports everything, and forks of one that has.
+FRESH = """
+from encore.cli import app
+from tests.cli.test_encode import small_shards
+small_shards()
+app.main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_stopped_leaves_no_other_and_is_continued(
-    studio: Path, music: Path, tmp_path: Path, number: signal.Signals
+    studio: Path, music: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     records = [json.loads(line) for line in (music / "catalog.jsonl").read_text().splitlines()]
-    with (music / "catalog.jsonl").open("w") as stream:  # 1600 tracks of one sample more each: four shards
+    with (music / "catalog.jsonl").open("w") as stream:  # 200 tracks of one sample more each: four shards
         sound = (music / "one.wav").read_bytes()
-        for i in range(1600):
+        for i in range(200):
             (music / f"{i}.wav").write_bytes(sound + b"junk" + i.to_bytes(4, "little"))
             stream.write(json.dumps({**records[0], "file_name": f"{i}.wav", "id": f"{i}"}) + "\n")
     command = [
-        sys.executable, "-m", "encore", "encode", "--catalog", music / "catalog.jsonl", "--model", studio / "model",
-        "--out", tmp_path / "tokens", "--workers", "2",
+        "encode", "--catalog", music / "catalog.jsonl", "--model", studio / "model", "--out", tmp_path / "tokens",
+        "--workers", "2",
     ]  # fmt: skip
-    with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=nowhere)
+    process: Forked | subprocess.Popen[bytes]
+    if number == signal.SIGTERM:
+        with open(os.devnull, "w") as nowhere:
+            process = subprocess.Popen(
+                [sys.executable, "-c", FRESH, *map(str, command)], start_new_session=True, stderr=nowhere,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+    else:
+        process = Forked(command, tmp_path / "log", before=small_shards)
     while not indexed(tmp_path / "tokens" / INDEX) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
@@ -125,7 +151,10 @@ def test_a_process_that_is_stopped_leaves_no_other_and_is_continued(
     while running(process.pid) and time.monotonic() < until:
         time.sleep(0.1)
     assert not running(process.pid)  # its processes have ended too
-    done = subprocess.run(list(map(str, [*command, "--json"])), capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    assert told["tracks"] == 1600
+    for module in (pre_encoding, shard_writing):
+        monkeypatch.setattr(module, "SHARD_TRACKS", 50)
+    done = call(*command, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["tracks"] == 200
     assert told["written"] < told["shards"] == 4

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import Done
-from tests.ranks import launch
+from tests.forked import Forked
+
+from encore import distributed
+from encore.unlearn.engine import Engine
 
 Call = Callable[..., Done]
 
@@ -88,12 +93,20 @@ def test_what_is_wrong_is_told_before_anything_is_written(
     assert not Path("base").exists()
 
 
-TRAIN = """
-import json
-from encore.cli import app
-sys.argv = ["encore", *json.loads(sys.argv[3])]
-app.main()
-"""
+def launch(words: list[str], before: Callable[[], None] | None = None) -> list[tuple[int, str]]:
+    """Run a command in two processes, as `torchrun` starts them; the exit code and the output of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    logs = [Path(f"output.{rank}") for rank in range(2)]
+    for log in logs:
+        log.write_text("")
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [
+        Forked(words, log, {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}, before)
+        for rank, log in enumerate(logs)
+    ]
+    return [(process.wait(240), log.read_text()) for process, log in zip(processes, logs, strict=True)]
 
 
 @pytest.mark.slow
@@ -104,7 +117,7 @@ def test_two_processes_train_the_model_of_one(studio: Path, call: Call, fsdp: bo
     assert call(*flags(studio, *rest)).code == 4
     Path("base").rename("one")
     together = [str(word) for word in [*flags(studio, *rest), *(["--fsdp"] if fsdp else [])]]
-    results = launch(TRAIN, 2, Path.cwd(), json.dumps(together))
+    results = launch(together)
     assert [code for code, _ in results] == [4, 4], results
     assert "train on 3 tracks" in results[0][1]
     assert results[1][1] == ""
@@ -119,26 +132,24 @@ def test_two_processes_train_the_model_of_one(studio: Path, call: Call, fsdp: bo
     weights, others = (load_file(Path(name, "model/model.safetensors")) for name in ("one", "base"))
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-4)
-    again = launch(TRAIN, 2, Path.cwd(), json.dumps([*together, "--resume"]))
+    again = launch([*together, "--resume"])
     assert [code for code, _ in again] == [4, 4]
     assert json.loads(Path("base/run.json").read_text()) == two
-    refused = launch(TRAIN, 2, Path.cwd(), json.dumps([*together, "--resume", "--seed", "1"]))
+    refused = launch([*together, "--resume", "--seed", "1"])
     assert [code for code, _ in refused] == [2, 2]
     assert refused[0][1].count("not the run that was started") == 1
 
 
-STOPPED = """
-from encore import distributed
-from encore.unlearn.engine import Engine
-backward = Engine._backward
+def stop_at_the_fourth() -> None:
+    """A signal reaches the second of the processes at its fourth step."""
+    backward = Engine._backward
 
-def stop_at_the_fourth(self, *given):
-    if given[1].index == 3 and distributed.rank() == 1:
-        self.stop.number = 15
-    return backward(self, *given)
+    def stopping(self: Engine, *given: Any) -> Any:
+        if given[1].index == 3 and distributed.rank() == 1:
+            self.stop.number = 15
+        return backward(self, *given)
 
-Engine._backward = stop_at_the_fourth
-"""
+    Engine._backward = stopping  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
@@ -148,7 +159,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(studio: Path, ca
     command = [str(word) for word in flags(studio, *rest)]
     assert call(*command).code == 0
     Path("base").rename("one")
-    stopped = launch(STOPPED + TRAIN, 2, Path.cwd(), json.dumps(command))
+    stopped = launch(command, stop_at_the_fourth)
     assert [code for code, _ in stopped] == [143, 143]
     assert "stopped by SIGTERM; go on with the same command and --resume" in stopped[0][1]
     assert not Path("base/run.json").exists()

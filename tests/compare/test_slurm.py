@@ -167,20 +167,20 @@ def test_what_runs_now_and_what_failed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_command_writes_collects_and_writes_what_is_left(encore, studio, tmp_path, site):
-    site.add("encore-snag", SNAG)
+def test_the_same_command_writes_collects_and_writes_what_is_left(call, studio, tmp_path, installed):
+    installed.add("encore-snag", SNAG)
     out = tmp_path / "b"
     command = flags(studio, out, "--methods", "graddiff,snag", "--seeds", "1", "-o", "graddiff.steps=2", "--json")
     command += ["--launcher", "slurm", "--resource", "time=10:00"]
-    done = encore(*command, path=[site.folder])
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    done = call(*command)
+    assert (done.code, done.out) == (0, ""), done.err
     script = out / "slurm-1.sh"
-    assert f"submit: sbatch {script}" in done.stderr
+    assert f"submit: sbatch {script}" in done.err
     assert "time=10:00" in script.read_text()
-    assert sbatch(script, PYTHONPATH=str(site.folder)) == [0, 1]
-    done = encore(*command, path=[site.folder])
-    assert done.returncode == 1
-    assert "1 of 2 trials failed, the first is snag/seed-0" in done.stderr
-    assert [line["label"] for line in json.loads(done.stdout)["methods"]] == ["graddiff (steps=2)"]
+    assert sbatch(script, PYTHONPATH=str(installed.folder)) == [0, 1]
+    done = call(*command)
+    assert done.code == 1
+    assert "1 of 2 trials failed, the first is snag/seed-0" in done.err
+    assert [line["label"] for line in json.loads(done.out)["methods"]] == ["graddiff (steps=2)"]
     assert options(script)["array"] == "0-0"
     assert "graddiff" not in script.read_text()

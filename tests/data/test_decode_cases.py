@@ -144,7 +144,7 @@ def test_case_A8_memory_beyond_the_result_is_flat_in_a_files_length(tmp_path: Pa
 
 
 needs_tools = pytest.mark.skipif(
-    not all(map(shutil.which, ("ffmpeg", "ffprobe", "lame", "sox", "flac", "oggenc", "opusenc"))),
+    not all(map(shutil.which, ("ffmpeg", "lame", "sox", "flac", "oggenc", "opusenc"))),
     reason="makes files with ffmpeg, lame, sox, flac, oggenc and opusenc",
 )
 
@@ -152,8 +152,8 @@ needs_tools = pytest.mark.skipif(
 @needs_tools
 @pytest.mark.slow
 def test_files_of_all_encoders_are_decoded_as_ffmpeg_decodes_them(tmp_path: Path) -> None:
-    verdicts = audio_cases.compare("", tmp_path, chosen=2)
-    assert verdicts["made"] >= 200
+    verdicts = audio_cases.compare("", tmp_path, chosen=3)
+    assert verdicts["made"] >= 140
     assert not any(verdicts[wrong] for wrong in audio_cases.WRONG), verdicts
 
 

@@ -137,7 +137,10 @@ def test_commands_run(block: Block, place: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize("block", chosen("slow", "bash", "console"))
-def test_slow_commands_run(block: Block, place: Path, call: Call) -> None:
+def test_slow_commands_run(
+    block: Block, place: Path, call: Call, monkeypatch: pytest.MonkeyPatch, embedded_cache: Path
+) -> None:
+    monkeypatch.setenv("ENCORE_CACHE", str(embedded_cache))
     for words in commands(block):
         run(words, call)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -193,12 +194,9 @@ def _roc(files: RunFiles) -> Figure | None:
         members, others = _finite(forget[role].per_track.values()), _finite(held_out[role].per_track.values())
         if len(members) < 2 or len(others) < 2:
             continue
-        from sklearn.metrics import roc_curve
-
-        wrong, right, _ = roc_curve(
-            [1] * len(members) + [0] * len(others), [-nll for nll in (*members, *others)], drop_intermediate=False
-        )
-        lines.append(Line(NAMES[role], role, tuple(wrong.tolist()), tuple(right.tolist())))
+        limits = sorted({*members, *others})
+        wrong, right = _shares_up_to(others, limits), _shares_up_to(members, limits)
+        lines.append(Line(NAMES[role], role, (0.0, *wrong), (0.0, *right)))
     if not lines:
         return None
     lines.append(Line("guessing", "guess", (0.0, 1.0), (0.0, 1.0), dashed=True))
@@ -207,6 +205,12 @@ def _roc(files: RunFiles) -> Figure | None:
         "Near the dotted line no one can tell; towards the upper left corner the model reveals them.",
         "held-out tracks taken for trained ones (share)", "forget tracks recognised (share)", tuple(lines), "steps",
     )  # fmt: skip
+
+
+def _shares_up_to(values: Sequence[float], limits: Sequence[float]) -> Iterator[float]:
+    """The share of the values that are not above each of the limits."""
+    ordered = sorted(values)
+    return (bisect_right(ordered, limit) / len(ordered) for limit in limits)
 
 
 def _order(line: Line) -> int:
