@@ -39,9 +39,8 @@ def test_imported_packages_are_declared():
     import ast
     import re
 
-    modules = {"scikit_learn": "sklearn"}  # where the distribution's name is not the module's
     names = [re.split(r"[<>=!~ ]", text)[0].replace("-", "_") for text in PROJECT["dependencies"]]
-    declared = {"encore", *sys.stdlib_module_names, *(modules.get(name, name) for name in names)}
+    declared = {"encore", *sys.stdlib_module_names, *names}
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
