@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,14 @@ class BuildPy(build_py):
 
 
 def extension() -> dict[str, Any]:
-    """The `setup` arguments that build the extension, or none where torch is not importable."""
-    if os.environ.get("ENCORE_NATIVE") == "0":
+    """The `setup` arguments that build the extension, or none where torch is not importable or pip wants metadata."""
+    if os.environ.get("ENCORE_NATIVE") == "0" or sys.argv[1:2] in (["egg_info"], ["dist_info"]):
         return {}
     try:
+        import torch
         from torch.utils import cpp_extension
     except ImportError:
         return {}
-
-    import torch
 
     class Optional(cpp_extension.BuildExtension):  # type: ignore[misc]
         """Without a compiler the package still installs: `encore doctor` says what is missing."""

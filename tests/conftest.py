@@ -43,6 +43,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def quick_compiler(tmp_path: Path) -> str:
+    """The C++ compiler without optimisation, whatever its flags say: for tests of building, not of what is built."""
+    script = tmp_path / "compiler" / "c++"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
+    script.chmod(0o755)
+    return str(script)
+
+
 class Installer:
     """Makes modules look installed: a folder on the path with a `.dist-info` beside each."""
 

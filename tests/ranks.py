@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Imports once, and forks the processes of the run, each with the environment that torchrun gives it.
-PRELUDE = """
-import os, sys
+# Imports once for all tests, and forks the processes of each run, with the environment that torchrun gives them. A run
+# is a line of JSON; the answer is the exit codes. (To import peft, which loads bitsandbytes, takes as long as torch.)
+ZYGOTE = """
+import contextlib, json, os, sys
 from pathlib import Path
 import torch
-import encore.unlearn.engine, encore.backends.musicgen
-from encore import distributed
 torch.set_num_threads(1)
-out, count = Path(sys.argv[1]), int(sys.argv[2])
-children = {}
-for rank in range(count):
-    child = os.fork()
-    if not child:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-        os.dup2(os.open(out / f"stderr.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        break
-    children[child] = rank
-else:
+import encore.unlearn.engine, encore.backends.musicgen, torch.distributed.fsdp
+from encore import distributed
+with contextlib.suppress(ImportError):
+    import peft
+
+for line in sys.stdin:
+    run = json.loads(line)
+    out, count, children = Path(run["out"]), run["count"], {}
+    for rank in range(count):
+        child = os.fork()
+        if not child:
+            null = os.open(os.devnull, os.O_RDWR)
+            log = os.open(out / f"stderr.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for number, file in enumerate((null, null, log)):
+                os.dup2(file, number)
+            os.chdir(run["cwd"])
+            os.environ.clear()
+            os.environ |= run["environment"] | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            sys.argv = ["script", run["out"], str(count), *run["arguments"]]
+            exec(compile(run["code"], "script", "exec"))
+            sys.exit()
+        children[child] = rank
     codes = {}
     while len(codes) < count:
         child, status = os.wait()
         codes[children[child]] = os.waitstatus_to_exitcode(status)
-    print([codes[rank] for rank in range(count)])
-    os._exit(0)
+    print(json.dumps([codes[rank] for rank in range(count)]), flush=True)
 """
+
+
+@functools.cache
+def zygote() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    atexit.register(process.communicate)
+    return process
 
 
 def launch(code: str, count: int, out: Path, *arguments: object, timeout: float = 240) -> list[tuple[int, str]]:
@@ -43,16 +68,29 @@ def launch(code: str, count: int, out: Path, *arguments: object, timeout: float 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    script = out / "script.py"
-    script.write_text(PRELUDE + textwrap.dedent(code))
-    process = subprocess.run(
-        [sys.executable, str(script), str(out), str(count), *map(str, arguments)], capture_output=True, text=True,
-        env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)},
-        timeout=timeout, check=False,
-    )  # fmt: skip
-    assert process.stdout, process.stderr
-    codes = json.loads(process.stdout.splitlines()[-1])
-    return [(code, (out / f"stderr.{rank}").read_text()) for rank, code in enumerate(codes)]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+    run = {
+        "code": textwrap.dedent(code), "count": count, "out": str(out), "arguments": [*map(str, arguments)],
+        "cwd": str(Path.cwd()), "environment": environment,
+    }  # fmt: skip
+    process = zygote()
+    assert process.stdin
+    assert process.stdout
+    timer = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
+    answer = ""
+    try:
+        process.stdin.write(json.dumps(run) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    finally:
+        timer.cancel()
+        if not answer:  # out of time, or interrupted: the next run gets another process
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            zygote.cache_clear()
+    assert answer, f"no answer within {timeout:g} s"
+    return [(code, (out / f"stderr.{rank}").read_text()) for rank, code in enumerate(json.loads(answer))]
 
 
 def passed(results: list[tuple[int, str]]) -> None:

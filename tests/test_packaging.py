@@ -114,8 +114,8 @@ def test_wheel_works_where_it_is_installed(pure, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
-def test_extension_is_built_ahead_of_time(checkout, tmp_path):
-    built = wheel(checkout, tmp_path)
+def test_extension_is_built_ahead_of_time(checkout, tmp_path, quick_compiler):
+    built = wheel(checkout, tmp_path, CC=quick_compiler, CXX=quick_compiler)
     assert "-cp311-abi3-" in built.name, "one library for every Python from 3.11 on"
     with zipfile.ZipFile(built) as archive:
         assert "encore/_native.abi3.so" in archive.namelist()

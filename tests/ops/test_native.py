@@ -89,11 +89,11 @@ def test_failed_compilation_is_a_reason_not_an_error(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
-def test_compiled_on_first_use_and_kept(tmp_path, monkeypatch):
+def test_compiled_on_first_use_and_kept(tmp_path, monkeypatch, quick_compiler):
     code = (
         "from encore.ops import native; module, why, how = native._compile(); print(how, module.build_info()['flags'])"
     )
-    environment = {**os.environ, "ENCORE_CACHE": str(tmp_path)}
+    environment = {**os.environ, "ENCORE_CACHE": str(tmp_path), "CXX": quick_compiler}
     runs = [
         subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         for _ in range(2)

@@ -25,7 +25,7 @@ inline float widen(Fp16, uint16_t bits) {
   const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
   const float size = exponent == 31  ? (mantissa ? NAN : INFINITY)
                      : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                                     : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+                                     : std::bit_cast<float>((exponent + 112) << 23 | mantissa << 13);
   return bits & 0x8000 ? -size : size;
 }
 
@@ -242,12 +242,19 @@ void wgmma(E type, float (&c)[R], uint64_t first, uint64_t second, int accumulat
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   float* const out = c;
   later([=] {
-    for (uint32_t r = 0; r < R; ++r) {
-      const uint32_t row = warp * 16 + lane / 4 + r / 2 % 2 * 8, column = r / 4 * 8 + lane % 4 * 2 + r % 2;
-      float sum = accumulate ? out[r] : 0.f;
+    float rows[2][16], column[16];  // each element is read once, for all products that it is in
+    for (uint32_t half = 0; half < 2; ++half)
       for (uint32_t k = 0; k < 16; ++k)
-        sum += operand(type, *block, first, row, k) * operand(type, *block, second, column, k);
-      out[r] = sum;
+        rows[half][k] = operand(type, *block, first, warp * 16 + lane / 4 + half * 8, k);
+    for (uint32_t pair = 0; pair < R / 2; ++pair) {
+      for (uint32_t k = 0; k < 16; ++k)
+        column[k] = operand(type, *block, second, pair / 2 * 8 + lane % 4 * 2 + pair % 2, k);
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t r = pair / 2 * 4 + half * 2 + pair % 2;
+        float sum = accumulate ? out[r] : 0.f;
+        for (uint32_t k = 0; k < 16; ++k) sum += rows[half][k] * column[k];
+        out[r] = sum;
+      }
     }
   });
 }
