@@ -101,7 +101,7 @@ def _measures(evaluation: Evaluation, model: Role, clips: ClipSet, silent: float
 
     key = ("artefacts", clips, silent)
     found = evaluation.cached_on_disk(key, measure, models=[model], clips=evaluation.clips[clips])
-    return {name: values.numpy() for name, values in found.items()}
+    return {name: found[name].numpy() for name in MARGINS}
 
 
 def _silent_level(evaluation: Evaluation) -> float:
