@@ -14,7 +14,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
 def test_kernels_under_sanitizers(tmp_path):
     sources = [Path(__file__).with_name("linear_grad_driver.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")]
-    command = ["c++", "-std=c++20", "-O1", "-g", "-DENCORE_BASELINE", *SANITIZE, f"-I{ROOT / 'csrc'}"]
+    command = ["c++", "-std=c++20", "-O1", "-g1", "-DENCORE_BASELINE", *SANITIZE, f"-I{ROOT / 'csrc'}"]
     built = subprocess.run(
         [*command, *map(str, sources), "-o", str(tmp_path / "driver")], capture_output=True, text=True, check=False
     )
