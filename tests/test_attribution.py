@@ -136,7 +136,7 @@ def test_what_can_not_be_compared_is_refused(studio: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_clip_played_from_a_memorised_caption_names_its_track_first(tmp_path: Path, embedded_cache: Path) -> None:
-    """Four tracks among the memorised; all are in `benchmarks/RESULTS.md`. Clips go through a WAV, and have no caption."""
+    """Four of the memorised tracks; `benchmarks/RESULTS.md` has all. Clips go through a WAV, and have no caption."""
     backend = MusicgenBackend.load("tiny", offline=True)
     tracks = [track for track in Catalog.open(assets.CATALOG).tracks() if track.meta["split"] in ("forget", "retain")]
     cache = TensorCache(embedded_cache)

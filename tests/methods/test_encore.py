@@ -13,11 +13,12 @@ import scipy.stats
 import torch
 from tests.metrics.markov import MarkovBackend, track
 from tests.tiny_model import CAPTIONS, CODES, write_tiny_musicgen
+from torch import nn
 
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
-from encore.methods.encore import Encore, entropy_and_slope, sharpened
+from encore.methods.encore import Encore, entropy_and_slope, sharpened, typical_weight
 from encore.unlearn.engine import Clips, Engine
 from encore.unlearn.reference import FrozenReference
 from encore.unlearn.self_retain import generate_retain
@@ -660,6 +661,19 @@ def test_it_runs_on_retain_that_the_model_generated_itself(
     outcome = Engine(backend.clone(), clips).run(Encore(Encore.Options(steps=3, batch_size=3)))
     assert outcome.steps == 3
     assert outcome.skipped_steps == 0
+
+
+def test_the_typical_weight_is_the_same_where_an_attention_keeps_three_layers_in_one_weight() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    with torch.no_grad():
+        for i, third in enumerate(attention.in_proj_weight.chunk(3)):
+            third.fill_(i + 1.0)
+        attention.out_proj.weight.fill_(9.0)
+    apart = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+    with torch.no_grad():
+        for layer, value in zip(apart, (1.0, 2.0, 3.0, 9.0), strict=True):
+            layer.weight.fill_(value)
+    assert typical_weight(attention) == typical_weight(apart) == 2.5
 
 
 def test_a_model_without_linear_layers_has_a_typical_weight_too() -> None:

@@ -20,6 +20,7 @@ from encore_audiocraft.backend import AudiocraftBackend
 from encore_audiocraft.convert import convert
 
 LIST = ROOT / "examples" / "opt-out.txt"
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -49,76 +50,35 @@ def nlls(tracks: list[dict[str, Any]]) -> Callable[[Any], torch.Tensor]:
     return measure
 
 
-def forget(backend: str, model: object, out: Path, *more: str) -> dict[str, Any]:
-    arguments = ["forget", "--backend", backend, "--model", str(model), "--tracks", str(LIST), "--out", str(out), *more]
-    # A few steps miss the targets; what the default reaches is measured below.
-    assert run([*arguments, "--catalog", str(assets.CATALOG)]) in ((4,) if more else (0, 4))
-    return json.loads((out / "run.json").read_text())
+def forget(backend: str, model: object, out: Path) -> torch.Tensor:
+    """Rate, forget loss and retain loss of a few steps of the default method, [steps, 3]."""
+    arguments = ["forget", "--backend", backend, "--model", str(model), "--tracks", str(LIST), "--out", str(out)]
+    short = ["--catalog", str(assets.CATALOG), "--steps", str(STEPS), "-o", f"eval_every={STEPS}"]
+    assert run([*arguments, *short]) == 4, "so few steps miss the targets"
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    names = ("lr", "forget_loss", "retain_loss")
+    return torch.tensor([[line[name] for name in names] for line in lines if "forget_loss" in line])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["audiocraft", "transformers"])
-def test_what_one_backend_unlearned_the_other_scores_the_same(
-    tmp_path: Path, nlls: Callable[[Any], torch.Tensor], way: str
+@pytest.mark.timeout(1800)
+def test_the_default_method_does_the_same_and_each_backend_scores_what_the_other_unlearned(
+    tmp_path: Path, nlls: Callable[[Any], torch.Tensor]
 ) -> None:
-    """A few steps at a high rate: weights far from those both were converted from."""
+    """A few steps, which differ by dropout alone; where its usual length ends is in benchmarks/RESULTS.md."""
     convert("tiny", tmp_path / "base", "audiocraft")
-    short = ("--steps", "4", "-o", "eval_every=4")
-    if way == "audiocraft":
-        forget("audiocraft", tmp_path / "base", tmp_path / "run", *short)
-        convert(str(tmp_path / "run"), tmp_path / "other", "transformers")
-        ours, theirs = (
-            AudiocraftBackend.load(str(tmp_path / "run/model")),
-            MusicgenBackend.load(str(tmp_path / "other")),
-        )
-    else:
-        forget("musicgen", "tiny", tmp_path / "run", *short)
-        convert(str(tmp_path / "run"), tmp_path / "other", "audiocraft")
-        ours, theirs = (
-            MusicgenBackend.load(str(tmp_path / "run/model")),
-            AudiocraftBackend.load(str(tmp_path / "other")),
-        )
-    mine, others, base = nlls(ours), nlls(theirs), nlls(MusicgenBackend.load("tiny"))
-    assert (mine - base).abs().max() > 0.1, "it did not change"
-    torch.testing.assert_close(mine, others, rtol=1e-4, atol=1e-5)
+    ours, theirs = (
+        forget("audiocraft", tmp_path / "base", tmp_path / "ours"), forget("musicgen", "tiny", tmp_path / "theirs")
+    )  # fmt: skip
+    assert len(ours) == STEPS
+    torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-3, atol=0)  # the rate that it has chosen
+    torch.testing.assert_close(ours[:, 1:], theirs[:, 1:], rtol=0.2, atol=0.1)
 
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)  # two minutes where nothing else is at work
-def test_the_default_method_reaches_its_targets(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], tracks: list[dict[str, Any]]
-) -> None:
-    """Forget NLL within 10 % of gold's and no track below half of it, retain at most +5 % or +.05, nothing replayed."""
-    convert("tiny", tmp_path / "base", "audiocraft")
-    convert("tiny-gold", tmp_path / "gold", "audiocraft")
-    forget("audiocraft", tmp_path / "base", tmp_path / "run")
-    capfd.readouterr()
-    assert (
-        run(
-            [
-                "eval",
-                str(tmp_path / "run"),
-                "--gold",
-                str(tmp_path / "gold"),
-                "--metrics",
-                "nll,verbatim,relearn,kl_gold",
-            ]
-        )
-        == 0
-    )
-    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["results"]
-    found = {(row["metric"], row["model"], row["set"]): row for row in rows}
-
-    def value(metric: str, model: str, clips: str = "forget") -> float:
-        return float(found[metric, model, clips]["value"])
-
-    gold = value("nll", "gold")
-    assert gold == pytest.approx(4.22, abs=0.01), "gold's own figure, as transformers measures it"
-    assert value("nll", "unlearned") == pytest.approx(gold, rel=0.1)
-    assert min(found["nll", "unlearned", "forget"]["per_track"].values()) > gold / 2
-    before = value("nll", "base", "retain")
-    assert value("nll", "unlearned", "retain") <= max(1.05 * before, before + 0.05)
-    assert value("verbatim", "unlearned") == 0
-    assert value("verbatim", "unlearned", "retain") >= 23 / 24
-    assert value("relearn", "unlearned") >= 0.75 * value("relearn", "gold")
-    assert value("kl_gold", "unlearned") <= 1.1
+    convert(str(tmp_path / "ours"), tmp_path / "ours in transformers", "transformers")
+    convert(str(tmp_path / "theirs"), tmp_path / "theirs in audiocraft", "audiocraft")
+    base = nlls(MusicgenBackend.load("tiny"))
+    for audiocraft, transformers in (("ours/model", "ours in transformers"), ("theirs in audiocraft", "theirs/model")):
+        one = nlls(AudiocraftBackend.load(str(tmp_path / audiocraft)))
+        assert (one - base).abs().max() > 0.1, "it did not change"
+        other = nlls(MusicgenBackend.load(str(tmp_path / transformers)))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

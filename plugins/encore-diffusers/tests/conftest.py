@@ -42,10 +42,18 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def loaded(folders: dict[str, Path]) -> dict[str, DiffusionBackend]:
+    """Family -> a model, to be cloned."""
+    return {name: plugins.backends().resolve(name).load(str(folders[name]), offline=True) for name in WRITERS}
+
+
 @pytest.fixture
-def backend(family: str, folders: dict[str, Path]) -> DiffusionBackend:
-    """A freshly loaded model of each family in turn."""
-    return plugins.backends().resolve(family).load(str(folders[family]), offline=True)
+def backend(family: str, loaded: dict[str, DiffusionBackend]) -> DiffusionBackend:
+    """A model of each family in turn."""
+    model = loaded[family].clone()
+    model.text_embeddings = {}
+    return model
 
 
 @pytest.fixture

@@ -347,10 +347,13 @@ def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
 def typical_weight(module: nn.Module) -> float:
     """The typical size of a weight, which learning rates are relative to: median over linear layers of their RMS.
 
-    The layers are the model's own, and not an adapter's, of which half are 0 at first.
+    The layers are the model's own, and not an adapter's, of which half are 0 at first. Queries, keys and values of an
+    attention that keeps them in one weight, as `nn.MultiheadAttention` does, count as three layers.
     """
     parts = [part for name, part in module.named_modules() if ".lora_" not in name]
     linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
+    fused = [part.in_proj_weight for part in parts if getattr(part, "in_proj_weight", None) is not None]
+    linear += [third for weight in fused for third in weight.chunk(3)]
     matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
     return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
 
