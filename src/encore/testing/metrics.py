@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from encore import plugins
-from encore.api import Backend, Clip, ClipSet, Metric, Result, Role
+from encore.api import Backend, Clip, ClipSet, Embedder, Metric, Result, Role
 from encore.errors import EncoreError, PluginError
+from encore.evaluate.embedder_choice import open_embedders
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.hashing import module_sha256
 from encore.results.rules import rule
@@ -97,6 +98,11 @@ class MetricSubject(Subject):
         forget = [*clips.forget[:2], clips.forget[-1]]
         return {"forget": forget, "retain": list(clips.retain[:4]), "holdout": list(clips.holdout[:2])}
 
+    @cached_property
+    def clap(self) -> Mapping[str, Embedder]:
+        """An embedder that reads text and has tags, for all evaluations: it takes longer to open than to use."""
+        return open_embedders("clap-tiny", self.fixture.base, offline=True)[0]
+
     def evaluation(
         self, without: Sequence[str] = (), *, reverse: bool = False, tokens: bool = True, empty: bool = False
     ) -> WatchedEvaluation:
@@ -122,10 +128,11 @@ class MetricSubject(Subject):
         metadata = {t: {"artist": "A" if t in shared else f"of {t}", "genre": f"of {t}"} for t in tracks}
         first = next(iter(models.values()))
         recordings = {name: partial(_recorded, first, chosen) for name, chosen in clips.items() if chosen}
-        embedder = "latents,clap-tiny" if "embedder" in self.needs else "latents"  # the second reads text and has tags
+        embedders = {} if "embedder" in without else open_embedders("latents", first, offline=True)[0]
+        if embedders and "embedder" in self.needs:
+            embedders |= self.clap
         return WatchedEvaluation(
-            models, clips, embedder=None if "embedder" in without else embedder, force=True, draws=2,
-            track_metadata=metadata, recordings=recordings,
+            models, clips, embedder=embedders, force=True, draws=2, track_metadata=metadata, recordings=recordings,
         )  # fmt: skip
 
     @property
