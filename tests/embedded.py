@@ -1,6 +1,6 @@
 """One evaluation of the embedded models, which takes minutes, for every test that looks at it.
 
-It is of half of the retain tracks. Gold itself stands for the method: a perfect one.
+Gold itself stands for the method: a perfect one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from encore.evaluate.evaluation import SharedEvaluation
 from encore.tensor_cache import TensorCache
 
 KEPT = tempfile.TemporaryDirectory(prefix="encore-embedded-")  # gold stands twice: the second time it is known
-RETAIN = slice(8, 20)  # among them artists of several tracks
+FEW = slice(8, 20)  # of the retain tracks; among them are artists of several
 NAMES: dict[Role, str] = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
 
 
 @functools.cache
-def evaluation() -> SharedEvaluation:
-    """Models, clips, and what is computed of them once. Do not change them."""
+def evaluation(*, few: bool = False) -> SharedEvaluation:
+    """Models, clips, and what is computed of them once; `few`: of half of the retain tracks. Do not change them."""
     models: dict[Role, Backend] = {role: MusicgenBackend.load(name) for role, name in NAMES.items()}
     models["unlearned"] = models["gold"].clone()
     clips: dict[ClipSet, list[Clip]] = defaultdict(list)
@@ -38,7 +38,8 @@ def evaluation() -> SharedEvaluation:
             codes = models["base"].encode(torch.from_numpy(samples)[None, None])[0]
             clips[track["split"]].append(Clip(track["id"], track["caption"], codes))
             about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
-    clips["retain"] = clips["retain"][RETAIN]
+    if few:
+        clips["retain"] = clips["retain"][FEW]
     return SharedEvaluation(
         models, dict(clips), track_metadata=about, embedder="latents,clap-tiny", cache=TensorCache(KEPT.name)
     )  # fmt: skip

@@ -46,7 +46,7 @@ def evaluation() -> Iterator[SharedEvaluation]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChangedPrompt, "variants", variants)
-        yield embedded.evaluation()
+        yield embedded.evaluation(few=True)
 
 
 def caught(evaluation, fake, metrics) -> set[str]:
