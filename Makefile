@@ -64,7 +64,7 @@ $(PLUGINS:%=plugin-%): plugin-%: wheel
 	$(PLUGIN_PIP) -c constraints.txt --no-build-isolation dist/plugins/*.whl -e 'plugins/encore-$*[dev]'
 	$(if $(wildcard plugins/encore-$*/without-dependencies.txt),$(PLUGIN_PIP) --no-deps --no-build-isolation \
 		-r plugins/encore-$*/without-dependencies.txt)
-	cd plugins/encore-$* && .venv/bin/python -m pytest --durations=30 -m "" # all: an example of a plugin has no slow ones
+	cd plugins/encore-$* && .venv/bin/python -m pytest -m "" # all: an example of a plugin has no slow ones
 
 wheel: .venv/.stamp
 	rm -rf build dist/plugins
