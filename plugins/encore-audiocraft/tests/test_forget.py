@@ -65,7 +65,7 @@ def forget(backend: str, model: object, out: Path) -> torch.Tensor:
 def test_the_default_method_does_the_same_and_each_backend_scores_what_the_other_unlearned(
     tmp_path: Path, nlls: Callable[[Any], torch.Tensor]
 ) -> None:
-    """A few steps, which differ by dropout alone; where its usual length ends is in benchmarks/RESULTS.md."""
+    """A few steps, in which the draws of dropout differ; its usual length takes five minutes, and is not run here."""
     convert("tiny", tmp_path / "base", "audiocraft")
     ours, theirs = (
         forget("audiocraft", tmp_path / "base", tmp_path / "ours"), forget("musicgen", "tiny", tmp_path / "theirs")
