@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,16 +25,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_studio(folder)
 
 
-def encore(studio: Path, *arguments: object) -> str:
-    """The command line, as a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "encore", *map(str, arguments)],
-        env={**os.environ, "ENCORE_CACHE": str(studio / "cache")}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def replayed(model: Path, music: Path, name: str) -> list[float]:
     """How alike what the model generates from the captions is to the tracks: cosines of latents."""
     backend = plugins.backends().resolve("stable-audio").load(str(model), offline=True)
@@ -47,20 +36,19 @@ def replayed(model: Path, music: Path, name: str) -> list[float]:
     return torch.cosine_similarity(played.flatten(1), tracks.flatten(1)).tolist()
 
 
-def test_the_default_method_forgets_tracks_and_keeps_the_rest(studio, monkeypatch):
+def test_the_default_method_forgets_tracks_and_keeps_the_rest(studio, call, monkeypatch):
     monkeypatch.setenv("ENCORE_CACHE", str(studio / "cache"))
     music, out = studio / "music", studio / "run"
-    encore(
-        studio, "forget", "--backend", "stable-audio", "--model", studio / "model",
-        "--tracks", music / "forget.txt", "--retain", music / "retain.txt", "--holdout", music / "holdout.txt",
-        "--out", out,
+    done = subprocess.run(  # as a process of its own
+        [
+            sys.executable, "-m", "encore", "forget", "--backend", "stable-audio", "--model", studio / "model",
+            "--tracks", music / "forget.txt", "--retain", music / "retain.txt", "--holdout", music / "holdout.txt",
+            "--out", out,
+        ], capture_output=True, text=True, check=False,
     )  # fmt: skip
-    rows = {
-        (row["metric"], row["model"], row["set"]): row["value"]
-        for row in json.loads(encore(studio, "eval", out, "--metrics", "nll,membership_auc,relearn", "--json"))[
-            "results"
-        ]
-    }
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(call("eval", out, "--metrics", "nll,membership_auc,relearn", "--json").out)
+    rows = {(row["metric"], row["model"], row["set"]): row["value"] for row in measured["results"]}
     level = rows["nll", "base", "holdout"]
     assert rows["nll", "base", "forget"] < 0.5 * level  # there was something to forget
     assert rows["membership_auc", "base", "forget"] == 1.0

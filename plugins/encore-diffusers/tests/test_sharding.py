@@ -2,80 +2,77 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
+import torch.multiprocessing
 from tests.tiny_pipelines import CAPTIONS
-
-from encore import distributed
-from encore.api import Batch
-from encore_diffusers.base import TIMESTEPS
-
-SCRIPT = """
-import sys
-
-import torch
 
 from encore import distributed, plugins
 from encore.api import Batch, Clip
 from encore.unlearn import sharding
+from encore_diffusers.base import TIMESTEPS
 
-family, folder, caption = sys.argv[1:]
-torch.set_num_threads(1)
-with distributed.processes("cpu"):
-    whole = plugins.backends().resolve(family).load(folder, offline=True)
-    drawn = torch.Generator().manual_seed(distributed.rank())
-    lengths = (8, 8) if distributed.rank() == 0 else (8, 12)
-    batch = Batch.of(
-        [Clip(str(n), caption, torch.randn(whole.codebooks, n, generator=drawn)) for n in lengths], noise_index=1
-    )
-    assert len(whole._groups(batch.captions, list(lengths))) == 1 + distributed.rank()
+IMPORTED = [  # once, by the process that all others are forked from
+    "encore_diffusers.ace_step", "encore_diffusers.audioldm2", "tests.tiny_pipelines", "torch.distributed.fsdp",
+]  # fmt: skip
 
-    def results(backend):
-        losses, (outputs, targets) = backend.losses(batch), backend.predictions(batch)
-        (losses.sum() + outputs.square().sum()).backward()
-        return [losses.detach(), outputs.detach(), targets]
 
-    expected = results(whole)
-    weights = {name: weight for name, weight in whole.module.named_parameters() if weight.requires_grad}
-    distributed.add_gradients(list(weights.values()))
-    gradients = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
-    whole.module.zero_grad()
-    with sharding.sharded(whole) as split:
-        for found, own in zip(results(split), expected, strict=True):
-            torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
-        for name, gradient in gradients.items():
-            found = sharding.whole(split.module.get_parameter(name).grad)
-            torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
-"""
+def check_a_process(number: int, port: int, family: str, folder: str) -> None:
+    """In each of two processes: the split model gives what the whole one does."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
+    os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
+    torch.set_num_threads(1)
+    with distributed.processes("cpu"):
+        whole = plugins.backends().resolve(family).load(folder, offline=True)
+        drawn = torch.Generator().manual_seed(number)
+        lengths = (8, 8) if number == 0 else (8, 12)
+        batch = Batch.of(
+            [Clip(str(n), CAPTIONS[0], torch.randn(whole.codebooks, n, generator=drawn)) for n in lengths],
+            noise_index=1,
+        )
+        assert len(whole._groups(batch.captions, list(lengths))) == 1 + number
+
+        def results(backend):
+            losses, (outputs, targets) = backend.losses(batch), backend.predictions(batch)
+            (losses.sum() + outputs.square().sum()).backward()
+            return [losses.detach(), outputs.detach(), targets]
+
+        expected = results(whole)
+        weights = {name: weight for name, weight in whole.module.named_parameters() if weight.requires_grad}
+        distributed.add_gradients(list(weights.values()))
+        gradients = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
+        whole.module.zero_grad()
+        with sharding.sharded(whole) as split:
+            for found, own in zip(results(split), expected, strict=True):
+                torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
+            for name, gradient in gradients.items():
+                found = sharding.whole(split.module.get_parameter(name).grad)
+                torch.testing.assert_close(
+                    found, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name
+                )
 
 
 @pytest.mark.parametrize("family", ["ace-step", "audioldm2"])
-def test_processes_with_clips_of_other_lengths_do_not_wait_for_one_another(family, folders, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
+def test_processes_with_clips_of_other_lengths_do_not_wait_for_one_another(family, folders):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = [sys.executable, str(tmp_path / "script.py"), family, str(folders[family]), CAPTIONS[0]]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+        port = free.getsockname()[1]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
+    ranks = torch.multiprocessing.start_processes(
+        check_a_process, (port, family, str(folders[family])), nprocs=2, join=False, start_method="forkserver"
+    )
+    deadline = time.monotonic() + 240
     try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+        while not ranks.join(timeout=1):  # until both have ended; raises what one raised
+            assert time.monotonic() < deadline, "the processes wait for one another"
     finally:
-        for rank in ranks:
+        for rank in ranks.processes:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
 
 
 def test_with_fewer_groups_than_another_process_the_network_runs_as_often_and_gives_the_same(
