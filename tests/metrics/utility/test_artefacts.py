@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.signal
+import torch
 from tests.metrics.markov import MarkovBackend, clips, models
 
 from encore.api import Result
@@ -68,6 +71,27 @@ def test_generations_beyond_the_range_of_base_are_named_with_track_and_kind(monk
     told = [finding for finding in findings(list(found.values())) if finding.code in ("artefacts", "target")]
     assert [(one.level, one.code) for one in told] == [("fail", "target"), ("warn", "artefacts")]
     assert told[1].text == "loops in generations for captions of retain: track05"
+
+
+def test_what_the_tracks_have_is_no_artefact(monkeypatch):
+    """A model that generates a repetitive track, as it should: base's generations alone would set the limit too low."""
+    monkeypatch.setattr(
+        artefacts, "measures_of", lambda audio, *_: dict.fromkeys(MARGINS, 0.0) | {"loops": float(np.ptp(audio) == 0)}
+    )
+    stuck = MarkovBackend({4: 6.0, 5: 6.0, 6: 6.0})
+    stuck.module["table"].data[5] = 0
+    stuck.module["table"].data[5, :, :, 3] = 50
+    music = clips(30)
+    music["retain"] = [
+        dataclasses.replace(clip, codes=torch.full_like(clip.codes, 3)) if clip.track == "track05" else clip
+        for clip in music["retain"]
+    ]
+    rows = list(
+        Artefacts().measure(SharedEvaluation({"base": models()["base"], "unlearned": stuck}, music, embedder=None))
+    )
+    row = next(row for row in rows if (row.metric, row.model, row.set) == ("artefacts", "unlearned", "retain"))
+    assert row.details["limits"]["loops"] == 1 + MARGINS["loops"]
+    assert row.value == 0
 
 
 @pytest.mark.parametrize(
