@@ -23,7 +23,9 @@ import contextlib, json, os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import encore.unlearn.engine, encore.backends.musicgen, torch.distributed.fsdp
+import av, encore.cli.forget, encore.embedders.latents, encore.methods.npo, encore.relearning, encore.unlearn.run
+import encore.backends.musicgen, torch.distributed.fsdp, transformers.models.encodec.modeling_encodec
+import transformers.models.musicgen.modeling_musicgen, transformers.models.t5.modeling_t5
 from encore import distributed
 with contextlib.suppress(ImportError):
     import peft
@@ -35,8 +37,8 @@ for line in sys.stdin:
         child = os.fork()
         if not child:
             null = os.open(os.devnull, os.O_RDWR)
-            log = os.open(out / f"stderr.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for number, file in enumerate((null, null, log)):
+            log = os.open(out / f"log.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
+            for number, file in enumerate((null, log, log)):
                 os.dup2(file, number)
             os.chdir(run["cwd"])
             os.environ.clear()
@@ -64,7 +66,7 @@ def zygote() -> subprocess.Popen[str]:
 
 
 def launch(code: str, count: int, out: Path, *arguments: object, timeout: float = 240) -> list[tuple[int, str]]:
-    """Run Python code in `count` processes; the exit code and stderr of each."""
+    """Run Python code in `count` processes; the exit code and the output of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -90,7 +92,7 @@ def launch(code: str, count: int, out: Path, *arguments: object, timeout: float 
                 os.killpg(process.pid, signal.SIGKILL)
             zygote.cache_clear()
     assert answer, f"no answer within {timeout:g} s"
-    return [(code, (out / f"stderr.{rank}").read_text()) for rank, code in enumerate(json.loads(answer))]
+    return [(code, (out / f"log.{rank}").read_text()) for rank, code in enumerate(json.loads(answer))]
 
 
 def passed(results: list[tuple[int, str]]) -> None:

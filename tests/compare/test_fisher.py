@@ -38,7 +38,7 @@ def test_rows_hold_time_memory_and_the_error_against_float64(
 
     def start(words: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
         started.append(words[2:4])
-        if words[2] == "memory" or words[3] == "encore":
+        if words[2] == "memory":
             return process_of(words, **settings)  # as they are measured
         process = CONTEXT.Process(target=forked, args=(words[1:], tmp_path / "stdout"))
         process.start()
@@ -64,8 +64,10 @@ def test_rows_hold_time_memory_and_the_error_against_float64(
         assert "not installed" in rows["opacus"]["why"]
 
 
-def test_an_unknown_peer_is_a_usage_error() -> None:
-    words = [sys.executable, SCRIPT, *SIZES, "--peers", "loop,encor"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no such peer: encor" in done.stderr
+def test_an_unknown_peer_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setattr(sys, "argv", ["fisher.py", *SIZES, "--peers", "loop,encor"])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert leaving.value.code == 2
+    assert "no such peer: encor" in capsys.readouterr().err

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evidence import forger
 from tests.evidence.forger import forgeries
 from tests.evidence.measured import write_measured
 
+from encore.backends.musicgen import MusicgenBackend
+from encore.data.open_files import file_sha256
 from encore.errors import GateError, InputError, NotCheckedError
 from encore.evaluate import run as evaluate_run
+from encore.evidence import verify as verifier
+from encore.evidence.derived import derived
 from encore.evidence.pack import pack
 from encore.evidence.rerun import check_rerun
 from encore.evidence.verify import HASH, UNCHECKED, check_complete, verify
@@ -35,7 +41,27 @@ def remembered(subject: Any, asked: Any, **more: Any) -> Any:
     return MEMORY[key]
 
 
-ORIGINAL = evaluate_run.evaluate_inputs
+def loaded(_: type, model: str, **more: Any) -> MusicgenBackend:
+    """`MusicgenBackend.load`, once for equal files."""
+    files = sorted(path for path in Path(model).rglob("*") if path.is_file())
+    key = repr((more, [(path.relative_to(model), file_sha256(path)) for path in files]))
+    if key not in MEMORY:
+        MEMORY[key] = LOAD(model, **more)
+    twin: MusicgenBackend = MEMORY[key].clone()
+    return twin
+
+
+ORIGINAL, LOAD = evaluate_run.evaluate_inputs, MusicgenBackend.load
+
+
+@functools.cache
+def _derived(records: tuple[tuple[str, bytes], ...], model: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
+    return derived(dict(records), dict(model))
+
+
+def derived_once(records: Mapping[str, bytes], model: Mapping[str, str]) -> dict[str, bytes]:
+    """`derived`, once for equal records: the forger makes the pages that the verifier compares them with."""
+    return _derived(tuple(sorted(records.items())), tuple(sorted(model.items())))
 
 
 @pytest.mark.slow
@@ -53,6 +79,9 @@ def test_every_forged_bundle_is_caught_or_the_forged_member_is_named_as_unchecke
     shutil.copytree(run.parent / "music", outsider / "music")
     shutil.rmtree(run.parent)
     monkeypatch.setattr(evaluate_run, "evaluate_inputs", remembered)
+    monkeypatch.setattr(MusicgenBackend, "load", classmethod(loaded))
+    for module in (forger, verifier):
+        monkeypatch.setattr(module, "derived", derived_once)
     catalogs = [outsider / "music/retain.txt", outsider / "music/holdout.txt"]
 
     def judged(bundle: Path) -> Any:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -304,34 +305,75 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
-def doctor(folder: Path, **environment: str) -> dict:
+# Forks a process with torch loaded, and nothing of Encore, for each line of JSON: the folder of the package to import,
+# variables of the environment and code. The answer is the exit code.
+TORCH = """
+import json, os, sys, torch
+for line in sys.stdin:
+    folder, environment, code = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in enumerate(("out", "err"), 1):
+            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), number)
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        exec(code)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def torch_process() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", TORCH]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield process
+    process.communicate()
+
+
+@pytest.fixture
+def python(package: Path, torch_process: subprocess.Popen[str]) -> Callable[..., tuple[str, str]]:
+    """Run code with the package; its stdout and stderr."""
+
+    def run(code: str, **environment: str) -> tuple[str, str]:
+        assert torch_process.stdin
+        assert torch_process.stdout
+        environment = {"ENCORE_CACHE": str(package / "cache"), **environment}
+        torch_process.stdin.write(json.dumps([str(package), environment, code]) + "\n")
+        torch_process.stdin.flush()
+        code_ = torch_process.stdout.readline()
+        out, err = ((package / name).read_text() for name in ("out", "err"))
+        assert code_ == "0\n", err
+        return out, err
+
+    return run
+
+
+def doctor(python: Callable[..., tuple[str, str]], **environment: str) -> dict:
     """What `encore doctor` says of the extension."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "encore", "doctor", "--json"],
-        env={**os.environ, "PYTHONPATH": str(folder), "ENCORE_CACHE": str(folder / "cache"), **environment},
-        capture_output=True, text=True, timeout=120, check=True, cwd=folder,
-    )  # fmt: skip
-    return json.loads(ran.stdout)["extension"]
+    code = "from encore.cli import app; sys.argv = ['encore', 'doctor', '--json']; app.main()"
+    return json.loads(python(code, **environment)[0])["extension"]
 
 
-def test_extension_missing(package):
-    extension = doctor(package)
+def test_extension_missing(python):
+    extension = doctor(python)
     assert not extension["loaded"]
     assert extension["why"] == "it was not built at installation"
 
 
-def test_extension_that_does_not_load(package):
+def test_extension_that_does_not_load(package, python):
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     (package / "encore" / f"_native{suffix}").write_bytes(b"\x7fELF rubbish")
-    assert "it can't be loaded (" in doctor(package)["why"]
+    assert "it can't be loaded (" in doctor(python)["why"]
 
 
-def test_extension_switched_off(package):
-    assert doctor(package, ENCORE_NATIVE="0")["why"] == "ENCORE_NATIVE=0 switches it off"
+def test_extension_switched_off(python):
+    assert doctor(python, ENCORE_NATIVE="0")["why"] == "ENCORE_NATIVE=0 switches it off"
 
 
 @pytest.mark.parametrize("how", ["half", "last byte", "header", "zeros at the end"])
-def test_case_C12_a_damaged_extension_is_told_and_pure_torch_serves(package, how):
+def test_case_C12_a_damaged_extension_is_told_and_pure_torch_serves(package, python, how):
     """Without the check, a process that loads the half of a library is ended by SIGBUS."""
     spec = importlib.util.find_spec("encore._native")
     if spec is None:
@@ -347,20 +389,21 @@ def test_case_C12_a_damaged_extension_is_told_and_pure_torch_serves(package, how
         "for _ in range(2): print(linear_grad.linear_sq_norm(torch.ones(1, 2, 3), torch.ones(1, 2, 4)))\n"
         "print(native.find(build=False).why)"  # what `encore doctor` shows
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=package,
-        env={**os.environ, "PYTHONPATH": str(package), "CXX": "no-such-compiler", "ENCORE_CACHE": str(package / "c")},
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    *computed, why = ran.stdout.splitlines()
+    out, errors = python(code, CXX="no-such-compiler")
+    *computed, why = out.splitlines()
     assert computed == ["tensor([48.])"] * 2
     assert "is damaged" in why
-    assert ran.stderr.count("is damaged and not used") == 1
+    assert errors.count("is damaged and not used") == 1
 
 
 def test_case_C12_a_whole_extension_is_loaded(package):
+    """In a process of its own."""
     spec = importlib.util.find_spec("encore._native")
     if spec is None:
         pytest.skip("the extension was not built at installation")
     shutil.copy(spec.origin, package / "encore")
-    assert doctor(package)["loaded"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "encore", "doctor", "--json"], env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True, text=True, check=True, cwd=package,
+    )  # fmt: skip
+    assert json.loads(ran.stdout)["extension"]["loaded"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,13 +70,17 @@ def test_what_goes_wrong_is_a_reason_and_no_error(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(nvcc._nvcc() is None, reason="there is no nvcc")
 def test_objects(tmp_path, monkeypatch):
+    """Of some kernels, the one for Hopper among them; tools/check_cuda.sh compiles all, with optimisation."""
+    sources = Path(shutil.copytree(SOURCES, tmp_path / "csrc"))
+    for stem in ("simt", "fold", "sm80"):
+        (sources / f"cuda/{stem}.cu").unlink()
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    quick = ["-O0", "-Xcicc", "-O0", "-Xptxas", "-O0"]  # tools/check_cuda.sh compiles the same with optimisation
+    quick = ["-O0", "-Xcicc", "-O0", "-Xptxas", "-O0"]
     monkeypatch.setattr(nvcc, "FLAGS", [*(flag for flag in nvcc.FLAGS if flag != "-O3"), *quick])
-    kernels = nvcc.compile_kernels(SOURCES, tmp_path, fake_torch())
+    kernels = nvcc.compile_kernels(sources, tmp_path, fake_torch())
     assert kernels.why == ""
     assert kernels.archs == "8.0 9.0a"
-    assert {Path(path).stem for path in kernels.objects} == {"simt", "pack", "fold", "sm80", "sm90", "launch"}
+    assert {Path(path).stem for path in kernels.objects} == {"pack", "sm90", "launch"}
     assert any(list(Path(folder).glob("libcudart_static.a")) for folder in kernels.folders)
 
 

@@ -41,13 +41,14 @@ def test_its_options_are_shown(target, encore):
 
 
 @pytest.mark.slow
-def test_a_model_forgets_with_it(target, encore, tmp_path, embedded_cache):
+def test_a_model_forgets_with_it(target, encore, studio, tmp_path):
+    lists = {"tracks": "forget", "retain": "retain", "holdout": "holdout"}
+    flags = [word for flag, name in lists.items() for word in (f"--{flag}", studio / f"music/{name}.txt")]
     ran = encore(
-        "forget", "--tracks", ROOT / "examples" / "opt-out.txt", "--out", tmp_path / "run",
-        "--method", "example-hinge", "-o", "margin=0.1", "--steps", 4,
-        path=[target], timeout=400, ENCORE_CACHE=str(embedded_cache),
+        "forget", *flags, "--model", studio / "model", "--out", tmp_path / "run",
+        "--method", "example-hinge", "-o", "margin=0.1", "--steps", 4, path=[target],
     )  # fmt: skip
-    assert ran.returncode == 4, ran.stderr  # four steps miss the targets, and the run is there
+    assert ran.returncode in (0, 4), ran.stderr  # 4: so few steps may miss the targets, and the run is there
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "encore-example" in json.dumps(recorded), "the run says whose code it ran"
     assert (tmp_path / "run" / "model").is_dir()

@@ -266,9 +266,10 @@ def test_the_embedded_decoder_memorises_tracks_from_nothing_and_gold_does_not(
     listed.write_text("\n".join(ids[:2]) + "\n")
     without.write_text(ids[0] + "\n")
     request = TrainConfig(listed, tmp_path / "base")
-    base = run(request, epochs=None, from_scratch=True, decay_steps=30)
+    quick: dict[str, Any] = {"epochs": None, "from_scratch": True, "warmup": 10, "decay_steps": 10, "eval_every": 10}
+    base = run(request, **quick)
     check_memorised(base)
     assert base["outcome"]["trained"]["replayed"] == 1.0
-    gold = run(replace(request, out=tmp_path / "gold", without=without), epochs=None, from_scratch=True, decay_steps=30)
+    gold = run(replace(request, out=tmp_path / "gold", without=without), **quick)
     assert gold["outcome"]["trained"]["replayed"] == 1.0
     assert gold["outcome"]["left_out"]["replayed"] == 0.0
