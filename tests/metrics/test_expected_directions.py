@@ -16,7 +16,7 @@ from encore.evaluate.measure import measure
 from encore.results.findings import findings
 from encore.results.targets import summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # a full evaluation of four models comes first
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # a full evaluation of four models, unless it is there
 
 # metric, base at least, base at most, gold at least, gold at most; on forget. None: nothing is expected.
 EXPECTED = [
@@ -79,8 +79,8 @@ def evaluation() -> SharedEvaluation:
 
 
 @pytest.fixture(scope="module")
-def rows(evaluation) -> list[Result]:
-    return measure(evaluation, full=True)
+def rows() -> list[Result]:
+    return embedded.rows()
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_gold_itself_gives_no_evidence_of_retention(rows):
 @pytest.mark.parametrize("golds", [True, False])
 def test_a_model_that_only_balks_at_the_captions_is_caught(evaluation, golds):
     captions = {clip.caption for clip in evaluation.clips["forget"]}
-    told = _judged(evaluation, balks(evaluation.models["base"], captions), golds)
+    told = _judged(evaluation, balks(evaluation.models["base"], captions), golds, "reworded")
     assert [text for level, text in told if level == "fail" and "1 s" in text], told
     assert [text for level, text in told if level == "fail" and "under paraphrases" in text], told
     assert not [text for _, text in told if text.startswith("no evidence")]
@@ -207,10 +207,8 @@ def test_a_model_that_is_merely_broken_is_caught(evaluation, golds):
     assert not [text for _, text in told if text.startswith("no evidence")]
 
 
-def _judged(evaluation, fake, golds):
+def _judged(evaluation, fake, golds, *more):
     roles = {"base": evaluation.models["base"], "unlearned": fake}
     roles |= {"gold": evaluation.models["gold"]} if golds else {}
-    rows = measure(
-        evaluation.derive(models=roles), ["nll", "verbatim", "verbatim_caption", "membership_auc", "reworded"]
-    )
+    rows = measure(evaluation.derive(models=roles), ["nll", "verbatim", "verbatim_caption", "membership_auc", *more])
     return [(finding.level, finding.text) for finding in findings(rows)]

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 import pytest
 from tests import embedded
 from tests.metrics import fakes
+from torch import Tensor
 
 from encore import plugins
 from encore.api import Evaluation
+from encore.backends.musicgen import MusicgenBackend
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.metrics.robustness.prompt_attacks import ChangedPrompt
@@ -35,17 +37,25 @@ MEMBERSHIP = "membership_attacks"  # takes a gradient of each clip: for gold and
 
 @pytest.fixture(scope="module")
 def evaluation() -> Iterator[SharedEvaluation]:
-    """The embedded models. Changed prompts are made once: no fake changes the tracks or the codec."""
+    """The embedded models. Prompts are changed and codes decoded once: no fake changes the tracks or the codec."""
     made: dict[str, list[Variant]] = {}
-    make = ChangedPrompt.variants
+    heard: dict[bytes, Tensor] = {}
+    make, decode = ChangedPrompt.variants, MusicgenBackend.decode
 
     def variants(metric: ChangedPrompt, of: Evaluation) -> list[Variant]:
         if metric.metric not in made:
             made[metric.metric] = make(metric, of)
         return made[metric.metric]
 
+    def decoded(model: MusicgenBackend, codes: Tensor) -> Tensor:
+        key = codes.numpy().tobytes()
+        if key not in heard:
+            heard[key] = decode(model, codes)
+        return heard[key].clone()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChangedPrompt, "variants", variants)
+        patch.setattr(MusicgenBackend, "decode", decoded)
         yield embedded.evaluation(few=True)
 
 

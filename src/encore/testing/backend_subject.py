@@ -45,6 +45,11 @@ class BackendSubject:
         return self.load()
 
     @cached_property
+    def fresh(self) -> Backend:
+        """Loaded again, for checks of the encodings of captions, which a backend keeps."""
+        return self.load()
+
+    @cached_property
     def generated(self) -> Tensor:
         """Codes of two captions at seed 5, generated once for all checks."""
         seed_shared(1)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from encore import assets, plugins
-from encore.api import Backend, BackendSpec, Batch, Clip
+from encore.api import Backend, BackendSpec, Batch, Clip, Embedder
 from encore.data.catalog import Catalog
 from encore.data.decode import load
 from encore.errors import UsageError
+from encore.evaluate.embedder_choice import open_embedders
 from encore.testing.state import undisturbed
 from encore.unlearn.sampling import Clips
 
@@ -85,6 +86,11 @@ class Fixture:
                 for clips in (self.clips.forget, self.clips.holdout)
             )
         return forget < MEMORISED * holdout
+
+    @cached_property
+    def clap(self) -> Mapping[str, Embedder]:
+        """An embedder that reads text and has tags, for all metrics: it takes longer to open than to use."""
+        return open_embedders("clap-tiny", self.base, offline=True)[0]
 
     def without_tokens(self) -> Fixture:
         """The same model and music as a backend without tokens; see `LatentBackend`."""

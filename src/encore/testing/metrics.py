@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from encore import plugins
-from encore.api import Backend, Clip, ClipSet, Embedder, Metric, Result, Role
+from encore.api import Backend, Clip, ClipSet, Metric, Result, Role
+from encore.curvature.fisher import clips_sha256
 from encore.errors import EncoreError, PluginError
 from encore.evaluate.embedder_choice import open_embedders
 from encore.evaluate.evaluation import SharedEvaluation
+from encore.evaluate.result_cache import Key, ResultCache
 from encore.hashing import module_sha256
 from encore.results.rules import rule
 from encore.testing.core import CheckResult, ContractViolation, Skip, describe, listed, need, run_checks
@@ -63,12 +65,42 @@ class WatchedEvaluation(SharedEvaluation):
         return {name for name, result, before in self._returned if pickle.dumps(result) != before}
 
 
+class ModelResults(ResultCache):
+    """Scores, generations and embeddings of the models, computed once for all evaluations of a metric.
+
+    They are the evaluation's, and not checked here. What the metric itself keeps is computed each time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._kept: dict[Key, Mapping[str, Tensor]] = {}
+        self._seen: dict[int, Backend] = {}  # they stay, so that no other model gets the id of one
+
+    def key(self, name: Hashable, settings: Hashable, models: Sequence[Backend], clips: Sequence[Clip]) -> Key:
+        if isinstance(name, tuple) and name[0] == "metric":
+            return ()
+        self._seen |= {id(model): model for model in models}
+        ids, tracks = map(str, map(id, models)), [clip.track for clip in clips]
+        return (repr([name, settings, tracks]), clips_sha256(clips), *ids)
+
+    def get(self, key: Key) -> Mapping[str, Tensor] | None:
+        kept = self._kept.get(key)
+        return None if kept is None else {name: tensor.clone() for name, tensor in kept.items()}
+
+    def put(self, key: Key, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        stored = super().put(key, tensors)
+        if key:
+            self._kept[key] = {name: tensor.clone() for name, tensor in stored.items()}
+        return stored
+
+
 class MetricSubject(Subject):
     """A metric with its rows under several conditions."""
 
     def __init__(self, target: type[Metric], fixture: Fixture) -> None:
         super().__init__(target, fixture)
         self._rows: dict[Any, list[Result]] = {}
+        self._results = ModelResults()
         self.moved: set[str] = set()  # shared random generators
         self.changed: set[str] = set()  # models
         self.written: set[str] = set()  # clips and shared results that it wrote into
@@ -98,11 +130,6 @@ class MetricSubject(Subject):
         forget = [*clips.forget[:2], clips.forget[-1]]
         return {"forget": forget, "retain": list(clips.retain[:4]), "holdout": list(clips.holdout[:2])}
 
-    @cached_property
-    def clap(self) -> Mapping[str, Embedder]:
-        """An embedder that reads text and has tags, for all evaluations: it takes longer to open than to use."""
-        return open_embedders("clap-tiny", self.fixture.base, offline=True)[0]
-
     def evaluation(
         self, without: Sequence[str] = (), *, reverse: bool = False, tokens: bool = True, empty: bool = False
     ) -> WatchedEvaluation:
@@ -130,9 +157,10 @@ class MetricSubject(Subject):
         recordings = {name: partial(_recorded, first, chosen) for name, chosen in clips.items() if chosen}
         embedders = {} if "embedder" in without else open_embedders("latents", first, offline=True)[0]
         if embedders and "embedder" in self.needs:
-            embedders |= self.clap
+            embedders |= self.fixture.clap
         return WatchedEvaluation(
             models, clips, embedder=embedders, force=True, draws=2, track_metadata=metadata, recordings=recordings,
+            cache=self._results,
         )  # fmt: skip
 
     @property

@@ -116,7 +116,8 @@ def repeated(name: str, call: Callable[[], Tensor], same: Callable[[Tensor, Tens
 def undisturbed(*backends: Backend) -> Iterator[None]:
     """Restore weights, modes, gradients and the shared random generators at the end."""
     shared, grad = RandomState(), torch.is_grad_enabled()
-    modules = [part for backend in backends for part in (backend.module, *backend.frozen().values())]
+    parts = [part for backend in backends for part in (backend.module, *backend.frozen().values())]
+    modules = list(dict.fromkeys(parts))  # clones share their frozen parts
     values = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in modules]
     modes = [(part, part.training) for module in modules for part in module.modules()]
     trainable = [(weight, weight.requires_grad) for module in modules for weight in module.parameters()]

@@ -115,7 +115,7 @@ def test_case_D7_fad_has_its_bias_beside_it():
 @pytest.mark.parametrize("apart", [0.0, 1.0, 3.0])
 def test_case_D7_fads_interval_covers_the_true_distance(apart):
     shared, tracks, covered = evaluation(), [str(i) for i in range(24)], []
-    for seed in range(200):
+    for seed in range(60):
         own, base = np.random.default_rng(seed).normal(size=(2, 24, 10))  # of two Gaussians whose means are `apart`
         base[:, 0] += apart
         row = Fad().compare(shared, Samples("fad", "gold", "retain", own, base, base, tracks, {}))
