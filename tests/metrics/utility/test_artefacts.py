@@ -90,8 +90,16 @@ def test_what_the_tracks_have_is_no_artefact(monkeypatch):
         Artefacts().measure(SharedEvaluation({"base": models()["base"], "unlearned": stuck}, music, embedder=None))
     )
     row = next(row for row in rows if (row.metric, row.model, row.set) == ("artefacts", "unlearned", "retain"))
-    assert row.details["limits"]["loops"] == 1 + MARGINS["loops"]
+    assert row.details["limits"]["loops"] == 1
     assert row.value == 0
+
+
+@pytest.mark.parametrize(("of_music", "limit"), [(0.5, 0.6), (0.9, 0.95), (0.97, 0.97)])
+def test_repetitive_music_hides_no_loop(monkeypatch, of_music, limit):
+    monkeypatch.setattr(artefacts, "measures_of", lambda *_: dict.fromkeys(MARGINS, of_music))
+    rows = list(Artefacts().measure(SharedEvaluation(models(), clips(30), embedder=None)))
+    assert rows[0].details["limits"]["loops"] == pytest.approx(limit)
+    assert rows[0].details["limits"]["silence"] == pytest.approx(of_music + MARGINS["silence"])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ BELOW_BASE = 24.0  # dB by which a silent frame is below the median frame of bas
 CLIPPED = 0.999  # amplitude from which on a sample is clipped
 LEAST_LAG_SECONDS = 0.25  # of a loop
 MARGINS: Mapping[str, float] = {"silence": 0.25, "clipping": 0.01, "flatness": 0.1, "flux": 0.035, "loops": 0.1}
+LOOP = 0.95  # highest limit of loops where music repeats less: a loop that was decoded from codes has .98 or more
 KINDS: Mapping[str, str] = {"flatness": "noise", "flux": "noise"}  # other measures are kinds of their own
 SETS: tuple[ClipSet, ...] = ("retain", "forget")
 
@@ -41,10 +42,10 @@ class Artefacts(Metric):
 
     Spectra are of frames that are not silent. Music has all of them to some degree, so music sets the scale: a
     generation is named where a measure is above the highest of the retain and forget tracks and of base's generations
-    for their captions by more than `MARGINS`. (Base's few generations alone would name music: among the embedded
-    tracks they reach loops of .61, and a tune that returns after a bar .80.) Rows `artefacts` have the share of named
-    generations, of retain and forget captions; `details["named"]` has track, kind ("noise" for flatness and flux),
-    measure and figure; rows `artefacts_MEASURE` have the means.
+    for their captions by more than `MARGINS`, or, of loops, above .95 where music does not repeat so exactly. (Base's
+    few generations alone would name music: of the embedded ones loops reach .56, and of a tune that returns .80.)
+    Rows `artefacts` have the share of named generations, of retain and forget captions; `details["named"]` has track,
+    kind ("noise" for flatness and flux), measure and figure; rows `artefacts_MEASURE` have the means.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -57,6 +58,8 @@ class Artefacts(Metric):
             for source in ("base", None) for clips in SETS if evaluation.clips.get(clips)
         ]  # fmt: skip
         highest = {name: max(float(measures[name].max()) for measures in music) for name in MARGINS}
+        limits = {name: highest[name] + margin for name, margin in MARGINS.items()}
+        limits["loops"] = max(highest["loops"], min(limits["loops"], LOOP))
         for clips in SETS:
             if not evaluation.clips.get(clips):
                 yield no_clips("artefacts", clips, unit="share")
@@ -65,14 +68,13 @@ class Artefacts(Metric):
                 if reason := not_finite(evaluation, model, clips):
                     yield unmeasured("artefacts", model, clips, reason, unit="share")
                 else:
-                    yield from _rows(evaluation, model, clips, _measures(evaluation, model, clips, silent), highest)
+                    yield from _rows(evaluation, model, clips, _measures(evaluation, model, clips, silent), limits)
 
 
 def _rows(
-    evaluation: Evaluation, model: Role, clips: ClipSet, measures: Mapping[str, Floats], highest: Mapping[str, float]
+    evaluation: Evaluation, model: Role, clips: ClipSet, measures: Mapping[str, Floats], limits: Mapping[str, float]
 ) -> Iterator[Result]:
     members = generation_clips(evaluation, clips)
-    limits = {name: highest[name] + margin for name, margin in MARGINS.items()}
     named = [
         (clip.track, KINDS.get(name, name), name, float(measures[name][i]))
         for i, clip in enumerate(members) for name in MARGINS if measures[name][i] > limits[name]
@@ -81,7 +83,7 @@ def _rows(
     yield Result(
         "artefacts", model, clips, float(spoilt.mean()), n=len(members), unit="share", direction="lower",
         per_track=mean_per_track(members, spoilt.tolist()),
-        details={"named": [list(entry) for entry in named], "limits": limits},
+        details={"named": [list(entry) for entry in named], "limits": dict(limits)},
     )  # fmt: skip
     for name, values in measures.items():
         means = mean_per_track(members, values.tolist())
