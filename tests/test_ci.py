@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(("cuda", "made", "status"), [(0, 7, 7), (3, 0, 3), (3, 7, 3)])
 def test_what_fails_first_leaves_nothing_running_and_hides_no_log(tmp_path, cuda, made, status) -> None:
     commands = {
-        "bin/make": f"echo made $1; exit {made}", "bin/id": "echo 0", "tools/check_cuda.sh": f"echo of the sources; exit {cuda}",
-        "bin/apt-get": "sleep 0.5; echo of the tools >&2",
+        "bin/make": f"echo made $1; exit {made}", "tools/check_cuda.sh": f"echo of the sources; exit {cuda}",
+        "bin/id": "echo 0", "bin/apt-get": "sleep 0.5; echo of the tools >&2",
     }  # fmt: skip
     for name, line in commands.items():
         path = tmp_path / name
