@@ -56,7 +56,7 @@ class TrainOptions(Options):
         description="adamw: the method's optimiser; sam: it receives the forget gradient at the worst nearby weights; "
         "sign: signSGD; repselect: the forget gradient first loses its principal components",
     )
-    sam_radius: float = Field(0.01, gt=0, description="sam: distance of the worst weights, as a share of their norm")
+    sam_radius: float = Field(0.001, gt=0, description="sam: distance of the worst weights, as a share of their norm")
     components: int = Field(4, ge=1, description="repselect: principal components removed from each weight matrix")
     retain_budget: float | None = Field(
         None, ge=0, description="rise of the retain tracks' NLL that the weight of the retain loss is adjusted to"
