@@ -4,6 +4,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -306,7 +307,7 @@ def package(tmp_path: Path) -> Path:
 
 
 # Forks a process with torch loaded, and nothing of Encore, for each line of JSON: the folder of the package to import,
-# variables of the environment and code. The answer is the exit code.
+# the environment and code. The answer is the exit code.
 TORCH = """
 import json, os, sys, torch
 for line in sys.stdin:
@@ -314,7 +315,8 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         for number, name in enumerate(("out", "err"), 1):
-            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
         sys.path.insert(0, folder)
@@ -327,7 +329,9 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def torch_process() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", TORCH]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     yield process
     process.communicate()
 
@@ -339,12 +343,14 @@ def python(package: Path, torch_process: subprocess.Popen[str]) -> Callable[...,
     def run(code: str, **environment: str) -> tuple[str, str]:
         assert torch_process.stdin
         assert torch_process.stdout
-        environment = {"ENCORE_CACHE": str(package / "cache"), **environment}
+        environment = {**os.environ, "ENCORE_CACHE": str(package / "cache"), **environment}
         torch_process.stdin.write(json.dumps([str(package), environment, code]) + "\n")
         torch_process.stdin.flush()
-        code_ = torch_process.stdout.readline()
+        if not select.select([torch_process.stdout], [], [], 120)[0]:
+            os.killpg(torch_process.pid, signal.SIGKILL)  # with what it has forked
+        answer = torch_process.stdout.readline()
         out, err = ((package / name).read_text() for name in ("out", "err"))
-        assert code_ == "0\n", err
+        assert answer == "0\n", err
         return out, err
 
     return run
@@ -403,7 +409,7 @@ def test_case_C12_a_whole_extension_is_loaded(package):
         pytest.skip("the extension was not built at installation")
     shutil.copy(spec.origin, package / "encore")
     ran = subprocess.run(
-        [sys.executable, "-m", "encore", "doctor", "--json"], env={**os.environ, "PYTHONPATH": str(package)},
-        capture_output=True, text=True, check=True, cwd=package,
+        [sys.executable, "-m", "encore", "doctor", "--json"], capture_output=True, text=True, check=True, cwd=package,
+        env={**os.environ, "PYTHONPATH": str(package), "ENCORE_CACHE": str(package / "cache")}, timeout=120,
     )  # fmt: skip
     assert json.loads(ran.stdout)["extension"]["loaded"]

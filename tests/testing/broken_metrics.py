@@ -154,6 +154,20 @@ class TensorsInDetails(Broken):
         return replace(row, details={"curve": torch.zeros(2)})
 
 
+class AddsNoise(Broken):
+    """To the weights of a model, which it restores: what it reads of the model comes from a shared result."""
+
+    fault = ("determinism", "two runs differ")
+    also = ("order", "absent", "without_tokens")
+
+    def measure(self, evaluation):
+        weights = next(evaluation.models["unlearned"].module.parameters()).data
+        before = weights.clone()
+        weights += 0.1 * next(_calls) * weights.std()
+        yield from super().measure(evaluation)
+        weights.copy_(before)
+
+
 class CountsCalls(Broken):
     fault = ("determinism", "two runs differ")
     also = ("order",)

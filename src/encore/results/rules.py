@@ -143,7 +143,7 @@ def retain_verbatim(figures: Figures) -> bool:
 
 
 def artefacts(figures: Figures) -> bool:
-    """No more generations with artefacts than gold's, without gold none: music and base's own set the scale."""
+    """No more generations with artefacts than gold's, without gold none: base's own set the scale."""
     return _count(figures, "unlearned") <= (_count(figures, "gold") if "gold" in figures else 0)
 
 

@@ -57,7 +57,7 @@ class BackendSubject:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        with undisturbed(*[self.backend] if "backend" in vars(self) else []):
+        with undisturbed(*[vars(self)[name] for name in ("backend", "fresh") if name in vars(self)]):
             yield
 
     @cached_property

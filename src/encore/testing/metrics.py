@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -68,20 +70,21 @@ class WatchedEvaluation(SharedEvaluation):
 class ModelResults(ResultCache):
     """Scores, generations and embeddings of the models, computed once for all evaluations of a metric.
 
-    They are the evaluation's, and not checked here. What the metric itself keeps is computed each time.
+    They are the evaluation's, and not checked here. What the metric itself keeps is computed each time. Models count as
+    the same whatever becomes of their weights, so that determinism is checked without it.
     """
 
     def __init__(self) -> None:
         super().__init__(None)
         self._kept: dict[Key, Mapping[str, Tensor]] = {}
-        self._seen: dict[int, Backend] = {}  # they stay, so that no other model gets the id of one
+        self._numbers: WeakKeyDictionary[Backend, str] = WeakKeyDictionary()
+        self._next = itertools.count()
 
     def key(self, name: Hashable, settings: Hashable, models: Sequence[Backend], clips: Sequence[Clip]) -> Key:
         if isinstance(name, tuple) and name[0] == "metric":
             return ()
-        self._seen |= {id(model): model for model in models}
-        ids, tracks = map(str, map(id, models)), [clip.track for clip in clips]
-        return (repr([name, settings, tracks]), clips_sha256(clips), *ids)
+        numbers = [self._numbers.setdefault(model, str(next(self._next))) for model in models]
+        return (repr([name, settings, [clip.track for clip in clips]]), clips_sha256(clips), *numbers)
 
     def get(self, key: Key) -> Mapping[str, Tensor] | None:
         kept = self._kept.get(key)
@@ -131,7 +134,13 @@ class MetricSubject(Subject):
         return {"forget": forget, "retain": list(clips.retain[:4]), "holdout": list(clips.holdout[:2])}
 
     def evaluation(
-        self, without: Sequence[str] = (), *, reverse: bool = False, tokens: bool = True, empty: bool = False
+        self,
+        without: Sequence[str] = (),
+        *,
+        reverse: bool = False,
+        tokens: bool = True,
+        empty: bool = False,
+        cached: bool = True,
     ) -> WatchedEvaluation:
         """An evaluation with two generations per caption, artists, genres and files.
 
@@ -140,6 +149,7 @@ class MetricSubject(Subject):
             reverse: tracks in reverse order; the windows of a track keep theirs.
             tokens: False for models without them.
             empty: the sets it is without are there, and empty.
+            cached: results of the models may come from an earlier evaluation.
         """
         models = {role: model for role, model in self.models.items() if role not in without}
         names: list[ClipSet] = [name for name in SETS if empty or name not in without]
@@ -160,7 +170,7 @@ class MetricSubject(Subject):
             embedders |= self.fixture.clap
         return WatchedEvaluation(
             models, clips, embedder=embedders, force=True, draws=2, track_metadata=metadata, recordings=recordings,
-            cache=self._results,
+            cache=self._results if cached else None,
         )  # fmt: skip
 
     @property
@@ -177,7 +187,7 @@ class MetricSubject(Subject):
         """
         key = (tuple(without), salt, *how.items())
         if key not in self._rows:
-            evaluation = self.evaluation(without, **how)
+            evaluation = self.evaluation(without, cached=salt == 1, **how)
             unmet = evaluation.unmet(self.target.spec)
             if unmet:
                 raise Skip(f"{unmet}, which it needs")

@@ -1,4 +1,4 @@
-"""Artefacts of generations: silence, clipping, noise and loops that neither the tracks nor base's generations have."""
+"""Artefacts of generations: silence, clipping, noise and loops that base's own generations do not have."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ BELOW_BASE = 24.0  # dB by which a silent frame is below the median frame of bas
 CLIPPED = 0.999  # amplitude from which on a sample is clipped
 LEAST_LAG_SECONDS = 0.25  # of a loop
 MARGINS: Mapping[str, float] = {"silence": 0.25, "clipping": 0.01, "flatness": 0.1, "flux": 0.035, "loops": 0.1}
-LOOP = 0.95  # highest limit of loops where music repeats less: a loop that was decoded from codes has .98 or more
+LOOP = 0.95  # highest limit of loops, unless a track repeats as exactly: codes that repeat give .98 or more
 KINDS: Mapping[str, str] = {"flatness": "noise", "flux": "noise"}  # other measures are kinds of their own
 SETS: tuple[ClipSet, ...] = ("retain", "forget")
 
 
 class Artefacts(Metric):
-    """Share of generations with silence, clipping, noise or loops beyond the tracks and base's generations.
+    """Share of generations from captions with silence, clipping, noise or loops beyond base's generations.
 
     A model may keep its retain NLL and generate noise all the same. Five measures of each generation's audio x, whose
     frames have 32 ms:
@@ -40,12 +40,13 @@ class Artefacts(Metric):
     - loops: the highest normalised autocorrelation 2 Σ x(t) x(t + τ) / Σ (x(t)² + x(t + τ)²) at lags τ from 0.25 s to
       half of the generation; 1 for an exact repetition or a constant tone.
 
-    Spectra are of frames that are not silent. Music has all of them to some degree, so music sets the scale: a
-    generation is named where a measure is above the highest of the retain and forget tracks and of base's generations
-    for their captions by more than `MARGINS`, or, of loops, above .95 where music does not repeat so exactly. (Base's
-    few generations alone would name music: of the embedded ones loops reach .56, and of a tune that returns .80.)
-    Rows `artefacts` have the share of named generations, of retain and forget captions; `details["named"]` has track,
-    kind ("noise" for flatness and flux), measure and figure; rows `artefacts_MEASURE` have the means.
+    Spectra are of frames that are not silent. Music has all of them to some degree, so base sets the scale: a
+    generation is named where a measure is above the highest of base's generations for the same captions by more than
+    `MARGINS`. Base's few generations alone would call music a loop (of the embedded ones loops reach .56, of a tune
+    that returns .80): there the retain and forget tracks count too, and the limit is at most .95, unless a track itself
+    repeats as exactly. Rows `artefacts` have the share of named generations, of retain and forget captions;
+    `details["named"]` has track, kind ("noise" for flatness and flux), measure and figure; rows `artefacts_MEASURE`
+    have the means.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -53,13 +54,13 @@ class Artefacts(Metric):
             yield unmeasured("artefacts", "base", "retain", reason, unit="share")
             return
         silent = _silent_level(evaluation)
-        music = [
-            _measures(evaluation, source, clips, silent)
-            for source in ("base", None) for clips in SETS if evaluation.clips.get(clips)
-        ]  # fmt: skip
-        highest = {name: max(float(measures[name].max()) for measures in music) for name in MARGINS}
-        limits = {name: highest[name] + margin for name, margin in MARGINS.items()}
-        limits["loops"] = max(highest["loops"], min(limits["loops"], LOOP))
+        sets = [clips for clips in SETS if evaluation.clips.get(clips)]
+        of_base = [_measures(evaluation, "base", clips, silent) for clips in sets]
+        limits = {name: max(float(one[name].max()) for one in of_base) + margin for name, margin in MARGINS.items()}
+        repeats = max(float(_measures(evaluation, None, clips, silent)["loops"].max()) for clips in sets)
+        limits["loops"] = max(limits["loops"], repeats + MARGINS["loops"])
+        if repeats < LOOP:
+            limits["loops"] = min(limits["loops"], LOOP)
         for clips in SETS:
             if not evaluation.clips.get(clips):
                 yield no_clips("artefacts", clips, unit="share")
@@ -92,10 +93,11 @@ def _rows(
 
 @torch.no_grad()
 def _audio(evaluation: Evaluation, model: Role | None, clips: ClipSet) -> Iterator[Floats]:
-    """The waveform [C, S] of each generation of a model; without one, of each track."""
-    backend = evaluation.backend(model or "base")
-    tracks = [evaluation.clips[clips][i].codes for i in first_windows(evaluation, clips)]
-    for codes in evaluation.generations(model, clips) if model else tracks:
+    """The waveform [C, S] of each generation of a model; without one, of each track, as long as base's generations."""
+    backend, generated = evaluation.backend(model or "base"), evaluation.generations(model or "base", clips)
+    frames = max(codes.shape[-1] for codes in generated)
+    tracks = [evaluation.clips[clips][i].codes[:, :frames] for i in first_windows(evaluation, clips)]
+    for codes in generated if model else tracks:
         yield backend.decode(codes[None].to(backend.device))[0].double().cpu().numpy()
 
 
