@@ -39,7 +39,7 @@ MEMBERSHIP = "membership_attacks"  # takes a gradient of each clip: for gold and
 def evaluation() -> Iterator[SharedEvaluation]:
     """The embedded models. Prompts are changed and codes decoded once: no fake changes the tracks or the codec."""
     made: dict[str, list[Variant]] = {}
-    heard: dict[bytes, Tensor] = {}
+    audio: dict[bytes, Tensor] = {}
     make, decode = ChangedPrompt.variants, MusicgenBackend.decode
 
     def variants(metric: ChangedPrompt, of: Evaluation) -> list[Variant]:
@@ -49,9 +49,9 @@ def evaluation() -> Iterator[SharedEvaluation]:
 
     def decoded(model: MusicgenBackend, codes: Tensor) -> Tensor:
         key = codes.numpy().tobytes()
-        if key not in heard:
-            heard[key] = decode(model, codes)
-        return heard[key].clone()
+        if key not in audio:
+            audio[key] = decode(model, codes)
+        return audio[key].clone()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChangedPrompt, "variants", variants)
