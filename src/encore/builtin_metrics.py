@@ -176,7 +176,7 @@ METRICS = (
     ),
     MetricSpec(
         "artefacts", "silence, clipping, noise and loops in generations",
-        "encore.metrics.utility.artefacts:Artefacts", needs={"base", "retain"}, full=True,
+        "encore.metrics.utility.artefacts:Artefacts", needs={"base", "retain"}, full=True, version=2,
         rows=(
             RowSpec(
                 "artefacts", "retain", "artefacts, retain",

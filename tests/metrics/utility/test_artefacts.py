@@ -94,22 +94,25 @@ def test_what_the_tracks_have_is_no_artefact(monkeypatch):
     assert row.value == 0
 
 
-@pytest.mark.parametrize(("track", "limit"), [(0.2, 0.6), (0.7, 0.8), (0.9, 0.95), (0.97, 1.07)])
-def test_repetitive_music_hides_no_loop_and_nothing_else(monkeypatch, track, limit):
-    """Base's generations have .5 of everything, a track what is given."""
+@pytest.mark.parametrize(
+    ("track", "base", "limit"),
+    [(0.2, 0.5, 0.6), (0.7, 0.5, 0.8), (0.9, 0.5, 0.95), (0.97, 0.5, 1.07), (0.2, 0.97, 1.07)],
+)
+def test_repetitive_music_hides_no_loop_and_nothing_else(monkeypatch, track, base, limit):
+    """Base's generations and the tracks have so much of everything."""
     evaluation = SharedEvaluation(models(), clips(30), embedder=None)
     tracks = [clip.codes for clip in evaluation.clips["retain"]]
     decoded = [evaluation.backend("base").decode(codes[None])[0].numpy().tobytes() for codes in tracks]
 
     def measured(audio, *_):
         known = audio.astype(np.float32).tobytes() in decoded
-        return dict.fromkeys(MARGINS, track if known else 0.5)
+        return dict.fromkeys(MARGINS, track if known else base)
 
     monkeypatch.setattr(artefacts, "measures_of", measured)
     monkeypatch.setattr(evaluation, "generations", lambda *_: [codes + 1 for codes in tracks])
     limits = next(iter(Artefacts().measure(evaluation))).details["limits"]
     assert limits["loops"] == pytest.approx(limit)
-    assert limits["silence"] == pytest.approx(0.5 + MARGINS["silence"])
+    assert limits["silence"] == pytest.approx(base + MARGINS["silence"])
 
 
 @pytest.mark.parametrize(

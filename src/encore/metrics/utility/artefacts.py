@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encore.api import ClipSet, Evaluation, Metric, Result, Role
+from encore.api import Backend, ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.memorization.verbatim import MODELS
 from encore.metrics.rows import available_roles, mean_row, no_clips, not_finite, unmeasured
 from encore.metrics.utility.embedding_distance import first_windows, generation_clips, mean_per_track
@@ -20,7 +20,7 @@ BELOW_BASE = 24.0  # dB by which a silent frame is below the median frame of bas
 CLIPPED = 0.999  # amplitude from which on a sample is clipped
 LEAST_LAG_SECONDS = 0.25  # of a loop
 MARGINS: Mapping[str, float] = {"silence": 0.25, "clipping": 0.01, "flatness": 0.1, "flux": 0.035, "loops": 0.1}
-LOOP = 0.95  # highest limit of loops, unless a track repeats as exactly: codes that repeat give .98 or more
+LOOP = 0.95  # highest limit of loops, unless a track or base repeats as exactly: codes that repeat give .98 or more
 KINDS: Mapping[str, str] = {"flatness": "noise", "flux": "noise"}  # other measures are kinds of their own
 SETS: tuple[ClipSet, ...] = ("retain", "forget")
 
@@ -42,11 +42,11 @@ class Artefacts(Metric):
 
     Spectra are of frames that are not silent. Music has all of them to some degree, so base sets the scale: a
     generation is named where a measure is above the highest of base's generations for the same captions by more than
-    `MARGINS`. Base's few generations alone would call music a loop (of the embedded ones loops reach .56, of a tune
-    that returns .80): there the retain and forget tracks count too, and the limit is at most .95, unless a track itself
-    repeats as exactly. Rows `artefacts` have the share of named generations, of retain and forget captions;
-    `details["named"]` has track, kind ("noise" for flatness and flux), measure and figure; rows `artefacts_MEASURE`
-    have the means.
+    `MARGINS`. For loops the retain and forget tracks count as well, because base's few generations would call music a
+    loop (of the embedded ones loops reach .56, of a tune that returns .80); that limit is at most .95, unless a track
+    or base itself repeats as exactly. Rows `artefacts` have the share of named generations, of retain and forget
+    captions; `details["named"]` has track, kind ("noise" for flatness and flux), measure and figure; rows
+    `artefacts_MEASURE` have the means.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -56,10 +56,10 @@ class Artefacts(Metric):
         silent = _silent_level(evaluation)
         sets = [clips for clips in SETS if evaluation.clips.get(clips)]
         of_base = [_measures(evaluation, "base", clips, silent) for clips in sets]
-        limits = {name: max(float(one[name].max()) for one in of_base) + margin for name, margin in MARGINS.items()}
-        repeats = max(float(_measures(evaluation, None, clips, silent)["loops"].max()) for clips in sets)
-        limits["loops"] = max(limits["loops"], repeats + MARGINS["loops"])
-        if repeats < LOOP:
+        highest = {name: max(float(one[name].max()) for one in of_base) for name in MARGINS}
+        highest["loops"] = max(highest["loops"], *(_most_repeated(evaluation, clips, silent) for clips in sets))
+        limits = {name: highest[name] + margin for name, margin in MARGINS.items()}
+        if highest["loops"] < LOOP:
             limits["loops"] = min(limits["loops"], LOOP)
         for clips in SETS:
             if not evaluation.clips.get(clips):
@@ -92,35 +92,48 @@ def _rows(
 
 
 @torch.no_grad()
-def _audio(evaluation: Evaluation, model: Role | None, clips: ClipSet) -> Iterator[Floats]:
-    """The waveform [C, S] of each generation of a model; without one, of each track, as long as base's generations."""
-    backend, generated = evaluation.backend(model or "base"), evaluation.generations(model or "base", clips)
-    frames = max(codes.shape[-1] for codes in generated)
-    tracks = [evaluation.clips[clips][i].codes[:, :frames] for i in first_windows(evaluation, clips)]
-    for codes in generated if model else tracks:
+def _decoded(backend: Backend, sequences: Iterable[Tensor]) -> Iterator[Floats]:
+    """The waveform [C, S] of each sequence of codes [K, T]."""
+    for codes in sequences:
         yield backend.decode(codes[None].to(backend.device))[0].double().cpu().numpy()
 
 
-def _measures(evaluation: Evaluation, model: Role | None, clips: ClipSet, silent: float) -> dict[str, Floats]:
-    """Each measure of a model's generations, [N], as `generation_clips` orders them; without a model, of the tracks."""
+def _measures(evaluation: Evaluation, model: Role, clips: ClipSet, silent: float) -> dict[str, Floats]:
+    """Each measure of a model's generations, [N], in the order of `generation_clips`."""
 
     def measure() -> dict[str, Tensor]:
-        rate = evaluation.backend("base").sample_rate
-        measured = [measures_of(audio, rate, silent) for audio in _audio(evaluation, model, clips)]
+        backend = evaluation.backend(model)
+        waveforms = _decoded(backend, evaluation.generations(model, clips))
+        measured = [measures_of(audio, backend.sample_rate, silent) for audio in waveforms]
         return {name: torch.tensor([of_one[name] for of_one in measured], dtype=torch.float64) for name in MARGINS}
 
-    key = ("artefacts" if model else "artefacts_tracks", clips, silent)
-    found = evaluation.cached_on_disk(key, measure, models=[model or "base"], clips=evaluation.clips[clips])
+    key = ("artefacts", clips, silent)
+    found = evaluation.cached_on_disk(key, measure, models=[model], clips=evaluation.clips[clips])
     return {name: found[name].numpy() for name in MARGINS}
+
+
+def _most_repeated(evaluation: Evaluation, clips: ClipSet, silent: float) -> float:
+    """Highest `loops` of a set's tracks, of as many frames as base generates."""
+
+    def measure() -> dict[str, Tensor]:
+        backend = evaluation.backend("base")
+        frames = max(codes.shape[-1] for codes in evaluation.generations("base", clips))
+        tracks = [evaluation.clips[clips][i].codes[:, :frames] for i in first_windows(evaluation, clips)]
+        loops = [measures_of(audio, backend.sample_rate, silent)["loops"] for audio in _decoded(backend, tracks)]
+        return {"": torch.tensor(loops, dtype=torch.float64).amax()}
+
+    key = ("artefacts_tracks", clips, silent)
+    return float(evaluation.cached_on_disk(key, measure, models=["base"], clips=evaluation.clips[clips])[""])
 
 
 def _silent_level(evaluation: Evaluation) -> float:
     """Root mean square below which a frame is silent, from base's generations."""
 
     def measure() -> dict[str, Tensor]:
-        rate = evaluation.backend("base").sample_rate
-        waveforms = _audio(evaluation, "base", "retain")
-        return {"": torch.from_numpy(np.concatenate([_levels(_frames(audio.mean(0), rate)) for audio in waveforms]))}
+        backend = evaluation.backend("base")
+        waveforms = _decoded(backend, evaluation.generations("base", "retain"))
+        levels = [_levels(_frames(audio.mean(0), backend.sample_rate)) for audio in waveforms]
+        return {"": torch.from_numpy(np.concatenate(levels))}
 
     key = ("artefacts_levels", "retain")
     levels = evaluation.cached_on_disk(key, measure, models=["base"], clips=evaluation.clips["retain"])[""]
