@@ -71,6 +71,26 @@ def test_shares_sums_and_turns(tmp_path: Path) -> None:
     passed(launch(OPERATIONS, 3, tmp_path))
 
 
+LATE = """
+import sys, time
+from encore import distributed
+from encore.errors import EncoreError, UsageError
+try:
+    with distributed.processes("cpu"):
+        if distributed.rank() == 1:
+            time.sleep(5)  # a busy machine
+        with distributed.first_rank_first():
+            pass
+        raise UsageError("both refuse", "")
+except EncoreError as error:
+    sys.exit(error.exit_code)
+"""
+
+
+def test_a_process_that_is_behind_is_still_told_of_a_failure(tmp_path: Path) -> None:
+    assert [code for code, _ in launch(LATE, 2, tmp_path)] == [2, 2]
+
+
 # ---------------------------------------------------------------------------------------------------------- the engine
 
 ENGINE = """

@@ -31,7 +31,8 @@ TIMEOUT = timedelta(minutes=30)  # a rank that waits longer for the others gives
 BUCKET_BYTES = 32 << 20  # gradients are reduced in pieces of this size: few messages, little memory
 FAILURE = "encore/failure"  # key of the store: the first failure of any rank
 LEFT = "encore/left"  # key of the store: the number of ranks that left after a failure
-PATIENCE = 2.0  # seconds that a failing rank leaves to rank 0, which often fails as well, and rank 0 to the others
+PATIENCE = 2.0  # seconds that a failing rank leaves to rank 0, which often fails as well
+FAREWELL = 10.0  # seconds that rank 0 stays after a failure, at most: it may hold the store, which the others ask why
 
 Item = TypeVar("Item")
 
@@ -166,12 +167,12 @@ def _announce(error: BaseException) -> BaseException:
     entry = {"rank": _group.rank, "message": message, "exit_code": getattr(error, "exit_code", 1)}
     first = None
     if _group.rank > 0 and not isinstance(error, Interrupted):
-        first = _patiently(_failure)
+        first = _patiently(_failure, PATIENCE)
     try:
         first = first or json.loads(_group.store.compare_set(FAILURE, "", json.dumps(entry)))
         _group.store.add(LEFT, 1)
-        if _group.rank == 0:  # it may hold the store, which the others read
-            _patiently(lambda: _group.store.add(LEFT, 0) == _group.size)
+        if _group.rank == 0:
+            _patiently(lambda: _group.store.add(LEFT, 0) == _group.size, FAREWELL)
     except RuntimeError:  # the store ended with the process that held it
         return error
     if first["rank"] != _group.rank:
@@ -181,9 +182,9 @@ def _announce(error: BaseException) -> BaseException:
     return error
 
 
-def _patiently(ask: Callable[[], Item]) -> Item:
-    """The first answer that is true, or the last one after `PATIENCE`."""
-    until = time.monotonic() + PATIENCE
+def _patiently(ask: Callable[[], Item], seconds: float) -> Item:
+    """The first answer that is true, or the last one after so many seconds."""
+    until = time.monotonic() + seconds
     while not (answer := ask()) and time.monotonic() < until:
         time.sleep(0.05)
     return answer

@@ -39,8 +39,8 @@ def hear(backend: Any, tracks: list[dict[str, Any]]) -> list[Clip]:
 
 @pytest.fixture
 def nlls(tracks: list[dict[str, Any]]) -> Callable[[Any], torch.Tensor]:
-    """The NLL of every known track, a tensor."""
-    chosen = [track for track in tracks if track["split"] in ("forget", "retain", "holdout")]
+    """The NLL of some tracks of each set, a tensor."""
+    chosen = [track for track in tracks if track["split"] in ("forget", "retain", "holdout")][::6]
 
     @torch.no_grad()
     def measure(backend: Any) -> torch.Tensor:

@@ -44,10 +44,11 @@ def best_passage(generated: ArrayLike, track: ArrayLike, frames: int, least: flo
     rows, columns = np.nonzero(first[:, None] == second[None])
     diagonals = columns - rows + len(first)  # alignment: frame of the track - frame of the generation
     enough = max(int(np.ceil(least * frames - 1e-9)), 1)
-    counts = np.bincount(diagonals, minlength=1)
-    varied = ~_monotone(second, frames)
-    best = Passage(0.0)
-    for diagonal in np.flatnonzero(counts >= enough):
+    likely = np.flatnonzero(np.bincount(diagonals) >= enough)
+    if not len(likely):
+        return Passage(0.0)
+    best, varied = Passage(0.0), ~_monotone(second, frames)
+    for diagonal in likely:
         shift = int(diagonal) - len(first)
         begin, end = max(0, -shift), min(len(first), len(second) - shift)  # overlapping frames of the generation
         if end - begin < frames:
