@@ -128,7 +128,7 @@ def processes(device: str) -> Iterator[None]:
             yield
             wait_for_all()
             totals([0.0])  # rank 0, which may hold the store, ends last
-            dist.destroy_process_group()  # not after a failure: it would wait for the others
+            dist.destroy_process_group()
         except Interrupted as signal:
             _announce(signal)
             raise
@@ -171,6 +171,8 @@ def _announce(error: BaseException) -> BaseException:
     try:
         first = first or json.loads(_group.store.compare_set(FAILURE, "", json.dumps(entry)))
         _group.store.add(LEFT, 1)
+        if dist.is_initialized() and dist.get_backend() == "gloo":  # NCCL would wait for the others
+            dist.destroy_process_group()  # whoever waits for this rank's numbers ends, and asks the store why
         if _group.rank == 0:
             _patiently(lambda: _group.store.add(LEFT, 0) == _group.size, FAREWELL)
     except RuntimeError:  # the store ended with the process that held it

@@ -136,7 +136,7 @@ def test_two_processes_train_the_model_of_one(studio: Path, call: Call, fsdp: bo
     assert [code for code, _ in again] == [4, 4]
     assert json.loads(Path("base/run.json").read_text()) == two
     refused = launch([*together, "--resume", "--seed", "1"])
-    assert [code for code, _ in refused] == [2, 2]
+    assert [code for code, _ in refused] == [2, 2], refused
     assert refused[0][1].count("not the run that was started") == 1
 
 
