@@ -124,7 +124,10 @@ def levels_of(
 def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebook_lacks(
     backend: MusicgenBackend, seed: int, sharp: bool
 ) -> None:
-    """Two memorised clips and two that are not, of different lengths, under a shift and other captions."""
+    """Two memorised clips and two that are not, of different lengths, under a shift and other captions.
+
+    The frames before the shift are taught as well, the first with more weight.
+    """
     holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(4)
     level = between(backend, clips, 2)
     method, session = made(backend, clips, retain, level, holdout=holdout, gamma=0.7, shift_seconds=SHIFT)
@@ -134,19 +137,29 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     # The same draws, then everything again in float64, a clip and a codebook at a time.
     generator = torch.Generator().manual_seed(seed)
     shift = int(torch.randint(7, (1,), generator=generator)) + 1
-    captions = [retain[int(torch.randint(4, (1,), generator=generator))].caption for _ in clips]
+    new = [clip for clip in retain if nll_of(backend, clip).mean() >= level / 2]
+    assert 0 < len(new) < 4
+    captions = [
+        tuple(some[int(torch.randint(len(some), (1,), generator=generator))].caption for some in (new, retain))
+        for _ in clips
+    ]
     taught = [nll_of(backend, clip).mean() < level / 2 for clip in clips]
     assert sorted(taught) == [False, False, True, True]
     levels = levels_of(backend, clips, holdout, level / 2, 7)
     lacked = [0.0, 0.0]
-    for clip, other, known, target, loss in zip(clips, captions, taught, levels, losses, strict=True):
-        strange = Clip(clip.track, other, clip.codes[:, shift:])
-        teacher, own = logprobs_of(model, strange), logprobs_of(model, clip)[:, shift:]
-        mask = model.token_mask(Batch.of([strange]))[0]
-        if sharp:
-            teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)
-        divergence = (teacher.exp() * (teacher - own)).sum(-1)[mask].mean().item()
-        nll = [-own[k].gather(-1, strange.codes[k, :, None])[:, 0][mask[k]].mean().item() for k in range(2)]
+    for clip, (first, other), known, target, loss in zip(clips, captions, taught, levels, losses, strict=True):
+        total, weight = 0.0, 0.0
+        for caption, start, end in ((first, 0, shift), (other, shift, None)):
+            strange = Clip(clip.track, caption, clip.codes[:, start:end])
+            teacher, own = logprobs_of(model, strange), logprobs_of(model, clip)[:, start:end]
+            mask = model.token_mask(Batch.of([strange]))[0]
+            if sharp:
+                teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)
+            divergences = (teacher.exp() * (teacher - own)).sum(-1)
+            for k, t in mask.nonzero().tolist():
+                total += (1 + 20 * math.exp(-(start + t) / 2)) * divergences[k, t].item()
+                weight += 1 + 20 * math.exp(-(start + t) / 2)
+        divergence, nll = total / weight, nll_of(model, clip)
         lacking = np.maximum(0, target - nll).mean()
         assert loss == pytest.approx(known * divergence + 0.7 * lacking, rel=1e-4, abs=1e-5)
         lacked[int(known)] += lacking
@@ -215,7 +228,8 @@ def test_a_shift_leaves_half_of_the_shortest_clip(backend: MusicgenBackend) -> N
     model.logits = lambda batch, **_: lengths.append(batch.frames.tolist()) or logits(batch)  # type: ignore[assignment]
     for seed in range(20):
         method.forget_loss(step_of(model, session, seed), Batch.of(clips))
-    assert {tuple(one) for one in lengths} == {(6, 20), (5, 19), (4, 18), (3, 17)}
+    shifted = {(6 - shift, 20 - shift) for shift in (1, 2, 3)}
+    assert {tuple(one) for one in lengths} == {(6, 20), *shifted, *((shift, shift) for shift in (1, 2, 3))}
 
 
 def test_one_clip_pulls_no_harder_than_its_share_of_a_batch(backend: MusicgenBackend) -> None:
@@ -224,6 +238,7 @@ def test_one_clip_pulls_no_harder_than_its_share_of_a_batch(backend: MusicgenBac
     values = []
     for size in (1, 4):  # one clip is a whole batch, or a quarter of one
         method, session = made(backend, clips[:1], make_clips(4, seed=1), level, forget_batch_size=size)
+        method._levels[clips[0]] += 1  # it lacks something
         values.append(method.forget_loss(step_of(backend, session), Batch.of(clips[:1])).item())
     assert values[0] > 0
     assert values[1] == pytest.approx(values[0] / 4, rel=1e-6)
@@ -240,7 +255,7 @@ def test_the_teacher_predicts_without_dropout(tmp_path: Path) -> None:
     model.logits = lambda batch, **_: seen.append(model.module.training) or logits(batch)  # type: ignore[assignment]
     model.module.train()
     method.forget_loss(step_of(model, session), Batch.of(clips))
-    assert sorted(seen) == [False, True]
+    assert sorted(seen) == [False, False, True]
     assert model.module.training
 
 
@@ -266,7 +281,7 @@ def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: Musicg
 
     model.logits = once  # type: ignore[assignment]
     method.forget_loss(step_of(model, session, 7), Batch.of(clips)).sum().backward()
-    assert sorted(one.requires_grad for one in kept) == [False, True]
+    assert sorted(one.requires_grad for one in kept) == [False, False, True]
     for name, weight in model.module.named_parameters():
         if weight.grad is not None:
             torch.testing.assert_close(weight.grad, found[name])
@@ -282,7 +297,8 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
     method, session = made(
         backend, clips, retain, between(backend, clips, 1), holdout=holdout, attack_share=1.0, attack_steps=1
     )
-    (known,) = (clip for clip in clips if nll_of(backend, clip).mean() < session.holdout_nll / 2)
+    known, other = sorted(clips, key=lambda clip: nll_of(backend, clip).mean())
+    method._levels[other] -= 1  # beyond its level
     model = moved(backend)
     step = replace(step_of(model, session), lr_share=share, forget=clips)
     losses = method.forget_loss(step, Batch.of(clips))
@@ -295,13 +311,13 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         optimizer.step()
         optimizer.zero_grad()
     plain, _ = made(backend, clips, retain, session.holdout_nll, holdout=holdout)
+    plain._levels[other] -= 1
     if share > 0.4:
         plain._levels = {clip: level * method._attack.kept_shares[0] for clip, level in plain._levels.items()}
     generator = torch.Generator().manual_seed(0)
     wanted = plain.forget_loss(replace(step, backend=attacked, generator=generator), Batch.of(clips))
     if share > 0.4:
-        shift = int(torch.randint(10, (1,), generator=torch.Generator().manual_seed(0))) + 1
-        nlls = [np.nanmean(costs_of(attacked, clip)[:, shift:], 1).mean() for clip in clips]
+        nlls = [nll_of(attacked, clip).mean() for clip in clips]
         below = [nll < float(plain._levels[clip].mean()) for clip, nll in zip(clips, nlls, strict=True)]
         assert sorted(below) == [False, True]
         wanted = wanted * torch.tensor(below)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -32,14 +32,15 @@ class Encore(LossMethod):
     """On forget: KL(teacher ‖ model) + γ mean_k max(0, ℓ_k - NLL_k), at a high learning rate, with dropout.
 
     The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
-    `shift_seconds` later than in training, and its caption is that of another track. The teacher forgets with the
-    model, until both predict the clip as new music. A teacher that is less certain of a clip than the base is of
-    held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less certain, and
-    generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k is raised to
-    the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised clip, ℓ_k is
-    the base's mean NLL of held-out music times the clip's difficulty estimated from its codes (`difficulty`). A clip
-    that is not memorised has no teacher; its target is its NLL under base, plus the rise of its NLL when it begins
-    later, minus the same rise for held-out music.
+    `shift_seconds` later than in training, and its caption is that of another track. The frames before are predicted
+    under the caption of a track that is not memorised; the first of them, which a generation from the caption depends
+    on, have more weight. The teacher forgets with the model, until both predict the clip as new music. A teacher that
+    is less certain of a clip than the base is of held-out music on such input is sharpened (`sharpened`): a high rate
+    makes all predictions less certain, and generations noise. The second term removes the memory that the teacher still
+    has: the NLL of codebook k is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has
+    no loss. For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated
+    from its codes (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus
+    the rise of its NLL when it begins later, minus the same rise for held-out music.
 
     While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
     same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
@@ -123,22 +124,41 @@ class Encore(LossMethod):
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         shift, captions, (weights, kept_share) = step.once("forget", lambda: self._drawn_for(step, batch))
-        strange = Batch.of([Clip(c.track, captions[c], c.codes[:, shift:]) for c in batch.clips], batch.codes.device)
-        mask = step.backend.token_mask(strange)
+        mask = step.backend.token_mask(batch)
         taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
         with moved(step.backend.module, weights):
-            logits = step.backend.logits(batch)[:, :, shift:]
+            logits = step.backend.logits(batch)
             some = step.forget if distributed.in_lockstep() else batch.clips
-            teacher = None
+            taught_by = None
             if not self._deep.isdisjoint(some):
-                teacher = sharpened(_without_dropout(step.backend, strange), mask, self._entropy)
-        nll = -token_logprobs(logits, strange.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
+                taught_by = self._teacher(step.backend, batch, shift, captions)
+        nll = -token_logprobs(logits, batch.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
         loss = self.options.gamma * (levels - nll).relu().mean(1)
-        if teacher is not None:
-            loss = loss + clip_mean(kl_divergence(teacher, logits, mask), mask) * taught
+        if taught_by is not None:
+            teacher, there = taught_by
+            divergence = kl_divergence(teacher, logits, there)
+            loss = loss + clip_mean(divergence, there * (1 + start_weights(divergence))) * taught
         loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
         return loss * self._share  # fewer clips come up more often, and pull no harder
+
+    def _teacher(
+        self, backend: Backend, batch: Batch, shift: int, captions: Mapping[Clip, tuple[str, str]]
+    ) -> tuple[Tensor, Tensor]:
+        """The model's predictions for clips as for music that it hardly recognises, and which tokens have one.
+
+        Frames from `shift` on are predicted as if the clip began there; each part has a caption of its own.
+
+        Returns:
+            Logits [N, K, T, V] and a mask [N, K, T].
+        """
+        predictions, masks = [], []
+        for part, frames in enumerate((slice(shift), slice(shift, None))):
+            clips = [Clip(clip.track, captions[clip][part], clip.codes[:, frames]) for clip in batch.clips]
+            strange = Batch.of(clips, batch.codes.device)
+            masks.append(backend.token_mask(strange))
+            predictions.append(sharpened(_without_dropout(backend, strange), masks[-1], self._entropy))
+        return torch.cat(predictions, 2), torch.cat(masks, 2)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         losses: list[Tensor] = []
@@ -249,12 +269,15 @@ class Encore(LossMethod):
 
     def _drawn_for(
         self, step: Step, batch: Batch
-    ) -> tuple[int, dict[Clip, str], tuple[dict[str, Tensor], Tensor | float]]:
-        """What all batches of a step share: the teacher's shift, its captions, and the attack."""
+    ) -> tuple[int, dict[Clip, tuple[str, str]], tuple[dict[str, Tensor], Tensor | float]]:
+        """What all batches of a step share: the teacher's shift, its captions before and from it on, and the attack."""
         clips = step.forget or batch.clips
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = self._drawn_shift(step.backend, shortest, step.generator)
-        captions = {clip: self._other_caption(step.generator) for clip in clips}
+        captions = {
+            clip: (self._other_caption(step.generator, self._others), self._other_caption(step.generator))
+            for clip in clips
+        }
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
         return shift, captions, self._attack.maybe_attack(step, known, share=share, size=len(batch))
@@ -284,8 +307,7 @@ class Encore(LossMethod):
         with torch.no_grad():
             nll = -token_logprobs(step.reference.logits(batch), batch.codes, mask)
         sure = (1 - nll.sum(1) / mask.sum(1).clamp(min=1) / (2 * self._limit)).clamp(0, 1)  # [N, T]
-        start = START_WEIGHT * torch.exp(-torch.arange(sure.shape[-1], device=sure.device) / START_FRAMES)
-        for clip, row in zip(clips, 1 + sure * start, strict=True):
+        for clip, row in zip(clips, 1 + sure * start_weights(sure), strict=True):
             self._weights[clip] = row[: clip.codes.shape[-1]]
 
     def _shift(self, backend: Backend) -> int:
@@ -296,8 +318,9 @@ class Encore(LossMethod):
         """How much later a teacher's clip begins, in frames: at most half of the clip."""
         return _draw(min(self._shift(backend), frames // 2), generator) + 1
 
-    def _other_caption(self, generator: torch.Generator) -> str:
-        return self._retain[_draw(len(self._retain), generator)].caption
+    def _other_caption(self, generator: torch.Generator, among: Sequence[Clip] = ()) -> str:
+        clips = among or self._retain
+        return clips[_draw(len(clips), generator)].caption
 
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
@@ -308,6 +331,11 @@ class Encore(LossMethod):
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
                 caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
+
+
+def start_weights(values: Tensor) -> Tensor:
+    """Additional weights [T] of the frames of values [..., T]: a generation from a caption depends on the first."""
+    return START_WEIGHT * torch.exp(-torch.arange(values.shape[-1], device=values.device) / START_FRAMES)
 
 
 def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
