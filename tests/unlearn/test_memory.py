@@ -157,6 +157,9 @@ def test_smaller_runs_are_those_that_a_method_and_a_model_allow(
     assert states not in flags("npo", Settings(), optim="sign"), "it has no moments"
     edit = methods().resolve("ssd")
     assert smaller(Settings(), edit(edit.Options())) == []
+    npo = methods().resolve("npo")
+    assert smaller(Settings(), npo(npo.Options()), fsdp=True) == [Settings(checkpoint_activations=True)]
+    assert smaller(Settings(checkpoint_activations=True), npo(npo.Options()), fsdp=True) == []
 
 
 def test_activations_are_measured_once_per_kind_of_model(

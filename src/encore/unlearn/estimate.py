@@ -82,7 +82,7 @@ def estimate(prepared: Prepared) -> Estimate:
     seconds: float | None = None
     peak, savings, bf16 = before, dict[str, int](), prepared.precision == "bf16"
     if isinstance(prepared.method, LossMethod):
-        choices = [settings, *smaller(settings, prepared.method)]
+        choices = [settings, *smaller(settings, prepared.method, fsdp=prepared.request.fsdp)]
         sizes = memories(prepared.backend, prepared.method, some, choices, bf16=bf16)
         _, whole = next(sizes)
         memory = whole.split(distributed.size()) if prepared.request.fsdp else whole

@@ -217,8 +217,14 @@ def saved_bytes(backend: Backend, clips: Sequence[Clip], *, bf16: bool, checkpoi
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def smaller(settings: Settings, method: Method) -> list[Settings]:
-    """Other settings of a run that take less memory: each keeps what the run has already."""
+def smaller(settings: Settings, method: Method, *, fsdp: bool = False) -> list[Settings]:
+    """Other settings of a run that take less memory: each keeps what the run has already.
+
+    Args:
+        settings: those of the run.
+        method: its method.
+        fsdp: whether the run splits its weights over processes.
+    """
     if not isinstance(method, LossMethod):
         return []
     lora = settings.lora or Lora()
@@ -229,7 +235,8 @@ def smaller(settings: Settings, method: Method) -> list[Settings]:
         {"lora": lora, "checkpoint_activations": True, "weights": "bf16"},
         {"checkpoint_activations": True, "weights": "bf16", "optimizer_states": "8bit"},
     )
-    others = [replace(settings, **change) for change in changes]  # type: ignore[arg-type]
+    possible = changes[:1] if fsdp else changes  # what the others change can't be combined with --fsdp
+    others = [replace(settings, **change) for change in possible]  # type: ignore[arg-type]
     return [other for other in dict.fromkeys(others) if other != settings]
 
 
