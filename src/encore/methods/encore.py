@@ -15,7 +15,7 @@ from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.api.data import LazyClips
 from encore.curvature.fisher_stream import evaluating
-from encore.losses import clip_mean, kl_divergence, token_logprobs
+from encore.losses import clip_mean, kl_divergence, token_logprobs, wide
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
 from encore.methods.relearning_attack import RelearningAttack, moved
@@ -335,7 +335,8 @@ class Encore(LossMethod):
 
 def start_weights(values: Tensor) -> Tensor:
     """Additional weights [T] of the frames of values [..., T]: a generation from a caption depends on the first."""
-    return START_WEIGHT * torch.exp(-torch.arange(values.shape[-1], device=values.device) / START_FRAMES)
+    frames = torch.arange(values.shape[-1], device=values.device, dtype=values.dtype)
+    return START_WEIGHT * torch.exp(-frames / START_FRAMES)
 
 
 def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -349,7 +350,7 @@ def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         Entropies, nats per token, [N], and minus their derivatives by the factor at 1, [N]: the mean variance of the
         log-probabilities.
     """
-    logp = logits[mask].float().log_softmax(-1)
+    logp = wide(logits[mask]).log_softmax(-1)
     own = -(logp.exp() * logp).sum(-1)
     variance = (logp.exp() * logp.square()).sum(-1) - own.square()
     entropies, slopes = (own.new_zeros(mask.shape).masked_scatter(mask, each) for each in (own, variance))
