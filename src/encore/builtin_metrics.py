@@ -117,6 +117,7 @@ METRICS = (
                 "How well it predicts the other music to keep", direction="lower",
             ),
             RowSpec("nll", "holdout", "NLL, holdout", column="holdout NLL"),
+            _nll("nll_beginning", "of the first 0.2 s", "How well it predicts how the tracks begin"),
         ),
     ),
     MetricSpec(

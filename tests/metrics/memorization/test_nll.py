@@ -55,6 +55,19 @@ def test_codebooks_have_rows_of_their_own_whose_mean_is_the_whole():
     assert sum(parts) / K == pytest.approx(found["nll", "gold", "forget"].value)
 
 
+def test_the_beginning_is_the_first_fifth_of_a_second_of_the_first_window(monkeypatch):
+    monkeypatch.setattr(MarkovBackend, "frame_rate", 20)
+    base, frames = models()["base"], 4
+    whole = melody(7, 4 * frames)
+    first, second = Clip("t", "step 7", whole[:, : 2 * frames]), Clip("t", "step 7", whole[:, 2 * frames :])
+    short = Clip("u", "step 5", melody(5, frames - 1))
+    found = rows(SharedEvaluation({"base": base}, {"forget": [first, second, short]}, embedder=None))
+    beginnings = {"t": Clip("t", "step 7", whole[:, :frames]), "u": short}
+    totals = {name: by_hand(base, clip) for name, clip in beginnings.items()}
+    expected = {name: total / count for name, (total, count) in totals.items()}
+    assert found["nll_beginning", "base", "forget"].per_track == pytest.approx(expected, rel=1e-5)
+
+
 def test_windows_of_a_track_count_by_their_tokens():
     base = models()["base"]
     whole = melody(7, 12)

@@ -9,12 +9,17 @@ from encore.api import ClipSet, Evaluation, Metric, Result, Role
 from encore.memorised import memorised_below
 from encore.metrics.rows import SETS, available_roles, by_track, mean_row, no_clips, unmeasured
 
+BEGINNING_SECONDS = 0.2
+
 
 class Nll(Metric):
-    """Rows `nll`, `nll_codebook_0` … `nll_codebook_{K-1}`, and `nll_gap_gold` = (model - gold) / gold.
+    """Rows `nll`, `nll_beginning`, `nll_codebook_0` … `nll_codebook_{K-1}`, and `nll_gap_gold` = (model - gold) / gold.
 
     Retain also has rows `nll_memorised` and `nll_not_memorised`, over the tracks that base has memorised and over the
     others (`encore.memorised`); `details["memorised_below"]` of retain's rows is the threshold on base's NLL.
+
+    `nll_beginning` is of each track's first 0.2 s alone. A generation starts there, with only the caption to go by, and
+    the mean over a track hides it.
 
     The gap is signed: below 0 the model still knows the tracks, above 0 it avoids them, and both reveal that they were
     once learnt. For a model without tokens the NLL is the training loss at each clip's fixed noise.
@@ -34,11 +39,27 @@ class Nll(Metric):
                     direction="gold" if clips == "forget" else "base", details=details,
                 )  # fmt: skip
                 if evaluation.backend(model).has_tokens:
+                    yield self._beginning(evaluation, model, clips)
                     yield from self._codebooks(evaluation, model, clips)
             if threshold is not None:
                 yield from self._memorised_rows(evaluation, threshold)
             for model in available_roles(evaluation, "base", "unlearned", "gold2"):
                 yield self._gap(evaluation, model, clips)
+
+    def _beginning(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Result:
+        frames = max(1, round(BEGINNING_SECONDS * evaluation.backend(model).frame_rate))
+        windows = evaluation.clips[clips]
+        firsts = {clip.track: i for i, clip in reversed(list(enumerate(windows)))}.values()
+        logprobs, masks = evaluation.token_logprobs(model, clips), evaluation.token_mask(clips)
+        tracks = by_track(
+            [windows[i] for i in firsts],
+            [-float(logprobs[i][:, :frames].double().sum()) for i in firsts],
+            [int(masks[i][:, :frames].sum()) for i in firsts],
+        )
+        return mean_row(
+            "nll_beginning", model, clips, tracks, evaluation, unit="nats/token",
+            direction="gold" if clips == "forget" else "base",
+        )  # fmt: skip
 
     def _codebooks(self, evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterator[Result]:
         logprobs, masks = evaluation.token_logprobs(model, clips), evaluation.token_mask(clips)
