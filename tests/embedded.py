@@ -22,13 +22,13 @@ from encore.tensor_cache import TensorCache
 
 KEPT = tempfile.TemporaryDirectory(prefix="encore-embedded-")  # gold stands twice: the second time it is known
 FRAMES = 160  # of each clip: a prompt, and a little more than the passage of 2 s that has to follow it
-FEW = slice(8, 20)  # of the retain tracks; among them are artists of several
+RETAIN = slice(8, 20)  # half of them, among which are artists of several
 NAMES: dict[Role, str] = {"base": "tiny", "gold": "tiny-gold", "gold2": "tiny-gold2"}
 
 
 @functools.cache
-def evaluation(*, few: bool = False) -> SharedEvaluation:
-    """Models, clips, and what is computed of them once; `few`: of half of the retain tracks. Do not change them."""
+def evaluation() -> SharedEvaluation:
+    """Models, clips, and what is computed of them once. Do not change them."""
     models: dict[Role, Backend] = {role: MusicgenBackend.load(name) for role, name in NAMES.items()}
     models["unlearned"] = models["gold"].clone()
     clips: dict[ClipSet, list[Clip]] = defaultdict(list)
@@ -40,8 +40,7 @@ def evaluation(*, few: bool = False) -> SharedEvaluation:
             codes = models["base"].encode(torch.from_numpy(samples)[None, None])[0]
             clips[track["split"]].append(Clip(track["id"], track["caption"], codes[:, :FRAMES].contiguous()))
             about[track["id"]] = {"artist": track["artist"], "genre": track["genre"]}
-    if few:
-        clips["retain"] = clips["retain"][FEW]
+    clips["retain"] = clips["retain"][RETAIN]
     return SharedEvaluation(
         models, dict(clips), track_metadata=about, embedder="latents,clap-tiny", cache=TensorCache(KEPT.name)
     )  # fmt: skip

@@ -65,7 +65,8 @@ def test_gold_itself_meets_the_targets_of_forgetting(rows):
     judged = {line.metric: line.met for line in summary(rows) if line.set == "forget" and line.met is not None}
     default = {row.name for metric in plugins.metrics() if not metric.spec.full for row in metric.spec.rows}
     assert judged.keys() & default == {
-        "kl_gold", "nll", "relearn", "verbatim", "verbatim_caption", "extraction_strength_codebook_0", "membership_auc",
+        "kl_gold", "nll", "nll_beginning", "relearn", "verbatim", "verbatim_caption",
+        "extraction_strength_codebook_0", "membership_auc",
         "reworded_once_nll", "reworded_once_verbatim", "reworded_once_verbatim_caption",
         "unconditional_nll", "unconditional_verbatim", "unconditional_generation",
     }  # fmt: skip

@@ -56,7 +56,7 @@ def evaluation() -> Iterator[SharedEvaluation]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChangedPrompt, "variants", variants)
         patch.setattr(MusicgenBackend, "decode", decoded)
-        yield embedded.evaluation(few=True)
+        yield embedded.evaluation()
 
 
 def caught(evaluation, fake, metrics) -> set[str]:
