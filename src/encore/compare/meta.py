@@ -8,7 +8,7 @@ training alone whether they hold the forget tracks:
 - Models that don't: gold and gold2, plain, rounded, and trained a few steps on retain tracks.
 
 "A few steps" are those of the metric `relearn`, at its learning rate and at five times that ("fast"). The results of
-methods are in neither group: nobody knows what they hold. Each model is measured in the place of the unlearned one; a
+methods are in neither group: what they hold is not known. Each model is measured in the place of the unlearned one; a
 form of gold is compared with gold2, and one of gold2 with gold, so that no model is its own standard.
 
 The score s of a row grows with what it finds of the tracks: the value v where low is good, -v where high is good,
