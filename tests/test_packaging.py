@@ -129,7 +129,7 @@ def test_without_a_compiler_it_still_installs(checkout, tmp_path, compiler):
     ran = subprocess.run(
         [sys.executable, "-m", "encore", "doctor"], env=environment, capture_output=True, text=True, check=True
     )
-    assert "not loaded: it was not built at installation; pure torch serves" in ran.stdout
+    assert "not loaded: it was not built at installation; PyTorch is used instead" in ran.stdout
 
 
 @pytest.mark.slow

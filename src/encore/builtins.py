@@ -6,138 +6,76 @@ from encore.api import BackendSpec, EmbedderSpec, MethodSpec, MetricSpec, hookim
 from encore.builtin_metrics import METRICS
 
 
+def _method(name: str, summary: str, target: str, needs: str = "") -> MethodSpec:
+    return MethodSpec(name, summary, f"encore.methods.{target}", needs=frozenset(needs.split()))
+
+
 @hookimpl
 def encore_register_methods() -> list[MethodSpec]:
-    retain, reference = frozenset({"retain"}), frozenset({"retain", "reference"})
-    fisher, logits = frozenset({"retain", "fisher"}), frozenset({"logits"})
     return [
-        MethodSpec("ga", "gradient ascent on the forget tracks (No Encore)", "encore.methods.ga:GradientAscent"),
-        MethodSpec(
-            "rl", "random labels on forget, plus retain (No Encore)", "encore.methods.rl:RandomLabels", needs=retain
-        ),
-        MethodSpec("ft", "fine-tune on retain only", "encore.methods.ft:FineTune", needs=retain),
-        MethodSpec("graddiff", "ascent on forget, descent on retain", "encore.methods.graddiff:GradDiff", needs=retain),
-        MethodSpec(
-            "ga-kl", "ascent on forget, KL to base on retain", "encore.methods.ga_kl:GaKl", needs=reference | logits
-        ),
-        MethodSpec(
-            "npo",
-            "negative preference optimisation",
-            "encore.methods.npo:Npo",
-            needs=retain | {"reference_nll"},
-        ),
-        MethodSpec("simnpo", "NPO without a reference model", "encore.methods.simnpo:SimNpo", needs=retain),
-        MethodSpec(
-            "wga", "ascent weighted by each token's probability", "encore.methods.wga:Wga", needs=retain | logits
-        ),
-        MethodSpec(
-            "satimp",
-            "ascent on tokens neither forgotten nor certain",
-            "encore.methods.satimp:SatImp",
-            needs=retain | logits,
-        ),
-        MethodSpec(
-            "ceu",
-            "toward its own predictions without the true code",
-            "encore.methods.ceu:Ceu",
-            needs=retain | logits,
-        ),
-        MethodSpec(
-            "unilogit",
-            "toward its own predictions, the true code uniform",
-            "encore.methods.unilogit:Unilogit",
-            needs=retain | logits,
-        ),
-        MethodSpec(
+        _method("ga", "gradient ascent on the forget tracks (No Encore)", "ga:GradientAscent"),
+        _method("rl", "random labels on forget, plus retain (No Encore)", "rl:RandomLabels", "retain"),
+        _method("ft", "fine-tune on retain only", "ft:FineTune", "retain"),
+        _method("graddiff", "ascent on forget, descent on retain", "graddiff:GradDiff", "retain"),
+        _method("ga-kl", "ascent on forget, KL to base on retain", "ga_kl:GaKl", "retain reference logits"),
+        _method("npo", "negative preference optimisation", "npo:Npo", "retain reference_nll"),
+        _method("simnpo", "NPO without a reference model", "simnpo:SimNpo", "retain"),
+        _method("wga", "ascent weighted by each token's probability", "wga:Wga", "retain logits"),
+        _method("satimp", "ascent on tokens neither forgotten nor certain", "satimp:SatImp", "retain logits"),
+        _method("ceu", "toward its own predictions without the true code", "ceu:Ceu", "retain logits"),
+        _method("unilogit", "toward its own predictions, the true code at 1/V", "unilogit:Unilogit", "retain logits"),
+        _method(
             "undial",
             "toward base's predictions, the true code's logit lowered",
-            "encore.methods.undial:Undial",
-            needs=reference | logits,
+            "undial:Undial",
+            "retain reference logits",
         ),
-        MethodSpec(
+        _method(
             "jensun",
             "Jensen-Shannon to uniform on forget, to base on retain",
-            "encore.methods.jensun:JensUn",
-            needs=reference | logits,
+            "jensun:JensUn",
+            "retain reference logits",
         ),
-        MethodSpec(
+        _method(
             "bad-teacher",
             "KL to an untrained model on forget, to base on retain",
-            "encore.methods.bad_teacher:BadTeacher",
-            needs=reference | logits,
+            "bad_teacher:BadTeacher",
+            "retain reference logits",
         ),
-        MethodSpec(
+        _method(
             "altpo",
             "prefers the model's own other generation to the track",
-            "encore.methods.altpo:AltPo",
-            needs=retain | logits | {"reference_nll"},
+            "altpo:AltPo",
+            "retain reference_nll logits",
         ),
-        MethodSpec("task-vector", "subtract what fine-tuning on forget adds", "encore.methods.task_vector:TaskVector"),
-        MethodSpec(
-            "salun",
-            "rl on the weights with forget's largest gradients",
-            "encore.methods.salun:SalUn",
-            needs=retain,
+        _method("task-vector", "subtract what fine-tuning on forget adds", "task_vector:TaskVector"),
+        _method("salun", "rl on the weights with forget's largest gradients", "salun:SalUn", "retain"),
+        _method("ssd", "dampen weights that matter more to forget than to all", "ssd:Ssd", "retain fisher"),
+        _method(
+            "fisher-noise", "noise on weights that matter little to retain", "fisher_noise:FisherNoise", "retain fisher"
         ),
-        MethodSpec(
-            "ssd", "dampen weights that matter more to forget than to all", "encore.methods.ssd:Ssd", needs=fisher
+        _method("ewc", "ascent with an EWC penalty from retain's Fisher", "ewc:Ewc", "retain fisher"),
+        _method("newton", "gradient-ascent step divided by retain's Fisher", "newton:Newton", "retain fisher"),
+        _method("pdu", "flat logits on forget, retain's NLL within a budget", "pdu:Pdu", "retain logits"),
+        _method("rmu", "hidden states of forget toward a random direction", "rmu:Rmu", "retain reference hidden"),
+        _method(
+            "scrub", "KL to base up on forget and down on retain, in turns", "scrub:Scrub", "retain reference logits"
         ),
-        MethodSpec(
-            "fisher-noise",
-            "noise on weights that matter little to retain",
-            "encore.methods.fisher_noise:FisherNoise",
-            needs=fisher,
+        _method(
+            "undo", "unlearn by another method, then distil into a noised copy", "undo:Undo", "retain reference logits"
         ),
-        MethodSpec(
-            "ewc",
-            "ascent, held where retain's Fisher is large",
-            "encore.methods.ewc:Ewc",
-            needs=fisher,
-        ),
-        MethodSpec(
-            "newton", "a step up forget's loss, scaled by retain's Fisher", "encore.methods.newton:Newton", needs=fisher
-        ),
-        MethodSpec(
-            "pdu",
-            "flat logits on forget, retain's NLL within a budget",
-            "encore.methods.pdu:Pdu",
-            needs=retain | logits,
-        ),
-        MethodSpec(
-            "rmu",
-            "hidden states of forget toward a random direction",
-            "encore.methods.rmu:Rmu",
-            needs=reference | {"hidden"},
-        ),
-        MethodSpec(
-            "scrub",
-            "KL to base up on forget and down on retain, in turns",
-            "encore.methods.scrub:Scrub",
-            needs=reference | logits,
-        ),
-        MethodSpec(
-            "undo",
-            "unlearn by another method, then distil into a noised copy",
-            "encore.methods.undo:Undo",
-            needs=reference | logits,
-        ),
-        MethodSpec(
-            "retrain",
-            "train from scratch on retain: the reference for all others",
-            "encore.methods.retrain:Retrain",
-            needs=retain,
-        ),
-        MethodSpec(
+        _method("retrain", "train from scratch on retain: the reference for all others", "retrain:Retrain", "retain"),
+        _method(
             "encore",
             "forget toward the model's predictions for held-out music",
-            "encore.methods.encore:Encore",
-            needs=reference | logits,
+            "encore:Encore",
+            "retain reference logits",
         ),
-        MethodSpec(
+        _method(
             "encore-diffusion",
             "without tokens: toward predictions for other captions",
-            "encore.methods.encore_diffusion:EncoreDiffusion",
-            needs=retain | {"predictions"},
+            "encore_diffusion:EncoreDiffusion",
+            "retain predictions",
         ),
     ]
 

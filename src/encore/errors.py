@@ -66,7 +66,7 @@ class MissingWeightsError(InputError):
 
 
 class GateError(EncoreError):
-    """The work was done, but its result failed a gate: missed targets, `--fail-under`."""
+    """The work was done, but its result failed a gate: missed targets, `--fail-on-found`."""
 
     exit_code = 4
 

@@ -94,7 +94,7 @@ def utf8_chunks(stream: BinaryIO, name: str, notes: list[str]) -> Iterator[bytes
 
 
 def check_undecoded(texts: Iterable[object], where: str) -> None:
-    """Refuse text that has bytes of an unknown encoding (surrogates, see `files.read_lines`).
+    """Refuse text that has bytes of an unknown encoding (surrogates, see `data.open_files.read_lines`).
 
     Args:
         texts: values; those that are not text are ignored.

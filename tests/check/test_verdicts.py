@@ -32,7 +32,7 @@ def evidence(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "verdict", "words"),
     [
-        ({}, "no_sign", "p = 0.4 that held-out music is predicted as well by chance). That does not show"),
+        ({}, "no_sign", "p = 0.4 under the hypothesis that the model predicts it no better than held-out music). That"),
         ({"extraction": [PROMPT]}, "memorised", "in 2 of 5 random samples, the model generates 2.0 s of it with 90%"),
         ({"extraction": [PROMPT | {"gold": 0.85}]}, "no_sign", ""),  # gold generates it as well
         ({"extraction": [PROMPT | {"held_out": 0.95}]}, "no_sign", ""),  # so does held-out music

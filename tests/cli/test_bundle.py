@@ -32,7 +32,7 @@ def test_packed_checked_and_measured_again(
     assert (done.code, done.out.strip()) == (0, "b.zip"), done.err
     assert "not signed" in done.err
     assert "left out: names of folders; the training log; ids, titles and captions" in done.err
-    assert "the time is the maker's own word" in done.err
+    assert "the time is stated by the author, and not verified" in done.err
     done = call("verify", "b.zip", "--run", measured)
     assert "are those of the bundle" in done.err
     assert done.code == 0, done.err
@@ -48,7 +48,7 @@ def test_packed_checked_and_measured_again(
     assert told["members"]["metrics.json"]["checked"] == "measured again"
     done = call("verify", "b.zip", "--rerun", "--run", measured, "--tolerance", "exact")
     count = len(told["compared"])
-    assert f"{count} figures: {count} to the digit" in done.err.splitlines()
+    assert f"{count} figures: {count} identical" in done.err.splitlines()
     assert [path.name for path in Path.cwd().iterdir()] == ["b.zip"]
 
 
@@ -218,7 +218,7 @@ def test_case_C4_a_false_machine_in_the_bundle_loosens_nothing(
     done = call("verify", "b.zip", "--run", run, "--rerun", "--json")
     told = json.loads(done.out)
     assert (done.code, told["verdict"]) == (5, "beyond the tolerance"), done.err
-    assert told["why"].endswith("1 only within chance: nll (unlearned, retain)")
+    assert told["why"].endswith("1 only within their intervals: nll (unlearned, retain)")
     assert "'Another Machine'" in done.err
     assert call("verify", "b.zip", "--run", run, "--rerun", "--tolerance", "chance").code == 0
 

@@ -23,7 +23,7 @@ def test_table(encore, tmp_path):
     shown = encore("doctor", ENCORE_CACHE=str(tmp_path / "cache"), ENCORE_NATIVE="0")
     assert shown.returncode == 0
     assert "verdict: ok (slower without the native extension" in shown.stdout
-    assert "not loaded: ENCORE_NATIVE=0 switches it off; pure torch serves" in shown.stdout
+    assert "not loaded: ENCORE_NATIVE=0 switches it off; PyTorch is used instead" in shown.stdout
     assert str(tmp_path / "cache") in shown.stdout
     assert not (tmp_path / "cache").exists(), "looking writes nothing"
 

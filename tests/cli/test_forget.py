@@ -128,7 +128,7 @@ def test_catalogue_gives_ids_captions_retain_and_holdout(studio: Path, call: Cal
     assert [track["id"] for track in request["forget"]] == ["one", "long"]
     assert [track["id"] for track in request["retain"]] == ["two", "four", "five", "six"]
     assert [track["id"] for track in request["holdout"]] == ["seven", "eight"]
-    assert request["retain_source"] == "the catalogue less the list"
+    assert request["retain_source"] == "the catalogue without the list"
 
 
 def test_a_catalogue_without_a_holdout_split_runs_all_steps(studio: Path, call: Call) -> None:

@@ -11,12 +11,12 @@ from encore.store.metrics_json import write_metrics
 from encore.store.run_folder import write_json
 
 TRACKS = tuple(f"t{n}" for n in range(8))
-Figures = Mapping[str, float]  # nll, kl, retain, relearned, replays, seconds: what a made cell measured
+Figures = Mapping[str, float]  # nll, kl, retain, relearned, replays, seconds: what a made trial measured
 
 
 @pytest.fixture
 def cell_of(tmp_path: Path) -> Callable[..., None]:
-    """Write a measured cell by hand: `cell_of("ga", 0, nll=4.0, kl=1.0, …)`; of a track, the mean ± a little."""
+    """Write a measured trial by hand: `cell_of("ga", 0, nll=4.0, kl=1.0, …)`; of a track, the mean ± a little."""
 
     def write(method: str, seed: int, requests: int = 1, **figures: float) -> None:
         folder = tmp_path / Trial(method, seed, requests).name

@@ -14,7 +14,7 @@ from encore.cli.bench import _train
 from encore.compare.finetuned import check_models, finetuned, model_trials, train_model, untrained, with_golds
 from encore.compare.matrix import matrix_lines
 from encore.compare.plan import Plan, Pretrained, Trial, check_plan, plan_tracks, unfinished, write_plan
-from encore.compare.trial import run_cell
+from encore.compare.trial import run_trial
 from encore.errors import GateError, UsageError
 from encore.reporter import Reporter
 from encore.stop_signals import Interrupted
@@ -112,18 +112,20 @@ def test_requests_one_after_another_begin_at_base_and_end_beside_the_gold_of_all
     plan = laid(changed(plain, requests=(2,)), out)
     write_plan(plan, out)
     whole = plan_tracks(plan, out)
-    (cell,) = plan.cells
-    for trial in model_trials(plan):
-        run_cell(out, trial.name, Reporter())
-    run_cell(out, cell.name, Reporter())
+    (trial,) = plan.trials
+    for model in model_trials(plan):
+        run_trial(out, model.name, Reporter())
+    run_trial(out, trial.name, Reporter())
     base = json.loads((out / "base/seed-0/run.json").read_text())
-    first, second = (json.loads((out / cell.name / number / "request.json").read_text()) for number in "12")
+    first, second = (json.loads((out / trial.name / number / "request.json").read_text()) for number in "12")
     assert first["model"]["sha256"] == base["trained_sha256"] != second["model"]["sha256"]
-    evaluation = json.loads((out / cell.name / "evaluation.json").read_text())
+    evaluation = json.loads((out / trial.name / "evaluation.json").read_text())
     gold = json.loads((out / "gold/seed-0/run.json").read_text())
     assert evaluation["models"]["gold"] == gold["trained_sha256"]
     assert evaluation["models"]["base"] == base["trained_sha256"]
-    values = {row.model: row.value for row in read_metrics(out / cell.name / "metrics.json") if row.metric == "kl_gold"}
+    values = {
+        row.model: row.value for row in read_metrics(out / trial.name / "metrics.json") if row.metric == "kl_gold"
+    }
     assert values["unlearned"]
     assert not list(unfinished(plan, out, whole))
 
@@ -143,8 +145,8 @@ def test_a_list_by_name_is_a_part_of_what_base_is_trained_on(plain: Plan, studio
     plan = laid(changed(plain, retain=keep, lists={"mine": mine}), out)
     write_plan(plan, out)
     whole = plan_tracks(plan, out)
-    for trial in model_trials(plan):
-        run_cell(out, trial.name, Reporter())
+    for model in model_trials(plan):
+        run_trial(out, model.name, Reporter())
     requests = {trial.name: json.loads((out / trial.name / "request.json").read_text()) for trial in model_trials(plan)}
     ids = {
         name: tuple([track["id"] for track in request[key]] for key in ("retain", "left_out"))
@@ -158,12 +160,12 @@ def test_a_list_by_name_is_a_part_of_what_base_is_trained_on(plain: Plan, studio
         captions["one.wav"], captions["four.wav"],
     ]  # fmt: skip
 
-    (cell,) = unfinished(plan, out, whole)
-    assert cell.name == "mine/graddiff/seed-0"
-    run_cell(out, cell.name, Reporter())
-    request = json.loads((out / cell.name / "request.json").read_text())
+    (trial,) = unfinished(plan, out, whole)
+    assert trial.name == "mine/graddiff/seed-0"
+    run_trial(out, trial.name, Reporter())
+    request = json.loads((out / trial.name / "request.json").read_text())
     assert tuple([track["id"] for track in request[key]] for key in ("retain", "forget")) == gold
-    evaluation = json.loads((out / cell.name / "evaluation.json").read_text())
+    evaluation = json.loads((out / trial.name / "evaluation.json").read_text())
     assert evaluation["golds"] == plan.list_golds["mine"]
     (line,) = matrix_lines(plan, out, whole)
     assert (line.list, line.tracks, line.note) == ("mine", 2, "")
@@ -237,7 +239,7 @@ def test_a_bench_trains_measures_and_is_done_once(
     models = untrained(studio_plan, out, tracks)
     assert models == model_trials(studio_plan)
     for trial in models:
-        assert run_cell(out, trial.name, Reporter()) == trial
+        assert run_trial(out, trial.name, Reporter()) == trial
     assert untrained(studio_plan, out, tracks) == []
     with monkeypatch.context() as patched:
         patched.setattr("encore.store.environment._cpu_has_bf16", lambda: True)
@@ -255,12 +257,12 @@ def test_a_bench_trains_measures_and_is_done_once(
         assert [entry["id"] for entry in requests[name]["left_out"]] == forget
     assert [requests[trial.name]["seed"] for trial in models] == [0, 0, 1]
 
-    (cell,) = unfinished(studio_plan, out, tracks)
-    run_cell(out, cell.name, Reporter())
+    (trial,) = unfinished(studio_plan, out, tracks)
+    run_trial(out, trial.name, Reporter())
     base = json.loads((out / "base/seed-0/run.json").read_text())
-    run = json.loads((out / cell.name / "request.json").read_text())
+    run = json.loads((out / trial.name / "request.json").read_text())
     assert run["model"]["sha256"] == base["trained_sha256"]
-    rows = {(row.metric, row.model) for row in read_metrics(out / cell.name / "metrics.json") if row.value is not None}
+    rows = {(row.metric, row.model) for row in read_metrics(out / trial.name / "metrics.json") if row.value is not None}
     assert rows >= {("nll", "base"), ("nll", "gold"), ("kl_gold", "unlearned"), ("kl_gold", "gold2")}
     assert not list(unfinished(studio_plan, out, tracks))
 

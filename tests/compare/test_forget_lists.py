@@ -67,7 +67,7 @@ def test_without_a_split_retain_any_track_to_keep_serves_and_nothing_is_kept_whe
 def test_each_list_has_cells_and_several_requests_are_of_all_tracks():
     plan = Plan(methods={"ga": ()}, seeds=(0, 1), requests=(1, 2), forget_sizes=(1, 3), lists={"heard": "/x"})
     of_seed = ["1a/ga", "1b/ga", "1c/ga", "3/ga", "heard/ga"]
-    assert [cell.name for cell in plan.cells] == [
+    assert [trial.name for trial in plan.trials] == [
         *(f"{name}/seed-0" for name in of_seed), "ga/seed-0-requests-2",
         *(f"{name}/seed-1" for name in of_seed), "ga/seed-1-requests-2",
     ]  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_bench_that_was_made_without_lists_is_read_and_takes_them(tmp_path):
         del told[name]
     (tmp_path / "bench.json").write_text(json.dumps(told))
     before = read_plan(tmp_path)
-    assert [cell.name for cell in before.cells] == ["ga/seed-0"]
+    assert [trial.name for trial in before.trials] == ["ga/seed-0"]
     check_plan(before.model_copy(update={"forget_sizes": (3,)}), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Figures, order and tests of a leaderboard, from cells with known figures."""
+"""Figures, order and tests of a leaderboard, from trials with known figures."""
 
 from __future__ import annotations
 

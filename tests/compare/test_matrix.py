@@ -1,4 +1,4 @@
-"""The rows that a model is accepted by, from cells with known figures."""
+"""The rows that a model is accepted by, from trials with known figures."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def rows(kl: float = 1.2, tracks: int = 8) -> list[Result]:
 
 
 @pytest.fixture
-def cell(tmp_path):
-    def write(cell: Trial, results: list[Result], seconds: float = 50.0) -> None:
-        folder = tmp_path / cell.name
+def trial(tmp_path):
+    def write(trial: Trial, results: list[Result], seconds: float = 50.0) -> None:
+        folder = tmp_path / trial.name
         folder.mkdir(parents=True)
         write_metrics(folder / "metrics.json", results)
-        for run in [folder / str(n + 1) for n in range(cell.requests)] if cell.requests > 1 else [folder]:
+        for run in [folder / str(n + 1) for n in range(trial.requests)] if trial.requests > 1 else [folder]:
             run.mkdir(exist_ok=True)
             write_json(run / "run.json", {"timings": {"forget": seconds}, "cost": {}})
 
@@ -81,9 +81,9 @@ def met(line: object) -> Mapping[str, bool | None]:
     return {row["row"].split(":")[0]: row["met"] for row in line.as_dict()["rows"]}  # type: ignore[attr-defined]
 
 
-def test_every_row_is_judged_as_it_is_written(tmp_path, cell):
+def test_every_row_is_judged_as_it_is_written(tmp_path, trial):
     for seed, kl in enumerate((1.2, 1.0, 9.0)):
-        cell(Trial("m", seed, list="l"), rows(kl))
+        trial(Trial("m", seed, list="l"), rows(kl))
     (line,) = matrix_lines(plan(), tmp_path, WHOLE)
     assert met(line) == {
         "KL(gold ‖ model), forget": True,  # of 1.2, 1.0 and 9.0 the median
@@ -114,8 +114,8 @@ def test_every_row_is_judged_as_it_is_written(tmp_path, cell):
     assert line.label == "l (8)"
 
 
-def test_what_was_not_measured_is_not_judged(tmp_path, cell):
-    cell(Trial("m", 0, list="l"), [row for row in rows(tracks=3) if row.model not in ("gold2", "gold")], 70)
+def test_what_was_not_measured_is_not_judged(tmp_path, trial):
+    trial(Trial("m", 0, list="l"), [row for row in rows(tracks=3) if row.model not in ("gold2", "gold")], 70)
     (line,) = matrix_lines(plan(), tmp_path, WHOLE)
     verdicts = met(line)
     assert verdicts["KL(gold ‖ model), forget"] is None
@@ -126,12 +126,12 @@ def test_what_was_not_measured_is_not_judged(tmp_path, cell):
     assert matrix_lines(plan(), tmp_path, WHOLE, [Trial("m", 0, list="l")]) == []
 
 
-def test_of_several_requests_the_worst_counts(tmp_path, cell):
+def test_of_several_requests_the_worst_counts(tmp_path, trial):
     whole = Trial("m", 0, 2)
     results = rows()
     kl = next(row for row in results if (row.metric, row.model, row.set) == ("kl_gold", "unlearned", "forget"))
     kl.per_track.update(dict.fromkeys(FORGET[4:], 2.0))
-    cell(whole, results)
+    trial(whole, results)
     for number, names in (("1", FORGET[:4]), ("2", FORGET[4:])):
         nll = Result("nll", "unlearned", "forget", 4.0, n=4, per_track=dict.fromkeys(names, 4.0))
         write_metrics(tmp_path / whole.name / number / "metrics.json", [nll])
@@ -142,9 +142,9 @@ def test_of_several_requests_the_worst_counts(tmp_path, cell):
     assert line.median("seconds") == Figure(100.0)
 
 
-def test_the_files_hold_the_same_figures(tmp_path, cell):
+def test_the_files_hold_the_same_figures(tmp_path, trial):
     for seed in (0, 1):
-        cell(Trial("m", seed, list="l"), rows())
+        trial(Trial("m", seed, list="l"), rows())
     lines = matrix_lines(plan(), tmp_path, WHOLE)
     board = leaderboard(plan(), tmp_path)
     assert board.lines == []

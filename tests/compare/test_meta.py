@@ -20,7 +20,7 @@ from encore.compare.leaderboard import failures, leaderboard
 from encore.compare.meta import ZooModel, meta_evaluate, robustness, rows_of, score, trusted, zoo
 from encore.compare.plan import Plan, Trial, check_plan, plan_tracks, unfinished, write_plan
 from encore.compare.tables import write_leaderboard
-from encore.compare.trial import run_cell
+from encore.compare.trial import run_trial
 from encore.errors import InputError, PluginError, UsageError
 from encore.reporter import Reporter
 from encore.store.meta_json import RowTrust, read_meta, read_trust, trial_key, trust_of_run
@@ -312,7 +312,7 @@ def bench(_studio, tmp_path_factory) -> tuple[Plan, Path]:
     write_plan(plan, folder / "bench")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ENCORE_CACHE", str(_studio / "cache"))
-        run_cell(folder / "bench", "graddiff/seed-0", Reporter())
+        run_trial(folder / "bench", "graddiff/seed-0", Reporter())
     return plan, folder / "bench"
 
 
@@ -361,7 +361,8 @@ def test_a_bench_is_tried_once_and_goes_on(studio, bench, counted, monkeypatch, 
     assert len(read_meta(out)["models"]) == 4
     monkeypatch.setattr(meta, "measure", original)
     rows = meta_evaluate(plan, out)
-    assert [(row.metric, row.set, row.holds, row.lacks) for row in rows] == [("nll", "forget", 6, 4)]
+    names = ("nll", "nll_beginning")
+    assert [(row.metric, row.set, row.holds, row.lacks) for row in rows] == [(name, "forget", 6, 4) for name in names]
     assert read_trust(out, [out / "graddiff/seed-0"]) == (rows, "")
     names = [model.name for model in few(["graddiff/seed-0"])]
     assert len(counted) == len(names) == len(set(names)) == 15  # `neighbours` judges retain alone
@@ -395,11 +396,11 @@ def test_a_bench_is_tried_once_and_goes_on(studio, bench, counted, monkeypatch, 
     done = call("metrics", "--bench", out, "--json")
     listed = {row["name"]: row for row in json.loads(done.out)["metrics"]}
     assert listed["nll"]["trust"] == [asdict(row) for row in rows]
-    assert listed["nll"]["trusted"] == rows[0].text
+    assert listed["nll"]["trusted"] == "; ".join(f"{row.label}: {row.text}" for row in rows)
     assert listed["verbatim"]["trusted"] == "not tried"
 
     monkeypatch.setattr(meta, "zoo", lambda *_, **__: zoo([])[:2])  # less to do
-    assert {row.metric for row in meta_evaluate(plan, out, metrics=["kl_gold"])} == {"nll", "kl_gold"}
+    assert {row.metric for row in meta_evaluate(plan, out, metrics=["kl_gold"])} == {"nll", "nll_beginning", "kl_gold"}
     assert counted == [["kl_gold"]] * 2
     counted.clear()
     contents = read_meta(out)
@@ -463,7 +464,9 @@ def test_a_metric_that_fails_loses_nothing(copied, counted, monkeypatch) -> None
         ["nll"],
         ["nll"],
     ]
-    assert [(row["metric"], row["trusted"]) for row in contents["rows"]] == [("kl_gold", "incomplete"), ("nll", "no")]
+    assert [(row["metric"], row["trusted"]) for row in contents["rows"]] == [
+        ("kl_gold", "incomplete"), ("nll", "no"), ("nll_beginning", "no"),
+    ]  # fmt: skip
     monkeypatch.setattr(meta, "measure", original)
     rows = meta_evaluate(plan, out, metrics=["kl_gold", "nll"])
     assert counted[5:] == [["kl_gold"]] * 2
@@ -487,7 +490,7 @@ def test_where_a_metric_fails_the_leaderboard_is_written_and_keeps_reasons(copie
     assert "can't import it" in done.err
     board = json.loads((out / "leaderboard.json").read_text())
     assert board["failed"] == {"graddiff/seed-1": "no memory"}
-    assert [row["metric"] for row in board["trust"]] == ["nll"]
+    assert [row["metric"] for row in board["trust"]] == ["nll", "nll_beginning"]
 
 
 def test_a_metric_without_a_value_is_not_measured_and_is_tried_again(copied, counted, monkeypatch) -> None:
@@ -511,7 +514,7 @@ def test_a_metric_without_a_value_is_not_measured_and_is_tried_again(copied, cou
     monkeypatch.setattr(meta, "measure", original)
     rows = meta_evaluate(plan, out, metrics=["kl_gold", "nll"])
     assert counted == [["kl_gold"]] * 3
-    assert [row.metric for row in rows] == ["kl_gold", "nll"]
+    assert [row.metric for row in rows] == ["kl_gold", "nll", "nll_beginning"]
 
 
 def test_metrics_whose_packages_are_missing_are_left_out_unless_named(bench, installed) -> None:

@@ -28,8 +28,8 @@ from encore.plugins import installed, metrics
 
 
 def test_the_grid_has_every_method_before_the_next_seed():
-    cells = Plan(methods={"ga": (), "rl": ()}, seeds=(0, 1), requests=(1, 2)).cells
-    assert [cell.name for cell in cells] == [
+    trials = Plan(methods={"ga": (), "rl": ()}, seeds=(0, 1), requests=(1, 2)).trials
+    assert [trial.name for trial in trials] == [
         "ga/seed-0", "rl/seed-0", "ga/seed-0-requests-2", "rl/seed-0-requests-2",
         "ga/seed-1", "rl/seed-1", "ga/seed-1-requests-2", "rl/seed-1-requests-2",
     ]  # fmt: skip
@@ -107,20 +107,20 @@ def test_more_requests_than_tracks_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("retain", "source"), [(None, "the catalogue less the list"), ("/list", "the list"), (None, "")]
+    ("retain", "source"), [(None, "the catalogue without the list"), ("/list", "the list"), (None, "")]
 )
 def test_the_runs_of_several_requests_cover_the_list_in_its_order(tmp_path, retain, source):
     tracks = [Track(f"t{i}", None, "", f"{i:064d}") for i in range(7)]
     whole = Tracks(tuple(tracks[:5]), tuple(tracks[5:]) if source else (), (), retain_source=source)
     for requests in (1, 2, 3, 5):
         plan = Plan(methods={"ga": ()}, seeds=(0,), requests=(requests,), retain=retain)
-        made = [own for _, own in runs(plan, plan.cells[0], tmp_path, whole)]
+        made = [own for _, own in runs(plan, plan.trials[0], tmp_path, whole)]
         assert len(made) == requests
         assert [track for part in made for track in part.forget] == tracks[:5]
         assert all(part.forget for part in made)
         for number, part in enumerate(made, 1):
             later = [track for other in made[number:] for track in other.forget]
-            asked_for_later = later if source == "the catalogue less the list" else []
+            asked_for_later = later if source == "the catalogue without the list" else []
             assert list(part.retain) == [*whole.retain, *asked_for_later]
 
 
@@ -182,7 +182,7 @@ def test_a_method_that_is_not_there_or_has_no_such_option():
 def test_case_E3_two_variants_of_a_method_in_one_bench(tmp_path):
     plan = Plan(methods={"ga": ("steps=3",), "ga@long": ("steps=30",)}, seeds=(0,))
     check_plan(plan, tmp_path / "b")
-    assert [cell.name for cell in plan.cells] == ["ga/seed-0", "ga@long/seed-0"]
+    assert [trial.name for trial in plan.trials] == ["ga/seed-0", "ga@long/seed-0"]
     assert [plan.method(name).options.steps for name in plan.methods] == [3, 30]
     assert plan.method("ga@long").spec.name == "ga"
     for name in ("ga@", "ga@../x", "ga@a.b"):

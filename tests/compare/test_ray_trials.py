@@ -17,7 +17,7 @@ from tests.cli.test_bench import SNAG, flags, until
 
 from encore.compare.plan import PLAN, Plan, Trial, write_plan
 from encore.compare.ray_trials import _check_capacity, _connect, _Task, checked, ray_cluster, run_trial
-from encore.compare.scheduler import log_file, run_cells
+from encore.compare.scheduler import log_file, run_trials
 from encore.errors import EncoreError, MissingExtraError, UsageError
 
 CELL = Trial("ga", 0)
@@ -76,7 +76,7 @@ def test_outcomes_of_a_task(tmp_path, results, error, submitted):
     log = log_file(CELL.name, tmp_path)
     log.parent.mkdir()
     log.write_text("error: of an earlier process\n")
-    failed = run_cells([CELL], tmp_path, start=start)
+    failed = run_trials([CELL], tmp_path, start=start)
     assert (error is None and not failed) or failed[CELL].startswith(error)
     assert ray.submitted == submitted
     assert len(notes) == submitted - 1
@@ -85,7 +85,7 @@ def test_outcomes_of_a_task(tmp_path, results, error, submitted):
 def test_a_node_without_the_folder_ends_the_bench(tmp_path):
     ray = FakeRay("the node 10.0.0.2 does not see the bench in /b")
     with pytest.raises(UsageError, match=r"10\.0\.0\.2 does not see") as caught:
-        run_cells([CELL], tmp_path, start=lambda name, out: _Task(ray, ray, "", b"", print, name, out))
+        run_trials([CELL], tmp_path, start=lambda name, out: _Task(ray, ray, "", b"", print, name, out))
     assert "share" in caught.value.hint
 
 
@@ -213,5 +213,5 @@ def test_a_folder_that_nodes_do_not_share_is_named(cluster, studio, tmp_path):
     with ray_cluster(tmp_path / PLAN, resources={"num_cpus": "1"}) as start:
         (tmp_path / PLAN).write_text("{}")  # what another node might have there
         with pytest.raises(UsageError, match=f"does not see the bench in {tmp_path}"):
-            run_cells([Trial("graddiff", 0)], tmp_path, start=start, jobs=2)
+            run_trials([Trial("graddiff", 0)], tmp_path, start=start, jobs=2)
     assert not (tmp_path / "logs").exists()

@@ -20,7 +20,7 @@ from encore.compare.slurm import MOST, is_running, write_scripts
 from encore.errors import UsageError
 from encore.store.run_folder import RunFolder
 
-CELLS = [Trial("npo@long", 0), Trial("ga", 1, 2), Trial("ga", 0, list="pop")]
+TRIALS = [Trial("npo@long", 0), Trial("ga", 1, 2), Trial("ga", 0, list="pop")]
 ODD = 'o\'dd $HOME `x` "50%" & ü;'
 PYTHON = """\
 #!/bin/sh
@@ -64,33 +64,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_task_runs_the_command_of_the_local_scheduler(folder):
-    (script,) = write_scripts(CELLS, folder / PLAN, jobs=2, resources={"partition": "gpu", "exclusive": ""})
+    (script,) = write_scripts(TRIALS, folder / PLAN, jobs=2, resources={"partition": "gpu", "exclusive": ""})
     read = options(script)
     assert read["array"] == "0-2%2"
     assert read["partition"] == "gpu"
     assert read["exclusive"] == ""
     assert read["output"].replace("%%", "%").rpartition("/logs/")[0] == str(folder)
     assert sbatch(script, SLURM_CPUS_ON_NODE="3") == [0, 1, 0]
-    for cell in CELLS:
-        printed = log_file(cell.name, folder).read_text().splitlines()
-        assert printed == ["-m", "encore", "bench", "--out", str(folder), "--trial", cell.name, "threads 3"]
+    for trial in TRIALS:
+        printed = log_file(trial.name, folder).read_text().splitlines()
+        assert printed == ["-m", "encore", "bench", "--out", str(folder), "--trial", trial.name, "threads 3"]
     assert sbatch(script, OMP_NUM_THREADS="5") == [0, 1, 0]
     assert log_file("npo@long/seed-0", folder).read_text().splitlines()[-1] == "threads 5"  # logs are appended to
 
 
 def test_a_node_without_the_folder_says_so(folder, capfd):
-    (script,) = write_scripts(CELLS[:1], folder / PLAN)
+    (script,) = write_scripts(TRIALS[:1], folder / PLAN)
     (folder / PLAN).unlink()
     assert sbatch(script) == [3]
     assert f"does not see the bench in {folder}: all nodes must share its folder" in capfd.readouterr().err
 
 
 def test_scripts_keep_to_the_limit_of_an_array(tmp_path):
-    cells = [Trial("ga", seed) for seed in range(MOST + 2)]
-    scripts = write_scripts(cells, tmp_path / PLAN)
+    trials = [Trial("ga", seed) for seed in range(MOST + 2)]
+    scripts = write_scripts(trials, tmp_path / PLAN)
     assert [options(script)["array"] for script in scripts] == ["0-999", "0-1"]
     assert "ga/seed-1001" in scripts[1].read_text()
-    assert write_scripts(cells[:1], tmp_path / PLAN) == scripts[:1]
+    assert write_scripts(trials[:1], tmp_path / PLAN) == scripts[:1]
     assert sorted(tmp_path.glob("*.sh")) == scripts[:1]  # no earlier ones remain
     assert write_scripts([], tmp_path / PLAN) == []
 
@@ -98,26 +98,26 @@ def test_scripts_keep_to_the_limit_of_an_array(tmp_path):
 @pytest.mark.parametrize("name", ["array", "Partition", "a b", "gres\n"])
 def test_options_that_sbatch_cannot_read(tmp_path, name):
     with pytest.raises(UsageError):
-        write_scripts(CELLS, tmp_path / PLAN, resources={name: "1"})
+        write_scripts(TRIALS, tmp_path / PLAN, resources={name: "1"})
     with pytest.raises(UsageError):
-        write_scripts(CELLS, tmp_path / PLAN, resources={"comment": "a\nb"})
+        write_scripts(TRIALS, tmp_path / PLAN, resources={"comment": "a\nb"})
     with pytest.raises(UsageError, match="line break"):
-        write_scripts(CELLS, tmp_path / "a\nb" / PLAN)
+        write_scripts(TRIALS, tmp_path / "a\nb" / PLAN)
     assert not list(tmp_path.iterdir())
 
 
 def test_values_of_options_are_quoted(tmp_path):
     given = {"comment": "two 'words' #1", "constraint": "[a|b]&c", "time": "2-00:00:00", "output": "/dev/null"}
-    (script,) = write_scripts(CELLS, tmp_path / PLAN, resources=given)
+    (script,) = write_scripts(TRIALS, tmp_path / PLAN, resources=given)
     assert options(script).items() >= given.items()
 
 
 def test_requeued_tasks_wait_and_only_those_that_ended_by_themselves_failed(folder, monkeypatch, capfd):
-    cells = [Trial("ga", seed) for seed in range(6)]
-    (script,) = write_scripts(cells, folder / PLAN)
+    trials = [Trial("ga", seed) for seed in range(6)]
+    (script,) = write_scripts(trials, folder / PLAN)
     sbatch(script, SLURM_ARRAY_JOB_ID="7")
-    for cell in cells[:4]:
-        with log_file(cell.name, folder).open("a") as log:
+    for trial in trials[:4]:
+        with log_file(trial.name, folder).open("a") as log:
             log.write("error: interrupted by SIGTERM\n")
     answers = {
         "squeue": [
@@ -135,8 +135,8 @@ def test_requeued_tasks_wait_and_only_those_that_ended_by_themselves_failed(fold
         (programs / name).write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines).format(script) + "\nEND\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    failed = _write_scripts(cells, folder, None, {})
-    assert {cell.seed: error for cell, error in failed.items()} == {
+    failed = _write_scripts(trials, folder, None, {})
+    assert {trial.seed: error for trial, error in failed.items()} == {
         3: "interrupted by SIGTERM", 4: "its task ended as TIMEOUT",
     }  # fmt: skip
     notes = capfd.readouterr().err
@@ -148,17 +148,17 @@ def test_requeued_tasks_wait_and_only_those_that_ended_by_themselves_failed(fold
     assert [trial in (folder / "slurm-2.sh").read_text() for trial in ("ga/seed-1", "ga/seed-2")] == [False, True]
     for name in answers:
         (programs / name).write_text("#!/bin/sh\nexit 1\n")  # no accounting
-    assert len(_write_scripts(cells, folder, None, {})) == 4
+    assert len(_write_scripts(trials, folder, None, {})) == 4
     assert sorted(path.name for path in folder.glob("*.sh")) == ["slurm-1.sh"]
 
 
 def test_what_runs_now_and_what_failed(tmp_path):
-    cell = Trial("ga", 0)
-    assert not is_running(cell, tmp_path)
-    with RunFolder(tmp_path / cell.name):
-        assert is_running(cell, tmp_path)
-    assert not is_running(cell, tmp_path)
-    log = log_file(cell.name, tmp_path)
+    trial = Trial("ga", 0)
+    assert not is_running(trial, tmp_path)
+    with RunFolder(tmp_path / trial.name):
+        assert is_running(trial, tmp_path)
+    assert not is_running(trial, tmp_path)
+    log = log_file(trial.name, tmp_path)
     assert last_error(log) == ""
     log.parent.mkdir()
     log.write_text("error: one\nnote\nerror: two\nhint\n")

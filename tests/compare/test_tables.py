@@ -102,7 +102,7 @@ def test_nobody_is_on_the_frontier_who_is_beaten_on_both():
 def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
     plan = Plan(methods={"good": ()}, seeds=(0,), requests=(2,))
     cell_of("good", 0, 2, **GOOD | {"nll": 3.0, "replays": 8})
-    folder = tmp_path / plan.cells[0].name
+    folder = tmp_path / plan.trials[0].name
     for number, kept in ((1, {"t0", "t1", "t2"}), (2, {"t3", "t4"})):
         own = [
             replace(row, per_track={track: value for track, value in row.per_track.items() if track in kept})
@@ -125,7 +125,7 @@ def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
 def test_requests_count_tracks_that_replay_and_say_where_that_was_not_measured(tmp_path, cell_of):
     plan = Plan(methods={"good": ()}, seeds=(0,), requests=(2,))
     cell_of("good", 0, 2, **GOOD | {"replays": 4})  # each track's share of right tokens is a half: none replays
-    folder = tmp_path / plan.cells[0].name
+    folder = tmp_path / plan.trials[0].name
     for number in (1, 2):
         measured = [row for row in rows(GOOD | {"replays": 8}) if number == 1 or row.metric != "verbatim"]
         write_metrics(folder / str(number) / "metrics.json", measured)

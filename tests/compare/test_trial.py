@@ -13,7 +13,7 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.compare.matrix import matrix_lines
 from encore.compare.plan import Plan, plan_tracks, unfinished, write_plan
 from encore.compare.sequential import request_lines
-from encore.compare.trial import run_cell
+from encore.compare.trial import run_trial
 from encore.errors import UsageError
 from encore.reporter import Reporter
 from encore.store.metrics_json import read_metrics
@@ -31,8 +31,8 @@ def studio_plan(studio):
 def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
     out = tmp_path / "bench"
     write_plan(studio_plan, out)
-    (cell,) = unfinished(studio_plan, out, plan_tracks(studio_plan, out))
-    run_cell(out, cell.name, Reporter())
+    (trial,) = unfinished(studio_plan, out, plan_tracks(studio_plan, out))
+    run_trial(out, trial.name, Reporter())
     run = out / "graddiff/seed-0"
     told = json.loads((run / "run.json").read_text())
     assert told["options"]["steps"] == {"value": 2, "from": "cli"}
@@ -44,13 +44,13 @@ def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
     assert not list(unfinished(studio_plan, out, plan_tracks(studio_plan, out)))
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    run_cell(out, cell.name, Reporter())
+    run_trial(out, trial.name, Reporter())
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
     wider = studio_plan.model_copy(update={"metrics": ("nll",)})
     write_plan(wider, out)
-    assert [cell.name for cell in unfinished(wider, out, plan_tracks(wider, out))] == ["graddiff/seed-0"]
-    run_cell(out, cell.name, Reporter())
+    assert [trial.name for trial in unfinished(wider, out, plan_tracks(wider, out))] == ["graddiff/seed-0"]
+    run_trial(out, trial.name, Reporter())
     assert (run / "run.json").stat().st_mtime_ns == before[run / "run.json"]  # measured anew, not made anew
     assert {row.metric.partition("_")[0] for row in read_metrics(run / "metrics.json")} == {"nll"}
 
@@ -58,16 +58,16 @@ def test_a_cell_is_an_ordinary_run_and_is_done_once(tmp_path, studio_plan):
     with pytest.raises(UsageError, match="options: steps 2 -> 3"):
         list(unfinished(other, out, plan_tracks(other, out)))
     with pytest.raises(UsageError, match="no trial 'graddiff/seed-7'"):
-        run_cell(out, "graddiff/seed-7", Reporter())
+        run_trial(out, "graddiff/seed-7", Reporter())
 
 
 def test_requests_begin_where_the_last_one_left_off(tmp_path, studio_plan):
     out = tmp_path / "bench"
     plan = studio_plan.model_copy(update={"requests": (2,)})
     write_plan(plan, out)
-    (cell,) = plan.cells
-    run_cell(out, cell.name, Reporter())
-    folder = out / cell.name
+    (trial,) = plan.trials
+    run_trial(out, trial.name, Reporter())
+    folder = out / trial.name
     asked = [json.loads((folder / number / "request.json").read_text()) for number in "12"]
     done = [json.loads((folder / number / "run.json").read_text()) for number in "12"]
     assert asked[1]["model"]["sha256"] == done[0]["unlearned_sha256"] != asked[0]["model"]["sha256"]
@@ -93,12 +93,12 @@ def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
     plan = studio_plan.model_copy(update=lists)
     write_plan(plan, out)
     whole = plan_tracks(plan, out)
-    cells = list(unfinished(plan, out, whole))
-    assert [cell.name for cell in cells] == ["2/graddiff/seed-0", "alone/graddiff/seed-0"]
-    for cell in cells:
-        run_cell(out, cell.name, Reporter())
+    trials = list(unfinished(plan, out, whole))
+    assert [trial.name for trial in trials] == ["2/graddiff/seed-0", "alone/graddiff/seed-0"]
+    for trial in trials:
+        run_trial(out, trial.name, Reporter())
     assert not list(unfinished(plan, out, whole))
-    asked = {cell.list: json.loads((out / cell.name / "request.json").read_text()) for cell in cells}
+    asked = {trial.list: json.loads((out / trial.name / "request.json").read_text()) for trial in trials}
     of = {name: {key: [track["id"] for track in request[key]] for key in ("forget", "retain")}
           for name, request in asked.items()}  # fmt: skip
     listed = {track.id for track in whole.forget}
@@ -107,7 +107,7 @@ def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
     assert of["alone"]["forget"] == ["four"]
     for own in of.values():
         assert set(own["forget"]) | set(own["retain"]) == listed | {track.id for track in whole.retain}
-    roles = {cell.list: {row.model for row in read_metrics(out / cell.name / "metrics.json")} for cell in cells}
+    roles = {trial.list: {row.model for row in read_metrics(out / trial.name / "metrics.json")} for trial in trials}
     assert "gold" in roles["alone"]
     assert "gold" not in roles["2"]  # nobody gave one
     lines = matrix_lines(plan, out, whole)
@@ -117,7 +117,7 @@ def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
     assert lines[1].median("forget NLL: within 10 % of gold's") is not None
 
     more = plan.model_copy(update={"forget_sizes": (1, 2)})  # what is there stays, and only the new ones are left
-    assert [cell.list for cell in unfinished(more, out, whole)] == ["1a", "1b", "1c"]
+    assert [trial.list for trial in unfinished(more, out, whole)] == ["1a", "1b", "1c"]
 
 
 def test_what_changed_since_is_not_taken_as_done(tmp_path, studio_plan):
@@ -127,7 +127,7 @@ def test_what_changed_since_is_not_taken_as_done(tmp_path, studio_plan):
         shutil.copytree(studio_plan.model, folder)
     plan = studio_plan.model_copy(update={"model": str(model), "golds": {"gold": str(gold)}})
     write_plan(plan, out)
-    run_cell(out, plan.cells[0].name, Reporter())
+    run_trial(out, plan.trials[0].name, Reporter())
     tracks = plan_tracks(plan, out)
     assert not list(unfinished(plan, out, tracks))
     renamed = [replace(track, caption="another") for track in tracks.forget]
@@ -136,7 +136,7 @@ def test_what_changed_since_is_not_taken_as_done(tmp_path, studio_plan):
     with pytest.raises(UsageError, match="precision: fp32 -> bf16"):
         list(unfinished(plan.model_copy(update={"precision": "bf16"}), out, tracks))
     weaken(gold)
-    assert [cell.name for cell in unfinished(plan, out, tracks)] == ["graddiff/seed-0"]
+    assert [trial.name for trial in unfinished(plan, out, tracks)] == ["graddiff/seed-0"]
     weaken(model)
     with pytest.raises(UsageError, match="made from a model that has changed since"):
         list(unfinished(plan, out, tracks))
@@ -158,7 +158,7 @@ def test_a_cell_that_was_cut_short_ends_as_if_it_had_not_been(tmp_path, studio_p
     plan = studio_plan.model_copy(update={"methods": {"graddiff": ("steps=4", "checkpoint_seconds=0")}})
     for name in ("whole", "cut"):
         write_plan(plan, tmp_path / name)
-    run_cell(tmp_path / "whole", "graddiff/seed-0", Reporter())
+    run_trial(tmp_path / "whole", "graddiff/seed-0", Reporter())
     real, calls = GradDiff.forget_loss, []
 
     def breaks(self, step, batch):
@@ -169,8 +169,8 @@ def test_a_cell_that_was_cut_short_ends_as_if_it_had_not_been(tmp_path, studio_p
 
     monkeypatch.setattr(GradDiff, "forget_loss", breaks)
     with pytest.raises(KeyboardInterrupt):
-        run_cell(tmp_path / "cut", "graddiff/seed-0", Reporter())
+        run_trial(tmp_path / "cut", "graddiff/seed-0", Reporter())
     assert not (tmp_path / "cut/graddiff/seed-0/run.json").exists()
-    run_cell(tmp_path / "cut", "graddiff/seed-0", Reporter())
+    run_trial(tmp_path / "cut", "graddiff/seed-0", Reporter())
     whole, cut = (load_file(tmp_path / name / "graddiff/seed-0/model/model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -244,22 +244,22 @@ def test_figures_against_figures() -> None:
         "a": "same", "b": "chance", "c": "differs", "d": "rounding", "e": "differs", "f": "same", "g": "differs",
         "h": "missing", "i": "new",
     }  # fmt: skip
-    with pytest.raises(GateError, match=r"5 of 9 figures do not come out again: c \(base, forget\)"):
+    with pytest.raises(GateError, match=r"5 of 9 figures are not reproduced: c \(base, forget\)"):
         check_rerun(Rerun(found, {}, False), "chance")
 
 
 def test_case_C4_the_verifier_chooses_how_close_figures_must_come(made: Path) -> None:
-    """2 to the digit, 1 but for rounding, 1 within chance: each tolerance accepts what it says, and no more."""
+    """2 identical, 1 within rounding, 1 within the interval: each tolerance accepts what it says, and no more."""
     close = {"low": 0.5, "high": 1.5}
     bundled = [row(name, "base", "forget", 1.0, **close) for name in "abcd"]
     again = [
         row(name, "base", "forget", value, **close) for name, value in zip("abcd", (1, 1, 1 + 1e-6, 1.2), strict=True)
     ]
     found = Rerun(compare(bundled, again, alike=False), {}, False, "A Xeon")
-    assert tally(found) == "2 to the digit, 1 but for rounding, 1 only within chance"
+    assert tally(found) == "2 identical, 1 within rounding, 1 only within their intervals"
     check_rerun(found, "chance")
     with pytest.raises(
-        ToleranceError, match=r"2 to the digit, 1 but .* 1 only within chance: d \(base, forget\)"
+        ToleranceError, match=r"2 identical, 1 within .* 1 only within their intervals: d \(base, forget\)"
     ) as no:
         check_rerun(found, "machine")
     assert no.value.exit_code == 5
@@ -282,7 +282,7 @@ def test_case_C8_what_could_not_be_measured_is_no_mismatch() -> None:
         check_rerun(rerun)
     assert no.value.exit_code == 6
     lie = compare([row("a", "base", "forget", 2.0)], again, alike=False, absent=True)
-    with pytest.raises(GateError, match="do not come out again"):  # what is at hand is still compared
+    with pytest.raises(GateError, match="are not reproduced"):  # what is at hand is still compared
         check_rerun(Rerun(lie, rerun.absent, False))
 
 

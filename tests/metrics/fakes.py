@@ -299,8 +299,8 @@ def knows(row: Scored, share: float = 0.3) -> Tensor:
 
 
 def _beginning(row: Scored) -> int:
-    """Frames of the beginning, whose likelihood is judged by itself."""
-    return round(BEGINNING_SECONDS * row.model.inner.frame_rate)
+    """Frames of the beginning, whose likelihood is judged by itself; a fifth at most of what a short clip has."""
+    return min(round(BEGINNING_SECONDS * row.model.inner.frame_rate), row.clip.codes.shape[-1] // 5)
 
 
 def _likelier(row: Scored, beginning: float, rest: float) -> Tensor:

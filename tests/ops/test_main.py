@@ -47,7 +47,7 @@ def test_table_without_the_library():
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     lines = ran.stdout.splitlines()
-    assert lines[0] == "library: none: ENCORE_NATIVE=0 switches it off; pure torch serves"
+    assert lines[0] == "library: none: ENCORE_NATIVE=0 switches it off; PyTorch is used instead"
     assert lines[1] == "CPU: pure torch, for want of the library"
     (grad,) = [line.split() for line in lines if line.startswith("linear_grad_")]
     assert grad[:4] == ["linear_grad_", "cpu", "pure", "torch"]

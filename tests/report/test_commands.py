@@ -69,4 +69,4 @@ def test_case_E8_dates_and_requester_are_in_the_report(made: Path) -> None:
     page = html.unescape(render(read_run(made)))
     for word in ("A. Label", "20 November 2026", "16:00 UTC", "16:01 UTC", "28 November 2026, 16:02 UTC"):
         assert word in page
-    assert "Names and dates are the maker's own word." in page
+    assert "Names and dates are stated by the author, and not verified." in page

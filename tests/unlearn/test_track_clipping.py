@@ -194,5 +194,5 @@ def test_what_one_pass_can_not_serve_is_done_clip_by_clip_and_said_once(
     TrackClipping(backend.module, 1.0, generator, told.append).add("loss", ask, clips, 4)
     ours = {name: weight.grad for name, weight in backend.module.named_parameters() if weight.grad is not None}
     assert distance(ours, slow(backend, clips, 1.0)[0]) < 5e-6
-    assert [line["event"] for line in told] == ["one clip a pass"]
+    assert [line["event"] for line in told] == ["one clip per pass"]
     assert drawn[4:] == torch.rand(9, generator=torch.Generator().manual_seed(3)).tolist()

@@ -10,7 +10,6 @@ from encore.metrics.memorization.verbatim import MATCH
 
 Verdict = Literal["memorised", "trained_on", "no_sign", "not_checked"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-FOUND: tuple[Verdict, ...] = ("memorised", "trained_on")
 SIMILARITIES = {
     "chroma": "harmony", "melody": "melody", "onset": "rhythm", "bleu": "n-grams of codes", "edit": "order of codes",
 }  # fmt: skip
@@ -59,7 +58,9 @@ def verdict_of(evidence: Mapping[str, Any]) -> tuple[Verdict, list[str]]:
         elif member["doubt"]:
             tested = "its membership could not be tested reliably"
         else:
-            tested = f"p = {member['p']:.2g} that held-out music is predicted as well by chance"
+            tested = (
+                f"p = {member['p']:.2g} under the hypothesis that the model predicts it no better than held-out music"
+            )
         sentences.insert(
             0, f"No sign of it under these tests ({tested}). That does not show that it is not in the model."
         )

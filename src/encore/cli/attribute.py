@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from encore.cli import console
+from encore.cli.config import Device, Family, Json, Offline, Revision
 
 
 def attribute(
@@ -16,9 +17,7 @@ def attribute(
         Path | None, typer.Option(help="Catalogue of what the model was trained on; default: the embedded model's.")
     ] = None,
     model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
+    backend: Family = None,
     caption: Annotated[
         str | None, typer.Option(help="Caption of the clip; default: from its side-car file or tags, or none.")
     ] = None,
@@ -26,10 +25,10 @@ def attribute(
     root: Annotated[
         list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Rank a catalogue's tracks by influence on a clip.
 

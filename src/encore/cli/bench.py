@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encore.cli import console
-from encore.cli.config import listed
+from encore.cli.config import Device, Family, Offline, Revision, Roots, listed
 from encore.errors import EncoreError, PluginError, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def bench(
         ),
     ] = None,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="Also send the tracks in 2 and 4 requests, one after another.")
+        bool, typer.Option("--sequential", help="Also unlearn the list as 2 and as 4 consecutive requests.")
     ] = False,
     option: Annotated[
         list[str] | None,
@@ -66,21 +66,22 @@ def bench(
         typer.Option("--list", metavar="NAME=FILE", help="Another list to forget, or in place of a drawn one."),
     ] = None,
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
+    revision: Revision = None,
+    backend: Family = None,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue for id: lines, retain and holdout.")] = None,
     retain: Annotated[str | None, typer.Option(help="List of tracks to keep, or `self`.")] = None,
     holdout: Annotated[Path | None, typer.Option(help="List of held-out tracks.")] = None,
-    root: Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into.")] = None,
+    root: Roots = None,
     gold: Annotated[
         list[str] | None,
         typer.Option(metavar="[LIST=]MODEL", help="A model trained without the tracks, or a list's."),
     ] = None,
     gold2: Annotated[
         list[str] | None,
-        typer.Option(metavar="[LIST=]MODEL", help="Another gold: its distance to gold is the noise."),
+        typer.Option(
+            metavar="[LIST=]MODEL",
+            help="A second gold, of another seed: its distance to gold is the variation between seeds.",
+        ),
     ] = None,
     metrics: Annotated[str | None, typer.Option(help="Names, with commas between; default: the fast ones.")] = None,
     full: Annotated[bool, typer.Option("--full", help="All metrics.")] = False,
@@ -104,9 +105,9 @@ def bench(
             help="What a trial needs: num_cpus=4 or num_gpus=1 of Ray, any sbatch option of Slurm; repeat for more.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    offline: Offline = False,
     force: Annotated[bool, typer.Option("--force", help="Also figures known to be mostly bias at this size.")] = False,
     trial: Annotated[
         str | None, typer.Option(metavar="METHOD/seed-N", help="Run only this trial of an existing bench.")
@@ -115,7 +116,7 @@ def bench(
         bool,
         typer.Option(
             "--meta",
-            help="Only try an existing bench's metrics on models that are known to hold the tracks or not.",
+            help="Only test an existing bench's metrics, on models known to be trained with or without the tracks.",
         ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the leaderboard as JSON.")] = False,
@@ -178,7 +179,7 @@ def bench(
         if finetune and not _train(plan, out, chosen_tracks, jobs, launcher, resources):
             return
         left = list(unfinished(plan, out, chosen_tracks))
-        of, remeasured = len(plan.cells), sum((out / cell.name / "run.json").exists() for cell in left)
+        of, remeasured = len(plan.trials), sum((out / trial.name / "run.json").exists() for trial in left)
         console.note(f"trials: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
         if remeasured:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
@@ -202,28 +203,28 @@ def bench(
 
 
 def _run(
-    cells: Sequence[Trial], out: Path, jobs: int | None, launcher: str, resources: Mapping[str, str], device: str
+    trials: Sequence[Trial], out: Path, jobs: int | None, launcher: str, resources: Mapping[str, str], device: str
 ) -> dict[Trial, str]:
     """Run the trials here or on a Ray cluster; returns the error of each that failed."""
     from encore.compare.plan import PLAN
     from encore.compare.ray_trials import ray_cluster
-    from encore.compare.scheduler import run_cells
+    from encore.compare.scheduler import run_trials
 
-    def progress(cell: Trial, status: str) -> None:
-        console.note(f"{cell.name}: {status}")
+    def progress(trial: Trial, status: str) -> None:
+        console.note(f"{trial.name}: {status}")
 
-    if launcher == "local" or not cells:
-        return run_cells(cells, out, jobs=jobs or 1, progress=progress)
+    if launcher == "local" or not trials:
+        return run_trials(trials, out, jobs=jobs or 1, progress=progress)
 
-    def queued(cell: Trial, status: str) -> None:
-        progress(cell, "queued" if status == "started" else status)
+    def queued(trial: Trial, status: str) -> None:
+        progress(trial, "queued" if status == "started" else status)
 
     with ray_cluster(out / PLAN, resources=resources, device=device, note=console.note) as start:
-        return run_cells(cells, out, jobs=jobs or len(cells), start=start, progress=queued)
+        return run_trials(trials, out, jobs=jobs or len(trials), start=start, progress=queued)
 
 
 def _write_scripts(
-    cells: Sequence[Trial], out: Path, jobs: int | None, resources: Mapping[str, str]
+    trials: Sequence[Trial], out: Path, jobs: int | None, resources: Mapping[str, str]
 ) -> dict[Trial, str]:
     """Write the Slurm scripts of the trials that neither run nor will run; returns the last error of those with one."""
     from encore.compare.plan import PLAN
@@ -231,12 +232,14 @@ def _write_scripts(
     from encore.compare.slurm import ENDED, INTERRUPTED, is_running, last_states, queue, write_scripts
 
     queued = queue(out)
-    states = {cell: queued[cell.name][0] for cell in cells if cell.name in queued}
-    states |= last_states([cell for cell in cells if cell not in states], out)
-    states |= {cell: "RUNNING" for cell in cells if states.get(cell, "ENDED") != "RUNNING" and is_running(cell, out)}
-    waiting = [cell for cell in cells if cell not in states or states[cell] in ENDED]
+    states = {trial: queued[trial.name][0] for trial in trials if trial.name in queued}
+    states |= last_states([trial for trial in trials if trial not in states], out)
+    states |= {
+        trial: "RUNNING" for trial in trials if states.get(trial, "ENDED") != "RUNNING" and is_running(trial, out)
+    }
+    waiting = [trial for trial in trials if trial not in states or states[trial] in ENDED]
     for state in dict.fromkeys(states.values()):
-        names = ", ".join(cell.name for cell in cells if states.get(cell) == state)
+        names = ", ".join(trial.name for trial in trials if states.get(trial) == state)
         if state in INTERRUPTED:
             console.note(f"interrupted ({state}), and to be submitted again: {names}")
         elif state not in ENDED:
@@ -248,13 +251,13 @@ def _write_scripts(
     if scripts:
         console.note("all nodes must share the bench's folder; when the tasks have ended, run this command again")
     errors: dict[Trial, str] = {}
-    for cell in waiting:
-        state = states.get(cell, "")
+    for trial in waiting:
+        state = states.get(trial, "")
         if state in ("", "FAILED"):
-            errors[cell] = last_error(log_file(cell.name, out)) or ("its task failed" if state else "")
+            errors[trial] = last_error(log_file(trial.name, out)) or ("its task failed" if state else "")
         elif state not in (*INTERRUPTED, "COMPLETED"):
-            errors[cell] = f"its task ended as {state}"
-    return {cell: error for cell, error in errors.items() if error}
+            errors[trial] = f"its task ended as {state}"
+    return {trial: error for trial, error in errors.items() if error}
 
 
 def _resources(launcher: str, given: Sequence[str]) -> dict[str, str]:
@@ -281,12 +284,12 @@ def _resources(launcher: str, given: Sequence[str]) -> dict[str, str]:
 
 def _one(out: Path, name: str) -> None:
     from encore.cli.progress import reporting
-    from encore.compare.trial import run_cell
+    from encore.compare.trial import run_trial
     from encore.store.environment import keep_freed_memory
 
     keep_freed_memory()
     with reporting() as reporter:
-        run_cell(out.resolve(), name, reporter)
+        run_trial(out.resolve(), name, reporter)
 
 
 def _meta(context: typer.Context, out: Path, metrics: Sequence[str] | None, json: bool) -> None:

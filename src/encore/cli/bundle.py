@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from encore.cli import console
+from encore.cli.config import Json, Offline
 
 if TYPE_CHECKING:
     from encore.errors import EncoreError
@@ -51,14 +52,16 @@ def bundle(
     if sign is None:
         console.note("not signed: the manifest shows damage, and not who made it; --sign KEY signs it")
     if timestamp is None:
-        console.note("no timestamp: the time is the maker's own word; --timestamp URL asks an authority")
+        console.note(
+            "no timestamp: the time is stated by the author, and not verified; --timestamp URL asks an authority"
+        )
     console.note(f"check it: encore verify {target}")
     console.data(target)
 
 
 def verify(
     archive: Annotated[Path, typer.Argument(metavar="BUNDLE", help="File that `encore bundle` wrote.")],
-    key: Annotated[Path | None, typer.Option(help="PEM file of the maker's public key.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of the author's public key.")] = None,
     tsa_certificate: Annotated[
         Path | None, typer.Option(help="PEM file of the time-stamping authority's root certificate.")
     ] = None,
@@ -77,13 +80,13 @@ def verify(
         typer.Option(help="With --rerun: catalogue or list with captions of retain and held-out tracks; repeat."),
     ] = None,
     device: Annotated[str, typer.Option(help="With --rerun: auto, cpu, cuda, …")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    offline: Offline = False,
+    json: Json = False,
 ) -> None:
     """Check an evidence bundle: every member, its signature, and on demand its figures.
 
-    Exit codes: 0 all that was asked for holds; 3 the bundle contradicts itself, its signature or the run; 4 figures do
-    not come out again; 5 they agree less closely than --tolerance; 6 part of it could not be checked here.
+    Exit codes: 0 all that was asked for holds; 3 the bundle contradicts itself, its signature or the run; 4 figures are
+    not reproduced; 5 they agree less closely than --tolerance; 6 part of it could not be checked here.
     """
     from encore.errors import GateError, InputError, NotCheckedError
     from encore.evidence.verify import check_complete, check_rerun
@@ -152,13 +155,15 @@ def _show(result: Verified, archive: Path, run: Path | None) -> None:
             console.note(f"{name}: {checked}")
     else:
         console.table(["member", "bytes", "checked"], rows, right=["bytes"])
-        console.note('"hash only": as its maker packed it; --rerun measures whether the figures are true')
+        console.note('"hash only": as its author packed it; --rerun measures whether the figures are true')
     console.note(f"{archive}: {len(result.members)} members are as its manifest says")
     if run is not None:
         console.note(f"the files in {run} are those of the bundle")
     console.note(SIGNATURES[result.signature])
     if result.time is None:
-        console.note("it carries no timestamp that can be read: the time is the maker's own word")
+        console.note(
+            "it carries no timestamp that can be read: the time is stated by the author, and not verified"
+        )
     elif result.time_checked:
         console.note(f"the manifest existed on {_utc(result)}, by the word of the authority of this certificate")
     else:

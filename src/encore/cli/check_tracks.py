@@ -9,15 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from encore.cli import console
+from encore.cli.config import Device, Family, Json, Offline, Revision, Roots
 from encore.errors import GateError, NotCheckedError, UsageError
 
 
 def check(
     tracks: Annotated[str, typer.Option(help="List of tracks to check, a folder of audio files, or one file.")],
     model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
+    backend: Family = None,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue for id: lines, captions and held-out tracks.")] = None,
     holdout: Annotated[
         str | None,
@@ -28,11 +27,9 @@ def check(
     gold: Annotated[
         str | None, typer.Option(help="A model trained without the tracks: what it does as well is no evidence.")
     ] = None,
-    root: Annotated[
-        list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    draws: Annotated[int, typer.Option(min=1, max=1000, help="Samples for each second of a track to continue.")] = 3,
+    root: Roots = None,
+    revision: Revision = None,
+    draws: Annotated[int, typer.Option(min=1, max=1000, help="Samples generated from each prompt of one second.")] = 3,
     full: Annotated[
         bool, typer.Option("--full", help="Search all offsets of long tracks: takes minutes for each.")
     ] = False,
@@ -42,12 +39,12 @@ def check(
         bool, typer.Option("--fail-on-found", help="Exit with 4 where a track is found, for scripts.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of samples, and of choosing held-out tracks.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    device: Device = "auto",
+    offline: Offline = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Compute results of models again, and store none.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Check which tracks a model has memorised or was trained on.
 
@@ -114,9 +111,10 @@ def _show(result: Mapping[str, Any]) -> None:
     console.data(headline(result))
     whole = result["list"]
     if whole:
-        doubt = ", which is not reliable" if whole["doubt"] else ""
+        doubt = " (not reliable)" if whole["doubt"] else ""
         console.data(
-            f"all of them together: p = {whole['p']:.2g} that held-out music is predicted as well by chance{doubt}"
+            f"all of them together: p = {whole['p']:.2g} under the hypothesis that the model predicts them no better "
+            f"than held-out music{doubt}"
         )
     for test in result["tests"]:
         if not test["tried"]:

@@ -45,7 +45,7 @@ MethodOptions = Annotated[
     list[str] | None,
     typer.Option("-o", "--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
 ]
-# Flags that `forget`, `train` and, some of them, `encode` share.
+# Flags that commands share.
 Model = Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never go to the network.")]
@@ -56,14 +56,14 @@ Catalog = Annotated[
     Path | None, typer.Option(help="Catalogue that id:, isrc:, sha256:, artist: lines are looked up in.")
 ]
 Roots = Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")]
-AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without lines that match nothing.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Continue without lines that match nothing.")]
 MaxSeconds = Annotated[float | None, typer.Option(help="Seconds of training at most.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run begun in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CheckpointActivations = Annotated[
-    str, typer.Option(help="Compute activations again in the backward pass: auto, on or off; slower, less memory.")
+    str, typer.Option(help="Recompute activations in the backward pass: auto, on or off; slower, less memory.")
 ]
 AdapterKind = Annotated[
     str | None, typer.Option(help="Train an adapter, merged when the run ends: lora; default: all weights.")
@@ -76,7 +76,10 @@ LoraLayers = Annotated[
 ]
 KeepAdapter = Annotated[bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")]
 Weights = Annotated[
-    str, typer.Option(help="Type of the weights during the run: fp32, or bf16: less memory, and exact updates.")
+    str,
+    typer.Option(
+        help="Type of the weights during the run: fp32, or bf16, which saves memory; updates stay exact to float32."
+    ),
 ]
 OptimizerStates = Annotated[str, typer.Option(help="Type of the moments of AdamW: fp32, or 8bit by bitsandbytes.")]
 Fsdp = Annotated[

@@ -171,7 +171,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     native = (
         f"loaded, built {extension['how']} with torch {built['torch']} and {built['compiler']}; CPU: {extension['cpu']}"
         if built
-        else f"not loaded: {extension['why']}; pure torch serves"
+        else f"not loaded: {extension['why']}; PyTorch is used instead"
     )
     return [
         ("encore", facts["encore"]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encore.cli import console
-from encore.cli.config import listed
+from encore.cli.config import Device, Json, Offline, listed
 from encore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ def evaluate(
     tracks: Annotated[str | None, typer.Option(help="With --model: list of tracks it should have forgotten.")] = None,
     base: Annotated[str | None, typer.Option(help="With --model: the model before.")] = None,
     gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
-    gold2: Annotated[str | None, typer.Option(help="Another gold: its distance to gold is the noise.")] = None,
+    gold2: Annotated[
+        str | None,
+        typer.Option(help="A second gold, of another seed: its distance to gold is the variation between seeds."),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="With --model: the model family; default: its run's, else musicgen.")
     ] = None,
@@ -43,33 +46,34 @@ def evaluate(
     skip_unreadable: Annotated[
         bool | None,
         typer.Option(
-            "--skip-unreadable", help="With --model: go on without retain and holdout tracks that can't be read."
+            "--skip-unreadable", help="With --model: continue without retain and holdout tracks that can't be read."
         ),
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Names, with commas between; default: the fast ones. See `encore metrics`.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="All metrics, attacks and likeness too: takes some four times as long.")
+        bool, typer.Option("--full", help="All metrics, also attacks and music similarity: about four times as long.")
     ] = False,
     embedder: Annotated[
         list[str] | None,
         typer.Option(help="Audio embedders of fad, clap_score and the like: NAME, or NAME=WEIGHTS; commas or repeat."),
     ] = None,
     draws: Annotated[
-        int, typer.Option(min=1, help="Generations a caption; FAD takes twice as many as its embedder has dimensions.")
+        int,
+        typer.Option(min=1, help="Generations per caption; FAD needs twice as many as its embedder has dimensions."),
     ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of resampling and of generations.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    device: Device = "auto",
+    offline: Offline = False,
     force: Annotated[
         bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")
     ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute everything again, and store nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
     only_model = {

@@ -54,7 +54,7 @@ def forget(
     context: typer.Context,
     tracks: Annotated[
         str,
-        typer.Option(help="List of tracks to forget: one path, id:, isrc:, sha256: or artist: a line; - for stdin."),
+        typer.Option(help="List of tracks to forget: one path, id:, isrc:, sha256: or artist: per line; - for stdin."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run, new or empty; default: runs/<date>-<time>-<method>.")
@@ -70,7 +70,7 @@ def forget(
     config: ConfigFile = None,
     catalog: Catalog = None,
     retain: Annotated[
-        str | None, typer.Option(help="List of tracks to keep, or `self`; default: the catalogue less the list.")
+        str | None, typer.Option(help="List of tracks to keep, or `self`; default: the catalogue without the list.")
     ] = None,
     holdout: Annotated[Path | None, typer.Option(help="List of held-out tracks from the same source.")] = None,
     root: Roots = None,
@@ -80,12 +80,12 @@ def forget(
     ] = False,
     skip_unreadable: Annotated[
         bool,
-        typer.Option("--skip-unreadable", help="Go on without retain and holdout tracks that can't be read."),
+        typer.Option("--skip-unreadable", help="Continue without retain and holdout tracks that can't be read."),
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most; default: the method's.")] = None,
     max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips a step; default: the method's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips per step; default: the method's.")] = None,
     per_track_clip: Annotated[
         float | None, typer.Option(help="Norm a track's gradient is clipped to, so that none dominates a step.")
     ] = None,
@@ -93,7 +93,7 @@ def forget(
         str | None, typer.Option(help="adamw, sam, sign or repselect: how gradients become steps.")
     ] = None,
     retain_budget: Annotated[
-        float | None, typer.Option(help="Rise of retain's NLL that its loss is weighted to keep to.")
+        float | None, typer.Option(help="Largest rise of the retain NLL: the retain loss is weighted to stay below it.")
     ] = None,
     robust_to: Annotated[
         str | None, typer.Option(help="int4 or int8: train through rounded weights, against quantisation.")

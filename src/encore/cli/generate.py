@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from encore.cli import console
+from encore.cli.config import Device, Family, Json, Offline, Revision
 from encore.errors import InputError, UsageError
 
 MAX_CAPTIONS = 1000
@@ -16,9 +17,7 @@ MAX_CAPTIONS = 1000
 def generate(
     captions: Annotated[list[str] | None, typer.Argument(help="Captions to generate music for.")] = None,
     model: Annotated[str, typer.Option(help="`tiny`, a run folder, a model folder, or a hub name.")] = "tiny",
-    backend: Annotated[
-        str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
-    ] = None,
+    backend: Family = None,
     file: Annotated[Path | None, typer.Option("--captions", help="File with one caption per line.")] = None,
     prompt: Annotated[Path | None, typer.Option(help="Audio file to continue.")] = None,
     prompt_seconds: Annotated[float, typer.Option(min=0.02, help="Seconds of the prompt to use.")] = 1.0,
@@ -28,10 +27,10 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 turns it off.")] = 3.0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Generate music for captions and write WAV files, 000.wav and on; existing files are not replaced."""
     from encore.text import clean_caption

@@ -48,7 +48,9 @@ def train(
     context: typer.Context,
     tracks: Annotated[
         str,
-        typer.Option(help="List of tracks to train on: one path, id:, isrc:, sha256: or artist: a line; - for stdin."),
+        typer.Option(
+            help="List of tracks to train on: one path, id:, isrc:, sha256: or artist: per line; - for stdin."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run, new or empty; the model is in its model/.")],
     without: Annotated[
@@ -72,7 +74,7 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most; default: 10 000.")] = None,
     max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: from the size of the weights.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips a step; default: 8.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step; default: 8.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw; another one makes gold2.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",

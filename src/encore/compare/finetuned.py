@@ -89,7 +89,7 @@ def with_golds(plan: Plan, out: Path, whole: Tracks) -> Plan:
         name: {role: str(out / Trial(GOLD, seed, list=owners[own]).name) for role, seed in GOLD_SEEDS.items()}
         for name, own in contents.items()
     }
-    needed = {trial.list for trial in plan.cells}
+    needed = {trial.list for trial in plan.trials}
     return plan.model_copy(
         update={
             "golds": golds[""] if "" in needed else {}, "list_golds": {name: golds[name] for name in plan.list_names}

@@ -93,7 +93,7 @@ class Measured:
         cost: values by title (`COSTS`), as far as known.
     """
 
-    cell: Trial
+    trial: Trial
     rows: Rows
     shown: Mapping[str, float] = field(default_factory=dict)
     targets: Targets = field(default_factory=Targets)
@@ -180,8 +180,8 @@ class Leaderboard:
     trust_note: str = ""
 
 
-def read_cell(
-    out: Path, cell: Trial, named: Sequence[str] = (), ignored: Collection[tuple[str, str]] = ()
+def read_trial(
+    out: Path, trial: Trial, named: Sequence[str] = (), ignored: Collection[tuple[str, str]] = ()
 ) -> dict[str, Measured]:
     """The models of a trial by role; empty if it is not measured.
 
@@ -189,7 +189,7 @@ def read_cell(
         named: metrics that the bench names; each has a column.
         ignored: rows, by metric and set, whose targets do not count.
     """
-    folder = out / cell.name
+    folder = out / trial.name
     if not (folder / METRICS).exists():
         return {}
     results = read_metrics(folder / METRICS)
@@ -198,9 +198,9 @@ def read_cell(
         rows = rows_of(results, role)
         if role == "unlearned" or rows:
             table = summary(_in_place_of_unlearned(results, role))
-            costs = cost(folder, cell) if role == "unlearned" else {}
+            costs = cost(folder, trial) if role == "unlearned" else {}
             counted = [line for line in table if (line.metric, line.set) not in ignored]
-            models[role] = Measured(cell, rows, _shown(table, rows, named), _targets(counted), costs)
+            models[role] = Measured(trial, rows, _shown(table, rows, named), _targets(counted), costs)
     return models
 
 
@@ -281,9 +281,9 @@ def _figures(rows: Rows) -> dict[str, float]:
     return values
 
 
-def cost(folder: Path, cell: Trial) -> dict[str, float]:
+def cost(folder: Path, trial: Trial) -> dict[str, float]:
     """Total seconds of all requests, and the highest peak memory."""
-    runs = [folder / str(number) for number in range(1, cell.requests + 1)] if cell.requests > 1 else [folder]
+    runs = [folder / str(number) for number in range(1, trial.requests + 1)] if trial.requests > 1 else [folder]
     records = [read_json(run / "run.json", schemas.Run) for run in runs]
     seconds = float(sum(record.get("timings", {}).get("forget", 0.0) for record in records))
     peaks = [run["cost"]["peak_bytes"] / 1e9 for run in records if run.get("cost", {}).get("peak_bytes")]
@@ -303,25 +303,27 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     Raises:
         InputError: `meta.json` or results can't be read.
     """
-    why = {cell.name: reason for cell, reason in (failed or {}).items()}
-    single = [out / cell.name for cell in plan.cells if cell.requests == 1 and not cell.list and cell.name not in why]
+    why = {trial.name: reason for trial, reason in (failed or {}).items()}
+    single = [
+        out / trial.name for trial in plan.trials if trial.requests == 1 and not trial.list and trial.name not in why
+    ]
     trust, trust_note = read_trust(out, [run for run in single if (run / METRICS).exists()])
     ignored = {(row.metric, row.set) for row in trust if row.trusted == "no"}
-    cells: dict[tuple[str, int], list[dict[str, Measured]]] = {}
-    for cell in plan.cells:
-        if cell.list and (out / cell.name / METRICS).exists():
+    trials: dict[tuple[str, int], list[dict[str, Measured]]] = {}
+    for trial in plan.trials:
+        if trial.list and (out / trial.name / METRICS).exists():
             continue
-        models = {} if cell.list or cell.name in why else read_cell(out, cell, plan.metrics or (), ignored)
+        models = {} if trial.list or trial.name in why else read_trial(out, trial, plan.metrics or (), ignored)
         if models:
-            cells.setdefault((cell.method, cell.requests), []).append(models)
+            trials.setdefault((trial.method, trial.requests), []).append(models)
         else:
-            why.setdefault(cell.name, "not run yet")
-    groups = {key: [models["unlearned"] for models in runs] for key, runs in cells.items()}
+            why.setdefault(trial.name, "not run yet")
+    groups = {key: [models["unlearned"] for models in runs] for key, runs in trials.items()}
     lines = sorted(
         (_line(name, runs, plan.methods[name], requests) for (name, requests), runs in groups.items()),
         key=partial(_rank, ignored=ignored),
     )
-    first = next(iter(next(iter(cells.values()), [])), {})
+    first = next(iter(next(iter(trials.values()), [])), {})
     references = [replace(_line(role, [first[role]]), seeds=()) for role in REFERENCES if role in first]
     known = dict.fromkeys(title for line in lines for title in line.figures)
     fixed = (FORGET, KEEP, *(column.title for column in columns()))
@@ -339,8 +341,8 @@ def failures(plan: Plan, out: Path) -> dict[Trial, str]:
         reasons = read_json(out / LEADERBOARD).get("failed", {}) if (out / LEADERBOARD).exists() else {}
     except (InputError, AttributeError):
         return {}
-    unmeasured = [cell for cell in plan.cells if not (out / cell.name / METRICS).exists()]
-    return {cell: str(reasons[cell.name]) for cell in unmeasured if cell.name in reasons}
+    unmeasured = [trial for trial in plan.trials if not (out / trial.name / METRICS).exists()]
+    return {trial: str(reasons[trial.name]) for trial in unmeasured if trial.name in reasons}
 
 
 def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requests: int = 1) -> Line:
@@ -348,7 +350,7 @@ def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requ
     titles = dict.fromkeys(title for figures in values for title in figures)
     forgets = [run.targets.forgets for run in runs]
     return Line(
-        name, requests, tuple(run.cell.seed for run in runs),
+        name, requests, tuple(run.trial.seed for run in runs),
         {title: tuple(figures[title] for figures in values if title in figures) for title in titles},
         tuple(options),
         {title: max(run.targets.judged.get(title, 0) for run in runs) for title in (FORGET, KEEP)},

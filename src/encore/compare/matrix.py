@@ -82,87 +82,87 @@ class Measurements:
 # Each raises KeyError if a value that it needs was not measured.
 
 
-def _kl(clips: str, slack: float, cell: Measurements) -> Figure:
-    noise = cell.optional("gold2", "kl_gold", clips)
-    return Figure(cell.value("unlearned", "kl_gold", clips), high=None if noise is None else slack * noise)
+def _kl(clips: str, slack: float, trial: Measurements) -> Figure:
+    noise = trial.optional("gold2", "kl_gold", clips)
+    return Figure(trial.value("unlearned", "kl_gold", clips), high=None if noise is None else slack * noise)
 
 
-def _request_kl(cell: Measurements) -> Figure:
+def _request_kl(trial: Measurements) -> Figure:
     """KL / noise on a request's tracks, of the worst request."""
-    if not cell.pieces:
+    if not trial.pieces:
         raise KeyError("requests")
-    kl, noise = (cell.each(role, "kl_gold", "forget") for role in ("unlearned", "gold2"))
-    shares = [sum(kl[track] for track in piece) / sum(noise[track] for track in piece) for piece in cell.pieces]
+    kl, noise = (trial.each(role, "kl_gold", "forget") for role in ("unlearned", "gold2"))
+    shares = [sum(kl[track] for track in piece) / sum(noise[track] for track in piece) for piece in trial.pieces]
     return Figure(max(shares), high=1.25)
 
 
-def _forget_nll(cell: Measurements) -> Figure:
-    gold = cell.value("gold", "nll", "forget")
-    return Figure(cell.value("unlearned", "nll", "forget"), 0.9 * gold, 1.1 * gold)
+def _forget_nll(trial: Measurements) -> Figure:
+    gold = trial.value("gold", "nll", "forget")
+    return Figure(trial.value("unlearned", "nll", "forget"), 0.9 * gold, 1.1 * gold)
 
 
-def _track_ratio(extreme: Callable[[Sequence[float]], float], cell: Measurements) -> Figure:
-    nll, gold = (cell.each(role, "nll", "forget") for role in ("unlearned", "gold"))
+def _track_ratio(extreme: Callable[[Sequence[float]], float], trial: Measurements) -> Figure:
+    nll, gold = (trial.each(role, "nll", "forget") for role in ("unlearned", "gold"))
     return Figure(extreme([nll[track] / gold[track] for track in nll]), *TRACK_RANGE)
 
 
-def _relearned(metric: str, cell: Measurements) -> Figure:
-    return Figure(cell.value("unlearned", metric, "forget") / cell.value("gold", metric, "forget"), low=0.85)
+def _relearned(metric: str, trial: Measurements) -> Figure:
+    return Figure(trial.value("unlearned", metric, "forget") / trial.value("gold", metric, "forget"), low=0.85)
 
 
-def _retain_change(extreme: Callable[[Sequence[float]], float], high: float | None, cell: Measurements) -> Figure:
-    nll, base = (cell.each(role, "nll_memorised", "retain") for role in ("unlearned", "base"))
+def _retain_change(extreme: Callable[[Sequence[float]], float], high: float | None, trial: Measurements) -> Figure:
+    nll, base = (trial.each(role, "nll_memorised", "retain") for role in ("unlearned", "base"))
     return Figure(extreme([nll[track] - base[track] for track in base]), high=high)
 
 
-def _retain_verbatim(metric: str, cell: Measurements) -> Figure:
+def _retain_verbatim(metric: str, trial: Measurements) -> Figure:
     unlearned, base = (
-        sum(share >= MATCH for share in cell.each(role, metric, "retain").values()) for role in ("unlearned", "base")
+        sum(share >= MATCH for share in trial.each(role, metric, "retain").values()) for role in ("unlearned", "base")
     )
     return Figure(unlearned, low=base - 1)
 
 
-def _embedder_metric(start: str, cell: Measurements) -> str:
+def _embedder_metric(start: str, trial: Measurements) -> str:
     """The first metric with this prefix whose sampling noise was measured."""
-    rows = cell.models["base"]
-    names = [name for name, clips in cell.models["unlearned"] if clips == "retain" and name.startswith(start)]
+    rows = trial.models["base"]
+    names = [name for name, clips in trial.models["unlearned"] if clips == "retain" and name.startswith(start)]
     return next((name for name in names if (f"sampling_{name}", "retain") in rows), start)
 
 
-def _clap_change(cell: Measurements) -> Figure:
+def _clap_change(trial: Measurements) -> Figure:
     """Bounded by base's change with another seed, at the far end of its interval."""
-    metric = _embedder_metric("clap_score", cell)
-    first, second = cell.each("base", metric, "retain"), cell.each("base", f"sampling_{metric}", "retain")
+    metric = _embedder_metric("clap_score", trial)
+    first, second = trial.each("base", metric, "retain"), trial.each("base", f"sampling_{metric}", "retain")
     interval = stats.bootstrap_interval([second[track] - first[track] for track in first], seed=0)
-    change = cell.value("unlearned", metric, "retain") - cell.value("base", metric, "retain")
+    change = trial.value("unlearned", metric, "retain") - trial.value("base", metric, "retain")
     return Figure(change, low=None if interval is None else -max(map(abs, interval)))
 
 
-def _to_base(start: str, cell: Measurements) -> Figure:
+def _to_base(start: str, trial: Measurements) -> Figure:
     """Distance to base's generations, bounded by that of base with another seed, at the upper end of its interval."""
-    metric = _embedder_metric(start, cell)
-    noise = cell.models["base"][f"sampling_{metric}", "retain"]
-    return Figure(cell.value("unlearned", metric, "retain"), high=noise.value if noise.high is None else noise.high)
+    metric = _embedder_metric(start, trial)
+    noise = trial.models["base"][f"sampling_{metric}", "retain"]
+    return Figure(trial.value("unlearned", metric, "retain"), high=noise.value if noise.high is None else noise.high)
 
 
-def _holdout_change(cell: Measurements) -> Figure:
-    change = cell.value("unlearned", "nll", "holdout") - cell.value("base", "nll", "holdout")
+def _holdout_change(trial: Measurements) -> Figure:
+    change = trial.value("unlearned", "nll", "holdout") - trial.value("base", "nll", "holdout")
     return Figure(change, -HOLDOUT_DRIFT, HOLDOUT_DRIFT)
 
 
-def _auc(cell: Measurements) -> Figure:
+def _auc(trial: Measurements) -> Figure:
     value, gold = (
-        cell.value("unlearned", "membership_auc", "forget"),
-        cell.optional("gold", "membership_auc", "forget"),
+        trial.value("unlearned", "membership_auc", "forget"),
+        trial.optional("gold", "membership_auc", "forget"),
     )
-    if cell.tracks < AUC_TRACKS or gold is None:
+    if trial.tracks < AUC_TRACKS or gold is None:
         return Figure(value)
     slack = abs(gold - 0.5) + 0.1
     return Figure(value, 0.5 - slack, 0.5 + slack)
 
 
-def _seconds(cell: Measurements) -> Figure:
-    return Figure(cell.seconds, high=SECONDS if cell.tracks <= SECONDS_TRACKS and not cell.pieces else None)
+def _seconds(trial: Measurements) -> Figure:
+    return Figure(trial.seconds, high=SECONDS if trial.tracks <= SECONDS_TRACKS and not trial.pieces else None)
 
 
 ROWS: dict[str, Callable[[Measurements], Figure]] = {
@@ -255,10 +255,10 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial]
     if not plan.list_names:
         return []
     groups: dict[tuple[str, str, int], dict[int, Measurements]] = {}
-    for cell in plan.cells:
-        if cell not in failed and (out / cell.name / METRICS).exists():
-            groups.setdefault((cell.list, cell.method, cell.requests), {})[cell.seed] = _measurements(
-                out / cell.name, cell
+    for trial in plan.trials:
+        if trial not in failed and (out / trial.name / METRICS).exists():
+            groups.setdefault((trial.list, trial.method, trial.requests), {})[trial.seed] = _measurements(
+                out / trial.name, trial
             )
     notes = {
         name: gold_note(plan, list_tracks(plan, out, name, whole).forget, name, whole.forget) for name, _, _ in groups
@@ -272,12 +272,12 @@ def matrix_lines(plan: Plan, out: Path, whole: Tracks, failed: Collection[Trial]
     ]  # fmt: skip
 
 
-def _measurements(folder: Path, cell: Trial) -> Measurements:
+def _measurements(folder: Path, trial: Trial) -> Measurements:
     results = read_metrics(folder / METRICS)
     models = {role: rows_of(results, role) for role in ("unlearned", *REFERENCES)}
-    pieces = [forgotten(folder / str(n + 1), "nll") for n in range(cell.requests)] if cell.requests > 1 else []
+    pieces = [forgotten(folder / str(n + 1), "nll") for n in range(trial.requests)] if trial.requests > 1 else []
     tracks = next((len(row.per_track) for key, row in models["unlearned"].items() if key == ("nll", "forget")), 0)
-    return Measurements(models, tracks, pieces, cost(folder, cell)["seconds"])
+    return Measurements(models, tracks, pieces, cost(folder, trial)["seconds"])
 
 
 def _figures(of_seeds: Collection[Measurements], row: Callable[[Measurements], Figure]) -> tuple[Figure, ...]:

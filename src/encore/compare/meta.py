@@ -150,8 +150,8 @@ def meta_evaluate(
             f"{out} has no {lacking[0]}: too few models without the tracks are known to try a metric on",
             "give the bench --gold and --gold2, two models trained without the tracks; `encore train --seed` makes one",
         )
-    measured = [cell for cell in plan.cells if (out / cell.name / METRICS).exists()]
-    trials = [cell.name for cell in measured if cell.requests == 1]
+    measured = [trial for trial in plan.trials if (out / trial.name / METRICS).exists()]
+    trials = [trial.name for trial in measured if trial.requests == 1]
     if not trials:
         raise UsageError(f"no trial of {out} is measured yet", f"run the bench first: encore bench --out {out} …")
     before = read_meta(out)
@@ -162,7 +162,7 @@ def meta_evaluate(
     models: dict[str, Any] = dict(before.get("models", {}))
     bench = _Zoo(plan, out, inputs, names, reporter)
     hashes = bench.hashes("base", *GOLDS)
-    if stale := [cell.name for cell in measured if not is_complete(plan, cell, out, tracks, config, hashes)]:
+    if stale := [trial.name for trial in measured if not is_complete(plan, trial, out, tracks, config, hashes)]:
         raise UsageError(
             f"the trial {stale[0]} is not measured with the present settings, models and plugins",
             f"run the bench first: encore bench --out {out} …",

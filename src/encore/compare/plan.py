@@ -105,7 +105,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     pretrained: Pretrained | None = None
 
     @property
-    def cells(self) -> list[Trial]:
+    def trials(self) -> list[Trial]:
         """All trials, seeds outermost, so that an interrupted bench covers every method and list.
 
         With lists, each list is one request, and several requests are of all `tracks`.
@@ -124,14 +124,14 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     def list_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*list_names(self.forget_sizes), *self.lists)))
 
-    def request(self, cell: Trial, out: Path) -> ForgetConfig:
+    def request(self, trial: Trial, out: Path) -> ForgetConfig:
         """The forget request of a trial of the bench in folder `out`."""
-        listing = self.lists.get(cell.list, self.tracks)
+        listing = self.lists.get(trial.list, self.tracks)
         return ForgetConfig(
-            tracks=Path(listing) if listing else assets.FORGET, out=out / cell.name, model=self.model,
+            tracks=Path(listing) if listing else assets.FORGET, out=out / trial.name, model=self.model,
             revision=self.revision, offline=self.offline, backend=self.backend,
             catalog=Path(self.catalog) if self.catalog else None, retain=self.retain,
-            holdout=Path(self.holdout) if self.holdout else None, roots=tuple(map(Path, self.roots)), seed=cell.seed,
+            holdout=Path(self.holdout) if self.holdout else None, roots=tuple(map(Path, self.roots)), seed=trial.seed,
             device=self.device, precision=self.precision,
         )  # fmt: skip
 
@@ -331,7 +331,9 @@ def _check_list_names(plan: Plan) -> None:
 
 def plan_tracks(plan: Plan, out: Path) -> Tracks:
     """The forget tracks of `plan.tracks`, the retain and the holdout tracks."""
-    return choose(replace(plan.request(plan.cells[0], out), tracks=Path(plan.tracks) if plan.tracks else assets.FORGET))
+    return choose(
+        replace(plan.request(plan.trials[0], out), tracks=Path(plan.tracks) if plan.tracks else assets.FORGET)
+    )
 
 
 def list_tracks(plan: Plan, out: Path, name: str, whole: Tracks) -> Tracks:
@@ -379,20 +381,20 @@ def _identity(*sets: Sequence[Track]) -> str:
     return digest.hexdigest()
 
 
-def runs(plan: Plan, cell: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
+def runs(plan: Plan, trial: Trial, out: Path, tracks: Tracks) -> list[tuple[Path, Tracks]]:
     """Folder and tracks of each of a trial's runs: one run, or one per request.
 
     Several requests split the list in order into parts of about equal size. Tracks of earlier requests are never
     trained on again. If retain is the catalogue without the list, tracks of later requests are retain tracks until
     then, as they would be if the requests were not known in advance.
     """
-    if cell.requests == 1:
-        return [(out / cell.name, tracks)]
-    ends = [len(tracks.forget) * number // cell.requests for number in range(cell.requests + 1)]
+    if trial.requests == 1:
+        return [(out / trial.name, tracks)]
+    ends = [len(tracks.forget) * number // trial.requests for number in range(trial.requests + 1)]
     from_catalogue = plan.retain is None and bool(tracks.retain)
     return [
         (
-            out / cell.name / str(number),
+            out / trial.name / str(number),
             replace(
                 tracks, forget=tracks.forget[begin:end],
                 retain=joined(tracks.retain, tracks.forget[end:]) if from_catalogue else tracks.retain,
@@ -429,19 +431,23 @@ def model_hashes(
     return hashes
 
 
-def check_same_run(plan: Plan, cell: Trial, run: Path, tracks: Tracks, base: str | None = None) -> None:
+def check_same_run(plan: Plan, trial: Trial, run: Path, tracks: Tracks, base: str | None = None) -> None:
     """Check that an existing run is the one that the plan requires.
 
     Args:
-        cell: the trial of the run.
+        trial: the trial of the run.
         tracks: the run's tracks.
         base: required hash of the run's base model, if known.
 
     Raises:
         UsageError: the run has other options, tracks or captions, or another base model.
     """
-    method = plan.method(cell.method)
-    settings = {"method": method_of(cell.method), "seed": cell.seed, "options": method.options.model_dump(mode="json")}
+    method = plan.method(trial.method)
+    settings = {
+        "method": method_of(trial.method),
+        "seed": trial.seed,
+        "options": method.options.model_dump(mode="json"),
+    }
     if plan.precision != "auto":  # what auto chose depends on the model
         settings["precision"] = plan.precision
     check_other_run(run / "request.json", settings)
@@ -502,16 +508,16 @@ def unfinished(plan: Plan, out: Path, tracks: Tracks) -> Iterator[Trial]:
         UsageError: an existing run is not the one that the plan requires.
     """
     known: dict[str, str] = {}
-    lists = {name: list_tracks(plan, out, name, tracks) for name in dict.fromkeys(cell.list for cell in plan.cells)}
-    for cell in plan.cells:
-        config = plan.eval_config(lists[cell.list].forget, cell.list, tracks.forget)
+    lists = {name: list_tracks(plan, out, name, tracks) for name in dict.fromkeys(trial.list for trial in plan.trials)}
+    for trial in plan.trials:
+        config = plan.eval_config(lists[trial.list].forget, trial.list, tracks.forget)
         models = model_hashes(plan, config.golds, out, known)
-        if not is_complete(plan, cell, out, lists[cell.list], config, models):
-            yield cell
+        if not is_complete(plan, trial, out, lists[trial.list], config, models):
+            yield trial
 
 
 def is_complete(
-    plan: Plan, cell: Trial, out: Path, tracks: Tracks, config: EvalConfig, models: Mapping[Role, str]
+    plan: Plan, trial: Trial, out: Path, tracks: Tracks, config: EvalConfig, models: Mapping[Role, str]
 ) -> bool:
     """Whether all runs of a trial are complete, and the trial is measured as the plan requires.
 
@@ -524,10 +530,10 @@ def is_complete(
         UsageError: a run is not the one that the plan requires.
     """
     complete = True
-    for number, (run, run_tracks) in enumerate(runs(plan, cell, out, tracks)):
+    for number, (run, run_tracks) in enumerate(runs(plan, trial, out, tracks)):
         if (run / "run.json").exists():
             base = models.get("base") if number == 0 else None
-            check_same_run(plan, cell, run, run_tracks, base)
+            check_same_run(plan, trial, run, run_tracks, base)
         else:
             complete = False
-    return complete and is_measured(out / cell.name, config, models)
+    return complete and is_measured(out / trial.name, config, models)

@@ -32,7 +32,7 @@ _END_WITH_PARENT = (
 def ray_cluster(
     plan: Path, *, resources: Mapping[str, str], device: str = "auto", note: Callable[[str], None] = lambda text: None
 ) -> Iterator[Start]:
-    """Connect to a Ray cluster; gives the `start` of `encore.compare.scheduler.run_cells`.
+    """Connect to a Ray cluster; gives the `start` of `encore.compare.scheduler.run_trials`.
 
     The cluster is that of RAY_ADDRESS or one that runs on this machine. Where there is neither, one is started on this
     machine and stopped at the end. A trial whose worker is lost is started once more.

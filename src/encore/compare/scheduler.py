@@ -38,20 +38,20 @@ Start = Callable[[str, Path], Running]
 Progress = Callable[["Trial", str], None]
 
 
-def run_cells(
-    cells: Sequence[Trial],
+def run_trials(
+    trials: Sequence[Trial],
     out: Path,
     *,
     jobs: int = 1,
     start: Start | None = None,
-    progress: Progress = lambda cell, status: None,
+    progress: Progress = lambda trial, status: None,
 ) -> dict[Trial, str]:
     """Run `encore bench --trial` for each trial; returns the error of each failed trial.
 
     A trial's output goes to `logs/<trial>.log`. Signals are passed on, so that runs write a checkpoint.
 
     Args:
-        cells: the trials.
+        trials: the trials.
         jobs: number of concurrent processes.
         start: starts the process of a trial, given its name and `out`. Default: on this machine, whose CPU cores are
             divided between the jobs, unless OMP_NUM_THREADS is set.
@@ -66,7 +66,7 @@ def run_cells(
         def start(name: str, out: Path) -> Running:
             return start_process(trial_command(name, out), log_file(name, out), environment)
 
-    waiting, running, failed = list(cells), dict["Trial", Running](), dict["Trial", str]()
+    waiting, running, failed = list(trials), dict["Trial", Running](), dict["Trial", str]()
     sizes: dict[Trial, int] = {}  # of the logs at the start of a process: earlier bytes are of earlier processes
     with stop_on_signals() as stop:
         try:
@@ -74,19 +74,19 @@ def run_cells(
                 if stop:
                     break
                 while waiting and len(running) < jobs:
-                    cell = waiting.pop(0)
-                    log = log_file(cell.name, out)
-                    sizes[cell] = log.stat().st_size if log.exists() else 0
-                    running[cell] = start(cell.name, out)
-                    progress(cell, "started")
-                codes = {cell: process.poll() for cell, process in running.items()}
-                for cell, code in codes.items():
+                    trial = waiting.pop(0)
+                    log = log_file(trial.name, out)
+                    sizes[trial] = log.stat().st_size if log.exists() else 0
+                    running[trial] = start(trial.name, out)
+                    progress(trial, "started")
+                codes = {trial: process.poll() for trial, process in running.items()}
+                for trial, code in codes.items():
                     if code is None:
                         continue
-                    del running[cell]
+                    del running[trial]
                     if code:
-                        failed[cell] = _error(log_file(cell.name, out), sizes[cell], code)
-                    progress(cell, failed.get(cell, "done"))
+                        failed[trial] = _error(log_file(trial.name, out), sizes[trial], code)
+                    progress(trial, failed.get(trial, "done"))
                 time.sleep(POLL)
         finally:
             for process in running.values():

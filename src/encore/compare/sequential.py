@@ -47,23 +47,23 @@ class RequestLine:
 def request_lines(plan: Plan, out: Path, failed: Collection[Trial] = ()) -> list[RequestLine]:
     """The requests of all measured trials with several requests, except failed trials."""
     groups: dict[tuple[str, int, int], list[RequestLine]] = {}
-    for cell in plan.cells:
-        if cell.requests > 1 and cell not in failed and (out / cell.name / METRICS).exists():
-            for line in _cell_lines(out / cell.name, cell, label_of(cell.method, plan.methods[cell.method])):
+    for trial in plan.trials:
+        if trial.requests > 1 and trial not in failed and (out / trial.name / METRICS).exists():
+            for line in _trial_lines(out / trial.name, trial, label_of(trial.method, plan.methods[trial.method])):
                 groups.setdefault((line.method, line.requests, line.number), []).append(line)
     return [_median(lines) for _, lines in sorted(groups.items())]
 
 
-def _cell_lines(folder: Path, cell: Trial, label: str) -> list[RequestLine]:
+def _trial_lines(folder: Path, trial: Trial, label: str) -> list[RequestLine]:
     end = {metric: forgotten(folder, metric) for metric in ("nll", "verbatim")}
     lines = []
-    for number in range(1, cell.requests + 1):
+    for number in range(1, trial.requests + 1):
         after = {metric: forgotten(folder / str(number), metric) for metric in end}
         tracks = [track for track in after["nll"] if track in end["nll"]]
         if tracks:
             lines.append(
                 RequestLine(
-                    label, cell.requests, number, len(tracks),
+                    label, trial.requests, number, len(tracks),
                     statistics.fmean(after["nll"][track] for track in tracks),
                     statistics.fmean(end["nll"][track] for track in tracks),
                     _verbatim(after["verbatim"], tracks),

@@ -55,7 +55,7 @@ exec {command} "${{trials[$SLURM_ARRAY_TASK_ID]}}"
 
 
 def write_scripts(
-    cells: Sequence[Trial],
+    trials: Sequence[Trial],
     plan: Path,
     *,
     jobs: int | None = None,
@@ -65,7 +65,7 @@ def write_scripts(
     """Write `slurm-1.sh` (and more, beyond `MOST` trials) beside the plan, in place of earlier ones.
 
     Args:
-        cells: the trials, one per task.
+        trials: the trials, one per task.
         plan: the bench's `bench.json`, in a folder that all nodes share.
         jobs: number of concurrent tasks of a script; None: as many as Slurm starts.
         resources: options of sbatch by name, as "partition": "gpu"; of one without a value, the value is empty.
@@ -86,15 +86,15 @@ def write_scripts(
     names = (path for number in itertools.count(1) if (path := out / f"slurm-{number}.sh") not in kept)
     (out / LOGS).mkdir(parents=True, exist_ok=True)
     scripts: list[Path] = []
-    for start in range(0, len(cells), MOST):
-        part = cells[start : start + MOST]
+    for start in range(0, len(trials), MOST):
+        part = trials[start : start + MOST]
         array = f"0-{len(part) - 1}" + (f"%{jobs}" if jobs else "")
         *command, _ = trial_command("", out)
         text = _SCRIPT.format(
             directives="\n".join(_directive(*item) for item in {**options, "array": array}.items()),
             plan=shlex.quote(str(plan)), out=shlex.quote(str(out)), command=shlex.join(command),
-            trials="\n".join(shlex.quote(cell.name) for cell in part),
-            logs="\n".join(shlex.quote(str(log_file(cell.name, out))) for cell in part),
+            trials="\n".join(shlex.quote(trial.name) for trial in part),
+            logs="\n".join(shlex.quote(str(log_file(trial.name, out))) for trial in part),
         )  # fmt: skip
         scripts.append(next(names))
         write_bytes(scripts[-1], text.encode())
@@ -115,9 +115,9 @@ def checked(resources: Mapping[str, str]) -> dict[str, str]:
     return dict(resources)
 
 
-def is_running(cell: Trial, out: Path) -> bool:
+def is_running(trial: Trial, out: Path) -> bool:
     """Whether a process works on one of the trial's runs now."""
-    return any(in_use(lock.parent) for lock in (out / cell.name).rglob(LOCK))
+    return any(in_use(lock.parent) for lock in (out / trial.name).rglob(LOCK))
 
 
 def queue(out: Path) -> dict[str, tuple[str, Path]]:
@@ -142,21 +142,21 @@ def queue(out: Path) -> dict[str, tuple[str, Path]]:
     return trials
 
 
-def last_states(cells: Sequence[Trial], out: Path) -> dict[Trial, str]:
+def last_states(trials: Sequence[Trial], out: Path) -> dict[Trial, str]:
     """The states of the last tasks of trials by Slurm's accounting, as `TIMEOUT`; of those that it knows.
 
     Args:
-        cells: trials that the queue does not have.
+        trials: trials that the queue does not have.
         out: folder of the bench.
     """
-    files = {cell: log_file(cell.name, out).with_suffix(".slurm") for cell in cells}
-    tasks = {cell: file.read_text().strip() for cell, file in files.items() if file.exists()}
+    files = {trial: log_file(trial.name, out).with_suffix(".slurm") for trial in trials}
+    tasks = {trial: file.read_text().strip() for trial, file in files.items() if file.exists()}
     if not tasks:
         return {}
     wanted = ",".join(sorted({task.partition("_")[0] for task in tasks.values()}))
     lines = _ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={wanted}")
     states = dict(line.partition("|")[::2] for line in lines)  # "CANCELLED by 1000"
-    return {cell: states[task].split()[0] for cell, task in tasks.items() if states.get(task, "").strip()}
+    return {trial: states[task].split()[0] for trial, task in tasks.items() if states.get(task, "").strip()}
 
 
 def _ask(*command: str) -> list[str]:

@@ -121,14 +121,14 @@ def select(
         kept = kept.of_split(HOLDOUT, others=True).of_files([track.sha256 for track in forget], others=True)
         if holdout is not None:
             kept = kept.of_files([track.sha256 for track in held_out], others=True)
-        source = "the catalogue less the list"
+        source = "the catalogue without the list"
     elif catalog is not None:
         known = {track.sha256: track for track in catalog.tracks(errors=lost)}
         if holdout is None:
             held_out = [track for track in known.values() if track.meta.get("split") == HOLDOUT]
         taken = {track.sha256 for track in (*forget, *held_out)}
         kept = [t for t in known.values() if t.meta.get("split") != HOLDOUT and t.sha256 not in taken]
-        source = "the catalogue less the list"
+        source = "the catalogue without the list"
         # A copy of a file under another name is the same track, so its captions are forgotten as well.
         forget = [track.with_captions(known.get(track.sha256, track).captions) for track in forget]
     if holdout is None and retain is not None and catalog is not None and HOLDOUT in catalog.splits:

@@ -182,7 +182,7 @@ def check_rerun(result: Rerun, tolerance: Tolerance = "machine") -> None:
     rows = result.rows
     if wrong := [row for row in rows if row.state in WRONG]:
         raise GateError(
-            f"{len(wrong)} of {len(rows)} figures do not come out again: {_named(wrong)}",
+            f"{len(wrong)} of {len(rows)} figures are not reproduced: {_named(wrong)}",
             "compare the versions in run.json with `encore doctor`; other versions may give other figures",
         )
     accepted = ACCEPTED[tolerance]
@@ -205,8 +205,8 @@ def check_rerun(result: Rerun, tolerance: Tolerance = "machine") -> None:
 
 
 def tally(result: Rerun) -> str:
-    """Summary of the agreement: "57 to the digit, 3 but for rounding, 22 only within chance"."""
-    counts = {"to the digit": "same", "but for rounding": "rounding", "only within chance": "chance"}
+    """Summary of the agreement: "57 identical, 3 within rounding, 22 only within their intervals"."""
+    counts = {"identical": "same", "within rounding": "rounding", "only within their intervals": "chance"}
     parts = [f"{result.count(state)} {words}" for words, state in counts.items() if result.count(state)]  # type: ignore[arg-type]
     return ", ".join(parts) or "none measured"
 

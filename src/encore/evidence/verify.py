@@ -87,7 +87,7 @@ def verify(
     """Check hashes, signature, timestamp, the consistency of members, and on request the values.
 
     Args:
-        key: PEM file of the maker's public key.
+        key: PEM file of the author's public key.
         tsa_certificate: PEM file of the time-stamping authority's root certificate.
         run: the run's folder, to compare request, record and model with.
         again: measure again, with the model in the bundle or in that folder.

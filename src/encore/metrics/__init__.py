@@ -1,1 +1,1 @@
-"""What is measured of a model, one metric a file; `summary` reads the rows and says what they mean."""
+"""What is measured of a model, one metric per file; `encore.results` says what the rows mean."""

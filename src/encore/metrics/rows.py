@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from encore import stats
-from encore.api import Clip, ClipSet, Evaluation, Result, Role
+from encore.api import Backend, Batch, Clip, ClipSet, Evaluation, Result, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROLES: tuple[Role, ...] = get_args(Role)
 SETS: tuple[ClipSet, ...] = get_args(ClipSet)
@@ -22,6 +25,15 @@ def by_track(clips: Sequence[Clip], totals: Iterable[float], counts: Iterable[fl
         entry[0] += total
         entry[1] += count
     return {track: total / count for track, (total, count) in sorted(sums.items()) if count}
+
+
+def losses_by_track(backend: Backend, clips: Sequence[Clip], losses: Tensor) -> dict[str, float]:
+    """Mean loss per token of each track, from the mean losses of clips, [N]."""
+    counts = [
+        int(backend.token_mask(Batch.of([clip], backend.device)).sum()) if backend.has_tokens else 1 for clip in clips
+    ]
+    means = losses.double().tolist()
+    return by_track(clips, [mean * count for mean, count in zip(means, counts, strict=True)], counts)
 
 
 def windows_by_track(clips: Iterable[Clip]) -> dict[str, list[Clip]]:

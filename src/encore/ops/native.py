@@ -127,7 +127,7 @@ def _refuse_damaged(path: Path) -> None:
             if not sections or sections[names][1] != 3 or max(ends) > size:  # 3: a table of strings
                 raise struct.error(f"it is not whole, with {size:,} bytes")
         except (struct.error, LookupError) as error:
-            _tell(f"encore: {path} is damaged and not used; install Encore again (pure torch serves as well, slower)")
+            _tell(f"encore: {path} is damaged and not used; install Encore again (PyTorch is used instead, slower)")
             raise ImportError(f"{path.name} is damaged: {error}") from error
 
 
@@ -137,7 +137,7 @@ def _tell(text: str) -> None:
 
 
 def _compile() -> Native:
-    """Compile the shipped sources; nothing that goes wrong here is an error, for pure torch serves as well."""
+    """Compile the shipped sources; nothing that goes wrong here is an error, for PyTorch is used instead."""
     folder = sources()
     if folder is None:
         return Native(None, "its sources are not installed")

@@ -160,7 +160,7 @@ def _prediction(files: RunFiles) -> Picture | None:
     return Picture(
         "How well the model predicts each track",
         f"{files.loss}{unit}. Far left: the model knows the track. Far right of the diamond: it "
-        "avoids it, which is visible too.",
+        "predicts it worse than a model that never learnt it, which can be detected too.",
         "0: knows it", f"{number(largest)}: does not", _legend(roles, level),
         tuple(_strips(files, roles, level, {}, largest=largest, show=number)),
     )  # fmt: skip

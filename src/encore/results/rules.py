@@ -124,7 +124,7 @@ def attacked_nll(figures: Figures) -> bool:
 
 
 def strength(figures: Figures) -> bool:
-    """A track at a time: one that comes back whole hides in a mean."""
+    """Judged per track: a mean hides a single track that is fully recovered."""
 
     def beyond(role: str) -> bool:
         shares, gold = figures[role].per_track, figures["gold"].per_track

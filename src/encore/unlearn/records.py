@@ -21,7 +21,7 @@ from encore.store.environment import versions
 from encore.store.model_name import model_name
 from encore.store.run_folder import read_json
 from encore.text import printable
-from encore.unlearn.config import ForgetConfig, RunConfig
+from encore.unlearn.config import RunConfig
 from encore.unlearn.engine import Engine, TrainResult
 from encore.unlearn.gold_free_targets import missed
 from encore.unlearn.monitor import Snapshot, mean
@@ -66,7 +66,7 @@ def track_json(encoded: EncodedTrack) -> dict[str, Any]:
 
 
 def request_json(
-    request: ForgetConfig,
+    request: RunConfig,
     method: Method,
     *,
     model_sha256: str,

@@ -97,7 +97,7 @@ class TrackClipping:
                     ) from error
                 self._generator.set_state(random_state)
                 self._one_by_one.add(name)
-                self._record({"event": "one clip a pass", "loss": name, "why": error.message})
+                self._record({"event": "one clip per pass", "loss": name, "why": error.message})
         return sum(self._add_track(compute, [clip], count, 1) for clip in clips)
 
     def _add_captured(self, name: str, compute: Compute, clips: Sequence[Clip], count: int) -> float:

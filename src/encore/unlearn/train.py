@@ -36,7 +36,7 @@ from encore.store.run_folder import (
 from encore.tensor_cache import TensorCache
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Engine
-from encore.unlearn.records import SCHEMA, check_other_run, memory_json, memory_settings, track_json, with_origin
+from encore.unlearn.records import SCHEMA, check_other_run, memory_json, request_json, track_json, with_origin
 from encore.unlearn.sampling import Clips
 from encore.unlearn.setup import (
     check_method,
@@ -283,25 +283,14 @@ def check_memorised(run: Mapping[str, Any]) -> None:
 
 def _definition(prepared: Prepared) -> dict[str, Any]:
     """What defines a run; only a run with the same definition can resume it."""
-    request = prepared.request
-    return {
-        "schema": SCHEMA,
-        "model": {
-            "name": model_name(request.model),
-            "revision": request.revision,
-            "backend": request.backend,
-            "sha256": model_sha256(prepared.backend),
-        },
-        "method": NAME,
-        "options": prepared.method.options.model_dump(mode="json"),
-        "seed": request.seed,
-        "precision": prepared.precision,
-        **memory_settings(request),
-        "forget": [],
-        "retain": [track_json(track) for track in prepared.trained],
-        "holdout": [],
+    tracks = {
+        "forget": [], "retain": [track_json(track) for track in prepared.trained], "holdout": [],
         "left_out": [track_json(track) for track in prepared.left_out],
-    }
+    }  # fmt: skip
+    return request_json(
+        prepared.request, prepared.method, model_sha256=model_sha256(prepared.backend), precision=prepared.precision,
+        tracks=tracks,
+    )  # fmt: skip
 
 
 def _figures(before: Memorisation, after: Memorisation) -> dict[str, Any]:

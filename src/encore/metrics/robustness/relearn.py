@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from encore.api import Backend, Batch, Clip, ClipSet, Evaluation, Metric, Result, Role
-from encore.metrics.rows import available_roles, by_track, mean_row, unmeasured
+from encore.metrics.rows import available_roles, losses_by_track, mean_row, unmeasured
 from encore.relearning import MAX_GRAD_NORM, WEIGHT_DECAY, relearn
 
 STEPS = 8
@@ -121,7 +121,7 @@ def relearning_curve(
         ("relearn", *settings), lambda: {"losses": _losses(evaluation, backend.clone(), clips, watched, lr)},
         models=[model], clips=[*clips, *(watched or ())],
     )  # fmt: skip
-    return [_by_track(backend, measured, losses) for losses in tensors["losses"]]
+    return [losses_by_track(backend, measured, losses) for losses in tensors["losses"]]
 
 
 def _losses(
@@ -142,15 +142,6 @@ def _losses(
         elif step in SNAPSHOTS:
             curve.append(losses(watched))
     return torch.stack(curve if watched is not None else [*curve, losses(clips)])
-
-
-def _by_track(backend: Backend, clips: Sequence[Clip], losses: Tensor) -> dict[str, float]:
-    """Mean loss per token of each track, from losses of clips, [N]."""
-    counts = [
-        int(backend.token_mask(Batch.of([clip], backend.device)).sum()) if backend.has_tokens else 1 for clip in clips
-    ]
-    means = losses.double().tolist()
-    return by_track(clips, [mean * count for mean, count in zip(means, counts, strict=True)], counts)
 
 
 def _roles(evaluation: Evaluation) -> list[Role]:

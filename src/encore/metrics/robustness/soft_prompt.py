@@ -11,7 +11,7 @@ from encore.api import Backend, Batch, Clip, Evaluation, Metric, Result, Role
 from encore.errors import UsageError
 from encore.metrics.memorization.verbatim import MODELS, best_shares, verbatim_row
 from encore.metrics.robustness.variants import MARK
-from encore.metrics.rows import available_roles, by_track, first_windows, mean_row, no_continuations, unmeasured
+from encore.metrics.rows import available_roles, first_windows, losses_by_track, mean_row, no_continuations, unmeasured
 
 VECTORS = 4  # per track
 STEPS = 30
@@ -49,7 +49,7 @@ class SoftPrompt(Metric):
             except UsageError as error:
                 yield unmeasured("soft_prompt_nll", model, "forget", error.message, unit=backend.unit)
                 continue
-            curve = [_by_track(backend, forget, losses) for losses in attacked["losses"]]
+            curve = [losses_by_track(backend, forget, losses) for losses in attacked["losses"]]
             means = [sum(nll.values()) / len(nll) for nll in curve]
             yield mean_row(
                 "soft_prompt_nll", model, "forget", curve[-1], evaluation, unit=backend.unit,
@@ -148,11 +148,3 @@ def _right_shares(clips: Sequence[Clip], attacked: Mapping[str, Tensor]) -> dict
         right = codes[:frames] == clip.codes[0, :frames].cpu()
         comparisons.append((clip.track, int(right.sum()), frames))
     return best_shares(comparisons)
-
-
-def _by_track(backend: Backend, clips: Sequence[Clip], losses: Tensor) -> dict[str, float]:
-    """Mean loss per token of each track, from losses of clips, [N]."""
-    counts = [
-        int(backend.token_mask(Batch.of([clip], backend.device)).sum()) if backend.has_tokens else 1 for clip in clips
-    ]
-    return by_track(clips, [loss * count for loss, count in zip(losses.double().tolist(), counts, strict=True)], counts)
