@@ -84,6 +84,7 @@ COUNTS = re.compile(r".*(layers|codebooks|blocks)|depths")  # settings that give
 FEW = 200  # this many parts are built quickly, even without weights for them
 NUMBERS = re.compile(r"num_labels|extra_ids|max_position_embeddings")  # settings that give the length of a table
 LONG = 1 << 21  # largest length of such a table
+SPACE = "▁"  # what tokenizers of T5's kind put before a word
 NAMES_FILES = ("fast_tokenizer_files", "transformers_weights")  # settings that name other files of the folder
 
 
@@ -112,7 +113,8 @@ def pretrained(
         where: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: it can't be loaded, needs code of the model, or names files outside of the folder.
+        InputError: it can't be loaded, needs code of the model, names files outside of the folder, or is a tokenizer
+            without words.
     """
     source, failed = str(source), f"can't load {source}{what}"
     if Path(source).is_dir():
@@ -122,7 +124,12 @@ def pretrained(
     if model_class.__module__.partition(".")[0] == "transformers":  # diffusers runs no code for an explicit class
         where["trust_remote_code"] = False
     with tried(failed, hint, kind):
-        return model_class.from_pretrained(source, **where)
+        loaded = model_class.from_pretrained(source, **where)
+        tokenizer = getattr(loaded, "tokenizer", loaded)
+        # Without the file of its vocabulary a tokenizer is opened all the same, and reads every text as unknown words.
+        if hasattr(tokenizer, "get_vocab") and not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, SPACE}:
+            raise kind(f"{failed}: its tokenizer has no words; a file such as tokenizer.json is missing", hint)
+    return loaded
 
 
 @contextmanager

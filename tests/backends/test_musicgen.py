@@ -218,6 +218,14 @@ def test_refuses_what_is_not_a_musicgen(folder: Path, tmp_path: Path) -> None:
         MusicgenBackend.load(str(melody), offline=True)
 
 
+def test_refuses_a_folder_without_the_vocabulary_of_its_tokenizer(folder: Path, tmp_path: Path) -> None:
+    """transformers opens it, and gives every caption the same few tokens."""
+    without = shutil.copytree(folder, tmp_path / "without")
+    (without / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="its tokenizer has no words"):
+        MusicgenBackend.load(str(without), offline=True)
+
+
 def test_refuses_weights_that_lie_or_are_pickled(folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     weights = broken / "model.safetensors"

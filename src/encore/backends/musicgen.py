@@ -231,7 +231,7 @@ def _without_provenance(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unusable(model: str, config: Any, processor: Any) -> None:
-    """Refuse settings that the network was built with, and that leave nothing to train or to play."""
+    """Refuse settings that the network was built with, and that leave nothing to train or to generate."""
     decoder, codec, text = config.decoder, config.audio_encoder, config.text_encoder
     needed = ("audio_channels", "num_codebooks", "vocab_size", "max_position_embeddings", "num_hidden_layers")
     sizes = {f"decoder.{name}": getattr(decoder, name) for name in needed}
