@@ -288,6 +288,14 @@ def test_from_any_folder_with_relative_paths(studio: Path, call: Call, monkeypat
     assert Path(read("run/request.json")["model"]["name"]) == (studio / "model").resolve()
 
 
+def test_a_list_of_which_nothing_was_memorised_is_said_to_be(studio: Path, call: Call) -> None:
+    done = call(*arguments(studio, steps=1))
+    assert "none of the forget tracks was memorised" in done.err
+    levels = read("run/run.json")["outcome"]
+    assert f"held-out music's, {levels['unseen_level']:.2f}, " in done.err
+    assert min(levels["before"]["forget"].values()) > levels["unseen_level"] / 2
+
+
 def test_a_runs_model_can_forget_more(studio: Path, call: Call) -> None:
     assert call(*arguments(studio, steps=1)).code == 0
     Path("more.txt").write_text("")

@@ -39,6 +39,7 @@ from encore.cli.config import (
     origins,
 )
 from encore.errors import Interrupted, UsageError
+from encore.memorised import SHARE
 
 if TYPE_CHECKING:
     from encore.api import Method
@@ -312,6 +313,13 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
         ],
         right=figures,
     )
+    level = outcome["unseen_level"]
+    known = [nll for nll in before["forget"].values() if nll is None or level is None or nll < SHARE * level]
+    if run["unit"] == "nats/token" and not known:
+        console.note(
+            f"none of the forget tracks was memorised: their NLL was at least half of held-out music's, {level:.2f}, "
+            "so that there was little to forget"
+        )
     for option, choice in outcome["chosen"].items():
         console.note(f"{option} chosen: {choice}")
     for line in _retain_lines(run, name):
