@@ -214,7 +214,7 @@ def _gold_knows(rows: Rows) -> Iterator[Finding]:
             if row is not None and _value(row) > _held_out(row, rows):
                 signs.append(f"generates {round(_value(row) * row.n)} of {row.n} forget tracks verbatim {how}")
         if signs:
-            yield Finding("warn", f"{gold} {' and '.join(signs)}: it was trained on them or on copies", "gold_knows")
+            yield Finding("warn", f"{gold} {' and '.join(signs)}, so it is no gold for these tracks", "gold_knows")
 
 
 def _memorised(row: Result | None) -> list[str]:
