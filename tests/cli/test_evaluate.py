@@ -260,6 +260,7 @@ def test_a_moved_project_is_found_again(project: Path, mine: Path, call: Call, m
         (["nowhere"], 3, "is missing"),
         (["RUN", "--gold", "nowhere"], 3, "no model 'nowhere'"),
         (["RUN", "--gold", "MODEL"], 3, "gold has the same weights as base"),
+        (["--model", "RUN", "--tracks", "x", "--gold", "RUN"], 3, "gold has the same weights as unlearned"),
         (["RUN", "--gold", "RUN"], 3, "gold has the same weights as unlearned"),
     ],
 )

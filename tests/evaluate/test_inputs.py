@@ -160,3 +160,4 @@ def test_a_gold_that_is_another_of_the_models_is_refused(
     with pytest.raises(InputError, match=words):
         inputs.open_inputs("the/model", tracks, others={"base": "base", **golds})
     inputs.open_inputs("base", tracks, others={"base": "base", "gold": "g"})  # a run may have changed nothing
+    inputs.open_inputs("g", tracks, others={"base": "base", "gold": "g"})  # as `encore bench --meta` does

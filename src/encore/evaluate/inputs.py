@@ -192,6 +192,7 @@ def from_flags(
     Raises:
         InputError: a model or a track can't be used, or a gold is another of the models.
     """
+    check_golds({role: model_name(name) for role, name in {**others, "unlearned": model}.items()})
     chosen = select(
         listing, catalog=open_catalog(catalog, others.get("base", model), roots), retain=retain, holdout=holdout,
         roots=roots, drop_duplicates=True, skip_unreadable=skip_unreadable,
@@ -216,7 +217,7 @@ def open_inputs(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> EvaluationInputs:
-    """Open models on selected tracks; arguments as in `from_flags`.
+    """Open models on selected tracks; arguments as in `from_flags`, but that `model` may be one of the golds.
 
     Args:
         chosen: the selected tracks.
@@ -232,8 +233,14 @@ def open_inputs(
         )
         for role, name in names.items()
     }
-    if "gold" in models or "gold2" in models:
-        check_golds({role: model_sha256(model) for role, model in models.items()})
+    if golds := {names[role] for role in ("gold", "gold2") if role in names}:
+        check_golds(
+            {
+                role: model_sha256(backend)
+                for role, backend in models.items()
+                if role != "unlearned" or model not in golds
+            }
+        )
     retain_tracks = reported(chosen.retain, RETAIN_TRACKS, seed)
     notes = [*chosen.notes, *([retain_sets(chosen.retain, retain_tracks, None)] if retain_tracks else [])]
     tracks: dict[ClipSet, Sequence[Track]] = {

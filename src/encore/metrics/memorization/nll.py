@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
@@ -35,10 +36,11 @@ class Nll(Metric):
                 yield no_clips("nll", clips, unit=unit)
                 continue
             threshold = _memorised_below(evaluation) if clips == "retain" else None
-            limit = _memorised_below(evaluation, *available_roles(evaluation, "base", "gold")[:1])
+            judges = available_roles(evaluation, "base", "gold") if clips == "forget" else []
+            limit = _memorised_below(evaluation, judges[0]) if judges else None
             for model in available_roles(evaluation):
-                details = {} if threshold is None else {"memorised_below": threshold}
-                if clips == "forget" and limit is not None:
+                details: dict[str, Any] = {} if threshold is None else {"memorised_below": threshold}
+                if limit is not None:
                     details = {"memorised": _memorised(evaluation, model, limit)}
                 yield mean_row(
                     "nll", model, clips, evaluation.nll(model, clips), evaluation, unit=unit,
