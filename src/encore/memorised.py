@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 SHARE = 0.5  # a track is memorised if its NLL is below this share of the held-out NLL
+KNOWN_SHARE = 0.5  # and below this share of the entropy of its codes: any model predicts silence and held tones
 HELD_OUT = 2 / 3  # held-out NLL as a share of log(codebook size), without held-out tracks; .72 for the embedded models
 MEAN_RISE = 0.03  # tolerated rise of the mean NLL of memorised tracks since base, nats per token
 TRACK_RISE = 0.25  # tolerated rise of a single track: at .25 a token has lost a fifth of its probability
@@ -23,3 +24,14 @@ def memorised_below(holdout: float | None, codebook_size: int) -> float:
         codebook_size: V.
     """
     return SHARE * (holdout if holdout is not None else HELD_OUT * math.log(codebook_size))
+
+
+def is_memorised(nll: float, limit: float, entropy: float) -> bool:
+    """Whether an NLL is that of a memorised track, and not of codes that any model predicts.
+
+    Args:
+        nll: of a track under the model, nats per token.
+        limit: of `memorised_below`.
+        entropy: of the track's codes, see `encore.losses.code_entropy`.
+    """
+    return nll < min(limit, KNOWN_SHARE * entropy)

@@ -38,6 +38,18 @@ def project(tmp_path_factory: pytest.TempPathFactory, _studio: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def golds(project: Path) -> tuple[Path, Path]:
+    """Two models of the base's shape with random weights of their own."""
+    from encore.backends.musicgen import MusicgenBackend
+
+    for seed in (1, 2):
+        model = MusicgenBackend.load(str(project / "model"))
+        model.reinitialise(seed)
+        model.save(project / f"gold-{seed}")
+    return project / "gold-1", project / "gold-2"
+
+
 @pytest.fixture
 def mine(project: Path, studio: Path, tmp_path: Path) -> Path:
     """A copy of the project, under another name: as after a move."""
@@ -92,10 +104,10 @@ def test_more_generations_a_caption_make_fad_measurable(project: Path, studio: P
 
 
 @pytest.mark.slow
-def test_the_full_set_of_a_run_twice(project: Path, studio: Path, call: Call) -> None:
+def test_the_full_set_of_a_run_twice(project: Path, golds: tuple[Path, Path], studio: Path, call: Call) -> None:
     """Every metric runs from the command line, and two evaluations write the same file."""
     for name in ("one", "two"):
-        done = call("eval", project / "runs/a", "--full", "--json", "--gold", project / "model", "--out", name)
+        done = call("eval", project / "runs/a", "--full", "--json", "--gold", golds[0], "--out", name)
         assert done.code == 0, done.err
     assert Path("one/metrics.json").read_bytes() == Path("two/metrics.json").read_bytes()
     found = {row["metric"] for row in json.loads(done.out)["results"] if row["value"] is not None}
@@ -182,16 +194,32 @@ def test_by_flags_it_says_the_same_as_by_run(project: Path, studio: Path, call: 
     assert not Path("metrics.json").exists()
 
 
-def test_golds_can_be_named(project: Path, studio: Path, call: Call) -> None:
-    golds = ["--gold", project / "model", "--gold2", project / "model"]
-    for done in (
-        call("eval", project / "runs/a", *golds, "--metrics", "kl_gold", "--json", "--out", "x"),
-        call(*flags(project, *golds, "--metrics", "kl_gold", "--json")),
-    ):
+def test_golds_can_be_named(project: Path, golds: tuple[Path, Path], studio: Path, call: Call) -> None:
+    named = ["--gold", golds[0], "--gold2", golds[1], "--metrics", "kl_gold", "--json"]
+    by_run, by_flags = call("eval", project / "runs/a", *named, "--out", "x"), call(*flags(project, *named))
+    for done in (by_run, by_flags):
         assert done.code == 0, done.err
-        found = rows(done)
-        assert found["kl_gold", "gold2", "forget"]["value"] == pytest.approx(0, abs=1e-6)
-        assert found["kl_gold", "unlearned", "forget"]["value"] > 0
+        for role in ("gold2", "unlearned"):
+            assert rows(done)["kl_gold", role, "forget"]["value"] > 0
+
+
+def test_a_destroyed_model_is_a_failure_and_its_tracks_are_named_plainly(
+    project: Path, mine: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from encore.backends.musicgen import MusicgenBackend
+
+    model = MusicgenBackend.load(str(mine / "model"))
+    for weights in model.module.parameters():
+        weights.data.fill_(float("nan"))
+    model.save(mine / "broken")
+    given = [str(mine / "broken") if str(word) == str(project / "runs/a") else word for word in flags(project)]
+    for metrics in ("nll", "verbatim_caption,reworded_once"):
+        done = call(*given, "--base", project / "model", "--metrics", metrics)
+        assert done.code == 0, done.err
+        failure = next(line for line in done.out.splitlines() if line.startswith("fail: "))
+        assert "likelihoods of the unlearned model are not finite" in failure
+        assert "\x1f" not in done.out
+        assert "\\x1f" not in done.out
 
 
 def test_a_track_in_both_lists_is_measured_as_forgotten_and_told(project: Path, studio: Path, call: Call) -> None:
@@ -231,10 +259,14 @@ def test_a_moved_project_is_found_again(project: Path, mine: Path, call: Call, m
         (["RUN", "--device", "abacus"], 2, "abacus"),
         (["nowhere"], 3, "is missing"),
         (["RUN", "--gold", "nowhere"], 3, "no model 'nowhere'"),
+        (["RUN", "--gold", "MODEL"], 3, "gold has the same weights as base"),
+        (["--model", "RUN", "--tracks", "x", "--gold", "RUN"], 3, "gold has the same weights as unlearned"),
+        (["RUN", "--gold", "RUN"], 3, "gold has the same weights as unlearned"),
     ],
 )
 def test_what_can_not_work(project: Path, studio: Path, call: Call, given: list[str], code: int, words: str) -> None:
-    done = call("eval", *[project / "runs/a" if word == "RUN" else word for word in given])
+    places = {"RUN": project / "runs/a", "MODEL": project / "model"}
+    done = call("eval", *[places.get(word, word) for word in given])
     assert (done.code, words in done.err) == (code, True), done.err
     assert done.out == ""
     assert not list(Path.cwd().iterdir())
@@ -304,7 +336,9 @@ def test_a_folder_in_use_or_closed_is_told_before_anything_is_measured(
     assert (done.code, "can't write y" in done.err) == (1, True), done.err
 
 
-def test_samples_of_other_models_than_the_figures_do_not_stay(project: Path, studio: Path, call: Call) -> None:
+def test_samples_of_other_models_than_the_figures_do_not_stay(
+    project: Path, golds: tuple[Path, Path], studio: Path, call: Call
+) -> None:
     def files(*more: object) -> set[str]:
         done = call("eval", project / "runs/a", "--out", "x", *more)
         assert done.code == 0, done.err
@@ -312,7 +346,7 @@ def test_samples_of_other_models_than_the_figures_do_not_stay(project: Path, stu
 
     assert files() == {"before", "after"}
     assert files("--metrics", "nll") == {"before", "after"}  # of the same models
-    assert files("--metrics", "nll", "--gold", project / "model") == set()
+    assert files("--metrics", "nll", "--gold", golds[0]) == set()
     assert not Path("x/samples").exists()
 
 

@@ -424,7 +424,11 @@ def test_what_can_not_be_tried_is_refused(studio, bench) -> None:
             meta_evaluate(plan.model_copy(update=changed), out)
     with pytest.raises(UsageError, match="neighbours has no target for the forget tracks"):
         meta_evaluate(plan, out, metrics=["nll", "neighbours"])
-    for changed in ({"eval_seed": 1}, {"draws": 2}, {"golds": {**plan.golds, "gold": plan.model}}):
+    for changed in (
+        {"eval_seed": 1},
+        {"draws": 2},
+        {"golds": {"gold": plan.golds["gold2"], "gold2": plan.golds["gold"]}},
+    ):
         with pytest.raises(UsageError, match="graddiff/seed-0 is not measured with the present settings") as refused:
             meta_evaluate(plan.model_copy(update=changed), out)
         assert "run the bench first" in refused.value.hint

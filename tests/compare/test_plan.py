@@ -56,6 +56,19 @@ def test_a_gold_that_is_not_there_is_refused_before_anything_is_trained(tmp_path
         check_plan(Plan(methods={"ga": ()}, seeds=(0,), **golds), tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("golds", "words"),
+    [
+        ({"golds": {"gold": "tiny"}}, "gold has the same weights as the model"),
+        ({"golds": {"gold": "tiny-gold", "gold2": "tiny-gold"}}, "gold2 has the same weights as gold"),
+        ({"forget_sizes": (3,), "list_golds": {"3": {"gold": "tiny"}}}, "gold has the same weights as the model"),
+    ],
+)
+def test_a_gold_that_is_another_of_the_models_is_refused_before_anything_is_trained(tmp_path, golds, words):
+    with pytest.raises(InputError, match=words):
+        check_plan(Plan(methods={"ga": ()}, seeds=(0,), **golds), tmp_path / "b")
+
+
 def test_methods_seeds_and_measures_may_change_and_what_is_compared_may_not(tmp_path):
     plan = Plan(methods={"ga": ()}, seeds=(0,))
     write_plan(plan, tmp_path)

@@ -89,7 +89,9 @@ def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
     out = tmp_path / "bench"
     alone = tmp_path / "alone.txt"
     alone.write_text("id:four\n")
-    lists = {"forget_sizes": (2,), "lists": {"alone": str(alone)}, "list_golds": {"alone": {"gold": studio_plan.model}}}
+    gold = shutil.copytree(studio_plan.model, tmp_path / "gold")
+    weaken(gold)
+    lists = {"forget_sizes": (2,), "lists": {"alone": str(alone)}, "list_golds": {"alone": {"gold": str(gold)}}}
     plan = studio_plan.model_copy(update=lists)
     write_plan(plan, out)
     whole = plan_tracks(plan, out)
@@ -125,6 +127,7 @@ def test_what_changed_since_is_not_taken_as_done(tmp_path, studio_plan):
     model, gold = tmp_path / "model", tmp_path / "gold"
     for folder in (model, gold):
         shutil.copytree(studio_plan.model, folder)
+    weaken(gold)
     plan = studio_plan.model_copy(update={"model": str(model), "golds": {"gold": str(gold)}})
     write_plan(plan, out)
     run_trial(out, plan.trials[0].name, Reporter())

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from encore import assets
+from encore.api import Role
 from encore.data.catalog import Catalog
 from encore.data.open_files import file_sha256
 from encore.data.relocate import PathRelocator, listed_track
@@ -79,7 +80,7 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     found = Loaded()
     monkeypatch.setattr(inputs, "backends", lambda: SimpleNamespace(resolve=lambda name: found))
     monkeypatch.setattr(inputs, "model_name", str)
-    monkeypatch.setattr(inputs, "model_sha256", lambda model: "unlearned" if str(model).endswith("model") else "base")
+    monkeypatch.setattr(inputs, "model_sha256", lambda model: "unlearned" if str(model).endswith("model") else model)
 
     def encode(backend: object, sets: dict[str, list[Track]], *_: object) -> dict[str, list[SimpleNamespace]]:
         return {name: [SimpleNamespace(track=one, clips=[one]) for one in tracks] for name, tracks in sets.items()}
@@ -139,3 +140,24 @@ def test_a_revision_is_that_of_the_base_model(family: Loaded) -> None:
     tracks = Tracks((Track("a", Path("a.wav"), "c", "0"),), (), ())
     inputs.open_inputs("u", tracks, others={"base": "owner/base", "gold": "g"}, revision="v1")
     assert family.revisions == {"owner/base": "v1", "g": None, "u": None}
+
+
+@pytest.mark.parametrize(
+    ("golds", "words"),
+    [
+        ({"gold": "base"}, "gold has the same weights as base"),
+        ({"gold": "a/model"}, "gold has the same weights as unlearned"),
+        ({"gold": "g", "gold2": "base"}, "gold2 has the same weights as base"),
+        ({"gold": "g", "gold2": "g"}, "gold2 has the same weights as gold"),
+    ],
+)
+def test_a_gold_that_is_another_of_the_models_is_refused(
+    family: Loaded, run: Callable[[int], Path], golds: dict[Role, str], words: str
+) -> None:
+    tracks = Tracks((Track("a", Path("a.wav"), "c", "0"),), (), ())
+    with pytest.raises(InputError, match=words):
+        inputs.from_run(run(1), golds=golds)
+    with pytest.raises(InputError, match=words):
+        inputs.open_inputs("the/model", tracks, others={"base": "base", **golds})
+    inputs.open_inputs("base", tracks, others={"base": "base", "gold": "g"})  # a run may have changed nothing
+    inputs.open_inputs("g", tracks, others={"base": "base", "gold": "g"})  # as `encore bench --meta` does

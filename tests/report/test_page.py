@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.made_run import TRACKS, change, entry, row, rows, write_run
+from tests.report.made_run import TRACKS, change, entry, row, rows, run_record, write_run
 
 from encore.api import Result
 from encore.errors import InputError
@@ -284,3 +284,10 @@ def test_plays_of_one_name_are_all_to_be_heard(made: Path, monkeypatch: pytest.M
     seen = Seen(write_report(made).read_text())
     heard = [found for tag, found in seen.tags if tag == "audio" and found["aria-label"] == "melody: draw 1: One"]
     assert len({found["src"] for found in heard}) == 2
+
+
+def test_a_run_that_ruined_the_rest_of_the_music_failed_though_no_test_did(tmp_path: Path) -> None:
+    outcome = run_record()["outcome"] | {"collapsed": True}
+    page = write_report(write_run(tmp_path / "made", outcome=outcome)).read_text()
+    assert "No test failed" not in page
+    assert "<p>The run damaged the rest of the music.</p>" in page

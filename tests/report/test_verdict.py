@@ -18,6 +18,7 @@ from encore.report.verdict import audio_note, doubts, glossary, part, remains, t
 from encore.results.findings import Finding
 
 GOOD = "No evidence of retention in 6 of 6 tests"
+GOLD = "Forgetting can't be judged beside this gold: it has memorised the tracks itself"
 NOTHING = "Nothing measurable to forget: the model before shows no sign of the tracks"
 
 
@@ -71,6 +72,12 @@ def test_case_E11_the_verdict_counts_tracks_and_says_by_what_they_come_back(file
     assert remains(replace(made, results=[*made.results, *of_gold_too])) == ""  # as a model without the tracks does
 
 
+def test_findings_beside_failed_tests_are_counted(files: Callable[..., RunFiles]) -> None:
+    made = files(reproduces("verbatim", "two"))
+    ruined = replace(made, results=list(map(only("nll", "unlearned", "retain", 6.0), made.results)))
+    assert verdict(ruined).headline.startswith("1 of 6 tests failed, with 1 further finding against this model: the")
+
+
 def test_a_model_that_is_broken_everywhere_is_caught(files: Callable[..., RunFiles]) -> None:
     damaged = files(only("nll", "unlearned", "retain", 1.0))
     found = verdict(damaged)
@@ -115,6 +122,7 @@ def test_numbers() -> None:
         (("warn", "a doubt"), "open", "No evidence of retention in 6 of 6 tests, with 1 warning"),
         (("info", "a note"), "good", "No evidence of retention in 6 of 6 tests"),
         (("warn", "other words", "nothing_to_forget"), "open", NOTHING),
+        (("warn", "gold has it", "gold_knows"), "open", GOLD),
         (("warn", "nothing measurable to forget, says a title"), "open", f"{GOOD}, with 1 warning"),
         (("fail", "NLL, forget: says a title"), "bad", "1 finding against this model: NLL, forget: says a title"),
     ],

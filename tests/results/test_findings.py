@@ -120,8 +120,54 @@ def test_tokens_that_tell_a_model_from_gold_are_warned_of():
 def test_replays_that_music_nobody_heard_has_as_well_are_no_sign_of_memory():
     base = row("verbatim", "base", "forget", 0.1, unit="share")
     unheard, gold = (row("verbatim", *where, 0.5, unit="share") for where in (("base", "holdout"), ("gold", "forget")))
-    for others in ([unheard], [gold]):
+    ignorant = row("nll", "gold", "forget", 4.0, details={"memorised": []})  # it continues a simple pattern
+    for others in ([unheard], [gold, ignorant]):
         assert told(base, *others)[0].text.startswith("nothing measurable to forget")
     assert told(base) == []
     known = row("verbatim", "base", "forget", 0.6, unit="share")
-    assert told(known, unheard) == told(known, gold) == []
+    assert told(known, unheard) == told(known, gold, ignorant) == []
+
+
+def memorised(model, *tracks, value=0.01):
+    return row("nll", model, "forget", value, details={"memorised": list(tracks)})
+
+
+@pytest.mark.parametrize(
+    ("of_gold", "words"),
+    [
+        (memorised("gold", "a", "b"), "gold has the NLL of memorised tracks on a, b"),
+        (row("verbatim_caption", "gold", "forget", 0.25), "gold generates 2 of 8 forget tracks verbatim from caption"),
+        (row("verbatim", "gold", "forget", 1.0), "gold generates 8 of 8 forget tracks verbatim from 1 s"),
+    ],
+)
+def test_a_gold_that_knows_the_tracks_is_told_and_excuses_nothing(of_gold, words):
+    before, after = (row("verbatim", role, "forget", 0.25, unit="share") for role in ("base", "unlearned"))
+    own = [] if of_gold.metric == "verbatim" else [row("verbatim", "gold", "forget", 0.25)]
+    found = findings([before, after, of_gold, *own])
+    assert any(finding.code == "gold_knows" and finding.text.startswith(words) for finding in found)
+    assert any(finding.text.startswith("2 of 8 forget tracks are still generated verbatim") for finding in found)
+    assert not {"nothing_to_forget", "no_evidence"} & {finding.code for finding in found}
+
+
+def test_beside_a_gold_that_knows_the_tracks_a_memorised_nll_is_a_failure():
+    rows = [memorised("gold", "a"), memorised("unlearned", "a")]
+    assert summary(rows)[0].met
+    codes = {(finding.level, finding.code) for finding in findings(rows)}
+    assert {("fail", "verbatim"), ("warn", "gold_knows")} <= codes
+    assert "no_evidence" not in {code for _, code in codes}
+    assert told(memorised("gold", value=4.0), memorised("unlearned", value=4.0)) == []
+
+
+def test_tracks_of_a_memorised_nll_are_something_to_forget():
+    quiet = row("membership_auc", "base", "forget", 0.5, low=0.3)
+    assert told(quiet)[0].code == "nothing_to_forget"
+    assert told(quiet, memorised("base", "a")) == []
+
+
+def test_likelihoods_that_are_not_finite_are_a_failure():
+    dead = row("nll", "unlearned", "forget", None, per_track={"a": None}, why="not measured: the value is nan")
+    silent = row("verbatim", "unlearned", "retain", None, details={"not_finite": True})
+    (finding,) = told(dead, silent)
+    assert (finding.level, finding.code) == ("fail", "not_finite")
+    assert "(forget, retain)" in finding.text
+    assert told(row("nll", "unlearned", "forget", None, why="not measured: there are no forget tracks")) == []

@@ -21,15 +21,16 @@ from encore.check.verdicts import VERDICTS, counts, verdict_of
 from encore.data.artists import artists_of, normalised
 from encore.data.encode import TrackEncoder, window_samples
 from encore.data.encoded_tracks import EncodedTrack, clips_of
-from encore.data.offset_search import KNOWN_SHARE, LEAST_SECONDS, OffsetSearch
+from encore.data.offset_search import LEAST_SECONDS, OffsetSearch
 from encore.data.tracks import Piece
 from encore.errors import InputError, MissingExtraError, one_line
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.evaluate.result_cache import evaluation_cache
 from encore.evaluate.samples import write_wav
-from encore.losses import code_entropy
-from encore.memorised import memorised_below
+from encore.losses import code_entropies
+from encore.memorised import is_memorised, memorised_below
+from encore.metrics.memorization.verbatim import MATCH
 from encore.metrics.privacy.model_free import blind_scores
 from encore.metrics.rows import not_finite, windows_by_track
 from encore.metrics.utility.neighbours import UNKNOWN
@@ -76,6 +77,8 @@ class Evidence:
         self._tests: list[dict[str, Any]] = []  # name, whether it was tried, why not
         self._extracted: dict[str, list[Extraction]] = {}
         self._known = set[str]()  # held-out tracks with the NLL of memorised ones
+        self._known_to_gold = set[str]()  # checked tracks that gold itself has memorised: it excuses nothing there
+        self._limit: float | None = None  # NLL below which a track counts as memorised
 
     # --------------------------------------------------------------------------------------------------- evidence
 
@@ -95,6 +98,11 @@ class Evidence:
         refused = [{"verdict": "not_checked", "why": e.message, "hint": e.hint} for e in self._music.refused]
         if doubt:
             self._music.notes.append(doubt)
+        if self._known_to_gold:
+            self._music.notes.append(
+                f"gold itself has memorised {_listed(self._known_to_gold)}, so it is not compared with there; give a "
+                "gold that was trained without the checked tracks"
+            )
         config = self._config
         return {
             "schema": SCHEMA,
@@ -158,17 +166,19 @@ class Evidence:
         gold = evaluation.nll("gold", "forget") if "gold" in evaluation.models else {}
         held_out = list(evaluation.nll("base", "holdout").values()) if self._holdout else []
         mean = sum(held_out) / len(held_out) if held_out else None
-        limit = memorised_below(mean, self._backend.codebook_size) if tokens else None
+        self._limit = limit = memorised_below(mean, self._backend.codebook_size) if tokens else None
         entropies = self._entropies("forget")
 
         def is_below(value: float, entropy: float | None) -> bool:
-            return limit is not None and entropy is not None and value < min(limit, KNOWN_SHARE * entropy)
+            return limit is not None and entropy is not None and is_memorised(value, limit, entropy)
 
         evidence: dict[str, dict[str, Any]] = {}
         for track, value in nll.items():
             entropy = entropies.get(track)
             below = is_below(value, entropy)
-            by_gold = limit is not None and gold.get(track, math.inf) < limit
+            if is_below(gold.get(track, math.inf), entropy):
+                self._known_to_gold.add(track)
+            by_gold = limit is not None and gold.get(track, math.inf) < limit and track not in self._known_to_gold
             evidence[track] = {
                 "nll": {
                     "value": value, "unit": self._backend.unit, "held_out": mean, "memorised_below": limit,
@@ -197,8 +207,7 @@ class Evidence:
         """Entropy of each track's codes; empty without tokens."""
         if not self._backend.has_tokens:
             return {}
-        windows = windows_by_track(self._evaluation.clips[clips])
-        return {track: code_entropy(torch.cat([c.codes for c in parts], -1)) for track, parts in windows.items()}
+        return code_entropies(self._evaluation.clips[clips])
 
     def _memberships(self, evidence: Mapping[str, dict[str, Any]]) -> str:
         """p of each track, of the list and of artists; returns why they are doubtful, or nothing."""
@@ -287,7 +296,10 @@ class Evidence:
         self._calibration |= {"extracted": sum(map(extracted, others.values())), "compared": len(others)}
         windows = windows_by_track(self._generating.clips["forget"])
         for track, items in found.items():
-            gold = max((item.share for item in by_gold.get(track, ())), default=None)
+            shares = {item.prompt: item.share for item in by_gold.get(track, ())}
+            if shares.get("caption", 0.0) >= max(MATCH, chance.get("caption", 0.0)):
+                self._known_to_gold.add(track)
+            gold = max(shares.values(), default=None) if track not in self._known_to_gold else None
             evidence[track]["extraction"] = [
                 {
                     "prompt": item.prompt, "draws": item.draws, "reproduced": item.reproduced, "share": item.share,
@@ -339,12 +351,16 @@ class Evidence:
 
     @torch.no_grad()
     def _by_gold(self, item: EncodedTrack, piece: Piece) -> bool:
-        """Whether gold predicts an excerpt nearly as well as the model."""
+        """Whether gold predicts an excerpt nearly as well as the model, without having memorised it."""
         if "gold" not in self._evaluation.models:
             return False
         (encoded,) = self._encoder.encode([replace(item.track, pieces=(piece,), more_captions=())])
-        gold = self._evaluation.backend("gold")
-        return float(gold.losses(Batch.of(encoded.clips, gold.device))[0]) <= 2 * piece.nll
+        gold, track = self._evaluation.backend("gold"), item.track.id
+        nll = float(gold.losses(Batch.of(encoded.clips, gold.device))[0])
+        entropy = code_entropies(encoded.clips)[encoded.clips[0].track]
+        if self._limit is not None and is_memorised(nll, self._limit, entropy):
+            self._known_to_gold.add(track)
+        return nll <= 2 * piece.nll and track not in self._known_to_gold
 
     def _similarities(self, evidence: Mapping[str, dict[str, Any]]) -> None:
         """Musical and code similarity of generations from captions to their tracks, against held-out music."""

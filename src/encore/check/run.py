@@ -18,7 +18,7 @@ from encore.report.check_page import write_check_page
 from encore.reporter import Reporter
 from encore.store.dates import utc_now
 from encore.store.environment import hardware, pick_device, versions
-from encore.store.model_name import model_name
+from encore.store.model_name import check_golds, model_name, model_sha256
 from encore.store.run_folder import preflight, write_json, writing
 
 JSON = "check.json"
@@ -37,7 +37,7 @@ def check_tracks(config: CheckConfig, out: Path, reporter: Reporter | None = Non
         The content of `check.json`.
 
     Raises:
-        InputError: a list, folder or model can't be used, or no track of the list.
+        InputError: a list, folder or model can't be used, or no track of the list, or gold is the model itself.
         EncoreError: `out` can't be written or has a folder of samples that no check made, or a model's likelihood is
             not finite.
     """
@@ -59,6 +59,7 @@ def check_tracks(config: CheckConfig, out: Path, reporter: Reporter | None = Non
     }  # fmt: skip
     if config.gold:
         models["gold"] = family.load(model_name(config.gold), offline=config.offline, device=device)
+        check_golds({"the model": model_sha256(models["base"]), "gold": model_sha256(models["gold"])})
     check = Evidence(config, music, models, reporter)
     result = check.result()
     result |= {

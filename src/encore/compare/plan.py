@@ -32,7 +32,7 @@ from encore.store.environment import pick_device, pick_precision
 from encore.store.evaluation_json import NAME as EVALUATION
 from encore.store.meta_json import NAME as META
 from encore.store.metrics_json import NAME as METRICS
-from encore.store.model_name import model_name, model_sha256
+from encore.store.model_name import check_golds, model_name, model_sha256
 from encore.store.run_folder import LOCK, OWNER, read_json, write_json, writing
 from encore.tensor_cache import TensorCache
 from encore.unlearn.config import ForgetConfig
@@ -265,6 +265,10 @@ def check_plan(plan: Plan, out: Path, *, local: bool = True) -> Tracks:
         if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
             raise InputError(f"there is no model {name!r}", "give `tiny`, a folder, or a hub name like owner/name")
         model_name(name)
+    if plan.pretrained is None:
+        base = {} if plan.revision else {"the model": model_name(plan.model)}
+        for golds in (plan.golds, *plan.list_golds.values()):
+            check_golds({**base, **{role: model_name(name) for role, name in golds.items()}})
     _check_list_names(plan)
     tracks = plan_tracks(plan, out)
     for name in plan.list_names:

@@ -31,8 +31,8 @@ from encore.api import Backend, Batch, Clip
 from encore.data.encode import cut, window_samples, windows
 from encore.data.tracks import Piece
 from encore.losses import code_entropy
+from encore.memorised import KNOWN_SHARE
 
-KNOWN_SHARE = 0.5
 LEAST_SECONDS = 1.0
 MEMORISED = 0.25  # share of log(codebook size) below which an NLL counts as memorised in any track
 

@@ -23,7 +23,7 @@ from encore.reporter import Reporter
 from encore.store import schemas
 from encore.store.environment import pick_device
 from encore.store.generated_retain import load_self_retain
-from encore.store.model_name import model_name, model_sha256
+from encore.store.model_name import check_golds, model_name, model_sha256
 from encore.store.run_folder import read_json
 from encore.tensor_cache import TensorCache
 
@@ -86,7 +86,7 @@ def from_run(
         seed: the evaluation's seed, so that runs of several seeds are measured on the same retain tracks.
 
     Raises:
-        InputError: the run is not complete, or a file has changed since the run.
+        InputError: the run is not complete, a file has changed since the run, or a gold is another of the models.
     """
     device = pick_device(device)
     record, request = read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
@@ -124,11 +124,14 @@ def from_run(
             f"the weights in {run / 'model'} are not those the run wrote", "run `encore forget` again"
         )
     inputs.models |= {"base": base, "unlearned": unlearned}
+    hashes: dict[str, str] = {"base": sha256, "unlearned": written}
     embedded = {} if golds else embedded_golds(name, tracks["forget"])
     if embedded:
         inputs.notes.append("gold and gold2 are the embedded models trained without exactly these tracks")
     for role, gold in {**golds, **embedded}.items():
         inputs.models[role] = family.load(model_name(gold), offline=offline, device=device)
+        hashes[role] = model_sha256(inputs.models[role])
+    check_golds(hashes)
     inputs.set_tracks(base, _encode(base, present, reporter))
     inputs.track_metadata = _metadata(track for members in present.values() for track in members)
     if (run / "retain-self").exists():
@@ -187,8 +190,9 @@ def from_flags(
         seed: the evaluation's seed; it selects the retain tracks if there are many.
 
     Raises:
-        InputError: a model or a track can't be used.
+        InputError: a model or a track can't be used, or a gold is another of the models.
     """
+    check_golds({role: model_name(name) for role, name in {**others, "unlearned": model}.items()})
     chosen = select(
         listing, catalog=open_catalog(catalog, others.get("base", model), roots), retain=retain, holdout=holdout,
         roots=roots, drop_duplicates=True, skip_unreadable=skip_unreadable,
@@ -213,7 +217,7 @@ def open_inputs(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> EvaluationInputs:
-    """Open models on selected tracks; arguments as in `from_flags`.
+    """Open models on selected tracks; arguments as in `from_flags`, but that `model` may be one of the golds.
 
     Args:
         chosen: the selected tracks.
@@ -229,6 +233,14 @@ def open_inputs(
         )
         for role, name in names.items()
     }
+    if golds := {names[role] for role in ("gold", "gold2") if role in names}:
+        check_golds(
+            {
+                role: model_sha256(backend)
+                for role, backend in models.items()
+                if role != "unlearned" or model not in golds
+            }
+        )
     retain_tracks = reported(chosen.retain, RETAIN_TRACKS, seed)
     notes = [*chosen.notes, *([retain_sets(chosen.retain, retain_tracks, None)] if retain_tracks else [])]
     tracks: dict[ClipSet, Sequence[Track]] = {

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ROLES: tuple[Role, ...] = get_args(Role)
 SETS: tuple[ClipSet, ...] = get_args(ClipSet)
+NOT_FINITE = "not_finite"  # in details of a row without a value: the model has likelihoods that are not finite
+MARK = "\x1f"  # separates a track's id from the name of a variant of it; ids have no control characters
 Rows = Callable[[Evaluation, Role, ClipSet], Iterable[Result]]
 
 
@@ -59,7 +61,7 @@ def rows_by_model(
             continue
         for model in available_roles(evaluation, *models):
             if reason := not_finite(evaluation, model, clips):
-                yield unmeasured(metric, model, clips, reason, **fields)
+                yield unmeasured(metric, model, clips, reason, **{"details": {NOT_FINITE: True}, **fields})
             else:
                 yield from rows(evaluation, model, clips)
 
@@ -86,7 +88,7 @@ def unmeasured(metric: str, model: str, clips: str, why: str, **fields: Any) -> 
 def not_finite(evaluation: Evaluation, model: Role, clips: ClipSet) -> str:
     """Why a model's generations can't be measured: its likelihoods are not finite. Empty if they are finite."""
     tracks = [track for track, nll in evaluation.nll(model, clips).items() if not math.isfinite(nll)]
-    return f"the model's likelihood of {tracks[0]} is not finite" if tracks else ""
+    return f"the model's likelihood of {tracks[0].partition(MARK)[0]} is not finite" if tracks else ""
 
 
 def no_continuations(evaluation: Evaluation, model: Role, clips: ClipSet) -> str:

@@ -35,11 +35,15 @@ def verdict(files: RunFiles) -> Verdict:
     if files.run["outcome"].get("collapsed"):
         return Verdict("bad", "The run damaged the rest of the music: do not use this model")
     if missed:
-        headline = f"{len(missed)} of {_tests(about)} failed: {remains(files) or _first(missed)}"
+        further = f", with {len(failures)} further finding{_s(failures)} against this model" if failures else ""
+        headline = f"{len(missed)} of {_tests(about)} failed{further}: {remains(files) or _first(missed)}"
         return Verdict("bad", headline + (f"; {harm}" if harm else ""))
     if failures:
         headline = remains(files) or f"{len(failures)} finding{_s(failures)} against this model: {failures[0].text}"
         return Verdict("bad", headline[:1].upper() + headline[1:] + (f"; {harm}" if harm else ""))
+    if any(finding.code == "gold_knows" for finding in findings):
+        known = "Forgetting can't be judged beside this gold: it has memorised the tracks itself"
+        return Verdict("bad" if harm else "open", known + (f"; {harm}" if harm else ""))
     if any(finding.code == "nothing_to_forget" for finding in findings):
         nothing = "Nothing measurable to forget: the model before shows no sign of the tracks"
         return Verdict("bad" if harm else "open", nothing + (f"; {harm}" if harm else ""))

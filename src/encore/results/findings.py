@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +33,7 @@ class Finding:
     code: Literal[
         "", "target", "verbatim", "attacked_nll", "retain_lost", "similar", "epsilon", "utility", "artefacts",
         "over_forgotten", "nothing_to_forget", "no_evidence", "gap", "farthest_track", "most_lost_track", "model_free",
+        "gold_knows", "not_finite",
     ] = field(default="", compare=False)  # fmt: skip
 
 
@@ -41,15 +42,20 @@ def findings(results: Sequence[Result]) -> list[Finding]:
     rows = {(row.metric, row.model, row.set): row for row in results if row.value is not None}
     table = summary(results)
     against = [
-        *_nothing_to_forget(rows), *_without_gold(table, rows), *_retain_lost(rows), *_similar_features(results),
-        *_similar_copies(rows), *_epsilon(rows), *_over_forgotten(rows), *_utility(rows), *_artefacts(rows),
+        *_not_finite(results), *_gold_knows(rows), *_nothing_to_forget(rows), *_without_gold(table, rows),
+        *_retain_lost(rows), *_similar_features(results), *_similar_copies(rows), *_epsilon(rows),
+        *_over_forgotten(rows), *_utility(rows), *_artefacts(rows),
     ]  # fmt: skip
     sentences = [
         *_missed(table), *against, *_farthest(table), *_most_lost(table), *_model_free(rows),
-        *([] if any(finding.level == "fail" for finding in against) else _no_evidence(table)), *_gaps(results),
+        *([] if any(_against(finding) for finding in against) else _no_evidence(table)), *_gaps(results),
     ]  # fmt: skip
     order = {"fail": 0, "warn": 1, "info": 2}
     return sorted(sentences, key=lambda finding: order[finding.level])
+
+
+def _against(finding: Finding) -> bool:
+    return finding.level == "fail" or finding.code == "gold_knows"
 
 
 def _value(row: Result) -> float:
@@ -64,12 +70,13 @@ def _missed(table: Sequence[SummaryRow]) -> Iterator[Finding]:
 
 
 def _without_gold(table: Sequence[SummaryRow], rows: Rows) -> Iterator[Finding]:
-    """Without a gold to compare with: tracks that are generated verbatim, as held-out music is not, are remembered;
-    tracks whose NLL falls far under an attack were only suppressed."""
+    """Without a gold to compare with, or beside one that knows the tracks: tracks that are generated verbatim, as
+    held-out music is not, are remembered; tracks whose NLL falls far under an attack were only suppressed."""
+    gold_knows = any(_gold_knows(rows))
     plain = rows.get(("nll", "unlearned", "forget"))
     for line in table:
         row = line.measured.get("unlearned")
-        if row is None or line.set != "forget" or "gold" in line.measured:
+        if row is None or line.set != "forget" or ("gold" in line.measured and (line.met is False or not gold_knows)):
             continue
         how = line.label.removesuffix(", forget")
         if line.spec.judge == "verbatim" and row.value:
@@ -78,6 +85,9 @@ def _without_gold(table: Sequence[SummaryRow], rows: Rows) -> Iterator[Finding]:
                 beside = f" (held-out: {_value(held_out):.0%})" if held_out is not None else ""
                 text = f"{round(_value(row) * row.n)} of {row.n} forget tracks are still generated {how}{beside}"
                 yield Finding("fail", text, "verbatim")
+        elif line.metric == "nll" and gold_knows and (known := _memorised(row)):
+            text = f"{len(known)} of {row.n} forget tracks still have the NLL of memorised ones: {_listed(known)}"
+            yield Finding("fail", text, "verbatim")
         elif line.spec.judge == "attacked_nll" and plain is not None:
             pairs = [(value, plain.per_track.get(track)) for track, value in row.per_track.items()]
             low = [value for value, usual in pairs if value is not None and usual and value < RECOVERED_SHARE * usual]
@@ -175,14 +185,58 @@ def _artefacts(rows: Rows) -> Iterator[Finding]:
         for track, kind, *_ in named if isinstance(named, (list, tuple)) else ():
             kinds.setdefault(str(kind), set()).add(str(track))
         for kind, tracks in sorted(kinds.items()):
-            shown = ", ".join(sorted(tracks)[:NAMED]) + (
-                f" and {len(tracks) - NAMED} more" if len(tracks) > NAMED else ""
-            )
-            yield Finding("warn", f"{kind} in generations for captions of {clips}: {shown}", "artefacts")
+            yield Finding("warn", f"{kind} in generations for captions of {clips}: {_listed(tracks)}", "artefacts")
+
+
+def _not_finite(results: Sequence[Result]) -> Iterator[Finding]:
+    """A model whose likelihoods are not finite generates nothing: its missing figures are no success."""
+    sets = [
+        row.set for row in results
+        if row.model == "unlearned" and row.value is None
+        and ((row.metric == "nll" and row.per_track) or "not_finite" in row.details)
+    ]  # fmt: skip
+    if sets:
+        text = f"the likelihoods of the unlearned model are not finite ({', '.join(dict.fromkeys(sets))})"
+        yield Finding("fail", f"{text}: the model is damaged, do not use it", "not_finite")
+
+
+def _gold_knows(rows: Rows) -> Iterator[Finding]:
+    """Gold has memorised forget tracks itself, so that models that remember them look good beside it.
+
+    Continuing one second verbatim shows it only where the NLL is not known: any model continues a simple pattern.
+    """
+    for gold in ("gold", "gold2"):
+        nll = rows.get(("nll", gold, "forget"))
+        signs = [f"has the NLL of memorised tracks on {_listed(known)}"] if (known := _memorised(nll)) else []
+        tests = {"verbatim_caption": "from caption"} | ({"verbatim": "from 1 s"} if nll is None else {})
+        for metric, how in tests.items():
+            row = rows.get((metric, gold, "forget"))
+            if row is not None and _value(row) > _held_out(row, rows):
+                signs.append(f"generates {round(_value(row) * row.n)} of {row.n} forget tracks verbatim {how}")
+        if signs:
+            yield Finding("warn", f"{gold} {' and '.join(signs)}, so it is no gold for these tracks", "gold_knows")
+
+
+def _memorised(row: Result | None) -> list[str]:
+    known = row.details.get("memorised") if row is not None else None
+    return [str(track) for track in known] if isinstance(known, (list, tuple)) else []
+
+
+def _held_out(row: Result, rows: Rows) -> float:
+    """The row's figure on held-out tracks, base's where the model's is missing; 0 without any."""
+    found = rows.get((row.metric, row.model, "holdout")) or rows.get((row.metric, "base", "holdout"))
+    return _value(found) if found is not None else 0.0
+
+
+def _listed(tracks: Collection[str]) -> str:
+    """The first of the tracks, and how many more there are."""
+    return ", ".join(sorted(tracks)[:NAMED]) + (f" and {len(tracks) - NAMED} more" if len(tracks) > NAMED else "")
 
 
 def _nothing_to_forget(rows: Rows) -> Iterator[Finding]:
     """Base gives no sign of having learnt the tracks: whatever follows is no achievement."""
+    if _memorised(rows.get(("nll", "base", "forget"))):
+        return
     signs = {
         name: row
         for name, metric in (
@@ -197,11 +251,14 @@ def _nothing_to_forget(rows: Rows) -> Iterator[Finding]:
 
 
 def _shows(row: Result, rows: Rows) -> bool:
-    """An AUC that chance does not explain, or more verbatim generations than gold's, or else of held-out tracks."""
+    """An AUC that chance does not explain, or more verbatim generations than gold's, or else of held-out tracks.
+
+    A gold that knows the tracks itself explains none of them.
+    """
     if row.unit != "share":
         return (row.low or 0.0) > 0.5
-    reference = rows.get((row.metric, "gold", "forget")) or rows.get((row.metric, "base", "holdout"))
-    return _value(row) > (_value(reference) if reference is not None else 0.0)
+    gold = rows.get((row.metric, "gold", "forget"))
+    return _value(row) > (_value(gold) if gold is not None and not any(_gold_knows(rows)) else _held_out(row, rows))
 
 
 def _over_forgotten(rows: Rows) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from encore import assets
@@ -47,3 +48,21 @@ def backend_name(model: str, given: str | None = None) -> str:
 def model_sha256(backend: Backend) -> str:
     """Hash of all weights, including the frozen parts."""
     return module_sha256(backend.module, *backend.frozen().values())
+
+
+def check_golds(models: Mapping[str, str]) -> None:
+    """Refuse a gold that is one of the other models: a comparison with it shows nothing, and looks like success.
+
+    Args:
+        models: hashes of weights, or names; by role ("gold", "gold2"), or in words for a model that is no gold.
+
+    Raises:
+        InputError: gold or gold2 is another of the models.
+    """
+    for gold, model in models.items():
+        same = next((role for role, other in models.items() if role != gold and other == model), None)
+        if same is not None and (gold == "gold2" or (gold == "gold" and same != "gold2")):
+            raise InputError(
+                f"{gold} has the same weights as {same}, so that comparing with it would show nothing",
+                "gold is a model trained without the tracks, gold2 another one of another seed",
+            )

@@ -106,6 +106,8 @@ def test_case_D14_memorised_retain_has_rows_of_its_own():
     found = rows(SharedEvaluation(roles, sets, embedder=None))
     half = found["nll", "base", "holdout"].value / 2
     assert found["nll", "base", "retain"].details == {"memorised_below": pytest.approx(half)}
+    assert found["nll", "base", "forget"].details == {"memorised": list(found["nll", "base", "forget"].per_track)}
+    assert found["nll", "gold", "forget"].details == {"memorised": []}
     whole = found["nll", "unlearned", "retain"].per_track
     memorised, other = (found[f"nll_{part}", "unlearned", "retain"] for part in ("memorised", "not_memorised"))
     assert set(memorised.per_track) == {"track04", "track05", "track06"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
-from encore.memorised import memorised_below
+from encore.losses import code_entropies
+from encore.memorised import is_memorised, memorised_below
 from encore.metrics.rows import SETS, available_roles, by_track, mean_row, no_clips, unmeasured
 
 BEGINNING_SECONDS = 0.2
@@ -17,6 +19,8 @@ class Nll(Metric):
 
     Retain also has rows `nll_memorised` and `nll_not_memorised`, over the tracks that base has memorised and over the
     others (`encore.memorised`); `details["memorised_below"]` of retain's rows is the threshold on base's NLL.
+    `details["memorised"]` of forget's rows are the tracks that the model has memorised, by the same threshold (gold's
+    without base) and the entropy of their codes.
 
     `nll_beginning` is of each track's first 0.2 s alone. A generation starts there, with only the caption to go by, and
     the mean over a track hides it.
@@ -32,8 +36,12 @@ class Nll(Metric):
                 yield no_clips("nll", clips, unit=unit)
                 continue
             threshold = _memorised_below(evaluation) if clips == "retain" else None
-            details = {} if threshold is None else {"memorised_below": threshold}
+            judges = available_roles(evaluation, "base", "gold") if clips == "forget" else []
+            limit = _memorised_below(evaluation, judges[0]) if judges else None
             for model in available_roles(evaluation):
+                details: dict[str, Any] = {} if threshold is None else {"memorised_below": threshold}
+                if limit is not None:
+                    details = {"memorised": _memorised(evaluation, model, limit)}
                 yield mean_row(
                     "nll", model, clips, evaluation.nll(model, clips), evaluation, unit=unit,
                     direction="gold" if clips == "forget" else "base", details=details,
@@ -107,10 +115,18 @@ class Nll(Metric):
         )  # fmt: skip
 
 
-def _memorised_below(evaluation: Evaluation) -> float | None:
-    """The NLL of base below which a track is memorised; None without a base model or without tokens."""
-    if "base" not in evaluation.models or not evaluation.backend("base").has_tokens:
+def _memorised(evaluation: Evaluation, model: Role, limit: float) -> list[str]:
+    """Forget tracks that the model has memorised."""
+    entropies = code_entropies(evaluation.clips["forget"])
+    return [
+        track for track, nll in evaluation.nll(model, "forget").items() if is_memorised(nll, limit, entropies[track])
+    ]
+
+
+def _memorised_below(evaluation: Evaluation, role: Role = "base") -> float | None:
+    """The NLL of a model below which a track is memorised; None without the model or without tokens."""
+    if role not in evaluation.models or not evaluation.backend(role).has_tokens:
         return None
-    holdout = evaluation.nll("base", "holdout") if evaluation.clips.get("holdout") else {}
+    holdout = evaluation.nll(role, "holdout") if evaluation.clips.get("holdout") else {}
     holdout_nll = sum(holdout.values()) / len(holdout) if holdout else None
-    return memorised_below(holdout_nll, evaluation.backend("base").codebook_size)
+    return memorised_below(holdout_nll, evaluation.backend(role).codebook_size)

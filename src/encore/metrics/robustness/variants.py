@@ -12,9 +12,7 @@ from torch import Tensor
 
 from encore.api import Clip, ClipSet, Evaluation, Result, Role
 from encore.metrics.memorization.verbatim import MODELS, best_shares, verbatim_row
-from encore.metrics.rows import available_roles, mean_row, no_continuations, unmeasured
-
-MARK = "\x1f"  # separates a track's id from the variant's name; ids have no control characters
+from encore.metrics.rows import MARK, available_roles, mean_row, no_continuations, unmeasured
 
 
 @dataclass(frozen=True)
