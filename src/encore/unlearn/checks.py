@@ -28,6 +28,29 @@ def reads_weights(method: Method, *functions: str) -> str:
     return next((USES[name] for name in own), "") if isinstance(method, LossMethod) else ""
 
 
+def check_loss(method: LossMethod, name: str, loss: object) -> None:
+    """Refuse what a function of a method returned in place of a loss that can be trained on.
+
+    Args:
+        method: of the run.
+        name: of its function.
+        loss: what it returned.
+
+    Raises:
+        PluginError: it is not a tensor, or has no gradient.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise PluginError(
+            f"method {method.spec.name!r}: {name} returned {type(loss).__name__}, and must return a tensor",
+            "report it to the method's authors",
+        )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise PluginError(
+            f"method {method.spec.name!r}: {name} returned a loss without a gradient",
+            "compute it from the model's outputs, outside torch.no_grad() and without detach()",
+        )
+
+
 def check_gradients(
     method: LossMethod, module: nn.Module, optimizer: torch.optim.Optimizer, masked: Collection[str]
 ) -> None:

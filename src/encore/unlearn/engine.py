@@ -449,6 +449,7 @@ class Engine:
                 batch = Batch.of(part, self.backend.device, noise_index=state.step + 1)
                 with self._autocast():
                     losses = loss_of(step, batch)
+                checks.check_loss(method, name, losses)
                 if losses.shape != (len(batch),):
                     raise PluginError(
                         f"method {method.spec.name!r}: {name} returned shape {tuple(losses.shape)} for {len(batch)} "
@@ -471,6 +472,7 @@ class Engine:
             sums[name] = rules.add(name, add, state.retain_weight)
         penalty = method.penalty(step)
         if penalty is not None:
+            checks.check_loss(method, "penalty", penalty)
             penalty = penalty / distributed.size()  # every process computes it
             penalty.backward()
             sums["penalty"] = penalty.item()

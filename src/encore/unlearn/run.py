@@ -205,9 +205,7 @@ def prepare(
         )
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
-    backend = open_model(
-        family, request.model, revision=request.revision, offline=request.offline, device=device
-    )
+    backend = open_model(family, request.model, revision=request.revision, offline=request.offline, device=device)
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where this model's are of different widths
     setup = settle(request, method, backend)

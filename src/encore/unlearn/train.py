@@ -144,9 +144,7 @@ def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Re
     family = backends().resolve(request.backend)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
-    backend = open_model(
-        family, request.model, revision=request.revision, offline=request.offline, device=device
-    )
+    backend = open_model(family, request.model, revision=request.revision, offline=request.offline, device=device)
     if not backend.has_tokens and method.options.epochs is None:
         raise UsageError(
             f"{backend.name} has no tokens, so nothing shows when a track is memorised", "say how long: --epochs N"
