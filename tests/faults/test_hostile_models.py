@@ -364,3 +364,23 @@ def test_a_model_whose_weights_are_not_finite_is_refused(
     done = call(command, *lists[command], "--model", folder, "--out", "out")
     refused(done, "the weights of model are not finite, first of all ")
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "forget"])
+def test_a_model_whose_nll_is_not_finite_is_refused(studio: Path, call: Call, command: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of(studio / "model")
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "lm_heads" in name:
+            weight.mul_(1e37)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    music = studio / "music"
+    lists = {
+        "train": ["--tracks", music / "retain.txt", "--epochs", "1"],
+        "forget": ["--tracks", music / "forget.txt", "--catalog", music / "catalog.jsonl", "--steps", "3"],
+    }
+    done = call(command, *lists[command], "--model", folder, "--out", "out")
+    refused(done, "the model's NLL of ", " is not finite before training")
+    assert not Path("out/run.json").exists()

@@ -145,7 +145,7 @@ def _train(request: TrainConfig, recipe: Training, origin: dict[str, Any], *, js
 
 
 def _show(run: dict[str, Any], out: Path) -> None:
-    from encore.unlearn.train import loss_name
+    from encore.unlearn.checks import loss_name
 
     outcome = run["outcome"]
     name = loss_name(run["unit"])

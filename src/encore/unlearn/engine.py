@@ -144,8 +144,10 @@ class Engine:
 
         Raises:
             EncoreError: the loss was not finite several steps in a row, or the final weights are not finite.
+            InputError: the loss of the model is not finite before the run.
             PluginError: the method changed a frozen part, or breaks its contract in another way.
         """
+        checks.check_base(self.monitor.first, self.backend.unit)
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         weights = {name: tensor.shape for name, tensor in self.backend.module.state_dict().items()}
         if self.lora is not None:

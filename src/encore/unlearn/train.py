@@ -35,6 +35,7 @@ from encore.store.run_folder import (
     preflight,
 )
 from encore.tensor_cache import TensorCache
+from encore.unlearn.checks import loss_name
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Engine
 from encore.unlearn.records import SCHEMA, check_other_run, memory_json, request_json, track_json, with_origin
@@ -275,11 +276,6 @@ def _refuse_non_finite(after: Memorisation, unit: str) -> None:
                 f"after training, the model's {loss_name(unit)} of {track} is not finite",
                 "lower --lr; no model was saved",
             )
-
-
-def loss_name(unit: str) -> str:
-    """What a unit's loss is called."""
-    return "NLL" if unit == "nats/token" else unit
 
 
 def check_memorised(run: Mapping[str, Any]) -> None:
