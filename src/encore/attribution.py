@@ -47,7 +47,7 @@ from encore.losses import token_cross_entropy
 from encore.plugins import backends
 from encore.reporter import Reporter
 from encore.store.environment import pick_device
-from encore.store.model_name import model_name, model_sha256
+from encore.store.model_name import model_sha256, open_model
 from encore.tensor_cache import TensorCache
 from encore.text import clean_caption
 
@@ -126,7 +126,7 @@ def attribute(
     if not tracks:
         raise InputError(f"{opened.name} holds no track but those of the split {HOLDOUT!r}", "give another --catalog")
 
-    loaded = backends().resolve(backend).load(model_name(model), revision=revision, offline=offline, device=device)
+    loaded = open_model(backends().resolve(backend), model, revision=revision, offline=offline, device=device)
     if not loaded.has_tokens:
         raise UsageError(f"{loaded.name} has no tokens, which attribution needs")
     cache = TensorCache()

@@ -378,3 +378,16 @@ def test_case_E2_a_plugins_metric_is_in_the_table_and_in_the_json(
     assert rows(call("eval", project / "runs/a", "--metrics", "loudness", "--out", "x", "--json")).keys() == {
         ("loudness", "base", "forget"), ("loudness", "unlearned", "forget")
     }  # fmt: skip
+
+
+def test_an_evaluation_that_measures_less_than_the_earlier_one_says_so(mine: Path, call: Call) -> None:
+    run = mine / "runs/a"
+    assert call("eval", run, "--metrics", "nll,extraction_strength").code == 0
+    found = json.loads((run / "metrics.json").read_text())["results"]
+    lost = sum(row["metric"].startswith("extraction_strength") and row["value"] is not None for row in found)
+    assert lost
+    done = call("eval", run, "--metrics", "nll")
+    assert f"{lost} figures of the earlier evaluation in {run} are replaced" in done.err
+    assert "another --out keeps both" in done.err
+    for more in ([], ["--out", mine / "other"], ["--metrics", "nll,extraction_strength"]):
+        assert "are replaced" not in call("eval", run, "--metrics", "nll", *more).err

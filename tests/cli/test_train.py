@@ -51,6 +51,25 @@ def test_a_base_is_trained_and_shown(studio: Path, call: Call) -> None:
     assert [line["method"] for line in json.loads(listed.out)["runs"]] == ["train"]
 
 
+def test_training_that_raises_the_nll_keeps_the_run_and_ends_with_4(studio: Path, call: Call) -> None:
+    done = call(*flags(studio, "--epochs", 2, "--lr", 100))
+    assert done.code == 4, done.err
+    assert "training did not lower the tracks' mean NLL: " in done.err
+    assert "a lower --lr" in done.err
+    assert Path("base/run.json").exists()
+    assert call(*flags(studio, "--epochs", 2, "--lr", 100, "--resume")).code == 4
+
+
+@pytest.mark.parametrize("lr", [1e10, 1e30])
+def test_a_model_that_is_not_finite_is_never_a_complete_run(studio: Path, call: Call, lr: float) -> None:
+    done = call(*flags(studio, "--epochs", 3, "--lr", lr))
+    assert (done.code, "not finite" in done.err or "non-finite" in done.err) == (1, True), done.err
+    assert "lower --lr" in done.err
+    assert "not expected" not in done.err
+    assert not Path("base/run.json").exists()
+    assert not Path("base/model").exists()
+
+
 def test_a_gold_says_what_it_was_not_trained_on(studio: Path, call: Call, tmp_path: Path) -> None:
     Path("without.txt").write_text(f"{studio / 'music/one.wav'}\tlonely flute over lute\n")
     done = call(*flags(studio, "--epochs", 1, "--without", "without.txt", "--root", studio / "music", "--json"))

@@ -278,7 +278,8 @@ def test_a_base_that_has_not_memorised_ends_the_bench_and_a_gold_that_has_is_not
 
     def record(trial: Trial, enough: bool, known: int = 0) -> None:
         outcome = {
-            "steps": 9, "memorised": enough, "trained": {"memorised": 1, "measured": 3},
+            "steps": 9, "memorised": enough,
+            "trained": {"memorised": 1, "measured": 3, "nll_before": 5.0, "nll_after": 4.0},
             "left_out": {"memorised": known},
         }  # fmt: skip
         folder = out / trial.name

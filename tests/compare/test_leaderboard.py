@@ -13,9 +13,10 @@ from encore.api import Result
 from encore.cli import evaluate
 from encore.compare.leaderboard import Line, Measured, _tested, leaderboard
 from encore.compare.plan import Plan, Trial
-from encore.compare.tables import cells, header, spreadsheet
+from encore.compare.tables import cells, header, markdown, spreadsheet
 from encore.report import tables
 from encore.store.metrics_json import read_metrics, write_metrics
+from encore.store.run_folder import write_json
 
 GOOD = {"nll": 4.1, "kl": 1.1, "retain": 0.03, "relearned": 3.4, "replays": 0, "seconds": 10}
 BAD = {"nll": 1.0, "kl": 3.0, "retain": 2.0, "relearned": 0.2, "replays": 5, "seconds": 4}
@@ -64,6 +65,24 @@ def test_case_E1_a_method_that_forgets_nothing_comes_last_though_it_keeps_everyt
     assert (references["base"].median("keep targets"), references["base"].judged["keep targets"]) == (1, 1)
     assert references["base"].median("verbatim, forget") == 8
     assert board.lines[1].p.keys() == {"KL gold, forget", "retain NLL"}  # against who is first, who forgets
+
+
+def test_a_method_whose_models_could_not_be_measured_comes_last_with_the_reason(tmp_path, plan, cell_of):
+    for seed in (0, 1):
+        cell_of("good", seed, **GOOD)
+        cell_of("bad", seed, **BAD)
+        file = tmp_path / f"good/seed-{seed}/metrics.json"
+        rows = [replace(row, value=None, why="it is not finite") for row in read_metrics(file) if row.metric == "nll"]
+        write_metrics(file, [row for row in rows if row.model == "unlearned"])
+    run = {"timings": {"forget": 1}, "outcome": {"collapsed": True}}
+    write_json(tmp_path / "good/seed-1/run.json", run)
+    board = leaderboard(plan, tmp_path)
+    assert [line.name for line in board.lines] == ["bad", "good"]
+    assert board.notes == [
+        "good/seed-0 has no figures: it is not finite",
+        "good/seed-1 has no figures: the model collapsed: it is not finite",
+    ]
+    assert "- `good/seed-0`: it is not finite" in markdown(board)
 
 
 def test_case_E1_one_seed_that_leaves_a_replay_is_below_the_floor(tmp_path, plan, cell_of):

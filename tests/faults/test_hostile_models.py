@@ -342,3 +342,45 @@ def test_case_C10_mutated_model_folders_are_read_or_refused(
         refusals += done.code == 3
         shutil.rmtree(folder)
     assert refusals
+
+
+@pytest.mark.parametrize("command", ["generate", "train", "forget"])
+@pytest.mark.parametrize(("value", "part"), [("nan", "lm_heads.0"), ("inf", "text_encoder")])
+def test_a_model_whose_weights_are_not_finite_is_refused(
+    studio: Path, call: Call, command: str, value: str, part: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of(studio / "model")
+    weights = load_file(folder / "model.safetensors")
+    next(weight for name, weight in weights.items() if part in name).flatten()[0] = float(value)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    music = studio / "music"
+    lists = {
+        "generate": ["a", "--seconds", "0.3"],
+        "train": ["--tracks", music / "retain.txt", "--epochs", "1"],
+        "forget": ["--tracks", music / "forget.txt", "--catalog", music / "catalog.jsonl"],
+    }
+    done = call(command, *lists[command], "--model", folder, "--out", "out")
+    refused(done, "the weights of model are not finite, first of all ")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "forget"])
+def test_a_model_whose_nll_is_not_finite_is_refused(studio: Path, call: Call, command: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of(studio / "model")
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "lm_heads" in name:
+            weight.mul_(1e37)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    music = studio / "music"
+    lists = {
+        "train": ["--tracks", music / "retain.txt", "--epochs", "1"],
+        "forget": ["--tracks", music / "forget.txt", "--catalog", music / "catalog.jsonl", "--steps", "3"],
+    }
+    done = call(command, *lists[command], "--model", folder, "--out", "out")
+    refused(done, "the model's NLL of ", " is not finite before training")
+    assert not Path("out/run.json").exists()

@@ -1,5 +1,6 @@
 """Rows 16 and 23 of the fault list, with real processes: broken plugins, and an extension that does not fit."""
 
+import html
 import importlib.machinery
 import importlib.util
 import json
@@ -413,3 +414,124 @@ def test_case_C12_a_whole_extension_is_loaded(package):
         env={**os.environ, "PYTHONPATH": str(package), "ENCORE_CACHE": str(package / "cache")}, timeout=120,
     )  # fmt: skip
     assert json.loads(ran.stdout)["extension"]["loaded"]
+
+
+# ------------------------------------------------------------------------------- rows, rules and losses that are wrong
+
+ROWS = """
+from encore.api import Metric, MetricSpec, Result, RowSpec, hookimpl
+
+class Own(Metric):
+    def measure(self, evaluation):
+        yield Result("strange", "unlearned", "forget", 0.5, n=1)
+
+class Taking(Own):
+    def measure(self, evaluation):
+        yield from super().measure(evaluation)
+        yield Result("nll", "unlearned", "forget", 99.0, n=1)
+
+def zero(figures):
+    return 1 / 0
+
+def nothing(figures):
+    return None
+
+def lacking(figures):
+    return figures["unlearned"].details["missing"]
+
+def absent(figures):
+    raise KeyError("gold")
+
+def spec(name, judge):
+    return MetricSpec(name, "", "rows:Own", rows=(RowSpec("strange", "forget", "strange", target="≤ 1", judge=judge),))
+
+@hookimpl
+def encore_register_metrics():
+    return SPECS
+"""
+
+
+@pytest.fixture
+def made(studio, call):
+    """The flags of an evaluation of a run."""
+    forget = ("forget", "--tracks", studio / "music/forget.txt", "--retain", studio / "music/retain.txt")
+    done = call(*forget, "--model", studio / "model", "--method", "graddiff", "--steps", "1", "--out", "run")
+    assert done.code == 0, done.err
+    return ("eval", "run", "--metrics")
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ("rows:zero", "ZeroDivisionError: division by zero"), ("rows:nothing", "it returned None"),
+        ("rows:lacking", "KeyError: 'missing'"), ("rows:nowhere", "there is no rule 'rows:nowhere'"),
+        ("rows:absent", ""),
+    ],
+)  # fmt: skip
+def test_a_rule_that_fails_costs_its_own_verdict_alone(made, call, installed, judge, words):
+    installed.add("rows", ROWS + f"SPECS = [spec('strange', '{judge}')]\n")
+    done = call(*made, "strange,nll")
+    assert done.code == 0, done.err
+    noted = f"strange was not judged: the rule '{judge}' of rows 1.0 failed: "
+    assert (noted in done.err) == bool(words), done.err
+    assert words in done.err
+    page = Path("run/report.html").read_text()
+    assert (words or "there is no figure of") in html.unescape(page)
+    assert call("report", "run").code == 0
+
+
+@pytest.mark.parametrize("order", ["taking,nll", "nll,taking", "taking"])
+def test_a_metric_may_not_return_rows_of_another(made, call, installed, order):
+    installed.add("rows", ROWS + "SPECS = [MetricSpec('taking', '', 'rows:Taking')]\n")
+    done = call(*made, order)
+    assert done.code == 1
+    assert "the metric 'taking' failed: its row 'nll' is that of the metric 'nll', and was left out" in done.err
+    rows = json.loads(Path("run/metrics.json").read_text())["results"]
+    keys = [(row["metric"], row["model"], row["set"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    assert ("strange", "unlearned", "forget") in keys
+    assert 99.0 not in [row["value"] for row in rows]
+
+
+LOSSES = """
+import torch
+from encore.api import MethodSpec, hookimpl
+from encore.methods.graddiff import GradDiff
+
+class Nothing(GradDiff):
+    def forget_loss(self, step, batch):
+        return None
+
+class Detached(GradDiff):
+    def retain_loss(self, step, batch):
+        return super().retain_loss(step, batch).detach()
+
+class Number(GradDiff):
+    def penalty(self, step):
+        return 0.5
+
+@hookimpl
+def encore_register_methods():
+    return [MethodSpec(name, "", f"losses:{name.title()}", needs={"retain"}) for name in
+            ("nothing", "detached", "number")]
+"""
+
+
+@pytest.mark.parametrize("clip", [(), ("-o", "per_track_clip=1")])
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("nothing", "method 'nothing': forget_loss returned NoneType, and must return a tensor"),
+        ("detached", "method 'detached': retain_loss returned a loss without a gradient"),
+        ("number", "method 'number': penalty returned float, and must return a tensor"),
+    ],
+)
+def test_a_loss_that_can_not_be_trained_on_is_named(studio, call, installed, method, words, clip):
+    installed.add("losses", LOSSES)
+    done = call(
+        "forget", "--tracks", studio / "music/forget.txt", "--retain", studio / "music/retain.txt", "--model",
+        studio / "model", "--method", method, "--steps", "1", "--out", "run", *clip,
+    )  # fmt: skip
+    assert done.code == 1
+    assert words in done.err
+    assert "not expected" not in done.err

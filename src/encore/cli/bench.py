@@ -467,8 +467,8 @@ def _show(
     if requests:
         rows: list[Mapping[str, object]] = [line.as_dict() for line in requests]
         console.table(list(rows[0]), [[_rounded(value) for value in row.values()] for row in rows])
-    if board.trust_note:
-        console.note(board.trust_note)
+    for note in board.notes:
+        console.note(note)
     for path in written:
         console.note(str(path))
 

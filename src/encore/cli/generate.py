@@ -52,11 +52,11 @@ def generate(
     from encore.data.decode import load
     from encore.evaluate.samples import write_wav
     from encore.store.environment import pick_device
-    from encore.store.model_name import backend_name, model_name
+    from encore.store.model_name import backend_name, open_model
     from encore.store.run_folder import writing
 
     family = plugins.backends().resolve(backend_name(model, backend))
-    opened = family.load(model_name(model), revision=revision, offline=offline, device=pick_device(device))
+    opened = open_model(family, model, revision=revision, offline=offline, device=pick_device(device))
     longest = opened.max_frames / opened.frame_rate
     if seconds > longest:
         raise UsageError(f"{model} generates at most {longest:.1f} s", f"--seconds {longest:.1f}")

@@ -94,7 +94,7 @@ def train(
 
     A base is trained until it has memorised the tracks of the list, a gold by the same command with --without, a
     second one with another --seed. `encore bench --preset finetuned` makes all three and compares methods on them. Exit
-    code 4: the model is there, and has memorised too few of the tracks.
+    code 4: the model is there, and has memorised too few of the tracks, or training did not lower their NLL.
     """
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both set the length of the training", "give one of the two")
@@ -145,8 +145,10 @@ def _train(request: TrainConfig, recipe: Training, origin: dict[str, Any], *, js
 
 
 def _show(run: dict[str, Any], out: Path) -> None:
+    from encore.unlearn.checks import loss_name
+
     outcome = run["outcome"]
-    name = "NLL" if run["unit"] == "nats/token" else run["unit"]
+    name = loss_name(run["unit"])
     sets = {"trained": "trained on", "left_out": "left out"}
     numbers = [f"{name} before", f"{name} after", "right tokens"]
     console.table(

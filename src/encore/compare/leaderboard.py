@@ -91,6 +91,7 @@ class Measured:
         shown: values by title that only this bench shows: of plugins' metrics and of the metrics that it names.
         targets: the targets it meets.
         cost: values by title (`COSTS`), as far as known.
+        why: of an unlearned model without rows, the reason; else empty.
     """
 
     trial: Trial
@@ -98,6 +99,7 @@ class Measured:
     shown: Mapping[str, float] = field(default_factory=dict)
     targets: Targets = field(default_factory=Targets)
     cost: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
 
     def figures(self) -> dict[str, float]:
         """Values by title."""
@@ -134,6 +136,11 @@ class Line:
         return self.name, self.requests
 
     @property
+    def is_measured(self) -> bool:
+        """Whether it has figures other than its cost and counts of targets."""
+        return not self.figures.keys() <= {FORGET, KEEP, *COSTS}
+
+    @property
     def label(self) -> str:
         """The name and the options that differ from the method's defaults."""
         return label_of(self.name, self.options)
@@ -168,6 +175,7 @@ class Leaderboard:
         tested: number of tracks of each test, by title.
         trust: what `encore bench --meta` found of the rows, if it has run.
         trust_note: why that does not count any more, if so.
+        unmeasured: reasons by name of trials whose model could not be measured.
     """
 
     references: list[Line]
@@ -178,6 +186,13 @@ class Leaderboard:
     tested: Mapping[str, int]
     trust: Sequence[RowTrust] = ()
     trust_note: str = ""
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence each on what the table does not show."""
+        without = [f"{name} has no figures: {why}" for name, why in self.unmeasured.items()]
+        return [*without, *([self.trust_note] if self.trust_note else [])]
 
 
 def read_trial(
@@ -200,8 +215,16 @@ def read_trial(
             table = summary(_in_place_of_unlearned(results, role))
             costs = cost(folder, trial) if role == "unlearned" else {}
             counted = [line for line in table if (line.metric, line.set) not in ignored]
-            models[role] = Measured(trial, rows, _shown(table, rows, named), _targets(counted), costs)
+            why = "" if rows else _why_unmeasured(results, folder, trial)
+            models[role] = Measured(trial, rows, _shown(table, rows, named), _targets(counted), costs, why)
     return models
+
+
+def _why_unmeasured(results: Sequence[Result], folder: Path, trial: Trial) -> str:
+    """Why the unlearned model of a trial has no figure."""
+    collapsed = any(record["outcome"].get("collapsed") for record in _records(folder, trial) if "outcome" in record)
+    reason = next((row.why for row in results if row.model == "unlearned" and row.why), "nothing was measured")
+    return f"the model collapsed: {reason}" if collapsed else reason
 
 
 def _in_place_of_unlearned(results: Sequence[Result], role: str) -> Sequence[Result]:
@@ -283,11 +306,16 @@ def _figures(rows: Rows) -> dict[str, float]:
 
 def cost(folder: Path, trial: Trial) -> dict[str, float]:
     """Total seconds of all requests, and the highest peak memory."""
-    runs = [folder / str(number) for number in range(1, trial.requests + 1)] if trial.requests > 1 else [folder]
-    records = [read_json(run / "run.json", schemas.Run) for run in runs]
+    records = _records(folder, trial)
     seconds = float(sum(record.get("timings", {}).get("forget", 0.0) for record in records))
     peaks = [run["cost"]["peak_bytes"] / 1e9 for run in records if run.get("cost", {}).get("peak_bytes")]
     return {"seconds": seconds} | ({"peak GB": max(peaks)} if peaks else {})
+
+
+def _records(folder: Path, trial: Trial) -> list[Any]:
+    """`run.json` of each request."""
+    runs = [folder / str(number) for number in range(1, trial.requests + 1)] if trial.requests > 1 else [folder]
+    return [read_json(run / "run.json", schemas.Run) for run in runs]
 
 
 def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None) -> Leaderboard:
@@ -296,6 +324,7 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     Methods that forget (`_forgets`) come first. Ties are broken by share of targets met (forget targets only, for those
     that do not forget), then by KL to gold, then by NLL after relearning. A row that `encore bench --meta` found not
     to tell models apart does not count in any of these, as long as the trials are measured with what it was found with.
+    A method whose models could not be measured comes last.
 
     Args:
         failed: reasons by failed trial.
@@ -332,7 +361,8 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     rows = first["unlearned"].rows if first else {}
     sizes = {name: rows["nll", name].n for name in ("forget", "retain") if ("nll", name) in rows}
     lines, tested = _tested(lines, groups)
-    return Leaderboard(references, lines, why, titles, sizes, tested, trust, trust_note)
+    unmeasured = {run.trial.name: run.why for runs in groups.values() for run in runs if run.why}
+    return Leaderboard(references, lines, why, titles, sizes, tested, trust, trust_note, unmeasured)
 
 
 def failures(plan: Plan, out: Path) -> dict[Trial, str]:
@@ -365,6 +395,7 @@ def _rank(line: Line, ignored: Collection[tuple[str, str]] = ()) -> tuple[float,
     kl = line.median("KL gold, forget") if ("kl_gold", "forget") not in ignored else None
     relearned = line.median("relearned") if ("relearn", "forget") not in ignored else None
     return (
+        not line.is_measured,
         {True: 0, None: 1, False: 2}[line.forgets],
         -met / max(sum(line.judged.get(title, 0) for title in counted), 1),
         kl if kl is not None else float("inf"),

@@ -43,6 +43,7 @@ def write_leaderboard(
         "requests": [line.as_dict() for line in requests],
         "matrix": [line.as_dict() for line in matrix], "failed": dict(board.failed),
         "trust": [asdict(row) for row in board.trust], "trust_note": board.trust_note,
+        "unmeasured": dict(board.unmeasured),
     }  # fmt: skip
     page, sheet, data, drawing, matrix_sheet = (out / name for name in BOARD)
     write_json(data, content)
@@ -111,6 +112,9 @@ def markdown(board: Leaderboard, requests: Sequence[RequestLine] = (), matrix: S
         ])  # fmt: skip
     if board.trust:
         lines += ["", "## Do the metrics tell the truth?", "", _TRUST_EXPLAINED, "", *_table(*trust_table(board.trust))]
+    if board.unmeasured:
+        lines += ["", "## Without figures", ""]
+        lines += [f"- `{name}`: {text(' '.join(why.split()))}" for name, why in board.unmeasured.items()]
     if board.failed:
         lines += ["", "## Not in the table", ""]
         lines += [f"- `{name}`: {text(' '.join(why.split()))}" for name, why in board.failed.items()]

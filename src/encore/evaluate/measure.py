@@ -67,7 +67,8 @@ def measure(
     """Rows of the metrics, in order.
 
     A metric with an unmet need gives one row with the reason. A value that is not finite becomes None, with the reason.
-    A metric that raises loses only its own rows: see `check_failures`.
+    A metric that raises loses only its own rows: see `check_failures`. Rows of a plugin that are another metric's are
+    left out, and count as a failure of the plugin's.
 
     Args:
         evaluation: models and clips.
@@ -114,7 +115,30 @@ def measure(
         measured = [of_all[number] for number in range(len(names))]
     if progress:
         progress("", len(names), len(names))
-    return [row for metric_rows in measured for row in metric_rows]
+    return [row for name, rows in zip(names, _without_taken(names, measured), strict=True) for row in rows]
+
+
+def _without_taken(names: Sequence[str], measured: Sequence[list[Result]]) -> list[list[Result]]:
+    """Each metric's rows, those of plugins without rows that are another metric's: its name, a row that it declares, or
+    one that it returned before."""
+    registry = {entry.spec.name: entry for entry in plugins.metrics()}
+    owners = {(row.name, row.set): name for name, entry in registry.items() for row in entry.spec.rows}
+    returned: dict[tuple[str, str, str], str] = {}
+    kept = []
+    for name, rows in zip(names, measured, strict=True):
+        taken: dict[str, str] = {}
+        for row in rows:
+            key = (row.metric, row.model, row.set)
+            owner = owners.get((row.metric, row.set), row.metric if row.metric in registry else name)
+            owner = returned.setdefault(key, owner) if owner == name else owner
+            if owner != name and registry[name].source.distribution != plugins.OWN:
+                taken[row.metric] = owner
+        kept.append([row for row in rows if row.metric not in taken])
+        if taken:
+            listed = " and its ".join(f"row {row!r} is that of the metric {owner!r}" for row, owner in taken.items())
+            message = f"its {listed}, and was left out"
+            kept[-1].append(unmeasured(name, "none", "forget", f"{name!r}: {message}", details={FAILED: message}))
+    return kept
 
 
 def _rows(metric: type[Metric], evaluation: SharedEvaluation) -> list[Result]:

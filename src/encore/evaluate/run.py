@@ -24,8 +24,10 @@ from encore.report.card import write_card
 from encore.report.page import write_report
 from encore.report.run_files import read_run
 from encore.reporter import Reporter
+from encore.results.targets import summary
 from encore.store.evaluation_json import NAME, file_hashes
-from encore.store.metrics_json import write_metrics
+from encore.store.metrics_json import NAME as METRICS
+from encore.store.metrics_json import read_metrics, write_metrics
 from encore.store.run_folder import locked, read_json, remove, write_json, writing
 
 
@@ -114,6 +116,8 @@ def evaluate_inputs(
                 lambda name, done, of: reporter.progress("measure", done, of, {"metric": name}),
                 full=config.full, two_processes=two,
             )  # fmt: skip
+            for fault in [line.fault for line in summary(results) if line.fault]:
+                reporter.note(fault)
             if out is None or not writes:
                 return results
             record = evaluation_json(
@@ -121,10 +125,16 @@ def evaluate_inputs(
                 asked_embedder=config.embedder, embedder=embedder, draws=config.draws, notes=inputs.notes,
                 seconds=time.monotonic() - started,
             )  # fmt: skip
-            if (out / "samples").exists() and _measured(out) != record["models"]:
-                with writing(out):
-                    remove(out / "samples")
-            write_metrics(out / "metrics.json", results)
+            if _measured(out) != record["models"]:
+                if (out / "samples").exists():
+                    with writing(out):
+                        remove(out / "samples")
+            elif replaced := _replaced(out, results):
+                reporter.note(
+                    f"{replaced} figures of the earlier evaluation in {out} are replaced, and this one did not measure "
+                    "them; another --out keeps both"
+                )
+            write_metrics(out / METRICS, results)
             write_json(out / NAME, record | file_hashes(out, run))  # last: if interrupted before, the hashes differ
             if config.metrics is None:
                 write_samples(out, evaluation, results)
@@ -138,8 +148,18 @@ def evaluate_inputs(
     return results
 
 
+def _replaced(folder: Path, results: Sequence[Result]) -> int:
+    """How many figures a folder's `metrics.json` has that `results` lack."""
+    try:
+        earlier = read_metrics(folder / METRICS)
+    except InputError:
+        return 0
+    rows = {(row.metric, row.model, row.set) for row in results}
+    return sum(row.value is not None and (row.metric, row.model, row.set) not in rows for row in earlier)
+
+
 def _measured(folder: Path) -> Any:
-    """Hashes of the models of a folder's samples; None if unknown."""
+    """Hashes of the models that a folder's evaluation measured; None if unknown."""
     try:
         return read_json(folder / NAME)["models"]
     except (InputError, KeyError, TypeError):

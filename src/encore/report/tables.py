@@ -82,6 +82,8 @@ def _in_words(line: SummaryRow) -> str:
 
 def _not_judged(line: SummaryRow) -> str:
     """Why a line that has a target was not judged."""
+    if line.fault:
+        return line.fault
     row = line.figures.get(line.lacks)
     if row is not None and row.value is not None:
         return f"“{NAMES[line.lacks]}” shows nothing under this test either, so that it could not fail"

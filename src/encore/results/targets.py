@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from encore import plugins
-from encore.api import Result, RowSpec
+from encore.api import Result, Role, RowSpec
 from encore.results.rules import Figures, ratios, rule
 
 
@@ -26,6 +27,7 @@ class SummaryRow:
             or where the test could not fail: it finds nothing in base either, or the tracks are too few.
         worst: the worst track of the unlearned model (see `RowSpec.direction`) and its figure.
         lacks: where it has a target and is not judged: the role whose figure is missing, or shows nothing.
+        fault: where its rule failed: one sentence that names the rule and the error.
     """
 
     spec: RowSpec
@@ -33,6 +35,7 @@ class SummaryRow:
     met: bool | None = None
     worst: tuple[str, float] | None = None
     lacks: str = ""
+    fault: str = ""
 
     @property
     def label(self) -> str:
@@ -118,11 +121,28 @@ def targets_met(table: Sequence[SummaryRow]) -> dict[str, tuple[int, int]]:
 
 def _judged(spec: RowSpec, figures: Mapping[str, Result]) -> SummaryRow:
     line = SummaryRow(spec, figures)
+    met, lacks, fault = None, "", ""
     try:
-        met, lacks = rule(spec.judge)(line.measured) if spec.judge else None, ""
-    except KeyError as error:  # a role it compares with has no figure, or none that says anything
-        met, lacks = None, str(error.args[0])
-    return replace(line, met=met, worst=_worst(spec, line.measured), lacks=lacks)
+        met = plugins.third_party(_verdict, spec, line.measured) if spec.judge else None
+    except plugins.Broken as broken:
+        if isinstance(broken.error, KeyError) and broken.error.args[:1] and broken.error.args[0] in get_args(Role):
+            lacks = broken.error.args[0]  # a role it compares with has no figure, or none that says anything
+        else:
+            fault = f"{line.label} was not judged: the rule {spec.judge!r}{_source(spec)} failed: {broken}"
+    return replace(line, met=met, worst=_worst(spec, line.measured), lacks=lacks, fault=fault)
+
+
+def _verdict(spec: RowSpec, figures: Figures) -> bool:
+    met = rule(spec.judge)(figures)
+    if met not in (True, False):
+        raise TypeError(f"it returned {met!r}, not True or False")
+    return bool(met)
+
+
+def _source(spec: RowSpec) -> str:
+    """The plugin that a row's rule is of, as the end of a phrase; empty for one of `encore.results.rules`."""
+    sources = [entry.source for entry in plugins.metrics() if spec.judge in [row.judge for row in entry.spec.rows]]
+    return f" of {sources[0]}" if sources and ":" in spec.judge else ""
 
 
 def _of_plugin(metric: str) -> bool:

@@ -45,6 +45,34 @@ def backend_name(model: str, given: str | None = None) -> str:
         raise InputError(f"{run} was not written by this version of Encore: {error!r}", "run it again") from error
 
 
+def open_model(
+    family: type[Backend], given: str, *, revision: str | None = None, offline: bool = False, device: str = "cpu"
+) -> Backend:
+    """Load a model that is to be trained or to generate.
+
+    Args:
+        family: the model's.
+        given: see `model_name`.
+        revision: of the model, for one on the Hugging Face Hub.
+        offline: do not download anything.
+        device: to load it on.
+
+    Raises:
+        InputError: it can't be loaded, or a weight is not finite.
+    """
+    import torch
+
+    backend = family.load(model_name(given), revision=revision, offline=offline, device=device)
+    for module in (backend.module, *backend.frozen().values()):
+        for name, weight in module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise InputError(
+                    f"the weights of {given} are not finite, first of all {name}",
+                    "use another model, or train it again with a lower --lr",
+                )
+    return backend
+
+
 def model_sha256(backend: Backend) -> str:
     """Hash of all weights, including the frozen parts."""
     return module_sha256(backend.module, *backend.frozen().values())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
 from encore.api import Backend, LossMethod, Method
-from encore.errors import EncoreError, PluginError
+from encore.errors import EncoreError, InputError, PluginError
 from encore.hashing import module_sha256
+from encore.unlearn.monitor import Snapshot
 
 USES = {  # functions of a method that may use weights as they are -> what for
     "penalty": "its penalty reads", "after_step": "it changes", "finish": "it changes",
@@ -26,6 +28,53 @@ def reads_weights(method: Method, *functions: str) -> str:
     """
     own = (name for name in functions if getattr(type(method), name, None) is not getattr(LossMethod, name))
     return next((USES[name] for name in own), "") if isinstance(method, LossMethod) else ""
+
+
+def check_base(before: Snapshot, unit: str) -> None:
+    """Refuse a model whose weights are finite, and whose loss is not: no figure could be compared with it.
+
+    Args:
+        before: the snapshot of the model before the run.
+        unit: of its losses.
+
+    Raises:
+        InputError: a loss is not finite.
+    """
+    losses = {**before.forget, **before.memorised, **before.not_memorised, "held-out music": before.holdout}
+    for name, loss in losses.items():
+        if loss is not None and not math.isfinite(loss):
+            raise InputError(
+                f"the model's {loss_name(unit)} of {name} is not finite before training",
+                "use another --model: this one's weights are too large",
+            )
+
+
+def loss_name(unit: str) -> str:
+    """What a unit's loss is called."""
+    return "NLL" if unit == "nats/token" else unit
+
+
+def check_loss(method: LossMethod, name: str, loss: object) -> None:
+    """Refuse what a function of a method returned in place of a loss that can be trained on.
+
+    Args:
+        method: of the run.
+        name: of its function.
+        loss: what it returned.
+
+    Raises:
+        PluginError: it is not a tensor, or has no gradient.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise PluginError(
+            f"method {method.spec.name!r}: {name} returned {type(loss).__name__}, and must return a tensor",
+            "report it to the method's authors",
+        )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise PluginError(
+            f"method {method.spec.name!r}: {name} returned a loss without a gradient",
+            "compute it from the model's outputs, outside torch.no_grad() and without detach()",
+        )
 
 
 def check_gradients(

@@ -144,8 +144,10 @@ class Engine:
 
         Raises:
             EncoreError: the loss was not finite several steps in a row, or the final weights are not finite.
+            InputError: the loss of the model is not finite before the run.
             PluginError: the method changed a frozen part, or breaks its contract in another way.
         """
+        checks.check_base(self.monitor.first, self.backend.unit)
         frozen = {name: module_sha256(part) for name, part in self.backend.frozen().items()}
         weights = {name: tensor.shape for name, tensor in self.backend.module.state_dict().items()}
         if self.lora is not None:
@@ -449,6 +451,7 @@ class Engine:
                 batch = Batch.of(part, self.backend.device, noise_index=state.step + 1)
                 with self._autocast():
                     losses = loss_of(step, batch)
+                checks.check_loss(method, name, losses)
                 if losses.shape != (len(batch),):
                     raise PluginError(
                         f"method {method.spec.name!r}: {name} returned shape {tuple(losses.shape)} for {len(batch)} "
@@ -471,6 +474,7 @@ class Engine:
             sums[name] = rules.add(name, add, state.retain_weight)
         penalty = method.penalty(step)
         if penalty is not None:
+            checks.check_loss(method, "penalty", penalty)
             penalty = penalty / distributed.size()  # every process computes it
             penalty.backward()
             sums["penalty"] = penalty.item()

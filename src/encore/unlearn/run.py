@@ -31,7 +31,7 @@ from encore.store import schemas
 from encore.store.dates import utc_now
 from encore.store.environment import pick_device, pick_precision, reset_peak_bytes
 from encore.store.generated_retain import load_self_retain
-from encore.store.model_name import model_name, model_sha256
+from encore.store.model_name import model_sha256, open_model
 from encore.store.run_folder import (
     CHECKPOINTS,
     KEEP_CHECKPOINTS,
@@ -205,7 +205,7 @@ def prepare(
         )
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
-    backend = family.load(model_name(request.model), revision=request.revision, offline=request.offline, device=device)
+    backend = open_model(family, request.model, revision=request.revision, offline=request.offline, device=device)
     if "hidden" in method.spec.needs:
         len(backend.blocks)  # raises where this model's are of different widths
     setup = settle(request, method, backend)

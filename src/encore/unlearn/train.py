@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.splits import open_catalog
 from encore.data.track_list import read_list
 from encore.data.tracks import Track
-from encore.errors import GateError, InputError, UsageError
+from encore.errors import EncoreError, GateError, InputError, UsageError
 from encore.files import finite
 from encore.plugins import backends, distributions, installed
 from encore.report.card import training_card
@@ -25,7 +26,7 @@ from encore.reporter import Reporter
 from encore.stop_signals import stop_on_signals
 from encore.store.dates import utc_now
 from encore.store.environment import pick_device, reset_peak_bytes, versions
-from encore.store.model_name import model_name, model_sha256
+from encore.store.model_name import model_sha256, open_model
 from encore.store.run_folder import (
     CHECKPOINTS,
     KEEP_CHECKPOINTS,
@@ -34,6 +35,7 @@ from encore.store.run_folder import (
     preflight,
 )
 from encore.tensor_cache import TensorCache
+from encore.unlearn.checks import loss_name
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Engine
 from encore.unlearn.records import SCHEMA, check_other_run, memory_json, request_json, track_json, with_origin
@@ -143,7 +145,7 @@ def prepare(request: TrainConfig, method: Training, chosen: Chosen, reporter: Re
     family = backends().resolve(request.backend)
     started = time.monotonic()
     reporter.progress("load model", 0, 1)
-    backend = family.load(model_name(request.model), revision=request.revision, offline=request.offline, device=device)
+    backend = open_model(family, request.model, revision=request.revision, offline=request.offline, device=device)
     if not backend.has_tokens and method.options.epochs is None:
         raise UsageError(
             f"{backend.name} has no tokens, so nothing shows when a track is memorised", "say how long: --epochs N"
@@ -178,7 +180,8 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
 
     Raises:
         UsageError: the run to resume is another one.
-        EncoreError: see `Engine.run`. The folder then has the last good checkpoint, and no `run.json`.
+        EncoreError: see `Engine.run`; or the trained model's NLL is not finite. The folder then has the last good
+            checkpoint, and no `run.json`.
         Interrupted: a signal came; a checkpoint of that moment is saved.
     """
     reporter = reporter or Reporter()
@@ -215,6 +218,7 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
         trained = time.monotonic()
         reporter.progress("generate", 0, 1)
         after = {name: memorised(backend, members, generate_all=True) for name, members in measured.items()}
+        _refuse_non_finite(after["trained"], backend.unit)
         checked = time.monotonic()
         if folder is None:
             return distributed.first({})  # what rank 0 writes
@@ -265,14 +269,33 @@ def train(prepared: Prepared, origins: Mapping[str, str], reporter: Reporter | N
     return distributed.first(run)
 
 
+def _refuse_non_finite(after: Memorisation, unit: str) -> None:
+    for track, value in after.nll.items():
+        if not math.isfinite(value):
+            raise EncoreError(
+                f"after training, the model's {loss_name(unit)} of {track} is not finite",
+                "lower --lr; no model was saved",
+            )
+
+
 def check_memorised(run: Mapping[str, Any]) -> None:
-    """Check that a finished run did what it was to do: the tracks are memorised, or the epochs are over.
+    """Check that a finished run did what it was to do: the tracks are memorised, or the epochs are over and the tracks'
+    mean NLL is lower than before.
 
     Raises:
-        GateError: too few tracks are memorised.
+        GateError: too few tracks are memorised, or the NLL is not lower.
     """
     outcome = run["outcome"]
-    if run["options"]["epochs"]["value"] is not None or outcome["memorised"]:
+    if outcome["memorised"]:
+        return
+    before, after = (outcome["trained"][key] for key in ("nll_before", "nll_after"))
+    if before is not None and (after is None or not after < before):
+        figure = "not finite" if after is None else f"{after:.3f}"
+        raise GateError(
+            f"training did not lower the tracks' mean {loss_name(run['unit'])}: {before:.3f} before, {figure} after",
+            "the model is kept; train with another --out and a lower --lr",
+        )
+    if run["options"]["epochs"]["value"] is not None:
         return
     memorised, of = (outcome["trained"][key] for key in ("memorised", "measured"))
     raise GateError(
