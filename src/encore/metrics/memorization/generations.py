@@ -8,7 +8,8 @@ from torch import Tensor
 
 from encore.api import Clip, ClipSet, Evaluation, Role
 from encore.metrics.robustness.paraphrases import rewordings
-from encore.metrics.robustness.variants import MARK, tag
+from encore.metrics.robustness.variants import tag
+from encore.metrics.rows import MARK
 
 SAMPLES = 3  # generations per caption
 

@@ -10,8 +10,15 @@ from torch import Tensor
 from encore.api import Backend, Batch, Clip, Evaluation, Metric, Result, Role
 from encore.errors import UsageError
 from encore.metrics.memorization.verbatim import MODELS, best_shares, verbatim_row
-from encore.metrics.robustness.variants import MARK
-from encore.metrics.rows import available_roles, first_windows, losses_by_track, mean_row, no_continuations, unmeasured
+from encore.metrics.rows import (
+    MARK,
+    available_roles,
+    first_windows,
+    losses_by_track,
+    mean_row,
+    no_continuations,
+    unmeasured,
+)
 
 VECTORS = 4  # per track
 STEPS = 30
