@@ -249,3 +249,39 @@ def test_a_name_is_not_suggested_for_itself(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file 'one.wav'") as refused:
         read_list(put(tmp_path / "l.txt", "one.wav\tx\n"))
     assert "'one.wav'" not in refused.value.hint
+
+
+@pytest.mark.parametrize("kinds", ["id,isrc", "id,sha256", "isrc,sha256", "path,id", "path,isrc", "path,sha256"])
+def test_a_row_that_names_two_tracks_is_refused(tmp_path: Path, catalog: Catalog, kinds: str) -> None:
+    """One of the two would silently not be forgotten."""
+    columns = [
+        {"path": f"music/{record.path}", "id": record.id, "isrc": record.isrc, "sha256": record.sha256}
+        for record in catalog.records
+    ]
+    first, second = kinds.split(",")
+    one, other = columns[0], columns[1]
+    listed = put(tmp_path / "list.csv", f"{kinds}\n{one[first]},{one[second]}\n")
+    assert [track.id for track in read_list(listed, catalog=catalog).tracks] == ["greensleeves"]
+    put(listed, f"{kinds}\n{one[first]},{one[second]}\n{one[first]},{other[second]}\n")
+    with pytest.raises(InputError, match="line 3: .* are not the same track") as failure:
+        read_list(listed, catalog=catalog)
+    assert one[first] in failure.value.message or one[second] in failure.value.message
+    assert other[second] in failure.value.message
+
+
+def test_keys_that_the_catalogue_lacks_are_compared_with_those_it_has(tmp_path: Path, write: Write) -> None:
+    write("music/a.wav", 1), write("music/b.wav", 2)
+    put(tmp_path / "music" / "metadata.csv", "path,id,caption\na.wav,,first\nb.wav,b,second\n")
+    catalog = Catalog.open(tmp_path / "music")
+    listed = put(tmp_path / "list.csv", "path,id,isrc\nmusic/a.wav,17,GBAYE6700000\nmusic/b.wav,b,GBAYE6700001\n")
+    assert [track.caption for track in read_list(listed, catalog=catalog).tracks] == ["first", "second"]
+    put(listed, "path,id\nmusic/b.wav,17\n")
+    with pytest.raises(InputError, match="path 'music/b.wav' and id '17' are not the same track"):
+        read_list(listed, catalog=catalog)
+
+
+@pytest.mark.parametrize("line", ['{"id": "cancan", "id": "greensleeves"}', '{"audio": {"path": "a", "path": "b"}}'])
+def test_a_key_that_is_there_twice_in_one_object_is_refused(tmp_path: Path, catalog: Catalog, line: str) -> None:
+    listed = put(tmp_path / "list.jsonl", line + "\n")
+    with pytest.raises(InputError, match="line 1: the key '(id|path)' is there twice"):
+        read_list(listed, catalog=catalog)

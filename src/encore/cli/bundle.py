@@ -161,9 +161,7 @@ def _show(result: Verified, archive: Path, run: Path | None) -> None:
         console.note(f"the files in {run} are those of the bundle")
     console.note(SIGNATURES[result.signature])
     if result.time is None:
-        console.note(
-            "it carries no timestamp that can be read: the time is stated by the author, and not verified"
-        )
+        console.note("it carries no timestamp that can be read: the time is stated by the author, and not verified")
     elif result.time_checked:
         console.note(f"the manifest existed on {_utc(result)}, by the word of the authority of this certificate")
     else:

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -135,12 +136,22 @@ def jsonl_records(lines: Lines, name: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_unrepeated, where=spot(name, number)))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{spot(name, number)}: not JSON: {printable(error)}") from error
         if not isinstance(row, dict):
             raise InputError(f"{spot(name, number)}: not a JSON object", 'write {"path": "song.flac", "caption": "…"}')
         yield _row(row, number, line, name)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """An object of JSON, of which Python would keep only the last of the values under one key."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{where}: the key '{printable(repeated)}' is there twice", "write two lines for two tracks")
+    return row
 
 
 def csv_records(lines: Lines, name: str) -> Iterator[Record]:

@@ -104,6 +104,8 @@ class _Resolver:
         for record in records:
             try:
                 matches = list(self._tracks(record))
+                for track in matches:
+                    self._check_names(record, track)
             except _Unmatched as unmatched:
                 missing.append(Missing(record.line, record.source, unmatched.reason))
                 if not allow_missing:
@@ -138,7 +140,7 @@ class _Resolver:
         if record.path:
             yield self._by_path(record)
             return
-        kinds = ("id", "isrc", "sha256", "artist")
+        kinds = ("id", "sha256", "isrc", "artist")  # those of one file before those of several
         kind, value = next(((kind, text) for kind in kinds if (text := getattr(record, kind))), ("", ""))
         if not kind:
             item = record.source.partition("\t")[0].strip()
@@ -167,6 +169,29 @@ class _Resolver:
         # An ISRC names a recording, which may have several files.
         for entry in entries if kind in ("isrc", "artist") else entries[:1]:
             yield self._catalogued(entry, record)
+
+    def _check_names(self, record: Record, track: Track) -> None:
+        """Check that all keys of a row name its track: else the track of another key would silently be left out."""
+        given = [kind for kind in ("path", "id", "sha256", "isrc") if getattr(record, kind)]
+        other = next((kind for kind in given if not self._is_named(track, kind, getattr(record, kind))), "")
+        if other:
+            names = (f"{kind} '{printable(getattr(record, kind))}'" for kind in (given[0], other))
+            raise InputError(
+                f"{spot(self.name, record.line)}: {' and '.join(names)} are not the same track",
+                "correct or remove one of them; two tracks need two rows",
+            )
+
+    def _is_named(self, track: Track, kind: str, value: str) -> bool:
+        """Whether a key of a row is a track's; an id or ISRC also where the catalogue gives the track none."""
+        if kind == "sha256":
+            return value.casefold() == track.sha256
+        if kind == "path" or self.catalog is None:
+            return True
+        named = getattr(self.catalog, f"by_{kind}")(value)
+        if named:
+            return any(self.catalog.sha256_of(entry) == track.sha256 for entry in named)
+        entries = self.catalog.records_of(track.path, track.sha256)
+        return all((entry.isrc if kind == "isrc" else entry.id) in ("", entry.path) for entry in entries)
 
     def _note_artist(self, record: Record, entries: Sequence[Record]) -> None:
         """How many tracks an artist has, and under which names if these differ from the one in the list."""
@@ -197,13 +222,11 @@ class _Resolver:
         if isinstance(self.catalog, ShardCatalog):  # its audio need not be there, and is not read
             entries = self.catalog.by_path(record.path) or self.catalog.by_path(self.folder / record.path)
             if entries:
-                _check_sha256(record, entries[0].sha256, where)
                 return self._catalogued(entries[0], record)
         path = locate(record.path, self.roots, self.roots, where)
         if path is None:
             return self._by_catalog_path(record)
         digest = FileCache().sha256(path)
-        _check_sha256(record, digest, where)
         if self.catalog is not None:
             entries = self.catalog.records_of(path, digest)
             if entries:
@@ -257,8 +280,3 @@ class _Resolver:
             return printable(record.id)
         below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
         return printable(below.as_posix())
-
-
-def _check_sha256(record: Record, digest: str, where: str) -> None:
-    if record.sha256 and record.sha256.casefold() != digest:
-        raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")
