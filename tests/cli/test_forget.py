@@ -195,6 +195,32 @@ def test_a_method_that_needs_retain_is_refused_without(studio: Path, call: Call)
     assert not list(Path.cwd().iterdir())
 
 
+def test_a_catalogue_of_which_nothing_is_left_to_keep_is_not_asked_for_again(studio: Path, call: Call) -> None:
+    music = studio / "music"
+    Path("all.txt").write_text("".join(f"id:{name}\n" for name in ("one", "two", "long", "four", "five", "six")))
+    catalog = {"catalog": music / "catalog.jsonl", "retain": None}
+    for flags in ({"tracks": "all.txt", "holdout": None}, {"tracks": music / "forget.txt", "holdout": "all.txt"}):
+        done = call(*arguments(studio, **catalog, **flags, drop_duplicates=True))
+        assert done.code == 2
+        assert "there are none in the catalogue without the list: all are to be forgotten" in done.err
+        assert "--catalog" not in done.err
+
+
+def test_a_holdout_that_is_dropped_whole_is_said_to_be_so(studio: Path, call: Call) -> None:
+    flags = {"holdout": studio / "music/forget.txt", "drop_duplicates": True, "method": None, "dry_run": True}
+    done = call(*arguments(studio, **flags))
+    assert done.code == 0, done.err
+    assert "no track of --holdout is left" in done.err
+    assert "no target NLL unless the method computes one" in done.err
+
+
+def test_a_flag_and_an_option_that_contradict_each_other(studio: Path, call: Call) -> None:
+    done = call(*arguments(studio, lr=0.2), "-o", "lr=0.1")
+    assert (done.code, "--lr 0.2 and -o lr=0.1 contradict each other" in done.err) == (2, True), done.err
+    same = call(*arguments(studio, lr=0.1, dry_run=True), "-o", "lr=1e-1", "-o", "steps=3")
+    assert same.code == 0, same.err
+
+
 def test_settings_file_environment_and_flags(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.toml").write_text('steps = 9\nseed = 5\n[options]\nwarmup = 1\nschedule = "cosine"\n')
     monkeypatch.setenv("ENCORE_OPTION_WARMUP", "2")

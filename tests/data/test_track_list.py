@@ -263,7 +263,7 @@ def test_a_row_that_names_two_tracks_is_refused(tmp_path: Path, catalog: Catalog
     listed = put(tmp_path / "list.csv", f"{kinds}\n{one[first]},{one[second]}\n")
     assert [track.id for track in read_list(listed, catalog=catalog).tracks] == ["greensleeves"]
     put(listed, f"{kinds}\n{one[first]},{one[second]}\n{one[first]},{other[second]}\n")
-    with pytest.raises(InputError, match="line 3: .* are not the same track") as failure:
+    with pytest.raises(InputError, match=r"line 3: .* are not the same track") as failure:
         read_list(listed, catalog=catalog)
     assert one[first] in failure.value.message or one[second] in failure.value.message
     assert other[second] in failure.value.message
@@ -276,12 +276,12 @@ def test_keys_that_the_catalogue_lacks_are_compared_with_those_it_has(tmp_path: 
     listed = put(tmp_path / "list.csv", "path,id,isrc\nmusic/a.wav,17,GBAYE6700000\nmusic/b.wav,b,GBAYE6700001\n")
     assert [track.caption for track in read_list(listed, catalog=catalog).tracks] == ["first", "second"]
     put(listed, "path,id\nmusic/b.wav,17\n")
-    with pytest.raises(InputError, match="path 'music/b.wav' and id '17' are not the same track"):
+    with pytest.raises(InputError, match=r"path 'music/b.wav' and id '17' are not the same track"):
         read_list(listed, catalog=catalog)
 
 
 @pytest.mark.parametrize("line", ['{"id": "cancan", "id": "greensleeves"}', '{"audio": {"path": "a", "path": "b"}}'])
 def test_a_key_that_is_there_twice_in_one_object_is_refused(tmp_path: Path, catalog: Catalog, line: str) -> None:
     listed = put(tmp_path / "list.jsonl", line + "\n")
-    with pytest.raises(InputError, match="line 1: the key '(id|path)' is there twice"):
+    with pytest.raises(InputError, match=r"line 1: the key '(id|path)' is there twice"):
         read_list(listed, catalog=catalog)

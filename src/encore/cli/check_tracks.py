@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from encore.cli import console
-from encore.cli.config import Device, Family, Json, Offline, Revision, Roots
+from encore.cli.config import MAX_SEED, Device, Family, Json, Offline, Revision, Roots
 from encore.errors import GateError, NotCheckedError, UsageError
 
 
@@ -38,7 +38,9 @@ def check(
     fail_on_found: Annotated[
         bool, typer.Option("--fail-on-found", help="Exit with 4 where a track is found, for scripts.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of samples, and of choosing held-out tracks.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of samples, and of choosing held-out tracks.")
+    ] = 0,
     device: Device = "auto",
     offline: Offline = False,
     no_cache: Annotated[

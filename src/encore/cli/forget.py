@@ -34,6 +34,7 @@ from encore.cli.config import (
     Resume,
     Revision,
     Roots,
+    Seed,
     Weights,
     method_settings,
     origins,
@@ -98,7 +99,7 @@ def forget(
     robust_to: Annotated[
         str | None, typer.Option(help="int4 or int8: train through rounded weights, against quantisation.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
     weights: Weights = "fp32",

@@ -9,6 +9,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import (
+    MAX_SEED,
     AdapterKind,
     AllowMissing,
     Catalog,
@@ -75,7 +76,9 @@ def train(
     max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: from the size of the weights.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step; default: 8.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw; another one makes gold2.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw; another one makes gold2.")
+    ] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
     weights: Weights = "fp32",
