@@ -214,6 +214,15 @@ def test_a_holdout_that_is_dropped_whole_is_said_to_be_so(studio: Path, call: Ca
     assert "no target NLL unless the method computes one" in done.err
 
 
+def test_the_next_command_can_be_pasted(studio: Path, call: Call) -> None:
+    Path("one.txt").write_text(f"{studio}/music/one.wav\tflute\n")
+    done = call(*arguments(studio, tracks="one.txt", root=studio / "music", steps=1, out="a run"))
+    assert done.code in (0, 4), done.err
+    assert "next: encore eval 'a run'\n" in done.err
+    assert "forget 1 track; keep 3" in done.err
+    assert "\n1 step in" in done.err
+
+
 def test_a_flag_and_an_option_that_contradict_each_other(studio: Path, call: Call) -> None:
     done = call(*arguments(studio, lr=0.2), "-o", "lr=0.1")
     assert (done.code, "--lr 0.2 and -o lr=0.1 contradict each other" in done.err) == (2, True), done.err
@@ -250,7 +259,13 @@ def test_settings_file_environment_and_flags(studio: Path, call: Call, monkeypat
         ({"tracks": "nothing.txt"}, 3, "nothing.txt"),
         ({"model": "tinny"}, 3, "did you mean tiny"),
         ({"model": "music"}, 3, "can't load"),
-        ({"out": "a-file/run"}, 1, "part of the path is a file"),
+        ({"model": "music/model.safetensors"}, 3, "is a file, and a model is a folder\nhint: name its folder: music\n"),
+        ({"out": "a-file/run"}, 1, "part of the path is a file\nhint: choose another --out"),
+        (
+            {"out": "a-file", "tracks": "nothing.txt"},
+            1,
+            "a file of that name is in the way\nhint: choose another --out",
+        ),
         ({"out": "full"}, 2, "is not empty"),
         ({"catalog": "nothing.csv"}, 3, "no catalogue"),
         ({"config": "nothing.toml"}, 3, "can't be read"),
@@ -262,6 +277,8 @@ def test_what_can_not_work_is_told_in_a_sentence_and_writes_nothing(
 ) -> None:
     Path("a-file").write_text("")
     Path("music").mkdir()
+    Path("music/model.safetensors").write_text("")
+    Path("music/config.json").write_text("{")
     Path("full").mkdir()
     Path("full/thesis.tex").write_text("years")
     before = sorted(Path.cwd().rglob("*"))

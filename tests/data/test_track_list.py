@@ -135,6 +135,7 @@ def test_jsonl_list_of_paths_and_ids(tmp_path: Path, write: Write, catalog: Cata
         ("l.csv", "file,text\na.wav,x,y\n", "line 2: 3 cells under 2 columns"),
         ("l.csv", "file,text\n,y\n", "line 2: names no file and no id"),
         ("l.jsonl", "{}\n", "line 1: names no file"),
+        ("l.jsonl", '{"id": 4.5}\n', "line 1: names no file"),
         ("l.jsonl", "[1]\n", "line 1: not a JSON object"),
         ("l.jsonl", '{"path": "a.wav"\n', "line 1: not JSON"),
         ("l.jsonl", "[" * 60_000 + "\n", "line 1: not JSON"),
@@ -143,6 +144,34 @@ def test_jsonl_list_of_paths_and_ids(tmp_path: Path, write: Write, catalog: Cata
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         read_list(put(tmp_path / name, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("l.txt", "a.wav  solo flute", "'a.wav' is a file: a caption follows it after a TAB"),
+        ("l.txt", "sub/b c.wav solo flute", "'sub/b c.wav' is a file: a caption follows it after a TAB"),
+        ("l.txt", "a.wav,flute", "a caption follows it after a TAB, and a table is a .csv file with a header"),
+        ("l.txt", "*.wav", "wildcards are not expanded: write one path per line"),
+        ("l.csv", "path\nid:a", "write the id into a column id"),
+        ("l.csv", "path\nartist:a", "write one with artist:NAME"),
+        ("l.csv", "artist\nAnon", "all tracks of an artist: a list of plain text with artist:NAME"),
+    ],
+)
+def test_a_path_that_holds_more_than_a_path(tmp_path: Path, write: Write, name: str, text: str, hint: str) -> None:
+    write("a.wav", 1), write("sub/b c.wav", 2)
+    with pytest.raises(InputError) as caught:
+        read_list(put(tmp_path / name, text + "\n"))
+    assert hint in caught.value.hint
+    assert "did you mean" not in caught.value.hint
+
+
+def test_a_number_is_an_id_also_where_it_is_written_with_a_point(tmp_path: Path, write: Write) -> None:
+    """pandas writes numbers of a column with gaps so."""
+    write("a.wav", 1)
+    put(tmp_path / "catalog.jsonl", '{"path": "a.wav", "id": 4, "caption": "flute"}\n')
+    listed = put(tmp_path / "l.jsonl", '{"id": 4.0}\n')
+    assert [t.id for t in read_list(listed, catalog=Catalog.open(tmp_path / "catalog.jsonl")).tracks] == ["4"]
 
 
 def test_an_unmatched_line_is_named_with_near_names(tmp_path: Path, catalog: Catalog, write: Write) -> None:

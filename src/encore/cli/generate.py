@@ -44,6 +44,9 @@ def generate(
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         raise UsageError(f"{existing[0]} exists already", "choose another --out, or replace it with --overwrite")
+    from encore.store.run_folder import check_folder, writing
+
+    check_folder(out)
 
     import torch
 
@@ -53,7 +56,6 @@ def generate(
     from encore.evaluate.samples import write_wav
     from encore.store.environment import pick_device
     from encore.store.model_name import backend_name, model_name
-    from encore.store.run_folder import writing
 
     family = plugins.backends().resolve(backend_name(model, backend))
     opened = family.load(model_name(model), revision=revision, offline=offline, device=pick_device(device))

@@ -31,6 +31,7 @@ PATH_KEYS = (
     "audio_filepath", "location",
 )  # fmt: skip
 ID_KEYS = ("id", "track_id")
+KINDS = ("id", "isrc", "sha256", "artist")  # what a line of plain text may name a track by, with a colon after it
 DELIMITERS = (",", ";", "\t", "|")
 
 Lines = Iterable[tuple[int, str]]
@@ -104,7 +105,7 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
     check_undecoded([caption], spot(name, number))
     captions = (clean_caption(caption),) if caption.strip() else ()
     kind, colon, value = item.partition(":")
-    if colon and kind.casefold() in {"id", "isrc", "sha256", "artist"}:
+    if colon and kind.casefold() in KINDS:
         named: dict[str, Any] = {kind.casefold(): value.strip()}
         return Record(number, line, captions=captions, hint=hint, **named)
     path = local_path(item, spot(name, number))
@@ -200,9 +201,12 @@ def _header(header: str, where: str, delimiters: Iterable[str]) -> tuple[list[st
             if repeated is not None:
                 raise InputError(f"{where}: the header names '{printable(repeated)}' twice", "rename one column")
             return keys, delimiter
+    artists = (
+        "; all tracks of an artist: a list of plain text with artist:NAME" if "artist" in header.casefold() else ""
+    )
     raise InputError(
         f"{where}: the header names no column of files or ids: '{printable(header[:80])}'",
-        f"name one of them {', '.join(PATH_KEYS[:5])}, id, isrc or sha256",
+        f"name one of them {', '.join(PATH_KEYS[:5])}, id, isrc or sha256{artists}",
     )
 
 
@@ -215,6 +219,8 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
             value = row[folded[key]] if key in folded else None
             if isinstance(value, dict):  # Hugging Face's Audio column: {"path": …, "bytes": …}
                 value = value.get("path")
+            if key in ID_KEYS and isinstance(value, float) and value.is_integer():  # pandas, of a column with gaps
+                value = int(value)
             if isinstance(value, (str, int)) and not isinstance(value, bool) and nonempty_text(value):
                 return str(value).strip(" \r\n") if key not in PATH_KEYS else str(value)
         return ""

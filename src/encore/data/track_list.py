@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,13 +16,13 @@ from encore.data.artists import normalised
 from encore.data.captions import resolve_captions
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
-from encore.data.manifest import LIST_FORMATS, Record, other_format, text_records
+from encore.data.manifest import KINDS, LIST_FORMATS, Record, other_format, text_records
 from encore.data.open_files import LIST_CAPS, locate, open_regular, read_lines, spot
 from encore.data.path_variants import why_missing
 from encore.data.shards import ShardCatalog
 from encore.data.tracks import Missing, Selection, Track, distinct
 from encore.errors import InputError, together
-from encore.text import did_you_mean, near, printable
+from encore.text import counted, did_you_mean, near, printable
 
 SUGGESTIONS = 5
 """Similar names are searched for at most this many lines of a list."""
@@ -197,12 +200,11 @@ class _Resolver:
         """How many tracks an artist has, and under which names if these differ from the one in the list."""
         assert self.catalog is not None
         names = sorted({entry.artist for entry in entries if normalised(entry.artist) != normalised(record.artist)})
-        count = "1 track" if len(entries) == 1 else f"{len(entries)} tracks"
         listed = ", ".join(f"'{printable(name)}'" for name in names[:SUGGESTIONS]) + (
             ", …" if names[SUGGESTIONS:] else ""
         )
         self.notes.append(
-            f"{spot(self.name, record.line)}: artist:{printable(record.artist)} is {count}"
+            f"{spot(self.name, record.line)}: artist:{printable(record.artist)} is {counted(len(entries), 'track')}"
             + (f", credited as {listed}" if names else "")
         )
 
@@ -258,8 +260,23 @@ class _Resolver:
             ids = self.catalog.near_ids(record.path) if self.catalog else []
             return [*beside, *(f"id:{name}" for name in ids)][:3]
 
-        hint = why_missing(record.path, self.folder, self.roots) or self._suggestion(names)
+        hint = why_missing(record.path, self.folder, self.roots) or self._miswritten(record) or self._suggestion(names)
         raise _Unmatched(f"no file '{printable(record.path)}'", hint)
+
+    def _miswritten(self, record: Record) -> str:
+        """A hint for a path that holds what belongs elsewhere; may be empty."""
+        kind = record.path.partition(":")[0].strip().casefold()
+        if kind in KINDS and ":" in record.path:
+            return f"{kind}: is of lists of plain text; " + (
+                f"write the {kind} into a column {kind}" if kind != "artist" else "write one with artist:NAME"
+            )
+        for mark in itertools.islice(re.finditer(r"\s+|[,;|]", record.path), SUGGESTIONS):
+            path = record.path[: mark.start()]
+            with contextlib.suppress(InputError):
+                if locate(path, self.roots, self.roots, "", exactly=True):
+                    table = "" if mark[0].isspace() else ", and a table is a .csv file with a header"
+                    return f"'{printable(path)}' is a file: a caption follows it after a TAB{table}"
+        return "wildcards are not expanded: write one path per line" if "*" in record.path else ""
 
     def _suggestion(self, names: Callable[[], list[str]]) -> str:
         """`did you mean …?` for the first few lines only, as the search for similar names is slow."""

@@ -34,6 +34,7 @@ from encore.store.run_folder import (
     preflight,
 )
 from encore.tensor_cache import TensorCache
+from encore.text import counted
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Engine
 from encore.unlearn.records import SCHEMA, check_other_run, memory_json, request_json, track_json, with_origin
@@ -276,7 +277,7 @@ def check_memorised(run: Mapping[str, Any]) -> None:
         return
     memorised, of = (outcome["trained"][key] for key in ("memorised", "measured"))
     raise GateError(
-        f"after {outcome['steps']} steps the model has memorised {memorised} of {of} tracks",
+        f"after {counted(outcome['steps'], 'step')} the model has memorised {memorised} of {of} tracks",
         "the model is kept; train with another --out and more --steps or --max-seconds, or another --lr",
     )
 
