@@ -298,6 +298,19 @@ def test_a_row_that_names_two_tracks_is_refused(tmp_path: Path, catalog: Catalog
     assert other[second] in failure.value.message
 
 
+def test_two_columns_of_one_kind_name_one_track(tmp_path: Path, catalog: Catalog) -> None:
+    listed = put(tmp_path / "list.csv", "file_name,path,location\nmusic/cancan.wav,/mnt/x/cancan.wav,Paris\n")
+    assert [track.id for track in read_list(listed, catalog=catalog).tracks] == ["cancan"]
+    put(listed, "file_name,path\nmusic/cancan.wav,music/greensleeves.wav\n")
+    with pytest.raises(InputError, match=r"path 'music/cancan.wav' and path 'music/greensleeves.wav' are not the same"):
+        read_list(listed, catalog=catalog)
+    put(listed, "id,track_id\ncancan,4711\n")
+    assert [track.id for track in read_list(listed, catalog=catalog).tracks] == ["cancan"]
+    put(listed, "id,track_id\ncancan,greensleeves\n")
+    with pytest.raises(InputError, match="id 'cancan' and id 'greensleeves' are not the same track"):
+        read_list(listed, catalog=catalog)
+
+
 def test_keys_that_the_catalogue_lacks_are_compared_with_those_it_has(tmp_path: Path, write: Write) -> None:
     write("music/a.wav", 1), write("music/b.wav", 2)
     put(tmp_path / "music" / "metadata.csv", "path,id,caption\na.wav,,first\nb.wav,b,second\n")

@@ -31,6 +31,7 @@ PATH_KEYS = (
     "audio_filepath", "location",
 )  # fmt: skip
 ID_KEYS = ("id", "track_id")
+_NAMES = {"path": PATH_KEYS, "id": ID_KEYS}
 KINDS = ("id", "isrc", "sha256", "artist")  # what a line of plain text may name a track by, with a colon after it
 DELIMITERS = (",", ";", "\t", "|")
 
@@ -53,6 +54,7 @@ class Record:
         artist: of the track.
         split: in lower case.
         hint: a fallback caption (title and artist, M3U's `#EXTINF`), used only without a side-car file.
+        others: kind ("path" or "id") and text of further columns that name a file or an id, as written.
         meta: all other columns; "split" and "genre" as one line of text.
     """
 
@@ -67,6 +69,7 @@ class Record:
     artist: str = ""
     split: str = ""
     hint: str = ""
+    others: tuple[tuple[str, str], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -234,6 +237,7 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
     check_undecoded((title, artist), where)
     known = {"split": take("split").casefold(), "genre": _words(row[folded["genre"]]) if "genre" in folded else ""}
     words = keywords_in(row, where)
+    names = {kind: [take(key) for key in keys if key in folded] for kind, keys in _NAMES.items()}
     record = Record(
         line=number,
         source=source,
@@ -246,6 +250,7 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
         artist=artist,
         split=known["split"],
         hint=Tags(title=title, artist=artist, genre=words).caption() if title or words else "",
+        others=tuple((kind, value) for kind, given in names.items() for value in list(filter(None, given))[1:]),
         meta={
             key: value
             for folded_key, key in folded.items()

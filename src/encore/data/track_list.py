@@ -175,14 +175,24 @@ class _Resolver:
 
     def _check_names(self, record: Record, track: Track) -> None:
         """Check that all keys of a row name its track: else the track of another key would silently be left out."""
-        given = [kind for kind in ("path", "id", "sha256", "isrc") if getattr(record, kind)]
-        other = next((kind for kind in given if not self._is_named(track, kind, getattr(record, kind))), "")
-        if other:
-            names = (f"{kind} '{printable(getattr(record, kind))}'" for kind in (given[0], other))
+        kinds = ("path", "id", "sha256", "isrc")
+        given = [(kind, value) for kind in kinds if (value := getattr(record, kind))]
+        wrong = [name for name in given if not self._is_named(track, *name)]
+        if wrong or (wrong := [name for name in record.others if self._is_another(track, *name)]):
+            names = (f"{kind} '{printable(value)}'" for kind, value in (given[0], wrong[0]))
             raise InputError(
                 f"{spot(self.name, record.line)}: {' and '.join(names)} are not the same track",
                 "correct or remove one of them; two tracks need two rows",
             )
+
+    def _is_another(self, track: Track, kind: str, value: str) -> bool:
+        """Whether a further column names another track; it may hold anything (`location`: a city), or other ids."""
+        if kind == "path":
+            with contextlib.suppress(InputError):
+                path = locate(value, self.roots, self.roots, "", exactly=True)
+                return path is not None and FileCache().sha256(path) != track.sha256
+            return False
+        return self.catalog is not None and bool(self.catalog.by_id(value)) and not self._is_named(track, kind, value)
 
     def _is_named(self, track: Track, kind: str, value: str) -> bool:
         """Whether a key of a row is a track's; an id or ISRC also where the catalogue gives the track none."""
