@@ -11,6 +11,7 @@ import typer
 from encore.cli import console
 from encore.cli.config import MAX_SEED, Device, Family, Json, Offline, Revision, Roots
 from encore.errors import GateError, NotCheckedError, UsageError
+from encore.text import counted
 
 
 def check(
@@ -84,7 +85,7 @@ def check(
         raise GateError(f"{found} of {len(result['tracks'])} tracks were found in {model}", f"see {out / 'check.html'}")
     if result["not_checked"]:
         raise NotCheckedError(
-            f"{len(result['not_checked'])} tracks could not be checked: "
+            f"{counted(len(result['not_checked']), 'track')} could not be checked: "
             + "; ".join(item["why"] for item in result["not_checked"]),
             "\n".join(dict.fromkeys(item["hint"] for item in result["not_checked"] if item["hint"])),
         )
