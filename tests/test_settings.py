@@ -45,13 +45,20 @@ def test_later_sources_beat_earlier_ones():
     settings = resolve(
         config={"lr": 1, "batch-size": 2, "schedule": "cosine", "flag": True},
         environ={"ENCORE_OPTION_LR": "2", "ENCORE_OPTION_BATCH_SIZE": "3", "OTHER": "x"},
-        flags={"lr": 3.0, "batch_size": None},
+        flags={"lr": 4.0, "batch_size": None},
         assignments=["layers=[1, 2]", "level=0.5", "lr=4e0"],
     )
     assert settings.options == Example(lr=4, batch_size=3, schedule="cosine", flag=True, layers=[1, 2], level=0.5)
     assert settings.origin == {
         "lr": "cli", "batch_size": "env", "schedule": "config", "flag": "config", "layers": "cli", "level": "cli"
     }  # fmt: skip
+
+
+def test_a_flag_and_an_assignment_of_another_value_contradict_each_other():
+    with pytest.raises(UsageError, match=r"^--lr 3\.0 and -o lr=4e0 contradict each other$"):
+        resolve(flags={"lr": 3.0}, assignments=["lr=4e0"])
+    with pytest.raises(UsageError, match="--batch-size 2 and -o batch-size=3"):
+        resolve(flags={"batch_size": 2}, assignments=["batch-size=3"])
 
 
 def test_the_process_environment_is_the_default(monkeypatch):

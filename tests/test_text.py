@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encore.text import MAX_CAPTION, clean_caption, csv_cell, did_you_mean, near, printable
+from encore.text import MAX_CAPTION, clean_caption, counted, csv_cell, did_you_mean, near, printable
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,7 @@ def test_near_names_ignore_case_and_come_back_as_written() -> None:
     assert near("greensleves", ["Greensleeves", "ode_to_joy"]) == ["Greensleeves"]
     assert did_you_mean(["a", "b\x1b"]) == "did you mean 'a' or 'b\\x1b'?"
     assert did_you_mean([]) == ""
+
+
+def test_one_is_not_a_plural() -> None:
+    assert [counted(n, "track") for n in (0, 1, 1000)] == ["0 tracks", "1 track", "1,000 tracks"]

@@ -39,7 +39,7 @@ from encore.reporter import Reporter
 from encore.stop_signals import StopFlag, stop_on_signals
 from encore.store.environment import pick_device
 from encore.store.model_name import model_name
-from encore.store.run_folder import locked
+from encore.store.run_folder import check_folder, locked
 from encore.tensor_cache import TensorCache
 from encore.text import printable
 
@@ -101,6 +101,7 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
     reporter = reporter or Reporter()
     source = find_catalog(config.catalog)
     device = pick_device(config.device)
+    check_folder(config.out)
     _refuse_others(config.out)
     reporter.progress("load model", 0, 1)
     load = partial(

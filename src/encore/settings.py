@@ -121,7 +121,7 @@ def resolve_options(
         assignments: the arguments of `-o`: "key=value".
 
     Raises:
-        UsageError: the method has no such option, or the value is invalid.
+        UsageError: the method has no such option, the value is invalid, or a flag and `-o` give different values.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
@@ -147,7 +147,15 @@ def resolve_options(
         if not equals or not key.strip():
             raise UsageError(f"-o takes key=value, not {assignment!r}", "for example: -o lr=1e-4")
         put(_key(key), _parse(text.strip()), "cli", f"from -o {assignment}")
-    return Settings(_validate(options, values, spelling), origin)
+    settings = Settings(_validate(options, values, spelling), origin)
+    typed = {_key(key): value for key, value in (flags or {}).items() if value is not None}
+    replaced = {key: value for key, value in typed.items() if values[key] != value}
+    by_flags = _validate(options, {**values, **replaced}, spelling) if replaced else settings.options
+    for key, value in replaced.items():
+        if getattr(by_flags, key) != getattr(settings.options, key):
+            flag, other = f"--{key.replace('_', '-')} {value}", spelling[key].removeprefix("from ")
+            raise UsageError(f"{flag} and {other} contradict each other", "give one of the two")
+    return settings
 
 
 def describe_options(options: type[Options]) -> list[OptionInfo]:

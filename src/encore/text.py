@@ -63,6 +63,11 @@ def clean_caption(text: str) -> str:
     return " ".join(spaced.split())[:MAX_CAPTION].rstrip()
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 track`, `2 tracks`, `1,000 tracks`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Up to `count` names similar to `name` in any case, best first."""
     by_fold: dict[str, str] = {}

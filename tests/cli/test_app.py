@@ -50,13 +50,17 @@ def encore_register_commands(app: typer.Typer) -> None:
 """
 
 
+def _function(target):
+    """The function of a command, or of a group of commands."""
+    module, _, attribute = target.partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    return command.registered_callback.callback if isinstance(command, typer.Typer) else command
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_line_begins_the_docstring(name):
     target, summary = COMMANDS[name]
-    module, _, attribute = target.partition(":")
-    command = getattr(importlib.import_module(module), attribute)
-    function = command.registered_callback.callback if isinstance(command, typer.Typer) else command
-    assert inspect.getdoc(function).startswith(summary.rstrip("."))
+    assert inspect.getdoc(_function(target)).startswith(summary.rstrip("."))
     assert len(name) + len(summary) <= 66, "help cuts it"
 
 
@@ -103,6 +107,17 @@ def test_version(encore):
     from encore import __version__
 
     assert encore("--version").stdout == f"encore {__version__}\n"
+
+
+SEEDED = [name for name, (target, _) in COMMANDS.items() if "seed" in inspect.signature(_function(target)).parameters]
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seed_that_some_generator_does_not_take_is_refused_at_once(call, name):
+    assert len(SEEDED) >= 5
+    done = call(name, "--seed", 2**32)
+    assert (done.code, done.out) == (2, "")
+    assert "value for '--seed': Input should be less than or equal to 4294967295" in done.err
 
 
 @pytest.mark.parametrize(

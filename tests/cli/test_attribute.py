@@ -22,7 +22,7 @@ def test_a_table_of_ranks_and_scores(studio: Path, call: Call) -> None:
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert rows[0][1] == "one"
     assert "no caption" in done.err
-    assert "6 tracks were compared" in done.err
+    assert "compared with 6 tracks" in done.err
     assert "compare scores only with one another" in done.err
 
 

@@ -49,7 +49,7 @@ def test_what_can_be_said_without_held_out_music_and_of_files_that_are_not_audio
     Path("mine/noise.wav").write_bytes(b"RIFF nothing of the kind")
     done = call("check", "--tracks", "mine", "--model", studio / "model", "--draws", 1)
     assert done.code == 6, done.err
-    assert "1 tracks could not be checked" in done.err
+    assert "1 track could not be checked" in done.err
     assert "noise.wav" in done.err
     assert "not tried: membership of each track (there is no held-out music)" in done.err
     assert "membership was not tested: there is no held-out music" in done.out

@@ -55,6 +55,13 @@ def test_an_instruction_set_that_is_not_there_is_told(monkeypatch):
     assert dict(doctor._rows(doctor.examine()))["native extension"].endswith("amx, avx512, avx2 or portable is needed")
 
 
+def test_the_verdict_names_no_extra_that_is_not_installed():
+    """The rows above it name them all, with what each lacks."""
+    facts = doctor.examine() | {"missing_extras": {"report": ["other"]}, "problems": [], "ok": True}
+    assert "report" not in doctor._verdict(facts)
+    assert dict(doctor._rows(facts))["extra report"] == "lacks other"
+
+
 def test_case_E12_the_verdict_is_the_last_line_and_the_exit_code(call, tmp_path, installed, monkeypatch):
     monkeypatch.setenv("ENCORE_CACHE", str(tmp_path / "cache"))
     done = call("doctor")

@@ -195,6 +195,41 @@ def test_a_method_that_needs_retain_is_refused_without(studio: Path, call: Call)
     assert not list(Path.cwd().iterdir())
 
 
+def test_a_catalogue_of_which_nothing_is_left_to_keep_is_not_asked_for_again(studio: Path, call: Call) -> None:
+    music = studio / "music"
+    Path("all.txt").write_text("".join(f"id:{name}\n" for name in ("one", "two", "long", "four", "five", "six")))
+    catalog = {"catalog": music / "catalog.jsonl", "retain": None}
+    for flags in ({"tracks": "all.txt", "holdout": None}, {"tracks": music / "forget.txt", "holdout": "all.txt"}):
+        done = call(*arguments(studio, **catalog, **flags, drop_duplicates=True))
+        assert done.code == 2
+        assert "there are none in the catalogue without the list: all are to be forgotten" in done.err
+        assert "--catalog" not in done.err
+
+
+def test_a_holdout_that_is_dropped_whole_is_said_to_be_so(studio: Path, call: Call) -> None:
+    flags = {"holdout": studio / "music/forget.txt", "drop_duplicates": True, "method": None, "dry_run": True}
+    done = call(*arguments(studio, **flags))
+    assert done.code == 0, done.err
+    assert "no track of --holdout is left" in done.err
+    assert "no target NLL unless the method computes one" in done.err
+
+
+def test_the_next_command_can_be_pasted(studio: Path, call: Call) -> None:
+    Path("one.txt").write_text(f"{studio}/music/one.wav\tflute\n")
+    done = call(*arguments(studio, tracks="one.txt", root=studio / "music", steps=1, out="a run"))
+    assert done.code in (0, 4), done.err
+    assert "next: encore eval 'a run'\n" in done.err
+    assert "forget 1 track; keep 3" in done.err
+    assert "\n1 step in" in done.err
+
+
+def test_a_flag_and_an_option_that_contradict_each_other(studio: Path, call: Call) -> None:
+    done = call(*arguments(studio, lr=0.2), "-o", "lr=0.1")
+    assert (done.code, "--lr 0.2 and -o lr=0.1 contradict each other" in done.err) == (2, True), done.err
+    same = call(*arguments(studio, lr=0.1, dry_run=True), "-o", "lr=1e-1", "-o", "steps=3")
+    assert same.code == 0, same.err
+
+
 def test_settings_file_environment_and_flags(studio: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.toml").write_text('steps = 9\nseed = 5\n[options]\nwarmup = 1\nschedule = "cosine"\n')
     monkeypatch.setenv("ENCORE_OPTION_WARMUP", "2")
@@ -224,7 +259,13 @@ def test_settings_file_environment_and_flags(studio: Path, call: Call, monkeypat
         ({"tracks": "nothing.txt"}, 3, "nothing.txt"),
         ({"model": "tinny"}, 3, "did you mean tiny"),
         ({"model": "music"}, 3, "can't load"),
-        ({"out": "a-file/run"}, 1, "part of the path is a file"),
+        ({"model": "music/model.safetensors"}, 3, "is a file, and a model is a folder\nhint: name its folder: music\n"),
+        ({"out": "a-file/run"}, 1, "part of the path is a file\nhint: choose another --out"),
+        (
+            {"out": "a-file", "tracks": "nothing.txt"},
+            1,
+            "a file of that name is in the way\nhint: choose another --out",
+        ),
         ({"out": "full"}, 2, "is not empty"),
         ({"catalog": "nothing.csv"}, 3, "no catalogue"),
         ({"config": "nothing.toml"}, 3, "can't be read"),
@@ -236,6 +277,8 @@ def test_what_can_not_work_is_told_in_a_sentence_and_writes_nothing(
 ) -> None:
     Path("a-file").write_text("")
     Path("music").mkdir()
+    Path("music/model.safetensors").write_text("")
+    Path("music/config.json").write_text("{")
     Path("full").mkdir()
     Path("full/thesis.tex").write_text("years")
     before = sorted(Path.cwd().rglob("*"))

@@ -97,3 +97,9 @@ def test_what_it_writes_installs_and_passes_its_own_tests(tmp_path, encore):
         cwd=folder, env={**os.environ, "PYTHONPATH": str(target)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("name", ["encore", "encore-music", "audiocraft"])
+def test_a_name_of_encores_own_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="is a name of Encore's own"):
+        write_plugin(name, tmp_path / "out")

@@ -86,3 +86,8 @@ def test_missing_and_folder_are_refused_by_open(tmp_path: Path, monkeypatch: pyt
         open_regular(tmp_path)
     with pytest.raises(InputError, match="can't be read"):
         open_regular(str(tmp_path / "a\0b"))
+
+
+def test_a_folder_that_is_allowed_twice_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"leads outside {tmp_path}$"):
+        locate("/etc/passwd", (tmp_path,), (tmp_path, tmp_path / "x" / ".."), "list, line 1")

@@ -135,6 +135,7 @@ def test_jsonl_list_of_paths_and_ids(tmp_path: Path, write: Write, catalog: Cata
         ("l.csv", "file,text\na.wav,x,y\n", "line 2: 3 cells under 2 columns"),
         ("l.csv", "file,text\n,y\n", "line 2: names no file and no id"),
         ("l.jsonl", "{}\n", "line 1: names no file"),
+        ("l.jsonl", '{"id": 4.5}\n', "line 1: names no file"),
         ("l.jsonl", "[1]\n", "line 1: not a JSON object"),
         ("l.jsonl", '{"path": "a.wav"\n', "line 1: not JSON"),
         ("l.jsonl", "[" * 60_000 + "\n", "line 1: not JSON"),
@@ -143,6 +144,34 @@ def test_jsonl_list_of_paths_and_ids(tmp_path: Path, write: Write, catalog: Cata
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         read_list(put(tmp_path / name, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("l.txt", "a.wav  solo flute", "'a.wav' is a file: a caption follows it after a TAB"),
+        ("l.txt", "sub/b c.wav solo flute", "'sub/b c.wav' is a file: a caption follows it after a TAB"),
+        ("l.txt", "a.wav,flute", "a caption follows it after a TAB, and a table is a .csv file with a header"),
+        ("l.txt", "*.wav", "wildcards are not expanded: write one path per line"),
+        ("l.csv", "path\nid:a", "write the id into a column id"),
+        ("l.csv", "path\nartist:a", "write one with artist:NAME"),
+        ("l.csv", "artist\nAnon", "all tracks of an artist: a list of plain text with artist:NAME"),
+    ],
+)
+def test_a_path_that_holds_more_than_a_path(tmp_path: Path, write: Write, name: str, text: str, hint: str) -> None:
+    write("a.wav", 1), write("sub/b c.wav", 2)
+    with pytest.raises(InputError) as caught:
+        read_list(put(tmp_path / name, text + "\n"))
+    assert hint in caught.value.hint
+    assert "did you mean" not in caught.value.hint
+
+
+def test_a_number_is_an_id_also_where_it_is_written_with_a_point(tmp_path: Path, write: Write) -> None:
+    """pandas writes numbers of a column with gaps so."""
+    write("a.wav", 1)
+    put(tmp_path / "catalog.jsonl", '{"path": "a.wav", "id": 4, "caption": "flute"}\n')
+    listed = put(tmp_path / "l.jsonl", '{"id": 4.0}\n')
+    assert [t.id for t in read_list(listed, catalog=Catalog.open(tmp_path / "catalog.jsonl")).tracks] == ["4"]
 
 
 def test_an_unmatched_line_is_named_with_near_names(tmp_path: Path, catalog: Catalog, write: Write) -> None:
@@ -249,3 +278,52 @@ def test_a_name_is_not_suggested_for_itself(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file 'one.wav'") as refused:
         read_list(put(tmp_path / "l.txt", "one.wav\tx\n"))
     assert "'one.wav'" not in refused.value.hint
+
+
+@pytest.mark.parametrize("kinds", ["id,isrc", "id,sha256", "isrc,sha256", "path,id", "path,isrc", "path,sha256"])
+def test_a_row_that_names_two_tracks_is_refused(tmp_path: Path, catalog: Catalog, kinds: str) -> None:
+    """One of the two would silently not be forgotten."""
+    columns = [
+        {"path": f"music/{record.path}", "id": record.id, "isrc": record.isrc, "sha256": record.sha256}
+        for record in catalog.records
+    ]
+    first, second = kinds.split(",")
+    one, other = columns[0], columns[1]
+    listed = put(tmp_path / "list.csv", f"{kinds}\n{one[first]},{one[second]}\n")
+    assert [track.id for track in read_list(listed, catalog=catalog).tracks] == ["greensleeves"]
+    put(listed, f"{kinds}\n{one[first]},{one[second]}\n{one[first]},{other[second]}\n")
+    with pytest.raises(InputError, match=r"line 3: .* are not the same track") as failure:
+        read_list(listed, catalog=catalog)
+    assert one[first] in failure.value.message or one[second] in failure.value.message
+    assert other[second] in failure.value.message
+
+
+def test_two_columns_of_one_kind_name_one_track(tmp_path: Path, catalog: Catalog) -> None:
+    listed = put(tmp_path / "list.csv", "file_name,path,location\nmusic/cancan.wav,/mnt/x/cancan.wav,Paris\n")
+    assert [track.id for track in read_list(listed, catalog=catalog).tracks] == ["cancan"]
+    put(listed, "file_name,path\nmusic/cancan.wav,music/greensleeves.wav\n")
+    with pytest.raises(InputError, match=r"path 'music/cancan.wav' and path 'music/greensleeves.wav' are not the same"):
+        read_list(listed, catalog=catalog)
+    put(listed, "id,track_id\ncancan,4711\n")
+    assert [track.id for track in read_list(listed, catalog=catalog).tracks] == ["cancan"]
+    put(listed, "id,track_id\ncancan,greensleeves\n")
+    with pytest.raises(InputError, match="id 'cancan' and id 'greensleeves' are not the same track"):
+        read_list(listed, catalog=catalog)
+
+
+def test_keys_that_the_catalogue_lacks_are_compared_with_those_it_has(tmp_path: Path, write: Write) -> None:
+    write("music/a.wav", 1), write("music/b.wav", 2)
+    put(tmp_path / "music" / "metadata.csv", "path,id,caption\na.wav,,first\nb.wav,b,second\n")
+    catalog = Catalog.open(tmp_path / "music")
+    listed = put(tmp_path / "list.csv", "path,id,isrc\nmusic/a.wav,17,GBAYE6700000\nmusic/b.wav,b,GBAYE6700001\n")
+    assert [track.caption for track in read_list(listed, catalog=catalog).tracks] == ["first", "second"]
+    put(listed, "path,id\nmusic/b.wav,17\n")
+    with pytest.raises(InputError, match=r"path 'music/b.wav' and id '17' are not the same track"):
+        read_list(listed, catalog=catalog)
+
+
+@pytest.mark.parametrize("line", ['{"id": "cancan", "id": "greensleeves"}', '{"audio": {"path": "a", "path": "b"}}'])
+def test_a_key_that_is_there_twice_in_one_object_is_refused(tmp_path: Path, catalog: Catalog, line: str) -> None:
+    listed = put(tmp_path / "list.jsonl", line + "\n")
+    with pytest.raises(InputError, match=r"line 1: the key '(id|path)' is there twice"):
+        read_list(listed, catalog=catalog)

@@ -190,3 +190,11 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     thread.start()
     thread.join(10)
     assert told
+
+
+def test_a_runs_folder_is_told_from_its_bundle(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run.evidence.zip").write_bytes(b"")
+    with pytest.raises(InputError, match="is a folder, and a bundle is a file") as caught, opened(tmp_path / "run"):
+        pass
+    assert caught.value.hint == f"the bundle of this run: {tmp_path}/run.evidence.zip"

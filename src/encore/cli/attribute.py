@@ -9,6 +9,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import Device, Family, Json, Offline, Revision
+from encore.text import counted
 
 
 def attribute(
@@ -61,4 +62,6 @@ def attribute(
         [(rank, track.id, track.title, f"{track.score:.4f}") for rank, track in enumerate(shown, 1)],
         right=["rank", "score"],
     )
-    console.note(f"{len(result.tracks)} tracks were compared; compare scores only with one another, see --help")
+    console.note(
+        f"compared with {counted(len(result.tracks), 'track')}; compare scores only with one another, see --help"
+    )

@@ -31,7 +31,7 @@ def bench(
         str | None,
         typer.Option(help="Names, with commas between; NAME@VARIANT is the same with other options. Default: all."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per method, with seeds 0, 1, …")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs per method, with seeds 0, 1, …")] = 3,
     preset: Annotated[
         str | None,
         typer.Option(

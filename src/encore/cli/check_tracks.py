@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from encore.cli import console
-from encore.cli.config import Device, Family, Json, Offline, Revision, Roots
+from encore.cli.config import MAX_SEED, Device, Family, Json, Offline, Revision, Roots
 from encore.errors import GateError, NotCheckedError, UsageError
+from encore.text import counted
 
 
 def check(
@@ -38,7 +39,9 @@ def check(
     fail_on_found: Annotated[
         bool, typer.Option("--fail-on-found", help="Exit with 4 where a track is found, for scripts.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of samples, and of choosing held-out tracks.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of samples, and of choosing held-out tracks.")
+    ] = 0,
     device: Device = "auto",
     offline: Offline = False,
     no_cache: Annotated[
@@ -82,7 +85,7 @@ def check(
         raise GateError(f"{found} of {len(result['tracks'])} tracks were found in {model}", f"see {out / 'check.html'}")
     if result["not_checked"]:
         raise NotCheckedError(
-            f"{len(result['not_checked'])} tracks could not be checked: "
+            f"{counted(len(result['not_checked']), 'track')} could not be checked: "
             + "; ".join(item["why"] for item in result["not_checked"]),
             "\n".join(dict.fromkeys(item["hint"] for item in result["not_checked"] if item["hint"])),
         )

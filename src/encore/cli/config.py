@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from encore.settings import OptionsT
 
 META = "encore.config"
+# NumPy's global generator takes 32 bits. torch's take 64, which a seed of 32 times a million, plus a row, still fits.
+MAX_SEED = 2**32 - 1
 ORIGINS: dict[str, Origin] = {"COMMANDLINE": "cli", "ENVIRONMENT": "env", "DEFAULT_MAP": "config", "PROMPT": "cli"}
 
 
@@ -60,6 +62,7 @@ AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Continue wi
 MaxSeconds = Annotated[float | None, typer.Option(help="Seconds of training at most.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run begun in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CheckpointActivations = Annotated[

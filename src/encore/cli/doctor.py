@@ -94,7 +94,6 @@ def _problems(facts: dict[str, Any]) -> list[str]:
     return [*broken, *wrong, *closed, *(row["problem"] for row in facts["plugins"])]
 
 
-_OURS = ("assets", "bench", "dev", "docs")  # extras that only developing Encore takes
 _ADVICE = "pip install --upgrade encore-music repairs packages"
 
 
@@ -107,9 +106,7 @@ def _verdict(facts: dict[str, Any]) -> str:
     """One line: whether all is well, and what could be better."""
     if not facts["ok"]:
         return _count(facts)
-    better = [] if facts["extension"]["loaded"] else ["slower without the native extension"]
-    better += [f"without the extra {name}" for name in facts["missing_extras"] if name not in _OURS]
-    return "ok" + (f" ({', '.join(better)})" if better else "")
+    return "ok" if facts["extension"]["loaded"] else "ok (slower without the native extension)"
 
 
 def _version(distribution: str) -> str | None:

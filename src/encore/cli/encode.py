@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import Device, Family, Json, Model, Offline, Revision
+from encore.text import counted
 
 
 def encode(
@@ -56,7 +58,7 @@ def encode(
         console.note(note)
     skipped = f"; {result['skipped']:,} left out that can't be read" if result["skipped"] else ""
     console.note(
-        f"{result['tracks']:,} tracks in {result['shards']:,} shards, {result['bytes'] / 1e6:,.0f} MB, of which "
-        f"{result['written']:,} shards were written now{skipped}"
+        f"{counted(result['tracks'], 'track')} in {counted(result['shards'], 'shard')}, {result['bytes'] / 1e6:,.0f} MB"
+        f", of which {result['written']:,} written now{skipped}"
     )
-    console.note(f"next: encore forget --tracks LIST --catalog {out} --model {model}")
+    console.note(f"next: encore forget --tracks LIST --catalog {shlex.quote(str(out))} --model {shlex.quote(model)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encore.cli import console
-from encore.cli.config import Device, Json, Offline, listed
+from encore.cli.config import MAX_SEED, Device, Json, Offline, listed
 from encore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of resampling and of generations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of resampling and of generations.")] = 0,
     device: Device = "auto",
     offline: Offline = False,
     force: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,12 +35,14 @@ from encore.cli.config import (
     Resume,
     Revision,
     Roots,
+    Seed,
     Weights,
     method_settings,
     origins,
 )
 from encore.errors import Interrupted, UsageError
 from encore.memorised import SHARE
+from encore.text import counted
 
 if TYPE_CHECKING:
     from encore.api import Method
@@ -99,7 +102,7 @@ def forget(
     robust_to: Annotated[
         str | None, typer.Option(help="int4 or int8: train through rounded weights, against quantisation.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
     weights: Weights = "fp32",
@@ -208,7 +211,9 @@ def _forget(
         with reporting() as reporter:
             run = runs.forget(prepared, origin, reporter, tracker=tracker)
     except Interrupted as signal:
-        console.note(f"stopped by {signal.name}; go on with the same command and --resume --out {out}")
+        console.note(
+            f"stopped by {signal.name}; go on with the same command and --resume --out {shlex.quote(str(out))}"
+        )
         raise
     if json:
         console.data_json({**run, "run": str(out), **prepared.listed()})
@@ -231,7 +236,7 @@ def _show_tracks(prepared: Prepared) -> None:
     tracks = prepared.tracks
     show_tracks(prepared.forget, tracks.missing)
     console.note(
-        f"forget {len(tracks.forget)} tracks; keep {len(tracks.retain) or 'none'} ({tracks.retain_source}); "
+        f"forget {counted(len(tracks.forget), 'track')}; keep {len(tracks.retain) or 'none'} ({tracks.retain_source}); "
         f"compare with {len(tracks.holdout)} held-out"
     )
     note_sets({"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout})
@@ -292,10 +297,10 @@ def _calibrating(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _show_calibration(found: dict[str, Any]) -> None:
     options = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items()) or "the method's settings"
-    rehearsals = "1 rehearsal" if len(found["tried"]) == 1 else f"{len(found['tried'])} rehearsals"
+    rehearsals = counted(len(found["tried"]), "rehearsal")
     still = f"; the best of them misses: {'; '.join(found['missed'])}" if found["missed"] else ""
     console.note(
-        f"calibration: {options}, after {rehearsals} on {len(found['decoys'])} retain tracks in "
+        f"calibration: {options}, after {rehearsals} on {counted(len(found['decoys']), 'retain track')} in "
         f"{found['seconds']:.0f} s{still}"
     )
 
@@ -324,14 +329,16 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
         console.note(f"{option} chosen: {choice}")
     for line in _retain_lines(run, name):
         console.note(line)
-    console.note(f"{outcome['steps']} steps in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}")
-    console.note(f"next: encore eval {out}")
+    console.note(
+        f"{counted(outcome['steps'], 'step')} in {run['timings']['forget']:.0f} s; the model is in {out / 'model'}"
+    )
+    console.note(f"next: encore eval {shlex.quote(str(out))}")
 
 
 def _retain_lines(run: dict[str, Any], name: str) -> Iterator[str]:
     """What became of memorised and other retain tracks, of the worst one, and of held-out music."""
     outcome, tracks = run["outcome"], run["tracks"]
-    of = f"{tracks['retain']} retain tracks" if tracks["retain"] else "the generations kept"
+    of = counted(tracks["retain"], "retain track") if tracks["retain"] else "the generations kept"
     if tracks["retain_classified"] < tracks["retain"]:
         of = f"{tracks['retain_classified']} chosen at random from {of}"
     labels = {"retain_memorised": "memorised retain", "retain_not_memorised": "retain, not memorised"}
@@ -339,7 +346,7 @@ def _retain_lines(run: dict[str, Any], name: str) -> Iterator[str]:
         labels["retain_not_memorised"] = "retain"  # of a loss without tokens nothing tells what is memorised
     for key, label in labels.items():
         if part := outcome[key]:
-            yield f"{label}: mean {name} {_change(part)}, {part['tracks']} tracks of {of}"
+            yield f"{label}: mean {name} {_change(part)}, {counted(part['tracks'], 'track')} of {of}"
     if worst := outcome["worst"]:
         yield f"worst of the memorised: {worst['track']}, {name} {_change(worst)}"
     if outcome["held_out"]:

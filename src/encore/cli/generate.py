@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from encore.cli import console
-from encore.cli.config import Device, Family, Json, Offline, Revision
+from encore.cli.config import MAX_SEED, Device, Family, Json, Offline, Revision
 from encore.errors import InputError, UsageError
 
 MAX_CAPTIONS = 1000
@@ -24,7 +24,7 @@ def generate(
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of each generation, with the prompt.")] = 5.0,
     out: Annotated[Path, typer.Option(help="Folder for the WAV files.")] = Path("generated"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing WAV files.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 turns it off.")] = 3.0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
     revision: Revision = None,
@@ -44,6 +44,9 @@ def generate(
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         raise UsageError(f"{existing[0]} exists already", "choose another --out, or replace it with --overwrite")
+    from encore.store.run_folder import check_folder, writing
+
+    check_folder(out)
 
     import torch
 
@@ -53,7 +56,6 @@ def generate(
     from encore.evaluate.samples import write_wav
     from encore.store.environment import pick_device
     from encore.store.model_name import backend_name, open_model
-    from encore.store.run_folder import writing
 
     family = plugins.backends().resolve(backend_name(model, backend))
     opened = open_model(family, model, revision=revision, offline=offline, device=pick_device(device))

@@ -11,6 +11,7 @@ from pathlib import Path
 from encore.errors import EncoreError, UsageError
 
 TEMPLATE_NAME = "example"
+TAKEN = ("encore", "music", "audiocraft", "diffusers")  # of Encore itself (encore-music), and of plugins beside it
 GENERATED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist", ".*")
 
 
@@ -37,11 +38,13 @@ def write_plugin(name: str, out: Path | None = None) -> Path:
     """Write the package `encore-<name>` into a folder that does not exist yet or is empty.
 
     Raises:
-        UsageError: the name can't be a package's, or the folder has something in it.
+        UsageError: the name can't be a package's or is one of Encore's own, or the folder has something in it.
     """
     name = name.removeprefix("encore-")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UsageError(f"{name!r} can't be a plugin's name", "use lower-case letters, digits and single dashes")
+    if name in TAKEN:
+        raise UsageError(f"{name!r} is a name of Encore's own", "choose another one")
     out = Path(f"encore-{name}") if out is None else out
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from encore.cli import console
+from encore.text import counted
 
 if TYPE_CHECKING:
     from encore.data.encoded_tracks import EncodedTrack
@@ -35,13 +36,12 @@ def note_sets(sets: Mapping[Any, Sequence[EncodedTrack]]) -> None:
 
     for name, tracks in sets.items():
         if isinstance(tracks, StreamedTracks):
-            console.note(
-                f"{name}: {len(tracks):,} tracks, {len(tracks.clips):,} clips in {tracks.tracks.shards.folder}"
-            )
+            clips = counted(len(tracks.clips), "clip")
+            console.note(f"{name}: {counted(len(tracks), 'track')}, {clips} in {tracks.tracks.shards.folder}")
         elif tracks:
             seconds = sum(item.seconds for item in tracks)
             sources = caption_sources(item.track for item in tracks)
-            count = "1 track" if len(tracks) == 1 else f"{len(tracks):,} tracks"
+            count = counted(len(tracks), "track")
             console.note(f"{name}: {seconds:,.1f} s read of {count}; captions: {sources}")
 
 

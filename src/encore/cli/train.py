@@ -9,6 +9,7 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import (
+    MAX_SEED,
     AdapterKind,
     AllowMissing,
     Catalog,
@@ -36,6 +37,7 @@ from encore.cli.config import (
     origins,
 )
 from encore.errors import Interrupted, UsageError
+from encore.text import counted
 
 if TYPE_CHECKING:
     from encore.unlearn.config import TrainConfig
@@ -75,7 +77,9 @@ def train(
     max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: from the size of the weights.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step; default: 8.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw; another one makes gold2.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw; another one makes gold2.")
+    ] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
     weights: Weights = "fp32",
@@ -130,7 +134,7 @@ def _train(request: TrainConfig, recipe: Training, origin: dict[str, Any], *, js
     for note in prepared.notes:
         console.note(note)
     left_out = f", leave {len(prepared.left_out)} out" if prepared.left_out else ""
-    console.note(f"train on {len(prepared.trained)} tracks{left_out}")
+    console.note(f"train on {counted(len(prepared.trained), 'track')}{left_out}")
     try:
         with reporting() as reporter:
             run = runs.train(prepared, origin, reporter)
@@ -169,7 +173,9 @@ def _show(run: dict[str, Any], out: Path) -> None:
             replayed = figures["replayed"]
             verbatim = "" if replayed is None else f", {replayed:.0%} generated verbatim from the caption and 1 s"
             console.note(f"{of}: {name} {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}{verbatim}")
-    console.note(f"{outcome['steps']} steps in {run['timings']['train']:.0f} s; the model is in {out / 'model'}")
+    console.note(
+        f"{counted(outcome['steps'], 'step')} in {run['timings']['train']:.0f} s; the model is in {out / 'model'}"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -135,6 +135,15 @@ class Catalog:
         same = {record.line: record for record in (*self.by_path(path), *self.by_known_sha256(digest))}
         return tuple(same[line] for line in sorted(same))
 
+    def sha256_of(self, record: Record) -> str:
+        """The hash of a record's file, by the catalogue where it has it; empty where there is no such file."""
+        if record.sha256:
+            return record.sha256.casefold()
+        with contextlib.suppress(InputError):
+            path = self._file(record)
+            return FileCache().sha256(path) if path else ""
+        return ""
+
     def same_recording(self, records: Sequence[Record]) -> bool:
         """Whether all records are of one file."""
         return len({self._record_identity(record) for record in records}) == 1

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -30,6 +31,8 @@ PATH_KEYS = (
     "audio_filepath", "location",
 )  # fmt: skip
 ID_KEYS = ("id", "track_id")
+_NAMES = {"path": PATH_KEYS, "id": ID_KEYS}
+KINDS = ("id", "isrc", "sha256", "artist")  # what a line of plain text may name a track by, with a colon after it
 DELIMITERS = (",", ";", "\t", "|")
 
 Lines = Iterable[tuple[int, str]]
@@ -51,6 +54,7 @@ class Record:
         artist: of the track.
         split: in lower case.
         hint: a fallback caption (title and artist, M3U's `#EXTINF`), used only without a side-car file.
+        others: kind ("path" or "id") and text of further columns that name a file or an id, as written.
         meta: all other columns; "split" and "genre" as one line of text.
     """
 
@@ -65,6 +69,7 @@ class Record:
     artist: str = ""
     split: str = ""
     hint: str = ""
+    others: tuple[tuple[str, str], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,7 +108,7 @@ def _item(line: str, number: int, name: str, hint: str = "") -> Record:
     check_undecoded([caption], spot(name, number))
     captions = (clean_caption(caption),) if caption.strip() else ()
     kind, colon, value = item.partition(":")
-    if colon and kind.casefold() in {"id", "isrc", "sha256", "artist"}:
+    if colon and kind.casefold() in KINDS:
         named: dict[str, Any] = {kind.casefold(): value.strip()}
         return Record(number, line, captions=captions, hint=hint, **named)
     path = local_path(item, spot(name, number))
@@ -135,12 +140,22 @@ def jsonl_records(lines: Lines, name: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_unrepeated, where=spot(name, number)))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{spot(name, number)}: not JSON: {printable(error)}") from error
         if not isinstance(row, dict):
             raise InputError(f"{spot(name, number)}: not a JSON object", 'write {"path": "song.flac", "caption": "…"}')
         yield _row(row, number, line, name)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """An object of JSON, of which Python would keep only the last of the values under one key."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{where}: the key '{printable(repeated)}' is there twice", "write two lines for two tracks")
+    return row
 
 
 def csv_records(lines: Lines, name: str) -> Iterator[Record]:
@@ -189,9 +204,12 @@ def _header(header: str, where: str, delimiters: Iterable[str]) -> tuple[list[st
             if repeated is not None:
                 raise InputError(f"{where}: the header names '{printable(repeated)}' twice", "rename one column")
             return keys, delimiter
+    artists = (
+        "; all tracks of an artist: a list of plain text with artist:NAME" if "artist" in header.casefold() else ""
+    )
     raise InputError(
         f"{where}: the header names no column of files or ids: '{printable(header[:80])}'",
-        f"name one of them {', '.join(PATH_KEYS[:5])}, id, isrc or sha256",
+        f"name one of them {', '.join(PATH_KEYS[:5])}, id, isrc or sha256{artists}",
     )
 
 
@@ -204,6 +222,8 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
             value = row[folded[key]] if key in folded else None
             if isinstance(value, dict):  # Hugging Face's Audio column: {"path": …, "bytes": …}
                 value = value.get("path")
+            if key in ID_KEYS and isinstance(value, float) and value.is_integer():  # pandas, of a column with gaps
+                value = int(value)
             if isinstance(value, (str, int)) and not isinstance(value, bool) and nonempty_text(value):
                 return str(value).strip(" \r\n") if key not in PATH_KEYS else str(value)
         return ""
@@ -217,6 +237,7 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
     check_undecoded((title, artist), where)
     known = {"split": take("split").casefold(), "genre": _words(row[folded["genre"]]) if "genre" in folded else ""}
     words = keywords_in(row, where)
+    names = {kind: [take(key) for key in keys if key in folded] for kind, keys in _NAMES.items()}
     record = Record(
         line=number,
         source=source,
@@ -229,6 +250,7 @@ def _row(row: Mapping[str, Any], number: int, source: str, name: str) -> Record:
         artist=artist,
         split=known["split"],
         hint=Tags(title=title, artist=artist, genre=words).caption() if title or words else "",
+        others=tuple((kind, value) for kind, given in names.items() for value in list(filter(None, given))[1:]),
         meta={
             key: value
             for folded_key, key in folded.items()

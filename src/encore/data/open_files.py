@@ -67,7 +67,7 @@ def locate(
     Raises:
         InputError: the path leads outside, or is not a regular file.
     """
-    allowed = [os.path.realpath(root) for root in roots]
+    allowed = list(dict.fromkeys(os.path.realpath(root) for root in roots))
     outside = False
 
     def may_read(real: str) -> bool:

@@ -18,7 +18,7 @@ from encore.data.track_list import read_list
 from encore.data.tracks import Missing, Track
 from encore.errors import MOST, InputError, UsageError, together
 from encore.tensor_cache import TensorCache
-from encore.text import printable
+from encore.text import counted, printable
 
 SELF = "self"
 HOLDOUT = "holdout"  # splits of a catalogue
@@ -249,8 +249,8 @@ class OptionalTracks:
 
 def left_out(lost: Sequence[InputError]) -> list[str]:
     """A sentence on the tracks that `--skip-unreadable` left out, if there are any."""
-    count = "1 track" if len(lost) == 1 else f"{len(lost):,} tracks"
     why = "; ".join(error.message for error in lost[:MOST])
+    count = counted(len(lost), "track")
     return [f"left out {count} to keep or to compare with that can't be used: {why}"] if lost else []
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,13 +16,13 @@ from encore.data.artists import normalised
 from encore.data.captions import resolve_captions
 from encore.data.catalog import Catalog
 from encore.data.file_info import FileCache
-from encore.data.manifest import LIST_FORMATS, Record, other_format, text_records
+from encore.data.manifest import KINDS, LIST_FORMATS, Record, other_format, text_records
 from encore.data.open_files import LIST_CAPS, locate, open_regular, read_lines, spot
 from encore.data.path_variants import why_missing
 from encore.data.shards import ShardCatalog
 from encore.data.tracks import Missing, Selection, Track, distinct
 from encore.errors import InputError, together
-from encore.text import did_you_mean, near, printable
+from encore.text import counted, did_you_mean, near, printable
 
 SUGGESTIONS = 5
 """Similar names are searched for at most this many lines of a list."""
@@ -104,6 +107,8 @@ class _Resolver:
         for record in records:
             try:
                 matches = list(self._tracks(record))
+                for track in matches:
+                    self._check_names(record, track)
             except _Unmatched as unmatched:
                 missing.append(Missing(record.line, record.source, unmatched.reason))
                 if not allow_missing:
@@ -138,7 +143,7 @@ class _Resolver:
         if record.path:
             yield self._by_path(record)
             return
-        kinds = ("id", "isrc", "sha256", "artist")
+        kinds = ("id", "sha256", "isrc", "artist")  # those of one file before those of several
         kind, value = next(((kind, text) for kind in kinds if (text := getattr(record, kind))), ("", ""))
         if not kind:
             item = record.source.partition("\t")[0].strip()
@@ -168,16 +173,48 @@ class _Resolver:
         for entry in entries if kind in ("isrc", "artist") else entries[:1]:
             yield self._catalogued(entry, record)
 
+    def _check_names(self, record: Record, track: Track) -> None:
+        """Check that all keys of a row name its track: else the track of another key would silently be left out."""
+        kinds = ("path", "id", "sha256", "isrc")
+        given = [(kind, value) for kind in kinds if (value := getattr(record, kind))]
+        wrong = [name for name in given if not self._is_named(track, *name)]
+        if wrong or (wrong := [name for name in record.others if self._is_another(track, *name)]):
+            names = (f"{kind} '{printable(value)}'" for kind, value in (given[0], wrong[0]))
+            raise InputError(
+                f"{spot(self.name, record.line)}: {' and '.join(names)} are not the same track",
+                "correct or remove one of them; two tracks need two rows",
+            )
+
+    def _is_another(self, track: Track, kind: str, value: str) -> bool:
+        """Whether a further column names another track; it may hold anything (`location`: a city), or other ids."""
+        if kind == "path":
+            with contextlib.suppress(InputError):
+                path = locate(value, self.roots, self.roots, "", exactly=True)
+                return path is not None and FileCache().sha256(path) != track.sha256
+            return False
+        return self.catalog is not None and bool(self.catalog.by_id(value)) and not self._is_named(track, kind, value)
+
+    def _is_named(self, track: Track, kind: str, value: str) -> bool:
+        """Whether a key of a row is a track's; an id or ISRC also where the catalogue gives the track none."""
+        if kind == "sha256":
+            return value.casefold() == track.sha256
+        if kind == "path" or self.catalog is None:
+            return True
+        named = getattr(self.catalog, f"by_{kind}")(value)
+        if named:
+            return any(self.catalog.sha256_of(entry) == track.sha256 for entry in named)
+        entries = self.catalog.records_of(track.path, track.sha256)
+        return all((entry.isrc if kind == "isrc" else entry.id) in ("", entry.path) for entry in entries)
+
     def _note_artist(self, record: Record, entries: Sequence[Record]) -> None:
         """How many tracks an artist has, and under which names if these differ from the one in the list."""
         assert self.catalog is not None
         names = sorted({entry.artist for entry in entries if normalised(entry.artist) != normalised(record.artist)})
-        count = "1 track" if len(entries) == 1 else f"{len(entries)} tracks"
         listed = ", ".join(f"'{printable(name)}'" for name in names[:SUGGESTIONS]) + (
             ", …" if names[SUGGESTIONS:] else ""
         )
         self.notes.append(
-            f"{spot(self.name, record.line)}: artist:{printable(record.artist)} is {count}"
+            f"{spot(self.name, record.line)}: artist:{printable(record.artist)} is {counted(len(entries), 'track')}"
             + (f", credited as {listed}" if names else "")
         )
 
@@ -197,13 +234,11 @@ class _Resolver:
         if isinstance(self.catalog, ShardCatalog):  # its audio need not be there, and is not read
             entries = self.catalog.by_path(record.path) or self.catalog.by_path(self.folder / record.path)
             if entries:
-                _check_sha256(record, entries[0].sha256, where)
                 return self._catalogued(entries[0], record)
         path = locate(record.path, self.roots, self.roots, where)
         if path is None:
             return self._by_catalog_path(record)
         digest = FileCache().sha256(path)
-        _check_sha256(record, digest, where)
         if self.catalog is not None:
             entries = self.catalog.records_of(path, digest)
             if entries:
@@ -235,8 +270,23 @@ class _Resolver:
             ids = self.catalog.near_ids(record.path) if self.catalog else []
             return [*beside, *(f"id:{name}" for name in ids)][:3]
 
-        hint = why_missing(record.path, self.folder, self.roots) or self._suggestion(names)
+        hint = why_missing(record.path, self.folder, self.roots) or self._miswritten(record) or self._suggestion(names)
         raise _Unmatched(f"no file '{printable(record.path)}'", hint)
+
+    def _miswritten(self, record: Record) -> str:
+        """A hint for a path that holds what belongs elsewhere; may be empty."""
+        kind = record.path.partition(":")[0].strip().casefold()
+        if kind in KINDS and ":" in record.path:
+            return f"{kind}: is of lists of plain text; " + (
+                f"write the {kind} into a column {kind}" if kind != "artist" else "write one with artist:NAME"
+            )
+        for mark in itertools.islice(re.finditer(r"\s+|[,;|]", record.path), SUGGESTIONS):
+            path = record.path[: mark.start()]
+            with contextlib.suppress(InputError):
+                if locate(path, self.roots, self.roots, "", exactly=True):
+                    table = "" if mark[0].isspace() else ", and a table is a .csv file with a header"
+                    return f"'{printable(path)}' is a file: a caption follows it after a TAB{table}"
+        return "wildcards are not expanded: write one path per line" if "*" in record.path else ""
 
     def _suggestion(self, names: Callable[[], list[str]]) -> str:
         """`did you mean …?` for the first few lines only, as the search for similar names is slow."""
@@ -257,8 +307,3 @@ class _Resolver:
             return printable(record.id)
         below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
         return printable(below.as_posix())
-
-
-def _check_sha256(record: Record, digest: str, where: str) -> None:
-    if record.sha256 and record.sha256.casefold() != digest:
-        raise InputError(f"{where}: '{printable(record.path)}' has another SHA-256 than the list gives")

@@ -126,6 +126,9 @@ def opened(path: Path) -> Iterator[Archive]:
     Raises:
         InputError: it is not a bundle of Encore's.
     """
+    beside = path.resolve().with_name(f"{path.resolve().name}.evidence.zip")
+    if path.is_dir() and beside.is_file():
+        raise InputError(f"{path} is a folder, and a bundle is a file", f"the bundle of this run: {beside}")
     with open_regular(path) as file:
         try:
             archive = zipfile.ZipFile(file)

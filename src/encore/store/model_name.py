@@ -18,9 +18,10 @@ def model_name(given: str) -> str:
     """The name that a backend loads and a run records: an absolute path for a folder, the model of a run's folder.
 
     Raises:
-        InputError: the run in that folder is not complete.
+        InputError: it is a file, or the run in that folder is not complete.
     """
     folder = Path(given)
+    _refuse_file(given)
     if assets.model_folder(given) or not folder.is_dir():
         return given
     if (folder / "run.json").exists():
@@ -34,8 +35,9 @@ def backend_name(model: str, given: str | None = None) -> str:
     """The model family that opens `model`: the given one, else that of the run in this folder, else MusicGen.
 
     Raises:
-        InputError: the folder's `run.json` can't be read.
+        InputError: it is a file, or the folder's `run.json` can't be read.
     """
+    _refuse_file(model)
     run = Path(model) / "run.json"
     if given is not None or assets.model_folder(model) or not run.exists():
         return given or BACKEND
@@ -71,6 +73,14 @@ def open_model(
                     "use another model, or train it again with a lower --lr",
                 )
     return backend
+
+
+def _refuse_file(given: str) -> None:
+    path = Path(given)
+    if assets.model_folder(given) or not path.is_file():
+        return
+    hint = f"name its folder: {path.parent}" if (path.parent / "config.json").exists() else "name the model's folder"
+    raise InputError(f"the model {given} is a file, and a model is a folder", hint)
 
 
 def model_sha256(backend: Backend) -> str:

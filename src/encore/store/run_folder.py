@@ -119,6 +119,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def check_occupied(path: Path, *, resume: bool = False) -> None:
     """Raise the errors of `RunFolder` in advance, without writing anything."""
+    check_folder(path)
     if not (path / LOCK).exists():
         return _refuse_content(path, resume)
     with writing(path):
@@ -127,6 +128,18 @@ def check_occupied(path: Path, *, resume: bool = False) -> None:
         return _refuse_content(path, resume)
     finally:
         lock.release()
+
+
+def check_folder(path: Path) -> None:
+    """Check that no file is where a folder is to be made.
+
+    Raises:
+        EncoreError: the path, or part of it, is a file.
+    """
+    existing = next((part for part in (path, *path.parents) if os.path.lexists(part)), None)
+    if existing is not None and not existing.is_dir():
+        with writing(path):
+            raise OSError(errno.EEXIST if existing == path else errno.ENOTDIR, "")
 
 
 def in_use(path: Path) -> bool:
@@ -198,7 +211,8 @@ def writing(path: Path) -> Iterator[None]:
             errno.EEXIST: "a file of that name is in the way",
             errno.EISDIR: "a folder of that name is in the way",
         }.get(number, os.strerror(number).lower())
-        raise EncoreError(f"can't write {path}: {reason}", "free some space or choose another --out") from error
+        space = "free some space or " if number in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise EncoreError(f"can't write {path}: {reason}", f"{space}choose another --out") from error
 
 
 def _os_error(error: SafetensorError) -> int | None:

@@ -246,9 +246,10 @@ def prepare(
     if distributed.rank() == 0:
         preflight(request.out, prepared.disk_bytes())
     if not tracks.holdout:
+        why = "there is no holdout" if request.holdout is None else "no track of --holdout is left"
         prepared.notes.append(
-            "there is no holdout, so forget tracks have no target NLL, and drift on held-out music is not measured; "
-            "give --holdout LIST for both"
+            f"{why}, so drift on held-out music is not measured, and forget tracks have no target NLL unless the "
+            "method computes one; give a --holdout LIST of other tracks for both"
         )
     weights = sum(weight.numel() for weight in backend.module.parameters())
     if request.lora is None and weights > LARGE and (getattr(method.options, "lr", None) or 0.0) > LARGE_LR:
@@ -262,12 +263,20 @@ def prepare(
 def _refuse_unmet(method: Method, tracks: Tracks, request: ForgetConfig) -> None:
     name, needs = method.spec.name, method.spec.needs
     if "retain" in needs and not tracks.retain and request.retain != SELF:
+        given = request.retain is not None or request.catalog is not None
         raise UsageError(
-            f"method {name!r} needs tracks to keep, and there are none",
-            "give --retain LIST, --catalog FILE, or --retain self",
+            f"method {name!r} needs tracks to keep, and there are none"
+            + (f" in {tracks.retain_source}: all are to be forgotten, held out or left out" if given else ""),
+            "give --retain LIST with other tracks, or --retain self"
+            if given
+            else "give --retain LIST, --catalog FILE, or --retain self",
         )
     if "holdout" in needs and not tracks.holdout:
-        raise UsageError(f"method {name!r} needs held-out tracks, and there are none", "give --holdout LIST")
+        given = request.holdout is not None
+        raise UsageError(
+            f"method {name!r} needs held-out tracks, and there are none" + (" left of --holdout" if given else ""),
+            "give a --holdout LIST of other tracks" if given else "give --holdout LIST",
+        )
 
 
 def forget(

@@ -35,6 +35,7 @@ from encore.store.run_folder import (
     preflight,
 )
 from encore.tensor_cache import TensorCache
+from encore.text import counted
 from encore.unlearn.checks import loss_name
 from encore.unlearn.config import TrainConfig
 from encore.unlearn.engine import Engine
@@ -299,7 +300,7 @@ def check_memorised(run: Mapping[str, Any]) -> None:
         return
     memorised, of = (outcome["trained"][key] for key in ("memorised", "measured"))
     raise GateError(
-        f"after {outcome['steps']} steps the model has memorised {memorised} of {of} tracks",
+        f"after {counted(outcome['steps'], 'step')} the model has memorised {memorised} of {of} tracks",
         "the model is kept; train with another --out and more --steps or --max-seconds, or another --lr",
     )
 
