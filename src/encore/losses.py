@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from encore.api import Clip
 
 
 def token_logprobs(logits: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
@@ -93,11 +88,3 @@ def code_entropy(codes: Tensor) -> float:
     """
     shares = [row.unique(return_counts=True)[1] / codes.shape[-1] for row in codes]
     return sum(float(-(share * share.log()).sum()) for share in shares) / len(shares)
-
-
-def code_entropies(clips: Iterable[Clip]) -> dict[str, float]:
-    """`code_entropy` of each track's clips together, by track id."""
-    codes: dict[str, list[Tensor]] = {}
-    for clip in clips:
-        codes.setdefault(clip.track, []).append(clip.codes)
-    return {track: code_entropy(torch.cat(parts, -1)) for track, parts in codes.items()}

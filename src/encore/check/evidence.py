@@ -28,11 +28,10 @@ from encore.evaluate.evaluation import SharedEvaluation
 from encore.evaluate.measure import measure
 from encore.evaluate.result_cache import evaluation_cache
 from encore.evaluate.samples import write_wav
-from encore.losses import code_entropies
 from encore.memorised import is_memorised, memorised_below
 from encore.metrics.memorization.verbatim import MATCH
 from encore.metrics.privacy.model_free import blind_scores
-from encore.metrics.rows import not_finite, windows_by_track
+from encore.metrics.rows import code_entropies, not_finite, windows_by_track
 from encore.metrics.utility.neighbours import UNKNOWN
 from encore.reporter import Reporter
 from encore.store.model_name import model_sha256

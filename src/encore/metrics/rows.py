@@ -46,6 +46,16 @@ def windows_by_track(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     return windows
 
 
+def code_entropies(clips: Iterable[Clip]) -> dict[str, float]:
+    """`encore.losses.code_entropy` of each track's clips together, by track id."""
+    import torch
+
+    from encore.losses import code_entropy
+
+    windows = windows_by_track(clips)
+    return {track: code_entropy(torch.cat([clip.codes for clip in own], -1)) for track, own in windows.items()}
+
+
 def first_windows(clips: Sequence[Clip]) -> list[Clip]:
     """The first clip of each track, in the order of track ids."""
     return [windows[0] for _, windows in sorted(windows_by_track(clips).items())]

@@ -71,7 +71,7 @@ def examine(shape: list[int]) -> dict[str, Any]:
     return {
         "library": f"built {how}, {_built(module.build_info())}"
         if module is not None
-        else f"none: {why}; {TWIN} serves",
+        else f"none: {why}; PyTorch is used instead",
         "cpu": _cpu(module),
         "cuda": _cuda(module),
         "shape": dict(zip(("N", "T", "I", "O"), shape, strict=True)),

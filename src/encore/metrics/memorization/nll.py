@@ -7,9 +7,8 @@ from typing import Any
 
 from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
-from encore.losses import code_entropies
 from encore.memorised import is_memorised, memorised_below
-from encore.metrics.rows import SETS, available_roles, by_track, mean_row, no_clips, unmeasured
+from encore.metrics.rows import SETS, available_roles, by_track, code_entropies, mean_row, no_clips, unmeasured
 
 BEGINNING_SECONDS = 0.2
 
