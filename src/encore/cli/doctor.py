@@ -11,6 +11,7 @@ import typer
 
 from encore.cli import console
 from encore.errors import EncoreError
+from encore.text import counted
 
 PACKAGES = (
     "torch", "transformers", "safetensors", "numpy", "av", "soundfile", "soxr", "pydantic", "typer",
@@ -98,8 +99,7 @@ _ADVICE = "pip install --upgrade encore-music repairs packages"
 
 
 def _count(facts: dict[str, Any]) -> str:
-    count = len(facts["problems"])
-    return f"{count} problem{'' if count == 1 else 's'}"
+    return counted(len(facts["problems"]), "problem")
 
 
 def _verdict(facts: dict[str, Any]) -> str:

@@ -306,9 +306,11 @@ def _show_calibration(found: dict[str, Any]) -> None:
 
 
 def _show_outcome(run: dict[str, Any], out: Path) -> None:
+    from encore.unlearn.checks import loss_name
+
     outcome = run["outcome"]
     before, after, levels = outcome["before"], outcome["after"], outcome["after"]["target_nll"]
-    name = "NLL" if run["unit"] == "nats/token" else run["unit"]
+    name = loss_name(run["unit"])
     figures = [f"{name} before", f"{name} after", "target"]
     console.table(
         ["track", *figures],
