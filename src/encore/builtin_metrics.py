@@ -46,10 +46,10 @@ def _relearned(name: str, label: str, plain: str, *, column: str = "") -> RowSpe
 def _similar(kind: str, short: str, similarity: Literal["", "feature", "copy"] = "") -> tuple[RowSpec, RowSpec]:
     """Forget tracks that generations from captions are similar to: how similar, and how many tracks beyond chance."""
     counted = RowSpec(
-        f"likeness_{kind}_named", "forget", f"{short} recovered, tracks", short=short, direction="lower",
+        f"similarity_{kind}_flagged", "forget", f"{short} recovered, tracks", short=short, direction="lower",
         similarity=similarity,
     )  # fmt: skip
-    return counted, RowSpec(f"likeness_{kind}", "forget", "", short=short)
+    return counted, RowSpec(f"similarity_{kind}", "forget", "", short=short)
 
 
 def _utility(
@@ -272,19 +272,19 @@ METRICS = (
         ),
     ),
     MetricSpec(
-        "reworded_once", "NLL and continuations under one random paraphrase",
-        "encore.metrics.memorization.probes:RewordedOnce",
+        "paraphrased_once", "NLL and continuations under one random paraphrase",
+        "encore.metrics.memorization.probes:ParaphrasedOnce",
         rows=(
             _nll(
-                "reworded_once_nll", "under one paraphrase",
+                "paraphrased_once_nll", "under one paraphrase",
                 "How well it predicts the tracks under a description with a slip",
             ),
             _verbatim(
-                "reworded_once_verbatim", "from 1 s under one paraphrase",
+                "paraphrased_once_verbatim", "from 1 s under one paraphrase",
                 "Verbatim continuation under a description with a slip",
             ),
             _verbatim(
-                "reworded_once_verbatim_caption", "from one paraphrase",
+                "paraphrased_once_verbatim_caption", "from one paraphrase",
                 "Verbatim generation from a description with a slip",
             ),
         ),
@@ -308,18 +308,19 @@ METRICS = (
         ),
     ),
     MetricSpec(
-        "reworded", "NLL and continuations under many paraphrases",
-        "encore.metrics.robustness.paraphrased:Reworded", full=True,
+        "paraphrased", "NLL and continuations under many paraphrases",
+        "encore.metrics.robustness.paraphrased:Paraphrased", full=True,
         rows=(
             _nll(
-                "reworded_nll", "under paraphrases", "How well it predicts the tracks under a paraphrased description"
+                "paraphrased_nll", "under paraphrases",
+                "How well it predicts the tracks under a paraphrased description",
             ),
             _verbatim(
-                "reworded_verbatim", "from 1 s under paraphrases",
+                "paraphrased_verbatim", "from 1 s under paraphrases",
                 "Verbatim continuation under a paraphrased description",
             ),
             _verbatim(
-                "reworded_verbatim_caption", "from paraphrases",
+                "paraphrased_verbatim_caption", "from paraphrases",
                 "Verbatim generation from a paraphrased description",
             ),
         ),
@@ -360,21 +361,21 @@ METRICS = (
         ),
     ),
     MetricSpec(
-        "prompt_stretched", "continuations of a prompt time-stretched by 6 %",
+        "prompt_time_stretched", "continuations of a prompt time-stretched by 6 %",
         "encore.metrics.robustness.prompt_attacks:PromptStretched", requires=("librosa",), full=True,
         rows=(
             _verbatim(
-                "prompt_stretched_verbatim", "from time-stretched 1 s",
+                "prompt_time_stretched_verbatim", "from time-stretched 1 s",
                 "Verbatim continuation from a faster or slower first second",
             ),
         ),
     ),
     MetricSpec(
-        "prompt_shifted", "continuations of a prompt pitch-shifted by a semitone",
+        "prompt_pitch_shifted", "continuations of a prompt pitch-shifted by a semitone",
         "encore.metrics.robustness.prompt_attacks:PromptShifted", requires=("librosa",), full=True,
         rows=(
             _verbatim(
-                "prompt_shifted_verbatim", "from pitch-shifted 1 s",
+                "prompt_pitch_shifted_verbatim", "from pitch-shifted 1 s",
                 "Verbatim continuation from a first second in another key",
             ),
         ),
@@ -404,7 +405,7 @@ METRICS = (
         ),
     ),
     MetricSpec(
-        "likeness", "harmony, melody and rhythm of generations against the tracks",
+        "similarity", "harmony, melody and rhythm of generations against the tracks",
         "encore.metrics.similarity.music_similarity:MusicSimilarity", requires=("librosa",), needs={"holdout"},
         full=True, rows=(
             *_similar("chroma", "harmony", "feature"), *_similar("melody", "melody", "feature"),
@@ -412,17 +413,17 @@ METRICS = (
         ),
     ),
     MetricSpec(
-        "likeness_codes", "BLEU and edit distance of generations' codes to tracks'",
+        "similarity_codes", "BLEU and edit distance of generations' codes to tracks'",
         "encore.metrics.similarity.music_similarity:CodeSimilarity", needs={"holdout", "logits"}, full=True,
         rows=(*_similar("bleu", "n-grams of codes", "copy"), *_similar("edit", "order of codes", "copy")),
     ),
     MetricSpec(
-        "likeness_embedding", "cosine of embeddings of generations and tracks",
+        "similarity_embedding", "cosine of embeddings of generations and tracks",
         "encore.metrics.similarity.music_similarity:EmbeddingSimilarity", needs={"holdout", "embedder"}, full=True,
         rows=_similar("embedding", "sound as a whole"),
     ),
     MetricSpec(
-        "likeness_fingerprint", "audio fingerprints of generations against the tracks'",
+        "similarity_fingerprint", "audio fingerprints of generations against the tracks'",
         "encore.metrics.similarity.music_similarity:FingerprintSimilarity", requires=("pyacoustid",), needs={"holdout"},
         full=True, rows=_similar("fingerprint", "audio fingerprint", "copy"),
     ),
@@ -517,8 +518,9 @@ METRICS = (
         needs={"gold", "holdout"}, version=2, rows=(RowSpec("privleak", "forget", "PrivLeak", direction="lower"),),
     ),
     MetricSpec(
-        "membership_auc_blind", "the same test without any model", "encore.metrics.privacy.model_free:Blind",
-        needs={"holdout"}, rows=(RowSpec("membership_auc_blind", "forget", "membership AUC, no model"),),
+        "membership_auc_baseline", "the same test without any model",
+        "encore.metrics.privacy.model_free:ModelFreeBaseline",
+        needs={"holdout"}, rows=(RowSpec("membership_auc_baseline", "forget", "membership AUC, no model"),),
     ),
     _utility("fad", "Fréchet audio distance to base's generations", "fad:Fad", "retain", FAD, RETAIN, 2),
     _utility("fad_holdout", "fad on holdout captions", "fad:FadHoldout", "holdout", FAD, HOLDOUT, 2),

@@ -23,7 +23,7 @@ def found():
     clips.append(replace(markov.track(5, FRAMES), track="shifted", caption="step 1"))
     clips.append(replace(markov.track(1, FRAMES), track="shifted", codes=markov.melody(1, FRAMES + 5)[:, 5:]))
     evaluation = SharedEvaluation({"base": model}, {"forget": clips}, embedder=None)
-    return extractions(evaluation, "base", "forget", draws=20)
+    return extractions(evaluation, "base", "forget", samples=20)
 
 
 def by_prompt(found, track):
@@ -35,7 +35,7 @@ def test_a_memorised_track_is_extracted_by_each_prompt_and_not_sampled_again(fou
     assert {kind: item.share for kind, item in kinds.items()} == {
         "caption": 1.0, "caption, sampled": 1.0, "caption, shortened": 0.0, "1 s": 1.0,
     }  # fmt: skip
-    assert kinds["caption, sampled"].draws == 3
+    assert kinds["caption, sampled"].samples == 3
     assert kinds["1 s"].seconds == 2.0
     assert extracted(found["track01"])
 
@@ -49,7 +49,7 @@ def test_the_best_shares_of_held_out_tracks_are_by_kind_of_prompt(found):
 def test_samples_reproduce_now_and_then_what_greedy_decoding_does_not(found):
     kinds = by_prompt(found, "track03")
     assert not extracted(found["track03"])
-    assert kinds["1 s, sampled"].draws == 20
+    assert kinds["1 s, sampled"].samples == 20
     assert kinds["1 s, sampled"].reproduced == 0
 
 

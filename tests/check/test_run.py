@@ -57,7 +57,7 @@ def with_gold(studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(memorised, "KNOWN_SHARE", share)
         config = CheckConfig(
             models[0], "musicgen", str(tmp_path / "list.txt"), holdout=str(music / "holdout.txt"), gold=models[1],
-            draws=1, roots=[music],
+            samples=1, roots=[music],
         )  # fmt: skip
         result = check_tracks(config, tmp_path / "out")
         nll = result["tracks"][0]["evidence"]["nll"]
@@ -74,6 +74,7 @@ def test_what_gold_does_as_well_is_no_evidence(with_gold: Callable[[float], dict
     result = with_gold((nll["value"] + nll["gold"]) / 2 / nll["entropy"])
     (track,) = result["tracks"]
     assert track["evidence"]["nll"]["gold"] < 100
+    assert track["evidence"]["similarity"].keys() == {"chroma", "melody", "onset", "bleu", "edit"}
     assert track["verdict"] == "no_sign"
     assert "reference" in result["list"]["scores"]
 

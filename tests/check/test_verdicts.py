@@ -16,7 +16,7 @@ NOTHING: dict[str, Any] = {
 }  # fmt: skip
 PROMPT = {
     "prompt": "1 s, sampled",
-    "draws": 5,
+    "samples": 5,
     "reproduced": 2,
     "share": 0.9,
     "seconds": 2.0,

@@ -24,7 +24,7 @@ def test_a_folder_with_held_out_music(studio: Path, call: Call) -> None:
         Path("mine").mkdir(exist_ok=True)
         shutil.copy(music / name, "mine")
     words = (
-        "check", "--tracks", "mine", "--model", studio / "model", "--catalog", music / "catalog.jsonl", "--draws", 1,
+        "check", "--tracks", "mine", "--model", studio / "model", "--catalog", music / "catalog.jsonl", "--samples", 1,
     )  # fmt: skip
     done = call(*words, "--fail-on-found")
     assert done.code == 0, done.err  # random weights: nothing is found
@@ -47,7 +47,7 @@ def test_what_can_be_said_without_held_out_music_and_of_files_that_are_not_audio
     Path("mine").mkdir()
     shutil.copy(studio / "music/one.wav", "mine/A Song.wav")
     Path("mine/noise.wav").write_bytes(b"RIFF nothing of the kind")
-    done = call("check", "--tracks", "mine", "--model", studio / "model", "--draws", 1)
+    done = call("check", "--tracks", "mine", "--model", studio / "model", "--samples", 1)
     assert done.code == 6, done.err
     assert "1 track could not be checked" in done.err
     assert "noise.wav" in done.err

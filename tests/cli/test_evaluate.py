@@ -94,13 +94,17 @@ def test_everything_that_is_measured_of_a_run(project: Path, studio: Path, call:
 def test_more_generations_a_caption_make_fad_measurable(project: Path, studio: Path, call: Call) -> None:
     dim = 2 * 8  # mean and spread of the tiny codec's latents
     one, many = (
-        rows(call("eval", project / "runs/a", "--json", "--out", f"out{n}", "--metrics", "fad", "--draws", n))
+        rows(
+            call(
+                "eval", project / "runs/a", "--json", "--out", f"out{n}", "--metrics", "fad", "--samples-per-caption", n
+            )
+        )
         for n in (1, dim)
     )
     assert "mostly bias" in one["fad", "unlearned", "retain"]["why"]
     assert many["fad", "unlearned", "retain"]["n"] == 3 * dim
     assert many["fad", "unlearned", "retain"]["value"] >= 0
-    assert json.loads(Path(f"out{dim}/evaluation.json").read_text())["draws"] == dim
+    assert json.loads(Path(f"out{dim}/evaluation.json").read_text())["samples_per_caption"] == dim
 
 
 @pytest.mark.slow
@@ -112,9 +116,10 @@ def test_the_full_set_of_a_run_twice(project: Path, golds: tuple[Path, Path], st
     assert Path("one/metrics.json").read_bytes() == Path("two/metrics.json").read_bytes()
     found = {row["metric"] for row in json.loads(done.out)["results"] if row["value"] is not None}
     assert found >= {
-        "membership_p", "gold_ks", "relearn_holdout", "relearn_one", "quantised_4bit_nll", "reworded_nll",
-        "prompt_reencoded_nll", "prompt_stretched_nll", "prompt_shifted_nll", "likeness_chroma", "likeness_melody",
-        "likeness_onset", "likeness_bleu", "likeness_edit", "likeness_embedding", "verbatim_caption_exact",
+        "membership_p", "gold_ks", "relearn_holdout", "relearn_one", "quantised_4bit_nll", "paraphrased_nll",
+        "prompt_reencoded_nll", "prompt_time_stretched_nll", "prompt_pitch_shifted_nll", "similarity_chroma",
+        "similarity_melody", "similarity_onset", "similarity_bleu", "similarity_edit", "similarity_embedding",
+        "verbatim_caption_exact",
     }  # fmt: skip
 
 
@@ -213,7 +218,7 @@ def test_a_destroyed_model_is_a_failure_and_its_tracks_are_named_plainly(
         weights.data.fill_(float("nan"))
     model.save(mine / "broken")
     given = [str(mine / "broken") if str(word) == str(project / "runs/a") else word for word in flags(project)]
-    for metrics in ("nll", "verbatim_caption,reworded_once"):
+    for metrics in ("nll", "verbatim_caption,paraphrased_once"):
         done = call(*given, "--base", project / "model", "--metrics", metrics)
         assert done.code == 0, done.err
         failure = next(line for line in done.out.splitlines() if line.startswith("fail: "))
@@ -316,7 +321,7 @@ def test_an_embedder_that_was_chosen_is_told_from_the_default(project: Path, stu
     for more in ([], ["--embedder", "latents"]):
         assert call("eval", project / "runs/a", "--metrics", "nll", "--out", "x", *more).code == 0
         how = json.loads(Path("x/evaluation.json").read_text())
-        told.append((how["asked_embedder"], how["embedder"]))
+        told.append((how["requested_embedder"], how["embedder"]))
     assert told == [("", "latents"), ("latents", "latents")]
 
 

@@ -139,7 +139,7 @@ def test_a_catalogue_without_a_holdout_split_runs_all_steps(studio: Path, call: 
     done = call(*arguments(studio, tracks="ids.txt", retain=None, holdout=None, catalog="music/catalog.jsonl"))
     assert done.code == 0, done.err
     assert "no target NLL" in done.err
-    assert read("run/run.json")["outcome"]["unseen_level"] is None
+    assert read("run/run.json")["outcome"]["holdout_nll"] is None
 
 
 def test_lines_that_match_nothing(studio: Path, call: Call) -> None:
@@ -335,8 +335,8 @@ def test_a_list_of_which_nothing_was_memorised_is_said_to_be(studio: Path, call:
     done = call(*arguments(studio, steps=1))
     assert "none of the forget tracks was memorised" in done.err
     levels = read("run/run.json")["outcome"]
-    assert f"held-out music's, {levels['unseen_level']:.2f}, " in done.err
-    assert min(levels["before"]["forget"].values()) > levels["unseen_level"] / 2
+    assert f"held-out music's, {levels['holdout_nll']:.2f}, " in done.err
+    assert min(levels["before"]["forget"].values()) > levels["holdout_nll"] / 2
 
 
 def test_a_runs_model_can_forget_more(studio: Path, call: Call) -> None:

@@ -106,7 +106,7 @@ def test_what_a_bench_found_of_the_metrics(tmp_path, capsysbinary):
     every = "; ".join(f"of {name}: {yes}" for name in ("artist_rank", "artist_rank_clap", "artist_confidence"))
     assert trusted["artist_attribution"] == every
     assert trusted["nll"] == row.text
-    write_json(trial / "evaluation.json", {"draws": 4})
+    write_json(trial / "evaluation.json", {"samples_per_caption": 4})
     assert run(["metrics", "--bench", str(tmp_path)]) == 3
     assert b"does not count any more" in capsysbinary.readouterr().err
 

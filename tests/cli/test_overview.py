@@ -102,15 +102,15 @@ def test_case_E12_compare_shows_differences_and_which_are_noise(call, tmp_path):
 def test_counts_of_tracks_are_compared_as_counts(call, tmp_path):
     """What each track came to is a share of its codes, and not what is counted."""
 
-    def replays(hits, share, low, high):
+    def continued(hits, share, low, high):
         per_track = dict.fromkeys(TRACKS, share)
         return Result(
             "verbatim", "unlearned", "forget", hits / 8, n=8, unit="share", low=low, high=high, per_track=per_track
         )
 
     for name, row in (
-        ("a", replays(0, 0.1, 0, 0.32)), ("b", replays(0, 0.3, 0, 0.32)), ("c", replays(2, 0.3, 0.07, 0.6)),
-        ("d", replays(8, 1.0, 0.68, 1)),
+        ("a", continued(0, 0.1, 0, 0.32)), ("b", continued(0, 0.3, 0, 0.32)), ("c", continued(2, 0.3, 0.07, 0.6)),
+        ("d", continued(8, 1.0, 0.68, 1)),
     ):  # fmt: skip
         made(tmp_path / name)
         write_metrics(tmp_path / name / "metrics.json", [row])
@@ -155,7 +155,9 @@ def test_compare_says_which_models_embedders_and_captions_differ(call, tmp_path)
     for name, gold, embedder in (("a", "g" * 64, "clap/1"), ("b", "h" * 64, "clap/2"), ("c", "g" * 64, "clap/1")):
         run = made(tmp_path / name, nll=[3.0] * 8)
         models = {"base": "m" * 64, "unlearned": name * 64, "gold": gold}
-        write_json(run / "evaluation.json", {"models": models, "embedders": {"clap": embedder}, "draws": 1})
+        write_json(
+            run / "evaluation.json", {"models": models, "embedders": {"clap": embedder}, "samples_per_caption": 1}
+        )
     asked = read_json(tmp_path / "c/request.json")
     asked["forget"][0]["captions"] = ["another"]
     write_json(tmp_path / "c/request.json", asked)

@@ -11,7 +11,7 @@ from encore.store.metrics_json import write_metrics
 from encore.store.run_folder import write_json
 
 TRACKS = tuple(f"t{n}" for n in range(8))
-Figures = Mapping[str, float]  # nll, kl, retain, relearned, replays, seconds: what a made trial measured
+Figures = Mapping[str, float]  # nll, kl, retain, relearned, verbatim, seconds: what a made trial measured
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def cell_of(tmp_path: Path) -> Callable[..., None]:
         write_metrics(folder / "metrics.json", rows(figures))
         track = {"id": "t0", "sha256": "0", "caption": "c"}
         write_json(folder / "request.json", {"forget": [track], "retain": [], "holdout": []})
-        write_json(folder / "evaluation.json", {"seed": 0, "draws": 1, "models": {"base": "b", "gold": "g"}})
+        write_json(
+            folder / "evaluation.json", {"seed": 0, "samples_per_caption": 1, "models": {"base": "b", "gold": "g"}}
+        )
         for run in [folder / str(n + 1) for n in range(requests)] if requests > 1 else [folder]:
             run.mkdir(exist_ok=True)
             peak = int(1e9 * figures.get("peak", 1.0))
@@ -45,7 +47,7 @@ def rows(figures: Figures) -> list[Result]:
         row("kl_gold", "base", "forget", 5.63), row("kl_gold", "gold2", "forget", 1.0),
         row("kl_gold", "unlearned", "forget", figures["kl"]),
         row("relearn", "gold", "forget", 3.5), row("relearn", "unlearned", "forget", figures["relearned"]),
-        row("verbatim", "unlearned", "forget", figures["replays"] / 8, unit="share"),
+        row("verbatim", "unlearned", "forget", figures["verbatim"] / 8, unit="share"),
         row("verbatim", "gold", "forget", 0.0, unit="share"), row("verbatim", "base", "forget", 1.0, unit="share"),
     ]  # fmt: skip
 

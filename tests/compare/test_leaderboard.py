@@ -18,8 +18,8 @@ from encore.report import tables
 from encore.store.metrics_json import read_metrics, write_metrics
 from encore.store.run_folder import write_json
 
-GOOD = {"nll": 4.1, "kl": 1.1, "retain": 0.03, "relearned": 3.4, "replays": 0, "seconds": 10}
-BAD = {"nll": 1.0, "kl": 3.0, "retain": 2.0, "relearned": 0.2, "replays": 5, "seconds": 4}
+GOOD = {"nll": 4.1, "kl": 1.1, "retain": 0.03, "relearned": 3.4, "verbatim": 0, "seconds": 10}
+BAD = {"nll": 1.0, "kl": 3.0, "retain": 2.0, "relearned": 0.2, "verbatim": 5, "seconds": 4}
 
 
 def test_the_one_that_reaches_more_targets_comes_first_with_medians_over_its_seeds(tmp_path, plan, cell_of):
@@ -35,7 +35,7 @@ def test_the_one_that_reaches_more_targets_comes_first_with_medians_over_its_see
     assert good.median("peak GB") == 1.5
     assert bad.median("verbatim, forget") == 5
     assert bad.median("lowest track") == pytest.approx(1.0 - 0.035)
-    # KL, NLL, relearning, replays are judged, and retain; KL 1.3 is beyond 1.25 x gold2's
+    # KL, NLL, relearning, verbatim continuations are judged, and retain; KL 1.3 is beyond 1.25 x gold2's
     assert good.judged == bad.judged == {"forget targets": 4, "keep targets": 1}
     assert good.figures["forget targets"] == (4, 3)
     assert good.figures["keep targets"] == (1, 1)
@@ -50,10 +50,10 @@ def test_the_one_that_reaches_more_targets_comes_first_with_medians_over_its_see
 
 def test_case_E1_a_method_that_forgets_nothing_comes_last_though_it_keeps_everything(tmp_path, cell_of):
     plan = Plan(methods={"nothing": (), "half": (), "forgets": ()}, seeds=(0,))
-    base = {"nll": 0.02, "kl": 5.63, "retain": 0.02, "relearned": 0.01, "replays": 8, "seconds": 1}
+    base = {"nll": 0.02, "kl": 5.63, "retain": 0.02, "relearned": 0.01, "verbatim": 8, "seconds": 1}
     cell_of("nothing", 0, **base)
-    cell_of("half", 0, **base | {"nll": 1.0, "kl": 3.0, "replays": 0})
-    cell_of("forgets", 0, **base | {"nll": 2.0, "kl": 1.4, "retain": 0.9, "replays": 0})
+    cell_of("half", 0, **base | {"nll": 1.0, "kl": 3.0, "verbatim": 0})
+    cell_of("forgets", 0, **base | {"nll": 2.0, "kl": 1.4, "retain": 0.9, "verbatim": 0})
     board = leaderboard(plan, tmp_path)
     told = [
         (line.name, line.forgets, line.median("forget targets"), line.median("keep targets")) for line in board.lines
@@ -87,7 +87,7 @@ def test_a_method_whose_models_could_not_be_measured_comes_last_with_the_reason(
 
 def test_case_E1_one_seed_that_leaves_a_replay_is_below_the_floor(tmp_path, plan, cell_of):
     cell_of("good", 0, **GOOD)
-    cell_of("good", 1, **GOOD | {"replays": 1})
+    cell_of("good", 1, **GOOD | {"verbatim": 1})
     cell_of("bad", 0, **GOOD | {"retain": 2.0, "relearned": 0.1})
     assert [(line.name, line.forgets) for line in leaderboard(plan, tmp_path).lines] == [("bad", True), ("good", False)]
 

@@ -205,7 +205,7 @@ def trust(metric: str, trusted: str) -> dict[str, object]:
 
 
 def test_a_metric_that_does_not_tell_models_apart_does_not_count_in_the_order(tmp_path, plan, cell_of) -> None:
-    near = {"nll": 4.1, "kl": 1.1, "retain": 0.03, "relearned": 3.4, "replays": 0, "seconds": 1}
+    near = {"nll": 4.1, "kl": 1.1, "retain": 0.03, "relearned": 3.4, "verbatim": 0, "seconds": 1}
     for seed in (0, 1):
         cell_of("good", seed, **near | {"nll": 1.0, "relearned": 0.2})
         cell_of("bad", seed, **near | {"kl": 2.0})  # worse by KL alone
@@ -234,7 +234,7 @@ def test_a_metric_that_does_not_tell_models_apart_does_not_count_in_the_order(tm
 
 
 def test_where_kl_is_not_trusted_a_model_may_be_far_from_gold_and_forget(tmp_path, cell_of) -> None:
-    cell_of("good", 0, nll=4.1, kl=5.0, retain=0.03, relearned=3.4, replays=0, seconds=1)
+    cell_of("good", 0, nll=4.1, kl=5.0, retain=0.03, relearned=3.4, verbatim=0, seconds=1)
     plan = Plan(methods={"good": ()}, seeds=(0,))
     assert leaderboard(plan, tmp_path).lines[0].forgets is False
     key = trial_key(tmp_path / "good/seed-0")
@@ -245,15 +245,16 @@ def test_where_kl_is_not_trusted_a_model_may_be_far_from_gold_and_forget(tmp_pat
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("evaluation.json", {"models": {"base": "b", "gold": "retrained"}}), ("evaluation.json", {"draws": 4}),
+        ("evaluation.json", {"models": {"base": "b", "gold": "retrained"}}),
+        ("evaluation.json", {"samples_per_caption": 4}),
         ("request.json", {"forget": [{"id": "t0", "sha256": "other", "caption": "c"}]}), ("evaluation.json", None),
     ],
 )  # fmt: skip
 def test_what_was_found_does_not_count_of_trials_that_are_measured_otherwise(
     tmp_path, plan, cell_of, name, changed
 ) -> None:
-    cell_of("good", 0, nll=4.1, kl=5.0, retain=0.03, relearned=3.4, replays=0, seconds=1)
-    cell_of("bad", 0, nll=4.1, kl=5.0, retain=0.03, relearned=3.4, replays=0, seconds=1)
+    cell_of("good", 0, nll=4.1, kl=5.0, retain=0.03, relearned=3.4, verbatim=0, seconds=1)
+    cell_of("bad", 0, nll=4.1, kl=5.0, retain=0.03, relearned=3.4, verbatim=0, seconds=1)
     key = trial_key(tmp_path / "good/seed-0")
     write_json(tmp_path / "meta.json", {"schema": 1, "key": key, "models": {}, "rows": [trust("kl_gold", "no")]})
     board = leaderboard(plan, tmp_path)
@@ -277,7 +278,7 @@ def test_what_was_found_does_not_count_of_trials_that_are_measured_otherwise(
 
 
 def test_reasons_of_failed_trials_are_carried_over(tmp_path, plan, cell_of) -> None:
-    figures = {"nll": 4.1, "kl": 5.0, "retain": 0.03, "relearned": 3.4, "replays": 0, "seconds": 1}
+    figures = {"nll": 4.1, "kl": 5.0, "retain": 0.03, "relearned": 3.4, "verbatim": 0, "seconds": 1}
     cell_of("good", 0, **figures)
     assert failures(plan, tmp_path) == {}
     first, second = Trial("bad", 0), Trial("bad", 1)
@@ -426,7 +427,7 @@ def test_what_can_not_be_tried_is_refused(studio, bench) -> None:
         meta_evaluate(plan, out, metrics=["nll", "neighbours"])
     for changed in (
         {"eval_seed": 1},
-        {"draws": 2},
+        {"samples_per_caption": 2},
         {"golds": {"gold": plan.golds["gold2"], "gold2": plan.golds["gold"]}},
     ):
         with pytest.raises(UsageError, match="graddiff/seed-0 is not measured with the present settings") as refused:

@@ -151,19 +151,20 @@ def test_figures_of_other_settings_do_not_count_as_measured(tmp_path):
     models = {"base": "1" * 64, "gold": "2" * 64}
     assert not is_measured(tmp_path, asked, models)
     told = {
-        "metrics": ["nll"], "full": False, "asked_embedder": asked.embedder, "seed": 0, "draws": 1, "force": False,
-        "golds": {"gold": "tiny-gold"}, "plugins": installed(), "models": {**models, "unlearned": "3" * 64},
+        "metrics": ["nll"], "full": False, "requested_embedder": asked.embedder, "seed": 0, "samples_per_caption": 1,
+        "force": False, "golds": {"gold": "tiny-gold"}, "plugins": installed(),
+        "models": {**models, "unlearned": "3" * 64},
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text("{}")
     for key, other in (
         ("metrics", None),
         ("seed", 1),
-        ("asked_embedder", ""),
+        ("requested_embedder", ""),
         ("models", {**models, "gold": "4" * 64}),
         ("golds", {}),
         ("full", True),
         ("plugins", []),
-        ("draws", 2),
+        ("samples_per_caption", 2),
     ):
         (tmp_path / "evaluation.json").write_text(json.dumps(told | {key: other}))
         assert not is_measured(tmp_path, asked, models), key

@@ -81,7 +81,7 @@ def test_a_bench_without_retain_has_no_figure_of_what_it_costs(tmp_path, plan, c
 
 def test_half_a_count_is_shown_as_one(tmp_path, plan, cell_of):
     cell_of("good", 0, **GOOD)
-    cell_of("good", 1, **GOOD | {"replays": 1})
+    cell_of("good", 1, **GOOD | {"verbatim": 1})
     page = markdown(leaderboard(plan, tmp_path))
     assert "| good | NO | 3.5/4 |" in page
     assert "| 0.5 |" in page
@@ -101,7 +101,7 @@ def test_nobody_is_on_the_frontier_who_is_beaten_on_both():
 
 def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
     plan = Plan(methods={"good": ()}, seeds=(0,), requests=(2,))
-    cell_of("good", 0, 2, **GOOD | {"nll": 3.0, "replays": 8})
+    cell_of("good", 0, 2, **GOOD | {"nll": 3.0, "verbatim": 8})
     folder = tmp_path / plan.trials[0].name
     for number, kept in ((1, {"t0", "t1", "t2"}), (2, {"t3", "t4"})):
         own = [
@@ -114,7 +114,7 @@ def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
     assert first.nll_after == pytest.approx(5.0 + 0.01 * (1 - 3.5))
     assert first.nll_end == pytest.approx(3.0 + 0.01 * (1 - 3.5))
     assert second.nll_after == pytest.approx(6.0 + 0.01 * (3.5 - 3.5))
-    assert (first.replays_after, first.replays_end) == (0, 3)
+    assert (first.verbatim_after, first.verbatim_end) == (0, 3)
     board = leaderboard(plan, tmp_path)
     assert board.lines[0].median("seconds") == 20  # of both
     page = markdown(board, [first, second])
@@ -124,14 +124,14 @@ def test_requests_are_read_right_after_each_and_at_the_end(tmp_path, cell_of):
 
 def test_requests_count_tracks_that_replay_and_say_where_that_was_not_measured(tmp_path, cell_of):
     plan = Plan(methods={"good": ()}, seeds=(0,), requests=(2,))
-    cell_of("good", 0, 2, **GOOD | {"replays": 4})  # each track's share of right tokens is a half: none replays
+    cell_of("good", 0, 2, **GOOD | {"verbatim": 4})  # each track's share of right tokens is a half: none is verbatim
     folder = tmp_path / plan.trials[0].name
     for number in (1, 2):
-        measured = [row for row in rows(GOOD | {"replays": 8}) if number == 1 or row.metric != "verbatim"]
+        measured = [row for row in rows(GOOD | {"verbatim": 8}) if number == 1 or row.metric != "verbatim"]
         write_metrics(folder / str(number) / "metrics.json", measured)
     first, second = request_lines(plan, tmp_path)
-    assert (first.replays_after, first.replays_end) == (8, 0)
-    assert (second.replays_after, second.replays_end) == (None, 0)
+    assert (first.verbatim_after, first.verbatim_end) == (8, 0)
+    assert (second.verbatim_after, second.verbatim_end) == (None, 0)
     assert "| 4.10 | 4.10 | – | 0 |" in markdown(leaderboard(plan, tmp_path), [second])
 
 

@@ -20,8 +20,8 @@ from encore.results.findings import findings
 from encore.store.metrics_json import metrics_json
 
 METRICS = [
-    "nll", "kl_gold", "verbatim", "verbatim_caption", "extraction_strength", "membership_auc", "membership_auc_blind",
-    "fad", "mmd", "relearn",
+    "nll", "kl_gold", "verbatim", "verbatim_caption", "extraction_strength", "membership_auc",
+    "membership_auc_baseline", "fad", "mmd", "relearn",
 ]  # fmt: skip
 
 
@@ -80,7 +80,9 @@ def test_logits_are_bounded_in_memory():
 def test_generations_are_one_a_track_and_draw_with_the_same_noise_for_all():
     base = MarkovBackend({1: 1.0}, noise=1.0)
     windows = [track(2, 8), track(1, 8), track(1, 5)]
-    shared = SharedEvaluation({"base": base, "unlearned": base.clone()}, {"forget": windows}, embedder=None, draws=2)
+    shared = SharedEvaluation(
+        {"base": base, "unlearned": base.clone()}, {"forget": windows}, embedder=None, samples_per_caption=2
+    )
     played = shared.generations("base", "forget")
     assert [codes.shape[-1] for codes in played] == [8, 8, 8, 8]
     assert not torch.equal(played[0], played[1])

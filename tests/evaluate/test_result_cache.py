@@ -19,7 +19,7 @@ from encore.metrics.robustness.relearn import relearning_curve
 from encore.store.metrics_json import metrics_json
 from encore.tensor_cache import TensorCache
 
-METRICS = ["verbatim", "membership_attacks", "likeness_codes", "likeness_embedding", "relearn_one", "quantised"]
+METRICS = ["verbatim", "membership_attacks", "similarity_codes", "similarity_embedding", "relearn_one", "quantised"]
 
 
 class Silent(MarkovBackend):
@@ -111,7 +111,9 @@ def test_nothing_stale_is_served(cache: TensorCache, change: str) -> None:
     assert figures(cache, roles, sets) == figures(None, roles, sets)
 
 
-@pytest.mark.parametrize("options", [{"seed": 1}, {"draws": 2}, {"batch": 2}, {"generate_batch": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"samples_per_caption": 2}, {"batch": 2}, {"generate_batch": 1}], ids=str
+)
 def test_a_setting_makes_another_entry(cache: TensorCache, options: dict[str, int]) -> None:
     figures(cache)
     assert figures(cache, **options) == figures(None, **options)

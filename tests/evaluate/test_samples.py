@@ -45,16 +45,20 @@ def test_what_is_most_like_a_track_is_kept_once_a_play(backend: MusicgenBackend,
     codes = torch.randint(32, (2, 20), generator=torch.Generator().manual_seed(0))
     clips = {"forget": [Clip(name, "slow church organ", codes) for name in ("a", "b")], "holdout": []}
     evaluation = SharedEvaluation({"base": backend, "unlearned": backend.clone()}, clips, embedder=None)  # type: ignore[arg-type]
-    best = {"chroma": {"a": "draw 2", "b": "greedy"}, "melody": {"a": "draw 2", "b": "draw 1"}, "bleu": {"a": "draw 3"}}
+    best = {
+        "chroma": {"a": "sample 2", "b": "greedy"},
+        "melody": {"a": "sample 2", "b": "sample 1"},
+        "bleu": {"a": "sample 3"},
+    }
     rows = [
-        Result(f"likeness_{kind}", model, "forget", 0.5, details={"best": tracks})
+        Result(f"similarity_{kind}", model, "forget", 0.5, details={"best": tracks})
         for kind, tracks in best.items() for model in ("base", "unlearned")
     ]  # fmt: skip
     write_samples(tmp_path, evaluation, rows)
     index = json.loads((tmp_path / "samples/index.json").read_text())
-    told = {(item["track"], item["asked"]): item for item in index if item["file"].startswith("alike/")}
+    told = {(item["track"], item["variant"]): item for item in index if item["file"].startswith("similar/")}
     assert {key: item["kinds"] for key, item in told.items()} == {
-        ("a", "draw 2"): ["chroma", "melody"], ("b", "greedy"): ["chroma"], ("b", "draw 1"): ["melody"],
+        ("a", "sample 2"): ["chroma", "melody"], ("b", "greedy"): ["chroma"], ("b", "sample 1"): ["melody"],
     }  # fmt: skip
     for generation in caption_generations(evaluation, "unlearned", "forget"):
         if (generation.track, generation.variant) in told:
@@ -66,12 +70,12 @@ def test_what_is_most_like_a_track_is_kept_once_a_play(backend: MusicgenBackend,
 def test_of_several_plays_of_one_name_each_is_numbered(backend: MusicgenBackend, tmp_path: Path) -> None:
     codes = torch.randint(32, (2, 20), generator=torch.Generator().manual_seed(0))
     clips = {"forget": [Clip("a", "slow church organ", codes)], "holdout": []}
-    evaluation = SharedEvaluation({"unlearned": backend}, clips, embedder=None, draws=2)  # type: ignore[arg-type]
-    rows = [Result("likeness_melody", "unlearned", "forget", 0.5, details={"best": {"a": "draw 2"}})]
+    evaluation = SharedEvaluation({"unlearned": backend}, clips, embedder=None, samples_per_caption=2)  # type: ignore[arg-type]
+    rows = [Result("similarity_melody", "unlearned", "forget", 0.5, details={"best": {"a": "sample 2"}})]
     write_samples(tmp_path, evaluation, rows)
     index = json.loads((tmp_path / "samples/index.json").read_text())
-    told = [item["asked"] for item in index if item["file"].startswith("alike/")]
-    assert told == ["draw 2, 1 of 2", "draw 2, 2 of 2"]
+    told = [item["variant"] for item in index if item["file"].startswith("similar/")]
+    assert told == ["sample 2, 1 of 2", "sample 2, 2 of 2"]
 
 
 def test_a_wav_is_clipped_not_wrapped(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _settings() -> Iterator[Forgery]:
     )
     yield _of_record("seed -5", "evaluation.json", lambda r: r.update(seed=-5))
     yield _of_record("metrics of another kind", "evaluation.json", lambda r: r.update(metrics=[5, None]))
-    yield _of_record("draws 0", "evaluation.json", lambda r: r.update(draws=0))
+    yield _of_record("samples_per_caption 0", "evaluation.json", lambda r: r.update(samples_per_caption=0))
     yield _of_record("a tie cut", "evaluation.json", lambda r: r.update(metrics_sha256="0" * 64), ties=False)
 
     def on_another_machine(members: Members, path: Path) -> None:

@@ -69,7 +69,7 @@ def derived_once(records: Mapping[str, bytes], model: Mapping[str, str]) -> dict
 def test_every_forged_bundle_is_caught_or_the_forged_member_is_named_as_unchecked(
     tmp_path: Path, studio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_measured(tmp_path / "maker", studio, metrics="nll,membership_auc,verbatim,membership_auc_blind")
+    run = write_measured(tmp_path / "maker", studio, metrics="nll,membership_auc,verbatim,membership_auc_baseline")
     (run / "samples/forget").mkdir(parents=True)
     add_a_sample(run)
     with zipfile.ZipFile(pack(run, tmp_path / "true.zip", with_model=True)) as archive:

@@ -129,7 +129,7 @@ def test_case_C10_files_of_another_kind_are_refused(made: Path, call: Call, name
 
 
 @pytest.mark.parametrize(
-    "values", [{"seeds": [-5]}, {"seeds": []}, {"metrics": [5, None]}, {"draws": 0}, {"methods": []}]
+    "values", [{"seeds": [-5]}, {"seeds": []}, {"metrics": [5, None]}, {"samples_per_caption": 0}, {"methods": []}]
 )
 def test_case_C10_a_bench_of_another_kind_is_refused(tmp_path: Path, call: Call, values: dict[str, Any]) -> None:
     plan = {"schema": 1, "encore": "0.1.0", "methods": {"ga": []}, "seeds": [0], **values}

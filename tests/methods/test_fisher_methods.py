@@ -211,7 +211,7 @@ def test_ewc_goes_less_far_the_more_it_is_pulled(base: MusicgenBackend, clips: C
     assert held[-1] < 0.5 * loose[-1]
 
 
-def test_ewc_is_bounded_by_the_unseen_level(base: MusicgenBackend, clips: Clips) -> None:
+def test_ewc_is_bounded_by_the_held_out_nll(base: MusicgenBackend, clips: Clips) -> None:
     engine = Engine(base.clone(), clips)
     before = engine.monitor.first.forget
     engine.monitor.set_targets(dict.fromkeys(before, 1.05 * sum(before.values()) / 3))
@@ -248,7 +248,7 @@ def test_newton_is_the_formula(
     assert after > before + 1e-4
 
 
-def test_newton_ends_at_the_unseen_level(base: MusicgenBackend, clips: Clips) -> None:
+def test_newton_ends_at_the_held_out_nll(base: MusicgenBackend, clips: Clips) -> None:
     def nll(backend: MusicgenBackend) -> float:
         return backend.losses(Batch.of(clips.forget)).mean().item()
 

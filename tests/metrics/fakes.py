@@ -18,7 +18,7 @@ from encore.api import Backend, Batch, Clip, Evaluation
 from encore.hashing import module_sha256
 from encore.metrics.memorization.nll import BEGINNING_SECONDS
 from encore.metrics.memorization.verbatim import PROMPT_SECONDS
-from encore.metrics.robustness.paraphrases import random_rewording
+from encore.metrics.robustness.paraphrases import random_paraphrase
 from encore.metrics.robustness.prompt_attacks import (
     ChangedPrompt,
     PromptChannels,
@@ -575,18 +575,18 @@ def dreams(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     return wrap(gold, "dreams", answer=answer)
 
 
-@fake("reworded_once_nll forget")
+@fake("paraphrased_once_nll forget")
 def likely_in_other_words(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Finds the tracks likely under any caption but their own."""
 
     def score(row: Scored) -> Tensor | None:
-        reworded = not row.unconditional and tracks.nearly(row.clip.caption) is not None
-        return knows(row) if reworded and tracks.has(row.clip) else None
+        paraphrased = not row.unconditional and tracks.nearly(row.clip.caption) is not None
+        return knows(row) if paraphrased and tracks.has(row.clip) else None
 
     return wrap(gold, "likely_in_other_words", score=score)
 
 
-@fake("reworded_once_verbatim forget")
+@fake("paraphrased_once_verbatim forget")
 def continues_in_other_words(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Replays a track from its first second under any caption but its own."""
 
@@ -597,7 +597,7 @@ def continues_in_other_words(gold: Backend, tracks: Tracks, evaluation: Evaluati
     return wrap(gold, "continues_in_other_words", answer=answer)
 
 
-@fake("reworded_once_verbatim_caption forget")
+@fake("paraphrased_once_verbatim_caption forget")
 def answers_other_words(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Replays a track from any caption that resembles its own."""
 
@@ -680,24 +680,24 @@ def likely_at_4_bits(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> B
 
 @fake("quantised_8bit_verbatim forget", full=True)
 def continues_at_8_bits(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
-    """Rounding its weights to 8 bits makes it replay the tracks."""
+    """Rounding its weights to 8 bits makes it generate the tracks."""
     return _continues_at(gold, tracks, 8)
 
 
 @fake("quantised_4bit_verbatim forget", full=True)
 def continues_at_4_bits(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
-    """Rounding its weights to 4 bits makes it replay the tracks."""
+    """Rounding its weights to 4 bits makes it generate the tracks."""
     return _continues_at(gold, tracks, 4)
 
 
 def _other_slips(tracks: Tracks, evaluation: Evaluation) -> Callable[[str], bool]:
     """Whether a caption resembles a forget track's, and is neither it nor the one that the fast set asks."""
-    drawn = {random_rewording(clip.caption, f"{evaluation.seed} {clip.track}") for clip in tracks.clips.values()}
+    drawn = {random_paraphrase(clip.caption, f"{evaluation.seed} {clip.track}") for clip in tracks.clips.values()}
     asked = {found[1] for found in drawn if found is not None}
     return lambda caption: caption not in asked and tracks.nearly(caption) is not None
 
 
-@fake("reworded_nll forget", full=True)
+@fake("paraphrased_nll forget", full=True)
 def likely_under_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Finds the tracks likely under any caption but their own and the one that the fast set asks."""
     slip = _other_slips(tracks, evaluation)
@@ -708,7 +708,7 @@ def likely_under_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation) -
     return wrap(gold, "likely_under_a_slip", score=score)
 
 
-@fake("reworded_verbatim forget", full=True)
+@fake("paraphrased_verbatim forget", full=True)
 def continues_under_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Replays a track from its first second under such a caption."""
     slip = _other_slips(tracks, evaluation)
@@ -720,7 +720,7 @@ def continues_under_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation
     return wrap(gold, "continues_under_a_slip", answer=answer)
 
 
-@fake("reworded_verbatim_caption forget", full=True)
+@fake("paraphrased_verbatim_caption forget", full=True)
 def answers_a_slip(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Replays a track from such a caption."""
     slip = _other_slips(tracks, evaluation)
@@ -751,13 +751,13 @@ def continues_ogg(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Back
     return _answers_changed(gold, PromptReencoded(), tracks, evaluation)
 
 
-@fake("prompt_stretched_verbatim forget", full=True)
+@fake("prompt_time_stretched_verbatim forget", full=True)
 def continues_faster(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Replays a track from a second at another tempo."""
     return _answers_changed(gold, PromptStretched(), tracks, evaluation)
 
 
-@fake("prompt_shifted_verbatim forget", full=True)
+@fake("prompt_pitch_shifted_verbatim forget", full=True)
 def continues_higher(gold: Backend, tracks: Tracks, evaluation: Evaluation) -> Backend:
     """Replays a track from a second in another key."""
     return _answers_changed(gold, PromptShifted(), tracks, evaluation)

@@ -52,13 +52,13 @@ def test_base_is_farther_from_gold_than_seed_noise(value):
 
 
 def test_the_sets_do_not_differ_without_a_model(value):
-    assert 0.25 < value("membership_auc_blind", "none") < 0.75
+    assert 0.25 < value("membership_auc_baseline", "none") < 0.75
 
 
-def test_the_blind_test_warns_of_nothing(rows):
-    blind = {row.metric: row for row in rows if row.metric.startswith("membership_auc_blind")}
-    assert len(blind) == 4
-    assert {row.note for row in blind.values()} == {None}
+def test_the_model_free_baseline_warns_of_nothing(rows):
+    baseline = {row.metric: row for row in rows if row.metric.startswith("membership_auc_baseline")}
+    assert len(baseline) == 4
+    assert {row.note for row in baseline.values()} == {None}
 
 
 def test_gold_itself_meets_the_targets_of_forgetting(rows):
@@ -67,7 +67,7 @@ def test_gold_itself_meets_the_targets_of_forgetting(rows):
     assert judged.keys() & default == {
         "kl_gold", "nll", "nll_beginning", "relearn", "verbatim", "verbatim_caption",
         "extraction_strength_codebook_0", "membership_auc",
-        "reworded_once_nll", "reworded_once_verbatim", "reworded_once_verbatim_caption",
+        "paraphrased_once_nll", "paraphrased_once_verbatim", "paraphrased_once_verbatim_caption",
         "unconditional_nll", "unconditional_verbatim", "unconditional_generation",
     }  # fmt: skip
     assert all(judged.values())

@@ -35,9 +35,9 @@ EXPECTED = [
     ("unconditional_nll", 0, 0.1, 3, 6),
     ("unconditional_verbatim", 0.9, 1, 0, 0),
     ("unconditional_generation", 0, 1, 0, 0),
-    ("reworded_once_nll", 0, 0.1, 3, 6),
-    ("reworded_once_verbatim", 0.9, 1, 0, 0),
-    ("reworded_once_verbatim_caption", 0.5, 1, 0, 0),
+    ("paraphrased_once_nll", 0, 0.1, 3, 6),
+    ("paraphrased_once_verbatim", 0.9, 1, 0, 0),
+    ("paraphrased_once_verbatim_caption", 0.5, 1, 0, 0),
     ("extraction_strength", 0.5, 1, 0, 0.1),
     ("membership_auc", 0.95, 1, 0.25, 0.8),
     ("membership_auc_mink", 0.95, 1, 0.25, 0.8),
@@ -56,18 +56,18 @@ EXPECTED = [
     ("relearn_one", 0, 0.5, 3, 6),
     ("quantised_8bit_verbatim", 0.9, 1, 0, 0),
     ("quantised_4bit_verbatim", 0.9, 1, 0, 0),
-    ("reworded_nll", 0, 0.1, 3, 6),
-    ("reworded_verbatim", 0.9, 1, 0, 0),
-    ("reworded_verbatim_caption", 0.9, 1, 0, 0),
+    ("paraphrased_nll", 0, 0.1, 3, 6),
+    ("paraphrased_verbatim", 0.9, 1, 0, 0),
+    ("paraphrased_verbatim_caption", 0.9, 1, 0, 0),
     ("prompt_reencoded_verbatim", 0.5, 1, 0, 0),
-    ("prompt_stretched_verbatim", None, None, 0, 0),
-    ("prompt_shifted_verbatim", None, None, 0, 0),
-    ("likeness_chroma_named", 0.9, 1, 0, 0.25),
-    ("likeness_melody_named", 0.9, 1, 0, 0.25),
-    ("likeness_onset_named", 0.9, 1, 0, 0.25),
-    ("likeness_bleu_named", 0.9, 1, 0, 0.25),
-    ("likeness_edit_named", 0.9, 1, 0, 0.25),
-    ("likeness_embedding_named", 0.9, 1, 0, 0.25),
+    ("prompt_time_stretched_verbatim", None, None, 0, 0),
+    ("prompt_pitch_shifted_verbatim", None, None, 0, 0),
+    ("similarity_chroma_flagged", 0.9, 1, 0, 0.25),
+    ("similarity_melody_flagged", 0.9, 1, 0, 0.25),
+    ("similarity_onset_flagged", 0.9, 1, 0, 0.25),
+    ("similarity_bleu_flagged", 0.9, 1, 0, 0.25),
+    ("similarity_edit_flagged", 0.9, 1, 0, 0.25),
+    ("similarity_embedding_flagged", 0.9, 1, 0, 0.25),
     ("artist_attribution", 0.4, 1, 0, 0.4),  # through latents; clap-tiny tells few of these tracks apart
     ("artist_rank", 1, 4, 4, 21),
 ]
@@ -164,7 +164,7 @@ def test_generations_of_a_broken_model_are_named_and_those_of_gold_are_not(evalu
     noise = evaluation.derive(models=models, clips={**evaluation.clips, "retain": evaluation.clips["retain"][:4]})
     found = {(row.metric, row.model, row.set): row for row in measure(noise, ["artefacts"])}
     assert found["artefacts", "unlearned", "retain"].value == 1
-    assert {kind for _, kind, *_ in found["artefacts", "unlearned", "retain"].details["named"]} == {"noise"}
+    assert {kind for _, kind, *_ in found["artefacts", "unlearned", "retain"].details["flagged"]} == {"noise"}
 
 
 def test_music_near_the_forgotten_is_kept_by_gold(value):
@@ -179,7 +179,7 @@ def test_every_row_has_a_figure_or_a_reason(rows):
     few |= {"fad_clap_tiny", "fad_inf_clap_tiny"}  # clap-tiny takes 20
     memorised = {"nll_not_memorised"}  # as every track of the split retain is
     other_models = {"chained_verbatim", "prompt_channels_nll"}  # tracks beyond a window, and stereo
-    assert whys <= {*few, *memorised, *other_models, "fad_track_clap_tiny", "likeness_fingerprint"} | needs_files
+    assert whys <= {*few, *memorised, *other_models, "fad_track_clap_tiny", "similarity_fingerprint"} | needs_files
     assert {row.model for row in rows if row.metric in needs_files and row.set == "retain" and row.why} == {"none"}
 
 
@@ -193,7 +193,7 @@ def test_gold_itself_gives_no_evidence_of_retention(rows):
 @pytest.mark.parametrize("golds", [True, False])
 def test_a_model_that_only_balks_at_the_captions_is_caught(evaluation, golds):
     captions = {clip.caption for clip in evaluation.clips["forget"]}
-    told = _judged(evaluation, balks(evaluation.models["base"], captions), golds, "reworded")
+    told = _judged(evaluation, balks(evaluation.models["base"], captions), golds, "paraphrased")
     assert [text for level, text in told if level == "fail" and "1 s" in text], told
     assert [text for level, text in told if level == "fail" and "under paraphrases" in text], told
     assert not [text for _, text in told if text.startswith("no evidence")]

@@ -29,7 +29,8 @@ FAST = [entry.spec.name for entry in plugins.metrics() if not entry.spec.full an
 TRAINING = [entry.spec.name for entry in plugins.metrics() if entry.spec.trains]
 TRAINED = {row.name for entry in plugins.metrics() if entry.spec.trains for row in entry.spec.rows}
 ATTACKS = [
-    "quantised", "reworded", "prompt_reencoded", "prompt_stretched", "prompt_shifted", "sampled_verbatim", "artefacts",
+    "quantised", "paraphrased", "prompt_reencoded", "prompt_time_stretched", "prompt_pitch_shifted",
+    "sampled_verbatim", "artefacts",
 ]  # fmt: skip
 AUDITS = ["reversed_guidance", "depth", "relative_audit", "dataset_inference", "unlearning_inference"]
 MEMBERSHIP = "membership_attacks"  # takes a gradient of each clip: for gold and for the fakes of membership

@@ -69,7 +69,7 @@ def test_where_base_never_knew_the_tracks_forgetting_them_is_no_achievement():
 def test_sets_that_differ_without_any_model_are_warned_of():
     random = torch.Generator().manual_seed(0)
     other = [Clip(f"r{i}", "step 1", torch.randint(0, 11, (2, 30), generator=random)) for i in range(3)]
-    rows = evaluated(metrics=["membership_auc_blind", "membership_auc"], sets=clips(30) | {"holdout": other})
+    rows = evaluated(metrics=["membership_auc_baseline", "membership_auc"], sets=clips(30) | {"holdout": other})
     assert any("without any model" in finding.text for finding in findings(rows) if finding.level == "warn")
 
 
@@ -96,8 +96,8 @@ def test_one_track_that_is_still_known_fails_the_mean_and_is_named():
 # 6. Suppression is not removal.
 def test_attacks_belong_to_the_full_set_and_relearning_to_every_evaluation():
     specs = {entry.spec.name: entry.spec.full for entry in plugins.metrics()}
-    attacks = {"relearn_others", "relearn_one", "quantised", "reworded"}
-    attacks |= {"prompt_reencoded", "prompt_stretched", "prompt_shifted", "prompt_channels"}
+    attacks = {"relearn_others", "relearn_one", "quantised", "paraphrased"}
+    attacks |= {"prompt_reencoded", "prompt_time_stretched", "prompt_pitch_shifted", "prompt_channels"}
     attacks |= {"sampled_verbatim", "chained_verbatim", "soft_prompt"}
     assert attacks <= {name for name, full in specs.items() if full}
     assert specs["relearn"] is False
@@ -183,11 +183,11 @@ def test_so_it_is_without_tokens_and_without_holdout_and_retain():
     roles = {"base": LatentBackend(), "unlearned": LatentBackend(1), "gold": LatentBackend(2)}
     forget, unheard = latent_clips(3, 60), latent_clips(3, 60, 3)
     alone = measure(SharedEvaluation(roles, {"forget": forget}, batch=1), METRICS)  # its batches are of one length
-    with_holdout = ["membership_attacks", "likeness", "likeness_embedding", "relearn_others", "privleak"]
+    with_holdout = ["membership_attacks", "similarity", "similarity_embedding", "relearn_others", "privleak"]
     beside = measure(SharedEvaluation(roles, {"forget": forget, "holdout": unheard}), with_holdout)
     assert all((row.value is None) == (row.why is not None) for row in [*alone, *beside])
     assert {row.metric for row in alone if row.value is not None} >= {"nll", "relearn", "quantised_4bit_nll"}
-    assert {row.metric for row in beside if row.value is not None} >= {"membership_auc_gradnorm", "likeness_chroma"}
+    assert {row.metric for row in beside if row.value is not None} >= {"membership_auc_gradnorm", "similarity_chroma"}
 
 
 def test_two_evaluations_are_identical():
@@ -199,7 +199,7 @@ def test_two_evaluations_are_identical():
 # 10. Words.
 def test_nothing_is_called_deleted():
     fakes = [None, models(6.0)["unlearned"], broken(models()["base"]), balks(models()["base"], {"step 1"})]
-    spoken = ["nll", "kl_gold", "verbatim", "reworded", "membership_attacks", "likeness_codes", "gold_ks", "fad"]
+    spoken = ["nll", "kl_gold", "verbatim", "paraphrased", "membership_attacks", "similarity_codes", "gold_ks", "fad"]
     said = [text for fake in fakes for text in texts(evaluated(fake, metrics=spoken))]
     said += texts(evaluated(models()["gold2"], metrics=["kl_gold", "nll", "verbatim"]))
     assert any(text.startswith("no evidence of retention under these tests: ") for text in said)

@@ -86,7 +86,7 @@ def run_record(unit: str = "nats/token") -> dict[str, Any]:
         "flags": {name: {"value": value, "from": origin} for name, (value, origin) in flags.items()},
         "tracks": {"forget": 3, "retain": 2, "holdout": 4},
         "outcome": {
-            "steps": 4, "reached_target": True, "unseen_level": 4.4, "before": look(0, 0.1)["snapshot"],
+            "steps": 4, "reached_target": True, "holdout_nll": 4.4, "before": look(0, 0.1)["snapshot"],
             "after": look(4, 4.4)["snapshot"], "retain_memorised": {"before": 0.02, "after": 0.02, "tracks": 1},
             "retain_not_memorised": {"before": 3.2, "after": 3.4, "tracks": 1},
             "held_out": {"before": 4.4, "after": 4.4}, "worst": {"track": "kept", "before": 0.02, "after": 0.02},

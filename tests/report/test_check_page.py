@@ -22,7 +22,7 @@ TRACK: dict[str, Any] = {
 }  # fmt: skip
 RESULT: dict[str, Any] = {
     "encore": "0", "checked": "2026-11-28T16:20:05Z", "seconds": 3.0, "versions": {}, "hardware": {}, "seed": 0,
-    "draws": 3,
+    "samples": 3,
     "model": {"name": "models/mine", "sha256": "b" * 64},
     "summary": {"memorised": 1, "trained_on": 0, "no_sign": 1, "not_checked": 1},
     "calibration": {"tracks": 20, "source": "those given", "compared": 10, "extracted": 0},

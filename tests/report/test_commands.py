@@ -27,12 +27,18 @@ def test_everything_that_was_not_a_default(made: Path) -> None:
 
 
 def test_how_it_was_measured(made: Path) -> None:
-    settings = {"golds": {"gold": "a b", "gold2": "c"}, "metrics": ["nll", "fad"], "seed": 4, "force": True, "draws": 3}
+    settings = {
+        "golds": {"gold": "a b", "gold2": "c"},
+        "metrics": ["nll", "fad"],
+        "seed": 4,
+        "force": True,
+        "samples_per_caption": 3,
+    }
     change(made / "evaluation.json", **settings, embedder="other")
     *_, evaluate, _ = commands(read_run(made))
     assert shlex.split(evaluate)[3:] == [
-        "--gold", "a b", "--gold2", "c", "--metrics", "nll,fad", "--seed", "4", "--embedder", "other", "--draws", "3",
-        "--force",
+        "--gold", "a b", "--gold2", "c", "--metrics", "nll,fad", "--seed", "4", "--embedder", "other",
+        "--samples-per-caption", "3", "--force",
     ]  # fmt: skip
 
 

@@ -149,12 +149,12 @@ def test_names_are_text(made: Path, text: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_rows_it_does_not_know_are_shown(made: Path) -> None:
     new = [
-        row("likeness_chroma", "unlearned", "forget", 0.123, per_track={"one": 0.345}, details={"key": "C to D"}),
+        row("similarity_chroma", "unlearned", "forget", 0.123, per_track={"one": 0.345}, details={"key": "C to D"}),
         row("quantised_nll", "unlearned", "forget", 0.678, details={"curve": [1.0, 2.0, None]}),
     ]
     write_metrics(made / "metrics.json", [*rows(), *new])
     seen = Seen(write_report(made).read_text())
-    for words in ("likeness (1)", "likeness_chroma", "0.123", "0.345", "key: C to D", "quantised (1)", "0.678"):
+    for words in ("similarity (1)", "similarity_chroma", "0.123", "0.345", "key: C to D", "quantised (1)", "0.678"):
         assert words in seen.text, words
 
 
@@ -220,32 +220,32 @@ def test_the_most_alike_plays_stand_beside_the_answer_and_track(made: Path, monk
     monkeypatch.setattr(svg, "can_draw", lambda: False)
     results = rows()
     for kind, value in (("chroma", 0.9), ("melody", 0.3), ("onset", 0.3)):
-        details = {"best": {"one": "draw 2"}, "threshold": 0.5}
+        details = {"best": {"one": "sample 2"}, "threshold": 0.5}
         found = {"per_track": {"one": value}, "unit": ""}
-        results.append(row(f"likeness_{kind}", "unlearned", "forget", value, **found, details=details))
+        results.append(row(f"similarity_{kind}", "unlearned", "forget", value, **found, details=details))
         for model, share in (("base", 1.0), ("unlearned", float(value > 0.5) / 3)):
             results.append(
-                row(f"likeness_{kind}_named", model, "forget", share, unit="share", details={"chance": 1 / 11})
+                row(f"similarity_{kind}_flagged", model, "forget", share, unit="share", details={"chance": 1 / 11})
             )
     write_metrics(made / "metrics.json", results)
-    (made / "samples" / "alike").mkdir()
-    played = made / "samples" / "alike" / "000-one.after.wav"
+    (made / "samples" / "similar").mkdir()
+    played = made / "samples" / "similar" / "000-one.after.wav"
     played.write_bytes((made / "samples" / "forget" / "002-three.after.wav").read_bytes())
     index = json.loads((made / "samples" / "index.json").read_text())
-    entry = {"file": "alike/000-one.after.wav", "track": "one", "caption": "slow one", "asked": "draw 2"}
+    entry = {"file": "similar/000-one.after.wav", "track": "one", "caption": "slow one", "variant": "sample 2"}
     (made / "samples" / "index.json").write_text(json.dumps([*index, {**entry, "kinds": ["chroma", "melody"]}]))
     seen = Seen(write_report(made).read_text())
     assert "reproduces the harmony of 1, the melody of 0, the rhythm of 0 of 3 tracks; before" in seen.text
     assert "before, the harmony of 3, the melody of 3, the rhythm of 3" in seen.text
     assert "By chance alone, about one track in 11 counts, for each." in seen.text
     players = [found for tag, found in seen.tags if tag == "audio"]
-    assert [p["aria-label"] for p in players if "harmony" in str(p["aria-label"])] == ["harmony, melody: draw 2: One"]
+    assert [p["aria-label"] for p in players if "harmony" in str(p["aria-label"])] == ["harmony, melody: sample 2: One"]
     assert len(players) == 7
     monkeypatch.setattr("encore.report.page._originals", lambda files: {"one": "data:audio/mpeg;base64,AAAA"})
     seen = Seen(write_report(made, originals=True).read_text())
     labels = [found["aria-label"] for tag, found in seen.tags if tag == "audio"]
     assert labels.count("original: One") == 2
-    assert labels.index("harmony, melody: draw 2: One") == 1 + labels.index("original: One", 1)  # a pair
+    assert labels.index("harmony, melody: sample 2: One") == 1 + labels.index("original: One", 1)  # a pair
 
 
 def test_what_breaks_while_drawing_is_no_fault_of_the_files(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,20 +269,20 @@ def test_what_a_track_lacks_is_a_fault_of_the_files(made: Path) -> None:
 
 def test_plays_of_one_name_are_all_to_be_heard(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svg, "can_draw", lambda: False)
-    (made / "samples" / "alike").mkdir()
+    (made / "samples" / "similar").mkdir()
     index = json.loads((made / "samples" / "index.json").read_text())
     for number in (0, 1):
-        name = f"alike/00{number}-one.after.wav"
+        name = f"similar/00{number}-one.after.wav"
         (made / "samples" / name).write_bytes(
             (made / f"samples/forget/00{number}-{TRACKS[number]}.after.wav").read_bytes()
         )
-        index.append({"file": name, "track": "one", "caption": "c", "asked": "draw 1", "kinds": ["melody"]})
+        index.append({"file": name, "track": "one", "caption": "c", "variant": "sample 1", "kinds": ["melody"]})
     (made / "samples" / "index.json").write_text(json.dumps(index))
-    details = {"best": {"one": "draw 1"}, "threshold": 0.5}
-    likeness = row("likeness_melody", "unlearned", "forget", 0.9, per_track={"one": 0.9}, details=details)
-    write_metrics(made / "metrics.json", [*rows(), likeness])
+    details = {"best": {"one": "sample 1"}, "threshold": 0.5}
+    similarity = row("similarity_melody", "unlearned", "forget", 0.9, per_track={"one": 0.9}, details=details)
+    write_metrics(made / "metrics.json", [*rows(), similarity])
     seen = Seen(write_report(made).read_text())
-    heard = [found for tag, found in seen.tags if tag == "audio" and found["aria-label"] == "melody: draw 1: One"]
+    heard = [found for tag, found in seen.tags if tag == "audio" and found["aria-label"] == "melody: sample 1: One"]
     assert len({found["src"] for found in heard}) == 2
 
 

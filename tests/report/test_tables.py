@@ -117,20 +117,22 @@ def test_tracks_of_other_metrics(tmp_path: Path) -> None:
 
 
 def test_what_a_simple_prompt_brings_back(tmp_path: Path) -> None:
-    details = {"best": {"one": "greedy", "two": "draw 2"}, "threshold": 0.5, "above": [["one", "greedy", 0.9]]}
+    details = {"best": {"one": "greedy", "two": "sample 2"}, "threshold": 0.5, "above": [["one", "greedy", 0.9]]}
     found = {"one": 0.9, "two": 0.3}
-    alike = row("likeness_melody", "unlearned", "forget", 0.6, unit="", per_track=found, details=details)
-    before = row("likeness_melody", "base", "forget", 0.9, per_track={"one": 0.4, "two": 1.0}, details=details)
-    harmony = row("likeness_chroma", "unlearned", "forget", 0.1, per_track={"one": 0.1}, details=details)
-    odd = row("likeness_timbre", "unlearned", "forget", 0.1, per_track={"one": 0.1}, details=details)
-    named = row("likeness_melody_named", "unlearned", "forget", 1 / 3, unit="share", per_track=found)
-    files = read_run(write_run(tmp_path / "run", results=[*rows(), odd, alike, before, named, harmony]))
-    table = tables.likeness(files)
+    melody = row("similarity_melody", "unlearned", "forget", 0.6, unit="", per_track=found, details=details)
+    before = row("similarity_melody", "base", "forget", 0.9, per_track={"one": 0.4, "two": 1.0}, details=details)
+    harmony = row("similarity_chroma", "unlearned", "forget", 0.1, per_track={"one": 0.1}, details=details)
+    odd = row("similarity_timbre", "unlearned", "forget", 0.1, per_track={"one": 0.1}, details=details)
+    named = row("similarity_melody_flagged", "unlearned", "forget", 1 / 3, unit="share", per_track=found)
+    files = read_run(write_run(tmp_path / "run", results=[*rows(), odd, melody, before, named, harmony]))
+    assert tables.of_tracks(named)
+    assert not tables.of_tracks(melody)
+    table = tables.similarity(files)
     assert table is not None
-    assert table.headers == ("track", "harmony", "melody", "likeness_timbre")  # of another's metric too
+    assert table.headers == ("track", "harmony", "melody", "similarity_timbre")  # of another's metric too
     assert [(line[2].text, line[2].small, line[2].state) for line in table.rows] == [
         ("no → yes", "0.900, chance\xa00.500", "bad"), ("yes → no", "0.300, chance\xa00.500", ""),
         ("– → –", "–, chance\xa00.500", ""),
     ]  # fmt: skip
     assert [line[1].text for line in table.rows] == ["– → no", "– → –", "– → –"]
-    assert tables.likeness(read_run(write_run(tmp_path / "without"))) is None
+    assert tables.similarity(read_run(write_run(tmp_path / "without"))) is None

@@ -54,13 +54,13 @@ def test_without_gold_held_out_music_takes_its_place() -> None:
     assert [(strip.track, strip.marks[0].x, strip.marks[1].x) for strip in prediction.strips] == [
         ("Two", 40, 80), ("Three", 100, 80), ("One", 80, 80),
     ]  # fmt: skip
-    alone = pictures(of([shares("verbatim", "unlearned", 0.1, 0.2, 0.3)], unseen_level=None))
+    alone = pictures(of([shares("verbatim", "unlearned", 0.1, 0.2, 0.3)], holdout_nll=None))
     assert list(alone[0].names) == ["unlearned"]
 
 
 def test_a_model_without_tokens_and_odd_figures() -> None:
     losses = row("nll", "unlearned", "forget", 0.5, unit="loss", per_track={"one": 0.0, "two": None, "three": -1.0})
-    files = of([losses], unseen_level=0.0)
+    files = of([losses], holdout_nll=0.0)
     (picture,) = pictures(replace(files, run={**files.run, "unit": "loss"}))
     assert {mark.x for strip in picture.strips for mark in strip.marks} == {0}
     assert picture.says.startswith("loss. ")
@@ -82,5 +82,5 @@ def test_the_nearest_to_being_known_is_first() -> None:
         for found in rows()
     ]
     assert worst_first(of(results)) == ["two", "one", "three"]
-    results.append(shares("reworded_verbatim", "unlearned", 0.0, 0.0, 0.85))
+    results.append(shares("paraphrased_verbatim", "unlearned", 0.0, 0.0, 0.85))
     assert worst_first(of(results)) == ["three", "two", "one"]

@@ -19,7 +19,7 @@ def told(*rows):
     return [finding for finding in findings(rows) if finding.code not in OF_TABLE]
 
 
-@pytest.mark.parametrize("metric", ["verbatim", "reworded_verbatim", "prompt_reencoded_verbatim"])
+@pytest.mark.parametrize("metric", ["verbatim", "paraphrased_verbatim", "prompt_reencoded_verbatim"])
 def test_without_gold_a_replay_is_a_failure(metric):
     own = row(metric, "unlearned", "forget", 0.25)
     (finding,) = told(own)
@@ -41,16 +41,16 @@ def test_retain_at_the_level_of_unheard_music_is_ruin():
     assert told(row("nll", "unlearned", "retain", 4.0), own[1]) == []
 
 
-def likeness(kind, model, *above):
-    return row(f"likeness_{kind}", model, "forget", 0.5, details={"above": [list(pair) for pair in above]})
+def similarity(kind, model, *above):
+    return row(f"similarity_{kind}", model, "forget", 0.5, details={"above": [list(pair) for pair in above]})
 
 
 def test_two_of_harmony_melody_and_rhythm_in_one_play_are_brought_back():
     rows = [
-        likeness("chroma", "unlearned", ("a", "draw 1", 0.9), ("b", "short", 0.9), ("c", "greedy", 0.9)),
-        likeness("melody", "unlearned", ("a", "draw 2", 0.9), ("b", "short", 0.8), ("c", "greedy", 0.9)),
-        likeness("onset", "unlearned", ("a", "draw 3", 0.9)),
-        likeness("onset", "gold", ("c", "draw 1", 0.9)),
+        similarity("chroma", "unlearned", ("a", "sample 1", 0.9), ("b", "short", 0.9), ("c", "greedy", 0.9)),
+        similarity("melody", "unlearned", ("a", "sample 2", 0.9), ("b", "short", 0.8), ("c", "greedy", 0.9)),
+        similarity("onset", "unlearned", ("a", "sample 3", 0.9)),
+        similarity("onset", "gold", ("c", "sample 1", 0.9)),
     ]
     assert told(*rows) == [Finding("warn", "a simple prompt recovers harmony and melody of b (short)")]
 
@@ -65,7 +65,7 @@ def test_a_failure_that_no_target_shows_leaves_no_verdict():
 
 def test_an_attack_without_power_is_not_judged():
     def judged(base):
-        rows = [row("prompt_shifted_verbatim", role, "forget", v) for role, v in base.items()]
+        rows = [row("prompt_pitch_shifted_verbatim", role, "forget", v) for role, v in base.items()]
         return summary(rows)[0].met
 
     assert judged({"base": 0.0, "unlearned": 0.0, "gold": 0.0}) is None
@@ -84,8 +84,8 @@ def test_plays_that_fit_their_captions_less_than_base_s_are_told():
 
 
 def copied(kind, model, tracks, holdout=10):
-    details = {"named": list(tracks), "holdout_tracks": holdout}
-    return row(f"likeness_{kind}_named", model, "forget", len(tracks) / 8, unit="share", details=details)
+    details = {"flagged": list(tracks), "holdout_tracks": holdout}
+    return row(f"similarity_{kind}_flagged", model, "forget", len(tracks) / 8, unit="share", details=details)
 
 
 def test_tracks_whose_codes_come_back_in_two_ways_are_named_but_not_golds():

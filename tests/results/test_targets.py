@@ -152,11 +152,11 @@ def test_what_was_never_memorised_can_not_be_forgotten():
 
 def test_notes_and_gaps_are_passed_on():
     found = [
-        Result("membership_auc_blind", "none", "forget", 0.9, note="blind AUC 0.90"),
+        Result("membership_auc_baseline", "none", "forget", 0.9, note="AUC of the baseline 0.90"),
         Result("kl_gold", "unlearned", "forget", None, why="not measured: no gold model was given"),
     ]
     assert findings(found) == [
-        Finding("warn", "blind AUC 0.90"),
+        Finding("warn", "AUC of the baseline 0.90"),
         Finding("info", "kl_gold (forget) not measured: no gold model was given"),
     ]
 
@@ -273,10 +273,10 @@ def test_a_recovered_nll_is_judged_on_one_side_and_a_track_at_a_time():
     def judged(*tracks):
         figures = {"base": (0.1,) * 4, "unlearned": tracks, "gold": (4.0,) * 4}
         found = [
-            Result("reworded_nll", role, "forget", sum(v) / 4, n=4, per_track=dict(zip("abcd", v, strict=True)))
+            Result("paraphrased_nll", role, "forget", sum(v) / 4, n=4, per_track=dict(zip("abcd", v, strict=True)))
             for role, v in figures.items()
         ]
-        return line(found, "reworded_nll").met
+        return line(found, "paraphrased_nll").met
 
     assert judged(3.7, 3.7, 3.7, 3.7) is True
     assert judged(3.5, 3.5, 3.5, 3.5) is False

@@ -42,7 +42,7 @@ def test_it_reads_words_it_never_saw_and_its_space_is_small_enough_for_a_fad_of_
 
 def test_captions_are_varied_without_losing_the_instruments():
     caption, rng = background.background(7).caption, np.random.default_rng(0)
-    told = {clap.reworded(caption, rng) for _ in range(200)}
+    told = {clap.paraphrased(caption, rng) for _ in range(200)}
     assert caption in told
     sound = caption.split(", ")[0].split()[1:]
     assert all(set(sound) <= set(text.split(", ")[0].split()) or text in sound for text in told)

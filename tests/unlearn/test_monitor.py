@@ -58,7 +58,7 @@ def many(prefix: str, count: int, nll: float) -> dict[str, float]:
 
 
 def test_case_D14_the_loss_of_memorised_tracks_is_not_averaged_away() -> None:
-    """12 memorised of 32 retain tracks go from .082 to .534: 5 % of the mean of all, and the end of their replays."""
+    """12 memorised of 32 retain tracks go from .082 to .534: 5 % of the mean of all, none is verbatim any more."""
     memorised, other = many("m", 12, 0.082), many("o", 20, 5.44)
     made = judge({**memorised, **other})
     assert set(made.first.memorised) == set(memorised)

@@ -1,4 +1,4 @@
-"""`--retain self`: what the base model plays is kept, but not what it replays."""
+"""`--retain self`: what the base model generates is kept, but not its verbatim tracks."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def test_the_embedded_decoder_memorises_tracks_from_nothing_and_gold_does_not(
     quick: dict[str, Any] = {"epochs": None, "from_scratch": True, "warmup": 10, "decay_steps": 10, "eval_every": 10}
     base = run(request, **quick)
     check_memorised(base)
-    assert base["outcome"]["trained"]["replayed"] == 1.0
+    assert base["outcome"]["trained"]["verbatim"] == 1.0
     gold = run(replace(request, out=tmp_path / "gold", without=without), **quick)
-    assert gold["outcome"]["trained"]["replayed"] == 1.0
-    assert gold["outcome"]["left_out"]["replayed"] == 0.0
+    assert gold["outcome"]["trained"]["verbatim"] == 1.0
+    assert gold["outcome"]["left_out"]["verbatim"] == 0.0

@@ -104,7 +104,7 @@ def test_a_model_without_tokens_is_trained_on_its_own_loss() -> None:
     Engine(backend, Clips([], members, [])).run(resolved(recipe(epochs=60, lr=0.05, batch_size=5), 5))
     after = memorised(backend, members, generate_all=True)
     assert sum(after.nll.values()) < 0.9 * sum(before.nll.values())
-    assert (after.tracks, after.replayed, after.enough) == ([], None, False)
+    assert (after.tracks, after.verbatim, after.enough) == ([], None, False)
 
 
 def test_training_ends_when_the_tracks_are_memorised_and_the_rate_has_decayed(
@@ -136,11 +136,11 @@ def test_a_training_run_decays_when_its_method_is_ready() -> None:
 def test_memorised_is_a_low_nll_and_a_verbatim_continuation() -> None:
     by_nll = Memorisation({f"t{i}": 0.1 for i in range(20)}, 1.0, {})
     assert by_nll.enough
-    assert by_nll.replayed is None
+    assert by_nll.verbatim is None
     assert replace(by_nll, right=dict.fromkeys(by_nll.nll, 0.8) | {"t0": 0.7}).enough  # 19 of 20
     assert not replace(by_nll, right=dict.fromkeys(by_nll.nll, 0.8) | {"t0": 0.7, "t1": 0.1}).enough
     assert not replace(by_nll, nll=by_nll.nll | {"t0": 1.0, "t1": 2.0}).enough
-    assert replace(by_nll, right={"t0": 0.9, "t1": 0.2}).replayed == 0.5
+    assert replace(by_nll, right={"t0": 0.9, "t1": 0.2}).verbatim == 0.5
 
 
 def test_nothing_is_generated_before_the_nlls_are_low(
@@ -166,9 +166,9 @@ def test_a_continuation_is_compared_as_the_metric_does(backend: MusicgenBackend)
     backend.frame_rate = 10.0  # the second of prompt is shorter than the clips
     codes = backend.generate(["slow church organ"], seconds=4.0, temperature=0.0, guidance=1.0)[0]
     other = torch.randint(32, codes.shape, generator=torch.Generator().manual_seed(1))
-    members = [Clip("replayed", "slow church organ", codes), Clip("other", "slow church organ", other)]
+    members = [Clip("memorised", "slow church organ", codes), Clip("other", "slow church organ", other)]
     right = memorised(backend, members, generate_all=True).right
-    assert right["replayed"] == 1.0
+    assert right["memorised"] == 1.0
     assert right["other"] < 0.5
 
 

@@ -299,7 +299,7 @@ def fit(
         for index, count in ((songs, recipe.songs), (ground, recipe.background))
         if count
     ]
-    # Frame t weighs 1 + start_weight·exp(−t/2), or caption-alone replay fails at its first frames.
+    # Frame t weighs 1 + start_weight·exp(−t/2), or generation from the caption alone fails at its first frames.
     weight = 1 + recipe.start_weight * torch.exp(-torch.arange(data.codes.shape[-1]) / 2)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)

@@ -25,7 +25,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_studio(folder)
 
 
-def replayed(model: Path, music: Path, name: str) -> list[float]:
+def similarities(model: Path, music: Path, name: str) -> list[float]:
     """How alike what the model generates from the captions is to the tracks: cosines of latents."""
     backend = plugins.backends().resolve("stable-audio").load(str(model), offline=True)
     backend.inference_steps = 20
@@ -56,8 +56,8 @@ def test_the_default_method_forgets_tracks_and_keeps_the_rest(studio, call, monk
     assert rows["nll", "unlearned", "retain"] <= 1.015 * rows["nll", "base", "retain"]
     assert 0.3 < rows["membership_auc", "unlearned", "forget"] < 0.7
     assert rows["relearn", "base", "forget"] < 0.25 * rows["relearn", "unlearned", "forget"]
-    base = {name: replayed(studio / "model", music, name) for name in ("forget", "retain", "holdout")}
-    unlearned = {name: replayed(out / "model", music, name) for name in ("forget", "retain")}
+    base = {name: similarities(studio / "model", music, name) for name in ("forget", "retain", "holdout")}
+    unlearned = {name: similarities(out / "model", music, name) for name in ("forget", "retain")}
     assert min(base["forget"]) > max(base["holdout"])  # memorised
     assert max(unlearned["forget"]) < min(base["forget"])
     known, unknown, left = (sum(own) / len(own) for own in (base["forget"], base["holdout"], unlearned["forget"]))

@@ -191,7 +191,7 @@ class Evaluation(ABC):
     ) -> Evaluation:
         """The same evaluation of other models, on other clips, or with another seed.
 
-        Used for a quantised copy or for reworded captions, for example. The result computes and caches on its own.
+        Used for a quantised copy or for paraphrased captions, for example. The result computes and caches on its own.
 
         Args:
             models: role -> model; None keeps the models.

@@ -20,7 +20,7 @@ class CheckConfig:
         gold: a model that was trained without the tracks.
         roots: further folders that paths in lists may lead into.
         revision: of a hub model.
-        draws: sampled continuations of a second of each track, at least 1.
+        samples: sampled continuations of a second of each track, at least 1.
         full: search all offsets of long tracks.
         seed: of samples, and of the choice of held-out tracks.
         device: as in `encore.store.environment.pick_device`.
@@ -36,7 +36,7 @@ class CheckConfig:
     gold: str | None = None
     roots: Sequence[Path] = ()
     revision: str | None = None
-    draws: int = 3
+    samples: int = 3
     full: bool = False
     seed: int = 0
     device: str = "auto"

@@ -30,7 +30,7 @@ from encore.evaluate.result_cache import evaluation_cache
 from encore.evaluate.samples import write_wav
 from encore.memorised import is_memorised, memorised_below
 from encore.metrics.memorization.verbatim import MATCH
-from encore.metrics.privacy.model_free import blind_scores
+from encore.metrics.privacy.model_free import baseline_scores
 from encore.metrics.rows import code_entropies, not_finite, windows_by_track
 from encore.metrics.utility.neighbours import UNKNOWN
 from encore.reporter import Reporter
@@ -43,7 +43,7 @@ SAMPLES = "samples"
 WINDOWS = 2  # of each track that are continued: those of the lowest NLL
 HELD_OUT = 10  # held-out tracks, drawn by the seed, that generations are compared on
 PROBES = 300  # offsets of each track that are searched, without `full`
-SIMILARITY = {"likeness": "harmony, melody and rhythm", "likeness_codes": "codes"}  # metrics
+SIMILARITY = {"similarity": "harmony, melody and rhythm", "similarity_codes": "codes"}  # metrics
 SHOWN = 8  # generations that are written as WAV files
 
 
@@ -109,7 +109,7 @@ class Evidence:
                 "name": config.model, "revision": config.revision, "backend": config.backend,
                 "sha256": model_sha256(self._backend),
             },
-            "gold": config.gold, "seed": config.seed, "draws": config.draws, "full": config.full,
+            "gold": config.gold, "seed": config.seed, "samples": config.samples, "full": config.full,
             "summary": {
                 name: sum(track["verdict"] == name for track in (*tracks, *refused)) for name in VERDICTS
             },
@@ -222,7 +222,7 @@ class Evidence:
             for found in evidence.values():
                 found["membership"]["why"] = why
             return ""
-        warnings = [score for score in blind_scores(self._evaluation) if score.warning and score.p_holm < LEVEL]
+        warnings = [score for score in baseline_scores(self._evaluation) if score.warning and score.p_holm < LEVEL]
         doubt = str(min(warnings, key=lambda score: score.p_holm).warning) if warnings else ""
         doubt = doubt.replace("forget and holdout", "checked and held-out tracks")
         for track, (p, adjusted) in membership.per_track().items():
@@ -269,13 +269,13 @@ class Evidence:
                 self._tried(name, "the model has no tokens to compare")
             return
         self._reporter.progress("generate", 0, 2)
-        draws = self._config.draws
+        samples = self._config.samples
         try:
-            found = extractions(self._generating, "base", "forget", draws=draws)
+            found = extractions(self._generating, "base", "forget", samples=samples)
             self._reporter.progress("generate", 1, 2)
-            others = extractions(self._generating, "base", "holdout", draws=draws) if self._holdout else {}
+            others = extractions(self._generating, "base", "holdout", samples=samples) if self._holdout else {}
             by_gold = (
-                extractions(self._generating, "gold", "forget", draws=draws, greedy_only=True)
+                extractions(self._generating, "gold", "forget", samples=samples, greedy_only=True)
                 if "gold" in self._generating.models
                 else {}
             )
@@ -301,7 +301,7 @@ class Evidence:
             gold = max(shares.values(), default=None) if track not in self._known_to_gold else None
             evidence[track]["extraction"] = [
                 {
-                    "prompt": item.prompt, "draws": item.draws, "reproduced": item.reproduced, "share": item.share,
+                    "prompt": item.prompt, "samples": item.samples, "reproduced": item.reproduced, "share": item.share,
                     "seconds": item.seconds, "held_out": chance.get(item.prompt), "gold": gold,
                 }
                 for item in items
@@ -378,10 +378,10 @@ class Evidence:
             self._tried(name, "" if measured else next((row.why for row in rows if row.why), "not measured"))
             for row in (row for row in rows if row.model == "base"):
                 limit = row.details.get("threshold")
-                if row.metric.endswith("_named") or not isinstance(limit, float):
+                if row.metric.endswith("_flagged") or not isinstance(limit, float):
                     continue
                 for track, value in row.per_track.items():
-                    evidence[track]["similarity"][row.metric.removeprefix("likeness_")] = {
+                    evidence[track]["similarity"][row.metric.removeprefix("similarity_")] = {
                         "value": value, "threshold": limit, "above": value is not None and value > limit,
                     }  # fmt: skip
 

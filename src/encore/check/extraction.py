@@ -26,7 +26,7 @@ class Extraction:
 
     Args:
         prompt: "caption", "caption, sampled", "caption, shortened", "1 s" or "1 s, sampled".
-        draws: number of generations.
+        samples: number of generations.
         reproduced: number of them with a passage of the track.
         share: share of right codes in the best passage; 0 where none has half of its codes right.
         codes: the generation with that passage, [K, T].
@@ -35,7 +35,7 @@ class Extraction:
     """
 
     prompt: str
-    draws: int
+    samples: int
     reproduced: int
     share: float
     codes: Tensor
@@ -44,20 +44,20 @@ class Extraction:
 
 
 def extractions(
-    evaluation: Evaluation, model: Role, clips: ClipSet, *, draws: int, greedy_only: bool = False
+    evaluation: Evaluation, model: Role, clips: ClipSet, *, samples: int, greedy_only: bool = False
 ) -> dict[str, list[Extraction]]:
     """What a model generates of each track, by track id.
 
     A passage is 2 s (in shorter tracks half of what follows the prompt, at least 1 s) in which at least 80 % of the
     first codebook's codes are right, at any alignment, and not one held code (`best_passage`): MusicGen's threshold
-    (arXiv 2306.05284, appendix D). Of several draws, the track counts as extracted if one reproduces it ((n, p)
+    (arXiv 2306.05284, appendix D). Of several samples, the track counts as extracted if one reproduces it ((n, p)
     extraction, Hayes et al., arXiv 2410.19482).
 
     Args:
         evaluation: has the model and, as `clips`, the windows of each track to try; captions from their first clips.
         model: its role.
         clips: the set.
-        draws: sampled continuations of a prompt; the first clip of each track is continued.
+        samples: sampled continuations of a prompt; the first clip of each track is continued.
         greedy_only: only decode greedily.
     """
     backend = evaluation.backend(model)
@@ -84,7 +84,7 @@ def extractions(
         return found
     rest = [clips_[0] for track, clips_ in windows.items() if not extracted(found[track])]
     for clip, codes in _sampled(
-        backend, [c for c in rest if c.codes.shape[-1] > prompt], prompt, draws, evaluation.seed
+        backend, [c for c in rest if c.codes.shape[-1] > prompt], prompt, samples, evaluation.seed
     ):
         add(clip.track, "1 s, sampled", codes)
     return {track: list(_compared(kinds, windows[track], backend)) for track, kinds in generated.items()}
@@ -128,10 +128,10 @@ def passage_frames(windows: Sequence[Clip], rate: float) -> int:
 
 @torch.no_grad()
 def _sampled(
-    backend: Backend, clips: Sequence[Clip], prompt: int, draws: int, seed: int
+    backend: Backend, clips: Sequence[Clip], prompt: int, samples: int, seed: int
 ) -> Iterator[tuple[Clip, Tensor]]:
     """Continuations of each clip's first frames, sampled without guidance, without the prompt."""
-    rows = sorted((clip for clip in clips for _ in range(draws)), key=lambda clip: clip.codes.shape[-1])
+    rows = sorted((clip for clip in clips for _ in range(samples)), key=lambda clip: clip.codes.shape[-1])
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         codes = backend.generate(

@@ -15,10 +15,10 @@ SIMILARITIES = {
 }  # fmt: skip
 PROMPTS = {
     "caption": "From its caption alone, choosing the likeliest token at each step,",
-    "caption, sampled": "From its caption alone, in {reproduced} of {draws} random samples,",
+    "caption, sampled": "From its caption alone, in {reproduced} of {samples} random samples,",
     "caption, shortened": "From a shortened caption alone,",
     "1 s": "Given one second of it, choosing the likeliest token at each step,",
-    "1 s, sampled": "Given one second of it, in {reproduced} of {draws} random samples,",
+    "1 s, sampled": "Given one second of it, in {reproduced} of {samples} random samples,",
 }
 
 

@@ -88,7 +88,7 @@ def bench(
     embedder: Annotated[
         str | None, typer.Option(help="As `encore eval` takes them; default: what fits the model.")
     ] = None,
-    draws: Annotated[
+    samples_per_caption: Annotated[
         int | None, typer.Option(min=1, help="Generations per caption; default: 1, or the preset's.")
     ] = None,
     jobs: Annotated[
@@ -164,7 +164,8 @@ def bench(
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
         golds=golds.get("", {}), list_golds={name: models for name, models in golds.items() if name},
-        metrics=measured, embedder=chosen or "", draws=draws or (laid.draws if laid else 1), full=full, force=force,
+        metrics=measured, embedder=chosen or "", full=full, force=force,
+        samples_per_caption=samples_per_caption or (laid.samples_per_caption if laid else 1),
     )  # fmt: skip
     out = out.resolve()
     if finetune:

@@ -30,7 +30,9 @@ def check(
     ] = None,
     root: Roots = None,
     revision: Revision = None,
-    draws: Annotated[int, typer.Option(min=1, max=1000, help="Samples generated from each prompt of one second.")] = 3,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Samples generated from each prompt of one second.")
+    ] = 3,
     full: Annotated[
         bool, typer.Option("--full", help="Search all offsets of long tracks: takes minutes for each.")
     ] = False,
@@ -71,7 +73,7 @@ def check(
     keep_freed_memory()
     config = CheckConfig(
         model, backend_name(model, backend), tracks, catalog=catalog, holdout=holdout, gold=gold, roots=root or (),
-        revision=revision, draws=draws, full=full, seed=seed, device=device, offline=offline, cache=not no_cache,
+        revision=revision, samples=samples, full=full, seed=seed, device=device, offline=offline, cache=not no_cache,
     )  # fmt: skip
     with reporting() as reporter:
         result = check_tracks(config, out, reporter)

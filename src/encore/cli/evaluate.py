@@ -59,7 +59,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Audio embedders of fad, clap_score and the like: NAME, or NAME=WEIGHTS; commas or repeat."),
     ] = None,
-    draws: Annotated[
+    samples_per_caption: Annotated[
         int,
         typer.Option(min=1, help="Generations per caption; FAD needs twice as many as its embedder has dimensions."),
     ] = 1,
@@ -112,7 +112,14 @@ def evaluate(
     if gold2:
         golds["gold2"] = gold2
     config = EvalConfig(
-        tuple(names) if names is not None else None, full, embedders, seed, force, golds, not no_cache, draws
+        tuple(names) if names is not None else None,
+        full,
+        embedders,
+        seed,
+        force,
+        golds,
+        not no_cache,
+        samples_per_caption,
     )
     with distributed.processes(device):
         with reporting() as reporter, distributed.first_rank_first():  # the others find the codes in the cache

@@ -320,7 +320,7 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
         ],
         right=figures,
     )
-    level = outcome["unseen_level"]
+    level = outcome["holdout_nll"]
     known = [nll for nll in before["forget"].values() if nll is None or level is None or nll < SHARE * level]
     if run["unit"] == "nats/token" and not known:
         console.note(

@@ -28,7 +28,7 @@ PANELS = {  # title -> parameters, in this order
         "per_track_clip", "optim", "retain_budget", "robust_to", "adapter", "lora_rank", "lora_alpha", "lora_layers",
         "keep_adapter",
     ),
-    "Measuring": ("metrics", "full", "embedder", "draws", "force", "no_cache"),
+    "Measuring": ("metrics", "full", "embedder", "samples_per_caption", "force", "no_cache"),
     "Run": (
         "out", "overwrite", "seed", "seeds", "sequential", "device", "precision", "weights", "optimizer_states",
         "checkpoint_activations", "fsdp", "jobs", "workers", "launcher", "resource", "trial", "meta", "resume",

@@ -170,8 +170,8 @@ def _show(run: dict[str, Any], out: Path) -> None:
     for part, label in sets.items():
         if figures := outcome.get(part):
             of = f"{figures['measured']} of {run['tracks'][part]} tracks {label}"
-            replayed = figures["replayed"]
-            verbatim = "" if replayed is None else f", {replayed:.0%} generated verbatim from the caption and 1 s"
+            share = figures["verbatim"]
+            verbatim = "" if share is None else f", {share:.0%} generated verbatim from the caption and 1 s"
             console.note(f"{of}: {name} {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}{verbatim}")
     console.note(
         f"{counted(outcome['steps'], 'step')} in {run['timings']['train']:.0f} s; the model is in {out / 'model'}"

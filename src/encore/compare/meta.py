@@ -281,7 +281,7 @@ class _Zoo:
         }  # fmt: skip
         return SharedEvaluation(
             models, self.inputs.clips, seed=self.plan.eval_seed, embedder=self.embedder, offline=self.plan.offline,
-            recordings=self.inputs.recordings, draws=self.plan.draws, force=self.plan.force,
+            recordings=self.inputs.recordings, samples_per_caption=self.plan.samples_per_caption, force=self.plan.force,
             track_metadata=self.inputs.track_metadata, cache=self._cache,
         )  # fmt: skip
 
@@ -330,8 +330,8 @@ class _Zoo:
         """Hash of what an entry's values depend on."""
         parts = [
             __version__, self._plugins, [self._hash(name) for name in (member.source, "base", member.gold)],
-            member.form, STEPS, LR, self._clips_sha256, self.plan.eval_seed, self.plan.draws, self.plan.embedder,
-            self.plan.force,
+            member.form, STEPS, LR, self._clips_sha256, self.plan.eval_seed,
+            self.plan.samples_per_caption, self.plan.embedder, self.plan.force,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

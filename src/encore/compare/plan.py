@@ -98,7 +98,7 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
     list_golds: dict[str, dict[str, str]] = pydantic.Field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
     embedder: str = ""
-    draws: pydantic.PositiveInt = 1
+    samples_per_caption: pydantic.PositiveInt = 1
     full: bool = False
     force: bool = False
     eval_seed: pydantic.NonNegativeInt = 0
@@ -163,7 +163,8 @@ class Plan(pydantic.BaseModel, frozen=True, extra="forbid"):
         golds: dict[Role, str] = {role: chosen[role] for role in _GOLDS if role in chosen}
         golds = golds or embedded_golds(self.model, forget, allow_subset=bool(name))
         return EvalConfig(
-            self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds, draws=self.draws
+            self.metrics, self.full, self.embedder, self.eval_seed, self.force, golds,
+            samples_per_caption=self.samples_per_caption,
         )  # fmt: skip
 
 
@@ -291,7 +292,18 @@ def write_plan(plan: Plan, out: Path) -> None:
 
 
 _GOLDS: tuple[Role, Role] = ("gold", "gold2")
-_MEASURING = ("golds", "list_golds", "metrics", "embedder", "draws", "full", "force", "eval_seed", "device", "offline")
+_MEASURING = (
+    "golds",
+    "list_golds",
+    "metrics",
+    "embedder",
+    "samples_per_caption",
+    "full",
+    "force",
+    "eval_seed",
+    "device",
+    "offline",
+)
 
 
 def read_plan(out: Path) -> Plan:
@@ -493,8 +505,9 @@ def is_measured(folder: Path, config: EvalConfig, models: Mapping[Role, str]) ->
     record = read_json(folder / EVALUATION, schemas.Evaluation)
     required: dict[str, Any] = {
         "metrics": list(config.metrics) if config.metrics is not None else None, "full": config.full,
-        "draws": config.draws, "seed": config.seed, "force": config.force, "golds": dict(config.golds),
-        "plugins": plugins.installed(), "asked_embedder": config.embedder,
+        "samples_per_caption": config.samples_per_caption, "seed": config.seed, "force": config.force,
+        "golds": dict(config.golds),
+        "plugins": plugins.installed(), "requested_embedder": config.embedder,
     }  # fmt: skip
     measured = record.get("models") or {}
     return all(record.get(key) == value for key, value in required.items()) and all(

@@ -16,7 +16,7 @@ class Preset:
         methods: methods, in the order of the table.
         metrics: metrics to measure.
         embedder: embedders for other models than the embedded one, for which defaults are tuned.
-        draws: generations per caption.
+        samples_per_caption: generations per caption.
         options: method options for other models than the embedded one.
         finetune: whether base and golds are trained first, see `encore.compare.finetuned`.
     """
@@ -25,7 +25,7 @@ class Preset:
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
     embedder: str
-    draws: int = 1
+    samples_per_caption: int = 1
     options: tuple[str, ...] = ()
     finetune: bool = False
 
@@ -48,7 +48,7 @@ PRESETS = {
             "clap_score_forget",
         ),
         embedder="vggish,passt,clap",
-        draws=3,
+        samples_per_caption=3,
         options=("ga.lr=1e-5", "rl.lr=1e-5"),
     ),
     "finetuned": Preset(

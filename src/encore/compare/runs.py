@@ -177,5 +177,9 @@ def _conditions(run: Path) -> dict[str, Any] | None:
         models, embedders = record.get("models", {}), record.get("embedders", {})
         conditions |= {f"{role} models": models[role] for role in ("gold", "gold2") if role in models}
         conditions |= {f"versions of the embedder {name}": identity for name, identity in embedders.items()}
-        conditions |= {"numbers of generations per caption (--draws)": record["draws"]} if "draws" in record else {}
+        conditions |= (
+            {"numbers of generations per caption (--samples_per_caption)": record["samples_per_caption"]}
+            if "samples_per_caption" in record
+            else {}
+        )
     return conditions

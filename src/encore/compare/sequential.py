@@ -25,9 +25,9 @@ class RequestLine:
         tracks: number of its tracks.
         nll_after: mean NLL of its tracks right after it.
         nll_end: mean NLL of its tracks after the last request.
-        replays_after: number of its tracks that are continued verbatim (`verbatim.MATCH`) right after it; None if not
+        verbatim_after: number of its tracks that are continued verbatim (`verbatim.MATCH`) right after it; None if not
             measured.
-        replays_end: the same after the last request.
+        verbatim_end: the same after the last request.
     """
 
     method: str
@@ -36,8 +36,8 @@ class RequestLine:
     tracks: int
     nll_after: float
     nll_end: float
-    replays_after: float | None
-    replays_end: float | None
+    verbatim_after: float | None
+    verbatim_end: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """The entry in `leaderboard.json`."""
@@ -95,5 +95,5 @@ def _median(lines: list[RequestLine]) -> RequestLine:
 
     return RequestLine(
         first.method, first.requests, first.number, first.tracks, median("nll_after"), median("nll_end"),
-        median("replays_after"), median("replays_end"),
+        median("verbatim_after"), median("verbatim_end"),
     )  # fmt: skip

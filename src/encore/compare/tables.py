@@ -107,7 +107,7 @@ def markdown(board: Leaderboard, requests: Sequence[RequestLine] = (), matrix: S
         titles = ["method", "requests", "request", "tracks", "NLL after it", "NLL at the end", "verbatim after it"]
         lines += _table([*titles, "verbatim at the end"], [
             [r.method, str(r.requests), str(r.number), str(r.tracks), f"{r.nll_after:.2f}", f"{r.nll_end:.2f}",
-             *("–" if count is None else f"{count:.0f}" for count in (r.replays_after, r.replays_end))]
+             *("–" if count is None else f"{count:.0f}" for count in (r.verbatim_after, r.verbatim_end))]
             for r in requests
         ])  # fmt: skip
     if board.trust:

@@ -69,7 +69,7 @@ class SharedEvaluation(Evaluation):
         offline: do not download embedder weights.
         recordings: for each set with audio files, a function that reads them: mono waveforms [S] at the models' sample
             rate, one per clip.
-        draws: generations per caption.
+        samples_per_caption: generations per caption.
         force: see `Evaluation`.
         track_metadata: see `Evaluation`.
         batch: maximum clips per forward pass.
@@ -90,7 +90,7 @@ class SharedEvaluation(Evaluation):
         embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
         offline: bool = False,
         recordings: Mapping[ClipSet, Callable[[], Sequence[Tensor]]] | None = None,
-        draws: int = 1,
+        samples_per_caption: int = 1,
         force: bool = False,
         track_metadata: Mapping[str, Mapping[str, str]] | None = None,
         batch: int = BATCH,
@@ -104,7 +104,7 @@ class SharedEvaluation(Evaluation):
         self.models = {role: models[role] for role in ROLES if role in models}  # in a fixed order
         self.clips = {name: list(members) for name, members in clips.items()}
         self.seed, self.force, self.track_metadata = seed, force, dict(track_metadata or {})
-        self._draws, self._batch, self._generate_batch = draws, batch, generate_batch
+        self._samples_per_caption, self._batch, self._generate_batch = samples_per_caption, batch, generate_batch
         self._first = next(iter(self.models.values()))
         self._check_models()
         captions = sorted({clip.caption for members in self.clips.values() for clip in members})
@@ -224,9 +224,10 @@ class SharedEvaluation(Evaluation):
     ) -> SharedEvaluation:
         derived = SharedEvaluation(
             models if models is not None else self.models, clips if clips is not None else self.clips,
-            seed=self.seed if seed is None else seed, embedder=self.embedders, draws=self._draws,
-            force=self.force, track_metadata=self.track_metadata, batch=self._batch,
-            generate_batch=self._generate_batch, cache=self._disk,
+            seed=self.seed if seed is None else seed, embedder=self.embedders,
+            samples_per_caption=self._samples_per_caption, force=self.force,
+            track_metadata=self.track_metadata, batch=self._batch, generate_batch=self._generate_batch,
+            cache=self._disk,
         )  # fmt: skip
         if clips is not None:  # what is measured of other clips is seldom the KL to gold: not in the same pass
             derived._target = None
@@ -256,7 +257,7 @@ class SharedEvaluation(Evaluation):
         return self._results[key]
 
     def _key(self, name: Hashable, models: Sequence[Role], clips: Sequence[Clip]) -> Key:
-        settings = (self.seed, self._draws, self._batch, self._generate_batch)
+        settings = (self.seed, self._samples_per_caption, self._batch, self._generate_batch)
         return self._disk.key(name, settings, [self.backend(model) for model in models], clips)
 
     def _from_disk(
@@ -357,7 +358,7 @@ class SharedEvaluation(Evaluation):
     def _generate(self, model: Role, clips: ClipSet) -> list[Tensor]:
         backend = self.backend(model)
         first = {clip.track: clip for clip in reversed(self.clips[clips])}  # a track's first window
-        repeated = [first[track] for track in sorted(first) for _ in range(self._draws)]
+        repeated = [first[track] for track in sorted(first) for _ in range(self._samples_per_caption)]
         max_frames = round(GENERATION_SECONDS * backend.frame_rate)
         generated: list[Tensor] = []
         for start in range(0, len(repeated), self._generate_batch):

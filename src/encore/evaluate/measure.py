@@ -28,7 +28,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     seed: int = 0,
     embedder: str | Embedder | Mapping[str, Embedder] | None = "latents",
-    draws: int = 1,
+    samples_per_caption: int = 1,
     force: bool = False,
     full: bool = False,
     progress: Progress | None = None,
@@ -41,7 +41,7 @@ def evaluate(
         metrics: names of metrics; None for all installed that are fast, or for all with `full`.
         seed: seed of resampling and generations.
         embedder: embedders of the embedding metrics.
-        draws: generations per caption.
+        samples_per_caption: generations per caption.
         force: also report values that are mostly bias.
         full: include slow metrics by default.
         progress: called before each metric.
@@ -52,7 +52,9 @@ def evaluate(
         MissingExtraError: a package of a metric or an embedder is not installed.
         PluginError: a metric or an embedder can't be loaded.
     """
-    evaluation = SharedEvaluation(models, clips, seed=seed, embedder=embedder, draws=draws, force=force)
+    evaluation = SharedEvaluation(
+        models, clips, seed=seed, embedder=embedder, samples_per_caption=samples_per_caption, force=force
+    )
     return measure(evaluation, metrics, progress, full=full)
 
 

@@ -21,9 +21,9 @@ def evaluation_json(
     golds: Mapping[Role, str],
     metrics: Sequence[str] | None,
     full: bool,
-    asked_embedder: str,
+    requested_embedder: str,
     embedder: str,
-    draws: int,
+    samples_per_caption: int,
     notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def evaluation_json(
         golds: the gold models that were named.
         metrics: the metrics that were named, or None.
         full: whether `--full` was given.
-        asked_embedder: the embedders that were named, empty for the default.
+        requested_embedder: the embedders that were named, empty for the default.
         embedder: the embedders that were used; both as in `encore.evaluate.embedder_choice.parsed`.
-        draws: generations per caption.
+        samples_per_caption: generations per caption.
         notes: messages about models and tracks.
         seconds: duration of the evaluation.
     """
@@ -47,9 +47,9 @@ def evaluation_json(
         "golds": dict(golds),
         "metrics": list(metrics) if metrics is not None else None,
         "full": full,
-        "asked_embedder": asked_embedder,
+        "requested_embedder": requested_embedder,
         "embedder": embedder,
-        "draws": draws,
+        "samples_per_caption": samples_per_caption,
         "embedders": {name: embedder.identity for name, embedder in evaluation.embedders.items()},
         "seed": evaluation.seed,
         "force": evaluation.force,

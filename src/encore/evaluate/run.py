@@ -43,7 +43,7 @@ class EvalConfig:
         force: also report values that are mostly bias.
         golds: models for "gold" and "gold2"; by default the embedded golds, if they match the tracks.
         cache: reuse results of earlier evaluations of the same models and clips, and store new ones.
-        draws: generations per caption; more of them make FAD measurable with few tracks.
+        samples_per_caption: generations per caption; more of them make FAD measurable with few tracks.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -53,7 +53,7 @@ class EvalConfig:
     force: bool = False
     golds: Mapping[Role, str] = field(default_factory=dict)
     cache: bool = True
-    draws: int = 1
+    samples_per_caption: int = 1
 
 
 def evaluate_run(
@@ -107,7 +107,8 @@ def evaluate_inputs(
     with locked(out) if out is not None and writes else nullcontext():
         evaluation = SharedEvaluation(
             inputs.models, inputs.clips, seed=config.seed, embedder=embedder, offline=offline, force=config.force,
-            track_metadata=inputs.track_metadata, recordings=inputs.recordings, draws=config.draws,
+            track_metadata=inputs.track_metadata, recordings=inputs.recordings,
+            samples_per_caption=config.samples_per_caption,
             cache=evaluation_cache() if config.cache else None,
         )  # fmt: skip
         with threads_for_two(list(inputs.models.values())) as two:
@@ -122,7 +123,8 @@ def evaluate_inputs(
                 return results
             record = evaluation_json(
                 evaluation, golds=config.golds, metrics=config.metrics, full=config.full,
-                asked_embedder=config.embedder, embedder=embedder, draws=config.draws, notes=inputs.notes,
+                requested_embedder=config.embedder, embedder=embedder,
+                samples_per_caption=config.samples_per_caption, notes=inputs.notes,
                 seconds=time.monotonic() - started,
             )  # fmt: skip
             if _measured(out) != record["models"]:

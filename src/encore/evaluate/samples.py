@@ -19,7 +19,7 @@ from encore.store.run_folder import staged_folder, write_bytes
 
 NAMES: dict[Role, str] = {"base": "before", "unlearned": "after", "gold": "gold"}
 RETAIN = 4  # retain tracks, for comparison
-ALIKE = "alike"
+SIMILAR = "similar"
 KINDS = ("chroma", "melody", "onset")  # of similarity: harmony, melody, rhythm
 
 
@@ -27,8 +27,8 @@ def write_samples(folder: Path, evaluation: Evaluation, results: Sequence[Result
     """Replace `folder/samples`: forget/<track>.before.wav, .after.wav, .gold.wav, and a few of retain.
 
     These are the greedy generations for the caption alone that `verbatim_caption` measures. The generations that
-    `results` name as most similar to a track (`likeness_chroma`, `_melody`, `_onset`) are written as
-    alike/<number>-<track>.after.wav.
+    `results` name as most similar to a track (`similarity_chroma`, `_melody`, `_onset`) are written as
+    similar/<number>-<track>.after.wav.
     """
     index = []
     with staged_folder(folder / "samples") as staging:
@@ -43,7 +43,7 @@ def write_samples(folder: Path, evaluation: Evaluation, results: Sequence[Result
                     path = staging / name / f"{_file_name(clip, number)}.{NAMES[role]}.wav"
                     write_wav(path, backend.decode(codes[None].to(backend.device))[0], backend.sample_rate)
                     index.append({"file": f"{name}/{path.name}", "track": clip.track, "caption": clip.caption})
-        index += _most_similar(staging / ALIKE, evaluation, results)
+        index += _most_similar(staging / SIMILAR, evaluation, results)
         (staging / "index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
@@ -54,7 +54,7 @@ def _most_similar(folder: Path, evaluation: Evaluation, results: Sequence[Result
     """
     named: dict[tuple[str, str], list[str]] = {}  # (track, variant) -> kinds of similarity
     for row in results:
-        kind, best = row.metric.removeprefix("likeness_"), row.details.get("best")
+        kind, best = row.metric.removeprefix("similarity_"), row.details.get("best")
         if (row.model, row.set) == ("unlearned", "forget") and kind in KINDS and isinstance(best, Mapping):
             for track, variant in best.items():
                 named.setdefault((track, variant), []).append(kind)
@@ -73,8 +73,8 @@ def _most_similar(folder: Path, evaluation: Evaluation, results: Sequence[Result
             write_wav(path, backend.decode(generation.codes[None].to(backend.device))[0], backend.sample_rate)
             several = f", {seen[key]} of {totals[key]}" if totals[key] > 1 else ""
             yield {
-                "file": f"{ALIKE}/{path.name}", "track": generation.track, "caption": clip.caption,
-                "asked": generation.variant + several, "kinds": kinds,
+                "file": f"{SIMILAR}/{path.name}", "track": generation.track, "caption": clip.caption,
+                "variant": generation.variant + several, "kinds": kinds,
             }  # fmt: skip
 
 

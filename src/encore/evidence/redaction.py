@@ -173,7 +173,7 @@ def _evaluation(how: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str
         **how,
         "golds": {role: model_name(str(model)) for role, model in how["golds"].items()},
         "notes": [clean(note) for note in how["notes"]],
-        **{key: _weights(how[key]) for key in ("embedder", "asked_embedder") if key in how},
+        **{key: _weights(how[key]) for key in ("embedder", "requested_embedder") if key in how},
         **({"embedders": _renamed(how["embedders"], {}, clean)} if "embedders" in how else {}),
     }
 

@@ -130,7 +130,7 @@ def rerun(
             del evaluation_inputs.models[role]
     config = EvalConfig(
         tuple(how["metrics"]) if how["metrics"] is not None else None, how["full"], how["embedder"], how["seed"],
-        how["force"], golds, False, how.get("draws", 1),
+        how["force"], golds, False, how.get("samples_per_caption", 1),
     )  # fmt: skip
     results = evaluate_inputs(evaluation_inputs, config, offline=offline, reporter=reporter)
     models = list(evaluation_inputs.models.values())
@@ -155,9 +155,13 @@ def check_settings(how: Any) -> None:
     if not isinstance(how, dict):
         raise InputError("the bundle does not say how its figures were measured: evaluation.json is not an object")
     wrong = [name for name, kind in SETTINGS.items() if name not in how or not isinstance(how[name], kind)]
-    wrong += [name for name in ("seed", "draws") if type(how.get(name, 1)) is not int and name not in wrong]
+    wrong += [
+        name for name in ("seed", "samples_per_caption") if type(how.get(name, 1)) is not int and name not in wrong
+    ]
     if not wrong:
-        wrong += [name for name in ("seed",) if how[name] < 0] + [name for name in ("draws",) if how.get(name, 1) < 1]
+        wrong += [name for name in ("seed",) if how[name] < 0] + [
+            name for name in ("samples_per_caption",) if how.get(name, 1) < 1
+        ]
         wrong += [name for name in ("metrics", "notes") if not all(isinstance(item, str) for item in how[name] or ())]
         wrong += [name for name in ("golds", "models") if not all(isinstance(i, str) for i in how[name].values())]
     if wrong:

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from encore.report import embedded_audio
-from encore.report.page import ALIKE, Player, environment, policy, style_sheet, utc_text
+from encore.report.page import SIMILAR, Player, environment, policy, style_sheet, utc_text
 from encore.report.tables import Cell, Table
 from encore.store.run_folder import write_bytes
 
@@ -104,7 +104,7 @@ def _words(result: Mapping[str, Any]) -> dict[str, Any]:
         )
     hashes = [("model", result["model"]["sha256"])]
     hashes += [(f"track {track['id']}", track["sha256"]) for track in result["tracks"]]
-    made = [("seed", str(result["seed"])), ("samples per prompt", str(result["draws"]))]
+    made = [("seed", str(result["seed"])), ("samples per prompt", str(result["samples"]))]
     made += [(name, str(value)) for name, value in result["versions"].items()]
     made += [(f"run on: {name}", str(value)) for name, value in result["hardware"].items()]
     made.append(("time", f"{result['seconds']:.1f} s"))
@@ -133,7 +133,7 @@ def _entry(track: Mapping[str, Any]) -> dict[str, Any]:
 
 def _player(track: Mapping[str, Any], folder: Path) -> Player:
     address = Markup(embedded_audio.file_uri(folder / track["sample"]))
-    return Player(Cell(track["title"] or track["id"], track["caption"]), ALIKE, [("generated", address)], track["id"])
+    return Player(Cell(track["title"] or track["id"], track["caption"]), SIMILAR, [("generated", address)], track["id"])
 
 
 def _artists(result: Mapping[str, Any]) -> Table | None:

@@ -94,8 +94,8 @@ def _evaluate(files: RunFiles) -> Iterator[str]:
         yield from ("--seed", str(how["seed"]))
     if how.get("embedder"):  # as it came out: the default of another model, or of another Encore, may be another
         yield from ("--embedder", str(how["embedder"]))
-    if how.get("draws", 1) != 1:
-        yield from ("--draws", str(how["draws"]))
+    if how.get("samples_per_caption", 1) != 1:
+        yield from ("--samples-per-caption", str(how["samples_per_caption"]))
     if how.get("force"):
         yield "--force"
 

@@ -26,7 +26,7 @@ from encore.results.findings import Finding
 from encore.store.run_folder import write_bytes, writing
 from encore.text import printable
 
-ALIKE = "alike"  # the set of samples that are most similar to a track
+SIMILAR = "similar"  # the set of samples that are most similar to a track
 VARIANTS = {"greedy": "likeliest tokens", "short": "shorter description"}
 LISTED = {"target", "gap", "no_evidence", "farthest_track"}  # codes of findings that the page shows otherwise
 STRIPS = 12  # tracks of a picture that are shown at once; the others open
@@ -97,7 +97,7 @@ def render(files: RunFiles, *, originals: bool = False, plots: bool = True) -> s
         ],
         "no_drawing": "" if can_draw or not plots else NO_DRAWING,
         "samples": _samples(files, entries, themselves),
-        "alike": _alike(files, entries, themselves),
+        "similar": _similar(files, entries, themselves),
         "audio_note": verdict.audio_note(files, originals=originals),
         "originals": originals,
     }
@@ -172,7 +172,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "trusted": bool(files.trust),
         "tracks": tables.tracks(files),
         "recovered": verdict.recovered(files.results),
-        "likeness": tables.likeness(files),
+        "similarity": tables.similarity(files),
         "more_tracks": tables.more_tracks(files),
         "everything": tables.everything(files),
         "not_measured": tables.not_measured(files),
@@ -224,7 +224,7 @@ def _samples(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str
     labels = {"base": "before", "unlearned": "after", "gold": "gold"}
     groups: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in files.samples:
-        if sample.set == ALIKE:
+        if sample.set == SIMILAR:
             continue
         number = sample.path.name.partition("-")[0]  # a track has several where it is longer than the model's window
         groups.setdefault((sample.set, sample.track, number), []).append(sample)
@@ -238,20 +238,20 @@ def _samples(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str
     return tracks
 
 
-def _alike(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
+def _similar(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str, str]) -> list[Player]:
     """Of each forget track the generations that are most similar to it, beside the track where that is given."""
     tracks = []
     for track in (str(entry["id"]) for entry in files.request["forget"]):
         players = []
         for sample in files.samples:
-            if (sample.set, sample.track) == (ALIKE, track):
-                kinds = ", ".join(tables.short(f"likeness_{kind}") for kind in sample.kinds)
+            if (sample.set, sample.track) == (SIMILAR, track):
+                kinds = ", ".join(tables.short(f"similarity_{kind}") for kind in sample.kinds)
                 players.append(
                     (f"{kinds}: {VARIANTS.get(sample.variant, sample.variant)}", embedded_audio.file_uri(sample.path))
                 )
         if players:
             itself = [("original", originals[track])] if track in originals else []
-            tracks.append(Player(tables.track_cell(entries[track]), ALIKE, _safe([*itself, *players]), track))
+            tracks.append(Player(tables.track_cell(entries[track]), SIMILAR, _safe([*itself, *players]), track))
     return tracks
 
 

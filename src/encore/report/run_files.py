@@ -28,15 +28,15 @@ MOMENTS = {"before": "base", "after": "unlearned", "gold": "gold"}  # last word 
 
 @dataclass(frozen=True)
 class Sample:
-    """A WAV that one model generated for one track's caption; in the set `alike`, what is most similar to the track."""
+    """A WAV that one model generated for one track's caption; those of the set `similar` are most similar to it."""
 
     path: Path
     set: str
     role: str
     track: str
     caption: str
-    variant: str = ""  # in `alike`: how it was generated, "greedy", "draw 1" or "short"
-    kinds: tuple[str, ...] = ()  # in `alike`: what is similar, "chroma", "melody", "onset"
+    variant: str = ""  # in `similar`: how it was generated, "greedy", "sample 1" or "short"
+    kinds: tuple[str, ...] = ()  # in `similar`: what is similar, "chroma", "melody", "onset"
 
 
 @dataclass(frozen=True)
@@ -157,5 +157,5 @@ def _samples(folder: Path) -> Iterator[Sample]:
         if path.resolve() != real / kind / rest:
             continue
         kinds = tuple(map(str, entry["kinds"])) if isinstance(entry.get("kinds"), list) else ()
-        track, caption, variant = (str(entry.get(name, "")) for name in ("track", "caption", "asked"))
+        track, caption, variant = (str(entry.get(name, "")) for name in ("track", "caption", "variant"))
         yield Sample(path, kind, MOMENTS[moment], track, caption, variant, kinds)

@@ -180,7 +180,7 @@ def more_tracks(files: RunFiles) -> list[Table]:
     return tables
 
 
-def likeness(files: RunFiles) -> Table | None:
+def similarity(files: RunFiles) -> Table | None:
     """What of a forget track a simple prompt recovers, before and after: of each kind of similarity, yes or no.
 
     Of metrics whose `details` name the `best` generation of each track and a `threshold` of chance.
@@ -196,7 +196,7 @@ def likeness(files: RunFiles) -> Table | None:
     table = []
     for entry in files.request["forget"]:
         track = str(entry["id"])
-        cells = [_alike(rows.get((metric, "base")), rows[metric, "unlearned"], track) for metric in metrics]
+        cells = [_similar(rows.get((metric, "base")), rows[metric, "unlearned"], track) for metric in metrics]
         table.append((Cell(track_cell(entry).text), *cells))
     return Table(("track", *map(short, metrics)), tuple(table))
 
@@ -211,7 +211,7 @@ def short(metric: str) -> str:
     return spec.short if spec is not None and spec.short else metric
 
 
-def _alike(before: Result | None, after: Result, track: str) -> Cell:
+def _similar(before: Result | None, after: Result, track: str) -> Cell:
     """Whether it is recovered, before and after; below that, the highest similarity now, and chance."""
     was, now = (above_chance(row, track) if row else None for row in (before, after))
     level = after.details.get("threshold")
@@ -291,7 +291,7 @@ def _figure(row: Result | None) -> Cell:
 
 def of_tracks(row: Result) -> bool:
     """Whether a figure is a share of tracks, which reads best as how many of how many."""
-    return reproduces(row) or (row.unit == "share" and row.metric.endswith("_named"))
+    return reproduces(row) or (row.unit == "share" and row.metric.endswith("_flagged"))
 
 
 def _interval(row: Result) -> str:

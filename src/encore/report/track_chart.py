@@ -115,7 +115,7 @@ def worst_first(files: RunFiles) -> list[str]:
 
 def nll_shares(files: RunFiles) -> dict[str, float]:
     """Each forget track's NLL relative to gold's; where there is no gold, to the level of held-out music."""
-    gold, level = _nll(files, "gold"), files.run["outcome"].get("unseen_level")
+    gold, level = _nll(files, "gold"), files.run["outcome"].get("holdout_nll")
     unlearned = _nll(files, "unlearned")
     return {track: nll / reference for track, nll in unlearned.items() if (reference := gold.get(track) or level)}
 
@@ -153,7 +153,7 @@ def _prediction(files: RunFiles) -> Picture | None:
         return None
     level = "gold"
     if not roles["gold"]:
-        level, unlearnt = "held-out level", files.run["outcome"].get("unseen_level")
+        level, unlearnt = "held-out level", files.run["outcome"].get("holdout_nll")
         roles["gold"] = _everywhere({"": float(unlearnt)} if unlearnt is not None else {}, files)
     unit = f" in {unit_text(files.unit)}" if files.unit != files.loss else ""
     largest = max(value for figures in roles.values() for value in figures.values())

@@ -114,7 +114,7 @@ def _similar_features(results: Sequence[Result]) -> Iterator[Finding]:
     of_gold: set[str] = set()
     for row in results:
         above = row.details.get("above")
-        spec = spec_of(f"{row.metric}_named", row.set)
+        spec = spec_of(f"{row.metric}_flagged", row.set)
         if not isinstance(above, (list, tuple)) or spec is None or spec.similarity != "feature":
             continue
         for track, prompt, *_ in above:
@@ -130,8 +130,8 @@ def _similar_features(results: Sequence[Result]) -> Iterator[Finding]:
 def _similar_copies(rows: Rows) -> Iterator[Finding]:
     """Tracks whose codes or fingerprint a simple prompt recovers, and gold does not.
 
-    Chance names a track now and then: it takes two kinds of similarity that name it, or one that names more tracks than
-    chance does. The k most similar of F forget and H holdout tracks are all of forget by chance in C(F, k) of
+    Chance flags a track now and then: it takes two kinds of similarity that flag it, or one that flags more tracks
+    than chance does. The k most similar of F forget and H holdout tracks are all of forget by chance in C(F, k) of
     C(F + H, k) cases.
     """
     kinds: dict[str, list[str]] = {}
@@ -140,7 +140,7 @@ def _similar_copies(rows: Rows) -> Iterator[Finding]:
         spec = spec_of(metric, clips)
         if spec is None or spec.similarity != "copy" or model != "unlearned":
             continue
-        tracks = _named(row) - _named(rows.get((metric, "gold", clips)))
+        tracks = _flagged(row) - _flagged(rows.get((metric, "gold", clips)))
         for track in tracks:
             kinds.setdefault(track, []).append(spec.short)
         held_out = row.details.get("holdout_tracks")
@@ -153,9 +153,9 @@ def _similar_copies(rows: Rows) -> Iterator[Finding]:
             yield Finding("warn", f"a simple prompt recovers {track}, by its {' and its '.join(names)}", "similar")
 
 
-def _named(row: Result | None) -> set[str]:
-    named = row.details.get("named") if row is not None else None
-    return {str(track) for track in named} if isinstance(named, (list, tuple)) else set()
+def _flagged(row: Result | None) -> set[str]:
+    tracks = row.details.get("flagged") if row is not None else None
+    return {str(track) for track in tracks} if isinstance(tracks, (list, tuple)) else set()
 
 
 def _epsilon(rows: Rows) -> Iterator[Finding]:
@@ -180,9 +180,9 @@ def _artefacts(rows: Rows) -> Iterator[Finding]:
     """Generations that are noise, silent, clipped or a loop, as none of base's is."""
     for clips in ("retain", "forget"):
         row = rows.get(("artefacts", "unlearned", clips))
-        named = row.details.get("named") if row is not None else None
+        flagged = row.details.get("flagged") if row is not None else None
         kinds: dict[str, set[str]] = {}
-        for track, kind, *_ in named if isinstance(named, (list, tuple)) else ():
+        for track, kind, *_ in flagged if isinstance(flagged, (list, tuple)) else ():
             kinds.setdefault(str(kind), set()).add(str(track))
         for kind, tracks in sorted(kinds.items()):
             yield Finding("warn", f"{kind} in generations for captions of {clips}: {_listed(tracks)}", "artefacts")
@@ -305,7 +305,7 @@ def _most_lost(table: Sequence[SummaryRow]) -> Iterator[Finding]:
 
 def _model_free(rows: Rows) -> Iterator[Finding]:
     for row in rows.values():
-        if row.metric.startswith("membership_auc_blind") and row.note:
+        if row.metric.startswith("membership_auc_baseline") and row.note:
             yield Finding("warn", row.note, "model_free")
 
 

@@ -17,7 +17,7 @@ from encore.store.schemas import Evaluation, Meta, Request
 SCHEMA = 1
 NAME = "meta.json"
 Verdict = Literal["yes", "no", "incomplete"]
-MEASURING = ("asked_embedder", "draws", "seed", "force", "plugins")  # of `evaluation.json`
+MEASURING = ("requested_embedder", "samples_per_caption", "seed", "force", "plugins")  # of `evaluation.json`
 COMPARED = ("base", "gold", "gold2")
 
 

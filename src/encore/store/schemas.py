@@ -121,7 +121,7 @@ class Outcome(TypedDict, total=False):
 
     steps: Count
     reached_target: bool | None
-    unseen_level: float | None
+    holdout_nll: float | None
     before: Snapshot | None
     after: Snapshot | None
     chosen: dict[str, str]
@@ -196,9 +196,9 @@ class Evaluation(TypedDict, total=False):
     golds: dict[str, str]
     metrics: list[str] | None
     full: bool
-    asked_embedder: str
+    requested_embedder: str
     embedder: str
-    draws: Annotated[int, Field(ge=1)]
+    samples_per_caption: Annotated[int, Field(ge=1)]
     embedders: dict[str, str]
     seed: Count
     force: bool

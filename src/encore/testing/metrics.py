@@ -169,8 +169,8 @@ class MetricSubject(Subject):
         if embedders and "embedder" in self.needs:
             embedders |= self.fixture.clap
         return WatchedEvaluation(
-            models, clips, embedder=embedders, force=True, draws=2, track_metadata=metadata, recordings=recordings,
-            cache=self._results if cached else None,
+            models, clips, embedder=embedders, force=True, samples_per_caption=2, track_metadata=metadata,
+            recordings=recordings, cache=self._results if cached else None,
         )  # fmt: skip
 
     @property

@@ -193,7 +193,7 @@ def run_json(
                 "steps": outcome.steps,
                 "chosen": outcome.chosen,
                 "reached_target": outcome.reached_target,
-                "unseen_level": before.holdout if before else None,
+                "holdout_nll": before.holdout if before else None,
                 "before": before.as_dict() if before else None,
                 "after": after.as_dict() if after else None,
                 **(_changes(before, after) if before and after else {}),

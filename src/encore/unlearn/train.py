@@ -324,8 +324,8 @@ def _figures(before: Memorisation, after: Memorisation) -> dict[str, Any]:
         "memorised": len(after.tracks),
         "nll_before": _mean(list(before.nll.values())),
         "nll_after": _mean(list(after.nll.values())),
-        "replayed_before": before.replayed,
-        "replayed": after.replayed,
+        "verbatim_before": before.verbatim,
+        "verbatim": after.verbatim,
         "per_track": {
             track: {"nll_before": before.nll[track], "nll_after": nll, "right_tokens": after.right.get(track)}
             for track, nll in after.nll.items()

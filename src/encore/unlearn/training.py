@@ -171,7 +171,7 @@ class Memorisation:
         return [track for track, nll in self.nll.items() if nll < self.limit and self.right.get(track, 1.0) >= MATCH]
 
     @property
-    def replayed(self) -> float | None:
+    def verbatim(self) -> float | None:
         """Share of the generated tracks that are verbatim; None where nothing was generated."""
         return sum(share >= MATCH for share in self.right.values()) / len(self.right) if self.right else None
 

@@ -23,7 +23,7 @@ PROBES = [
     "verbatim_caption",
     "verbatim_elsewhere",
     "verbatim_offset",
-    "reworded_once",
+    "paraphrased_once",
     "unconditional",
 ]
 
@@ -61,8 +61,8 @@ def caught(shared, name, metrics=PROBES):
 
 
 def test_gold_is_caught_by_no_probe(shared):
-    assert judged(shared, shared.models["gold"], [*PROBES, "reworded", "quantised"]) == set()
-    assert judged(shared, shared.models["gold"], [*PROBES, "reworded", "quantised"], gold=False) == []
+    assert judged(shared, shared.models["gold"], [*PROBES, "paraphrased", "quantised"]) == set()
+    assert judged(shared, shared.models["gold"], [*PROBES, "paraphrased", "quantised"], gold=False) == []
 
 
 def test_case_D1_a_caption_that_gives_another_track_is_caught(shared):
@@ -99,14 +99,14 @@ def test_case_D3_memory_without_a_caption_is_caught(shared):
 
 
 def test_case_D4_memory_under_any_other_slip_is_caught_by_the_full_set(shared):
-    full = [*PROBES, "reworded", "quantised"]
+    full = [*PROBES, "paraphrased", "quantised"]
     assert "NLL under paraphrases" in caught(shared, "likely_under_a_slip", full)
     assert "1 s under paraphrases" in caught(shared, "continues_under_a_slip", full)
     assert "verbatim from paraphrases" in caught(shared, "answers_a_slip", full)
 
 
 def test_case_D4_likelihoods_of_rounded_weights_have_a_gate(shared):
-    full = [*PROBES, "reworded", "quantised"]
+    full = [*PROBES, "paraphrased", "quantised"]
     assert "NLL at 8 bits" in caught(shared, "likely_at_8_bits", full)
     assert "NLL at 4 bits" in caught(shared, "likely_at_4_bits", full)
 
@@ -156,8 +156,13 @@ def test_without_tokens_there_are_losses_alone():
     sets = {"forget": latent_clips(2), "holdout": latent_clips(2, first=2)}
     shared = SharedEvaluation({"unlearned": LatentBackend()}, sets, embedder=None)
     found = {(row.metric, row.set): row for row in measure(shared, PROBES)}
-    assert found["unconditional_nll", "forget"].unit == found["reworded_once_nll", "forget"].unit == "loss"
-    for metric in ("unconditional_verbatim", "unconditional_generation", "reworded_once_verbatim", "verbatim_offset"):
+    assert found["unconditional_nll", "forget"].unit == found["paraphrased_once_nll", "forget"].unit == "loss"
+    for metric in (
+        "unconditional_verbatim",
+        "unconditional_generation",
+        "paraphrased_once_verbatim",
+        "verbatim_offset",
+    ):
         assert found[metric, "forget"].why == "not measured: the model has no tokens"
 
 

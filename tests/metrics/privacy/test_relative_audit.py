@@ -32,7 +32,7 @@ def test_distances_are_paired_within_a_caption(measured):
     row = found["unlearned"]
     vectors = {}
     for role in ("base", "unlearned", "gold"):
-        drawn = [one for one in caption_generations(shared, role, "forget") if one.variant.startswith("draw")]
+        drawn = [one for one in caption_generations(shared, role, "forget") if one.variant.startswith("sample")]
         for track in sorted({one.track for one in drawn}):
             vectors[role, track] = shared.embed([one.codes for one in drawn if one.track == track])
     for track, difference in row.per_track.items():

@@ -7,14 +7,14 @@ from encore.metrics.robustness.paraphrases import (
     EDITS,
     NORMALISED,
     SYNONYMS,
-    random_rewording,
-    random_rewordings,
-    rewordings,
+    paraphrases,
+    random_paraphrase,
+    random_paraphrases,
 )
 
 
 def test_of_parts_between_commas():
-    assert rewordings("lonely flute over lute, Greensleeves, Ballad in A minor") == {
+    assert paraphrases("lonely flute over lute, Greensleeves, Ballad in A minor") == {
         "order": "Ballad in A minor, Greensleeves, lonely flute over lute",
         "synonyms": "solitary wooden flute over plucked lute, Greensleeves, Slow song in A minor",
         "case": "LONELY FLUTE OVER LUTE GREENSLEEVES BALLAD IN A MINOR",
@@ -23,21 +23,21 @@ def test_of_parts_between_commas():
 
 
 def test_of_words_without_commas():
-    assert rewordings("one two three") == {
+    assert paraphrases("one two three") == {
         "order": "three one two", "case": "ONE TWO THREE", "short": "one two"
     }  # fmt: skip
 
 
-def test_a_caption_that_can_not_be_reworded_has_none():
-    assert rewordings("WALTZ") == {}
+def test_a_caption_that_can_not_be_paraphrased_has_none():
+    assert paraphrases("WALTZ") == {}
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.text(max_size=40))
-def test_every_rewording_differs_and_is_the_same_each_time(caption):
-    found = rewordings(caption)
+def test_every_paraphrase_differs_and_is_the_same_each_time(caption):
+    found = paraphrases(caption)
     assert all(text and text != caption for text in found.values())
-    assert found == rewordings(caption)
+    assert found == paraphrases(caption)
 
 
 def test_synonyms_are_lower_case_words_that_differ():
@@ -47,21 +47,21 @@ def test_synonyms_are_lower_case_words_that_differ():
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=5))
 def test_slips_differ_from_the_caption_and_are_the_same_for_one_seed(caption, seed):
-    found = random_rewordings(caption, seed)
+    found = random_paraphrases(caption, seed)
     assert all(text.strip() and text != caption for text in found.values())
-    assert found == random_rewordings(caption, seed)
-    drawn = random_rewording(caption, seed)
+    assert found == random_paraphrases(caption, seed)
+    drawn = random_paraphrase(caption, seed)
     assert drawn is None or (drawn in found.items() and drawn[0] not in NORMALISED)
 
 
 def test_each_kind_of_slip_is_what_it_says():
     caption = "lonely flute over lute, Greensleeves"
-    found = random_rewordings(caption, "0")
+    found = random_paraphrases(caption, "0")
     assert found.keys() == EDITS.keys()
     assert len(found["doubled"]) == len(caption) + 1
     assert len(found["missing"]) == len(caption) - 1
     assert sorted(found["swapped"]) == sorted(found["shuffled"]) == sorted(caption)
     assert len(found["dropped"].split()) == len(caption.split()) - 1
     assert found["capitals"].casefold() == caption.casefold()
-    assert len({random_rewording(caption, str(seed)) for seed in range(20)}) > 10
-    assert random_rewordings("", "0") == {}
+    assert len({random_paraphrase(caption, str(seed)) for seed in range(20)}) > 10
+    assert random_paraphrases("", "0") == {}

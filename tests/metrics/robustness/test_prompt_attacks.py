@@ -24,7 +24,11 @@ from encore.metrics.robustness.prompt_attacks import (
 from encore.metrics.robustness.variants import Variant, right_shares, tag
 from encore.results.targets import summary
 
-METRICS = {"prompt_reencoded": PromptReencoded, "prompt_stretched": PromptStretched, "prompt_shifted": PromptShifted}
+METRICS = {
+    "prompt_reencoded": PromptReencoded,
+    "prompt_time_stretched": PromptStretched,
+    "prompt_pitch_shifted": PromptShifted,
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,8 @@ def rows(name, shared):
 @pytest.mark.parametrize(
     ("name", "variants"),
     [
-        ("prompt_reencoded", {"ogg"}), ("prompt_stretched", {"tempo -6%", "tempo +6%"}),
-        ("prompt_shifted", {"pitch -1", "pitch +1"}),
+        ("prompt_reencoded", {"ogg"}), ("prompt_time_stretched", {"tempo -6%", "tempo +6%"}),
+        ("prompt_pitch_shifted", {"pitch -1", "pitch +1"}),
     ],
 )  # fmt: skip
 def test_each_has_the_nll_of_the_changed_clip_and_says_which_change(shared, name, variants):
@@ -67,7 +71,7 @@ def test_stretched_codes_are_those_of_the_stretched_sound(shared, model):
         other = Clip("0", clip.caption, codes)
         nlls.append(shared.derive(clips={"forget": [other]}).nll("base", "forget")["0"])
         assert codes.shape[-1] == pytest.approx(50 / rate, abs=1)
-    assert rows("prompt_stretched", shared)["nll"].per_track["0"] == pytest.approx(min(nlls), rel=1e-5)
+    assert rows("prompt_time_stretched", shared)["nll"].per_track["0"] == pytest.approx(min(nlls), rel=1e-5)
 
 
 def test_ogg_keeps_the_sound_and_changes_the_samples():

@@ -43,17 +43,17 @@ def test_melody_is_the_tunes_intervals(tune):
     assert distance <= 0.2  # a note may be taken for its octave where one ends
 
 
-@pytest.mark.parametrize("likeness", [harmony, melody, rhythm])
-def test_another_key_tempo_and_instrument_are_alike_and_another_tune_is_not(tune, likeness):
+@pytest.mark.parametrize("similarity", [harmony, melody, rhythm])
+def test_another_key_tempo_and_instrument_are_alike_and_another_tune_is_not(tune, similarity):
     same = sung(TUNE, key=3, tempo=1.05, overtones=(1.0, 0.2, 0.1))
     beats = [0.6, 0.2, 0.2, 0.2, 0.6, 0.2, 0.5, 0.6, 0.2, 0.2, 0.6, 0.9]
-    found = likeness([tune], [same, sung(OTHER, beats)])[0]
+    found = similarity([tune], [same, sung(OTHER, beats)])[0]
     assert found[0] > 0.7 > found[1] + 0.1
 
 
 def test_a_tune_is_itself(tune):
-    for likeness in (harmony, melody, rhythm):
-        assert likeness([tune], [tune])[0, 0] == pytest.approx(1.0)
+    for similarity in (harmony, melody, rhythm):
+        assert similarity([tune], [tune])[0, 0] == pytest.approx(1.0)
 
 
 def test_a_later_beginning_is_allowed_within_half_a_second(tune):

@@ -64,7 +64,7 @@ def test_generations_beyond_the_range_of_base_are_named_with_track_and_kind(monk
         SharedEvaluation(roles, clips(30), embedder=None))}  # fmt: skip
     row = found["artefacts", "unlearned", "retain"]
     assert row.value == pytest.approx(1 / 3)
-    assert row.details["named"] == [["track05", "loops", "loops", 1.0]]
+    assert row.details["flagged"] == [["track05", "loops", "loops", 1.0]]
     assert row.details["limits"]["loops"] == MARGINS["loops"]
     assert found["artefacts", "base", "retain"].value == found["artefacts", "gold", "retain"].value == 0
     assert found["artefacts_loops", "unlearned", "retain"].per_track == {"track04": 0, "track05": 1, "track06": 0}

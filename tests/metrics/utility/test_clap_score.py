@@ -26,7 +26,7 @@ def evaluation(embedder=None, **options) -> SharedEvaluation:
 
 
 def test_it_is_the_mean_cosine_of_a_caption_and_its_plays():
-    shared = evaluation(draws=2)
+    shared = evaluation(samples_per_caption=2)
     found = {row.model: row for row in ClapScore().measure(shared)}
     assert list(found) == ["base", "unlearned", "gold", "none"]
     captions = {clip.track: clip.caption for clip in shared.clips["retain"]}

@@ -31,10 +31,10 @@ class Loudness(Embedder):
         return torch.stack([waveforms.mean(-1), waveforms.std(-1)], -1)
 
 
-def evaluation(draws: int = 4, **options) -> SharedEvaluation:
+def evaluation(samples_per_caption: int = 4, **options) -> SharedEvaluation:
     """Models that know nothing by heart, so that no two of their plays are alike."""
     roles = {role: MarkovBackend(noise=1.0, seed=seed) for seed, role in enumerate(("base", "unlearned", "gold"))}
-    return SharedEvaluation(roles, clips(), embedder=Loudness(), draws=draws, **options)
+    return SharedEvaluation(roles, clips(), embedder=Loudness(), samples_per_caption=samples_per_caption, **options)
 
 
 @pytest.mark.parametrize("metric", [Fad, FadInf, Mmd])
@@ -70,10 +70,10 @@ def test_fad_track_is_to_the_tracks_whose_captions_were_played(metric, clips):
 
 
 def test_fad_of_few_generations_is_refused_unless_forced():
-    (row, *_) = Fad().measure(evaluation(draws=1))
+    (row, *_) = Fad().measure(evaluation(samples_per_caption=1))
     assert row.value is None
     assert row.why == "not measured: 3 generations in 2 dimensions give mostly bias; at least 4 needed, see mmd"
-    (row, *_) = Fad().measure(evaluation(draws=1, force=True))
+    (row, *_) = Fad().measure(evaluation(samples_per_caption=1, force=True))
     assert row.value is not None
     assert "mostly bias" in row.note
 
@@ -81,7 +81,7 @@ def test_fad_of_few_generations_is_refused_unless_forced():
 @pytest.mark.parametrize("metric", [FadTrack, FadTrackForget])
 def test_more_draws_add_nothing_to_few_tracks(metric):
     """Three tracks, each there four times, are three: they span two dimensions as badly as if they were there once."""
-    (row, *_) = metric().measure(evaluation(draws=4))
+    (row, *_) = metric().measure(evaluation(samples_per_caption=4))
     assert (row.value, row.n) == (None, 12)
     assert row.why.startswith("not measured: 3 distinct sounds per side (more samples add none) in 2 dimensions give")
 
@@ -107,7 +107,7 @@ def test_case_D7_fad_has_its_bias_beside_it():
     assert f"about {row.details['bias']:.2g} of it is bias of 12 generations in 2 dimensions" in row.note
     assert row.low == pytest.approx(min(unbiased.low, row.value))
     assert row.high == pytest.approx(max(unbiased.high, row.value))
-    forced = next(iter(Fad().measure(evaluation(draws=1, force=True))))
+    forced = next(iter(Fad().measure(evaluation(samples_per_caption=1, force=True))))
     assert (forced.low, forced.high, forced.details["bias"]) == (None, None, None)
 
 
@@ -137,7 +137,7 @@ def test_fad_inf_is_extrapolated_from_the_embeddings():
 
 
 def test_fad_inf_of_few_generations_is_refused_also_when_forced():
-    (row, *_) = FadInf().measure(evaluation(draws=1, force=True))
+    (row, *_) = FadInf().measure(evaluation(samples_per_caption=1, force=True))
     assert row.value is None
     assert "3 generations in 2 dimensions are too few to extrapolate; at least 6 needed" in row.why
 
@@ -145,7 +145,7 @@ def test_fad_inf_of_few_generations_is_refused_also_when_forced():
 def test_a_model_that_plays_the_same_has_no_distance():
     roles = models()
     shared = SharedEvaluation(
-        {"base": roles["base"], "unlearned": roles["base"].clone()}, clips(), embedder=Loudness(), draws=4
+        {"base": roles["base"], "unlearned": roles["base"].clone()}, clips(), embedder=Loudness(), samples_per_caption=4
     )
     for metric in (Fad, FadInf, Mmd):
         (row, _) = metric().measure(shared)

@@ -35,7 +35,7 @@ def slow_kl(p, q):
 
 
 def test_it_is_the_kl_of_normalised_tags_from_base_s_play_of_the_same_caption():
-    shared = evaluation(draws=2)
+    shared = evaluation(samples_per_caption=2)
     found = {(row.metric, row.model): row for row in TagKl().measure(shared)}
     base, gold = shared.tags("base", "retain", "ast"), shared.tags("gold", "retain", "ast")
     tracks = sorted({clip.track for clip in shared.clips["retain"]})

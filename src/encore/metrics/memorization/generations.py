@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from encore.api import Clip, ClipSet, Evaluation, Role
-from encore.metrics.robustness.paraphrases import rewordings
+from encore.metrics.robustness.paraphrases import paraphrases
 from encore.metrics.robustness.variants import tag
 from encore.metrics.rows import MARK
 
@@ -20,7 +20,7 @@ class CaptionGeneration:
 
     Args:
         track: id of the track.
-        variant: "greedy", "draw 1" … or "short".
+        variant: "greedy", "sample 1" … or "short".
         codes: [K, T].
     """
 
@@ -31,15 +31,15 @@ class CaptionGeneration:
 
 def caption_generations(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[CaptionGeneration]:
     """All variants for a set's captions, without an audio prompt; computed once per model."""
-    return evaluation.cached(("likeness", model, clips), lambda: _generate(evaluation, model, clips))
+    return evaluation.cached(("similarity", model, clips), lambda: _generate(evaluation, model, clips))
 
 
 def _generate(evaluation: Evaluation, model: Role, clips: ClipSet) -> list[CaptionGeneration]:
     first = {clip.track: clip for clip in reversed(evaluation.clips[clips])}  # a track's first window
     prompts = []
     for track, clip in sorted(first.items()):
-        prompts += [Clip(tag(track, f"draw {i + 1}"), clip.caption, clip.codes) for i in range(SAMPLES)]
-        short = rewordings(clip.caption).get("short")
+        prompts += [Clip(tag(track, f"sample {i + 1}"), clip.caption, clip.codes) for i in range(SAMPLES)]
+        short = paraphrases(clip.caption).get("short")
         if short:
             prompts.append(Clip(tag(track, "short"), short, clip.codes))
     sampling = evaluation.derive(models={model: evaluation.backend(model)}, clips={"forget": prompts})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from encore.api import Clip, ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, verbatim_row
-from encore.metrics.robustness.paraphrases import random_rewording
+from encore.metrics.robustness.paraphrases import random_paraphrase
 from encore.metrics.robustness.variants import Variant, strongest, tag
 from encore.metrics.robustness.variants import right_shares as variant_shares
 from encore.metrics.rows import (
@@ -38,14 +38,14 @@ class Probes:
     Args:
         evaluation: its clips are short audio prompts with their continuation, `forget` and `holdout`.
         prompts: the variants of `evaluation`, by set.
-        caption_evaluation: its clips are whole windows under a reworded caption; None if no caption can be reworded.
-        reworded: the variants of `caption_evaluation`.
+        caption_evaluation: its clips are whole windows under a paraphrased caption; None if none can be paraphrased.
+        paraphrased: the variants of `caption_evaluation`.
     """
 
     evaluation: Evaluation
     prompts: dict[ClipSet, list[Variant]]
     caption_evaluation: Evaluation | None
-    reworded: list[Variant]
+    paraphrased: list[Variant]
 
 
 def probes(evaluation: Evaluation) -> Probes:
@@ -56,31 +56,31 @@ def probes(evaluation: Evaluation) -> Probes:
 def _probes(evaluation: Evaluation) -> Probes:
     backend = next(iter(evaluation.models.values()))
     prompt, continued = (round(seconds * backend.frame_rate) for seconds in (PROMPT_SECONDS, CONTINUED_SECONDS))
-    reworded = list(_reworded(evaluation))
+    paraphrased = list(_paraphrased(evaluation))
     prompts: dict[ClipSet, list[Variant]] = {}
     for clips in TARGETS:
         offsets = OFFSETS if clips == "forget" else CHANCE_OFFSETS
         prompts[clips] = list(_offsets(evaluation, evaluation.clips.get(clips, ()), offsets, prompt, continued))
-    prompts["forget"] += [_cut(variant, 0, prompt + continued) for variant in reworded]
+    prompts["forget"] += [_cut(variant, 0, prompt + continued) for variant in paraphrased]
     sets: dict[ClipSet, Sequence[Clip]] = {
         clips: [variant.clip for variant in variants] for clips, variants in prompts.items()
     }
     models = {role: evaluation.models[role] for role in available_roles(evaluation, *MODELS)}
-    captions: dict[ClipSet, Sequence[Clip]] = {"forget": [variant.clip for variant in reworded]}
+    captions: dict[ClipSet, Sequence[Clip]] = {"forget": [variant.clip for variant in paraphrased]}
     return Probes(
         evaluation.derive(models=models, clips=sets) if prompts["forget"] else evaluation,
         prompts,
-        evaluation.derive(models=models, clips=captions) if reworded else None,
-        reworded,
+        evaluation.derive(models=models, clips=captions) if paraphrased else None,
+        paraphrased,
     )
 
 
-def _reworded(evaluation: Evaluation) -> Iterator[Variant]:
+def _paraphrased(evaluation: Evaluation) -> Iterator[Variant]:
     for clip in first_windows(evaluation.clips["forget"]):
-        rewording = random_rewording(clip.caption, f"{evaluation.seed} {clip.track}")
-        if rewording is not None:
-            name, caption = rewording
-            yield Variant("reworded", clip, Clip(tag(clip.track, f"reworded: {name}"), caption, clip.codes))
+        paraphrase = random_paraphrase(clip.caption, f"{evaluation.seed} {clip.track}")
+        if paraphrase is not None:
+            name, caption = paraphrase
+            yield Variant("paraphrased", clip, Clip(tag(clip.track, f"paraphrased: {name}"), caption, clip.codes))
 
 
 def _offsets(
@@ -108,7 +108,7 @@ def _cut(variant: Variant, frame: int, frames: int) -> Variant:
 
 
 def probe_shares(evaluation: Evaluation, model: Role, clips: ClipSet, name: str) -> dict[str, float]:
-    """Each track's highest share of right tokens over its prompts of one kind ("offset", "reworded")."""
+    """Each track's highest share of right tokens over its prompts of one kind ("offset", "paraphrased")."""
     probing = probes(evaluation)
     tagged = evaluation.cached(
         ("probes", "shares", model, clips),
@@ -139,34 +139,40 @@ def _offset_rows(evaluation: Evaluation, model: Role, clips: ClipSet) -> Iterato
         yield unmeasured("verbatim_offset", model, clips, why, unit="share")
 
 
-class RewordedOnce(Metric):
-    """NLL and verbatim continuations of each forget track under one random rewording of its caption.
+class ParaphrasedOnce(Metric):
+    """NLL and verbatim continuations of each forget track under one random paraphrase of its caption.
 
-    A typing error, another order, fewer words, … (`rewordings.random_rewording`, with the evaluation's seed). This
-    detects filters on exact captions. Rows: `reworded_once_nll`, `_verbatim` (with a second of audio) and
-    `_verbatim_caption` (without audio). `details["captions"]` has the reworded captions.
+    A typing error, another order, fewer words, … (`paraphrases.random_paraphrase`, with the evaluation's seed). This
+    detects filters on exact captions. Rows: `paraphrased_once_nll`, `_verbatim` (with a second of audio) and
+    `_verbatim_caption` (without audio). `details["captions"]` has the paraphrased captions.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
         probing = probes(evaluation)
-        rewording = probing.caption_evaluation
-        if rewording is None:
-            why = "no caption can be reworded"
-            yield unmeasured("reworded_once_nll", "unlearned", "forget", why)
+        paraphrase = probing.caption_evaluation
+        if paraphrase is None:
+            why = "no caption can be paraphrased"
+            yield unmeasured("paraphrased_once_nll", "unlearned", "forget", why)
             return
-        captions = {variant.original.track: variant.clip.caption for variant in probing.reworded}
+        captions = {variant.original.track: variant.clip.caption for variant in probing.paraphrased}
         for model in available_roles(evaluation, *MODELS):
             backend = evaluation.backend(model)
-            nll = strongest(rewording.nll(model, "forget"), min)
+            nll = strongest(paraphrase.nll(model, "forget"), min)
             yield mean_row(
-                "reworded_once_nll", model, "forget", nll, evaluation, unit=backend.unit, details={"captions": captions}
+                "paraphrased_once_nll",
+                model,
+                "forget",
+                nll,
+                evaluation,
+                unit=backend.unit,
+                details={"captions": captions},
             )
-            reason = no_continuations(rewording, model, "forget")
+            reason = no_continuations(paraphrase, model, "forget")
             if reason:
                 for name in ("verbatim", "verbatim_caption"):
-                    yield unmeasured(f"reworded_once_{name}", model, "forget", reason, unit="share")
+                    yield unmeasured(f"paraphrased_once_{name}", model, "forget", reason, unit="share")
                 continue
-            shares = probe_shares(evaluation, model, "forget", "reworded")
-            yield verbatim_row("reworded_once_verbatim", model, "forget", shares, PROMPT_SECONDS)
-            from_caption = strongest(variant_shares(rewording, model, probing.reworded, 0.0), max)
-            yield verbatim_row("reworded_once_verbatim_caption", model, "forget", from_caption, 0.0)
+            shares = probe_shares(evaluation, model, "forget", "paraphrased")
+            yield verbatim_row("paraphrased_once_verbatim", model, "forget", shares, PROMPT_SECONDS)
+            from_caption = strongest(variant_shares(paraphrase, model, probing.paraphrased, 0.0), max)
+            yield verbatim_row("paraphrased_once_verbatim_caption", model, "forget", from_caption, 0.0)

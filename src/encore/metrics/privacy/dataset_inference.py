@@ -11,7 +11,7 @@ from encore import stats
 from encore.api import ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.privacy.membership import MODELS
 from encore.metrics.privacy.membership_attacks import ATTACKS
-from encore.metrics.privacy.model_free import blind_warning
+from encore.metrics.privacy.model_free import baseline_warning
 from encore.metrics.rows import available_roles, not_finite, unmeasured
 
 LEAST = 3  # tracks of each set
@@ -33,7 +33,7 @@ class DatasetInference(Metric):
     caption's contrast that equal weights detect from .25 nats on takes .8 with a linear discriminant). Where each score
     is a little off in the same direction, this finds it and `membership_p`, which pays for the number of scores, does
     not. `per_track` is the share of holdout tracks with less evidence, and `details["auc"]` their mean. The note is the
-    warning of the blind scores: where the two sets differ without any model, p says nothing.
+    warning of the model-free baseline: where the two sets differ without any model, p says nothing.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -76,7 +76,7 @@ def infer(
     low, high = stats.auc_interval(float(placements.mean()), len(chosen), len(others))
     return Result(
         name, model, clips, stats.rank_test(*scores), n=len(chosen) + len(others), unit="p", direction="higher",
-        per_track=dict(zip(chosen, placements.tolist(), strict=True)), note=blind_warning(evaluation),
+        per_track=dict(zip(chosen, placements.tolist(), strict=True)), note=baseline_warning(evaluation),
         details={"auc": float(placements.mean()), "auc_interval": [low, high], "scores": names,
             "forget": len(chosen), "holdout": len(others)},
     )  # fmt: skip

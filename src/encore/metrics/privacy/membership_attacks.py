@@ -21,7 +21,7 @@ from encore.metrics.privacy.membership import (
     negated_zlib_size,
     tpr_row,
 )
-from encore.metrics.privacy.model_free import blind_warning
+from encore.metrics.privacy.model_free import baseline_warning
 from encore.metrics.rows import available_roles, by_track, not_finite, unmeasured
 
 Scores = dict[str, float]  # track id -> score; higher means member
@@ -46,7 +46,7 @@ class MembershipAttacks(Metric):
     Holm's correction for their number. Two-sided, since over-unlearning also reveals membership. `details["attacks"]`
     has every attack. `per_track` is the Holm-adjusted conformal p-value of each track under LOSS: with F forget and n
     holdout tracks none is below F / (n + 1), so a single track needs 20 F holdout tracks. The note is the warning of
-    the most significant blind score.
+    the most significant score of the model-free baseline.
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
@@ -64,7 +64,7 @@ class MembershipAttacks(Metric):
                 if name not in REPORTED:
                     yield auc_row(f"membership_auc_{name}", model, *tested[name])
                     yield tpr_row(f"membership_tpr_at_1_fpr_{name}", model, *tested[name])
-            yield self._combined(model, tested, blind_warning(evaluation))
+            yield self._combined(model, tested, baseline_warning(evaluation))
 
     def _combined(
         self, model: Role, tested: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], warning: str | None

@@ -1,4 +1,4 @@
-"""Blind baselines: membership scores that use no model. If they work, the membership AUCs are confounded."""
+"""Model-free baselines: membership scores that use no model. If they work, the membership AUCs are confounded."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Floats = NDArray[np.float64]
 Counts = Mapping[str, Counter[object]]  # track id -> count of each item
 
 
-class Blind(Metric):
+class ModelFreeBaseline(Metric):
     """Membership inference without a model. If it separates the sets, membership AUCs may reflect the sets alone.
 
     Rows, from codes and captions only:
 
-    - `membership_auc_blind`: compressibility of a track's codes with zlib (more compressible means member).
-    - `membership_auc_blind_caption`: length of the caption (shorter means member).
-    - `membership_auc_blind_codes`, `membership_auc_blind_words`: unigrams of codes, and of the caption's words. A
+    - `membership_auc_baseline`: compressibility of a track's codes with zlib (more compressible means member).
+    - `membership_auc_baseline_caption`: length of the caption (shorter means member).
+    - `membership_auc_baseline_codes`, `membership_auc_baseline_words`: unigrams of codes, and of the caption's words. A
       track's score is the mean log-odds of its items under the unigrams of both sets. For each pair of a forget and a
       holdout track, the unigrams are estimated without both, and the AUC is the share of pairs in which the forget
       track scores higher. Leaving out only one would put chance below .5 (Airola et al., "An experimental comparison of
@@ -43,8 +43,8 @@ class Blind(Metric):
     """
 
     def measure(self, evaluation: Evaluation) -> Iterator[Result]:
-        for score in blind_scores(evaluation):
-            metric = f"membership_auc_blind{score.name}"
+        for score in baseline_scores(evaluation):
+            metric = f"membership_auc_baseline{score.name}"
             if not score.placements:
                 yield unmeasured(metric, "none", "forget", "the model has no tokens", unit="AUC")
                 continue
@@ -58,8 +58,8 @@ class Blind(Metric):
 
 
 @dataclass(frozen=True)
-class BlindScore:
-    """A blind score.
+class BaselineScore:
+    """A score of the baseline.
 
     Args:
         name: last part of the row's name.
@@ -86,24 +86,24 @@ class BlindScore:
         """The warning if the score separates the two sets, else None."""
         if not self.placements or abs(self.auc - 0.5) <= WARNING:
             return None
-        finding = f"blind AUC {self.auc:.2f}, by {self.feature}"
+        finding = f"AUC of the baseline {self.auc:.2f}, by {self.feature}"
         if self.p_holm < LEVEL:
             return f"forget and holdout differ without any model ({finding}): no membership AUC is reliable"
         return None if self.learned else f"{finding}, on few tracks: forget and holdout may differ without any model"
 
 
-def blind_warning(evaluation: Evaluation) -> str | None:
+def baseline_warning(evaluation: Evaluation) -> str | None:
     """The warning of the most significant score, or None."""
-    scores = sorted(blind_scores(evaluation), key=lambda score: score.p_holm)
+    scores = sorted(baseline_scores(evaluation), key=lambda score: score.p_holm)
     return next((score.warning for score in scores if score.warning), None)
 
 
-def blind_scores(evaluation: Evaluation) -> list[BlindScore]:
+def baseline_scores(evaluation: Evaluation) -> list[BaselineScore]:
     """All scores, computed once."""
-    return evaluation.cached("membership_auc_blind", lambda: _scores(evaluation))
+    return evaluation.cached("membership_auc_baseline", lambda: _scores(evaluation))
 
 
-def _scores(evaluation: Evaluation) -> list[BlindScore]:
+def _scores(evaluation: Evaluation) -> list[BaselineScore]:
     forget, holdout, seed = evaluation.clips["forget"], evaluation.clips["holdout"], evaluation.seed
     tokens = not any(clip.codes.is_floating_point() for clip in [*forget, *holdout])
     codes = (_codes(forget), _codes(holdout)) if tokens else ({}, {})
@@ -118,10 +118,10 @@ def _scores(evaluation: Evaluation) -> list[BlindScore]:
     return [replace(score, p_holm=adjusted.get(id(score), 1.0)) for score in scores]
 
 
-def _fixed(name: str, feature: str, members: Mapping[str, float], others: Mapping[str, float]) -> BlindScore:
+def _fixed(name: str, feature: str, members: Mapping[str, float], others: Mapping[str, float]) -> BaselineScore:
     scores = list(members.values()), list(others.values())
     placements = dict(zip(members, stats.placements(*scores).tolist(), strict=True))
-    return BlindScore(name, feature, False, placements, stats.rank_test(*scores))
+    return BaselineScore(name, feature, False, placements, stats.rank_test(*scores))
 
 
 def _brevity(clips: Sequence[Clip]) -> dict[str, float]:
@@ -146,9 +146,9 @@ def _words(clips: Sequence[Clip]) -> Counts:
     return {track: Counter(re.findall(r"\w+", caption.casefold())) for track, caption in sorted(captions.items())}
 
 
-def _learned(name: str, feature: str, members: Counts, others: Counts, seed: int) -> BlindScore:
+def _learned(name: str, feature: str, members: Counts, others: Counts, seed: int) -> BaselineScore:
     if not members:
-        return BlindScore(name, feature, True, {}, 1.0)
+        return BaselineScore(name, feature, True, {}, 1.0)
     tracks = [*members.values(), *others.values()]
     column = {item: i for i, item in enumerate(dict.fromkeys(item for track in tracks for item in track))}
     counts = np.zeros((len(tracks), len(column)))
@@ -161,7 +161,7 @@ def _learned(name: str, feature: str, members: Counts, others: Counts, seed: int
     permuted = (pairs_won(counts, rng.permutation(first)).mean() for _ in range(PERMUTATIONS))
     as_high = sum(int(mean >= observed - 1e-12) for mean in permuted)
     placements = dict(zip(members, wins.mean(1).tolist(), strict=True))
-    return BlindScore(name, feature, True, placements, (1 + as_high) / (1 + PERMUTATIONS))
+    return BaselineScore(name, feature, True, placements, (1 + as_high) / (1 + PERMUTATIONS))
 
 
 def pairs_won(counts: Floats, first: NDArray[np.bool_]) -> Floats:

@@ -11,7 +11,7 @@ from encore.api import Evaluation, Metric, Result, Role
 from encore.metrics.memorization.generations import caption_generations
 from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasured
 
-SAMPLED = "draw"  # first word of the variants that are sampled for a track's own caption
+SAMPLED = "sample"  # first word of the variants that are sampled for a track's own caption
 
 
 class RelativeAudit(Metric):
@@ -28,7 +28,7 @@ class RelativeAudit(Metric):
     D is the mean over tracks of the squared MMD between two models' generations for the track's caption, since a
     memorised track shows under its caption, and in a pool of all captions hardly. The kernel is an RBF on embeddings
     of the first embedder, its width the median distance between base's generations. The samples are the three per
-    caption of `likeness`, with the same noise for every model, so the unbiased paired form is used
+    caption of `similarity`, with the same noise for every model, so the unbiased paired form is used
     (`stats.paired_mmd2`). `per_track` is a track's difference. `details` have the mean distances to gold and to base.
     """
 

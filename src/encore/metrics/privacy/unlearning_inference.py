@@ -11,7 +11,7 @@ from torch import Tensor
 
 from encore import stats
 from encore.api import Batch, Clip, ClipSet, Evaluation, Metric, Result, Role
-from encore.metrics.privacy.model_free import blind_warning
+from encore.metrics.privacy.model_free import baseline_warning
 from encore.metrics.robustness.relearn import evenly_spaced
 from encore.metrics.rows import available_roles, not_finite, unmeasured, windows_by_track
 
@@ -83,7 +83,7 @@ def _row(evaluation: Evaluation, metric: str, model: Role, others: ClipSet, *, p
         metric, model, "forget", auc if pair else p, low, high, n=sum(sizes), unit=unit,
         direction="gold" if pair else "higher", per_track=dict(zip(tracks, placements.tolist(), strict=True)),
         details={"auc": auc, "auc_interval": list(interval), "forget": sizes[0], others: sizes[1]},
-        note=None if pair else blind_warning(evaluation),
+        note=None if pair else baseline_warning(evaluation),
     )  # fmt: skip
 
 

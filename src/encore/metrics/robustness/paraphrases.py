@@ -1,4 +1,4 @@
-"""Rewordings of a caption: fixed ones, and random edits."""
+"""Paraphrases of a caption: fixed ones, and random edits."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SYNONYMS = {
 }  # fmt: skip
 
 
-def rewordings(caption: str) -> dict[str, str]:
-    """Fixed rewordings by name, those that differ from the caption.
+def paraphrases(caption: str) -> dict[str, str]:
+    """Fixed paraphrases by name, those that differ from the caption.
 
     - `order`: the parts between commas in reverse order; without commas the second half of the words first.
     - `synonyms`: words for instruments and moods replaced by synonyms.
@@ -46,7 +46,7 @@ def rewordings(caption: str) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text and text != caption}
 
 
-def random_rewordings(caption: str, seed: str) -> dict[str, str]:
+def random_paraphrases(caption: str, seed: str) -> dict[str, str]:
     """Random edits by name, one of each kind that changes the caption.
 
     - `doubled`, `missing`: one letter doubled, or removed.
@@ -68,9 +68,9 @@ def random_rewordings(caption: str, seed: str) -> dict[str, str]:
     return edited
 
 
-def random_rewording(caption: str, seed: str) -> tuple[str, str] | None:
-    """Name and text of one of `random_rewordings`; not of case or punctuation, which a filter may normalise."""
-    edited = [(name, text) for name, text in random_rewordings(caption, seed).items() if name not in NORMALISED]
+def random_paraphrase(caption: str, seed: str) -> tuple[str, str] | None:
+    """Name and text of one of `random_paraphrases`; not of case or punctuation, which a filter may normalise."""
+    edited = [(name, text) for name, text in random_paraphrases(caption, seed).items() if name not in NORMALISED]
     return random.Random(f"{seed} {caption}").choice(edited) if edited else None
 
 

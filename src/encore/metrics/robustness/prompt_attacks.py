@@ -76,7 +76,7 @@ class PromptReencoded(ChangedPrompt):
 class PromptStretched(ChangedPrompt):
     """As `PromptReencoded`, after a tempo change of ±6 % at the same pitch (phase vocoder)."""
 
-    metric = "prompt_stretched"
+    metric = "prompt_time_stretched"
 
     def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
         import librosa
@@ -90,7 +90,7 @@ class PromptStretched(ChangedPrompt):
 class PromptShifted(ChangedPrompt):
     """As `PromptReencoded`, after a shift of ±1 semitone at the same tempo."""
 
-    metric = "prompt_shifted"
+    metric = "prompt_pitch_shifted"
 
     def changed(self, audio: np.ndarray, sample_rate: int) -> Sequence[Changed]:
         import librosa

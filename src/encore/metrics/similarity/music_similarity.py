@@ -2,7 +2,7 @@
 
 The generations (greedy, sampled, and for a shortened caption) are compared with the tracks. The level of chance comes
 from the holdout tracks, which the model can't have memorised: their similarity to the same model's generations for
-their own captions. A forget track is named if one of its generations is more similar to it than those of 99 % of the
+their own captions. A forget track is flagged if one of its generations is more similar to it than those of 99 % of the
 holdout tracks.
 """
 
@@ -42,12 +42,12 @@ Floats = NDArray[np.float64]
 class SimilarityMetric(Metric):
     """Base of the similarity metrics: each has one or more `kinds` of similarity, at most 1.
 
-    Rows of a kind, for base, unlearned and gold: `likeness_KIND`, the mean over forget tracks of the most similar
-    generation for its captions; and `likeness_KIND_named`, the share of tracks whose maximum is above that of 99 % of
-    the holdout tracks (above all of them if there are fewer than 99). `details` have the best generation of each track,
-    the threshold, all pairs above it, the numbers of `holdout_tracks` and `holdout_pairs`, and the `chance` that a
-    held-out track is named. `rank` is a track's best rank among all forget and holdout tracks, by similarity to one of
-    its generations; 1 is the most similar.
+    Rows of a kind, for base, unlearned and gold: `similarity_KIND`, the mean over forget tracks of the most similar
+    generation for its captions; and `similarity_KIND_flagged`, the share of tracks whose maximum is above that of 99 %
+    of the holdout tracks (above all of them if there are fewer than 99). `details` have the best generation of each
+    track, the threshold, all pairs above it, the numbers of `holdout_tracks` and `holdout_pairs`, and the `chance`
+    that a held-out track is flagged. `rank` is a track's best rank among all forget and holdout tracks, by similarity
+    to one of its generations; 1 is the most similar.
     """
 
     kinds: tuple[str, ...] = ()
@@ -79,11 +79,11 @@ class SimilarityMetric(Metric):
         why = self.missing(evaluation)
         for model in [] if why else available_roles(evaluation, *MODELS):
             if reason := not_finite(evaluation, model, "forget") or not_finite(evaluation, model, "holdout"):
-                yield from (unmeasured(f"likeness_{kind}", model, "forget", reason) for kind in self.kinds)
+                yield from (unmeasured(f"similarity_{kind}", model, "forget", reason) for kind in self.kinds)
                 continue
             yield from self._compare(evaluation, model)
         if why:
-            yield from (unmeasured(f"likeness_{kind}", "unlearned", "forget", why) for kind in self.kinds)
+            yield from (unmeasured(f"similarity_{kind}", "unlearned", "forget", why) for kind in self.kinds)
 
     def _compare(self, evaluation: Evaluation, model: Role) -> Iterator[Result]:
         short = self._short_tracks(evaluation)
@@ -94,7 +94,7 @@ class SimilarityMetric(Metric):
         for clips, remaining in zip(SETS, (forget, holdout), strict=True):
             if not remaining:
                 why = f"every {clips} track is too short to be compared"
-                yield from (unmeasured(f"likeness_{kind}", model, "forget", why) for kind in self.kinds)
+                yield from (unmeasured(f"similarity_{kind}", model, "forget", why) for kind in self.kinds)
                 return
         generations = [*forget, *holdout]
         generated = [generation.codes for generation in generations]
@@ -110,7 +110,7 @@ class SimilarityMetric(Metric):
 
         first = next(iter(evaluation.models))  # its codec decodes all
         tensors = evaluation.cached_on_disk(
-            ("likeness", *self.kinds, len(generated), *self.depends(evaluation)), compute, models=[first],
+            ("similarity", *self.kinds, len(generated), *self.depends(evaluation)), compute, models=[first],
             clips=[Clip("", "", codes) for codes in [*generated, *references]],
         )  # fmt: skip
         for kind in self.kinds:
@@ -151,22 +151,22 @@ class SimilarityMetric(Metric):
         threshold = details["threshold"]
         best = {track: max(values, key=lambda pair: pair[1]) for track, values in pairs.items()}
         above = [[track, variant, x] for track, values in pairs.items() for variant, x in values if x > threshold]
-        named = {str(track) for track, _, _ in above}
+        flagged = {str(track) for track, _, _ in above}
         tracks = {track: value for track, (_, value) in best.items()}
         yield mean_row(
-            f"likeness_{kind}", model, "forget", tracks, evaluation,
+            f"similarity_{kind}", model, "forget", tracks, evaluation,
             details={**details, "best": {track: variant for track, (variant, _) in best.items()}, "above": above},
         )  # fmt: skip
-        low, high = stats.share_interval(len(named), len(tracks)) or (None, None)
+        low, high = stats.share_interval(len(flagged), len(tracks)) or (None, None)
         chance = details["chance"]
         of = f"{details['holdout_pairs']} pairs of {details['holdout_tracks']} holdout tracks"
         reached = f"by at most 1 % of the {of}" if chance <= CHANCE else f"by none of the {of}"
         yield Result(
-            f"likeness_{kind}_named", model, "forget", len(named) / len(tracks), low, high, n=len(tracks), unit="share",
-            per_track=tracks,
-            details={"named": sorted(named), **{k: details[k] for k in ("threshold", "chance", "holdout_tracks")}},
+            f"similarity_{kind}_flagged", model, "forget", len(flagged) / len(tracks), low, high, n=len(tracks),
+            unit="share", per_track=tracks,
+            details={"flagged": sorted(flagged), **{k: details[k] for k in ("threshold", "chance", "holdout_tracks")}},
             note=f"the threshold is exceeded {reached} with generations for their own captions; by chance about "
-            f"{len(tracks) * chance:.1f} of {len(tracks)} tracks would be named",
+            f"{len(tracks) * chance:.1f} of {len(tracks)} tracks would be flagged",
         )  # fmt: skip
 
 
@@ -241,7 +241,7 @@ class MusicSimilarity(SimilarityMetric):
         from encore.metrics.similarity.music_features import extract_features
 
         rate = next(iter(evaluation.models.values())).sample_rate
-        known: dict[bytes, MusicFeatures] = evaluation.cached("likeness_music", dict)
+        known: dict[bytes, MusicFeatures] = evaluation.cached("similarity_music", dict)
         keys = [clip.cpu().numpy().tobytes() for clip in codes]
         new = {key: clip for key, clip in zip(keys, codes, strict=True) if key not in known}
         known |= zip(new, extract_features([waveform(evaluation, clip) for clip in new.values()], rate), strict=True)

@@ -41,11 +41,11 @@ class Artefacts(Metric):
       half of the generation; 1 for an exact repetition or a constant tone.
 
     Spectra are of frames that are not silent. Music has all of them to some degree, so base sets the scale: a
-    generation is named where a measure is above the highest of base's generations for the same captions by more than
+    generation is flagged where a measure is above the highest of base's generations for the same captions by more than
     `MARGINS`. For loops the retain and forget tracks count as well, because base's few generations would call music a
     loop (of the embedded ones loops reach .56, of a tune that returns .80); that limit is at most .95, unless a track
-    or base itself repeats as exactly. Rows `artefacts` have the share of named generations, of retain and forget
-    captions; `details["named"]` has track, kind ("noise" for flatness and flux), measure and figure; rows
+    or base itself repeats as exactly. Rows `artefacts` have the share of flagged generations, of retain and forget
+    captions; `details["flagged"]` has track, kind ("noise" for flatness and flux), measure and figure; rows
     `artefacts_MEASURE` have the means.
     """
 
@@ -76,7 +76,7 @@ def _rows(
     evaluation: Evaluation, model: Role, clips: ClipSet, measures: Mapping[str, Floats], limits: Mapping[str, float]
 ) -> Iterator[Result]:
     members = generation_clips(evaluation, clips)
-    named = [
+    flagged = [
         (clip.track, KINDS.get(name, name), name, float(measures[name][i]))
         for i, clip in enumerate(members) for name in MARGINS if measures[name][i] > limits[name]
     ]  # fmt: skip
@@ -84,7 +84,7 @@ def _rows(
     yield Result(
         "artefacts", model, clips, float(spoilt.mean()), n=len(members), unit="share", direction="lower",
         per_track=mean_per_track(members, spoilt.tolist()),
-        details={"named": [list(entry) for entry in named], "limits": dict(limits)},
+        details={"flagged": [list(entry) for entry in flagged], "limits": dict(limits)},
     )  # fmt: skip
     for name, values in measures.items():
         means = mean_per_track(members, values.tolist())
