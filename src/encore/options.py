@@ -34,7 +34,7 @@ class TrainOptions(Options):
     """Options of the training loop. A method overrides the defaults with tuned values."""
 
     steps: int = Field(60, ge=1, description="optimiser steps at most")
-    lr: float | None = Field(5e-4, gt=0, description="peak learning rate")
+    lr: float | None = Field(5e-4, gt=0, le=1e6, description="peak learning rate")
     batch_size: int = Field(6, ge=1, description="retain clips per step")
     forget_batch_size: int = Field(8, ge=1, description="forget clips per step (fewer where fewer are left to forget)")
     micro_batch_size: int = Field(16, ge=1, description="clips per forward pass; fewer only save memory")

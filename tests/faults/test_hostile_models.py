@@ -366,21 +366,23 @@ def test_a_model_whose_weights_are_not_finite_is_refused(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "forget"])
+@pytest.mark.parametrize("command", ["generate", "train", "forget"])
 def test_a_model_whose_nll_is_not_finite_is_refused(studio: Path, call: Call, command: str) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = copy_of(studio / "model")
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():
-        if "lm_heads" in name:
+        if "lm_heads" in name or (command == "generate" and "decoder.layer_norm" in name):
             weight.mul_(1e37)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     music = studio / "music"
     lists = {
+        "generate": ["a", "--seconds", "0.3"],
         "train": ["--tracks", music / "retain.txt", "--epochs", "1"],
         "forget": ["--tracks", music / "forget.txt", "--catalog", music / "catalog.jsonl", "--steps", "3"],
     }
     done = call(command, *lists[command], "--model", folder, "--out", "out")
-    refused(done, "the model's NLL of ", " is not finite before training")
-    assert not Path("out/run.json").exists()
+    words = ["the predictions of model", " not finite"]
+    refused(done, *(words if command == "generate" else ["the model's NLL of ", " is not finite before training"]))
+    assert not {*Path("out").glob("run.json"), *Path("out").glob("*.wav")}

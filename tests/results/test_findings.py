@@ -151,11 +151,24 @@ def test_a_gold_that_knows_the_tracks_is_told_and_excuses_nothing(of_gold, words
 
 def test_beside_a_gold_that_knows_the_tracks_a_memorised_nll_is_a_failure():
     rows = [memorised("gold", "a"), memorised("unlearned", "a")]
-    assert summary(rows)[0].met
+    assert (summary(rows)[0].met, summary(rows)[0].lacks) == (None, "gold")
     codes = {(finding.level, finding.code) for finding in findings(rows)}
     assert {("fail", "verbatim"), ("warn", "gold_knows")} <= codes
     assert "no_evidence" not in {code for _, code in codes}
     assert told(memorised("gold", value=4.0), memorised("unlearned", value=4.0)) == []
+
+
+def test_what_has_forgotten_is_not_judged_beside_a_gold_that_knows_the_tracks():
+    rows = [
+        memorised("gold", "a"), memorised("gold2", value=4.0), memorised("unlearned", value=4.4),
+        row("nll", "unlearned", "holdout", 4.4), row("nll_gap_gold", "unlearned", "forget", 439.0),
+        row("kl_gold", "unlearned", "forget", 5.0), row("kl_gold", "gold2", "forget", 4.0),
+        row("relearn", "unlearned", "forget", 3.5), row("relearn", "gold", "forget", 0.01),
+        row("kl_gold", "unlearned", "retain", 0.01), row("kl_gold", "gold2", "retain", 0.02),
+    ]  # fmt: skip
+    of_forget = {line.metric: (line.met, line.lacks) for line in summary(rows) if line.set == "forget"}
+    assert of_forget.items() >= dict.fromkeys(("nll", "kl_gold", "relearn"), (None, "gold")).items()
+    assert {finding.code for finding in findings(rows)} == {"gold_knows"}
 
 
 def test_tracks_of_a_memorised_nll_are_something_to_forget():

@@ -51,6 +51,7 @@ def generate(
     import torch
 
     from encore import plugins
+    from encore.api import Batch, Clip
     from encore.cli.progress import reporting
     from encore.data.decode import load
     from encore.evaluate.samples import write_wav
@@ -76,6 +77,9 @@ def generate(
             codes = opened.generate(
                 [text], seconds=seconds, prompt=codes_prompt, seed=seed, guidance=guidance, temperature=temperature
             )
+            with torch.no_grad():
+                if not opened.losses(Batch.of([Clip("", text, codes[0].cpu())], opened.device)).isfinite().all():
+                    raise InputError(f"the predictions of {model} are not finite", "the model is damaged")
             write_wav(path, opened.decode(codes)[0], opened.sample_rate)
             written.append({"caption": text, "file": str(path)})
     if json:

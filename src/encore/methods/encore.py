@@ -70,7 +70,9 @@ class Encore(LossMethod):
         """Defaults fit any model: rates are relative to its weights, and lengths follow from the run."""
 
         steps: int = 300
-        lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from model and list")
+        lr: float | None = Field(
+            None, gt=0, le=1e6, description="peak learning rate of AdamW; default: from model and list"
+        )
         rate: float = Field(0.085, gt=0, description="peak learning rate as a share of the model's typical weight")
         batch_size: int = 10
         forget_batch_size: int = 4

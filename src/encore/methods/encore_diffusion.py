@@ -41,7 +41,7 @@ class EncoreDiffusion(LossMethod):
         """Tuned on a small Stable Audio; rates are relative to the model's weights."""
 
         steps: int = 300
-        lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from the model")
+        lr: float | None = Field(None, gt=0, le=1e6, description="peak learning rate of AdamW; default: from the model")
         rate: float = Field(0.015, gt=0, description="peak learning rate as a share of the model's typical weight")
         schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
         stop: Literal["target", "never"] = "never"

@@ -85,6 +85,8 @@ def _not_judged(line: SummaryRow) -> str:
     if line.fault:
         return line.fault
     row = line.figures.get(line.lacks)
+    if line.lacks in line.no_golds:
+        return f"“{NAMES[line.lacks]}” has memorised forget tracks itself, so that there is nothing to compare with"
     if row is not None and row.value is not None:
         return f"“{NAMES[line.lacks]}” shows nothing under this test either, so that it could not fail"
     if row is not None and row.why:

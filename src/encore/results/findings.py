@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from encore.api import Result
+from encore.results.golds import Rows, golds_that_know, held_out, listed, memorised
 from encore.results.rules import LEAST_P, NLL_SLACK, TRACK_RANGE, ratios
 from encore.results.targets import SummaryRow, spec_of, summary
 
 RECOVERED_SHARE = 0.5  # of the plain NLL
-NAMED = 5  # tracks that a sentence names at most
 EPSILON_NOISE = 2.0  # times the ε between two golds
-
-Rows = Mapping[tuple[str, str, str], Result]  # metric, model, set -> row with a figure
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,11 @@ class Finding:
 def findings(results: Sequence[Result]) -> list[Finding]:
     """All findings, worst first."""
     rows = {(row.metric, row.model, row.set): row for row in results if row.value is not None}
-    table = summary(results)
+    table, known = summary(results), golds_that_know(rows)
     against = [
-        *_not_finite(results), *_gold_knows(rows), *_nothing_to_forget(rows), *_without_gold(table, rows),
+        *_not_finite(results), *_gold_knows(known), *_nothing_to_forget(rows, known), *_without_gold(table, rows),
         *_retain_lost(rows), *_similar_features(results), *_similar_copies(rows), *_epsilon(rows),
-        *_over_forgotten(rows), *_utility(rows), *_artefacts(rows),
+        *_over_forgotten(rows, known), *_utility(rows), *_artefacts(rows),
     ]  # fmt: skip
     sentences = [
         *_missed(table), *against, *_farthest(table), *_most_lost(table), *_model_free(rows),
@@ -72,11 +70,10 @@ def _missed(table: Sequence[SummaryRow]) -> Iterator[Finding]:
 def _without_gold(table: Sequence[SummaryRow], rows: Rows) -> Iterator[Finding]:
     """Without a gold to compare with, or beside one that knows the tracks: tracks that are generated verbatim, as
     held-out music is not, are remembered; tracks whose NLL falls far under an attack were only suppressed."""
-    gold_knows = any(_gold_knows(rows))
     plain = rows.get(("nll", "unlearned", "forget"))
     for line in table:
         row = line.measured.get("unlearned")
-        if row is None or line.set != "forget" or ("gold" in line.measured and (line.met is False or not gold_knows)):
+        if row is None or line.set != "forget" or line.met is False or "gold" in line.measured.keys() - line.no_golds:
             continue
         how = line.label.removesuffix(", forget")
         if line.spec.judge == "verbatim" and row.value:
@@ -85,8 +82,8 @@ def _without_gold(table: Sequence[SummaryRow], rows: Rows) -> Iterator[Finding]:
                 beside = f" (held-out: {_value(held_out):.0%})" if held_out is not None else ""
                 text = f"{round(_value(row) * row.n)} of {row.n} forget tracks are still generated {how}{beside}"
                 yield Finding("fail", text, "verbatim")
-        elif line.metric == "nll" and gold_knows and (known := _memorised(row)):
-            text = f"{len(known)} of {row.n} forget tracks still have the NLL of memorised ones: {_listed(known)}"
+        elif line.metric == "nll" and line.no_golds and (known := memorised(row)):
+            text = f"{len(known)} of {row.n} forget tracks still have the NLL of memorised ones: {listed(known)}"
             yield Finding("fail", text, "verbatim")
         elif line.spec.judge == "attacked_nll" and plain is not None:
             pairs = [(value, plain.per_track.get(track)) for track, value in row.per_track.items()]
@@ -185,7 +182,7 @@ def _artefacts(rows: Rows) -> Iterator[Finding]:
         for track, kind, *_ in flagged if isinstance(flagged, (list, tuple)) else ():
             kinds.setdefault(str(kind), set()).add(str(track))
         for kind, tracks in sorted(kinds.items()):
-            yield Finding("warn", f"{kind} in generations for captions of {clips}: {_listed(tracks)}", "artefacts")
+            yield Finding("warn", f"{kind} in generations for captions of {clips}: {listed(tracks)}", "artefacts")
 
 
 def _not_finite(results: Sequence[Result]) -> Iterator[Finding]:
@@ -200,42 +197,14 @@ def _not_finite(results: Sequence[Result]) -> Iterator[Finding]:
         yield Finding("fail", f"{text}: the model is damaged, do not use it", "not_finite")
 
 
-def _gold_knows(rows: Rows) -> Iterator[Finding]:
-    """Gold has memorised forget tracks itself, so that models that remember them look good beside it.
-
-    Continuing one second verbatim shows it only where the NLL is not known: any model continues a simple pattern.
-    """
-    for gold in ("gold", "gold2"):
-        nll = rows.get(("nll", gold, "forget"))
-        signs = [f"has the NLL of memorised tracks on {_listed(known)}"] if (known := _memorised(nll)) else []
-        tests = {"verbatim_caption": "from caption"} | ({"verbatim": "from 1 s"} if nll is None else {})
-        for metric, how in tests.items():
-            row = rows.get((metric, gold, "forget"))
-            if row is not None and _value(row) > _held_out(row, rows):
-                signs.append(f"generates {round(_value(row) * row.n)} of {row.n} forget tracks verbatim {how}")
-        if signs:
-            yield Finding("warn", f"{gold} {' and '.join(signs)}, so it is no gold for these tracks", "gold_knows")
+def _gold_knows(known: Mapping[str, str]) -> Iterator[Finding]:
+    for gold, signs in known.items():
+        yield Finding("warn", f"{gold} {signs}, so it is no gold for these tracks", "gold_knows")
 
 
-def _memorised(row: Result | None) -> list[str]:
-    known = row.details.get("memorised") if row is not None else None
-    return [str(track) for track in known] if isinstance(known, (list, tuple)) else []
-
-
-def _held_out(row: Result, rows: Rows) -> float:
-    """The row's figure on held-out tracks, base's where the model's is missing; 0 without any."""
-    found = rows.get((row.metric, row.model, "holdout")) or rows.get((row.metric, "base", "holdout"))
-    return _value(found) if found is not None else 0.0
-
-
-def _listed(tracks: Collection[str]) -> str:
-    """The first of the tracks, and how many more there are."""
-    return ", ".join(sorted(tracks)[:NAMED]) + (f" and {len(tracks) - NAMED} more" if len(tracks) > NAMED else "")
-
-
-def _nothing_to_forget(rows: Rows) -> Iterator[Finding]:
+def _nothing_to_forget(rows: Rows, known: Collection[str]) -> Iterator[Finding]:
     """Base gives no sign of having learnt the tracks: whatever follows is no achievement."""
-    if _memorised(rows.get(("nll", "base", "forget"))):
+    if memorised(rows.get(("nll", "base", "forget"))):
         return
     signs = {
         name: row
@@ -245,29 +214,29 @@ def _nothing_to_forget(rows: Rows) -> Iterator[Finding]:
         )
         if (row := rows.get((metric, "base", "forget"))) is not None
     }  # fmt: skip
-    if signs and not any(_shows(row, rows) for row in signs.values()):
+    if signs and not any(_shows(row, rows, known) for row in signs.values()):
         text = f"nothing measurable to forget: base shows no signal under {', '.join(signs)}"
         yield Finding("warn", text, "nothing_to_forget")
 
 
-def _shows(row: Result, rows: Rows) -> bool:
+def _shows(row: Result, rows: Rows, known: Collection[str]) -> bool:
     """An AUC that chance does not explain, or more verbatim generations than gold's, or else of held-out tracks.
 
     A gold that knows the tracks itself explains none of them.
     """
     if row.unit != "share":
         return (row.low or 0.0) > 0.5
-    gold = rows.get((row.metric, "gold", "forget"))
-    return _value(row) > (_value(gold) if gold is not None and not any(_gold_knows(rows)) else _held_out(row, rows))
+    gold = rows.get((row.metric, "gold", "forget")) if "gold" not in known else None
+    return _value(row) > (_value(gold) if gold is not None else held_out(row, rows))
 
 
-def _over_forgotten(rows: Rows) -> Iterator[Finding]:
-    gap, reference = rows.get(("nll_gap_gold", "unlearned", "forget")), "gold's"
+def _over_forgotten(rows: Rows, known: Collection[str]) -> Iterator[Finding]:
+    gap, reference = rows.get(("nll_gap_gold", "unlearned", "forget")) if "gold" not in known else None, "gold's"
     size = _value(gap) if gap is not None else 0.0
     if gap is None:
         row, holdout = rows.get(("nll", "unlearned", "forget")), rows.get(("nll", "unlearned", "holdout"))
         if row is not None and holdout is not None and holdout.value:
-            size, reference = _value(row) / holdout.value - 1, "that of held-out music (there is no gold)"
+            size, reference = _value(row) / holdout.value - 1, "that of held-out music (there is no gold for them)"
     if size > NLL_SLACK:
         text = f"over-forgotten: the NLL of forget is {size:.0%} above {reference}, which reveals the tracks too"
         yield Finding("warn", text, "over_forgotten")
@@ -280,7 +249,7 @@ def _farthest(table: Sequence[SummaryRow]) -> Iterator[Finding]:
     known = {track: value for track, value in (row.per_track if row is not None else {}).items() if value is not None}
     if line is None or not known:
         return
-    gold = line.figures["gold"].per_track if "gold" in line.figures else {}
+    gold = line.figures["gold"].per_track if "gold" in line.figures.keys() - line.no_golds else {}
     relative = ratios(line.figures) if gold else {}
 
     def finding(what: str, track: str) -> Finding:

@@ -13,6 +13,7 @@ from typing import get_args
 
 from encore import plugins
 from encore.api import Result, Role, RowSpec
+from encore.results.golds import golds_that_know
 from encore.results.rules import Figures, ratios, rule
 
 
@@ -23,10 +24,12 @@ class SummaryRow:
     Args:
         spec: what the row means; of an embedder's row, with that row's own name and label.
         figures: role -> its result, also those without a figure, whose `why` says why.
-        met: whether the unlearned model meets the target; None without a target, where a figure it needs is missing,
-            or where the test could not fail: it finds nothing in base either, or the tracks are too few.
+        met: whether the unlearned model meets the target; None without a target, where a figure it needs is missing
+            or of a gold that knows the tracks, or where the test could not fail: it finds nothing in base either, or
+            the tracks are too few.
         worst: the worst track of the unlearned model (see `RowSpec.direction`) and its figure.
         lacks: where it has a target and is not judged: the role whose figure is missing, or shows nothing.
+        no_golds: the golds that know the tracks, with which a line of the forget set is not compared.
         fault: where its rule failed: one sentence that names the rule and the error.
     """
 
@@ -35,6 +38,7 @@ class SummaryRow:
     met: bool | None = None
     worst: tuple[str, float] | None = None
     lacks: str = ""
+    no_golds: frozenset[str] = frozenset()
     fault: str = ""
 
     @property
@@ -64,6 +68,7 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
     groups: dict[tuple[str, str], dict[str, Result]] = {}
     for row in results:
         groups.setdefault((row.metric, row.set), {})[row.model] = row
+    known = frozenset(golds_that_know({(row.metric, row.model, row.set): row for row in results}))
     specs = row_specs()
     lines: list[tuple[int, SummaryRow]] = []
     for (metric, clips), figures in groups.items():
@@ -74,7 +79,7 @@ def summary(results: Sequence[Result]) -> list[SummaryRow]:
             label = f"{metric}, {clips}" if clips else metric
             order, spec = len(specs), RowSpec(metric, clips, label, column=label)
         if spec is not None and spec.label:
-            lines.append((order, _judged(spec, figures)))
+            lines.append((order, _judged(spec, figures, known if clips == "forget" else frozenset())))
     return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
 
 
@@ -119,11 +124,15 @@ def targets_met(table: Sequence[SummaryRow]) -> dict[str, tuple[int, int]]:
     return {name: (sum(met), len(met)) for name, met in judged.items()}
 
 
-def _judged(spec: RowSpec, figures: Mapping[str, Result]) -> SummaryRow:
-    line = SummaryRow(spec, figures)
+def _judged(spec: RowSpec, figures: Mapping[str, Result], no_golds: frozenset[str]) -> SummaryRow:
+    line = SummaryRow(spec, figures, no_golds=no_golds)
     met, lacks, fault = None, "", ""
+    compared = {role: row for role, row in line.measured.items() if role not in no_golds}
     try:
-        met = plugins.third_party(_verdict, spec, line.measured) if spec.judge else None
+        if spec.judge and "gold" in no_golds and _is_relative_to_gold(spec):
+            lacks = "gold"
+        elif spec.judge:
+            met = plugins.third_party(_verdict, spec, compared)
     except plugins.Broken as broken:
         if isinstance(broken.error, KeyError) and broken.error.args[:1] and broken.error.args[0] in get_args(Role):
             lacks = broken.error.args[0]  # a role it compares with has no figure, or none that says anything
@@ -137,6 +146,11 @@ def _verdict(spec: RowSpec, figures: Figures) -> bool:
     if met not in (True, False):
         raise TypeError(f"it returned {met!r}, not True or False")
     return bool(met)
+
+
+def _is_relative_to_gold(spec: RowSpec) -> bool:
+    """Whether a row's figures are themselves comparisons with gold."""
+    return any("gold" in entry.spec.needs and spec in entry.spec.rows for entry in plugins.metrics())
 
 
 def _source(spec: RowSpec) -> str:

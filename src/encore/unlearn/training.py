@@ -61,7 +61,7 @@ class Training(LossMethod):
         epochs: int | None = Field(None, ge=1, description="passes over the tracks; default: until they are memorised")
         from_scratch: bool = Field(False, description="draw new trainable weights first, as before any training")
         steps: int = 10_000
-        lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: from the model")
+        lr: float | None = Field(None, gt=0, le=1e6, description="peak learning rate of AdamW; default: from the model")
         rate: float | None = Field(
             None, gt=0, description="peak learning rate as a share of the model's typical weight; default: .02, from "
             "scratch .1",
