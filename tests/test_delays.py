@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encore.delay_pattern import by_frame, draw, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, generate_codes, inputs_of, predicted, sample_tokens
 
 START = 99
 DELAYS = [0, 1, 1, 3]
@@ -57,7 +57,7 @@ SETTINGS = {
 @pytest.mark.parametrize("given", [0, 1, 2, 5, 6, 8])
 def test_playing_goes_on_from_the_prompt(given: int) -> None:
     table, prompt = Table(), torch.randint(0, 8, (2, 4, given), generator=torch.Generator().manual_seed(0))
-    codes = play(table, prompt=prompt if given else None, **SETTINGS)
+    codes = generate_codes(table, prompt=prompt if given else None, **SETTINGS)
     assert torch.equal(codes[..., :given], prompt[..., :6])
     for t in range(given, 6):
         expected = (codes[..., t - 1] + 1) % 8 if t else torch.zeros(2, 4, dtype=torch.int64)
@@ -74,15 +74,15 @@ def test_guidance_moves_away_from_the_rows_without_a_caption() -> None:
         plain = torch.tensor([0.0, 0.9, 0.0]).expand(2, 4, 3)
         return torch.cat([captioned, plain])
 
-    assert (play(model, prompt=None, **SETTINGS | {"guidance": 3.0}) == 0).all()
-    assert (play(lambda tokens: model(tokens)[:2], prompt=None, **SETTINGS) == 1).all()
+    assert (generate_codes(model, prompt=None, **SETTINGS | {"guidance": 3.0}) == 0).all()
+    assert (generate_codes(lambda tokens: model(tokens)[:2], prompt=None, **SETTINGS) == 1).all()
 
 
 def test_draws_follow_the_distribution_and_the_rows_seed() -> None:
     logits = torch.tensor([0.6, 0.3, 0.1]).log().expand(2, 4000, 3)
     noise = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    drawn = draw(logits, 1.0, 250, noise)
+    drawn = sample_tokens(logits, 1.0, 250, noise)
     assert torch.bincount(drawn.flatten(), minlength=3).div(8000).sub(torch.tensor([0.6, 0.3, 0.1])).abs().max() < 0.02
-    assert torch.equal(drawn[1:], draw(logits[1:], 1.0, 250, [torch.Generator().manual_seed(1)]))
-    assert set(draw(logits, 1.0, 2, noise).unique().tolist()) == {0, 1}
-    assert (draw(logits, 0.0, 250, noise) == 0).all()
+    assert torch.equal(drawn[1:], sample_tokens(logits[1:], 1.0, 250, [torch.Generator().manual_seed(1)]))
+    assert set(sample_tokens(logits, 1.0, 2, noise).unique().tolist()) == {0, 1}
+    assert (sample_tokens(logits, 0.0, 250, noise) == 0).all()

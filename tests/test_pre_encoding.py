@@ -256,8 +256,11 @@ def test_unreadable_tracks_are_named_or_left_out(config: EncodeConfig, music: Pa
     told = encode_catalog(replace(config, skip_unreadable=True))
     assert (told["tracks"], told["skipped"], told["written"]) == (6, 2, 2)  # the first shard was complete
     assert len(ShardCatalog(config.out).tracks()) == 6
+    written = {path.name: path.read_bytes() for path in config.out.glob("*.safetensors")}
     with pytest.raises(InputError, match="2 tracks can't be used"):
         encode_catalog(config)
+    assert len(ShardCatalog(config.out).tracks()) == 6  # a refusal leaves what there was
+    assert {path.name: path.read_bytes() for path in config.out.glob("*.safetensors")} == written
 
 
 def test_a_folder_of_something_else_is_refused(config: EncodeConfig, music: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ from encore.text import clean_caption
 
 TEMPERATURE = 6.0
 DAMPING = 0.003  # ε, relative to F's mean
-MICRO_BATCH = 8  # clips a pass
+MICRO_BATCH = 8  # clips per pass
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Scores:
             capture(self._backend.module, directions=directions, norms=True) as captured,
         ):
             for batch in self._batches(self._catalog, "compare", reporter):
-                again = Batch.of([self._played_back(clip) for clip in batch.clips], self._backend.device)
+                again = Batch.of([self._reencoded(clip) for clip in batch.clips], self._backend.device)
                 self.losses(again).sum().backward()  # type: ignore[no-untyped-call]
                 seen += [clip.track for clip in batch.clips]
         norms = captured.sq_norms.sqrt().clamp(min=torch.finfo(torch.float32).tiny)  # [N]
@@ -242,7 +242,7 @@ class Scores:
             ("attribution fisher", settings, model_sha256(self._backend), clips_sha256(self._catalog)), make
         )
 
-    def _played_back(self, clip: Clip) -> Clip:
+    def _reencoded(self, clip: Clip) -> Clip:
         """A clip decoded and encoded again."""
         backend = self._backend
         codes = clip.codes.cpu().contiguous()
@@ -252,7 +252,7 @@ class Scores:
             with torch.no_grad():
                 return {"codes": backend.encode(backend.decode(codes[None].to(backend.device)))[0].to(torch.int16)}
 
-        again = self._cache.get_or_make(("played back", self._frozen, digest), make)["codes"]
+        again = self._cache.get_or_make(("re-encoded", self._frozen, digest), make)["codes"]
         return replace(clip, codes=again.long())
 
     def _batches(self, clips: Sequence[Clip], stage: str = "", reporter: Reporter | None = None) -> Iterator[Batch]:

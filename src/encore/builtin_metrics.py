@@ -93,7 +93,7 @@ METRICS = (
         needs={"gold"}, rows=(RowSpec("gold_ks", "forget", "KS p of NLLs against gold's"),),
     ),
     MetricSpec(
-        "epsilon", "ε at which one token tells model from gold", "encore.metrics.privacy.epsilon:Epsilon",
+        "epsilon", "least ε at which no token tells model from gold", "encore.metrics.privacy.epsilon:Epsilon",
         needs={"gold", "logits"}, full=True,
         rows=(RowSpec("epsilon", "forget", "ε to gold, forget", direction="lower"),),
     ),
@@ -102,7 +102,7 @@ METRICS = (
         rows=(
             RowSpec(
                 "nll", "forget", "NLL, forget", "How well it predicts the tracks", direction="gold",
-                target="within 10 % of gold's, each track within half and twice", judge="nll", column="forget NLL",
+                target="within 10 % of gold's, each track between half and twice", judge="nll", column="forget NLL",
             ),
             RowSpec(
                 "nll", "retain", "NLL, retain", "How well it predicts the music to keep", direction="lower",
@@ -331,11 +331,11 @@ METRICS = (
         rows=(
             RowSpec(
                 "reversed_guidance_nll", "forget", "NLL under reversed guidance, forget",
-                "How much of the tracks the difference to the model before gives away", direction="higher",
+                "How much of the tracks the difference between base and model reveals", direction="higher",
                 target="≥ 90 % of gold's, each track ≥ half", judge="attacked_nll",
             ),
             RowSpec(
-                "reversed_guidance_verbatim", "forget", "right codes under reversed guidance, forget",
+                "reversed_guidance_predicted", "forget", "tracks predicted under reversed guidance, forget",
                 direction="lower",
             ),
         ),
@@ -396,11 +396,11 @@ METRICS = (
         rows=(
             _relearned(
                 "soft_prompt_nll", "NLL under a soft prompt, forget",
-                "Recovery by a prompt of numbers that is trained on the tracks",
+                "Recovery by a soft prompt trained on the tracks",
             ),
             _verbatim(
                 "soft_prompt_verbatim", "from a soft prompt",
-                "Verbatim generation from a prompt of numbers that is trained on the tracks",
+                "Verbatim generation from a soft prompt trained on the tracks",
             ),
         ),
     ),
@@ -420,7 +420,7 @@ METRICS = (
     MetricSpec(
         "similarity_embedding", "cosine of embeddings of generations and tracks",
         "encore.metrics.similarity.music_similarity:EmbeddingSimilarity", needs={"holdout", "embedder"}, full=True,
-        rows=_similar("embedding", "sound as a whole"),
+        rows=_similar("embedding", "overall sound"),
     ),
     MetricSpec(
         "similarity_fingerprint", "audio fingerprints of generations against the tracks'",
@@ -445,12 +445,12 @@ METRICS = (
         ),
     ),
     MetricSpec(
-        "extraction_strength", "1 - the shortest prompt after which the rest is generated",
+        "extraction_strength", "1 - the share of a track that it takes to generate the rest",
         "encore.metrics.memorization.extraction_strength:ExtractionStrength", needs={"logits"},
         rows=(
             RowSpec(
                 "extraction_strength_codebook_0", "forget", "extraction strength, forget",
-                "How much of a track it needs to generate the rest", direction="lower",
+                "How little of a track it needs to generate the rest", direction="lower",
                 target="no track 0.1 above gold's", judge="strength",
             ),
         ),
@@ -536,7 +536,7 @@ METRICS = (
     _utility("mmd", "unbiased MMD to base's generations", "mmd:Mmd", "retain", MMD, RETAIN),
     _utility("mmd_holdout", "mmd on holdout captions", "mmd:MmdHoldout", "holdout", MMD, HOLDOUT),
     _utility(
-        "clap_score", "cosine of generations and captions, by a CLAP", "clap_score:ClapScore", "retain", CLAP,
+        "clap_score", "CLAP similarity of generations and captions", "clap_score:ClapScore", "retain", CLAP,
         {"embedder", "retain"},
     ),
     _utility(

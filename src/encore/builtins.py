@@ -44,7 +44,7 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         _method(
             "altpo",
-            "prefers the model's own other generation to the track",
+            "prefer the model's own generation to the track",
             "altpo:AltPo",
             "retain reference_nll logits",
         ),
@@ -73,7 +73,7 @@ def encore_register_methods() -> list[MethodSpec]:
         ),
         _method(
             "encore-diffusion",
-            "without tokens: toward predictions for other captions",
+            "diffusion models: toward predictions for other captions",
             "encore_diffusion:EncoreDiffusion",
             "retain predictions",
         ),

@@ -46,7 +46,7 @@ def by_frame(by_step: Tensor, delay: int) -> Tensor:
     return F.pad(by_step[:, delay:], (0, 0, 0, min(delay, by_step.shape[1])))
 
 
-def play(
+def generate_codes(
     last_logits: LastLogits,
     *,
     count: int,
@@ -94,7 +94,7 @@ def play(
         logits = last_logits(torch.cat([tokens, tokens]) if guided else tokens).float()
         if guided:
             logits = logits[count:] + guidance * (logits[:count] - logits[count:])
-        drawn = draw(logits, temperature, top_k, noise)  # [N, K]
+        drawn = sample_tokens(logits, temperature, top_k, noise)  # [N, K]
         tokens = torch.full((count, codebooks, 1), start, device=device)
         for k, delay in enumerate(delays):
             frame = step - delay
@@ -106,7 +106,7 @@ def play(
     return codes
 
 
-def draw(logits: Tensor, temperature: float, top_k: int, noise: Sequence[torch.Generator]) -> Tensor:
+def sample_tokens(logits: Tensor, temperature: float, top_k: int, noise: Sequence[torch.Generator]) -> Tensor:
     """Sample one token per row and codebook, [N, K, V] -> [N, K], with Gumbel noise from each row's generator.
 
     Temperature 0 is greedy decoding.

@@ -61,7 +61,7 @@ class RankError(EncoreError):
     """
 
     def __init__(self, message: str, exit_code: int = 1, *, announced: bool = False) -> None:
-        super().__init__(message, "go on with the same command and --resume; any number of processes will do")
+        super().__init__(message, "continue with the same command and --resume, on any number of processes")
         self.exit_code = exit_code
         self.announced = announced
 

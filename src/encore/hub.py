@@ -128,7 +128,9 @@ def pretrained(
         tokenizer = getattr(loaded, "tokenizer", loaded)
         # Without the file of its vocabulary a tokenizer is opened all the same, and reads every text as unknown words.
         if hasattr(tokenizer, "get_vocab") and not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, SPACE}:
-            raise kind(f"{failed}: its tokenizer has no words; a file such as tokenizer.json is missing", hint)
+            raise kind(
+                f"{failed}: its tokenizer has an empty vocabulary; a file such as tokenizer.json is missing", hint
+            )
     return loaded
 
 

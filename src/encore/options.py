@@ -59,11 +59,13 @@ class TrainOptions(Options):
     sam_radius: float = Field(0.001, gt=0, description="sam: distance of the worst weights, as a share of their norm")
     components: int = Field(4, ge=1, description="repselect: principal components removed from each weight matrix")
     retain_budget: float | None = Field(
-        None, ge=0, description="rise of the retain tracks' NLL that the weight of the retain loss is adjusted to"
+        None,
+        ge=0,
+        description="allowed rise of the retain tracks' NLL, nats per token; adapts the retain loss's weight",
     )
     dual_rate: float = Field(10.0, gt=0, description="retain_budget: change of that weight per nat and snapshot")
     robust_to: Literal["int4", "int8"] | None = Field(
-        None, description="compute the losses through weights rounded to so many bits"
+        None, description="compute the losses with weights rounded to 4 or 8 bits"
     )
     dropout: bool = Field(False, description="train with the model's dropout on")
     eval_every: int = Field(10, ge=1, description="steps between two snapshots of forget, retain and holdout")

@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from encore.data.shard_writing import CatalogRow, Encoded, IndexWriter, WrittenS
 from encore.data.shards import FORMAT, INDEX, SHARD_TRACKS, FileState, codec_identity, file_state, grouped
 from encore.data.tracks import Track
 from encore.errors import MOST, EncoreError, InputError, UsageError, one_line, together
+from encore.evaluate.parallel import start_fork
 from encore.plugins import backends
 from encore.reporter import Reporter
 from encore.stop_signals import StopFlag, stop_on_signals
@@ -44,8 +44,8 @@ from encore.tensor_cache import TensorCache
 from encore.text import printable
 
 CAPS = Caps(total=64 << 30, lines=100_000_000, line=256 << 10)  # the catalogue is never in memory as a whole
-AHEAD = 2  # shards a process that may wait for an earlier one
-SKIP = "--skip-unreadable goes on without them"
+AHEAD = 2  # shards per process that may wait for an earlier one
+SKIP = "--skip-unreadable leaves them out"
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,20 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
     written = 0
     with locked(config.out), stop_on_signals() as stop, writing_index(config.out, about) as index:
         _refuse_other_content(config.out, index.before, about)
-        complete = not config.skip_unreadable
-        changed = [number for number, digest in parts if not index.is_done(number, digest, complete=complete)]
+        changed = [number for number, digest in parts if not index.is_done(number, digest)]
+        # Without the option, tracks that were left out are tried again; their shards stay until they can be read.
+        tried_again = set() if config.skip_unreadable else index.skipping()
         replaced = {number: path for number, path in index.replaced().items() if number < total}
         changed = sorted({*changed, *replaced})
-        _refuse_lost_audio(index, [*changed, *index.numbers(total)], source, next(iter(replaced.values()), ""))
+        encoded_again = [*changed, *tried_again, *index.numbers(total)]
+        _refuse_lost_audio(index, encoded_again, source, next(iter(replaced.values()), ""))
         index.begin()
         index.cut(total)
         index.drop(changed)
         todo = (
-            part for part in _parts(source, notes) if not index.is_done(part.number, part.sha256, complete=complete)
+            part
+            for part in _parts(source, notes)
+            if part.number in tried_again or not index.is_done(part.number, part.sha256)
         )
         work = partial(_encode_part, source=source, config=config)
         for shard, failures in _in_processes(work, todo, workers, load, backend, stop):
@@ -142,6 +146,9 @@ def encode_catalog(config: EncodeConfig, reporter: Reporter | None = None) -> di
                 written += not failures
             errors += failures[: MOST + 1 - len(errors)]
         if errors:
+            if all(index.is_done(number, digest) for number, digest in parts):
+                with contextlib.suppress(InputError):  # no track at all can be read
+                    index.finish(notes)  # the folder is as it was
             error = together(errors)
             skip = "" if config.skip_unreadable else SKIP
             raise InputError(error.message, "\n".join(filter(None, [error.hint, skip, "the same command continues"])))
@@ -207,7 +214,10 @@ def _cores() -> int:
 def _encode_part(
     backend: Backend, part: _Part, *, source: Path, config: EncodeConfig
 ) -> tuple[WrittenShard, list[InputError]]:
-    """Encode the tracks of some records, and write their shard; also the errors of tracks that can't be read."""
+    """Encode the tracks of some records, and write their shard; also the errors of tracks that can't be read.
+
+    With errors, and without `skip_unreadable`, an earlier shard stays as it is.
+    """
     errors: list[InputError] = []
     catalog = Catalog(source, part.records, config.roots)
     encoder = TrackEncoder(backend, TensorCache())
@@ -224,6 +234,8 @@ def _encode_part(
         (record, *_) = catalog.records_of(track.path, track.sha256)
         more = copies.get(track.sha256, ())
         encoded.append(Encoded(track, record.path, state, decoding=decoding, windows=windows, copies=more))
+    if errors and not config.skip_unreadable:
+        return WrittenShard(part.number, part.sha256, "", (), (), (), (), 0), errors
     with torch.no_grad():
         shard = write_shard(config.out, part.number, part.sha256, encoded, lambda text: backend.encode_text([text])[0])
     backend.text_embeddings.clear()
@@ -315,10 +327,7 @@ class _Worker:
         self.pipe, other = context.Pipe()
         self.busy = False
         self.process = context.Process(target=_serve, args=(other, work, backend, load), daemon=True)
-        with warnings.catch_warnings():
-            # Python warns of a fork with threads. Those of torch are idle, and the fork does not use them.
-            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-            self.process.start()
+        start_fork(self.process)
         other.close()
 
     def give(self, part: _Part) -> None:

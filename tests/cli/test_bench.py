@@ -40,8 +40,8 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "--embedder", "clpa"], 2, "clpa"),
         (["--methods", "ga", "--precision", "fp23"], 2, "fp23"),
         (["--methods", "ga", "--tracks", "nowhere.txt"], 3, "nowhere.txt"),
-        (["--methods", "ga", "--forget-sizes", "1,x"], 2, "'1,x' is no list of sizes"),
-        (["--methods", "ga", "--forget-sizes", "99"], 2, "a list of 99 can't be drawn from"),
+        (["--methods", "ga", "--forget-sizes", "1,x"], 2, "'1,x' is not a list of sizes"),
+        (["--methods", "ga", "--forget-sizes", "99"], 2, "the list 99 can't be sampled from"),
         (["--methods", "ga", "--list", "heard"], 2, "the list 'heard' is not NAME=FILE"),
         (["--methods", "ga", "--list", "a=x", "--list", "a=y"], 2, "is given twice"),
         (["--methods", "ga", "--list", "a=nowhere.txt"], 3, "nowhere.txt"),
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "--launcher", "ray", "--resource", "num_cpus"], 2, "'num_cpus' is not KEY=VALUE"),
         (["--methods", "ga", "--launcher", "ray", "--resource", "num_cpus=x"], 2, "num_cpus=x is no amount"),
         (["--methods", "ga", "--launcher", "slurm", "--resource", "a=1", "--resource", "a"], 2, "is given twice"),
-        (["--methods", "ga", "--launcher", "slurm", "--resource", "A=1"], 2, "'A' is no option of sbatch"),
+        (["--methods", "ga", "--launcher", "slurm", "--resource", "A=1"], 2, "'A' is not an sbatch option"),
         (["--methods", "ga", "--preset", "no-encore", "-o", "rl.lr=1"], 2, "'rl.lr=1' is not METHOD.KEY=VALUE"),
     ):
         done = call(*flags(studio, tmp_path / "b", *more))

@@ -20,7 +20,7 @@ def test_a_method_is_checked_on_a_model(call, model: Path) -> None:
     done = call("plugins", "check", "ft", "--model", model, "--offline")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert lines[0].split() == ["of", "check", "result", "what"]
+    assert lines[0].split() == ["plugin", "check", "result", "message"]
     assert any("reference" in line and "skipped   it does not need the reference" in line for line in lines)
     assert lines[-1].split() == ["method", "ft", "17", "of", "19", "passed"]
     assert "checking method ft" in done.err

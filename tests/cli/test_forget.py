@@ -362,7 +362,7 @@ def test_case_D14_missed_targets_exit_4_whatever_a_mean_says_and_the_run_is_kept
     done = call(*arguments(studio, lr=0.3, steps=2, json=True))
     assert done.code == 4
     run = read("run/run.json")
-    told = [one["says"] for one in run["outcome"]["missed"]]
+    told = [one["message"] for one in run["outcome"]["missed"]]
     assert "holdout" in {one["target"] for one in run["outcome"]["missed"]}
     assert all(sentence in done.err for sentence in told)
     assert json.loads(done.out)["outcome"]["missed"] == run["outcome"]["missed"]

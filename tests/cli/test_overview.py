@@ -19,10 +19,10 @@ def made(folder, *, nll=None, done=True, method="npo", started=None, model="m" *
     folder.mkdir(parents=True)
     tracks = [{"id": track, "sha256": track} for track in TRACKS]
     asked = {"model": {"name": "/models/small", "sha256": model}, "method": method, "forget": tracks}
-    write_json(folder / "request.json", {**asked, "retain": [], "holdout": []})
+    dates = {"begun": started} if started else {}
+    write_json(folder / "request.json", {**asked, "retain": [], "holdout": [], **dates})
     if done:
-        dates = {"started": started} if started else {}
-        write_json(folder / "run.json", {"outcome": {"collapsed": collapsed}, **dates})
+        write_json(folder / "run.json", {"outcome": {"collapsed": collapsed}})
     if nll is not None:
         base = Result("nll", "base", "retain", 0.1, n=8)
         retain = Result("nll", "unlearned", "retain", 0.12, n=8, low=0.11, high=0.13)
@@ -90,10 +90,10 @@ def test_case_E12_compare_shows_differences_and_which_are_noise(call, tmp_path):
     assert done.code == 0, done.err
     rows = {(row["metric"], row["set"]): row for row in json.loads(done.out)["rows"]}
     forget = rows["nll", "forget"]
-    assert [one["said"] for one in forget["differences"]] == ["same", "within noise", "differs"]
+    assert [one["verdict"] for one in forget["differences"]] == ["same", "within noise", "differs"]
     assert forget["differences"][2]["value"] == pytest.approx(1.035)
     assert forget["differences"][2]["low"] <= 1.035 <= forget["differences"][2]["high"]
-    assert [one["said"] for one in rows["nll", "retain"]["differences"]] == ["same"] * 3
+    assert [one["verdict"] for one in rows["nll", "retain"]["differences"]] == ["same"] * 3
     shown = call("compare", *(tmp_path / name for name in names))
     assert "differs" in shown.out
     assert "warning" not in shown.err
@@ -116,7 +116,7 @@ def test_counts_of_tracks_are_compared_as_counts(call, tmp_path):
         write_metrics(tmp_path / name / "metrics.json", [row])
     done = call("compare", *(tmp_path / name for name in "abcd"), "--json")
     (row,) = json.loads(done.out)["rows"]
-    assert [(one["value"], one["said"]) for one in row["differences"]] == [
+    assert [(one["value"], one["verdict"]) for one in row["differences"]] == [
         (0.0, "same"), (0.25, "within noise"), (1.0, "differs")
     ]  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_a_figure_that_is_not_the_mean_of_its_tracks_is_compared_by_its_interval
         write_metrics(tmp_path / name / "metrics.json", [row])
     done = call("compare", *(tmp_path / name for name in "abc"), "--json")
     (row,) = json.loads(done.out)["rows"]
-    assert [one["said"] for one in row["differences"]] == ["within noise", "differs"]
+    assert [one["verdict"] for one in row["differences"]] == ["within noise", "differs"]
     assert [one["low"] for one in row["differences"]] == [None, None]
 
 
@@ -195,7 +195,7 @@ def test_an_interval_of_a_difference_of_aucs_is_one_that_it_can_have(call, tmp_p
     (row,) = json.loads(call("compare", tmp_path / "a", tmp_path / "b", "--json").out)["rows"]
     (one,) = row["differences"]
     assert -1 <= one["low"] <= 0 < one["value"] <= one["high"] <= 1
-    assert one["said"] == "within noise"
+    assert one["verdict"] == "within noise"
 
 
 def test_case_E12_open_prints_the_path_or_opens_the_browser(call, tmp_path, monkeypatch):

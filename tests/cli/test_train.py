@@ -15,7 +15,7 @@ from tests.conftest import Done
 from tests.forked import Forked
 
 from encore import distributed
-from encore.unlearn.engine import Engine
+from encore.unlearn.engine import Loop
 
 Call = Callable[..., Done]
 
@@ -161,14 +161,14 @@ def test_two_processes_train_the_model_of_one(studio: Path, call: Call, fsdp: bo
 
 def stop_at_the_fourth() -> None:
     """A signal reaches the second of the processes at its fourth step."""
-    backward = Engine._backward
+    backward = Loop._backward
 
-    def stopping(self: Engine, *given: Any) -> Any:
-        if given[1].index == 3 and distributed.rank() == 1:
-            self.stop.number = 15
+    def stopping(self: Loop, *given: Any) -> Any:
+        if given[0].index == 3 and distributed.rank() == 1:
+            self.engine.stop.number = 15
         return backward(self, *given)
 
-    Engine._backward = stopping  # type: ignore[method-assign]
+    Loop._backward = stopping  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(studio: Path, ca
     Path("base").rename("one")
     stopped = launch(command, stop_at_the_fourth)
     assert [code for code, _ in stopped] == [143, 143]
-    assert "stopped by SIGTERM; go on with the same command and --resume" in stopped[0][1]
+    assert "stopped by SIGTERM; continue with the same command and --resume" in stopped[0][1]
     assert not Path("base/run.json").exists()
     again = call(*command, "--resume")
     assert again.code == 0, again.err

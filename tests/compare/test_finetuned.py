@@ -19,7 +19,7 @@ from encore.errors import GateError, UsageError
 from encore.reporter import Reporter
 from encore.stop_signals import Interrupted
 from encore.store.metrics_json import read_metrics
-from encore.unlearn.engine import Engine
+from encore.unlearn.engine import Loop
 
 
 @pytest.fixture
@@ -302,15 +302,15 @@ def test_a_stopped_model_goes_on(studio_plan: Plan, tmp_path: Path, monkeypatch:
     out, (base, *_) = tmp_path / "bench", model_trials(studio_plan)
     write_plan(studio_plan, out)
     tracks = plan_tracks(studio_plan, out)
-    backward = Engine._backward
+    backward = Loop._backward
 
-    def stop_at_the_second(self: Engine, *given: object) -> object:
-        if given[1].index == 1:  # the step
-            self.stop.number = 15
+    def stop_at_the_second(self: Loop, *given: object) -> object:
+        if given[0].index == 1:
+            self.engine.stop.number = 15
         return backward(self, *given)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_backward", stop_at_the_second)
+        patched.setattr(Loop, "_backward", stop_at_the_second)
         with pytest.raises(Interrupted):
             train_model(studio_plan, base, out, tracks, Reporter())
     assert base in untrained(studio_plan, out, tracks)

@@ -56,11 +56,11 @@ def test_another_order_of_the_list_draws_the_same():
 def test_without_a_split_retain_any_track_to_keep_serves_and_nothing_is_kept_where_nothing_was():
     plain = Tracks(tracks("f", 2, ""), tracks("k", 3, ""), ())
     assert len(draw(plain, "5").forget) == 5
-    with pytest.raises(UsageError, match="a list of 6 can't be drawn from 5 tracks"):
+    with pytest.raises(UsageError, match="the list 6 can't be sampled from 5 tracks"):
         draw(plain, "6")
     of_itself = Tracks(tracks("f", 2, ""), (), ())
     assert draw(of_itself, "1b").retain == ()
-    with pytest.raises(UsageError, match=r"can't be drawn from 2 tracks \(list 1c\)"):
+    with pytest.raises(UsageError, match="the list 1c can't be sampled from 2 tracks"):
         draw(of_itself, "1c")
 
 
@@ -97,7 +97,8 @@ def test_golds_are_a_lists_own_or_lack_all_of_its_tracks(tmp_path):
     embedded = {"gold": "tiny-gold", "gold2": "tiny-gold2"}
     assert golds(plan, "3") == (embedded, "its gold was trained without 5 more tracks")
     assert golds(plan, "8") == (embedded, "")
-    assert golds(plan, "9") == golds(plan, "heard") == ({}, "it has no gold: give one with --gold NAME=FOLDER")
+    note = "no gold, which most rows need: give one with --gold NAME=FOLDER"
+    assert golds(plan, "9") == golds(plan, "heard") == ({}, note)
     given = plan.model_copy(update={"golds": {"gold": "g"}, "list_golds": {"heard": {"gold": "h"}, "3": {"gold": "t"}}})
     assert golds(given, "3") == ({"gold": "t"}, "")
     assert golds(given, "8") == ({"gold": "g"}, "")
@@ -134,7 +135,7 @@ def test_names_of_lists_that_can_not_be(tmp_path):
     for lists, golds, told in (
         ({"../x": "/x"}, {}, "can't name a list"),
         ({"ga": "/x"}, {}, "can't name a list"),
-        ({}, {"heard": {"gold": "tiny-gold"}}, "which is no list of this bench"),
+        ({}, {"heard": {"gold": "tiny-gold"}}, "which is not a list of this bench"),
     ):
         with pytest.raises(UsageError, match=told):
             check_plan(plan.model_copy(update={"lists": lists, "list_golds": golds}), tmp_path / "b")

@@ -36,10 +36,10 @@ def test_the_one_that_reaches_more_targets_comes_first_with_medians_over_its_see
     assert bad.median("verbatim, forget") == 5
     assert bad.median("lowest track") == pytest.approx(1.0 - 0.035)
     # KL, NLL, relearning, verbatim continuations are judged, and retain; KL 1.3 is beyond 1.25 x gold2's
-    assert good.judged == bad.judged == {"forget targets": 4, "keep targets": 1}
+    assert good.judged == bad.judged == {"forget targets": 4, "retain targets": 1}
     assert good.figures["forget targets"] == (4, 3)
-    assert good.figures["keep targets"] == (1, 1)
-    assert bad.figures["forget targets"] == bad.figures["keep targets"] == (0, 0)
+    assert good.figures["retain targets"] == (1, 1)
+    assert bad.figures["forget targets"] == bad.figures["retain targets"] == (0, 0)
     assert (good.forgets, bad.forgets) == (True, False)
     assert {line.name: line.median("forget NLL") for line in board.references} == {
         "base": 0.02, "gold": 4.0, "gold2": None
@@ -56,13 +56,13 @@ def test_case_E1_a_method_that_forgets_nothing_comes_last_though_it_keeps_everyt
     cell_of("forgets", 0, **base | {"nll": 2.0, "kl": 1.4, "retain": 0.9, "verbatim": 0})
     board = leaderboard(plan, tmp_path)
     told = [
-        (line.name, line.forgets, line.median("forget targets"), line.median("keep targets")) for line in board.lines
+        (line.name, line.forgets, line.median("forget targets"), line.median("retain targets")) for line in board.lines
     ]
     assert told == [("forgets", True, 1, 0), ("half", False, 1, 1), ("nothing", False, 0, 1)]
     references = {line.name: line for line in board.references}
     assert references["base"].forgets is False
     assert (references["base"].median("forget targets"), references["base"].judged["forget targets"]) == (0, 3)
-    assert (references["base"].median("keep targets"), references["base"].judged["keep targets"]) == (1, 1)
+    assert (references["base"].median("retain targets"), references["base"].judged["retain targets"]) == (1, 1)
     assert references["base"].median("verbatim, forget") == 8
     assert board.lines[1].p.keys() == {"KL gold, forget", "retain NLL"}  # against who is first, who forgets
 
@@ -116,7 +116,7 @@ def test_where_no_target_could_be_judged_there_is_no_count_of_them(tmp_path, cel
     write_metrics(file, [row for row in read_metrics(file) if row.metric == "nll" and row.model != "gold"])
     board = leaderboard(Plan(methods={"good": ()}, seeds=(0,)), tmp_path)
     (line,) = board.lines
-    assert board.titles[:2] == ("forget targets", "keep targets")
+    assert board.titles[:2] == ("forget targets", "retain targets")
     assert cells(board, line)[1:4] == ["–", "–", "1/1"]
 
 

@@ -114,7 +114,7 @@ def test_every_list_is_forgotten_and_measured_on_its_own(tmp_path, studio_plan):
     assert "gold" not in roles["2"]  # nobody gave one
     lines = matrix_lines(plan, out, whole)
     assert [(line.list, line.tracks, line.seeds) for line in lines] == [("2", 2, (0,)), ("alone", 1, (0,))]
-    assert [line.note for line in lines] == ["it has no gold: give one with --gold NAME=FOLDER", ""]
+    assert [line.note for line in lines] == ["no gold, which most rows need: give one with --gold NAME=FOLDER", ""]
     assert lines[0].median("held-out NLL, change") is not None
     assert lines[1].median("forget NLL: within 10 % of gold's") is not None
 

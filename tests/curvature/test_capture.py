@@ -486,9 +486,9 @@ def test_a_checkpoint_that_is_recomputed_without_taps_fails() -> None:
 def test_the_loss_must_be_a_sum_of_one_a_sample() -> None:
     model = made(Linears)
     batch = model.inputs()
-    with pytest.raises(EncoreError, match="a sum of one loss a sample"), capture(model, norms=True):
+    with pytest.raises(EncoreError, match="a sum of one loss per sample"), capture(model, norms=True):
         model(*batch).square().sum().backward()
-    with pytest.raises(EncoreError, match="a sum of one loss a sample"), capture(model, norms=True):
+    with pytest.raises(EncoreError, match="a sum of one loss per sample"), capture(model, norms=True):
         torch.autograd.backward(model.loss(model(*batch)).sum())
     assert all(weight.grad is None for weight in model.parameters())
 

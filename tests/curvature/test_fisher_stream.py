@@ -177,7 +177,7 @@ def test_a_use_that_comes_up_later_is_refused() -> None:
 
 def test_losses_must_be_one_a_sample() -> None:
     model, x = made(Model)
-    with pytest.raises(EncoreError, match="one differentiable loss a sample"):
+    with pytest.raises(EncoreError, match="one differentiable loss per sample"):
         fisher(model, [x], lambda x: model.losses(x).mean())
     with pytest.raises(EncoreError, match="no trainable parameter"):
         fisher(model.requires_grad_(False), [x], model.losses)

@@ -92,6 +92,7 @@ def private(made: Path) -> Path:
             track["text"] = track["file"]
     request["retain"][0] |= {"id": "Secret Song", "title": "A Secret Title", "caption": "a secret caption"}
     request["retain_source"] = f"the list {HOME}/retain.txt"
+    request["skipped"] = [f"{HOME}/x.jsonl, line 3: {HOME}/Unreleased.wav is silent"]
     request["missing"] = [{"line": 9, "text": f"{HOME}/lost.wav", "why": f"no file '{HOME}/lost.wav'"}]
     request["model"]["name"] = f"{HOME}/models/tiny"
     request["calibration"] = {
@@ -101,15 +102,20 @@ def private(made: Path) -> Path:
     (made / "request.json").write_text(json.dumps(request))
     run = json.loads((made / "run.json").read_text())
     run["flags"]["tracks"]["value"] = f"{HOME}/list.txt"
+    run["flags"]["catalog"] = {"value": "studio/x.jsonl", "from": "cli"}
+    run["flags"]["model"] = {"value": "studio/models/tiny", "from": "cli"}
     run["flags"]["roots"] = {"value": [HOME, "/srv/other"], "from": "cli"}
     run["model"]["name"] = f"{HOME}/models/tiny"
     run["calibration"] = request["calibration"]
-    run["notes"] = [f"left out {HOME}/Secret Song.wav", "Secret Song is “A Secret Title”", "see ~/x/y.txt, /srv/a/b.c"]
+    run["notes"] = [
+        f"left out {HOME}/Secret Song.wav", "Secret Song is “A Secret Title”", "see ~/x/y.txt, /srv/a/b.c",
+        f"left out 1 track of retain and holdout that can't be used: {request['skipped'][0]}", "read studio/x.jsonl",
+    ]  # fmt: skip
     for look in (run["outcome"]["before"], run["outcome"]["after"]):
         look |= {"memorised": {"Secret Song": 0.02}, "not_memorised": {"kept too": 3.2}, "worst": "Secret Song"}
     run["outcome"] |= {
         "worst": {"track": "Secret Song", "before": 0.02, "after": 0.4},
-        "missed": [{"target": "worst", "says": "the memorised track Secret Song went from 0.02 to 0.4"}],
+        "missed": [{"target": "worst", "message": "the memorised track Secret Song went from 0.02 to 0.4"}],
         "verbatim": {"retain": {"caption": {"before": 2, "lost": ["Secret Song", "kept too"]}}, "forget": {}},
     }
     (made / "run.json").write_text(json.dumps(run))
@@ -131,7 +137,19 @@ def test_case_C14_a_bundle_names_no_folder_and_of_the_catalogue_only_hashes(priv
     bundle = pack(private)
     members = contents(bundle)
     text = b"\n".join(members.values()).decode("utf-8", "replace")
-    for word in ("anna", "/home", "/srv", "/x/", str(private.parent), "ecret", '"kept too"', "slow four", '"four"'):
+    for word in (
+        "anna",
+        "/home",
+        "/srv",
+        "/x/",
+        "studio",
+        "Unreleased",
+        str(private.parent),
+        "ecret",
+        '"kept too"',
+        "slow four",
+        '"four"',
+    ):
         assert word not in text, (word, [name for name, content in members.items() if word.encode() in content])
     request, metrics = (json.loads(members[name]) for name in ("request.json", "metrics.json"))
     assert [track["id"] for track in request["retain"]] == ["retain-0001", "retain-0002"]  # sorted as the ids are
@@ -144,17 +162,22 @@ def test_case_C14_a_bundle_names_no_folder_and_of_the_catalogue_only_hashes(priv
     assert retain["note"] == "worst: retain-0001"
     assert retain["details"] == {"best": {"retain-0001": "greedy"}, "worst": ["retain-0001", "a.wav"]}
     run = json.loads(members["run.json"])
-    assert run["notes"] == ["left out retain-0001.wav", "retain-0001 is “retain-0001”", "see y.txt, a/b.c"]
+    assert run["notes"] == [
+        "left out retain-0001.wav", "retain-0001 is “retain-0001”", "see y.txt, a/b.c",
+        "left out 1 track of retain and holdout that can't be used: (withheld)", "read x.jsonl",
+    ]  # fmt: skip
+    assert request["skipped"] == ["(withheld)"]
+    assert run["flags"]["model"]["value"] == "tiny"
     assert request["calibration"] == run["calibration"]
     assert run["calibration"]["missed"] == ["the decoy retain-0001 (0.02 of 4.5)"]
     outcome = run["outcome"]
     assert outcome["after"]["memorised"] == {"retain-0001": 0.02}
     assert outcome["worst"]["track"] == outcome["after"]["worst"] == "retain-0001"
-    assert outcome["missed"][0]["says"] == "the memorised track retain-0001 went from 0.02 to 0.4"
+    assert outcome["missed"][0]["message"] == "the memorised track retain-0001 went from 0.02 to 0.4"
     assert outcome["verbatim"]["retain"]["caption"]["lost"] == ["retain-0001", "retain-0002"]
     assert run["flags"]["roots"]["value"] == ["music", "other"]
     assert json.loads(members["evaluation.json"])["embedder"] == "clap=clap,latents"
-    assert verify(bundle, run=private).members["request.json"].checked.startswith("made again")
+    assert verify(bundle, run=private).members["request.json"].checked.startswith("reproduced")
 
 
 def test_case_C14_the_catalogue_is_named_on_demand(private: Path) -> None:

@@ -19,7 +19,7 @@ from encore.errors import GateError, InputError, NotCheckedError, ToleranceError
 from encore.evidence.archive import write_archive
 from encore.evidence.derived import derived
 from encore.evidence.pack import pack
-from encore.evidence.rerun import Rerun, check_rerun, compare, tally
+from encore.evidence.rerun import Rerun, agreement, check_rerun, compare
 from encore.evidence.verify import RECORDS, check_complete, verify
 
 Change = Callable[[dict[str, bytes]], Any]
@@ -37,8 +37,8 @@ def test_a_bundle_as_it_was_made(made: Path, bundle: Path) -> None:
     found = verify(bundle, run=made)
     assert (found.signature, found.time, len(found.members)) == ("none", None, 12)
     checked = {name: member.checked for name, member in found.members.items()}
-    assert checked["report.html"] == checked["bom.cdx.json"] == checked["model-card.md"] == "made again, byte for byte"
-    assert checked["request.json"] == checked["run.json"] == "made again from the run's folder, byte for byte"
+    assert checked["report.html"] == checked["bom.cdx.json"] == checked["model-card.md"] == "reproduced byte for byte"
+    assert checked["request.json"] == checked["run.json"] == "reproduced from the run's folder, byte for byte"
     assert checked["metrics.json"] == checked["samples/index.json"] == "hash only"
     assert checked["manifest.json"] == "NOT CHECKED: no signature"
 
@@ -256,7 +256,7 @@ def test_case_C4_the_verifier_chooses_how_close_figures_must_come(made: Path) ->
         row(name, "base", "forget", value, **close) for name, value in zip("abcd", (1, 1, 1 + 1e-6, 1.2), strict=True)
     ]
     found = Rerun(compare(bundled, again, alike=False), {}, False, "A Xeon")
-    assert tally(found) == "2 identical, 1 within rounding, 1 only within their intervals"
+    assert agreement(found) == "2 identical, 1 within rounding, 1 only within their intervals"
     check_rerun(found, "chance")
     with pytest.raises(
         ToleranceError, match=r"2 identical, 1 within .* 1 only within their intervals: d \(base, forget\)"

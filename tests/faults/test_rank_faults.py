@@ -108,7 +108,7 @@ def straight(_studio: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 POINTS: dict[str, dict[str, Any]] = {
     "first snapshot": {"rank": 1, "at": "encore.unlearn.monitor:track_nll", "call": 2},
-    "step": {"rank": 1, "at": "encore.unlearn.engine:Engine._backward", "call": 4},
+    "step": {"rank": 1, "at": "encore.unlearn.engine:Loop._backward", "call": 4},
     "checkpoint": {"rank": 0, "at": "encore.unlearn.loop_checkpoint:save_file", "call": 9},
     "reduction": {"rank": 0, "at": "encore.distributed:add_gradients", "call": 3},
     "saving": {"rank": 0, "at": "encore.backends.musicgen:MusicgenBackend.save", "call": 1},
@@ -164,7 +164,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
 ) -> None:
     results = run(2, arguments, {**POINTS["step"], "does": "term"})
     assert [code for code, _ in results] == [143, 143]
-    assert "stopped by SIGTERM; go on with the same command and --resume" in results[0][1]
+    assert "stopped by SIGTERM; continue with the same command and --resume" in results[0][1]
     assert results[1][1] == ""
     assert finished(call(*arguments, "--resume").code)
     resumed = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]

@@ -75,7 +75,7 @@ def test_a_curve_stands_at_the_steps_it_was_taken_after() -> None:
 def test_without_gold_the_distance_is_that_to_held_out_music() -> None:
     results = [result for result in rows() if not result.metric.startswith("kl") and "gold" not in result.model]
     pareto = of(results)["pareto"]
-    assert "held-out music" in pareto.says  # type: ignore[attr-defined]
+    assert "held-out music" in pareto.caption  # type: ignore[attr-defined]
     after = next(line for line in pareto.lines if line.role == "unlearned")  # type: ignore[attr-defined]
     assert after.x == pytest.approx((abs(4.5 / 4.45 - 1),))
 

@@ -63,7 +63,7 @@ def test_a_model_without_tokens_and_odd_figures() -> None:
     files = of([losses], holdout_nll=0.0)
     (picture,) = pictures(replace(files, run={**files.run, "unit": "loss"}))
     assert {mark.x for strip in picture.strips for mark in strip.marks} == {0}
-    assert picture.says.startswith("loss. ")
+    assert picture.caption.startswith("loss. ")
     assert pictures(of([])) == []
 
 

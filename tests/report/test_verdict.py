@@ -19,7 +19,7 @@ from encore.results.findings import Finding
 
 GOOD = "No evidence of retention in 6 of 6 tests"
 GOLD = "Forgetting can't be judged beside this gold: it has memorised the tracks itself"
-NOTHING = "Nothing measurable to forget: the model before shows no sign of the tracks"
+NOTHING = "Nothing measurable to forget: the base model shows no sign of the tracks"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from encore import assets
 from encore.plugins import methods
 from encore.unlearn import estimate as estimates
 from encore.unlearn.config import ForgetConfig
-from encore.unlearn.engine import Engine
+from encore.unlearn.engine import Loop
 from encore.unlearn.estimate import TRIAL_SECONDS, Estimate, estimate
 from encore.unlearn.monitor import StoppingMonitor
 from encore.unlearn.run import prepare
@@ -73,9 +73,9 @@ def test_case_D16_seconds_follow_from_the_steps_that_were_measured(studio, monke
 
     monkeypatch.setattr(estimates.time, "monotonic", lambda: clock[0])
     method = type(prepared.method)
-    look, backward, begin = StoppingMonitor.snapshot, Engine._backward, method.prepare
+    look, backward, begin = StoppingMonitor.snapshot, Loop._backward, method.prepare
     monkeypatch.setattr(StoppingMonitor, "snapshot", lambda judge: (tick(0.5), look(judge))[1])
-    monkeypatch.setattr(Engine, "_backward", lambda engine, *rest: (tick(1.0), backward(engine, *rest))[1])
+    monkeypatch.setattr(Loop, "_backward", lambda loop, *rest: (tick(1.0), backward(loop, *rest))[1])
     monkeypatch.setattr(method, "prepare", lambda self, session: (tick(2.0), begin(self, session)))
     assert estimate(prepared).seconds == pytest.approx(2 + 40 + (40 / 10 + 2) * 0.5)
     assert clock[0] <= TRIAL_SECONDS + 3  # the trial itself is short

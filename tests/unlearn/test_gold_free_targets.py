@@ -39,15 +39,15 @@ def test_a_run_within_all_limits_misses_nothing() -> None:
     ("after", "target", "says"),
     [
         (
-            look({"f1": 1.4, "f2": 6.5}), "level",
+            look({"f1": 1.4, "f2": 6.5}), "forget_nll",
             "1 of 2 forget tracks ended below 0.5 times the target NLL, the farthest f1 (1.40 of 3.00)",
         ),
         (
-            look({"f1": 6.1, "f2": 2.6}), "level",
+            look({"f1": 6.1, "f2": 2.6}), "forget_nll",
             "1 of 2 forget tracks ended above 2 times the target NLL, the farthest f1 (6.10 of 3.00)",
         ),
         (
-            look({"f1": 2.6, "f2": 4.5}), "level",
+            look({"f1": 2.6, "f2": 4.5}), "forget_nll",
             "the forget tracks' mean NLL is 3.55, over 10% away from its target 4.00",
         ),
         (
@@ -73,19 +73,20 @@ def test_a_run_within_all_limits_misses_nothing() -> None:
     ],
 )  # fmt: skip
 def test_each_target_that_is_missed_is_said(after: Snapshot, target: str, says: str) -> None:
-    assert missed(look(), after, "nats/token", verbatim()) == [{"target": target, "says": says}]
+    assert missed(look(), after, "nats/token", verbatim()) == [{"target": target, "message": says}]
 
 
 def test_generations_are_judged_on_both_sides() -> None:
     lost = missed(look(), look(), "nats/token", verbatim(retain=(16, 14)))
     assert lost == [{
-        "target": "generations_retain",
-        "says": "14 of 16 memorised retain tracks are generated verbatim from the caption, and the base generates 16",
+        "target": "verbatim_retain",
+        "message": "14 of 16 memorised retain tracks are generated verbatim from the caption, "
+        "and the base generates 16",
     }]  # fmt: skip
     left = missed(look(), look(), "nats/token", verbatim(forget=("f1", "f2", "f3", "f4")))
     assert left == [{
-        "target": "generations_forget",
-        "says": "4 of 8 forget tracks are still generated verbatim from the caption and 1 s: f1, f2, f3, …",
+        "target": "verbatim_forget",
+        "message": "4 of 8 forget tracks are still generated verbatim from the caption and 1 s: f1, f2, f3, …",
     }]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from encore.hashing import module_sha256
 from encore.options import TrainOptions
 from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Clips, Engine, Loop
 from encore.unlearn.lr_schedule import Decay, Schedule, near_targets
 from encore.unlearn.monitor import Snapshot
 
@@ -469,13 +469,13 @@ def a_second_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step of the engine takes a second."""
     clock = [0.0]
     monkeypatch.setattr("encore.unlearn.engine._now", lambda: clock[0])
-    backward = Engine._backward
+    backward = Loop._backward
 
-    def tick(engine: Engine, *rest: Any) -> dict[str, float]:
+    def tick(loop: Loop, *rest: Any) -> dict[str, float]:
         clock[0] += 1
-        return backward(engine, *rest)
+        return backward(loop, *rest)
 
-    monkeypatch.setattr(Engine, "_backward", tick)
+    monkeypatch.setattr(Loop, "_backward", tick)
 
 
 @pytest.mark.usefixtures("a_second_each")

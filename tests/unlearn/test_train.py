@@ -23,7 +23,7 @@ from encore.store.model_name import backend_name, model_name, model_sha256
 from encore.store.overview import read_run_line
 from encore.unlearn.adapter import adapter_size
 from encore.unlearn.config import Lora, TrainConfig
-from encore.unlearn.engine import Clips, Engine
+from encore.unlearn.engine import Clips, Loop
 from encore.unlearn.train import check_memorised, choose, prepare, train
 from encore.unlearn.training import RATE, Training
 
@@ -132,15 +132,15 @@ def test_another_seed_is_another_model_and_the_same_seed_the_same(request_: Trai
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, request: TrainConfig, **options: Any) -> None:
     """Stop a run in its fourth step."""
-    backward = Engine._backward
+    backward = Loop._backward
 
-    def stop_at_the_fourth(self: Engine, *given: Any) -> Mapping[str, float]:
-        if given[1].index == 3:
-            self.stop.number = 15
+    def stop_at_the_fourth(self: Loop, *given: Any) -> Mapping[str, float]:
+        if given[0].index == 3:
+            self.engine.stop.number = 15
         return backward(self, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_backward", stop_at_the_fourth)
+        patched.setattr(Loop, "_backward", stop_at_the_fourth)
         with pytest.raises(Interrupted):
             run(request, **options)
 

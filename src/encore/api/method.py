@@ -200,7 +200,9 @@ class Session:
             UsageError: "sampled" on a backend without tokens.
         """
         if self.run_fisher is None:
-            raise PluginError("a method that computes a Fisher must declare it: MethodSpec(..., needs={'fisher'})")
+            raise PluginError(
+                "a method that computes a Fisher diagonal must declare it: MethodSpec(..., needs={'fisher'})"
+            )
         if labels == "auto":
             labels = "sampled" if self.backend.has_tokens else "empirical"
         return self.run_fisher(clips, labels, micro_batch_size)

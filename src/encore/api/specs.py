@@ -137,7 +137,7 @@ class MetricSpec(Spec):
     trains: bool = False
 
     kind = "metric"
-    known_needs = frozenset({"generations", "embedder", "gold", "gold2", "holdout", "retain", "base", "logits"})
+    known_needs = frozenset({"embedder", "gold", "gold2", "holdout", "retain", "base", "logits"})
 
 
 class EmbedderSpec(Spec):

@@ -1,1 +1,1 @@
-"""Model families Encore can load, one a file."""
+"""Model families Encore can load, one per file."""

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoProcessor, MusicgenForConditionalGenera
 from encore import assets
 from encore.api import Backend, Batch, Clip
 from encore.backends.musicgen_steps import StepDecoder
-from encore.delay_pattern import by_frame, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, generate_codes, inputs_of, predicted
 from encore.errors import InputError
 from encore.hub import fetchable, pretrained, quiet_transformers, tried
 
@@ -48,7 +48,7 @@ class MusicgenBackend(Backend):
         self.codebooks = decoder.num_codebooks
         self.codebook_size = decoder.vocab_size
         self.sample_rate = codec.sampling_rate
-        self.hop = math.prod(codec.upsampling_ratios)  # samples a codec frame
+        self.hop = math.prod(codec.upsampling_ratios)  # samples per codec frame
         self.frame_rate = self.sample_rate / self.hop
         self.delays = [k // self.channels for k in range(self.codebooks)]
         # A window is played in as many more steps as the last codebook is late, and those need positions too.
@@ -217,7 +217,7 @@ class MusicgenBackend(Backend):
         if guidance != 1.0:
             states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
         frames = round(seconds * self.frame_rate)
-        return play(
+        return generate_codes(
             StepDecoder(self.model.decoder, states, mask, frames + self.delays[-1]), count=len(captions), frames=frames,
             delays=self.delays, start=self.codebook_size, prompt=prompt, device=self.device, seed=seed,
             guidance=guidance, temperature=temperature, top_k=top_k,

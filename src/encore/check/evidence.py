@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from encore.metrics.privacy.model_free import baseline_scores
 from encore.metrics.rows import code_entropies, not_finite, windows_by_track
 from encore.metrics.utility.neighbours import UNKNOWN
 from encore.reporter import Reporter
+from encore.results.golds import listed
 from encore.store.model_name import model_sha256
 from encore.store.run_folder import staged_folder
 from encore.tensor_cache import TensorCache
@@ -99,7 +100,7 @@ class Evidence:
             self._music.notes.append(doubt)
         if self._known_to_gold:
             self._music.notes.append(
-                f"gold itself has memorised {_listed(self._known_to_gold)}, so it is not compared with there; give a "
+                f"gold itself has memorised {listed(self._known_to_gold)}, so these are not compared with it; give a "
                 "gold that was trained without the checked tracks"
             )
         config = self._config
@@ -192,7 +193,7 @@ class Evidence:
             self._known = {track for track, value in values.items() if is_below(value, entropies.get(track))}
         if self._known:
             self._music.notes.append(
-                f"the model has memorised held-out music, which weakens the membership tests: {_listed(self._known)}; "
+                f"the model has memorised held-out music, which weakens the membership tests: {listed(self._known)}; "
                 "better leave it out of --holdout"
             )
         self._tried("likelihood of memorised tracks", "" if tokens else "the model has no tokens")
@@ -289,7 +290,7 @@ class Evidence:
         chance = best_shares(items for track, items in others.items() if track not in self._known)
         if like := {track for track, items in others.items() if track not in self._known and extracted(items)}:
             self._music.notes.append(
-                f"the model generates passages of held-out music: {_listed(like)}; passages of checked tracks count "
+                f"the model generates passages of held-out music: {listed(like)}; passages of checked tracks count "
                 "only where more of their codes are right"
             )
         self._calibration |= {"extracted": sum(map(extracted, others.values())), "compared": len(others)}
@@ -411,10 +412,6 @@ class Evidence:
 
 def _memorised(evidence: Mapping[str, Any]) -> bool:
     return evidence["nll"]["memorised"] or any(counts(item) for item in evidence["extraction"])
-
-
-def _listed(tracks: Collection[str]) -> str:
-    return ", ".join(sorted(tracks)[:5]) + (", …" if len(tracks) > 5 else "")
 
 
 def _facts(item: EncodedTrack) -> dict[str, Any]:

@@ -45,7 +45,7 @@ COMMANDS = {
     "embedders": ("encore.cli.listing:embedders", "List the audio embedders of the metrics."),
     "plugins": (
         "encore.cli.plugin_commands:app",
-        "Show the plugins; `new` writes one, `check` tries one.",
+        "List the plugins; `new` creates one, `check` tests one.",
     ),
     "cache": ("encore.cli.cache:cache", "Show the cache's contents, or remove some."),
     "config": ("encore.cli.example:config", "Print a config file with all settings."),
@@ -245,6 +245,10 @@ def _usage(error: BaseException) -> BaseException:
         print(error.format_message(), file=sys.stderr)
         return UsageError("a command is missing")
     message = error.format_message().strip().rstrip(".").replace("Value error, ", "")  # pydantic's
+    name = getattr(getattr(error, "param", None), "name", None)
+    if context is not None and name and context.get_parameter_source(name).name == "DEFAULT_MAP":
+        file, message = context.params.get("config"), message.partition(": ")[2]
+        return UsageError(f"{file}: {name} is invalid: {message[:1].lower() + message[1:]}", "correct it in that file")
     path = context.command_path if context is not None else "encore"
     usage_error = UsageError(message[:1].lower() + message[1:], f"{path} --help lists what it takes")
     usage_error.__cause__ = error

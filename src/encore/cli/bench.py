@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ import typer
 
 from encore.cli import console
 from encore.cli.config import Device, Family, Offline, Revision, Roots, listed
-from encore.errors import EncoreError, PluginError, UsageError
+from encore.errors import EncoreError, Interrupted, PluginError, UsageError
+from encore.text import counted
 
 if TYPE_CHECKING:
     from encore.compare.leaderboard import Leaderboard
@@ -58,12 +60,12 @@ def bench(
         str | None,
         typer.Option(
             metavar="N,N,…",
-            help="Forget lists of these sizes, drawn from --tracks, the larger ones also from retain; 1: three lists.",
+            help="Forget lists of these sizes, sampled from --tracks, the larger ones also from retain; 1 gives three.",
         ),
     ] = None,
     listed_as: Annotated[
         list[str] | None,
-        typer.Option("--list", metavar="NAME=FILE", help="Another list to forget, or in place of a drawn one."),
+        typer.Option("--list", metavar="NAME=FILE", help="Another forget list; replaces a sampled one of its name."),
     ] = None,
     model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
     revision: Revision = None,
@@ -93,7 +95,7 @@ def bench(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Trials at once. Default: 1, which then has all cores; on a cluster, all that fit."),
+        typer.Option(min=1, help="Trials to run at once; default: 1, with all cores; on a cluster, as many as fit."),
     ] = None,
     launcher: Annotated[
         str, typer.Option(help="What runs the trials: local processes, tasks of a Ray cluster, or Slurm array scripts.")
@@ -108,7 +110,9 @@ def bench(
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     offline: Offline = False,
-    force: Annotated[bool, typer.Option("--force", help="Also figures known to be mostly bias at this size.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also report figures known to be mostly bias at this size.")
+    ] = False,
     trial: Annotated[
         str | None, typer.Option(metavar="METHOD/seed-N", help="Run only this trial of an existing bench.")
     ] = None,
@@ -137,7 +141,7 @@ def bench(
     from encore.compare.presets import preset as find
     from encore.compare.sequential import request_lines
     from encore.compare.tables import write_leaderboard
-    from encore.store.model_name import backend_name
+    from encore.store.model_name import absolute_folder, backend_name
     from encore.store.run_folder import locked
 
     resources = _resources(launcher, resource or [])
@@ -159,7 +163,7 @@ def bench(
     plan = Plan(
         methods=_options(names, [*theirs, *given]),
         seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks),
-        forget_sizes=sizes, lists=lists, model=_folder(model), revision=revision,
+        forget_sizes=sizes, lists=lists, model=absolute_folder(model), revision=revision,
         backend=backend_name(model, backend), catalog=_absolute(catalog),
         retain=retain if retain == "self" else _absolute(retain), holdout=_absolute(holdout),
         roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
@@ -174,14 +178,14 @@ def bench(
     chosen_tracks = check_plan(plan, out, local=local)
     if finetune:
         plan = with_golds(plan, out, chosen_tracks)
-    with locked(out):
+    with locked(out), _told_if_stopped():
         changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
         write_plan(plan, out)
         if finetune and not _train(plan, out, chosen_tracks, jobs, launcher, resources):
             return
         left = list(unfinished(plan, out, chosen_tracks))
         of, remeasured = len(plan.trials), sum((out / trial.name / "run.json").exists() for trial in left)
-        console.note(f"trials: {of}, of {len(plan.methods)} methods; done: {of - len(left)}")
+        console.note(f"trials: {of}, of {counted(len(plan.methods), 'method')}; done: {of - len(left)}")
         if remeasured:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
             console.note(f"{remeasured} more are only measured again: {why}")
@@ -201,6 +205,16 @@ def bench(
             f"{len(failed)} of {of} trials failed, the first is {first.name}: {why}",
             f"their logs are in {out / 'logs'}; run the same command to try again",
         )
+
+
+@contextmanager
+def _told_if_stopped() -> Iterator[None]:
+    """Say how to continue when a signal stops the bench."""
+    try:
+        yield
+    except Interrupted as signal:
+        console.note(f"stopped by {signal.name}; the same command continues")
+        raise
 
 
 def _run(
@@ -346,7 +360,9 @@ def _train(
         failed = _run(left, out, jobs, launcher, resources, plan.device)
     if failed:
         first, why = next(iter(failed.items()))
-        raise EncoreError(f"{first.name} was not trained: {why}", "its log is in logs; run the same command to go on")
+        raise EncoreError(
+            f"{first.name} was not trained: {why}", "its log is in logs; run the same command to continue"
+        )
     if launcher == "slurm" and left:
         return False
     for note in check_models(plan, out):
@@ -398,7 +414,7 @@ def _sizes(given: str | None) -> tuple[int, ...]:
     """ "1,3,8" """
     sizes = listed(given or "")
     if given is not None and (not sizes or not all(item.isdecimal() and int(item) for item in sizes)):
-        raise UsageError(f"--forget-sizes {given!r} is no list of sizes", "as in: --forget-sizes 1,3,8,24")
+        raise UsageError(f"--forget-sizes {given!r} is not a list of sizes", "as in: --forget-sizes 1,3,8,24")
     return tuple(sorted({int(item) for item in sizes}))
 
 
@@ -416,6 +432,8 @@ def _lists(given: Sequence[str]) -> dict[str, str]:
 
 def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> dict[str, dict[str, str]]:
     """Models by list ("" for all tracks) and role. "NAME=MODEL" is for a list, if there is one of that name."""
+    from encore.store.model_name import absolute_folder
+
     golds: dict[str, dict[str, str]] = {}
     for role, given in (("gold", gold), ("gold2", gold2)):
         for item in given:
@@ -428,7 +446,7 @@ def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> d
                 )
             if role in golds.setdefault(name, {}):
                 raise UsageError(f"--{role} is given twice{f' for {name}' if name else ''}", "leave one of them out")
-            golds[name][role] = _folder(model)
+            golds[name][role] = absolute_folder(model)
     if lacking := [name for name, models in golds.items() if "gold" not in models]:
         of = f" of {lacking[0]}" if lacking[0] else ""
         raise UsageError(f"--gold2{of} is compared with --gold, which is missing", "give both, or leave --gold2 out")
@@ -437,13 +455,6 @@ def _golds(gold: Sequence[str], gold2: Sequence[str], lists: Sequence[str]) -> d
 
 def _absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
-
-
-def _folder(name: str) -> str:
-    """A model's name, a folder's as its absolute path."""
-    from encore import assets
-
-    return str(Path(name).resolve()) if Path(name).is_dir() and not assets.model_folder(name) else name
 
 
 def _show(

@@ -24,14 +24,16 @@ def bundle(
     ] = None,
     timestamp: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Time-stamping authority (RFC 3161) to ask; it gets the manifest's hash."),
+        typer.Option(
+            metavar="URL", help="Time-stamping authority (RFC 3161) to use; only the manifest's hash is sent."
+        ),
     ] = None,
-    with_model: Annotated[bool, typer.Option("--with-model", help="Put the model's weights in, too.")] = False,
+    with_model: Annotated[bool, typer.Option("--with-model", help="Include the model's weights.")] = False,
     with_catalog: Annotated[
-        bool, typer.Option("--with-catalog", help="Name the retain and held-out tracks: ids, titles, captions.")
+        bool, typer.Option("--with-catalog", help="Include ids, titles and captions of retain and held-out tracks.")
     ] = False,
     with_before: Annotated[
-        bool, typer.Option("--with-before", help="Put in generations of the model before; they may reproduce tracks.")
+        bool, typer.Option("--with-before", help="Include generations of the base model; they may reproduce tracks.")
     ] = False,
 ) -> None:
     """Pack a run's evidence into one archive: request, records, figures, report, bill of materials, and hashes."""
@@ -42,15 +44,14 @@ def bundle(
         run, out, key=sign, timestamp_url=timestamp, with_model=with_model, with_catalog=with_catalog,
         with_before=with_before,
     )  # fmt: skip
-    console.note(
-        "in it: request, records, figures, generations, and a report, model card and bill of materials of these"
-    )
+    generations = " generations," if (run / "samples").is_dir() else ""
+    console.note(f"included: request, records, figures,{generations} and a report, model card and bill of materials")
     left_out = [sentence for name, sentence in LEFT_OUT.items() if not included[name]]
     console.note(f"left out: {'; '.join(['names of folders', 'the training log', *left_out])}")
     if with_model and (run / "retain-self").is_dir():
-        console.note("with the model goes what the model before generated to retain, as codes: it may reproduce tracks")
+        console.note("also included: base's generations for --retain self, as codes; they may reproduce tracks")
     if sign is None:
-        console.note("not signed: the manifest shows damage, and not who made it; --sign KEY signs it")
+        console.note("not signed: the manifest detects damage, but does not prove who made it; --sign KEY signs it")
     if timestamp is None:
         console.note(
             "no timestamp: the time is stated by the author, and not verified; --timestamp URL asks an authority"
@@ -85,7 +86,7 @@ def verify(
 ) -> None:
     """Check an evidence bundle: every member, its signature, and on demand its figures.
 
-    Exit codes: 0 all that was asked for holds; 3 the bundle contradicts itself, its signature or the run; 4 figures are
+    Exit codes: 0 all requested checks passed; 3 the bundle contradicts itself, its signature or the run; 4 figures are
     not reproduced; 5 they agree less closely than --tolerance; 6 part of it could not be checked here.
     """
     from encore.errors import GateError, InputError, NotCheckedError
@@ -155,15 +156,15 @@ def _show(result: Verified, archive: Path, run: Path | None) -> None:
             console.note(f"{name}: {checked}")
     else:
         console.table(["member", "bytes", "checked"], rows, right=["bytes"])
-        console.note('"hash only": as its author packed it; --rerun measures whether the figures are true')
-    console.note(f"{archive}: {len(result.members)} members are as its manifest says")
+        console.note('"hash only": unchanged since it was packed; --rerun measures the figures again')
+    console.note(f"{archive}: {len(result.members)} members match its manifest")
     if run is not None:
         console.note(f"the files in {run} are those of the bundle")
     console.note(SIGNATURES[result.signature])
     if result.time is None:
         console.note("it carries no timestamp that can be read: the time is stated by the author, and not verified")
     elif result.time_checked:
-        console.note(f"the manifest existed on {_utc(result)}, by the word of the authority of this certificate")
+        console.note(f"the manifest existed on {_utc(result)}, as certified by the authority of this certificate")
     else:
         console.note(f"it carries a timestamp of {_utc(result)} that was not checked; --tsa-certificate PEM checks it")
 
@@ -182,17 +183,17 @@ def _utc(result: Verified) -> str:
 
 
 def _show_rerun(rerun: Rerun) -> None:
-    from encore.evidence.rerun import tally
+    from encore.evidence.rerun import agreement
 
     console.table(
-        ["figure", "model", "on", "bundled", "again", "95 % interval", "agrees"],
+        ["figure", "model", "set", "bundled", "rerun", "95 % interval", "agrees"],
         [
             (row.metric, row.model, row.set, _number(row.bundled), _number(row.again), _interval(row), _state(row))
             for row in rerun.rows
         ],
-        right=["bundled", "again"],
+        right=["bundled", "rerun"],
     )
-    console.note(f"{len(rerun.rows)} figures: {tally(rerun)}")
+    console.note(f"{len(rerun.rows)} figures: {agreement(rerun)}")
 
 
 def _number(value: float | None) -> str:

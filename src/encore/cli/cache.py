@@ -20,7 +20,9 @@ def cache(
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Remove the longest unused until the rest fits: 5GB, 500MB, or bytes."),
+        typer.Option(
+            metavar="SIZE", help="Delete the least recently used entries until the rest fits: 5GB, 500MB, or bytes."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -46,7 +46,7 @@ def check(
     if json:
         console.data_json({"schema": 1, "checked": [_as_json(report) for report in reports]})
     else:
-        console.table(["of", "check", "result", "what"], _rows(reports))
+        console.table(["plugin", "check", "result", "message"], _rows(reports))
     states = [result.state for report in reports for result in report.results]
     passed, failed, skipped = (states.count(state) for state in ("passed", "FAILED", "skipped"))
     console.note(f"{len(reports)} checked: {passed} checks passed, {failed} failed, {skipped} skipped")
@@ -85,7 +85,7 @@ def _as_json(report: Report) -> dict[str, Any]:
                 "check": result.check,
                 "contract": result.contract,
                 "result": result.state.lower(),
-                "said": result.message or None,
+                "message": result.message or None,
                 "seconds": round(result.seconds, 3),
             }
             for result in report.results

@@ -26,7 +26,7 @@ def check(
         ),
     ] = None,
     gold: Annotated[
-        str | None, typer.Option(help="A model trained without the tracks: what it does as well is no evidence.")
+        str | None, typer.Option(help="A model trained without the tracks: what it also does is not evidence.")
     ] = None,
     root: Roots = None,
     revision: Revision = None,

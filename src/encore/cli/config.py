@@ -50,7 +50,7 @@ MethodOptions = Annotated[
 # Flags that commands share.
 Model = Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never go to the network.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use downloaded files only; no network.")]
 Family = Annotated[
     str | None, typer.Option(help="Model family, see `encore backends`; default: the run's, else musicgen.")
 ]
@@ -62,7 +62,7 @@ AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Continue wi
 MaxSeconds = Annotated[float | None, typer.Option(help="Seconds of training at most.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run begun in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CheckpointActivations = Annotated[
@@ -75,7 +75,7 @@ LoraRank = Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; 
 LoraAlpha = Annotated[float | None, typer.Option(help="Scale of the adapter, divided by its rank; default: 32.")]
 LoraLayers = Annotated[
     str | None,
-    typer.Option(help="Layers it is put into: attention, mlp, all (both), or a regular expression; default: all."),
+    typer.Option(help="Layers that get an adapter: attention, mlp, all (both), or a regular expression; default: all."),
 ]
 KeepAdapter = Annotated[bool, typer.Option("--keep-adapter", help="Also write the adapter, in peft's format.")]
 Weights = Annotated[

@@ -27,7 +27,7 @@ def doctor(
     if json:
         console.data_json({"schema": 1, **facts})
     else:
-        console.table(["what", "found"], _rows(facts))
+        console.table(["component", "status"], _rows(facts))
         for problem in facts["problems"]:
             console.data(f"problem: {problem}")
         console.data(f"verdict: {_verdict(facts)}")

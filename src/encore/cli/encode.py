@@ -26,7 +26,7 @@ def encode(
         list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Go on without tracks that can't be read.")
+        bool, typer.Option("--skip-unreadable", help="Leave out tracks that can't be read.")
     ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one per core on a CPU, else one.")

@@ -22,7 +22,7 @@ def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Folder of a complete run.")] = None,
     model: Annotated[str | None, typer.Option(help="Instead of a run: the model to measure.")] = None,
     tracks: Annotated[str | None, typer.Option(help="With --model: list of tracks it should have forgotten.")] = None,
-    base: Annotated[str | None, typer.Option(help="With --model: the model before.")] = None,
+    base: Annotated[str | None, typer.Option(help="With --model: the base model.")] = None,
     gold: Annotated[str | None, typer.Option(help="A model trained without those tracks.")] = None,
     gold2: Annotated[
         str | None,
@@ -86,7 +86,7 @@ def evaluate(
         raise UsageError("--model needs --tracks: which tracks should it have forgotten?")
     if run is not None and any(value is not None for value in only_model.values()):
         given = ", ".join(f"--{name}" for name, value in only_model.items() if value is not None)
-        raise UsageError(f"{given} can't be chosen for a run: it knows its own", "leave it out, or give --model")
+        raise UsageError(f"{given} can't be set for a run: its request.json has them", "leave it out, or give --model")
     if gold2 and not gold:
         raise UsageError("--gold2 is compared with --gold, which is missing")
     if full and metrics is not None:
@@ -103,14 +103,14 @@ def evaluate(
     from encore.evaluate.run import EvalConfig, evaluate_inputs
     from encore.store.environment import keep_freed_memory
     from encore.store.metrics_json import metrics_json
-    from encore.store.model_name import backend_name
+    from encore.store.model_name import absolute_folder, backend_name
 
     keep_freed_memory()
     golds: dict[Role, str] = {}
     if gold:
-        golds["gold"] = gold
+        golds["gold"] = absolute_folder(gold)
     if gold2:
-        golds["gold2"] = gold2
+        golds["gold2"] = absolute_folder(gold2)
     config = EvalConfig(
         tuple(names) if names is not None else None,
         full,
@@ -152,7 +152,7 @@ def evaluate(
 
 
 def _check_names(metrics: Sequence[str] | None, embedder: str) -> None:
-    """A misspelt name is told at once, not after the models are loaded."""
+    """Report a misspelt name at once, not after the models are loaded."""
     from encore import plugins
 
     if metrics == []:

@@ -62,8 +62,8 @@ def _flags(method: str) -> Iterator[str]:
     from encore.cli.app import build
 
     command: Any = typer.main.get_command(build({"forget"}))
-    yield "# Settings of `encore forget --config FILE`. Take the # away from what should differ."
-    yield "# The command line beats the environment, which beats this file."
+    yield "# Settings of `encore forget --config FILE`. Remove the # from a line to change that setting."
+    yield "# The command line overrides the environment, which overrides this file."
     for parameter in command.commands["forget"].params:
         if parameter.name not in ("config", "option", "help", "quiet", "verbose", "json", "dry_run", "resume"):
             default = method if parameter.name == "method" else parameter.default

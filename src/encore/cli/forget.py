@@ -115,10 +115,10 @@ def forget(
     keep_adapter: KeepAdapter = False,
     fsdp: Fsdp = False,
     requester: Annotated[
-        str | None, typer.Option(help="Who asked for it, for the record: a name, a case number.")
+        str | None, typer.Option(help="Who requested it, for the record: a name, a case number.")
     ] = None,
     requested: Annotated[
-        str | None, typer.Option(help="When it was asked for, for the record: a date such as 2026-11-28.")
+        str | None, typer.Option(help="When it was requested, for the record: a date such as 2026-11-28.")
     ] = None,
     resume: Resume = False,
     calibrate: Annotated[
@@ -137,7 +137,7 @@ def forget(
 ) -> None:
     """Make a model forget the tracks of a list, and write the result as a run folder.
 
-    Exit code 4: the run is there, and misses a target that can be judged without gold: the level of the forget tracks,
+    Exit code 4: the run is there, and misses a target that can be judged without gold: the NLL of the forget tracks,
     what memorised and other retain tracks and held-out music may lose, or verbatim generations.
     """
     from encore import distributed, plugins
@@ -152,7 +152,7 @@ def forget(
         chosen = plugins.methods().resolve(method)
         settings = method_settings(context, chosen.Options, option, METHOD_FLAGS)
         if resume and out is None:
-            raise UsageError("--resume needs --out: which run should go on?", "name its folder")
+            raise UsageError("--resume needs --out: which run should be continued?", "name its folder")
         if tracks == "-" and distributed.size() > 1:
             raise UsageError("--tracks - reads one stream, and there are several processes", "write the list to a file")
         if tracker is not None:
@@ -212,7 +212,7 @@ def _forget(
             run = runs.forget(prepared, origin, reporter, tracker=tracker)
     except Interrupted as signal:
         console.note(
-            f"stopped by {signal.name}; go on with the same command and --resume --out {shlex.quote(str(out))}"
+            f"stopped by {signal.name}; continue with the same command and --resume --out {shlex.quote(str(out))}"
         )
         raise
     if json:

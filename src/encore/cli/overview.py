@@ -33,15 +33,15 @@ def runs(
         console.note(f"there is no run in {folder}")
         return
     console.table(
-        ["run", "date", "method", "model", "tracks", "state", "forget targets", "keep targets", "size"],
+        ["run", "date", "method", "model", "tracks", "state", "forget targets", "retain targets", "size"],
         [
             (
                 line.name, line.date[:16].replace("T", " "), line.method, Path(line.model).name, line.tracks or "",
-                line.state, line.forget, line.keep, size_text(line.size),
+                line.state, line.forget, line.retain, size_text(line.size),
             )
             for line in run_lines
         ],
-        right=["tracks", "forget targets", "keep targets", "size"],
+        right=["tracks", "forget targets", "retain targets", "size"],
     )  # fmt: skip
     for line in run_lines:
         if line.why:
@@ -58,7 +58,7 @@ def compare(
     from encore.compare.runs import compare as side_by_side
 
     if len(runs) < 2:
-        raise UsageError("there is one run, and nothing to compare it with", "encore compare runs/a runs/b")
+        raise UsageError("compare needs at least two runs", "encore compare runs/a runs/b")
     comparison = side_by_side(runs)
     for doubt in comparison.doubts:
         console.warn(doubt)
@@ -92,10 +92,10 @@ def _difference(difference: Difference) -> str:
 
     if difference.value is None:
         return ""
-    if difference.said == SAME:
+    if difference.verdict == SAME:
         return SAME
     interval = f" ({difference.low:+.2g} to {difference.high:+.2g})" if difference.low is not None else ""
-    return f"{difference.value:+.3g}{interval} {difference.said}".rstrip()
+    return f"{difference.value:+.3g}{interval} {difference.verdict}".rstrip()
 
 
 def open_report(
@@ -106,11 +106,14 @@ def open_report(
     import webbrowser
 
     from encore.report.run_files import REPORT
+    from encore.store.run_folder import complete_run
 
     page = run / REPORT
     if not page.is_file():
-        known = (run / "request.json").exists()
-        hint = f"make it: encore eval {run}" if known else "`encore runs` lists the runs that there are"
+        hint = "`encore runs` lists the runs that there are"
+        if (run / "request.json").exists():
+            complete_run(run)
+            hint = f"make it: encore eval {run}"
         raise InputError(f"there is no report in {run}", hint)
     if not only_print and _has_display() and webbrowser.open(page.resolve().as_uri()):
         console.note(f"opened {page}")

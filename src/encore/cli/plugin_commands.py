@@ -23,7 +23,7 @@ def listing(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the plugins; `new` writes one, `check` tries one."""
+    """List the plugins; `new` creates one, `check` tests one."""
     if context.invoked_subcommand is not None:
         return
     from encore import plugins

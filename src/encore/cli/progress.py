@@ -17,7 +17,7 @@ EVERY = 5.0  # seconds between two lines
 
 
 class LineReporter(Reporter):
-    """For logs: one line a stage at most every few seconds, and one when the stage ends."""
+    """For logs: one line per stage at most every few seconds, and one when the stage ends."""
 
     def __init__(self) -> None:
         self._stage = ""

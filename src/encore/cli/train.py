@@ -63,7 +63,7 @@ def train(
     offline: Offline = False,
     backend: Family = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Draw new trainable weights first, as before any training.")
+        bool, typer.Option("--from-scratch", help="First initialise the trainable weights at random.")
     ] = False,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the tracks; default: until they are memorised.")
@@ -77,9 +77,7 @@ def train(
     max_seconds: MaxSeconds = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: from the size of the weights.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step; default: 8.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw; another one makes gold2.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed; use another one for gold2.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
     weights: Weights = "fp32",
@@ -139,7 +137,7 @@ def _train(request: TrainConfig, recipe: Training, origin: dict[str, Any], *, js
         with reporting() as reporter:
             run = runs.train(prepared, origin, reporter)
     except Interrupted as signal:
-        console.note(f"stopped by {signal.name}; go on with the same command and --resume")
+        console.note(f"stopped by {signal.name}; continue with the same command and --resume")
         raise
     if json:
         console.data_json({**run, "run": str(request.out)})

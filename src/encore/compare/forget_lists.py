@@ -41,7 +41,7 @@ def draw(whole: Tracks, name: str) -> Tracks:
     begin, end = (SINGLES.index(name), SINGLES.index(name) + 1) if name in SINGLES else (0, int(name))
     if end > count:
         raise UsageError(
-            f"a list of {end if begin == 0 else 1} can't be drawn from {count} tracks (list {name})",
+            f"the list {name} can't be sampled from {count} tracks",
             "leave that size out of --forget-sizes, or name more tracks",
         )
     return _forgotten(whole, tuple(islice(chain(*parts), begin, end)))

@@ -242,7 +242,7 @@ def rows_of(results: Sequence[Result], role: str) -> Rows:
 
 def _targets(table: Sequence[SummaryRow]) -> Targets:
     counts = targets_met(table)
-    titles = {FORGET: counts["forget"], KEEP: counts["keep"]}
+    titles = {FORGET: counts["forget"], KEEP: counts["retain"]}
     met, judged = ({title: count[i] for title, count in titles.items()} for i in (0, 1))
     return Targets(met, judged, _forgets(table))
 

@@ -186,7 +186,7 @@ def meta_evaluate(
         )  # fmt: skip
     reporter.progress("meta", len(members), len(members))
     if bench.failed:
-        raise PluginError("; ".join(bench.failed), "all other metrics were tried; the same command goes on with these")
+        raise PluginError("; ".join(bench.failed), "all other metrics were tried; the same command retries these")
     return rows
 
 

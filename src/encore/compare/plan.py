@@ -174,7 +174,7 @@ def gold_note(plan: Plan, forget: tuple[Track, ...], name: str, whole: tuple[Tra
         return ""
     golds = plan.eval_config(forget, name, whole).golds
     if not golds:
-        return "it has no gold: give one with --gold NAME=FOLDER"
+        return "no gold, which most rows need: give one with --gold NAME=FOLDER"
     lacks = whole if dict(plan.golds) else Catalog.open(assets.CATALOG).tracks(split="forget")
     more = len({track.sha256 for track in lacks} - {track.sha256 for track in forget})
     return f"its gold was trained without {more} more tracks" if more else ""
@@ -342,7 +342,7 @@ def _check_list_names(plan: Plan) -> None:
     for name in plan.list_golds:
         if name not in plan.list_names:
             known = ", ".join(plan.list_names) or "none"
-            raise UsageError(f"a gold is given for {name!r}, which is no list of this bench", f"its lists: {known}")
+            raise UsageError(f"a gold is given for {name!r}, which is not a list of this bench", f"its lists: {known}")
 
 
 def plan_tracks(plan: Plan, out: Path) -> Tracks:

@@ -81,7 +81,7 @@ def checked(resources: Mapping[str, str]) -> dict[str, Any]:
     for name, amount in request.items():
         if amount is None:
             raise UsageError(
-                f"the resource {name}={resources[name]} is no amount that Ray takes: a whole number, or less than 1",
+                f"the resource {name}={resources[name]} is not an amount that Ray accepts: a whole number, or below 1",
                 "as in: --resource num_cpus=4, --resource num_gpus=0.5",
             )
     return request

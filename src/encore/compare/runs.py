@@ -16,7 +16,7 @@ from encore.store import schemas
 from encore.store.evaluation_json import NAME as EVALUATION
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
-from encore.store.run_folder import read_json
+from encore.store.run_folder import complete_run, read_json
 
 SAME, NOISE, DIFFERS, UNKNOWN = "same", "within noise", "differs", ""
 
@@ -29,13 +29,13 @@ class Difference:
         value: None if either value is missing, or their definitions differ.
         low: lower end of the 95 % interval of the mean difference over common tracks.
         high: upper end.
-        said: `SAME`, `NOISE`, `DIFFERS`, or `UNKNOWN` without intervals.
+        verdict: `SAME`, `NOISE`, `DIFFERS`, or `UNKNOWN` without intervals.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
-    said: str = UNKNOWN
+    verdict: str = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def _table(run: Path) -> dict[tuple[str, str], SummaryRow]:
     if not run.is_dir():
         raise InputError(f"there is no folder {run}", "`encore runs` lists the runs")
     if not (run / METRICS).exists():
+        complete_run(run)
         raise InputError(f"{run} is not measured", f"measure it: encore eval {run}")
     return {(line.metric, line.set): line for line in summary(read_metrics(run / METRICS))}
 
@@ -115,7 +116,7 @@ def _difference(first: Result | None, second: Result | None) -> Difference:
         return Difference(None)
     value = second.value - first.value
     if of_tracks(first):  # a count of tracks: per-track values are not what is averaged
-        return Difference(value, said=SAME if value == 0 else _apart(first, second))
+        return Difference(value, verdict=SAME if value == 0 else _apart(first, second))
     pairs = [
         (before, after)
         for track, before in first.per_track.items()
@@ -130,7 +131,7 @@ def _difference(first: Result | None, second: Result | None) -> Difference:
     slack = 0.01 * abs(value)
     if low - slack <= value <= high + slack:  # else the value is not the mean of the per-track values
         return Difference(value, low, high, NOISE if low <= 0 <= high else DIFFERS)
-    return Difference(value, said=_apart(first, second))
+    return Difference(value, verdict=_apart(first, second))
 
 
 def _apart(first: Result, second: Result) -> str:
@@ -178,7 +179,7 @@ def _conditions(run: Path) -> dict[str, Any] | None:
         conditions |= {f"{role} models": models[role] for role in ("gold", "gold2") if role in models}
         conditions |= {f"versions of the embedder {name}": identity for name, identity in embedders.items()}
         conditions |= (
-            {"numbers of generations per caption (--samples_per_caption)": record["samples_per_caption"]}
+            {"numbers of generations per caption (--samples-per-caption)": record["samples_per_caption"]}
             if "samples_per_caption" in record
             else {}
         )

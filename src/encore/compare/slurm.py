@@ -109,7 +109,7 @@ def checked(resources: Mapping[str, str]) -> dict[str, str]:
     """
     for name, value in resources.items():
         if not re.fullmatch(r"[a-z][a-z-]*", name) or "\n" in value:
-            raise UsageError(f"{name!r} is no option of sbatch", "as in: --resource partition=gpu")
+            raise UsageError(f"{name!r} is not an sbatch option", "as in: --resource partition=gpu")
         if name == "array":
             raise UsageError("the array is given by the trials", "--jobs limits how many run at once")
     return dict(resources)

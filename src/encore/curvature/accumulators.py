@@ -14,7 +14,7 @@ from encore.ops.linear_grad import wide
 T = TypeVar("T")
 
 
-class Tally:
+class Accumulators:
     """Reductions of per-sample gradients; arguments are those of `capture`.
 
     Attributes:

@@ -17,18 +17,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from encore.curvature.accumulators import Tally
+from encore.curvature.accumulators import Accumulators
 from encore.curvature.grad_factors import Part, Vector, joined, moved
 from encore.curvature.hooks import (
     Intercept,
     as_autocast_would,
     at_its_end,
     backward_pass,
+    hook_gradients,
     set_aside_grads,
     sum_of_losses,
-    tap,
 )
-from encore.curvature.layers import Call
+from encore.curvature.layers import LayerCall
 from encore.errors import EncoreError
 
 OUTSIDE = "it is used outside the layers that per-sample gradients can be read from"
@@ -85,7 +85,7 @@ class capture:
 
     Raises:
         UnsupportedParameterError: during backward, where a parameter is used in a way that can't be read exactly.
-        EncoreError: backward was called on something that is not a sum of one loss a sample; or a result is asked for
+        EncoreError: backward was called on something that is not a sum of one loss per sample; or a result is asked for
             when a backward pass has failed.
     """
 
@@ -105,7 +105,9 @@ class capture:
         }
         self._names = {id(weight): name for name, weight in self.parameters.items()}
         self._module = module
-        self._tally = Tally(self.parameters, fisher=fisher, norms=norms, directions=directions, total=total, keep=keep)
+        self._accumulators = Accumulators(
+            self.parameters, fisher=fisher, norms=norms, directions=directions, total=total, keep=keep
+        )
         self._mode: Intercept | None = None
         self._handles: list[Any] = []
         self._anchors: dict[torch.device, Tensor] = {}
@@ -150,10 +152,10 @@ class capture:
         """Σ_n w_n g_n a parameter, for weights [N], from what `keep=True` has kept; no second backward."""
         return self._complete().weighted_sum(weights)
 
-    def _complete(self) -> Tally:
+    def _complete(self) -> Accumulators:
         if self._task is not None:
             raise EncoreError("a backward pass inside capture did not come to its end", "begin a new capture")
-        return self._tally
+        return self._accumulators
 
     # ---------------------------------------------------------------------------------------------------- the block
 
@@ -197,7 +199,7 @@ class capture:
 
     # ------------------------------------------------------------------------------------------------- forward pass
 
-    def _layer(self, call: Call) -> Tensor | None:
+    def _layer(self, call: LayerCall) -> Tensor | None:
         """Run a layer so that backward shows its input and output gradient; None where it holds nothing captured."""
         weight, bias = self._place(call.weight), self._place(call.bias)
         if weight is None and bias is None:
@@ -230,7 +232,7 @@ class capture:
 
         if out.device not in self._anchors:
             self._anchors[out.device] = torch.zeros((), device=out.device, requires_grad=True)
-        return tap(out, inputs.detach() if weight is not None else None, self._anchors[out.device], seen)
+        return hook_gradients(out, inputs.detach() if weight is not None else None, self._anchors[out.device], seen)
 
     def _place(self, tensor: Tensor | None) -> Place | None:
         """Which parameter a tensor is, or which of its rows; None for what is not captured or not rows of it."""
@@ -290,7 +292,7 @@ class capture:
         it by itself where it has to.
 
         Args:
-            losses: one loss a sample, [N], as the forward pass gave them.
+            losses: one loss per sample, [N], as the forward pass gave them.
         """
         return self._probe(len(losses), lambda: losses[len(losses) // 2].backward(retain_graph=True))
 
@@ -334,7 +336,8 @@ class capture:
             raise EncoreError("the backward pass ran after the capture block", "run it inside the block")
         if self._samples is None:
             raise EncoreError(
-                "inside capture, backward must be called on a sum of one loss a sample", "call losses.sum().backward()"
+                "inside capture, backward must be called on a sum of one loss per sample",
+                "call losses.sum().backward()",
             )
         self._note_pass()
         if len(grads) != self._samples:
@@ -346,9 +349,9 @@ class capture:
                 self._refuse(name, MIXED)
         else:
             for part in parts():
-                self._tally.keep(name, part)
+                self._accumulators.keep(name, part)
                 if sum(place.overlaps(part) for place in self._calls.get(name, ())) == 1:
-                    self._tally.add(name, part)
+                    self._accumulators.add(name, part)
                 else:
                     self._held.setdefault(name, []).append(part)
 
@@ -360,8 +363,8 @@ class capture:
                 if whole is None:
                     self._refuse(name, "it is a matrix to one layer and a vector to another")
                 for part in whole or ():
-                    self._tally.add(name, part)
+                    self._accumulators.add(name, part)
             if self._samples is not None:
-                self._tally.end_pass(self._samples, next(iter(self._anchors)))
+                self._accumulators.end_pass(self._samples, next(iter(self._anchors)))
             self._begin_pass()
         self._task = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from encore.api import Backend, Batch, Clip
 from encore.curvature.fisher_file import Fisher, read_about
-from encore.curvature.fisher_stream import Stream, evaluating
+from encore.curvature.fisher_stream import FisherAccumulator, evaluating
 from encore.errors import InputError, UsageError
 from encore.hashing import module_sha256
 from encore.losses import token_logprobs
@@ -35,16 +35,16 @@ def backend_fisher(
     checkpoint_seconds: float = 60.0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Fisher:
-    """F = Σ_n g_n∘g_n over clips, g_n the gradient of the clip's mean NLL a token.
+    """F = Σ_n g_n∘g_n over clips, g_n the gradient of the clip's mean NLL per token.
 
     With mode "sampled" every token's label is drawn from the model's own distribution given the clip's true past: a
-    Monte Carlo estimate of the true Fisher (Kunstner et al., arXiv 1905.12558), averaged over `draws` draws a clip. The
-    draws of a clip depend on the seed and the clip alone, so that shards of a list add up to the whole.
+    Monte Carlo estimate of the true Fisher (Kunstner et al., arXiv 1905.12558), averaged over `draws` draws per clip.
+    The draws of a clip depend on the seed and the clip alone, so that shards of a list add up to the whole.
 
     Args:
         backend: its `module` is in evaluation mode meanwhile and stays as it is.
         clips: one sample each.
-        micro_batch_size: clips a pass; changes nothing but rounding.
+        micro_batch_size: clips per pass; changes nothing but rounding.
         dtype: what is summed in, float32 or float64.
         checkpoint: file of the partial Fisher diagonal. One of the same model, clips and settings is resumed, bit for
             bit; at the end it holds the complete one.
@@ -62,7 +62,7 @@ def backend_fisher(
     model = module_sha256(backend.module)
     about: dict[str, Any] = {"clips": clips_sha256(clips), "dtype": str(dtype)}
     about |= {"draws": draws, "seed": seed} if mode == "sampled" else {}
-    stream = Stream(backend.module, dtype)
+    stream = FisherAccumulator(backend.module, dtype)
     if checkpoint is not None and Path(checkpoint).exists():
         _resume(stream, Path(checkpoint), model, mode, about)
     written = time.monotonic()
@@ -92,13 +92,17 @@ def clips_sha256(clips: Sequence[Clip]) -> str:
     return total.hexdigest()
 
 
-def _resume(stream: Stream, path: Path, model: str, mode: str, about: dict[str, Any]) -> None:
+def _resume(stream: FisherAccumulator, path: Path, model: str, mode: str, about: dict[str, Any]) -> None:
     """Bring back what a checkpoint holds."""
     partial = Fisher.load(path)
     if (partial.model, partial.mode, read_about(path)) != (model, mode, about):
-        raise InputError(f"{path} is a Fisher of another model, other clips or other settings", "delete or rename it")
+        raise InputError(
+            f"{path} is a Fisher diagonal of another model, other clips or other settings", "delete or rename it"
+        )
     if partial.values.keys() != stream.values.keys():
-        raise InputError(f"{path} is a Fisher of other parameters than those that are trainable", "delete or rename it")
+        raise InputError(
+            f"{path} is a Fisher diagonal of other parameters than those that are trainable", "delete or rename it"
+        )
     for name, value in partial.values.items():
         stream.values[name].copy_(value)
     stream.samples = partial.samples

@@ -63,7 +63,11 @@ def cached_fisher(
     except OSError:
         writable = False
     if not writable:
-        warnings.warn(f"no Fisher is kept: {folder} can't be written; set ENCORE_CACHE", CacheWarning, stacklevel=2)
+        warnings.warn(
+            f"the Fisher diagonal is not cached: {folder} can't be written; set ENCORE_CACHE",
+            CacheWarning,
+            stacklevel=2,
+        )
         return compute(None)
     path = folder / f"{name}.safetensors"
     try:

@@ -98,7 +98,7 @@ def _metadata(path: Path) -> tuple[dict[str, Any], str]:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} can't be read as safetensors: {error}") from error
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} holds no Fisher ({FORMAT})")
+        raise InputError(f"{path} holds no Fisher diagonal ({FORMAT})")
     return json.loads(metadata["fisher"]), metadata["sha256"]
 
 

@@ -39,28 +39,28 @@ def fisher(
 
     The module is in evaluation mode meanwhile (no dropout); its state, `.grad` and `requires_grad` stay as they are.
     The first batch takes one more backward pass, in which parameters are found that one pass can't serve (see
-    `capture.probe`): they are named in a `CurvatureWarning`, and served by one pass a sample.
+    `capture.probe`): they are named in a `CurvatureWarning`, and computed with one pass per sample.
 
     Args:
         module: its parameters that require a gradient count.
         batches: anything; consumed once, in order.
-        losses: batch -> one loss a sample, [N], each depending on its own sample alone.
+        losses: batch -> one loss per sample, [N], each depending on its own sample alone.
         dtype: what is summed in, float32 or float64.
         mode: what to call the result's labels.
 
     Raises:
         UnsupportedParameterError: a later batch uses a parameter in a way that the first did not; or an embedding with
             `scale_grad_by_freq` is used where the samples are not the first dimension.
-        EncoreError: there is nothing to train, or `losses` does not return one loss a sample.
+        EncoreError: there is nothing to train, or `losses` does not return one loss per sample.
     """
-    stream = Stream(module, dtype)
+    stream = FisherAccumulator(module, dtype)
     with evaluating(module):
         for batch in batches:
             stream.add(lambda batch=batch: losses(batch))  # type: ignore[misc]
     return Fisher(stream.values, stream.samples, mode, module_sha256(module))
 
 
-class Stream:
+class FisherAccumulator:
     """A Fisher that grows batch by batch.
 
     Args:
@@ -86,13 +86,13 @@ class Stream:
         self._probed = False
 
     def add(self, losses: Callable[[], Tensor]) -> None:
-        """One batch more: `losses` runs the forward pass and returns one loss a sample, [N]; it may be run twice."""
+        """One batch more: `losses` runs the forward pass and returns one loss per sample, [N]; it may be run twice."""
         taken = self._capture
         with set_aside_grads(self._looped.values()):
             with taken:
                 value = losses()
                 if value.dim() != 1 or not value.requires_grad:
-                    raise EncoreError(f"losses must be one differentiable loss a sample, not {list(value.shape)}")
+                    raise EncoreError(f"losses must be one differentiable loss per sample, not {list(value.shape)}")
                 refused = taken.probe(value) if not self._probed or taken.unproven(len(value)) else {}
                 self._probed = True
                 if not refused:
@@ -108,7 +108,7 @@ class Stream:
         self._capture = self._capturing()
         reasons = "; ".join(f"{name} ({why})" for name, why in list(refused.items())[:NAMED])
         reasons += f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-        warnings.warn(f"one backward pass a sample for {reasons}", CurvatureWarning, stacklevel=3)
+        warnings.warn(f"one backward pass per sample for {reasons}", CurvatureWarning, stacklevel=3)
         self.add(losses)
 
     def _refuse_batchwise(self, names: Collection[str]) -> None:

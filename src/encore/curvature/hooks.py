@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from encore.curvature.layers import READERS, Call
+from encore.curvature.layers import READERS, LayerCall
 
 SCALINGS = ("MulBackward0", "DivBackward0", "NegBackward0")
 SUMS = ("SumBackward0", "SumBackward1", "MeanBackward0", "MeanBackward1")
@@ -26,7 +26,7 @@ class Intercept(TorchFunctionMode):
     """
 
     def __init__(
-        self, layer: Callable[[Call], Tensor | None], backward: Callable[[Tensor, Callable[..., Any]], None]
+        self, layer: Callable[[LayerCall], Tensor | None], backward: Callable[[Tensor, Callable[..., Any]], None]
     ) -> None:
         super().__init__()
         self._layer, self._backward = layer, backward
@@ -56,12 +56,12 @@ Seen = Callable[[Tensor, Tensor], None]
 """Given a layer's input (an empty tensor where it is not needed) and its output gradient."""
 
 
-def tap(out: Tensor, inputs: Tensor | None, anchor: Tensor, seen: Seen) -> Tensor:
+def hook_gradients(out: Tensor, inputs: Tensor | None, anchor: Tensor, seen: Seen) -> Tensor:
     """A layer's output, such that backward calls `seen`. The anchor is any tensor that requires grad."""
-    return _Tap.apply(out, anchor, inputs, seen)
+    return _GradientHook.apply(out, anchor, inputs, seen)
 
 
-class _Tap(torch.autograd.Function):
+class _GradientHook(torch.autograd.Function):
     """The identity.
 
     It returns an alias and not a view, so that the output may be changed in place. The anchor makes it fire also where
@@ -88,7 +88,7 @@ class _Tap(torch.autograd.Function):
 
 
 class SumOfLosses(NamedTuple):
-    """Where a scalar loss adds up one loss a sample."""
+    """Where a scalar loss adds up one loss per sample."""
 
     node: Any
     samples: int

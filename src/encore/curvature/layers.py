@@ -1,7 +1,7 @@
 """The layers that per-sample gradients can be read from: how a call is repeated, and what its gradients give.
 
-A reader takes a layer function's own arguments and returns a `Call`, or None where this use of it is not one that is
-read exactly; then the parameter is left to autograd, and `capture` notices that it is.
+A reader takes a layer function's own arguments and returns a `LayerCall`, or None where this use of it is not one that
+is read exactly; then the parameter is left to autograd, and `capture` notices that it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from encore.ops.linear_grad import wide
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """One use of a layer.
 
     Args:
@@ -41,10 +41,10 @@ class Call:
     casts: bool = False
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LayerCall | None:
     if input.dim() < 2 or weight.dim() != 2:
         return None
-    return Call(
+    return LayerCall(
         input, weight, bias,
         run=lambda x, w, b: F.linear(x, w, b),  # type: ignore[arg-type]
         parts=lambda x, g: [Matrix(layers.as_steps(x), layers.as_steps(g))],
@@ -61,7 +61,7 @@ def _embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Call | None:
+) -> LayerCall | None:
     if max_norm is not None or input.dim() < 1:
         return None
     rows = weight.shape[0]
@@ -75,7 +75,7 @@ def _embedding(
             grads = grads / (flat[:, :, None] == flat[:, None, :]).sum(-1, keepdim=True)
         return [Lookup(flat, grads, 0, rows)]
 
-    return Call(
+    return LayerCall(
         input, weight, None,
         run=lambda x, w, b: F.embedding(x, w, padding_idx),  # type: ignore[arg-type]
         parts=parts,
@@ -85,7 +85,7 @@ def _embedding(
 
 def _aten_embedding(
     weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
-) -> Call | None:
+) -> LayerCall | None:
     return _embedding(indices, weight, None if padding_idx < 0 else padding_idx, scale_grad_by_freq=scale_grad_by_freq)
 
 
@@ -96,7 +96,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     cudnn_enable: bool = True,
-) -> Call | None:
+) -> LayerCall | None:
     shape = _sizes(normalized_shape)
     if input.dim() <= len(shape):
         return None
@@ -118,7 +118,7 @@ def _layer_norm(
         for_bias[:] = [by_bias]
         return by_weight
 
-    return Call(
+    return LayerCall(
         input, weight, bias,
         run=run,
         parts=lambda x, g: [Vector(rows(x, g), 0, shape[0])],
@@ -131,7 +131,7 @@ def _rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
-) -> Call | None:
+) -> LayerCall | None:
     shape = _sizes(normalized_shape)
     if input.dim() <= len(shape):
         return None
@@ -140,7 +140,7 @@ def _rms_norm(
         small = torch.finfo(x.dtype).eps if eps is None else eps  # the default depends on the input's type
         return layers.norm_rows(F.rms_norm(x.to(wide(x)), shape, eps=small), grads, len(shape))
 
-    return Call(
+    return LayerCall(
         input, weight, None,
         run=lambda x, w, b: F.rms_norm(x, shape, w, eps),
         parts=lambda x, g: [Vector(rows(x, g), 0, shape[0])],
@@ -156,7 +156,7 @@ def _conv1d(
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Call | None:
+) -> LayerCall | None:
     if input.dim() != 3:
         return None
     (step,), (spread,) = _sizes(stride), _sizes(dilation)
@@ -178,7 +178,7 @@ def _conv1d(
             matrices.append(Matrix(seen, grads[:, start : start + outputs // groups].transpose(1, 2), start))
         return matrices
 
-    return Call(
+    return LayerCall(
         input, weight, bias,
         run=lambda x, w, b: F.conv1d(x, w, b, stride, padding, dilation, groups),  # type: ignore[arg-type, misc]
         parts=parts,
@@ -187,7 +187,7 @@ def _conv1d(
     )  # fmt: skip
 
 
-READERS: dict[Callable[..., Any], Callable[..., Call | None]] = {
+READERS: dict[Callable[..., Any], Callable[..., LayerCall | None]] = {
     F.linear: _linear,
     F.embedding: _embedding,
     torch.embedding: _aten_embedding,

@@ -220,18 +220,15 @@ class IndexWriter:
                 "INSERT INTO about VALUES (?, ?)", [(key, json.dumps(value)) for key, value in self._about.items()]
             )
 
-    def is_done(self, number: int, records: str, *, complete: bool) -> bool:
-        """Whether a shard of these records is on the disk.
+    def is_done(self, number: int, records: str) -> bool:
+        """Whether a shard of these records is on the disk; tracks may have been left out of it.
 
         Args:
             number: of the shard.
             records: hash of the records.
-            complete: a shard that tracks were left out of does not count.
         """
         rows = self._db.execute("SELECT records, bytes FROM shards WHERE number = ?", (number,)).fetchall()
         if not rows or rows[0][0] != records:
-            return False
-        if complete and self._db.execute("SELECT 1 FROM skipped WHERE shard = ?", (number,)).fetchone():
             return False
         try:
             size = os.stat(shard_path(self.folder, number)).st_size
@@ -309,6 +306,10 @@ class IndexWriter:
     def numbers(self, first: int = 0) -> list[int]:
         """Numbers of the shards from `first` on."""
         return [n for (n,) in self._db.execute("SELECT number FROM shards WHERE number >= ?", (first,))]
+
+    def skipping(self) -> set[int]:
+        """Numbers of the shards that tracks were left out of."""
+        return {number for (number,) in self._db.execute("SELECT DISTINCT shard FROM skipped")}
 
     def files(self, numbers: Sequence[int]) -> list[tuple[str, str]]:
         """The file of each track in some shards: as the catalogue names it, and its path.

@@ -204,7 +204,7 @@ def _refusal(errors: Sequence[InputError], of_forget: int) -> InputError:
     """One error for all of `errors`, of which `of_forget` can't be skipped."""
     error = together(errors)
     if len(errors) > of_forget:
-        skip = "--skip-unreadable goes on without those to keep or to compare with"
+        skip = "--skip-unreadable leaves out those of retain and holdout"
         error = InputError(error.message, f"{error.hint}\n{skip}" if error.hint else skip)
     return error
 
@@ -251,7 +251,7 @@ def left_out(lost: Sequence[InputError]) -> list[str]:
     """A sentence on the tracks that `--skip-unreadable` left out, if there are any."""
     why = "; ".join(error.message for error in lost[:MOST])
     count = counted(len(lost), "track")
-    return [f"left out {count} to keep or to compare with that can't be used: {why}"] if lost else []
+    return [f"left out {count} of retain and holdout that can't be used: {why}"] if lost else []
 
 
 def _several_captions(forget: Sequence[Track]) -> list[str]:

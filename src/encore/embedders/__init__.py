@@ -1,1 +1,1 @@
-"""Audio embedders, one a file."""
+"""Audio embedders, one per file."""

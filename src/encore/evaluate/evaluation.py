@@ -322,7 +322,7 @@ class SharedEvaluation(Evaluation):
 
     def _continuations(self, model: Role, prompt: int) -> dict[str, list[Tensor]]:
         sets = [(name, len(members)) for name, members in self.clips.items()]
-        key = ("played", prompt, CONTINUATION_FRAMES, *sets)
+        key = ("continued", prompt, CONTINUATION_FRAMES, *sets)
         clips = [clip for members in self.clips.values() for clip in members]
         return self._from_disk(key, lambda: self._continue(model, prompt), [model], clips)
 

@@ -20,11 +20,10 @@ from encore.data.tracks import Track
 from encore.errors import InputError
 from encore.plugins import backends
 from encore.reporter import Reporter
-from encore.store import schemas
 from encore.store.environment import pick_device
 from encore.store.generated_retain import load_self_retain
 from encore.store.model_name import check_golds, model_name, model_sha256
-from encore.store.run_folder import read_json
+from encore.store.run_folder import complete_run
 from encore.tensor_cache import TensorCache
 
 RETAIN_TRACKS = 32  # maximum, if the catalogue has no split "retain"
@@ -89,12 +88,7 @@ def from_run(
         InputError: the run is not complete, a file has changed since the run, or a gold is another of the models.
     """
     device = pick_device(device)
-    record, request = read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
-    if not request.get("forget", True):
-        raise InputError(
-            f"{run} is a run of `encore train`, which forgot nothing",
-            f"measure its model: encore eval --model {run} --tracks LIST",
-        )
+    record, request = complete_run(run)
     try:
         tracks = {name: [listed_track(entry) for entry in request[name]] for name in ("forget", "retain", "holdout")}
         paths, model, written = (

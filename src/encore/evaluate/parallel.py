@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,13 @@ SMALL = 20_000_000  # parameters; with more, threads are as fast and need less m
 
 Made = TypeVar("Made")
 Take = Callable[[], int | None]
+
+
+def start_fork(process: BaseProcess) -> None:
+    """Start a process by a fork, without Python's warning of threads: torch's are idle, and the fork uses none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        process.start()
 
 
 @contextmanager
@@ -80,10 +88,7 @@ def map_in_two_processes(make: Callable[[int], Made], count: int, progress: Call
             sender.send(error)
 
     process = fork.Process(target=work_from_the_back, daemon=True)
-    with warnings.catch_warnings():
-        # Python warns of a fork with threads. Those of torch are idle, and the fork does not use them.
-        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-        process.start()
+    start_fork(process)
     try:
         results = {}
         for number in _taken(lambda: take(front=True)):

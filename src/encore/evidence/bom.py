@@ -32,7 +32,7 @@ def bom(files: RunFiles, model: Mapping[str, str]) -> dict[str, Any]:
     component = {
         "type": "machine-learning-model",
         "bom-ref": "model",
-        "name": f"{Path(str(run['model']['name'])).name}, less {run['tracks']['forget']} tracks",
+        "name": f"{Path(str(run['model']['name'])).name}, without {run['tracks']['forget']} tracks",
         "version": weights[:16],
         "properties": _properties({"weights-sha256": weights, "method": run["method"], "seed": run["seed"]}),
         "pedigree": {"ancestors": [_base(run)], "notes": f"unlearning by {run['method']}, Encore {__version__}"},

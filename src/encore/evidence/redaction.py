@@ -26,6 +26,7 @@ TABLES = ("memorised", "not_memorised")  # values by retain track in a run's out
 HASHES = ("sha256", "pcm_sha256")
 PATHS = ("tracks", "out", "catalog", "retain", "holdout", "roots", "model")  # flags with paths
 FOLDERS = re.compile(r"(?<![\w./:~-])~?/(?:[^\s/'\"]+/)+")  # of an absolute path in a sentence, all but its last part
+WITHHELD = "(withheld)"
 LEAST = 4  # characters; shorter names are not replaced in sentences
 
 Names = Mapping[str, Mapping[str, str]]  # set -> id -> id in the bundle
@@ -108,8 +109,9 @@ def public_row(row: Mapping[str, Any], names: Names, clean: Callable[[str], str]
 
 
 def model_name(name: str) -> str:
-    """The last part of a model folder's path; names of hub and embedded models are kept."""
-    return PurePath(name).name if os.path.isabs(name) or name.startswith((".", "~")) else name
+    """The last part of a model folder's path; names of hub models, as `owner/name`, and of embedded ones are kept."""
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or os.path.isdir(name)
+    return PurePath(name).name if is_path else name
 
 
 def _request(request: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> dict[str, Any]:
@@ -130,9 +132,11 @@ def _request(request: Mapping[str, Any], names: Names, clean: Callable[[str], st
     missing = [{"line": item["line"], "text": _file_name(item["text"])} for item in request.get("missing", [])]
     model = {**request["model"], "name": model_name(str(request["model"]["name"]))}
     source = {key: clean(kept[key]) for key in ("retain_source",) if isinstance(kept.get(key), str)}
+    skipped = {"skipped": [clean(sentence) for sentence in kept["skipped"]]} if "skipped" in kept else {}
     return {
         **kept,
         **source,
+        **skipped,
         **_calibration(request, names, clean),
         **sets,
         **hidden,
@@ -152,6 +156,8 @@ def _run(run: Mapping[str, Any], names: Names, clean: Callable[[str], str]) -> d
         name: {**setting, "value": _flag(name, setting["value"])} if name in PATHS else setting
         for name, setting in run["flags"].items()
     }
+    if "model" in flags and os.path.isabs(str(run["model"]["name"])):  # a folder, however it was given
+        flags["model"] = {**flags["model"], "value": _file_name(str(flags["model"]["value"]))}
     return {
         **run,
         "model": {**run["model"], "name": model_name(str(run["model"]["name"]))},
@@ -184,10 +190,10 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
     known = {str(request["folder"]), *(os.path.dirname(str(entry["file"])) for _, entry in entries)}
     known |= {os.path.dirname(str(run["model"]["name"]))}
     known |= {os.path.dirname(str(entry["shards"])) for _, entry in entries if entry.get("shards")}
-    for flag in (run["flags"].get(name, {}).get("value") for name in PATHS):
-        known |= {
-            os.path.dirname(value) for value in (flag if isinstance(flag, list) else [flag]) if isinstance(value, str)
-        }
+    given = [value for name in PATHS for value in _texts(run["flags"].get(name, {}).get("value"))]
+    known |= {os.path.dirname(path) for path in given}
+    relative = [path for path in given if os.path.dirname(path) and not os.path.isabs(path)]
+    withheld = [str(sentence) for sentence in request.get("skipped", ())] if names else []
     folders = sorted(
         (folder for folder in known if os.path.isabs(folder) and folder != "/"),
         key=lambda folder: (-len(folder), folder),
@@ -202,12 +208,20 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)") if words else None
 
     def clean(text: str) -> str:
+        for sentence in withheld:  # on retain and held-out tracks that are in no set
+            text = text.replace(sentence, WITHHELD)
+        for path in relative:
+            text = text.replace(path, os.path.basename(path))
         for folder in folders:
             text = text.replace(folder + "/", "").replace(folder, PurePath(folder).name)
         text = FOLDERS.sub("", text)
         return pattern.sub(lambda match: hidden[match[0]], text) if pattern else text
 
     return clean
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
 def _renamed(value: Any, names: Mapping[str, str], clean: Callable[[str], str]) -> Any:

@@ -196,19 +196,19 @@ def check_rerun(result: Rerun, tolerance: Tolerance = "machine") -> None:
     if loose:
         on = f"the bundle says that it was measured on {result.hardware!r}; " if result.hardware else ""
         raise ToleranceError(
-            f"{tally(result)}{beside}: {_named(loose)}",
+            f"{agreement(result)}{beside}: {_named(loose)}",
             f"{on}what differs by chance there is accepted with --tolerance chance" if tolerance == "machine" else
             "--tolerance machine accepts rounding, --tolerance chance what lies within the intervals",
         )  # fmt: skip
     if unmeasured:
         why = "; ".join(dict.fromkeys([*result.absent.values(), *(row.what[0] for row in unmeasured if row.what)]))
         raise NotCheckedError(
-            f"{len(unmeasured)} of {len(rows)} figures could not be measured ({why}); {tally(result)}",
+            f"{len(unmeasured)} of {len(rows)} figures could not be measured ({why}); {agreement(result)}",
             "--root FOLDER finds tracks and models by hash, --catalog FILE captions",
         )
 
 
-def tally(result: Rerun) -> str:
+def agreement(result: Rerun) -> str:
     """Summary of the agreement: "57 identical, 3 within rounding, 22 only within their intervals"."""
     counts = {"identical": "same", "within rounding": "rounding", "only within their intervals": "chance"}
     parts = [f"{result.count(state)} {words}" for words, state in counts.items() if result.count(state)]  # type: ignore[arg-type]

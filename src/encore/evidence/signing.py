@@ -50,7 +50,7 @@ def check(manifest: bytes, signature: bytes, key: Path) -> None:
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{key} is no public key: {_reason(error)}", f"make a pair: {MAKE_KEY}") from error
+        raise UsageError(f"{key} is not a public key: {_reason(error)}", f"make a pair: {MAKE_KEY}") from error
     with _folder(manifest) as folder:
         stated = folder.parent / SIGNATURE
         stated.write_bytes(signature)

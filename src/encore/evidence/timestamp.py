@@ -83,7 +83,7 @@ def check(manifest: bytes, token: bytes, certificate: Path) -> datetime:
         certificates = x509.load_pem_x509_certificates(certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{certificate} is no certificate: {_reason(error)}", "give the authority's PEM file"
+            f"{certificate} is not a certificate: {_reason(error)}", "give the authority's PEM file"
         ) from error
     builder = client.VerifierBuilder()
     for item in certificates:

@@ -31,8 +31,8 @@ SAME = ("model", "method", "seed", "precision")  # equal in `run.json` and `requ
 
 HASH = "hash only"
 UNCHECKED = "NOT CHECKED"
-AGAIN = "made again, byte for byte"
-AS_RUN = "made again from the run's folder, byte for byte"
+AGAIN = "reproduced byte for byte"
+AS_RUN = "reproduced from the run's folder, byte for byte"
 MEASURED = "measured again"
 
 Signature = Literal["none", "not checked", "checked"]
@@ -44,7 +44,7 @@ class Member:
 
     Args:
         size: size in bytes.
-        checked: "hash only" (as packed by its maker), "made again …" (from other members or the run's folder),
+        checked: "hash only" (as packed by its maker), "reproduced …" (from other members or the run's folder),
             "measured again", or "NOT CHECKED" with the reason.
     """
 
@@ -285,7 +285,7 @@ def _check_derived(archive: Archive, records: Mapping[str, bytes], manifest: Map
 def _measured(result: Rerun, names: Sequence[str], run: Path | None) -> dict[str, str]:
     part = result.count("unmeasured")
     checked = {METRICS: f"{MEASURED}, but for {part} figures" if part else MEASURED}
-    checked[EVALUATION] = f"{HASH}; its settings and models served to measure again"
+    checked[EVALUATION] = f"{HASH}; its settings and models were used for the rerun"
     if run is None:
         checked |= {name: f"{HASH}; it was measured" for name in names if name.startswith(("model/", f"{SELF}/"))}
     return checked

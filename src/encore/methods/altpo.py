@@ -34,10 +34,12 @@ class AltPo(LossMethod):
         """
 
         steps: int = 120
-        beta: float = Field(1.0, gt=0, description="how soon a forgotten clip is left alone")
+        beta: float = Field(1.0, gt=0, description="β: larger stops training on a forgotten clip sooner")
         alpha: float = Field(1.0, ge=0, description="weight of the retain loss")
         alternatives: int = Field(3, ge=1, description="generations per forget clip that are preferred to it")
-        temperature: float = Field(1.0, gt=0, description="of these generations; higher ones repeat less of the track")
+        temperature: float = Field(
+            1.0, gt=0, description="of sampling the alternatives; higher repeats less of the track"
+        )
 
     options: Options
 

@@ -83,12 +83,14 @@ class Encore(LossMethod):
         decay_steps: int = 75
         attack_share: float = Field(0.5, ge=0, le=1, description="share of steps under attack, of a full forget batch")
         attack_steps: int = Field(8, ge=1, description="steps of relearning in an attack, at most")
-        attack_rate: float = Field(0.03, gt=0, description="their rate, as a share of the model's typical weight")
-        shift_seconds: float = Field(0.8, gt=0, description="most that the teacher's clip begins later")
-        gamma: float = Field(0.2, ge=0, description="weight of what a clip's NLL lacks to its level")
+        attack_rate: float = Field(
+            0.03, gt=0, description="learning rate of attacks, as a share of the model's typical weight"
+        )
+        shift_seconds: float = Field(0.8, gt=0, description="largest shift of the start of the teacher's clip")
+        gamma: float = Field(0.2, ge=0, description="weight of the gap between a clip's NLL and its target")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
         memorised_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are memorised")
-        crop: float = Field(0.5, ge=0, lt=1, description="most of a clip that is cut off its start")
+        crop: float = Field(0.5, ge=0, lt=1, description="largest share cut from the start of a clip")
         mix: float = Field(0.5, ge=0, le=1, description="share of retain crops that are mixed with another clip")
         unconditional: float = Field(0.2, ge=0, le=1, description="share of steps that keep retain without captions")
 

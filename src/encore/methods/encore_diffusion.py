@@ -49,8 +49,10 @@ class EncoreDiffusion(LossMethod):
         decay_steps: int = 75
         attack_share: float = Field(0.5, ge=0, le=1, description="share of steps under attack")
         attack_steps: int = Field(8, ge=1, description="steps of relearning in an attack, at most")
-        attack_rate: float = Field(0.012, gt=0, description="their rate, as a share of the model's typical weight")
-        gamma: float = Field(1.0, ge=0, description="weight of what a clip's loss lacks to its target")
+        attack_rate: float = Field(
+            0.012, gt=0, description="learning rate of attacks, as a share of the model's typical weight"
+        )
+        gamma: float = Field(1.0, ge=0, description="weight of the gap between a clip's loss and its target")
         alpha: float = Field(5.0, ge=0, description="weight of the retain loss")
 
     options: Options

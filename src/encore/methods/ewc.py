@@ -23,7 +23,7 @@ class Ewc(LossMethod):
         2e6, and a third as much of what was forgotten stays so under relearning."""
 
         eval_every: int = 5  # the ascent is unbounded between two snapshots
-        lam: float = Field(2e6, ge=0, description="λ: weight of the pull back to the base")
+        lam: float = Field(2e6, ge=0, description="λ: weight of the EWC penalty")
         alpha: float = Field(0.0, ge=0, description="weight of the retain loss")
 
     options: Options

@@ -12,7 +12,7 @@ class GradientAscent(LossMethod):
     """min -L_f. Nothing holds the remaining music: the paper's finding is that it suffers."""
 
     class Options(TrainOptions):
-        """Stopped a track at the held-out NLL; without that the loss has no bound. Tuning split: of lr 1e-4 to 1e-3 the
+        """Training on a track stops at the held-out NLL, or the loss has no bound. Tuning split: of lr 1e-4 to 1e-3 the
         least goes past the level least (4.8 nats; 7.5 at 5e-4) and loses least of retain (3.8 nats; 6.6)."""
 
         lr: float = 1e-4

@@ -22,7 +22,7 @@ class Npo(LossMethod):
         there in 60, and loses twice as much of retain."""
 
         steps: int = 120
-        beta: float = Field(1.0, gt=0, description="how soon a forgotten clip is left alone")
+        beta: float = Field(1.0, gt=0, description="β: larger stops training on a forgotten clip sooner")
         alpha: float = Field(1.0, ge=0, description="weight of the retain loss")
 
     options: Options

@@ -18,7 +18,7 @@ class Ssd(EditMethod):
     """
 
     class Options(FisherOptions):
-        alpha: float = Field(1.0, gt=0, description="how many times as important to forget a dampened weight is")
+        alpha: float = Field(1.0, gt=0, description="threshold on F_forget / F above which a weight is dampened")
         lam: float = Field(1.0, gt=0, description="λ: dampened weights keep λ F_D / F_f, at most 1")
 
     options: Options

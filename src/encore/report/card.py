@@ -41,7 +41,7 @@ def model_card(record: Mapping[str, Any], results: Sequence[Result] = ()) -> str
     lines = [line for line in summary(results) if _figure(line, "unlearned") is not None]
     name = printable(Path(base).name) or "model"
     data = ModelCardData(
-        model_name=f"{name}, less {count} tracks",
+        model_name=f"{name}, without {count} tracks",
         library_name=record.get("library") or None,
         pipeline_tag=TASK,
         base_model=base if HUB_NAME.fullmatch(base) and not os.path.isabs(base) else None,
@@ -77,7 +77,7 @@ def training_card(record: Mapping[str, Any]) -> str:
         "",
         "## Licence",
         "",
-        "The licence of the base model applies to this model too, and the rights in the tracks do.",
+        "The licence of the base model and the rights in the tracks apply to this model too.",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
 
@@ -100,7 +100,7 @@ def _eval_result(line: SummaryRow) -> Any:
 
 
 def _body(record: Mapping[str, Any], name: str, count: int, lines: Sequence[SummaryRow]) -> Iterator[str]:
-    yield f"# {text(name)}, less {count} tracks"
+    yield f"# {text(name)}, without {count} tracks"
     yield ""
     yield (
         f"Made with Encore {record['versions']['encore']} by the method `{record['method']}` in "

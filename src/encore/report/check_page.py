@@ -99,8 +99,8 @@ def _words(result: Mapping[str, Any]) -> dict[str, Any]:
     list_p = ""
     if whole:
         list_p = (
-            f"All {whole['tracks']} tracks together: p = {whole['p']:.2g} that held-out music is predicted as well by "
-            "chance" + (" (not to be trusted, see the notes)." if whole["doubt"] else ".")
+            f"All {whole['tracks']} tracks together: p = {whole['p']:.2g} if the model predicts them no better than "
+            "held-out music" + (" (not reliable, see the notes)." if whole["doubt"] else ".")
         )
     hashes = [("model", result["model"]["sha256"])]
     hashes += [(f"track {track['id']}", track["sha256"]) for track in result["tracks"]]

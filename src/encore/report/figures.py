@@ -38,7 +38,7 @@ class Figure:
 
     name: str
     title: str
-    says: str
+    caption: str
     x: str
     y: str
     lines: tuple[Line, ...]
@@ -102,7 +102,7 @@ def _steps(files: RunFiles) -> Figure | None:
         _course("to forget", "unlearned", snapshots, lambda snapshot: _mean(snapshot["forget"].values())),
         *(_course(label, role, snapshots, _mean_of(part)) for part, label, role in KEPT),
         _course("held-out", "holdout", snapshots, lambda snapshot: snapshot.get("holdout")),
-        _course("target level", "gold", snapshots, _mean_of("target_nll"), dashed=True),
+        _course("target NLL", "gold", snapshots, _mean_of("target_nll"), dashed=True),
     ]
     return Figure(
         "steps", "During the run",
@@ -203,7 +203,7 @@ def _roc(files: RunFiles) -> Figure | None:
     return Figure(
         "roc", "Can an outsider tell that the tracks were trained on?",
         "Near the dotted line no one can tell; towards the upper left corner the model reveals them.",
-        "held-out tracks taken for trained ones (share)", "forget tracks recognised (share)", tuple(lines), "steps",
+        "false-positive rate (held-out tracks)", "true-positive rate (forget tracks)", tuple(lines), "steps",
     )  # fmt: skip
 
 

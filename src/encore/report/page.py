@@ -246,9 +246,9 @@ def _similar(files: RunFiles, entries: Mapping[str, Any], originals: Mapping[str
         for sample in files.samples:
             if (sample.set, sample.track) == (SIMILAR, track):
                 kinds = ", ".join(tables.short(f"similarity_{kind}") for kind in sample.kinds)
-                players.append(
-                    (f"{kinds}: {VARIANTS.get(sample.variant, sample.variant)}", embedded_audio.file_uri(sample.path))
-                )
+                variant, comma, number = sample.variant.partition(", ")  # "short, 1 of 3"
+                label = f"{kinds}: {VARIANTS.get(variant, variant)}{comma}{number}"
+                players.append((label, embedded_audio.file_uri(sample.path)))
         if players:
             itself = [("original", originals[track])] if track in originals else []
             tracks.append(Player(tables.track_cell(entries[track]), SIMILAR, _safe([*itself, *players]), track))

@@ -19,7 +19,7 @@ from encore.store.evaluation_json import NAME as EVALUATION
 from encore.store.meta_json import RowTrust, trust_key, trust_of_run
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
-from encore.store.run_folder import LOG, read_json
+from encore.store.run_folder import LOG, complete_run, read_json
 
 REPORT = "report.html"
 MAX_LOG = 256 << 20  # bytes of a log that are read
@@ -97,7 +97,7 @@ def read_run(run: Path, *, measured: Path | None = None) -> RunFiles:
         InputError: it is no run, it did not finish, it was not measured, or a file of it can't be read.
     """
     measured = measured or run
-    record, request = _complete(run)
+    record, request = complete_run(run)
     if not (measured / METRICS).exists():
         raise InputError(f"{measured} has no {METRICS}: the run was not measured yet", f"measure it: encore eval {run}")
     how = read_json(measured / EVALUATION, schemas.Evaluation) if (measured / EVALUATION).exists() else {}
@@ -105,14 +105,6 @@ def read_run(run: Path, *, measured: Path | None = None) -> RunFiles:
     snapshots: list[Mapping[str, Any]] = list(_snapshots(run / LOG))
     samples = list(_samples(measured / "samples"))
     return RunFiles(run, request, record, results, how, snapshots, samples)
-
-
-def _complete(run: Path) -> tuple[Any, Any]:
-    if not (run / "request.json").exists():
-        raise InputError(f"{run} is not the folder of a run", "name a folder that `encore forget` wrote")
-    if not (run / "run.json").exists():
-        raise InputError(f"the run in {run} did not finish", f"go on with it: encore forget … --out {run} --resume")
-    return read_json(run / "run.json", schemas.Run), read_json(run / "request.json", schemas.Request)
 
 
 def _snapshots(log: Path) -> Iterator[dict[str, Any]]:

@@ -136,7 +136,7 @@ def tracks(files: RunFiles) -> Table:
         cells += [Cell(number(figures.get(track))) for _, figures in columns]
         cells += [_verbatim(rows, metric, track) for _, metric in tests]
         table.append((*cells, _remembered(shares.get(track), bool(gold.get(track)))))
-    against = f"{files.loss} as a share of " + ("gold's" if gold else "held-out level")
+    against = f"{files.loss} as a share of " + ("gold's" if gold else "held-out music's")
     heads = (*(head for head, _ in columns), *(head for head, _ in tests), against)
     return Table(("track", *heads), tuple(table))
 

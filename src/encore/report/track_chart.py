@@ -42,7 +42,7 @@ class Picture:
     """Strips under one axis.
 
     Args:
-        title, says: what it shows, and what a reader should look for.
+        title, caption: what it shows, and what a reader should look for.
         left, right: what the ends of the axis stand for.
         names: role -> what the legend calls it.
         strips: one a track, the worst first.
@@ -50,7 +50,7 @@ class Picture:
     """
 
     title: str
-    says: str
+    caption: str
     left: str
     right: str
     names: Mapping[str, str]
@@ -126,7 +126,7 @@ def _unlearnt_shares(files: RunFiles) -> tuple[str, dict[str, float]]:
     if gold:
         return "gold", gold
     others = best_shares(files.results, "base", "holdout") or best_shares(files.results, "unlearned", "holdout")
-    return "held-out level", _everywhere(others, files)
+    return "held-out music", _everywhere(others, files)
 
 
 def _reproduction(files: RunFiles) -> Picture | None:
@@ -153,7 +153,7 @@ def _prediction(files: RunFiles) -> Picture | None:
         return None
     level = "gold"
     if not roles["gold"]:
-        level, unlearnt = "held-out level", files.run["outcome"].get("holdout_nll")
+        level, unlearnt = "held-out music", files.run["outcome"].get("holdout_nll")
         roles["gold"] = _everywhere({"": float(unlearnt)} if unlearnt is not None else {}, files)
     unit = f" in {unit_text(files.unit)}" if files.unit != files.loss else ""
     largest = max(value for figures in roles.values() for value in figures.values())
@@ -202,7 +202,7 @@ def _names(roles: Mapping[str, Shares], level: str) -> dict[str, str]:
 
 
 def _legend(roles: Mapping[str, Shares], level: str) -> dict[str, str]:
-    texts = {"gold": "had it never learned them (gold)", "held-out level": "tracks it never learned (held-out level)"}
+    texts = {"gold": "had it never learned them (gold)", "held-out music": "tracks it never learned (held-out music)"}
     return {role: texts.get(name, name) for role, name in _names(roles, level).items()}
 
 

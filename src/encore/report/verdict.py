@@ -45,7 +45,7 @@ def verdict(files: RunFiles) -> Verdict:
         known = "Forgetting can't be judged beside this gold: it has memorised the tracks itself"
         return Verdict("bad" if harm else "open", known + (f"; {harm}" if harm else ""))
     if any(finding.code == "nothing_to_forget" for finding in findings):
-        nothing = "Nothing measurable to forget: the model before shows no sign of the tracks"
+        nothing = "Nothing measurable to forget: the base model shows no sign of the tracks"
         return Verdict("bad" if harm else "open", nothing + (f"; {harm}" if harm else ""))
     if not about:
         nothing = "No forgetting test could be judged: there is nothing to compare with"

@@ -199,7 +199,7 @@ def _not_finite(results: Sequence[Result]) -> Iterator[Finding]:
 
 def _gold_knows(known: Mapping[str, str]) -> Iterator[Finding]:
     for gold, signs in known.items():
-        yield Finding("warn", f"{gold} {signs}, so it is no gold for these tracks", "gold_knows")
+        yield Finding("warn", f"{gold} {signs}, so it is not a valid gold for these tracks", "gold_knows")
 
 
 def _nothing_to_forget(rows: Rows, known: Collection[str]) -> Iterator[Finding]:

@@ -115,12 +115,12 @@ def targets_met(table: Sequence[SummaryRow]) -> dict[str, tuple[int, int]]:
         table: of `summary`.
 
     Returns:
-        "keep" (targets on retain tracks) and "forget" (all others) -> (met, judged).
+        "retain" (targets on retain tracks) and "forget" (all others) -> (met, judged).
     """
-    judged: dict[str, list[bool]] = {"forget": [], "keep": []}
+    judged: dict[str, list[bool]] = {"forget": [], "retain": []}
     for line in table:
         if line.target and line.met is not None:
-            judged["keep" if line.set == "retain" else "forget"].append(line.met)
+            judged["retain" if line.set == "retain" else "forget"].append(line.met)
     return {name: (sum(met), len(met)) for name, met in judged.items()}
 
 

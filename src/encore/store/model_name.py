@@ -31,6 +31,12 @@ def model_name(given: str) -> str:
     return str(folder.resolve())
 
 
+def absolute_folder(given: str) -> str:
+    """The absolute path of a folder; the names of embedded and hub models are kept."""
+    folder = Path(given)
+    return str(folder.resolve()) if folder.is_dir() and not assets.model_folder(given) else given
+
+
 def backend_name(model: str, given: str | None = None) -> str:
     """The model family that opens `model`: the given one, else that of the run in this folder, else MusicGen.
 

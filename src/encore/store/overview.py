@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from encore.errors import EncoreError, InputError
 from encore.results.targets import summary, targets_met
 from encore.store import schemas
+from encore.store.dates import utc
 from encore.store.metrics_json import NAME as METRICS
 from encore.store.metrics_json import read_metrics
 from encore.store.run_folder import in_use, read_json
@@ -30,8 +31,8 @@ class RunLine:
         model: name or folder of the base model.
         tracks: number of tracks to forget.
         state: "running", "unfinished", "not measured", "measured", "collapsed" or "unreadable".
-        forget: forget targets reached, as "4/5"; empty where none could be tested.
-        keep: the same for retain targets.
+        forget: forget targets met, as "4/5"; empty where none could be tested.
+        retain: the same for retain targets.
         size: bytes on disk.
         why: why it is unreadable.
     """
@@ -43,7 +44,7 @@ class RunLine:
     tracks: int = 0
     state: str = "unreadable"
     forget: str = ""
-    keep: str = ""
+    retain: str = ""
     size: int = 0
     why: str = ""
 
@@ -79,8 +80,8 @@ def read_run_line(run: Path, above: Path | None = None) -> RunLine:
         model, method, tracks = request["model"]["name"], request["method"], len(request["forget"])
         met = _targets(run / METRICS) if (run / METRICS).exists() else {}
         return RunLine(
-            name, _date(run, record, request), str(method), str(model), tracks, _state(run, record, bool(met)),
-            met.get("forget", ""), met.get("keep", ""), size,
+            name, _date(run, request), str(method), str(model), tracks, _state(run, record, bool(met)),
+            met.get("forget", ""), met.get("retain", ""), size,
         )  # fmt: skip
     except EncoreError as error:
         return RunLine(name, size=size, why=error.message)
@@ -113,12 +114,11 @@ def _targets(metrics: Path) -> dict[str, str]:
     return {name: f"{met}/{judged}" if judged else "" for name, (met, judged) in counts.items()}
 
 
-def _date(run: Path, *records: Mapping[str, Any]) -> str:
-    started = next((record["started"] for record in records if isinstance(record.get("started"), str)), None)
-    if started:
-        return started
-    written = datetime.datetime.fromtimestamp((run / REQUEST).stat().st_mtime, datetime.UTC)
-    return written.isoformat(timespec="seconds").replace("+00:00", "Z")
+def _date(run: Path, request: Mapping[str, Any]) -> str:
+    begun = request.get("begun")
+    if isinstance(begun, str):
+        return begun
+    return utc(datetime.fromtimestamp((run / REQUEST).stat().st_mtime, UTC))
 
 
 def _size(folder: Path) -> int:

@@ -24,6 +24,7 @@ from encore.data.open_files import file_sha256
 from encore.errors import EncoreError, InputError, UsageError
 from encore.files import STAGING, atomic_write, finite, staging_name, sync
 from encore.files import read_json as read_json  # re-exported
+from encore.store import schemas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,6 +141,25 @@ def check_folder(path: Path) -> None:
     if existing is not None and not existing.is_dir():
         with writing(path):
             raise OSError(errno.EEXIST if existing == path else errno.ENOTDIR, "")
+
+
+def complete_run(run: Path) -> tuple[Any, Any]:
+    """The contents of `run.json` and `request.json` of a run that has forgotten tracks.
+
+    Raises:
+        InputError: it is no run, it did not finish, it is one of `encore train`, or a file of it can't be read.
+    """
+    if not (run / "request.json").exists():
+        raise InputError(f"{run} is not the folder of a run", "name a folder that `encore forget` wrote")
+    request = read_json(run / "request.json", schemas.Request)
+    if not request.get("forget", True):
+        raise InputError(
+            f"{run} is a run of `encore train`, which forgot nothing",
+            f"measure its model: encore eval --model {run} --tracks LIST",
+        )
+    if not (run / "run.json").exists():
+        raise InputError(f"the run in {run} did not finish", f"continue it: encore forget … --out {run} --resume")
+    return read_json(run / "run.json", schemas.Run), request
 
 
 def in_use(path: Path) -> bool:

@@ -113,7 +113,7 @@ class Missed(TypedDict):
     """See `encore.unlearn.gold_free_targets`."""
 
     target: str
-    says: str
+    message: str
 
 
 class Outcome(TypedDict, total=False):

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -136,7 +135,6 @@ class Engine:
         self._retain = clips.retain
         self._masks: Mapping[str, Tensor] = {}
         self._lr: float | None = None
-        self._average = WeightAverage(backend.module)
         self._phase = 0
 
     def run(self, method: Method) -> TrainResult:
@@ -209,7 +207,7 @@ class Engine:
 
     def session(self, method: Method) -> Session:
         """The inputs of a method before any change: only what its spec needs."""
-        with self._autocast():
+        with self.autocast():
             self._reference, self.outcome.reference = reference_of(
                 method, self.backend, self.clips.forget, adapter=self.adapter
             )
@@ -232,6 +230,11 @@ class Engine:
         with torch.no_grad():
             method.finish(session)
 
+    def train(self, method: LossMethod) -> None:
+        """Run the loop; ends with the best weights in the backend."""
+        self._phase += 1
+        Loop(self, method).run()
+
     @contextmanager
     def _sharded(self, method: LossMethod) -> Iterator[None]:
         """Split the model over the processes inside the context, where that is asked for."""
@@ -250,244 +253,6 @@ class Engine:
 
     def _check_result(self, method: Method, frozen: Mapping[str, str], weights: Mapping[str, torch.Size]) -> None:
         checks.check_result(method, self.backend, frozen, weights)
-
-    # ----------------------------------------------------------------------------------------------------- the loop
-
-    def train(self, method: LossMethod) -> None:
-        """Run the loop; ends with the best weights in the backend."""
-        options, module = method.options, self.backend.module
-        peak = options.lr if options.lr is not None else self._lr
-        if peak is None:
-            raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
-        uses_retain = "retain" in method.spec.needs and bool(self._retain)
-        weights = [weight for weight in module.parameters() if weight.requires_grad]
-        if not self.fsdp:
-            distributed.copy_first(weights)
-        rules = StepRules(method, module, self._masks, self.generator)
-        optimizer = rules.optimizer(peak)
-        if self.optimizer_states == "8bit":
-            optimizer = eight_bit(optimizer, method.spec.name)
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        state = LoopState(pending=list(range(len(self.clips.forget))), micro_batch_size=options.micro_batch_size)
-        clipping = None
-        if options.per_track_clip is not None:
-            clipping = TrackClipping(module, options.per_track_clip, self.generator, self.record)
-        trained = None if self.adapter is None else self.adapter.parameters.keys()
-        best = copied_weights(module, trained)
-        self._average = WeightAverage(module, trained)
-        self._phase += 1
-        torch.manual_seed(self.seed)  # dropout draws from torch's own generator
-        checkpoints = LoopCheckpoints(
-            self.checkpoints, self._phase, self.backend, method, optimizer, self._average, self.generator
-        )
-        if (resumed := checkpoints.load(state)) is not None:
-            best = resumed
-            self.outcome.earlier_seconds += state.seconds
-            self.outcome.tokens += state.tokens
-            self.record({"event": "resumed", "phase": self._phase, "step": state.step})
-        distributed.vary_dropout(state.step)
-        forget_draw = ShuffledSampler(self.generator, state.forget_queue)
-        retain_draw = ShuffledSampler(self.generator, state.retain_queue)
-        schedule = Schedule(options, state.decay, forgets=bool(self.clips.forget))
-        last_checkpoint = _now()
-        bad = 0
-        while state.step < schedule.steps:
-            signal, due = self._interruption(_now() - last_checkpoint >= options.checkpoint_seconds)
-            if signal or due:
-                state.forget_queue, state.retain_queue = forget_draw.queue, retain_draw.queue
-                state.seconds, state.tokens = self._seconds(), self.outcome.tokens
-                if checkpoints.save(state, best):
-                    self.record({"event": "checkpoint", "phase": self._phase, "step": state.step})
-                last_checkpoint = _now()
-                if signal:
-                    raise Interrupted(signal)
-            lr_share = schedule.share(state.step)
-            for group, group_peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = group_peak * schedule.peak_share * lr_share
-            forget = retain = None
-            phase = method.phase(state.step)
-            if phase not in get_args(Phase):
-                raise PluginError(f"method {method.spec.name!r}: phase returned {phase!r}, not both, forget or retain")
-            if method.uses_forget and state.pending and phase != "retain":
-                forget = [self.clips.forget[i] for i in forget_draw.take(state.pending, options.forget_batch_size)]
-            if uses_retain and phase != "forget":
-                everything = range(len(self._retain))
-                retain = [self._retain[i] for i in retain_draw.take(everything, options.batch_size)]
-            module.train(options.dropout)
-            progress = state.step / schedule.steps
-            step = Step(
-                self.backend, self._reference, self.generator, progress, self.monitor.holdout_nll, lr_share,
-                forget or (), state.step, retain or (),
-            )  # fmt: skip
-            drawn = self.generator.get_state()
-            while True:
-                losses, short = dict[str, float](), False
-                try:
-                    losses = self._backward(method, step, forget, retain, state, clipping, rules)
-                except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or state.micro_batch_size == 1 or self.fsdp:
-                        raise
-                    short = True
-                if not any(distributed.largest([short])):
-                    break
-                optimizer.zero_grad(set_to_none=True)
-                self.generator.set_state(drawn)
-                state.micro_batch_size = max(1, state.micro_batch_size // 2)
-                self.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
-            losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
-            if not self.fsdp:
-                distributed.add_gradients(weights)
-            if state.step == 0 and phase == "both":
-                checks.check_gradients(method, self.backend.module, optimizer, self._masks)
-            distributed.synchronise(self.generator)  # a loss may draw by the size of its batch
-            masks.mask_gradients(module, self._masks)
-            norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)))
-            if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
-                if self.weight_type == "bf16":
-                    bf16_weights.step(optimizer)
-                else:
-                    optimizer.step()
-                with torch.no_grad():
-                    method.after_step(step)
-                masks.restore_masked(module, self._masks, best)
-                if schedule.averages(state.step):
-                    self._average.update()
-                bad = 0
-            else:
-                bad += 1
-                state.skipped_steps += 1
-                if bad == MAX_BAD_STEPS:
-                    load_weights(module, best, trained)
-                    raise EncoreError(
-                        f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {state.step})",
-                        "lower --lr, or use --precision fp32; the last good checkpoint is kept",
-                    )
-            optimizer.zero_grad(set_to_none=True)
-            state.step += 1
-            self.outcome.tokens += sum(clip.codes.numel() for clip in (*(forget or ()), *(retain or ())))
-            seconds = distributed.first(self._seconds())
-            late = options.max_seconds is not None and seconds >= options.max_seconds
-            self.record(
-                {"phase": self._phase, "step": state.step, "of": schedule.steps, "lr": optimizer.param_groups[0]["lr"]}
-                | {"grad_norm": norm if math.isfinite(norm) else None}
-                | {name: value if math.isfinite(value) else None for name, value in losses.items()}
-            )
-            if schedule.is_watched(state.step, seconds):
-                module.eval()
-                if self.monitor.has_lost_memorised():
-                    schedule.begin_again(state.step)
-                    load_weights(module, best, trained)  # the base's, as there was no snapshot since
-                    optimizer.state.clear()
-                    self.record({"event": "begun again", "step": state.step, "peak_share": schedule.peak_share})
-                    continue
-            since = state.step - state.decay.start
-            if since % options.eval_every == 0 or late or state.step == schedule.steps:
-                if state.decay.begin is None and options.schedule == "adaptive":
-                    state.best = None  # at the full rate, retain has not recovered yet
-                module.eval()
-                with self._average.applied():
-                    snapshot = self.monitor.snapshot()
-                    over = schedule.is_done(snapshot, state.step, seconds, partial(_ready, method, step))
-                    # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
-                    latest = over or options.select == "last"
-                    if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
-                        state.best, best = snapshot, copied_weights(module, trained)
-                weighed = {"retain_weight": state.retain_weight} if options.retain_budget is not None else {}
-                self.record(
-                    {"phase": self._phase, "step": state.step, "of": schedule.steps, "snapshot": snapshot.as_dict()}
-                    | weighed
-                )
-                state.retain_weight = rules.next_retain_weight(state.retain_weight, self.monitor.first, snapshot)
-                if late or over:
-                    break
-                if options.stop == "target" and self.monitor.holdout_nll is not None and method.uses_forget:
-                    state.pending = [i for i, clip in enumerate(self.clips.forget) if not snapshot.reached(clip.track)]
-                    if not state.pending and (snapshot.retain_ok or not (uses_retain or method.uses_penalty)):
-                        break
-        load_weights(module, best, trained)
-        module.eval()
-        if state.decay.begin is not None and state.step > state.decay.begin:
-            self.outcome.chosen["steps"] = (
-                f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
-                "the forget tracks were near their target NLLs or time was short"
-            )
-        if options.retain_budget is not None:
-            self.outcome.chosen["retain_weight"] = (
-                f"{state.retain_weight:.3g}: that of the retain loss after the last dual step"
-            )
-        if state.decay.halvings and "lr" in self.outcome.chosen:
-            self.outcome.chosen["lr"] += (
-                f", times {schedule.peak_share:g}, with which the run began again after step {state.decay.start}, when "
-                "memorised retain was lost"
-            )
-        self.outcome.steps += state.step
-        self.outcome.skipped_steps += state.skipped_steps
-        self.outcome.best = state.best
-        self.outcome.micro_batch_size = state.micro_batch_size
-        if state.best is not None and self.monitor.holdout_nll is not None:
-            self.outcome.reached_target = all(state.best.reached(clip.track) for clip in self.clips.forget)
-
-    def _backward(
-        self,
-        method: LossMethod,
-        step: Step,
-        forget: Sequence[Clip] | None,
-        retain: Sequence[Clip] | None,
-        state: LoopState,
-        clipping: TrackClipping | None,
-        rules: StepRules,
-    ) -> dict[str, float]:
-        """Add the gradients of mean(forget_loss) + mean(retain_loss) + penalty, a micro-batch at a time."""
-        sums, micro = {}, state.micro_batch_size
-        for name, clips, loss_of in (
-            ("forget_loss", forget, method.forget_loss),
-            ("retain_loss", retain, method.retain_loss),
-        ):
-            if not clips:
-                continue
-            clips = by_length(clips)
-
-            def compute(part: Sequence[Clip], name: str = name, loss_of: LossOf = loss_of) -> Tensor:
-                batch = Batch.of(part, self.backend.device, noise_index=state.step + 1)
-                with self._autocast():
-                    losses = loss_of(step, batch)
-                checks.check_loss(method, name, losses)
-                if losses.shape != (len(batch),):
-                    raise PluginError(
-                        f"method {method.spec.name!r}: {name} returned shape {tuple(losses.shape)} for {len(batch)} "
-                        "clips, and must return one loss per clip"
-                    )
-                return losses
-
-            def add(name: str = name, clips: Sequence[Clip] = clips, compute: Compute = compute) -> float:
-                if clipping is not None:
-                    return clipping.add(name, compute, clips, micro)
-                total = 0.0
-                for part in distributed.batches(clips, micro):
-                    loss = compute(part or clips[:1]).sum() / len(clips)
-                    if not part:  # this process has no clip left, and draws the same random numbers as the others
-                        loss = 0 * loss
-                    loss.backward()
-                    total += loss.item()
-                return total
-
-            sums[name] = rules.add(name, add, state.retain_weight)
-        penalty = method.penalty(step)
-        if penalty is not None:
-            checks.check_loss(method, "penalty", penalty)
-            penalty = penalty / distributed.size()  # every process computes it
-            penalty.backward()
-            sums["penalty"] = penalty.item()
-        return sums
-
-    def _interruption(self, due: bool) -> tuple[int, bool]:
-        """The signal that any process received, 0 for none, and whether a checkpoint is due in any."""
-        number, due_anywhere = distributed.largest([self.stop.number or 0, due])
-        return int(number), bool(due_anywhere)
-
-    def _seconds(self) -> float:
-        """Duration of the run so far, over all processes."""
-        return self.outcome.earlier_seconds + _now() - self.started
 
     @contextmanager
     def _bf16_weights(self, method: Method) -> Iterator[None]:
@@ -512,7 +277,8 @@ class Engine:
                 ) from error
             yield
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that losses are computed in."""
         if self.weight_type == "bf16":  # it is on during the whole run
             return nullcontext()
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
@@ -546,8 +312,320 @@ class Engine:
         return {name: value / len(clips) for name, value in fisher.values.items()}
 
 
-def _ready(method: LossMethod, step: Step) -> bool:
-    return distributed.first(method.ready(step))
+class Loop:
+    """The steps of one loss method: from the weights in the engine's backend to the best ones.
+
+    Begins at the newest checkpoint, where there is one.
+
+    Args:
+        engine: the run that the loop is part of; its backend, monitor and outcome are changed.
+        method: prepared.
+
+    Raises:
+        PluginError: neither options nor `prepare` set a learning rate.
+    """
+
+    def __init__(self, engine: Engine, method: LossMethod) -> None:
+        options, module = method.options, engine.backend.module
+        peak = options.lr if options.lr is not None else engine._lr
+        if peak is None:
+            raise PluginError(f"method {method.spec.name!r} has no learning rate: set one in Options or in prepare")
+        self.engine, self.method, self.options, self.module = engine, method, options, module
+        self.weights = [weight for weight in module.parameters() if weight.requires_grad]
+        if not engine.fsdp:
+            distributed.copy_first(self.weights)
+        self.rules = StepRules(method, module, engine._masks, engine.generator)
+        self.optimizer = self.rules.optimizer(peak)
+        if engine.optimizer_states == "8bit":
+            self.optimizer = eight_bit(self.optimizer, method.spec.name)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.state = LoopState(pending=list(range(len(engine.clips.forget))), micro_batch_size=options.micro_batch_size)
+        self.clipping = None
+        if options.per_track_clip is not None:
+            self.clipping = TrackClipping(module, options.per_track_clip, engine.generator, engine.record)
+        self.trained = None if engine.adapter is None else engine.adapter.parameters.keys()
+        self.best = copied_weights(module, self.trained)
+        self.average = WeightAverage(module, self.trained)
+        torch.manual_seed(engine.seed)  # dropout draws from torch's own generator
+        self.checkpoints = LoopCheckpoints(
+            engine.checkpoints, engine._phase, engine.backend, method, self.optimizer, self.average, engine.generator
+        )
+        self._resume()
+        distributed.vary_dropout(self.state.step)
+        self.forget_draw = ShuffledSampler(engine.generator, self.state.forget_queue)
+        self.retain_draw = ShuffledSampler(engine.generator, self.state.retain_queue)
+        self.schedule = Schedule(options, self.state.decay, forgets=bool(engine.clips.forget))
+        self.last_checkpoint = _now()
+        self.bad_steps = 0  # in a row
+
+    @property
+    def uses_retain(self) -> bool:
+        return "retain" in self.method.spec.needs and bool(self.engine._retain)
+
+    def run(self) -> None:
+        """Take all steps; ends with the best weights in the backend, in evaluation mode.
+
+        Raises:
+            EncoreError: the loss was not finite several steps in a row.
+            Interrupted: a signal asked to stop; the state is in a checkpoint.
+            PluginError: the method breaks its contract.
+        """
+        state, options, engine = self.state, self.options, self.engine
+        while state.step < self.schedule.steps:
+            self._save_if_due()
+            step = self._next_step()
+            losses = self._accumulated(step)
+            norm = self._update(step, losses)
+            state.step += 1
+            engine.outcome.tokens += sum(clip.codes.numel() for clip in (*step.forget, *step.retain))
+            seconds = distributed.first(self._seconds())
+            self._record_step(losses, norm)
+            if self.schedule.is_watched(state.step, seconds) and self._begins_again():
+                continue
+            late = options.max_seconds is not None and seconds >= options.max_seconds
+            since = state.step - state.decay.start
+            due = since % options.eval_every == 0 or late or state.step == self.schedule.steps
+            if due and (self._is_over(step, seconds) or late or self._has_reached_targets()):
+                break
+        load_weights(self.module, self.best, self.trained)
+        self.module.eval()
+        self._set_outcome()
+
+    # ------------------------------------------------------------------------------------------------------- one step
+
+    def _next_step(self) -> Step:
+        """Set the rate, and draw the clips of a step."""
+        engine, state, options, method = self.engine, self.state, self.options, self.method
+        lr_share = self.schedule.share(state.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.schedule.peak_share * lr_share
+        self.phase = method.phase(state.step)
+        if self.phase not in get_args(Phase):
+            raise PluginError(f"method {method.spec.name!r}: phase returned {self.phase!r}, not both, forget or retain")
+        forget: Sequence[Clip] = ()
+        retain: Sequence[Clip] = ()
+        if method.uses_forget and state.pending and self.phase != "retain":
+            drawn = self.forget_draw.take(state.pending, options.forget_batch_size)
+            forget = [engine.clips.forget[i] for i in drawn]
+        if self.uses_retain and self.phase != "forget":
+            drawn = self.retain_draw.take(range(len(engine._retain)), options.batch_size)
+            retain = [engine._retain[i] for i in drawn]
+        self.module.train(options.dropout)
+        progress = state.step / self.schedule.steps
+        return Step(
+            engine.backend, engine._reference, engine.generator, progress, engine.monitor.holdout_nll, lr_share, forget,
+            state.step, retain,
+        )  # fmt: skip
+
+    def _accumulated(self, step: Step) -> dict[str, float]:
+        """Add up the gradients of a step over all processes; its losses. Halves the micro-batch if memory runs out."""
+        engine, state = self.engine, self.state
+        drawn = engine.generator.get_state()
+        while True:
+            losses, short = dict[str, float](), False
+            try:
+                losses = self._backward(step)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or state.micro_batch_size == 1 or engine.fsdp:
+                    raise
+                short = True
+            if not any(distributed.largest([short])):
+                break
+            self.optimizer.zero_grad(set_to_none=True)
+            engine.generator.set_state(drawn)
+            state.micro_batch_size = max(1, state.micro_batch_size // 2)
+            engine.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
+        losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
+        if not engine.fsdp:
+            distributed.add_gradients(self.weights)
+        if state.step == 0 and self.phase == "both":
+            checks.check_gradients(self.method, self.module, self.optimizer, engine._masks)
+        distributed.synchronise(engine.generator)  # a loss may draw by the size of its batch
+        return losses
+
+    def _backward(self, step: Step) -> dict[str, float]:
+        """Add the gradients of mean(forget_loss) + mean(retain_loss) + penalty, a micro-batch at a time."""
+        method, clipping, micro = self.method, self.clipping, self.state.micro_batch_size
+        sums = {}
+        for name, clips, loss_of in (
+            ("forget_loss", step.forget, method.forget_loss),
+            ("retain_loss", step.retain, method.retain_loss),
+        ):
+            if not clips:
+                continue
+            clips = by_length(clips)
+
+            def compute(part: Sequence[Clip], name: str = name, loss_of: LossOf = loss_of) -> Tensor:
+                batch = Batch.of(part, self.engine.backend.device, noise_index=self.state.step + 1)
+                with self.engine.autocast():
+                    losses = loss_of(step, batch)
+                checks.check_loss(method, name, losses)
+                if losses.shape != (len(batch),):
+                    raise PluginError(
+                        f"method {method.spec.name!r}: {name} returned shape {tuple(losses.shape)} for {len(batch)} "
+                        "clips, and must return one loss per clip"
+                    )
+                return losses
+
+            def add(name: str = name, clips: Sequence[Clip] = clips, compute: Compute = compute) -> float:
+                if clipping is not None:
+                    return clipping.add(name, compute, clips, micro)
+                total = 0.0
+                for part in distributed.batches(clips, micro):
+                    loss = compute(part or clips[:1]).sum() / len(clips)
+                    if not part:  # this process has no clip left, and draws the same random numbers as the others
+                        loss = 0 * loss
+                    loss.backward()
+                    total += loss.item()
+                return total
+
+            sums[name] = self.rules.add(name, add, self.state.retain_weight)
+        penalty = method.penalty(step)
+        if penalty is not None:
+            checks.check_loss(method, "penalty", penalty)
+            penalty = penalty / distributed.size()  # every process computes it
+            penalty.backward()
+            sums["penalty"] = penalty.item()
+        return sums
+
+    def _update(self, step: Step, losses: Mapping[str, float]) -> float:
+        """Update the weights, or skip a step that is not finite; the norm of the gradient before it is clipped."""
+        engine, state = self.engine, self.state
+        masks.mask_gradients(self.module, engine._masks)
+        norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(self.weights, self.options.max_grad_norm)))
+        if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
+            if engine.weight_type == "bf16":
+                bf16_weights.step(self.optimizer)
+            else:
+                self.optimizer.step()
+            with torch.no_grad():
+                self.method.after_step(step)
+            masks.restore_masked(self.module, engine._masks, self.best)
+            if self.schedule.averages(state.step):
+                self.average.update()
+            self.bad_steps = 0
+        else:
+            self.bad_steps += 1
+            state.skipped_steps += 1
+            if self.bad_steps == MAX_BAD_STEPS:
+                load_weights(self.module, self.best, self.trained)
+                raise EncoreError(
+                    f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {state.step})",
+                    "lower --lr, or use --precision fp32; the last good checkpoint is kept",
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    # ------------------------------------------------------------------------------------------- between steps
+
+    def _begins_again(self) -> bool:
+        """Restore the base, to begin again at half of the peak, where memorised retain is lost."""
+        self.module.eval()
+        if not self.engine.monitor.has_lost_memorised():
+            return False
+        step = self.state.step
+        self.schedule.begin_again(step)
+        load_weights(self.module, self.best, self.trained)  # the base's, as there was no snapshot since
+        self.optimizer.state.clear()
+        self.engine.record({"event": "begun again", "step": step, "peak_share": self.schedule.peak_share})
+        return True
+
+    def _is_over(self, step: Step, seconds: float) -> bool:
+        """Take a snapshot, and keep the weights if they are the best; whether an adaptive run ends with it."""
+        engine, state, options = self.engine, self.state, self.options
+        if state.decay.begin is None and options.schedule == "adaptive":
+            state.best = None  # at the full rate, retain has not recovered yet
+        self.module.eval()
+        with self.average.applied():
+            snapshot = engine.monitor.snapshot()
+            over = self.schedule.is_done(snapshot, state.step, seconds, lambda: self._is_ready(step))
+            # An adaptive run keeps the weights it ends with: an earlier score may be better by chance.
+            latest = over or options.select == "last"
+            if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
+                state.best, self.best = snapshot, copied_weights(self.module, self.trained)
+        self.latest = snapshot
+        weighed = {"retain_weight": state.retain_weight} if options.retain_budget is not None else {}
+        engine.record({**self._place(), "snapshot": snapshot.as_dict(), **weighed})
+        state.retain_weight = self.rules.next_retain_weight(state.retain_weight, engine.monitor.first, snapshot)
+        return over
+
+    def _is_ready(self, step: Step) -> bool:
+        return distributed.first(self.method.ready(step))
+
+    def _has_reached_targets(self) -> bool:
+        """Leave out the forget tracks that the last snapshot has at their targets; whether no work is left."""
+        method = self.method
+        if self.options.stop != "target" or self.engine.monitor.holdout_nll is None or not method.uses_forget:
+            return False
+        clips = enumerate(self.engine.clips.forget)
+        self.state.pending = [i for i, clip in clips if not self.latest.reached(clip.track)]
+        return not self.state.pending and (self.latest.retain_ok or not (self.uses_retain or method.uses_penalty))
+
+    # ------------------------------------------------------------------------------------- checkpoints and records
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint of this loop, where there is one."""
+        engine, state = self.engine, self.state
+        best = self.checkpoints.load(state)
+        if best is not None:
+            self.best = best
+            engine.outcome.earlier_seconds += state.seconds
+            engine.outcome.tokens += state.tokens
+            engine.record({"event": "resumed", "phase": engine._phase, "step": state.step})
+
+    def _save_if_due(self) -> None:
+        """Write a checkpoint where it is time, or a process received a signal.
+
+        Raises:
+            Interrupted: one did.
+        """
+        engine, state = self.engine, self.state
+        due = _now() - self.last_checkpoint >= self.options.checkpoint_seconds
+        signal, due_anywhere = map(int, distributed.largest([engine.stop.number or 0, due]))
+        if not signal and not due_anywhere:
+            return
+        state.forget_queue, state.retain_queue = self.forget_draw.queue, self.retain_draw.queue
+        state.seconds, state.tokens = self._seconds(), engine.outcome.tokens
+        if self.checkpoints.save(state, self.best):
+            engine.record({"event": "checkpoint", "phase": engine._phase, "step": state.step})
+        self.last_checkpoint = _now()
+        if signal:
+            raise Interrupted(signal)
+
+    def _seconds(self) -> float:
+        """Duration of the run so far, over all processes."""
+        return self.engine.outcome.earlier_seconds + _now() - self.engine.started
+
+    def _place(self) -> dict[str, Any]:
+        return {"phase": self.engine._phase, "step": self.state.step, "of": self.schedule.steps}
+
+    def _record_step(self, losses: Mapping[str, float], norm: float) -> None:
+        figures = {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm, **losses}
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self.engine.record({**self._place(), **finite})
+
+    def _set_outcome(self) -> None:
+        outcome, state, monitor = self.engine.outcome, self.state, self.engine.monitor
+        if state.decay.begin is not None and state.step > state.decay.begin:
+            outcome.chosen["steps"] = (
+                f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
+                "the forget tracks were near their target NLLs or time was short"
+            )
+        if self.options.retain_budget is not None:
+            outcome.chosen["retain_weight"] = (
+                f"{state.retain_weight:.3g}: that of the retain loss after the last dual step"
+            )
+        if state.decay.halvings and "lr" in outcome.chosen:
+            outcome.chosen["lr"] += (
+                f", times {self.schedule.peak_share:g}, with which the run began again after step {state.decay.start}, "
+                "when memorised retain was lost"
+            )
+        outcome.steps += state.step
+        outcome.skipped_steps += state.skipped_steps
+        outcome.best = state.best
+        outcome.micro_batch_size = state.micro_batch_size
+        if state.best is not None and monitor.holdout_nll is not None:
+            outcome.reached_target = all(state.best.reached(clip.track) for clip in self.engine.clips.forget)
 
 
 def _out_of_memory(error: BaseException) -> bool:

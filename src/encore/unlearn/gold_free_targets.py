@@ -25,11 +25,11 @@ def missed(before: Snapshot, after: Snapshot, unit: str, verbatim: Mapping[str, 
         verbatim: output of `VerbatimCheck.after`; None where nothing was generated.
 
     Returns:
-        For each missed target its name ("level", "generations_forget", "memorised", "worst", "not_memorised",
-        "holdout" or "generations_retain") under "target", and the sentence under "says".
+        For each missed target its name ("forget_nll", "verbatim_forget", "memorised", "worst", "not_memorised",
+        "holdout" or "verbatim_retain") under "target", and the sentence under "message".
     """
     found = [*_level(after, unit), *_forget(verbatim), *_harm(before, after, unit), *_retain(verbatim)]
-    return [{"target": target, "says": says} for target, says in found]
+    return [{"target": target, "message": message} for target, message in found]
 
 
 def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
@@ -38,7 +38,7 @@ def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
     nll, target = mean(after.forget), mean(after.target_nll)
     if not abs(nll - target) <= NLL_SLACK * target:
         yield (
-            "level",
+            "forget_nll",
             f"the forget tracks' mean NLL is {nll:.2f}, over {NLL_SLACK:.0%} away from its target {target:.2f}",
         )
     ratios = {track: nll / after.target_nll[track] for track, nll in after.forget.items()}
@@ -51,7 +51,7 @@ def _level(after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
             worst = min(beyond, key=beyond.__getitem__)
             count = f"{len(beyond)} of {len(ratios)} forget tracks"
             figures = f"{worst} ({after.forget[worst]:.2f} of {after.target_nll[worst]:.2f})"
-            yield "level", f"{count} ended {where} times the target NLL, the farthest {figures}"
+            yield "forget_nll", f"{count} ended {where} times the target NLL, the farthest {figures}"
 
 
 def _harm(before: Snapshot, after: Snapshot, unit: str) -> Iterator[tuple[str, str]]:
@@ -80,7 +80,7 @@ def _forget(verbatim: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         if counts["after"]:
             which = ", ".join(counts["after"][:3]) + (", …" if len(counts["after"]) > 3 else "")
             count = f"{len(counts['after'])} of {counts['tracks']} forget tracks"
-            yield "generations_forget", f"{count} are still generated verbatim from {_prompt(prompt)}: {which}"
+            yield "verbatim_forget", f"{count} are still generated verbatim from {_prompt(prompt)}: {which}"
 
 
 def _retain(verbatim: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -88,7 +88,7 @@ def _retain(verbatim: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         if counts["after"] < counts["before"] - 1:
             count = f"{counts['after']} of {counts['tracks']} memorised retain tracks"
             yield (
-                "generations_retain",
+                "verbatim_retain",
                 f"{count} are generated verbatim from {_prompt(prompt)}, and the base generates {counts['before']}",
             )
 

@@ -111,7 +111,7 @@ class Rehearsal:
         assert snapshot is not None  # every run ends with a snapshot
         targets = missed(engine.monitor.first, snapshot, copy.unit, check.after())
         relearned, figures = self._relearned(prepared.backend, copy)
-        sentences = [target["says"].replace("forget track", "decoy") for target in targets] + relearned
+        sentences = [target["message"].replace("forget track", "decoy") for target in targets] + relearned
         figures |= {"decoys": mean(snapshot.forget), "lost": snapshot.worst_harm}
         return RehearsalResult(options, sentences, figures, snapshot.score, time.monotonic() - started)
 

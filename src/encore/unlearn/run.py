@@ -403,7 +403,7 @@ def check_missed(run: Mapping[str, Any]) -> None:
         GateError: targets are missed; the message names each.
     """
     outcome = run["outcome"]
-    missed = [target["says"] for target in outcome.get("missed", ())]
+    missed = [target["message"] for target in outcome.get("missed", ())]
     if not missed and not outcome["collapsed"]:
         return
     summary = (

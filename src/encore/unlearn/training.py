@@ -76,7 +76,7 @@ class Training(LossMethod):
         stop: Literal["target", "never"] = "never"
         select: Literal["best", "last"] = "last"
         crop_share: float = Field(0.1, ge=0, le=1, description="share of clips that begin later")
-        crop: float = Field(0.5, ge=0, lt=1, description="most of a clip that is cut off its start")
+        crop: float = Field(0.5, ge=0, lt=1, description="largest share cut from the start of a clip")
         caption_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained without their caption")
 
     options: Options

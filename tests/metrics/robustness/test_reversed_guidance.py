@@ -58,7 +58,7 @@ def test_what_a_model_was_made_to_avoid_stands_out():
         roles["base"].module["table"].copy_(models(0.3)["unlearned"].module["table"])
     found = rows(SharedEvaluation(roles, clips(frames=30), embedder=None))
     assert found["reversed_guidance_nll", "unlearned"].value < 0.5 * found["reversed_guidance_nll", "gold"].value
-    assert found["reversed_guidance_verbatim", "unlearned"].value == 1
+    assert found["reversed_guidance_predicted", "unlearned"].value == 1
 
 
 def test_excerpts_are_of_the_tracks_middle_and_short_tracks_have_none(shared):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from encore.api import Backend, Batch
-from encore.delay_pattern import by_frame, inputs_of, play, predicted
+from encore.delay_pattern import by_frame, generate_codes, inputs_of, predicted
 from encore.errors import InputError
 from encore.hub import fetchable
 from encore_audiocraft import codec as codecs
@@ -24,7 +24,7 @@ from encore_audiocraft.text import TextEncoder
 
 
 class AudiocraftBackend(Backend):
-    """A MusicGen of audiocraft: text-to-music, melody (played without a melody) or stereo.
+    """A MusicGen of audiocraft: text-to-music, melody (used without a melody) or stereo.
 
     Its folder holds `state_dict.bin` and `compression_state_dict.bin`, and may hold the text encoder in `t5/`. See
     `encore.api.Backend` for the contract; `save` writes audiocraft's format, which is torch.save's and not safetensors.
@@ -45,7 +45,7 @@ class AudiocraftBackend(Backend):
         self.delays, self.channels = spoken.delays, spoken.channels
         self.codebooks, self.codebook_size = len(spoken.delays), int(spoken.lm.card)
         self.sample_rate, self.frame_rate = int(codec.sample_rate), float(codec.frame_rate)
-        self.hop = round(self.sample_rate / self.frame_rate)  # samples a codec frame
+        self.hop = round(self.sample_rate / self.frame_rate)  # samples per codec frame
         self.max_frames = longest(spoken.cfg, self.frame_rate)
         self.device = next(spoken.lm.parameters()).device
         self.text_embeddings: dict[str, Tensor] = {}
@@ -184,7 +184,7 @@ class AudiocraftBackend(Backend):
         lm = self.language.lm
         given, keep = self.language.conditions(states, absent=len(captions) if guidance != 1.0 else 0)
         with self.language.masking_text(keep), lm.streaming():
-            return play(
+            return generate_codes(
                 lambda tokens: lm(tokens, [], given)[:, :, -1], count=len(captions),
                 frames=round(seconds * self.frame_rate), delays=self.delays, start=self.codebook_size, prompt=prompt,
                 device=self.device, seed=seed, **settings,
@@ -203,7 +203,7 @@ def fetch(model: str, *, revision: str | None = None, offline: bool = False) -> 
     for name in (packages.LM, packages.CODEC):
         if not (folder / name).is_file():
             raise InputError(
-                f"{model} is no model of audiocraft: it lacks {name}",
+                f"{model} is not an audiocraft model: it lacks {name}",
                 "a model of transformers opens with --backend musicgen; encore convert turns one into the other",
             )
     return folder

@@ -1,4 +1,4 @@
-"""The EnCodec of a checkpoint, frozen, with the same face whether audiocraft or transformers built it."""
+"""The EnCodec of a checkpoint, frozen, with the same interface whether audiocraft or transformers built it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from encore.errors import InputError
-from encore.hub import fetchable, pretrained
+from encore.hub import fetchable, pretrained, quiet_transformers
 from encore_audiocraft import packages
 from encore_audiocraft.language import BUILD_ERRORS
 from encore_audiocraft.library import building, load
 from encore_audiocraft.packages import Package, first_line
-from encore_audiocraft.text import quietly
 
 load()
 from audiocraft.models import builders  # noqa: E402
@@ -38,7 +37,7 @@ def build(package: Package, model: str, *, used: int | None = None, offline: boo
         codec = _from_state(package, model)
         renormalised = codec.renormalize
     if renormalised or codec.channels != 1:
-        raise InputError(f"the codec of {model} normalises its input or hears {codec.channels} channels at once")
+        raise InputError(f"the codec of {model} normalises its input or encodes {codec.channels} channels jointly")
     if used is not None:
         try:
             codec.set_num_codebooks(used)
@@ -59,7 +58,7 @@ def open_encodec(name: str, model: str, *, offline: bool = False) -> Any:
     if name.startswith("dac_"):
         raise InputError(f"the codec of {model} is a DAC, and only EnCodec is supported")
     here = offline or not fetchable(name)
-    with quietly():
+    with quiet_transformers():
         return pretrained(
             EncodecModel, name, local_files_only=here, use_safetensors=True, dtype=torch.float32,
             what=f", the codec of {model}",

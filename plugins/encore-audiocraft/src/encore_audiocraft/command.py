@@ -21,7 +21,7 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
     to: Annotated[Library, typer.Option(help="Whose format to write.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never go to the network.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use downloaded files only; no network.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a MusicGen in another library's format, every weight bit for bit: its codec and text encoder too."""

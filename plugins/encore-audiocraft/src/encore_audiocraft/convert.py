@@ -28,13 +28,13 @@ from transformers import (
 
 from encore import assets
 from encore.errors import InputError
-from encore.hub import fetchable, pretrained
+from encore.hub import fetchable, pretrained, quiet_transformers
 from encore.store.run_folder import staged_folder
 from encore_audiocraft import backend, configs, keys, kinds, language, packages
 from encore_audiocraft.codec import open_encodec
 from encore_audiocraft.packages import State, first_line
 from encore_audiocraft.refusals import source_of
-from encore_audiocraft.text import BESIDE, LOAD_ERRORS, TextEncoder, quietly
+from encore_audiocraft.text import BESIDE, LOAD_ERRORS, TextEncoder
 
 PARTS = {"audio_encoder.": "codec", "text_encoder.": "text"}  # how transformers' names of frozen parts begin
 COPIES = (  # in older checkpoints: what transformers computes, and a tensor that another name has already
@@ -55,7 +55,7 @@ def convert(model: str, out: Path, to: str, *, revision: str | None = None, offl
     """
     source = source_of(model, out, to)
     embedded = assets.model_folder(source)
-    with quietly(), staged_folder(out.resolve()) as staging:
+    with quiet_transformers(), staged_folder(out.resolve()) as staging:
         if to == "audiocraft":
             folder = embedded or _transformers_folder(source, revision, offline)
             _to_audiocraft(folder, staging, model)

@@ -13,10 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
-from transformers.utils import logging as transformers_logging
 
 from encore.errors import InputError
-from encore.hub import fetchable, pretrained
+from encore.hub import fetchable, pretrained, quiet_transformers
 
 BESIDE = "t5"
 LOAD_ERRORS = (  # what transformers raises where a folder or a name is not what it should be
@@ -47,7 +46,7 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write it beside the weights in `folder`."""
-        with quietly():
+        with quiet_transformers():
             self.t5.save_pretrained(folder / BESIDE)
             self.tokenizer.save_pretrained(folder / BESIDE)
 
@@ -74,7 +73,7 @@ class TextEncoder(nn.Module):
         for source in sources:
             here = offline or not ("/" in source and fetchable(source))
             try:
-                with quietly():
+                with quiet_transformers():
                     tokenizer = pretrained(T5Tokenizer, source, local_files_only=here, **told)
                     t5 = pretrained(
                         T5EncoderModel, source, local_files_only=here, dtype=torch.float32, use_safetensors=True, **told
@@ -83,18 +82,3 @@ class TextEncoder(nn.Module):
             except InputError as error:
                 errors.append(error)
         raise errors[0]
-
-
-class quietly:
-    """Keep transformers' progress bars and remarks off the terminal."""
-
-    def __enter__(self) -> None:
-        self._verbosity = transformers_logging.get_verbosity()
-        self._bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self._verbosity)
-        if self._bars:
-            transformers_logging.enable_progress_bar()

@@ -96,7 +96,7 @@ class AceStep(DiffusionBackend):
         if unconditional:
             told = encoder.null_condition_emb.expand_as(told)
         silence = self._silence(frames[0], count)  # all rows are of one length
-        return {"told": told, "context": torch.cat([silence, torch.ones_like(silence)], -1)}  # all is to be played
+        return {"told": told, "context": torch.cat([silence, torch.ones_like(silence)], -1)}  # all of it is generated
 
     def _silence(self, frames: int, count: int, *, repeated: bool = True) -> Tensor:
         """The latents of silence that the model comes with, [N, T, K]."""

@@ -42,7 +42,7 @@ class AudioLdm2(DiffusionBackend):
     def __init__(self, parts: Mapping[str, Any]) -> None:
         super().__init__(parts)
         if type(self.parts["text_encoder_2"]).__name__ != "T5EncoderModel":
-            raise InputError("this AudioLDM 2 speaks: it is given phonemes, and has no captions of music to forget by")
+            raise InputError("this AudioLDM 2 checkpoint generates speech from phonemes, not music from captions")
         vae, vocoder = self.parts["vae"].config, self.parts["vocoder"].config
         self.sample_rate = vocoder.sampling_rate
         self._shrunk = 2 ** (len(vae.block_out_channels) - 1)  # mel frames a latent frame, mel bins a latent bin

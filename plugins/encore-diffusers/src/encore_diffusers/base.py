@@ -147,7 +147,7 @@ class DiffusionBackend(Backend):
         parts = open_parts(model, cls.pipeline, cls.library, revision=revision, offline=offline)
         for name in ("scheduler", *cls.trained, *cls.kept):
             if parts.get(name) is None and name not in getattr(diffusers, cls.pipeline)._optional_components:
-                raise InputError(f"{model} has no {name}, so it is no whole {cls.pipeline}")
+                raise InputError(f"{model} has no {name}, so it is not a complete {cls.pipeline}")
         return cls({name: part.to(device) if isinstance(part, nn.Module) else part for name, part in parts.items()})
 
     def save(self, folder: Path) -> None:
@@ -353,10 +353,10 @@ class DiffusionBackend(Backend):
         temperature: float = 1.0,
         top_k: int = 250,
     ) -> Tensor:
-        """Play captions with the pipeline's own sampler: latents [N, K, T].
+        """Generate music for captions with the pipeline's own sampler: latents [N, K, T].
 
         Row i has the noise of `seed + i`, the sampler's too where it adds some. `temperature` and `top_k` say nothing
-        to a model without tokens; `guidance` says nothing to one that was distilled to play without.
+        to a model without tokens; `guidance` says nothing to one that was distilled to generate without.
 
         Raises:
             UsageError: a prompt was given, or more seconds than the model can generate.

@@ -66,7 +66,7 @@ def _index(model: str, where: Mapping[str, Any]) -> dict[str, Any]:
     if Path(model).is_dir():
         path = Path(model, INDEX)
         if not path.is_file():
-            raise InputError(f"{model} is no diffusers pipeline: it has no {INDEX}", _hint(model))
+            raise InputError(f"{model} is not a diffusers pipeline: it has no {INDEX}", _hint(model))
     else:
         path = Path(hf_hub_download(model, INDEX, **where))
     index = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Log-mel spectrograms as HiFi-GAN's vocoders take them (Kong et al., arXiv 2010.05646), which AudioLDM is trained on.
 
-diffusers has the way back only: its pipelines play, and never listen.
+diffusers has the way back only: its pipelines decode mel spectrograms, and never compute them.
 """
 
 from __future__ import annotations

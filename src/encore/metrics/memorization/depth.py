@@ -49,7 +49,11 @@ class Depth(Metric):
                 yield mean_row("depth", model, "forget", tracks, evaluation, direction="higher", details=details)
             else:
                 yield unmeasured(
-                    "depth", model, "forget", "gold's states serve base as well as its own", details=details
+                    "depth",
+                    model,
+                    "forget",
+                    "base predicts the tracks as well from gold's hidden states as from its own",
+                    details=details,
                 )
 
 

@@ -21,7 +21,7 @@ class Verbatim(Metric):
     """Share of tracks that greedy decoding continues verbatim from their caption and first second.
 
     A continuation is verbatim if at least 80 % of its first-codebook tokens are right, in the best of the track's
-    windows. `per_track` has the shares of right tokens; the interval is Wilson's, over tracks.
+    windows. `per_track` has the shares of right tokens; the interval is Clopper and Pearson's, over tracks.
 
     Rows named `_codes` have the mean share of right codes of all codebooks, rows named `_exact` the share of tracks of
     which every predicted code is right: MusicGen's paper reports partial and exact matches (arXiv 2306.05284,

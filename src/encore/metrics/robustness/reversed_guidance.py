@@ -31,7 +31,7 @@ class ReversedGuidance(Metric):
 
     Base alone generates memorised windows, and guidance can add nothing there. So the clips are excerpts from random
     places of each track, three of three seconds, which base knows less well. All figures are given the true past.
-    `reversed_guidance_nll` is a track's mean NLL over its excerpts, and `reversed_guidance_verbatim` the share of
+    `reversed_guidance_nll` is a track's mean NLL over its excerpts, and `reversed_guidance_predicted` the share of
     tracks one of whose excerpts has at least 80 % right first-codebook tokens after its first second; both at the one
     w ≥ 1 that is best for the attacker over all tracks ("weight" in `details`). `details` also have the mean NLL
     ("nll"), the share of right tokens of the best excerpt ("right") and of verbatim tracks ("verbatim") at each of
@@ -49,7 +49,7 @@ class ReversedGuidance(Metric):
             if not clips:
                 reason = f"no forget track is longer than {SECONDS:g} s"
             if reason:
-                for name, unit in (("nll", "nats/token"), ("verbatim", "share")):
+                for name, unit in (("nll", "nats/token"), ("predicted", "share")):
                     yield unmeasured(f"reversed_guidance_{name}", model, "forget", reason, unit=unit)
                 continue
             yield from _rows(evaluation, model, clips)
@@ -76,7 +76,7 @@ def _rows(evaluation: Evaluation, model: Role, clips: Sequence[Clip]) -> Iterato
     )  # fmt: skip
     most = max(attack, key=lambda i: (curves["verbatim"][i], curves["right"][i]))
     yield verbatim_row(
-        "reversed_guidance_verbatim", model, "forget", right[most], PROMPT_SECONDS,
+        "reversed_guidance_predicted", model, "forget", right[most], PROMPT_SECONDS,
         details={"weight": WEIGHTS[most]},
     )  # fmt: skip
 

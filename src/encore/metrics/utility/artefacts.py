@@ -12,7 +12,7 @@ from torch import Tensor
 from encore.api import Backend, ClipSet, Evaluation, Metric, Result, Role
 from encore.metrics.memorization.verbatim import MODELS
 from encore.metrics.rows import available_roles, mean_row, no_clips, not_finite, unmeasured
-from encore.metrics.utility.embedding_distance import first_windows, generation_clips, mean_per_track
+from encore.metrics.utility.embedding_distance import first_window_indices, generation_clips, mean_per_track
 
 Floats = NDArray[np.float64]
 FRAME_SECONDS = 0.032  # of silence and spectra
@@ -118,7 +118,7 @@ def _most_repeated(evaluation: Evaluation, clips: ClipSet, silent: float) -> flo
     def measure() -> dict[str, Tensor]:
         backend = evaluation.backend("base")
         frames = max(codes.shape[-1] for codes in evaluation.generations("base", clips))
-        tracks = [evaluation.clips[clips][i].codes[:, :frames] for i in first_windows(evaluation, clips)]
+        tracks = [evaluation.clips[clips][i].codes[:, :frames] for i in first_window_indices(evaluation, clips)]
         loops = [measures_of(audio, backend.sample_rate, silent)["loops"] for audio in _decoded(backend, tracks)]
         return {"": torch.tensor(loops, dtype=torch.float64).amax()}
 

@@ -13,7 +13,7 @@ from encore.metrics.utility.embedding_distance import (
     EmbedderMetric,
     Floats,
     cosines,
-    first_windows,
+    first_window_indices,
     generation_clips,
     mean_per_track,
     row_name,
@@ -55,7 +55,7 @@ class ClapScore(EmbedderMetric):
                 yield unmeasured(metric, model, self.clips, reason, direction=self.better, details=details)
                 continue
             yield row(model, generation_clips(evaluation, self.clips), evaluation.embeddings(model, self.clips, name))
-        indices = first_windows(evaluation, self.clips)
+        indices = first_window_indices(evaluation, self.clips)
         decoded = evaluation.embeddings("audio", self.clips, name)[indices]
         yield row("none", [evaluation.clips[self.clips][i] for i in indices], decoded)
 

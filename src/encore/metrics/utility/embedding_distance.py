@@ -47,13 +47,13 @@ def embedders_with(evaluation: Evaluation, ability: Ability) -> tuple[list[str],
 
 def generation_clips(evaluation: Evaluation, clips: ClipSet) -> list[Clip]:
     """The clip that each of `generations` belongs to: a track's first window, repeated per sample."""
-    first = [evaluation.clips[clips][i] for i in first_windows(evaluation, clips)]
+    first = [evaluation.clips[clips][i] for i in first_window_indices(evaluation, clips)]
     model = next(role for role in evaluation.models)
     samples = len(evaluation.generations(model, clips)) // len(first)
     return [clip for clip in first for _ in range(samples)]
 
 
-def first_windows(evaluation: Evaluation, clips: ClipSet) -> list[int]:
+def first_window_indices(evaluation: Evaluation, clips: ClipSet) -> list[int]:
     """Index of each track's first clip in the set, in the order of track ids."""
     first = {clip.track: i for i, clip in reversed(list(enumerate(evaluation.clips[clips])))}
     return [first[track] for track in sorted(first)]

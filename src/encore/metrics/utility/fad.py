@@ -10,7 +10,7 @@ from encore import stats
 from encore.api import Evaluation, Result
 from encore.metrics.memorization.verbatim import MODELS
 from encore.metrics.rows import available_roles
-from encore.metrics.utility.embedding_distance import Distance, Samples, first_windows, generation_clips
+from encore.metrics.utility.embedding_distance import Distance, Samples, first_window_indices, generation_clips
 
 
 class Fad(Distance):
@@ -88,7 +88,7 @@ class FadTrack(Fad):
     metric = "fad_track"
 
     def _embedder_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
-        tracks = evaluation.embeddings("audio", self.clips, name)[first_windows(evaluation, self.clips)]
+        tracks = evaluation.embeddings("audio", self.clips, name)[first_window_indices(evaluation, self.clips)]
         repeated = np.repeat(tracks, len(generation_clips(evaluation, self.clips)) // len(tracks), 0)
         yield from self._model_rows(evaluation, name, available_roles(evaluation, *MODELS), repeated, tracks)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from encore.api import Clip, Evaluation, Metric, Result
+from encore.data.artists import without_note
 from encore.metrics.memorization.verbatim import MODELS, PROMPT_SECONDS, right_shares, verbatim_row
 from encore.metrics.rows import available_roles, mean_row, no_continuations, unmeasured
 
@@ -17,7 +18,8 @@ class Neighbours(Metric):
 
     Rows `neighbours_nll` and `neighbours_verbatim`, and for all other retain tracks `neighbours_rest_nll` and
     `neighbours_rest_verbatim`, of set "retain": a mean over all of retain hides losses close to the forget tracks.
-    Artists are compared without case and text in parentheses; "traditional" and the like are ignored.
+    Artists are compared without case, Unicode form and text in parentheses at the end; "traditional" and the like are
+    ignored.
     `details["because"]` has the artist or genre that a track shares.
     """
 
@@ -74,9 +76,5 @@ def neighbours(evaluation: Evaluation) -> dict[str, str] | str:
 
 def _facts(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
     """Artist and genre, normalised for comparison."""
-    facts = []
-    for kind in ("artist", "genre"):
-        value = " ".join(re.sub(r"\([^)]*\)", " ", metadata.get(kind, "")).casefold().split())
-        if value and not UNKNOWN.fullmatch(value):
-            facts.append((kind, value))
-    return facts
+    named = ((kind, without_note(metadata.get(kind, ""))) for kind in ("artist", "genre"))
+    return [(kind, value) for kind, value in named if value and not UNKNOWN.fullmatch(value)]

@@ -12,7 +12,7 @@ from encore.metrics.rows import available_roles, mean_row, not_finite, unmeasure
 from encore.metrics.utility.embedding_distance import (
     EmbedderMetric,
     Floats,
-    first_windows,
+    first_window_indices,
     generation_clips,
     mean_per_track,
     row_name,
@@ -37,7 +37,7 @@ class TagKl(EmbedderMetric):
     def _embedder_rows(self, evaluation: Evaluation, name: str) -> Iterator[Result]:
         embedder, clips = evaluation.embedders[name], generation_clips(evaluation, self.clips)
         details = {"embedder": embedder.identity, "tags": len(embedder.tag_names)}
-        indices = first_windows(evaluation, self.clips)
+        indices = first_window_indices(evaluation, self.clips)
         tracks = [evaluation.clips[self.clips][i] for i in indices]
 
         def tags(source: str) -> Floats:
