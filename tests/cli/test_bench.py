@@ -58,7 +58,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(call, studio, tmp_path
         (["--methods", "ga", "--launcher", "kubernetes"], 2, "no launcher 'kubernetes'"),
         (["--methods", "ga", "--resource", "num_cpus=1"], 2, "--resource is for --launcher ray or slurm"),
         (["--methods", "ga", "--launcher", "ray", "--resource", "num_cpus"], 2, "'num_cpus' is not KEY=VALUE"),
-        (["--methods", "ga", "--launcher", "ray", "--resource", "num_cpus=x"], 2, "num_cpus=x is no amount"),
+        (["--methods", "ga", "--launcher", "ray", "--resource", "num_cpus=x"], 2, "num_cpus=x is not an amount"),
         (["--methods", "ga", "--launcher", "slurm", "--resource", "a=1", "--resource", "a"], 2, "is given twice"),
         (["--methods", "ga", "--launcher", "slurm", "--resource", "A=1"], 2, "'A' is not an sbatch option"),
         (["--methods", "ga", "--preset", "no-encore", "-o", "rl.lr=1"], 2, "'rl.lr=1' is not METHOD.KEY=VALUE"),

@@ -255,14 +255,14 @@ def test_a_moved_project_is_found_again(project: Path, mine: Path, call: Call, m
         ([], 2, "either a run folder, or --model"),
         (["RUN", "--model", "x"], 2, "either a run folder, or --model"),
         (["--model", "x"], 2, "--model needs --tracks"),
-        (["RUN", "--base", "x", "--retain", "y"], 2, "--base, --retain can't be chosen for a run"),
+        (["RUN", "--base", "x", "--retain", "y"], 2, "--base, --retain can't be set for a run"),
         (["RUN", "--gold2", "x"], 2, "--gold2 is compared with --gold"),
         (["RUN", "--metrics", "nll,fadd"], 2, "did you mean fad"),
         (["RUN", "--metrics", ","], 2, "names no metric"),
         (["RUN", "--metrics", "nll", "--full"], 2, "--full means all metrics"),
         (["RUN", "--embedder", "latent"], 2, "did you mean latents"),
         (["RUN", "--device", "abacus"], 2, "abacus"),
-        (["nowhere"], 3, "is missing"),
+        (["nowhere"], 3, "is not the folder of a run"),
         (["RUN", "--gold", "nowhere"], 3, "no model 'nowhere'"),
         (["RUN", "--gold", "MODEL"], 3, "gold has the same weights as base"),
         (["--model", "RUN", "--tracks", "x", "--gold", "RUN"], 3, "gold has the same weights as unlearned"),
@@ -302,10 +302,12 @@ def test_a_file_or_weight_that_is_not_what_it_was(mine: Path, call: Call) -> Non
     flipped(mine / "model/model.safetensors", "is not the one the run was made from")
     (run / "request.json").write_text('{"seed": 0}')
     refused("not written by this version")
+    request = (run / "request.json").read_bytes()
     (run / "request.json").write_text("{")
     refused("can't be read as JSON")
+    (run / "request.json").write_bytes(request)
     (run / "run.json").unlink()
-    refused("run.json is missing")
+    refused("did not finish")
 
 
 def test_a_metric_named_twice_is_measured_once(project: Path, studio: Path, call: Call) -> None:

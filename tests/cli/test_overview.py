@@ -58,7 +58,7 @@ def test_case_E12_runs_lists_every_run_and_how_it_stands(call, tmp_path):
         "a": "measured", "deep/b/seed-0": "not measured", "c": "unfinished", "d": "running", "e": "collapsed",
         "f": "unreadable", "g": "unreadable", "h": "unreadable", "i": "unreadable",
     }  # fmt: skip
-    assert (rows["a"]["keep"], rows["a"]["forget"], rows["a"]["tracks"]) == ("1/1", "", 8)
+    assert (rows["a"]["retain"], rows["a"]["forget"], rows["a"]["tracks"]) == ("1/1", "", 8)
     assert (rows["a"]["date"], rows["c"]["date"]) == ("2026-05-04T03:02:01Z", "1970-01-01T00:00:00Z")
     assert rows["a"]["size"] == sum(path.stat().st_size for path in (tmp_path / "a").rglob("*") if path.is_file())
     dated = [row["date"] for row in json.loads(done.out)["runs"]]

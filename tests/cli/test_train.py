@@ -60,9 +60,8 @@ def test_training_that_raises_the_nll_keeps_the_run_and_ends_with_4(studio: Path
     assert call(*flags(studio, "--epochs", 2, "--lr", 100, "--resume")).code == 4
 
 
-@pytest.mark.parametrize("lr", [1e10, 1e30])
-def test_a_model_that_is_not_finite_is_never_a_complete_run(studio: Path, call: Call, lr: float) -> None:
-    done = call(*flags(studio, "--epochs", 3, "--lr", lr))
+def test_a_model_that_is_not_finite_is_never_a_complete_run(studio: Path, call: Call) -> None:
+    done = call(*flags(studio, "--epochs", 3, "--lr", 1e6))
     assert (done.code, "not finite" in done.err or "non-finite" in done.err) == (1, True), done.err
     assert "lower --lr" in done.err
     assert "not expected" not in done.err

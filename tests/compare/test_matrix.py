@@ -93,6 +93,7 @@ def test_every_row_is_judged_as_it_is_written(tmp_path, trial):
         "highest track NLL / gold's": True,
         "relearned / gold's, lr 2e-4": True,
         "relearned / gold's, lr 1e-3": False,
+        "retain NLL, change": None,
         "memorised retain, change of NLL": False,
         "memorised retain, change of NLL, worst track": None,
         "retain, verbatim from 1 s": True,
@@ -120,7 +121,7 @@ def test_what_was_not_measured_is_not_judged(tmp_path, trial):
     verdicts = met(line)
     assert verdicts["KL(gold ‖ model), forget"] is None
     assert verdicts["membership AUC"] is None  # also of too few tracks
-    assert "forget NLL" not in verdicts
+    assert verdicts["forget NLL"] is None
     assert "relearned / gold's, lr 2e-4" not in verdicts
     assert verdicts["seconds"] is False
     assert matrix_lines(plan(), tmp_path, WHOLE, [Trial("m", 0, list="l")]) == []

@@ -94,7 +94,7 @@ def test_requests_are_checked():
         "num_cpus": 2.0, "num_gpus": 0.5, "accelerator_type": "H200", "fast_disk": 1.0
     }  # fmt: skip
     for value in ("many", "1.5", "-1", "nan", "inf"):
-        with pytest.raises(UsageError, match=f"num_cpus={value} is no amount"):
+        with pytest.raises(UsageError, match=f"num_cpus={value} is not an amount"):
             checked({"num_cpus": value})
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
     ray, notes = SimpleNamespace(nodes=lambda: nodes), []

@@ -80,7 +80,7 @@ def test_keys_that_are_none(tmp_path: Path) -> None:
             signing.sign(b"m", bad)
         assert "openssl" in caught.value.hint
     for bad in (tmp_path / "text", tmp_path / "nowhere", private):
-        with pytest.raises(UsageError, match="is no public key"):
+        with pytest.raises(UsageError, match="is not a public key"):
             signing.check(b"m", signature, bad)
 
 

@@ -168,7 +168,7 @@ def test_an_authority_that_gives_none(made: Path, authority: Authority, tmp_path
             pack(made, tmp_path / "b.zip", timestamp_url=address)
     (tmp_path / "text").write_text("no certificate")
     for bad in (tmp_path / "text", tmp_path / "nowhere"):
-        with pytest.raises(UsageError, match="is no certificate"):
+        with pytest.raises(UsageError, match="is not a certificate"):
             timestamp.check(b"another manifest", other, bad)
     assert not (tmp_path / "b.zip").exists()
 

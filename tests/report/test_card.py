@@ -16,7 +16,7 @@ def test_the_hub_reads_its_figures(made: Path) -> None:
     card = ModelCard.load(made / "model" / "README.md")
     assert isinstance(card.data, ModelCardData)
     assert card.data.library_name == "transformers"
-    assert card.data.model_name == "tiny, less 3 tracks"
+    assert card.data.model_name == "tiny, without 3 tracks"
     assert card.data.pipeline_tag == "text-to-audio"
     figures = {(result.metric_type, result.dataset_split): result for result in card.data.eval_results or []}
     assert figures["nll", "forget"].metric_value == pytest.approx(4.5)

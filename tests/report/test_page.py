@@ -89,7 +89,7 @@ def test_case_E11_verdict_picture_worst_track_and_failures_come_first(
         'aria-label="Two: before 100\xa0%, after 90\xa0%, gold 0\xa0%"', 'aria-label="One: before',
         "Listen to the worst", 'aria-label="before: Two"', 'aria-label="after: Two"',
         "What failed", "Required: no more than gold. Worst track: Two",
-        "What passed", "What was not measured", "not measured: too few generations", "Six words", "<dt>gold</dt>",
+        "What passed", "What was not measured", "not measured: too few generations", "Glossary", "<dt>gold</dt>",
         "All targets", "Track by track",
     ]  # fmt: skip
     places = [page.index(words) for words in order]

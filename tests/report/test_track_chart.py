@@ -50,7 +50,7 @@ def test_without_gold_held_out_music_takes_its_place() -> None:
     results.append(row("nll", "unlearned", "forget", 4.0, per_track=dict(zip(TRACKS, (4.4, 2.2, 5.5), strict=True))))
     reproduction, prediction = pictures(of(results))
     assert {strip.marks[-1].x for strip in reproduction.strips} == {3}
-    assert "held-out level" in reproduction.names["gold"]
+    assert "held-out music" in reproduction.names["gold"]
     assert [(strip.track, strip.marks[0].x, strip.marks[1].x) for strip in prediction.strips] == [
         ("Two", 40, 80), ("Three", 100, 80), ("One", 80, 80),
     ]  # fmt: skip

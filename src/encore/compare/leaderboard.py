@@ -63,7 +63,7 @@ def columns() -> list[Column]:
 
 
 COSTS = ("seconds", "peak GB")
-FORGET, KEEP = "forget targets", "keep targets"
+FORGET, RETAIN = "forget targets", "retain targets"
 FLOOR_KL = 0.5  # relative to base's KL to gold: a model further away has not forgotten
 
 
@@ -72,7 +72,7 @@ class Targets:
     """The targets that one model meets.
 
     Args:
-        met: number of targets met, by title (`FORGET`, `KEEP`).
+        met: number of targets met, by title (`FORGET`, `RETAIN`).
         judged: number of targets judged, by title.
         forgets: whether it forgets at all, see `_forgets`; None if not measured.
     """
@@ -117,7 +117,7 @@ class Line:
         seeds: seeds of its runs.
         figures: values by title, one per seed.
         options: options that differ from the method's defaults, as "key=value".
-        judged: number of targets judged, by title (`FORGET`, `KEEP`).
+        judged: number of targets judged, by title (`FORGET`, `RETAIN`).
         forgets: whether it forgets with every seed; None if a seed was not measured and no other fails.
         p: p-values of the difference from the first line, by title.
     """
@@ -138,7 +138,7 @@ class Line:
     @property
     def is_measured(self) -> bool:
         """Whether it has figures other than its cost and counts of targets."""
-        return not self.figures.keys() <= {FORGET, KEEP, *COSTS}
+        return not self.figures.keys() <= {FORGET, RETAIN, *COSTS}
 
     @property
     def label(self) -> str:
@@ -242,7 +242,7 @@ def rows_of(results: Sequence[Result], role: str) -> Rows:
 
 def _targets(table: Sequence[SummaryRow]) -> Targets:
     counts = targets_met(table)
-    titles = {FORGET: counts["forget"], KEEP: counts["retain"]}
+    titles = {FORGET: counts["forget"], RETAIN: counts["retain"]}
     met, judged = ({title: count[i] for title, count in titles.items()} for i in (0, 1))
     return Targets(met, judged, _forgets(table))
 
@@ -355,7 +355,7 @@ def leaderboard(plan: Plan, out: Path, failed: Mapping[Trial, str] | None = None
     first = next(iter(next(iter(trials.values()), [])), {})
     references = [replace(_line(role, [first[role]]), seeds=()) for role in REFERENCES if role in first]
     known = dict.fromkeys(title for line in lines for title in line.figures)
-    fixed = (FORGET, KEEP, *(column.title for column in columns()))
+    fixed = (FORGET, RETAIN, *(column.title for column in columns()))
     others = sorted(title for title in known if title not in (*fixed, *COSTS))
     titles = tuple(title for title in (*fixed, *others, *COSTS) if title in known)
     rows = first["unlearned"].rows if first else {}
@@ -383,14 +383,14 @@ def _line(name: str, runs: Sequence[Measured], options: Sequence[str] = (), requ
         name, requests, tuple(run.trial.seed for run in runs),
         {title: tuple(figures[title] for figures in values if title in figures) for title in titles},
         tuple(options),
-        {title: max(run.targets.judged.get(title, 0) for run in runs) for title in (FORGET, KEEP)},
+        {title: max(run.targets.judged.get(title, 0) for run in runs) for title in (FORGET, RETAIN)},
         False if False in forgets else None if None in forgets else True,
     )  # fmt: skip
 
 
 def _rank(line: Line, ignored: Collection[tuple[str, str]] = ()) -> tuple[float, ...]:
     """Sort key; lower comes first."""
-    counted = (FORGET, KEEP) if line.forgets else (FORGET,)
+    counted = (FORGET, RETAIN) if line.forgets else (FORGET,)
     met = sum(line.median(title) or 0.0 for title in counted)
     kl = line.median("KL gold, forget") if ("kl_gold", "forget") not in ignored else None
     relearned = line.median("relearned") if ("relearn", "forget") not in ignored else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from encore import __version__, stats
-from encore.compare.leaderboard import FORGET, KEEP, Leaderboard, Line
+from encore.compare.leaderboard import FORGET, RETAIN, Leaderboard, Line
 from encore.compare.matrix import ROWS, Figure, MatrixLine
 from encore.compare.pareto import pareto_svg
 from encore.compare.plan import BOARD
@@ -25,7 +25,7 @@ from encore.text import csv_cell
 
 SCHEMA = 2
 MARKS = re.compile(r"([\\|`\[])")  # would end a cell or begin a link
-COUNTS = (FORGET, KEEP, "verbatim, forget", "verbatim, retain", "seconds")
+COUNTS = (FORGET, RETAIN, "verbatim, forget", "verbatim, retain", "seconds")
 
 
 def write_leaderboard(
@@ -81,11 +81,11 @@ def _shown(line: Line, title: str) -> str:
     value = line.median(title)
     if value is None:
         return "–"
-    if title in (FORGET, KEEP) and not line.judged.get(title):  # none was judged
+    if title in (FORGET, RETAIN) and not line.judged.get(title):  # none was judged
         return "–"
     if title in COUNTS:
         count = f"{value:.0f}" if value == round(value) or title == "seconds" else f"{value:.1f}"
-        return f"{count}/{line.judged.get(title, 0)}" if title in (FORGET, KEEP) else count
+        return f"{count}/{line.judged.get(title, 0)}" if title in (FORGET, RETAIN) else count
     return f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
@@ -237,13 +237,13 @@ def spreadsheet(board: Leaderboard) -> str:
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     spread = [f"{title}: {part}" for title in board.titles for part in ("median", "low", "high")]
-    judged = [f"{title} judged" for title in (FORGET, KEEP)]
+    judged = [f"{title} judged" for title in (FORGET, RETAIN)]
     titles = ["method", "requests", "seeds", "forgets", *judged, *spread, *(f"p, {title}" for title in board.tested)]
     table.writerow([csv_cell(title) for title in titles])
     for line in (*board.references, *board.lines):
         forgets = {True: "yes", False: "no", None: None}[line.forgets]
         row: list[object] = [csv_cell(line.label), line.requests, len(line.seeds), forgets]
-        row += [line.judged.get(title, 0) for title in (FORGET, KEEP)]
+        row += [line.judged.get(title, 0) for title in (FORGET, RETAIN)]
         for title in board.titles:
             values = line.figures.get(title)
             row += [line.median(title), min(values), max(values)] if values else [None, None, None]
