@@ -145,23 +145,25 @@ def bench(
     from encore.store.run_folder import locked
 
     resources = _resources(launcher, resource or [])
-    laid = find(preset) if preset else None
+    defaults = find(preset) if preset else None
     sizes, lists = _sizes(forget_sizes), _lists(listed_as or [])
     golds = _golds(gold or [], gold2 or [], [*list_names(sizes), *lists])
     if full and metrics is not None:
         raise UsageError("--full means all metrics, and --metrics names some", "give one of the two")
     embedded = assets.model_folder(model) is not None
-    names = _names(methods, "--methods") or (laid.methods if laid else _installed(backend_name(model, backend)))
+    names = _names(methods, "--methods") or (defaults.methods if defaults else _installed(backend_name(model, backend)))
     of_lists = METRICS_READ if sizes or lists else ()
-    by_default = tuple(dict.fromkeys((*(laid.metrics if laid else ()), *of_lists))) or None
+    by_default = tuple(dict.fromkeys((*(defaults.metrics if defaults else ()), *of_lists))) or None
     measured = _names(metrics, "--metrics") or (by_default if not full else None)
-    chosen = embedder or (laid.embedder if laid and not embedded else None)
-    theirs = [item for item in laid.options if item.partition(".")[0] in names] if laid and not embedded else []
-    finetune = laid is not None and laid.finetune
+    chosen = embedder or (defaults.embedder if defaults and not embedded else None)
+    preset_options = (
+        [item for item in defaults.options if item.partition(".")[0] in names] if defaults and not embedded else []
+    )
+    finetune = defaults is not None and defaults.finetune
     recipe = [item.removeprefix("train.") for item in option or () if finetune and item.startswith("train.")]
-    given = [item for item in option or () if not (finetune and item.startswith("train."))]
+    method_options = [item for item in option or () if not (finetune and item.startswith("train."))]
     plan = Plan(
-        methods=_options(names, [*theirs, *given]),
+        methods=_options(names, [*preset_options, *method_options]),
         seeds=tuple(range(seeds)), requests=SEQUENTIAL if sequential else (1,), tracks=_absolute(tracks),
         forget_sizes=sizes, lists=lists, model=absolute_folder(model), revision=revision,
         backend=backend_name(model, backend), catalog=_absolute(catalog),
@@ -169,7 +171,7 @@ def bench(
         roots=tuple(str(path.resolve()) for path in root or ()), device=device, precision=precision, offline=offline,
         golds=golds.get("", {}), list_golds={name: models for name, models in golds.items() if name},
         metrics=measured, embedder=chosen or "", full=full, force=force,
-        samples_per_caption=samples_per_caption or (laid.samples_per_caption if laid else 1),
+        samples_per_caption=samples_per_caption or (defaults.samples_per_caption if defaults else 1),
     )  # fmt: skip
     out = out.resolve()
     if finetune:
@@ -183,18 +185,18 @@ def bench(
         write_plan(plan, out)
         if finetune and not _train(plan, out, chosen_tracks, jobs, launcher, resources):
             return
-        left = list(unfinished(plan, out, chosen_tracks))
-        of, remeasured = len(plan.trials), sum((out / trial.name / "run.json").exists() for trial in left)
-        console.note(f"trials: {of}, of {counted(len(plan.methods), 'method')}; done: {of - len(left)}")
+        pending = list(unfinished(plan, out, chosen_tracks))
+        of, remeasured = len(plan.trials), sum((out / trial.name / "run.json").exists() for trial in pending)
+        console.note(f"trials: {of}, of {counted(len(plan.methods), 'method')}; done: {of - len(pending)}")
         if remeasured:
             why = "; ".join(changes) or "the models or the code that measures are not those that were measured"
             console.note(f"{remeasured} more are only measured again: {why}")
         if launcher == "slurm":
-            failed = _write_scripts(left, out, jobs, resources)
-            if len(left) == of and not failed:
+            failed = _write_scripts(pending, out, jobs, resources)
+            if len(pending) == of and not failed:
                 return
         else:
-            failed = _run(left, out, jobs, launcher, resources, device)
+            failed = _run(pending, out, jobs, launcher, resources, device)
         board, requests = leaderboard(plan, out, failed), request_lines(plan, out, failed)
         matrix = matrix_lines(plan, out, chosen_tracks, failed)
         written = write_leaderboard(out, board, requests, matrix)

@@ -23,15 +23,15 @@ def difficulty(clips: Sequence[Clip], new: Sequence[Clip], nll: Tensor) -> Tenso
         new: clips that the model was not trained on.
         nll: the model's NLL of `new`, nats per token, [M].
     """
-    own = torch.tensor([code_entropy(clip.codes) for clip in clips], dtype=torch.float64)
+    entropies = torch.tensor([code_entropy(clip.codes) for clip in clips], dtype=torch.float64)
     entropy = torch.tensor([code_entropy(clip.codes) for clip in new], dtype=torch.float64)
     value, count = nll.double().cpu(), len(new)
-    apart, gap = entropy - entropy.mean(), value - value.mean()
-    spread = apart.square().sum()
+    x, y = entropy - entropy.mean(), value - value.mean()
+    spread = x.square().sum()
     if count < 3 or float(spread) < 1e-9:
         return torch.ones(len(clips))
-    own = own.clamp(float(entropy.min()), float(entropy.max()))
-    slope = (apart * gap).sum() / spread
-    left_out = (gap - slope * apart) / (1 - 1 / count - apart.square() / spread).clamp(min=1e-9)  # of the line
-    skill = 1 - left_out.square().sum() / (gap * count / (count - 1)).square().sum().clamp(min=1e-9)  # over the mean
-    return (1 + skill.clamp(min=0) * slope * (own - entropy.mean()) / value.mean()).float()
+    entropies = entropies.clamp(float(entropy.min()), float(entropy.max()))
+    slope = (x * y).sum() / spread
+    left_out = (y - slope * x) / (1 - 1 / count - x.square() / spread).clamp(min=1e-9)  # of the line
+    skill = 1 - left_out.square().sum() / (y * count / (count - 1)).square().sum().clamp(min=1e-9)  # over the mean
+    return (1 + skill.clamp(min=0) * slope * (entropies - entropy.mean()) / value.mean()).float()

@@ -130,26 +130,26 @@ class Encore(LossMethod):
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         shift, captions, (weights, kept_share) = step.once("forget", lambda: self._drawn_for(step, batch))
         mask = step.backend.token_mask(batch)
-        taught = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
+        has_teacher = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)
-            some = step.forget if distributed.in_lockstep() else batch.clips
-            taught_by = None
-            if not self._deep.isdisjoint(some):
-                taught_by = self._teacher(step.backend, batch, shift, captions)
+            lockstep_clips = step.forget if distributed.in_lockstep() else batch.clips
+            teacher_and_mask = None
+            if not self._deep.isdisjoint(lockstep_clips):
+                teacher_and_mask = self._teacher(step.backend, batch, shift, captions)
         tokens = -token_logprobs(logits, batch.codes, mask)
         nll = tokens.sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
         known = nll.mean(1) < levels.mean(1)  # what is beyond its level is left alone
         loss = self.options.gamma * (levels - nll).relu().mean(1) * known
-        if taught_by is not None:
-            teacher, there = taught_by
-            divergence = kl_divergence(teacher, logits, there)
+        if teacher_and_mask is not None:
+            teacher, teacher_mask = teacher_and_mask
+            divergence = kl_divergence(teacher, logits, teacher_mask)
             start = start_weights(divergence)
             start_known = known | (start_nll(tokens, mask) < self._start_level * torch.as_tensor(kept_share).mean())
             kept = known[:, None, None] + start * start_known[:, None, None]
-            pulled = (divergence * there * kept).sum((1, 2)) / (there * (1 + start)).sum((1, 2))
-            loss = loss + pulled * taught
+            to_teacher = (divergence * teacher_mask * kept).sum((1, 2)) / (teacher_mask * (1 + start)).sum((1, 2))
+            loss = loss + to_teacher * has_teacher
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def _teacher(
@@ -377,9 +377,9 @@ def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         log-probabilities.
     """
     logp = wide(logits[mask]).log_softmax(-1)
-    own = -(logp.exp() * logp).sum(-1)
-    variance = (logp.exp() * logp.square()).sum(-1) - own.square()
-    entropies, slopes = (own.new_zeros(mask.shape).masked_scatter(mask, each) for each in (own, variance))
+    entropy = -(logp.exp() * logp).sum(-1)
+    variance = (logp.exp() * logp.square()).sum(-1) - entropy.square()
+    entropies, slopes = (entropy.new_zeros(mask.shape).masked_scatter(mask, each) for each in (entropy, variance))
     return clip_mean(entropies, mask), clip_mean(slopes, mask)
 
 

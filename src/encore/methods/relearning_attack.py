@@ -160,18 +160,18 @@ def moved(module: nn.Module, to: Mapping[str, Tensor]) -> Iterator[None]:
         module: restored after the context; tied weights stay tied.
         to: the weights, constants, by name of the parameter.
     """
-    there: dict[int, Tensor] = {}
+    moved_weights: dict[int, Tensor] = {}
     for name, target in to.items():
-        own = module.get_parameter(name)
-        there[id(own)] = own + (target.detach() - own.detach())
+        parameter = module.get_parameter(name)
+        moved_weights[id(parameter)] = parameter + (target.detach() - parameter.detach())
     places = [
         (part, name, weight)
         for part in module.modules()
         for name, weight in part._parameters.items()
-        if id(weight) in there
+        if id(weight) in moved_weights
     ]
     for part, name, weight in places:
-        part._parameters[name] = there[id(weight)]  # type: ignore[assignment]
+        part._parameters[name] = moved_weights[id(weight)]  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -405,11 +405,11 @@ class Loop:
         forget: Sequence[Clip] = ()
         retain: Sequence[Clip] = ()
         if method.uses_forget and state.pending and self.phase != "retain":
-            drawn = self.forget_draw.take(state.pending, options.forget_batch_size)
-            forget = [engine.clips.forget[i] for i in drawn]
+            indices = self.forget_draw.take(state.pending, options.forget_batch_size)
+            forget = [engine.clips.forget[i] for i in indices]
         if self.uses_retain and self.phase != "forget":
-            drawn = self.retain_draw.take(range(len(engine._retain)), options.batch_size)
-            retain = [engine._retain[i] for i in drawn]
+            indices = self.retain_draw.take(range(len(engine._retain)), options.batch_size)
+            retain = [engine._retain[i] for i in indices]
         self.module.train(options.dropout)
         progress = state.step / self.schedule.steps
         return Step(
@@ -420,7 +420,7 @@ class Loop:
     def _accumulated(self, step: Step) -> dict[str, float]:
         """Add up the gradients of a step over all processes; its losses. Halves the micro-batch if memory runs out."""
         engine, state = self.engine, self.state
-        drawn = engine.generator.get_state()
+        generator_state = engine.generator.get_state()
         while True:
             losses, short = dict[str, float](), False
             try:
@@ -432,7 +432,7 @@ class Loop:
             if not any(distributed.largest([short])):
                 break
             self.optimizer.zero_grad(set_to_none=True)
-            engine.generator.set_state(drawn)
+            engine.generator.set_state(generator_state)
             state.micro_batch_size = max(1, state.micro_batch_size // 2)
             engine.record({"event": "out of memory", "step": state.step, "micro_batch_size": state.micro_batch_size})
         losses = dict(zip(losses, distributed.totals([*losses.values()]), strict=True))
