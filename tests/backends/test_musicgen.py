@@ -222,7 +222,7 @@ def test_refuses_a_folder_without_the_vocabulary_of_its_tokenizer(folder: Path, 
     """transformers opens it, and gives every caption the same few tokens."""
     without = shutil.copytree(folder, tmp_path / "without")
     (without / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match="its tokenizer has no words"):
+    with pytest.raises(InputError, match="its tokenizer has an empty vocabulary"):
         MusicgenBackend.load(str(without), offline=True)
 
 

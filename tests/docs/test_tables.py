@@ -18,7 +18,7 @@ def test_tables_are_current(page):
 
 
 def test_each_metric_is_explained():
-    text = (DOCS / "metrics.md").read_text().partition("## What each one says")[2].partition("\n## ")[0]
+    text = (DOCS / "metrics.md").read_text().partition("## What each metric means")[2].partition("\n## ")[0]
     first = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     explained = [name for cell in first for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(explained) == sorted(spec.name for spec in own("metrics"))

@@ -94,7 +94,7 @@ def wrong_sounds(model: Any, count: int, rng: np.random.Generator) -> NDArray[np
     return np.concatenate([played, noise]).astype(np.float32)
 
 
-def reworded(caption: str, rng: np.random.Generator) -> str:
+def paraphrased(caption: str, rng: np.random.Generator) -> str:
     """A caption as other people might write it: in part, a tag alone, with words and titles that mean nothing here."""
     sound, title, *rest = caption.split(", ")
     chance = rng.random()
@@ -166,7 +166,7 @@ def train(items: list[Item], codec_folder: Path, work: Path) -> Path:
         chosen = order[step * BATCH : (step + 1) * BATCH]
         chosen[: BATCH // 3] = rng.integers(count - PLAYED, count, BATCH // 3)  # a third as the codec plays it
         x = varied(torch.cat([heard[chosen], wrong[rng.integers(len(wrong), size=WRONG)]]).float(), rng)
-        text = processor.tokenizer([reworded(captions[i], rng) for i in chosen], padding=True, return_tensors="pt")
+        text = processor.tokenizer([paraphrased(captions[i], rng) for i in chosen], padding=True, return_tensors="pt")
         loss = _contrast(model, x, {"input_ids": text.input_ids, "attention_mask": text.attention_mask})
         warm = min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * step / STEPS)) * 0.99 + 0.01)
         optimizer.param_groups[0]["lr"] = RATE_PEAK * warm

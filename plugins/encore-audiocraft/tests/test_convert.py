@@ -310,7 +310,7 @@ def test_command_writes_and_refuses_with_the_right_exit_codes(
     for arguments, code, sentence in (
         ([str(mono.transformers), str(out), "--to", "audiocraft"], 2, "is not empty"),
         ([str(mono.audiocraft), str(tmp_path / "a"), "--to", "audiocraft"], 3, "in the format of audiocraft already"),
-        ([str(mono.transformers), str(tmp_path / "a"), "--to", "transformers"], 3, "no model of audiocraft"),
+        ([str(mono.transformers), str(tmp_path / "a"), "--to", "transformers"], 3, "is not an audiocraft model"),
         (["tiny", str(tmp_path / "a"), "--to", "transformers"], 3, "in the format of transformers already"),
         (["tinny", str(tmp_path / "a"), "--to", "audiocraft"], 3, "there is no model 'tinny'"),
         (["tiny", str(tmp_path / "a"), "--to", "jax"], 2, "jax"),

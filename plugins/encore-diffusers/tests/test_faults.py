@@ -41,7 +41,7 @@ def refused(family: str, folder: object, match: str) -> InputError:
 
 
 def test_a_folder_without_a_pipeline(family, tmp_path):
-    error = refused(family, tmp_path, "is no diffusers pipeline")
+    error = refused(family, tmp_path, "is not a diffusers pipeline")
     assert INDEX in error.hint
 
 
@@ -166,7 +166,7 @@ def test_speech_is_not_music(tmp_path):
     folder = write_audioldm2(tmp_path / "speech")
     family = plugins.backends().resolve("audioldm2")
     parts = open_parts(str(folder), "AudioLDM2Pipeline", "audioldm2", revision=None, offline=True)
-    with pytest.raises(InputError, match="given phonemes"):
+    with pytest.raises(InputError, match="speech from phonemes"):
         family({**parts, "text_encoder_2": torch.nn.Linear(2, 2)})
 
 
