@@ -395,7 +395,7 @@ def test_case_B5_retain_goes_on_without_them_where_asked(damaged: Path) -> None:
     chosen = forget_a(damaged, skip_unreadable=True)
     assert [track.id for track in chosen.retain] == ["b", "c"]
     assert len(chosen.skipped) == 4
-    assert any(note.startswith("left out 4 tracks to keep or to compare with") for note in chosen.notes)
+    assert any(note.startswith("left out 4 tracks of retain and holdout") for note in chosen.notes)
 
 
 def test_case_B5_retain_and_holdout_lists_too(damaged: Path) -> None:

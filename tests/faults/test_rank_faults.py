@@ -221,5 +221,5 @@ def test_torchrun_and_its_signals(arguments: list[str]) -> None:
     started.terminate()
     _, errors = started.communicate(timeout=60)
     assert started.returncode != 0
-    assert errors.count("stopped by SIGTERM; go on with") == 1, errors
+    assert errors.count("stopped by SIGTERM; continue with") == 1, errors
     assert any(Path("run").glob("checkpoints/*/manifest.json"))
