@@ -96,13 +96,6 @@ def between(backend: MusicgenBackend, clips: Sequence[Clip], count: int) -> floa
     return own[count - 1] + own[count]
 
 
-def start_of(backend: MusicgenBackend, clip: Clip) -> float:
-    """The mean cost of a clip's first frames, nats per token: frame t weighs exp(-t / 2)."""
-    costs = costs_of(backend, clip)
-    weights = np.exp(-np.arange(costs.shape[1]) / 2) * ~np.isnan(costs)
-    return float((np.nan_to_num(costs) * weights).sum() / weights.sum())
-
-
 def rise_of(backend: MusicgenBackend, clip: Clip, shift: int) -> float:
     """What the later part of a clip costs more where the clip begins there, nats per token."""
     begin = min(shift, clip.codes.shape[-1] // 2)
@@ -133,8 +126,7 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
 ) -> None:
     """Two memorised clips and two that are not, of different lengths, under a shift and other captions.
 
-    The frames before the shift are taught as well, the first with more weight; of a clip beyond its level the first
-    alone, until they cost what those of held-out music do.
+    The frames before the shift are taught as well, the first with more weight.
     """
     holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(4)
     level = between(backend, clips, 2)
@@ -142,12 +134,6 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     model = moved(backend)
     method._entropy = 0.0 if sharp else math.inf
     losses = method.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
-    beyond, _ = made(backend, clips, retain, level, holdout=holdout, gamma=0.7, shift_seconds=SHIFT)
-    beyond._entropy, beyond._levels = method._entropy, dict.fromkeys(clips, torch.zeros(2))
-    assert beyond._start_level == pytest.approx(np.mean([start_of(backend, clip) for clip in holdout]), rel=1e-4)
-    own_starts = [start_of(model, clip) for clip in clips]
-    beyond._start_level = float(np.median(own_starts))
-    of_starts = beyond.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
     generator = torch.Generator().manual_seed(seed)
     shift = int(torch.randint(7, (1,), generator=generator)) + 1
@@ -161,10 +147,8 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     assert sorted(taught) == [False, False, True, True]
     levels = levels_of(backend, clips, holdout, level / 2, 7)
     lacked = [0.0, 0.0]
-    for clip, (first, other), known, target, loss, of_start in zip(
-        clips, captions, taught, levels, losses, of_starts, strict=True
-    ):
-        total, weight, start_total = 0.0, 0.0, 0.0
+    for clip, (first, other), known, target, loss in zip(clips, captions, taught, levels, losses, strict=True):
+        total, weight = 0.0, 0.0
         for caption, start, end in ((first, 0, shift), (other, shift, None)):
             strange = Clip(clip.track, caption, clip.codes[:, start:end])
             teacher, own = logprobs_of(model, strange), logprobs_of(model, clip)[:, start:end]
@@ -175,13 +159,10 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
             for k, t in mask.nonzero().tolist():
                 total += (1 + 20 * math.exp(-(start + t) / 2)) * divergences[k, t].item()
                 weight += 1 + 20 * math.exp(-(start + t) / 2)
-                start_total += 20 * math.exp(-(start + t) / 2) * divergences[k, t].item()
         divergence, nll = total / weight, nll_of(model, clip)
         lacking = np.maximum(0, target - nll).mean()
         assert loss == pytest.approx(known * divergence + 0.7 * lacking, rel=1e-4, abs=1e-5)
         lacked[int(known)] += lacking
-        start_known = known and start_of(model, clip) < beyond._start_level
-        assert of_start == pytest.approx(start_known * start_total / weight, rel=1e-4, abs=1e-5)
     assert min(lacked) > 0, "one of the two kinds lacks nothing: the test shows nothing of its level"
 
 
@@ -318,7 +299,6 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
     )
     known, other = sorted(clips, key=lambda clip: nll_of(backend, clip).mean())
     method._levels[other] -= 1  # beyond its level
-    method._start_level = 0.0  # and its first frames
     model = moved(backend)
     step = replace(step_of(model, session), lr_share=share, forget=clips)
     losses = method.forget_loss(step, Batch.of(clips))
@@ -332,7 +312,6 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         optimizer.zero_grad()
     plain, _ = made(backend, clips, retain, session.holdout_nll, holdout=holdout)
     plain._levels[other] -= 1
-    plain._start_level = 0.0
     if share > 0.4:
         plain._levels = {clip: level * method._attack.kept_shares[0] for clip, level in plain._levels.items()}
     generator = torch.Generator().manual_seed(0)

@@ -37,11 +37,10 @@ class Encore(LossMethod):
     on, have more weight. The teacher forgets with the model, until both predict the clip as new music. A teacher that
     is less certain of a clip than the base is of held-out music on such input is sharpened (`sharpened`): a high rate
     makes all predictions less certain, and generations noise. The second term removes the memory that the teacher still
-    has: the NLL of codebook k is raised to the target ℓ_k, and no further. A clip whose NLL exceeds its mean target has
-    no loss, but that on its first frames while they cost less than those of held-out music. For a memorised clip, ℓ_k
-    is the base's mean NLL of held-out music times the clip's difficulty estimated from its codes (`difficulty`). A clip
-    that is not memorised has no teacher; its target is its NLL under base, plus the rise of its NLL when it begins
-    later, minus the same rise for held-out music.
+    has: the NLL of codebook k is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has
+    no loss. For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated
+    from its codes (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus
+    the rise of its NLL when it begins later, minus the same rise for held-out music.
 
     While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
     same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
@@ -137,19 +136,14 @@ class Encore(LossMethod):
             teacher_and_mask = None
             if not self._deep.isdisjoint(lockstep_clips):
                 teacher_and_mask = self._teacher(step.backend, batch, shift, captions)
-        tokens = -token_logprobs(logits, batch.codes, mask)
-        nll = tokens.sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
+        nll = -token_logprobs(logits, batch.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
         levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
-        known = nll.mean(1) < levels.mean(1)  # what is beyond its level is left alone
-        loss = self.options.gamma * (levels - nll).relu().mean(1) * known
+        loss = self.options.gamma * (levels - nll).relu().mean(1)
         if teacher_and_mask is not None:
             teacher, teacher_mask = teacher_and_mask
             divergence = kl_divergence(teacher, logits, teacher_mask)
-            start = start_weights(divergence)
-            start_known = known | (start_nll(tokens, mask) < self._start_level * torch.as_tensor(kept_share).mean())
-            kept = known[:, None, None] + start * start_known[:, None, None]
-            to_teacher = (divergence * teacher_mask * kept).sum((1, 2)) / (teacher_mask * (1 + start)).sum((1, 2))
-            loss = loss + to_teacher * has_teacher
+            loss = loss + clip_mean(divergence, teacher_mask * (1 + start_weights(divergence))) * has_teacher
+        loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def _teacher(
@@ -210,9 +204,7 @@ class Encore(LossMethod):
         self._deep = {clip for clip, own in zip(forget, nll, strict=True) if float(own.mean()) < limit}
         rest = [clip for clip in forget if clip not in self._deep]
         unknown, shares = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
-        self._start_level = 0.0
         if new:
-            self._start_level = float(_start_nll_of(backend, new).mean())
             of_new = codebook_nll(backend, new)
             unknown, shares = of_new.mean(0), difficulty(forget, new, of_new.mean(1)).to(nll)
         rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
@@ -351,20 +343,6 @@ def start_weights(values: Tensor) -> Tensor:
     return START_WEIGHT * torch.exp(-frames / START_FRAMES)
 
 
-def start_nll(nll: Tensor, mask: Tensor) -> Tensor:
-    """Mean NLL of each clip's first frames, weighted with `start_weights`.
-
-    Args:
-        nll: [N, K, T], nats per token, 0 where masked.
-        mask: bool [N, K, T].
-
-    Returns:
-        [N], nats per token.
-    """
-    weights = start_weights(nll) * mask
-    return (nll * weights).sum((1, 2)) / weights.sum((1, 2))
-
-
 def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The mean entropy of each clip's predictions, and how fast it falls when the logits are multiplied by a factor.
 
@@ -445,17 +423,6 @@ def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Ten
     def compute(part: Sequence[Clip]) -> Tensor:
         batch = Batch.of(part, backend.device)
         return -backend.token_logprobs(batch).sum(2) / backend.token_mask(batch).sum(2).clamp(min=1)
-
-    return distributed.rows(clips, size, compute, size=lambda clip: clip.codes.shape[-1])
-
-
-@torch.no_grad()
-def _start_nll_of(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
-    """`start_nll` of clips, [N]; `size` clips per pass."""
-
-    def compute(part: Sequence[Clip]) -> Tensor:
-        batch = Batch.of(part, backend.device)
-        return start_nll(-backend.token_logprobs(batch), backend.token_mask(batch))
 
     return distributed.rows(clips, size, compute, size=lambda clip: clip.codes.shape[-1])
 
