@@ -180,6 +180,20 @@ def test_case_C14_a_bundle_names_no_folder_and_of_the_catalogue_only_hashes(priv
     assert verify(bundle, run=private).members["request.json"].checked.startswith("reproduced")
 
 
+def test_a_hub_model_keeps_its_name_in_sentences(private: Path) -> None:
+    for file in ("request.json", "run.json"):
+        record = json.loads((private / file).read_text())
+        record["model"]["name"] = "owner/small"
+        if file == "run.json":
+            record["flags"]["model"] = {"value": "owner/small", "from": "cli"}
+            record["notes"].append("owner/small was loaded")
+        (private / file).write_text(json.dumps(record))
+    tie_again(private)
+    run = json.loads(contents(pack(private))["run.json"])
+    assert (run["model"]["name"], run["flags"]["model"]["value"]) == ("owner/small", "owner/small")
+    assert run["notes"][-1] == "owner/small was loaded"
+
+
 def test_case_C14_the_catalogue_is_named_on_demand(private: Path) -> None:
     bundle = pack(private, with_catalog=True)
     members = contents(bundle)

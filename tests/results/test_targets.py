@@ -373,6 +373,16 @@ def test_case_E2_a_plugins_rows_are_lines_also_where_their_name_begins_like_one_
     ]  # fmt: skip
 
 
+def test_a_plugins_comparison_with_a_gold_that_knows_the_tracks_is_not_judged(installed):
+    starred = DECLARED.replace('"echo", "forget", "echo, forget"', '"echo*", "forget", "echo, forget"')
+    starred = starred.replace(' <= figures["gold"].value', " < 1").replace("rows=rows)", 'rows=rows, needs={"gold"})')
+    installed.add("encore-echo", starred)
+    row = Result("echo_loud", "unlearned", "forget", 0.4)
+    gold = Result("nll", "gold", "forget", 0.02, details={"memorised": ["a"]})
+    lines = {line.metric: line for line in summary([row, gold])}
+    assert (lines["echo_loud"].met, lines["echo_loud"].lacks, lines["echo_loud"].fault) == (None, "gold", "")
+
+
 @pytest.mark.parametrize(("value", "met"), [(0.4, True), (0.6, False)])
 def test_a_plugins_row_is_judged_by_its_own_rule_and_missed_by_its_own_words(installed, value, met):
     installed.add("encore-echo", DECLARED)

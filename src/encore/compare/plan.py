@@ -293,17 +293,9 @@ def write_plan(plan: Plan, out: Path) -> None:
 
 _GOLDS: tuple[Role, Role] = ("gold", "gold2")
 _MEASURING = (
-    "golds",
-    "list_golds",
-    "metrics",
-    "embedder",
-    "samples_per_caption",
-    "full",
-    "force",
-    "eval_seed",
-    "device",
+    "golds", "list_golds", "metrics", "embedder", "samples_per_caption", "full", "force", "eval_seed", "device",
     "offline",
-)
+)  # fmt: skip
 
 
 def read_plan(out: Path) -> Plan:

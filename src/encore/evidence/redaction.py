@@ -110,7 +110,7 @@ def public_row(row: Mapping[str, Any], names: Names, clean: Callable[[str], str]
 
 def model_name(name: str) -> str:
     """The last part of a model folder's path; names of hub models, as `owner/name`, and of embedded ones are kept."""
-    is_path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or os.path.isdir(name)
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1
     return PurePath(name).name if is_path else name
 
 
@@ -192,7 +192,8 @@ def _sentences(request: Mapping[str, Any], run: Mapping[str, Any], names: Names)
     known |= {os.path.dirname(str(entry["shards"])) for _, entry in entries if entry.get("shards")}
     given = [value for name in PATHS for value in _texts(run["flags"].get(name, {}).get("value"))]
     known |= {os.path.dirname(path) for path in given}
-    relative = [path for path in given if os.path.dirname(path) and not os.path.isabs(path)]
+    hub = () if os.path.isabs(str(run["model"]["name"])) else (run["flags"].get("model", {}).get("value"),)
+    relative = [path for path in given if os.path.dirname(path) and not os.path.isabs(path) and path not in hub]
     withheld = [str(sentence) for sentence in request.get("skipped", ())] if names else []
     folders = sorted(
         (folder for folder in known if os.path.isabs(folder) and folder != "/"),

@@ -150,7 +150,8 @@ def _verdict(spec: RowSpec, figures: Figures) -> bool:
 
 def _is_relative_to_gold(spec: RowSpec) -> bool:
     """Whether a row's figures are themselves comparisons with gold."""
-    return any("gold" in entry.spec.needs and spec in entry.spec.rows for entry in plugins.metrics())
+    relative = (entry.spec.rows for entry in plugins.metrics() if "gold" in entry.spec.needs)
+    return any(spec_of(spec.name, spec.set, rows) is not None for rows in relative)
 
 
 def _source(spec: RowSpec) -> str:
