@@ -38,6 +38,11 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, to end a sentence with; its class where the text is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
 class UsageError(EncoreError):
     """Invalid use of a command or function: an unknown option, two flags that exclude each other."""
 

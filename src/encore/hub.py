@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from encore import assets
-from encore.errors import InputError
+from encore.errors import InputError, first_line
 
 TIMEOUT = 5.0  # seconds
 CLOSED = (401, 403, 404)  # the hub's answers for private and for missing models
@@ -148,7 +148,7 @@ def tried(failed: str, hint: str = "", kind: type[InputError] = InputError) -> I
     except (InputError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # any kind: settings of a wrong type fail anywhere, and tokenizers panics
-        reason = _first_line(error)
+        reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, and code of a model is never run"
         if "ignore_mismatched_sizes" in str(error):  # this message refers to a table that is not shown
@@ -252,7 +252,3 @@ def _tensors(path: Path) -> int:
             return len(json.loads(file.read(size))) if size < MAX_SETTINGS else 0
     except (OSError, ValueError, RecursionError, TypeError):
         return 0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

@@ -132,6 +132,10 @@ def test_a_grid_with_a_method_that_breaks_and_a_table_of_the_rest(call, studio, 
         "leaderboard.md", "leaderboard.csv", "leaderboard.json"
     }  # fmt: skip
     assert (tmp_path / "b/graddiff/seed-0/report.html").exists()
+    fewer = flags(studio, tmp_path / "b", "--methods", "graddiff@one", "--seeds", "1", "-o", "graddiff@one.steps=1")
+    done = call(*fewer)
+    assert done.code == 0, done.err
+    assert "1 earlier trial kept, and not in this leaderboard: graddiff/seed-0" in done.err
 
 
 @pytest.mark.slow

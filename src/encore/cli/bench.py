@@ -181,7 +181,16 @@ def bench(
     if finetune:
         plan = with_golds(plan, out, chosen_tracks)
     with locked(out), _told_if_stopped():
-        changes = changed_measurement(plan, read_plan(out)) if (out / PLAN).exists() else []
+        before = read_plan(out) if (out / PLAN).exists() else None
+        changes = changed_measurement(plan, before) if before else []
+        left_out = [
+            trial.name
+            for trial in (before.trials if before else ())
+            if trial not in plan.trials and (out / trial.name / "run.json").exists()
+        ]
+        if left_out:
+            named = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
+            console.note(f"{counted(len(left_out), 'earlier trial')} kept, and not in this leaderboard: {named}")
         write_plan(plan, out)
         if finetune and not _train(plan, out, chosen_tracks, jobs, launcher, resources):
             return

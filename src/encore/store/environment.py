@@ -14,7 +14,7 @@ import torch
 
 from encore import __version__, distributed
 from encore.api.method import LARGE
-from encore.errors import UsageError
+from encore.errors import UsageError, first_line
 from encore.launcher import launched
 
 LIBRARIES = ("torch", "transformers", "safetensors", "av", "soundfile", "soxr", "numpy", "scipy")
@@ -34,7 +34,7 @@ def pick_device(name: str) -> str:
         if torch.empty(1, device=torch.device(name)).is_meta:
             raise RuntimeError("it holds no data")
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} can't be used: {str(error).splitlines()[0]}", "try --device cpu") from error
+        raise UsageError(f"device {name!r} can't be used: {first_line(error)}", "try --device cpu") from error
     return name
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from encore.api import Backend, Batch
 from encore.delay_pattern import by_frame, generate_codes, inputs_of, predicted
-from encore.errors import InputError
+from encore.errors import InputError, first_line
 from encore.hub import fetchable
 from encore_audiocraft import codec as codecs
 from encore_audiocraft import language, packages
 from encore_audiocraft.configs import longest
-from encore_audiocraft.packages import Package, first_line
+from encore_audiocraft.packages import Package
 from encore_audiocraft.text import TextEncoder
 
 

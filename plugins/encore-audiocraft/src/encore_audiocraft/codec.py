@@ -8,12 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from encore.errors import InputError
+from encore.errors import InputError, first_line
 from encore.hub import fetchable, pretrained, quiet_transformers
 from encore_audiocraft import packages
 from encore_audiocraft.language import BUILD_ERRORS
 from encore_audiocraft.library import building, load
-from encore_audiocraft.packages import Package, first_line
+from encore_audiocraft.packages import Package
 
 load()
 from audiocraft.models import builders  # noqa: E402

@@ -27,12 +27,12 @@ from transformers import (
 )
 
 from encore import assets
-from encore.errors import InputError
+from encore.errors import InputError, first_line
 from encore.hub import fetchable, pretrained, quiet_transformers
 from encore.store.run_folder import staged_folder
 from encore_audiocraft import backend, configs, keys, kinds, language, packages
 from encore_audiocraft.codec import open_encodec
-from encore_audiocraft.packages import State, first_line
+from encore_audiocraft.packages import State
 from encore_audiocraft.refusals import source_of
 from encore_audiocraft.text import BESIDE, LOAD_ERRORS, TextEncoder
 

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from encore.errors import InputError
+from encore.errors import InputError, first_line
 from encore_audiocraft.kinds import channels_of, check_unfit, conditioners_of
 from encore_audiocraft.library import load
-from encore_audiocraft.packages import State, first_line
+from encore_audiocraft.packages import State
 
 load()
 from audiocraft.models import builders  # noqa: E402

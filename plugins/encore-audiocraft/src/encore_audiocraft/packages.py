@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from encore.errors import InputError
+from encore.errors import InputError, first_line
 from encore.files import atomic_write
 from encore_audiocraft import refusals
 
@@ -87,8 +87,3 @@ def config(package: Package, path: Path | str) -> DictConfig:
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise InputError(f"the configuration in {path} can't be read: {first_line(error)}") from error
     raise InputError(f"the configuration in {path} is no mapping")
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

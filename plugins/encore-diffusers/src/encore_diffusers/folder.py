@@ -21,7 +21,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 
-from encore.errors import InputError
+from encore.errors import InputError, first_line
 from encore.hub import fetchable, pretrained
 
 INDEX = "model_index.json"
@@ -59,7 +59,7 @@ def open_parts(model: str, pipeline: str, library: str, *, revision: str | None,
             told = {"what": f" as a {pipeline}", "hint": _hint(model), **where}
             return {name: _open(model, name, kind, told) for name, kind in _listed(index) if kind[0] is not None}
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(f"can't load {model} as a {pipeline}: {_first_line(error)}", _hint(model)) from error
+        raise InputError(f"can't load {model} as a {pipeline}: {first_line(error)}", _hint(model)) from error
 
 
 def _index(model: str, where: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,10 +141,6 @@ def quiet() -> Iterator[None]:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         yield
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _hint(model: str) -> str:
