@@ -36,12 +36,12 @@ from encore.curvature.fisher_stream import evaluating
 from encore.curvature.hooks import set_aside_grads
 from encore.data.captions import read_tags, sidecar_captions
 from encore.data.encode import TrackEncoder
-from encore.data.encoded_tracks import clips_of
+from encore.data.encoded_tracks import EncodedTrack, clips_of
 from encore.data.file_info import FileCache
 from encore.data.shards import ShardTracks
-from encore.data.splits import HOLDOUT, open_catalog
+from encore.data.splits import HOLDOUT, OptionalTracks, open_catalog
 from encore.data.tracks import Track
-from encore.errors import EncoreError, InputError, UsageError
+from encore.errors import EncoreError, InputError, UsageError, together
 from encore.hashing import module_sha256
 from encore.losses import token_cross_entropy
 from encore.plugins import backends
@@ -73,11 +73,13 @@ class Attribution:
         caption: of the clip; None where it was scored without one.
         caption_source: "given", "side-car", "tags" or "none".
         tracks: all compared tracks, highest score first.
+        skipped: errors of the tracks that were left out.
     """
 
     caption: str | None
     caption_source: str
     tracks: tuple[Scored, ...]
+    skipped: tuple[str, ...] = ()
 
 
 def attribute(
@@ -90,6 +92,7 @@ def attribute(
     revision: str | None = None,
     offline: bool = False,
     roots: Sequence[Path] = (),
+    skip_unreadable: bool = False,
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> Attribution:
@@ -104,6 +107,7 @@ def attribute(
         revision: of a hub model.
         offline: use downloaded files only.
         roots: further folders that the catalogue's files may be in.
+        skip_unreadable: leave out tracks that can't be read.
         device: as in `encore.store.environment.pick_device`.
         reporter: receives progress.
 
@@ -118,12 +122,15 @@ def attribute(
     device = pick_device(device)
     text, source = find_caption(clip, caption)
     query = Track("the clip", clip, text, FileCache().sha256(clip))
-    tracks = opened.tracks()
+    lost: list[InputError] = []  # errors of the tracks that are left out
+    tracks = opened.tracks(errors=lost if skip_unreadable else None)
     if isinstance(tracks, ShardTracks):
         tracks = tracks.of_split(HOLDOUT, others=True)
     else:
         tracks = [track for track in tracks if track.meta.get("split") != HOLDOUT]
     if not tracks:
+        if lost:
+            raise together(lost)
         raise InputError(f"{opened.name} holds no track but those of the split {HOLDOUT!r}", "give another --catalog")
 
     loaded = open_model(backends().resolve(backend), model, revision=revision, offline=offline, device=device)
@@ -132,15 +139,22 @@ def attribute(
     cache = TensorCache()
     encoder = TrackEncoder(loaded, cache)
     streamed = encoder.stream(tracks) if isinstance(tracks, ShardTracks) else None
-    encoded = encoder.encode(
-        [query, *(tracks if streamed is None else ())], lambda done, of: reporter.progress("encode tracks", done, of)
-    )
-    catalogued = clips_of(encoded[1:] if streamed is None else streamed)
-    scores = Scores(loaded, catalogued, conditioned=bool(text), cache=cache)
-    (best,) = scores.of([encoded[0].clips], reporter)
+    (encoded_query,) = encoder.encode([query])
+    encoded: Sequence[EncodedTrack] = ()
+    if streamed is None:
+        optional = OptionalTracks(tracks if skip_unreadable else ())
+        encoded = encoder.encode(
+            tracks, lambda done, of: reporter.progress("encode tracks", done, of), skip=optional.skip
+        )
+        lost += optional.lost
+        if not encoded:
+            raise together(lost)
+        tracks = [each.track for each in encoded]
+    scores = Scores(loaded, clips_of(encoded if streamed is None else streamed), conditioned=bool(text), cache=cache)
+    (best,) = scores.of([encoded_query.clips], reporter)
     ranked = [Scored(track.id, track.title, best[track.id]) for track in tracks]
     ranked.sort(key=lambda scored: -scored.score)
-    return Attribution(text or None, source, tuple(ranked))
+    return Attribution(text or None, source, tuple(ranked), tuple(error.message for error in lost))
 
 
 def find_caption(clip: Path, given: str | None) -> tuple[str, str]:

@@ -64,3 +64,28 @@ def test_what_can_not_be_read_is_told_with_its_exit_code(studio: Path, call: Cal
         assert done.code == code, done.err
         assert done.out == ""
         assert "error: " in done.err
+
+
+def test_tracks_that_can_not_be_read_are_left_out_where_that_is_asked_for(studio: Path, call: Call) -> None:
+    model, music = studio / "model", studio / "music"
+    records = [json.loads(line) for line in (music / "catalog.jsonl").read_text().splitlines()]
+    for record in records:
+        record["file_name"] = str(music / record["file_name"])
+    Path("noise.wav").write_bytes(b"RIFF nothing of the kind")
+    unreadable = [{"id": "noise", "file_name": "noise.wav", "caption": "a"}, {"id": "gone", "file_name": "gone.wav"}]
+    Path("all.jsonl").write_text("\n".join(map(json.dumps, [*records, *unreadable])))
+    command = ["attribute", music / "one.wav", "--model", model, "--catalog", "all.jsonl", "--root", music, "--json"]
+    done = call(*command)
+    assert done.code == 3
+    assert "noise.wav" in done.err or "gone.wav" in done.err
+    done = call(*command, "--skip-unreadable")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert (told["compared"], told["tracks"][0]["id"]) == (6, "one")
+    assert sorted(name in text for text in told["skipped"] for name in ("noise.wav", "gone.wav")) == [
+        False, False, True, True
+    ]  # fmt: skip
+    Path("none.jsonl").write_text(json.dumps(unreadable[0]))
+    done = call("attribute", music / "one.wav", "--model", model, "--catalog", "none.jsonl", "--skip-unreadable")
+    assert done.code == 3, done.err
+    assert "noise.wav" in done.err

@@ -26,6 +26,9 @@ def attribute(
     root: Annotated[
         list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
     ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out tracks that can't be read.")
+    ] = False,
     revision: Revision = None,
     offline: Offline = False,
     device: Device = "auto",
@@ -45,14 +48,20 @@ def attribute(
     with reporting() as reporter:
         result = attribution.attribute(
             clip, model=model, catalog=catalog, caption=caption, backend=backend_name(model, backend),
-            revision=revision, offline=offline, roots=root or (), device=device, reporter=reporter,
+            revision=revision, offline=offline, roots=root or (), skip_unreadable=skip_unreadable, device=device,
+            reporter=reporter,
         )  # fmt: skip
     shown = result.tracks[:top]
     if json:
         tracks = [{"id": track.id, "title": track.title, "score": track.score} for track in shown]
         query = {"clip": str(clip), "model": model, "caption": result.caption, "caption_source": result.caption_source}
-        console.data_json({"schema": 1, **query, "compared": len(result.tracks), "tracks": tracks})
+        compared = {"compared": len(result.tracks), "skipped": result.skipped, "tracks": tracks}
+        console.data_json({"schema": 1, **query, **compared})
         return
+    if result.skipped:
+        console.note(
+            f"left out {counted(len(result.skipped), 'track')} that can't be used: {'; '.join(result.skipped)}"
+        )
     if result.caption is None:
         console.note("the clip has no caption and is compared without one; --caption TEXT gives one")
     else:
