@@ -125,8 +125,9 @@ class MusicgenBackend(Backend):
     @property
     def settings(self) -> str:
         """Hash of the configuration and the vocabulary: the same weights under others are another model."""
-        told = _without_provenance(self.model.config.to_dict()), sorted(self.processor.tokenizer.get_vocab().items())
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+        vocabulary = sorted(self.processor.tokenizer.get_vocab().items())
+        settings = _without_provenance(self.model.config.to_dict()), vocabulary
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
     def reinitialise(self, seed: int) -> None:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.no_grad():

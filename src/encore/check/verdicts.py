@@ -42,15 +42,15 @@ def verdict_of(evidence: Mapping[str, Any]) -> tuple[Verdict, list[str]]:
             f"The model predicts it better than held-out music: p = {member['p_adjusted']:.2g}, corrected for all "
             "checked tracks."
         )
-    alike = [
+    similar = [
         f"{SIMILARITIES.get(kind, kind)} {found['value']:.2f} ({found['threshold']:.2f})"
         for kind, found in evidence["similarity"].items()
         if found["above"]
     ]
-    if alike:
+    if similar:
         sentences.append(
             "Similarity of generations for its caption, in brackets the highest of held-out music: "
-            f"{', '.join(alike)}. Chance, or another recording of the same piece, would explain it as well."
+            f"{', '.join(similar)}. Chance, or another recording of the same piece, would explain it as well."
         )
     if verdict == "no_sign":
         if member["p"] is None:

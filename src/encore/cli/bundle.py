@@ -207,5 +207,5 @@ def _interval(row: Compared) -> str:
 def _state(row: Compared) -> str:
     """In capitals where it does not hold, with what differs."""
     more = f" and {len(row.what) - 3} more" if len(row.what) > 3 else ""
-    told = f": {', '.join(row.what[:3])}{more}" if row.what else ""
-    return (row.state.upper() if row.state in ("differs", "missing", "new") else row.state) + told
+    differing = f": {', '.join(row.what[:3])}{more}" if row.what else ""
+    return (row.state.upper() if row.state in ("differs", "missing", "new") else row.state) + differing

@@ -105,7 +105,7 @@ class Encore(LossMethod):
         self._limit = limit = memorised_below(session.holdout_nll, backend.codebook_size)
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
-        memorised = [clip for clip, own in zip(retain, nll, strict=True) if own < limit]
+        memorised = [clip for clip, clip_nll in zip(retain, nll, strict=True) if clip_nll < limit]
         self._memorised = set(memorised)
         self._retain, self._others = session.retain, [clip for clip in retain if clip not in self._memorised]
         self._weights: dict[Clip, Tensor] = {}
@@ -201,7 +201,7 @@ class Encore(LossMethod):
         """Set the target NLL [K] of each forget clip, and their mean for each track."""
         backend, forget = session.backend, list(session.forget)
         nll = codebook_nll(backend, forget)
-        self._deep = {clip for clip, own in zip(forget, nll, strict=True) if float(own.mean()) < limit}
+        self._deep = {clip for clip, clip_nll in zip(forget, nll, strict=True) if float(clip_nll.mean()) < limit}
         rest = [clip for clip in forget if clip not in self._deep]
         unknown, shares = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
         if new:
@@ -210,15 +210,15 @@ class Encore(LossMethod):
         rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
         more = dict(zip(rest, (self._rise(backend, rest) - rise).relu(), strict=True)) if rest else {}
         self._levels = {
-            clip: unknown * share if clip in self._deep else own + more[clip]
-            for clip, own, share in zip(forget, nll, shares, strict=True)
+            clip: unknown * share if clip in self._deep else clip_nll + more[clip]
+            for clip, clip_nll, share in zip(forget, nll, shares, strict=True)
         }
         of_track: dict[str, list[tuple[float, int]]] = {}  # level and length of each clip
         gaps = []
-        for clip, own in zip(forget, nll, strict=True):
+        for clip, clip_nll in zip(forget, nll, strict=True):
             level = float(self._levels[clip].mean())
             of_track.setdefault(clip.track, []).append((level, clip.codes.shape[-1]))
-            gaps.append(max(SHALLOW, 1 - float(own.mean()) / level))
+            gaps.append(max(SHALLOW, 1 - float(clip_nll.mean()) / level))
         session.target_nll = {track: statistics.fmean(*zip(*each, strict=True)) for track, each in of_track.items()}
         self._depth = max(gaps)
 
@@ -228,9 +228,9 @@ class Encore(LossMethod):
         begins = [min(self._shift(backend), clip.codes.shape[-1] // 2) for clip in clips]
         size, rises = self.options.micro_batch_size, dict[Clip, Tensor]()
         for begin in set(begins):  # nearly all clips are long enough for the same
-            alike = [clip for clip, own in zip(clips, begins, strict=True) if own == begin]
-            for start in range(0, len(alike), size):
-                some = alike[start : start + size]
+            same = [clip for clip, its_begin in zip(clips, begins, strict=True) if its_begin == begin]
+            for start in range(0, len(same), size):
+                some = same[start : start + size]
                 later = Batch.of([Clip(c.track, c.caption, c.codes[:, begin:]) for c in some], backend.device)
                 mask = backend.token_mask(later)
                 whole = backend.token_logprobs(Batch.of(some, backend.device))[:, :, begin:]

@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
         else:
             sources = [name] if "/" in name else [f"google-t5/{name}", name]  # the hub's name, and audiocraft's
         errors: list[InputError] = []
-        told: dict[str, Any] = {
+        texts: dict[str, Any] = {
             "what": ", the text encoder",
             "hint": "a text encoder of the hub must have been downloaded before, or lie "
             f"in {BESIDE}/ beside the weights",
@@ -74,9 +74,14 @@ class TextEncoder(nn.Module):
             here = offline or not ("/" in source and fetchable(source))
             try:
                 with quiet_transformers():
-                    tokenizer = pretrained(T5Tokenizer, source, local_files_only=here, **told)
+                    tokenizer = pretrained(T5Tokenizer, source, local_files_only=here, **texts)
                     t5 = pretrained(
-                        T5EncoderModel, source, local_files_only=here, dtype=torch.float32, use_safetensors=True, **told
+                        T5EncoderModel,
+                        source,
+                        local_files_only=here,
+                        dtype=torch.float32,
+                        use_safetensors=True,
+                        **texts,
                     )
                 return cls(t5, tokenizer, beside.is_dir())
             except InputError as error:
