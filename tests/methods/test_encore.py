@@ -96,6 +96,25 @@ def between(backend: MusicgenBackend, clips: Sequence[Clip], count: int) -> floa
     return own[count - 1] + own[count]
 
 
+def start_of(clip: Clip) -> Clip:
+    """A clip's first frames."""
+    return Clip(clip.track, clip.caption, clip.codes[:, :12])
+
+
+def start_mean(values: np.ndarray) -> float:
+    """The mean of values [K, T] that are not NaN: frame t weighs exp(-t / 2)."""
+    weights = np.exp(-np.arange(values.shape[1]) / 2) * ~np.isnan(values)
+    return float(np.nansum(values * weights) / weights.sum())
+
+
+def divergences_of(model: MusicgenBackend, strange: Clip, own: torch.Tensor, sharp: bool) -> np.ndarray:
+    """KL of the predictions for a clip and others [K, T, V] of every token, [K, T]; NaN where masked."""
+    teacher, mask = logprobs_of(model, strange), model.token_mask(Batch.of([strange]))[0]
+    if sharp:
+        teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)
+    return np.where(mask, (teacher.exp() * (teacher - own)).sum(-1), np.nan)
+
+
 def rise_of(backend: MusicgenBackend, clip: Clip, shift: int) -> float:
     """What the later part of a clip costs more where the clip begins there, nats per token."""
     begin = min(shift, clip.codes.shape[-1] // 2)
@@ -126,12 +145,19 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
 ) -> None:
     """Two memorised clips and two that are not, of different lengths, under a shift and other captions.
 
-    The frames before the shift are taught as well, the first with more weight.
+    The first frames of the memorised ones have the same loss of their own; those of one of them are beyond their level.
     """
     holdout, retain, clips = make_clips(3, seed=5), make_clips(4, seed=1), make_clips(4)
     level = between(backend, clips, 2)
     method, session = made(backend, clips, retain, level, holdout=holdout, gamma=0.7, shift_seconds=SHIFT)
     model = moved(backend)
+    taught = [nll_of(backend, clip).mean() < level / 2 for clip in clips]
+    assert sorted(taught) == [False, False, True, True]
+    assert method._start_level == pytest.approx(
+        np.mean([start_mean(costs_of(backend, start_of(clip))) for clip in holdout]), rel=1e-4
+    )
+    starts = [start_mean(costs_of(model, start_of(clip))) for clip in clips]
+    method._start_level = float(np.mean([start for start, known in zip(starts, taught, strict=True) if known]))
     method._entropy = 0.0 if sharp else math.inf
     losses = method.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
@@ -139,29 +165,18 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     shift = int(torch.randint(7, (1,), generator=generator)) + 1
     new = [clip for clip in retain if nll_of(backend, clip).mean() >= level / 2]
     assert 0 < len(new) < 4
-    captions = [
-        tuple(some[int(torch.randint(len(some), (1,), generator=generator))].caption for some in (new, retain))
-        for _ in clips
-    ]
-    taught = [nll_of(backend, clip).mean() < level / 2 for clip in clips]
-    assert sorted(taught) == [False, False, True, True]
+    captions = [new[int(torch.randint(len(new), (1,), generator=generator))].caption for _ in clips]
     levels = levels_of(backend, clips, holdout, level / 2, 7)
     lacked = [0.0, 0.0]
-    for clip, (first, other), known, target, loss in zip(clips, captions, taught, levels, losses, strict=True):
-        total, weight = 0.0, 0.0
-        for caption, start, end in ((first, 0, shift), (other, shift, None)):
-            strange = Clip(clip.track, caption, clip.codes[:, start:end])
-            teacher, own = logprobs_of(model, strange), logprobs_of(model, clip)[:, start:end]
-            mask = model.token_mask(Batch.of([strange]))[0]
-            if sharp:
-                teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)
-            divergences = (teacher.exp() * (teacher - own)).sum(-1)
-            for k, t in mask.nonzero().tolist():
-                total += (1 + 20 * math.exp(-(start + t) / 2)) * divergences[k, t].item()
-                weight += 1 + 20 * math.exp(-(start + t) / 2)
-        divergence, nll = total / weight, nll_of(model, clip)
-        lacking = np.maximum(0, target - nll).mean()
-        assert loss == pytest.approx(known * divergence + 0.7 * lacking, rel=1e-4, abs=1e-5)
+    for clip, caption, known, start, target, loss in zip(clips, captions, taught, starts, levels, losses, strict=True):
+        own = logprobs_of(model, clip)
+        whole = divergences_of(model, Clip(clip.track, caption, clip.codes[:, shift:]), own[:, shift:], sharp)
+        first = divergences_of(model, Clip(clip.track, caption, clip.codes[:, :12]), own[:, :12], sharp)
+        lacking = np.maximum(0, target - nll_of(model, clip)).mean()
+        gap = max(0, method._start_level - start)
+        of_start = start_mean(first) + 0.7 * gap if gap else 0.0
+        wanted = known * (np.nanmean(whole) + of_start) + 0.7 * lacking
+        assert loss == pytest.approx(wanted, rel=1e-4, abs=1e-5)
         lacked[int(known)] += lacking
     assert min(lacked) > 0, "one of the two kinds lacks nothing: the test shows nothing of its level"
 
@@ -229,7 +244,7 @@ def test_a_shift_leaves_half_of_the_shortest_clip(backend: MusicgenBackend) -> N
     for seed in range(20):
         method.forget_loss(step_of(model, session, seed), Batch.of(clips))
     shifted = {(6 - shift, 20 - shift) for shift in (1, 2, 3)}
-    assert {tuple(one) for one in lengths} == {(6, 20), *shifted, *((shift, shift) for shift in (1, 2, 3))}
+    assert {tuple(one) for one in lengths} == {(6, 20), *shifted, (6, 12)}
 
 
 def test_one_clip_pulls_no_harder_than_its_share_of_a_batch(backend: MusicgenBackend) -> None:
@@ -255,7 +270,7 @@ def test_the_teacher_predicts_without_dropout(tmp_path: Path) -> None:
     model.logits = lambda batch, **_: seen.append(model.module.training) or logits(batch)  # type: ignore[assignment]
     model.module.train()
     method.forget_loss(step_of(model, session), Batch.of(clips))
-    assert sorted(seen) == [False, False, True]
+    assert sorted(seen) == [False, False, True, True]
     assert model.module.training
 
 
@@ -281,7 +296,7 @@ def test_teacher_gives_no_gradient_and_depends_on_the_seed_alone(backend: Musicg
 
     model.logits = once  # type: ignore[assignment]
     method.forget_loss(step_of(model, session, 7), Batch.of(clips)).sum().backward()
-    assert sorted(one.requires_grad for one in kept) == [False, False, True]
+    assert sorted(one.requires_grad for one in kept) == [False, False, True, True]
     for name, weight in model.module.named_parameters():
         if weight.grad is not None:
             torch.testing.assert_close(weight.grad, found[name])
@@ -299,6 +314,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
     )
     known, other = sorted(clips, key=lambda clip: nll_of(backend, clip).mean())
     method._levels[other] -= 1  # beyond its level
+    method._start_level = 0.0
     model = moved(backend)
     step = replace(step_of(model, session), lr_share=share, forget=clips)
     losses = method.forget_loss(step, Batch.of(clips))
@@ -312,6 +328,7 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         optimizer.zero_grad()
     plain, _ = made(backend, clips, retain, session.holdout_nll, holdout=holdout)
     plain._levels[other] -= 1
+    plain._start_level = 0.0
     if share > 0.4:
         plain._levels = {clip: level * method._attack.kept_shares[0] for clip, level in plain._levels.items()}
     generator = torch.Generator().manual_seed(0)
@@ -326,6 +343,22 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
     for (name, weight), twin in zip(model.module.named_parameters(), attacked.module.parameters(), strict=True):
         if weight.grad is not None:
             torch.testing.assert_close(weight.grad, twin.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_first_frames_are_forgotten_at_the_weights_themselves_where_the_clip_is_beyond_its_level(
+    backend: MusicgenBackend,
+) -> None:
+    clips = make_clips(2)
+    method, session = made(backend, clips, make_clips(4, seed=1), 99.0, attack_share=1.0, attack_steps=1)
+    method._levels = {clip: level - 1000 for clip, level in method._levels.items()}
+    method._start_level = 99.0
+    step = replace(step_of(moved(backend), session), forget=clips)
+    attacked, plain = (
+        method.forget_loss(replace(step, lr_share=share, generator=torch.Generator().manual_seed(0)), Batch.of(clips))
+        for share in (1.0, 0.4)
+    )
+    assert (plain > 0).all()
+    torch.testing.assert_close(attacked, plain)
 
 
 @pytest.mark.parametrize(("known", "often"), [(1, 40), (2, 20), (0, 0)])

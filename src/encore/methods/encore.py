@@ -25,22 +25,26 @@ SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of 
 MANY = 8  # from this many memorised clips on, the rate is not reduced
 ENTROPY_CLIPS = 32  # of new music, whose predictions limit the entropy of a teacher
 SHARPEST = 2.0  # largest factor of a teacher's logits
-START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a memorised clip's first frame, and its decay in frames
+START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a kept clip's first frame, and its decay in frames
+START_LENGTH = 12  # first frames of a forgotten clip; later ones would weigh less than .3 % of the first
 
 
 class Encore(LossMethod):
     """On forget: KL(teacher ‖ model) + γ mean_k max(0, ℓ_k - NLL_k), at a high learning rate, with dropout.
 
     The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
-    `shift_seconds` later than in training, and its caption is that of another track. The frames before are predicted
-    under the caption of a track that is not memorised; the first of them, which a generation from the caption depends
-    on, have more weight. The teacher forgets with the model, until both predict the clip as new music. A teacher that
-    is less certain of a clip than the base is of held-out music on such input is sharpened (`sharpened`): a high rate
-    makes all predictions less certain, and generations noise. The second term removes the memory that the teacher still
-    has: the NLL of codebook k is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has
-    no loss. For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated
-    from its codes (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus
-    the rise of its NLL when it begins later, minus the same rise for held-out music.
+    `shift_seconds` later than in training, and its caption is that of a track that is not memorised. The teacher
+    forgets with the model, until both predict the clip as new music. A teacher that is less certain of a clip than the
+    base is of held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less certain,
+    and generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k is
+    raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised
+    clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its codes
+    (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise of its
+    NLL when it begins later, minus the same rise for held-out music.
+
+    The first frames of a memorised clip, which a generation from its caption depends on, have the same loss once more,
+    of their own: frame t weighs exp(-t / 2), the teacher has the other caption alone, and the target is the base's mean
+    of held-out music's first frames. They may still be known when the clip as a whole is beyond its target.
 
     While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
     same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
@@ -129,40 +133,43 @@ class Encore(LossMethod):
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         shift, captions, (weights, kept_share) = step.once("forget", lambda: self._drawn_for(step, batch))
         mask = step.backend.token_mask(batch)
-        has_teacher = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)
-            lockstep_clips = step.forget if distributed.in_lockstep() else batch.clips
-            teacher_and_mask = None
-            if not self._deep.isdisjoint(lockstep_clips):
-                teacher_and_mask = self._teacher(step.backend, batch, shift, captions)
-        nll = -token_logprobs(logits, batch.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
-        levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
-        loss = self.options.gamma * (levels - nll).relu().mean(1)
-        if teacher_and_mask is not None:
-            teacher, teacher_mask = teacher_and_mask
-            divergence = kl_divergence(teacher, logits, teacher_mask)
-            loss = loss + clip_mean(divergence, teacher_mask * (1 + start_weights(divergence))) * has_teacher
+            nll = -token_logprobs(logits, batch.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
+            levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
+            loss = self.options.gamma * (levels - nll).relu().mean(1)
+            has_teacher = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
+            teaches = not self._deep.isdisjoint(step.forget if distributed.in_lockstep() else batch.clips)
+            if teaches:
+                teacher, teacher_mask = self._teacher(step.backend, batch, captions, slice(shift, None))
+                divergence = kl_divergence(teacher, logits[:, :, shift:], teacher_mask)
+                loss = loss + clip_mean(divergence, teacher_mask) * has_teacher
         loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
+        if teaches:
+            loss = loss + self._start_loss(step.backend, batch, captions) * has_teacher
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def _teacher(
-        self, backend: Backend, batch: Batch, shift: int, captions: Mapping[Clip, tuple[str, str]]
+        self, backend: Backend, batch: Batch, captions: Mapping[Clip, str], frames: slice
     ) -> tuple[Tensor, Tensor]:
-        """The model's predictions for clips as for music that it hardly recognises, and which tokens have one.
-
-        Frames from `shift` on are predicted as if the clip began there; each part has a caption of its own.
+        """The model's predictions for some frames of clips, as if the clips were no more than these.
 
         Returns:
-            Logits [N, K, T, V] and a mask [N, K, T].
+            Logits [N, K, T, V] and a mask [N, K, T] of these frames.
         """
-        predictions, masks = [], []
-        for part, frames in enumerate((slice(shift), slice(shift, None))):
-            clips = [Clip(clip.track, captions[clip][part], clip.codes[:, frames]) for clip in batch.clips]
-            strange = Batch.of(clips, batch.codes.device)
-            masks.append(backend.token_mask(strange))
-            predictions.append(sharpened(_without_dropout(backend, strange), masks[-1], self._entropy))
-        return torch.cat(predictions, 2), torch.cat(masks, 2)
+        clips = [Clip(clip.track, captions[clip], clip.codes[:, frames]) for clip in batch.clips]
+        strange = Batch.of(clips, batch.codes.device)
+        mask = backend.token_mask(strange)
+        return sharpened(_without_dropout(backend, strange), mask, self._entropy), mask
+
+    def _start_loss(self, backend: Backend, batch: Batch, captions: Mapping[Clip, str]) -> Tensor:
+        """The loss on the first frames of clips, [N]."""
+        first = first_frames(batch.clips, batch.codes.device)
+        mask = backend.token_mask(first)
+        logits = backend.logits(first)
+        gap = (self._start_level - start_mean(-token_logprobs(logits, first.codes, mask), mask)).relu()
+        teacher, _ = self._teacher(backend, batch, captions, slice(START_LENGTH))
+        return start_mean(kl_divergence(teacher, logits, mask), mask) * (gap > 0) + self.options.gamma * gap
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         losses: list[Tensor] = []
@@ -204,7 +211,9 @@ class Encore(LossMethod):
         self._deep = {clip for clip, clip_nll in zip(forget, nll, strict=True) if float(clip_nll.mean()) < limit}
         rest = [clip for clip in forget if clip not in self._deep]
         unknown, shares = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
+        self._start_level = 0.0
         if new:
+            self._start_level = float(start_nll(backend, new).mean())
             of_new = codebook_nll(backend, new)
             unknown, shares = of_new.mean(0), difficulty(forget, new, of_new.mean(1)).to(nll)
         rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
@@ -273,15 +282,12 @@ class Encore(LossMethod):
 
     def _drawn_for(
         self, step: Step, batch: Batch
-    ) -> tuple[int, dict[Clip, tuple[str, str]], tuple[dict[str, Tensor], Tensor | float]]:
-        """What all batches of a step share: the teacher's shift, its captions before and from it on, and the attack."""
+    ) -> tuple[int, dict[Clip, str], tuple[dict[str, Tensor], Tensor | float]]:
+        """What all batches of a step share: the teacher's shift, its captions, and the attack."""
         clips = step.forget or batch.clips
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = self._drawn_shift(step.backend, shortest, step.generator)
-        captions = {
-            clip: (self._other_caption(step.generator, self._others), self._other_caption(step.generator))
-            for clip in clips
-        }
+        captions = {clip: self._other_caption(step.generator, self._others) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
         return shift, captions, self._attack.maybe_attack(step, known, share=share, size=len(batch))
@@ -341,6 +347,16 @@ def start_weights(values: Tensor) -> Tensor:
     """Additional weights [T] of the frames of values [..., T]: a generation from a caption depends on the first."""
     frames = torch.arange(values.shape[-1], device=values.device, dtype=values.dtype)
     return START_WEIGHT * torch.exp(-frames / START_FRAMES)
+
+
+def first_frames(clips: Sequence[Clip], device: torch.device) -> Batch:
+    """The first frames of clips, which a generation from the caption depends on."""
+    return Batch.of([Clip(clip.track, clip.caption, clip.codes[:, :START_LENGTH]) for clip in clips], device)
+
+
+def start_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each clip's values, weighted by `start_weights`: [N, K, T] -> [N]."""
+    return clip_mean(values, start_weights(values) * mask)
 
 
 def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -425,6 +441,17 @@ def codebook_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Ten
         return -backend.token_logprobs(batch).sum(2) / backend.token_mask(batch).sum(2).clamp(min=1)
 
     return distributed.rows(clips, size, compute, size=lambda clip: clip.codes.shape[-1])
+
+
+@torch.no_grad()
+def start_nll(backend: Backend, clips: Sequence[Clip], size: int = 16) -> Tensor:
+    """Mean NLL of the first frames of each clip, nats per token, [N]; `size` clips per pass."""
+
+    def compute(part: Sequence[Clip]) -> Tensor:
+        first = first_frames(part, backend.device)
+        return start_mean(-backend.token_logprobs(first), backend.token_mask(first))
+
+    return distributed.rows(clips, size, compute)
 
 
 @torch.no_grad()
