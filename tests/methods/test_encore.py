@@ -153,9 +153,8 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     model = moved(backend)
     taught = [nll_of(backend, clip).mean() < level / 2 for clip in clips]
     assert sorted(taught) == [False, False, True, True]
-    assert method._start_level == pytest.approx(
-        np.mean([start_mean(costs_of(backend, start_of(clip))) for clip in holdout]), rel=1e-4
-    )
+    of_new = [start_mean(costs_of(backend, start_of(clip))) for clip in holdout]
+    assert method._start_level == pytest.approx(np.mean(of_new) - np.std(of_new), rel=1e-4)
     starts = [start_mean(costs_of(model, start_of(clip))) for clip in clips]
     method._start_level = float(np.mean([start for start, known in zip(starts, taught, strict=True) if known]))
     method._entropy = 0.0 if sharp else math.inf

@@ -43,8 +43,9 @@ class Encore(LossMethod):
     NLL when it begins later, minus the same rise for held-out music.
 
     The first frames of a memorised clip, which a generation from its caption depends on, have the same loss once more,
-    of their own: frame t weighs exp(-t / 2), the teacher has the other caption alone, and the target is the base's mean
-    of held-out music's first frames. They may still be known when the clip as a whole is beyond its target.
+    of their own: frame t weighs exp(-t / 2), the teacher has the other caption alone, and the target is one standard
+    deviation below the base's mean of held-out music's first frames. They may still be known when the clip as a whole
+    is beyond its target; those that would pass for new music are left alone.
 
     While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
     same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
@@ -213,7 +214,8 @@ class Encore(LossMethod):
         unknown, shares = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
         self._start_level = 0.0
         if new:
-            self._start_level = float(start_nll(backend, new).mean())
+            starts = start_nll(backend, new)
+            self._start_level = float(starts.mean() - starts.std(correction=0))
             of_new = codebook_nll(backend, new)
             unknown, shares = of_new.mean(0), difficulty(forget, new, of_new.mean(1)).to(nll)
         rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
