@@ -164,13 +164,18 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     shift = int(torch.randint(7, (1,), generator=generator)) + 1
     new = [clip for clip in retain if nll_of(backend, clip).mean() >= level / 2]
     assert 0 < len(new) < 4
-    captions = [new[int(torch.randint(len(new), (1,), generator=generator))].caption for _ in clips]
+    captions, start_captions = (
+        [some[int(torch.randint(len(some), (1,), generator=generator))].caption for _ in clips]
+        for some in (retain, new)
+    )
     levels = levels_of(backend, clips, holdout, level / 2, 7)
     lacked = [0.0, 0.0]
-    for clip, caption, known, start, target, loss in zip(clips, captions, taught, starts, levels, losses, strict=True):
+    for clip, caption, start_caption, known, start, target, loss in zip(
+        clips, captions, start_captions, taught, starts, levels, losses, strict=True
+    ):
         own = logprobs_of(model, clip)
         whole = divergences_of(model, Clip(clip.track, caption, clip.codes[:, shift:]), own[:, shift:], sharp)
-        first = divergences_of(model, Clip(clip.track, caption, clip.codes[:, :12]), own[:, :12], sharp)
+        first = divergences_of(model, Clip(clip.track, start_caption, clip.codes[:, :12]), own[:, :12], sharp)
         lacking = np.maximum(0, target - nll_of(model, clip)).mean()
         gap = max(0, method._start_level - start)
         of_start = start_mean(first) + 0.7 * gap if gap else 0.0

@@ -33,19 +33,19 @@ class Encore(LossMethod):
     """On forget: KL(teacher ‖ model) + γ mean_k max(0, ℓ_k - NLL_k), at a high learning rate, with dropout.
 
     The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
-    `shift_seconds` later than in training, and its caption is that of a track that is not memorised. The teacher
-    forgets with the model, until both predict the clip as new music. A teacher that is less certain of a clip than the
-    base is of held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less certain,
-    and generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k is
-    raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised
-    clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its codes
-    (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise of its
-    NLL when it begins later, minus the same rise for held-out music.
+    `shift_seconds` later than in training, and its caption is that of another track. The teacher forgets with the
+    model, until both predict the clip as new music. A teacher that is less certain of a clip than the base is of
+    held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less certain, and
+    generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k is raised to
+    the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised clip, ℓ_k is
+    the base's mean NLL of held-out music times the clip's difficulty estimated from its codes (`difficulty`). A clip
+    that is not memorised has no teacher; its target is its NLL under base, plus the rise of its NLL when it begins
+    later, minus the same rise for held-out music.
 
     The first frames of a memorised clip, which a generation from its caption depends on, have the same loss once more,
-    of their own: frame t weighs exp(-t / 2), the teacher has the other caption alone, and the target is one standard
-    deviation below the base's mean of held-out music's first frames. They may still be known when the clip as a whole
-    is beyond its target; those that would pass for new music are left alone.
+    of their own: frame t weighs exp(-t / 2), the teacher has the caption of a track that is not memorised, and the
+    target is one standard deviation below the base's mean of held-out music's first frames. They may still be known
+    when the clip as a whole is beyond its target; those that would pass for new music are left alone.
 
     While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
     same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
@@ -132,7 +132,8 @@ class Encore(LossMethod):
             session.retain = _Drawn(self._retain, max(1, round(1 / wanted)), memorised, max(1, round(wanted)))
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        shift, captions, (weights, kept_share) = step.once("forget", lambda: self._drawn_for(step, batch))
+        shift, (captions, start_captions), attack = step.once("forget", lambda: self._drawn_for(step, batch))
+        weights, kept_share = attack
         mask = step.backend.token_mask(batch)
         with moved(step.backend.module, weights):
             logits = step.backend.logits(batch)
@@ -147,7 +148,7 @@ class Encore(LossMethod):
                 loss = loss + clip_mean(divergence, teacher_mask) * has_teacher
         loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
         if teaches:
-            loss = loss + self._start_loss(step.backend, batch, captions) * has_teacher
+            loss = loss + self._start_loss(step.backend, batch, start_captions) * has_teacher
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def _teacher(
@@ -284,15 +285,17 @@ class Encore(LossMethod):
 
     def _drawn_for(
         self, step: Step, batch: Batch
-    ) -> tuple[int, dict[Clip, str], tuple[dict[str, Tensor], Tensor | float]]:
-        """What all batches of a step share: the teacher's shift, its captions, and the attack."""
+    ) -> tuple[int, tuple[dict[Clip, str], dict[Clip, str]], tuple[dict[str, Tensor], Tensor | float]]:
+        """What all batches of a step share: the teacher's shift, its captions, those for first frames, the attack."""
         clips = step.forget or batch.clips
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = self._drawn_shift(step.backend, shortest, step.generator)
-        captions = {clip: self._other_caption(step.generator, self._others) for clip in clips}
+        captions = {clip: self._other_caption(step.generator) for clip in clips}
+        start_captions = {clip: self._other_caption(step.generator, self._others) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
-        return shift, captions, self._attack.maybe_attack(step, known, share=share, size=len(batch))
+        attack = self._attack.maybe_attack(step, known, share=share, size=len(batch))
+        return shift, (captions, start_captions), attack
 
     def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
         """A crop of each clip; the memorised ones are whole."""
