@@ -137,7 +137,16 @@ def bench(
     from encore.compare.forget_lists import list_names
     from encore.compare.leaderboard import leaderboard
     from encore.compare.matrix import METRICS_READ, matrix_lines
-    from encore.compare.plan import PLAN, Plan, changed_measurement, check_plan, read_plan, unfinished, write_plan
+    from encore.compare.plan import (
+        PLAN,
+        Plan,
+        changed_measurement,
+        check_plan,
+        kept_trials,
+        read_plan,
+        unfinished,
+        write_plan,
+    )
     from encore.compare.presets import preset as find
     from encore.compare.sequential import request_lines
     from encore.compare.tables import write_leaderboard
@@ -183,14 +192,9 @@ def bench(
     with locked(out), _told_if_stopped():
         before = read_plan(out) if (out / PLAN).exists() else None
         changes = changed_measurement(plan, before) if before else []
-        left_out = [
-            trial.name
-            for trial in (before.trials if before else ())
-            if trial not in plan.trials and (out / trial.name / "run.json").exists()
-        ]
-        if left_out:
-            named = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-            console.note(f"{counted(len(left_out), 'earlier trial')} kept, and not in this leaderboard: {named}")
+        if earlier := (kept_trials(plan, before, out) if before else []):
+            named = ", ".join(earlier[:3]) + (", …" if len(earlier) > 3 else "")
+            console.note(f"{counted(len(earlier), 'earlier trial')} kept, and not in this leaderboard: {named}")
         write_plan(plan, out)
         if finetune and not _train(plan, out, chosen_tracks, jobs, launcher, resources):
             return

@@ -322,6 +322,12 @@ def changed_measurement(plan: Plan, before: Plan) -> list[str]:
     return [f"{name} {_text(old)} -> {_text(new)}" for name, old, new in pairs if old != new]
 
 
+def kept_trials(plan: Plan, before: Plan, out: Path) -> list[str]:
+    """Names of the trials of an earlier plan that are on disk, and not in this one."""
+    planned = set(plan.trials)
+    return [t.name for t in before.trials if t not in planned and (out / t.name / "run.json").exists()]
+
+
 def _text(setting: object) -> str:
     return ",".join(map(str, setting)) if isinstance(setting, tuple) else str(setting or "by default")
 

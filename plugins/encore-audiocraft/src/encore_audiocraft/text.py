@@ -71,18 +71,11 @@ class TextEncoder(nn.Module):
             f"in {BESIDE}/ beside the weights",
         }
         for source in sources:
-            here = offline or not ("/" in source and fetchable(source))
+            loading = {**texts, "local_files_only": offline or not ("/" in source and fetchable(source))}
             try:
                 with quiet_transformers():
-                    tokenizer = pretrained(T5Tokenizer, source, local_files_only=here, **texts)
-                    t5 = pretrained(
-                        T5EncoderModel,
-                        source,
-                        local_files_only=here,
-                        dtype=torch.float32,
-                        use_safetensors=True,
-                        **texts,
-                    )
+                    tokenizer = pretrained(T5Tokenizer, source, **loading)
+                    t5 = pretrained(T5EncoderModel, source, dtype=torch.float32, use_safetensors=True, **loading)
                 return cls(t5, tokenizer, beside.is_dir())
             except InputError as error:
                 errors.append(error)
