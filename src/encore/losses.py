@@ -20,7 +20,7 @@ def token_logprobs(logits: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
     Returns:
         [N, K, T], 0 where the mask is False (also where a logit there is not finite).
     """
-    nll = F.cross_entropy(wide(logits[mask]), codes[mask], reduction="none")  # [masked tokens]
+    nll = F.cross_entropy(wide(unmasked(logits, mask)), unmasked(codes, mask), reduction="none")  # [masked tokens]
     return nll.new_zeros(codes.shape).masked_scatter(mask, -nll)
 
 
@@ -36,10 +36,16 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights: 
     Returns:
         [N], nats per token.
     """
-    loss = F.cross_entropy(wide(logits[mask]), targets[mask], reduction="none")  # [masked tokens]
+    loss = F.cross_entropy(wide(unmasked(logits, mask)), unmasked(targets, mask), reduction="none")  # [masked tokens]
     if weights is not None:
-        loss = loss * weights[mask]
+        loss = loss * unmasked(weights, mask)
     return clip_mean(loss.new_zeros(mask.shape).masked_scatter(mask, loss), mask)
+
+
+def unmasked(values: Tensor, mask: Tensor) -> Tensor:
+    """`values[mask]`, [..., *rest] -> [masked tokens, *rest], with a gradient that is several times faster on a CPU."""
+    rows = values.flatten(0, mask.ndim - 1)
+    return rows if mask.all() else rows.index_select(0, mask.flatten().nonzero().squeeze(1))
 
 
 def clip_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -49,8 +55,8 @@ def clip_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 def kl_divergence(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
     """KL(target ‖ model) per token, nats: logits [N, K, T, V] of both -> [N, K, T], 0 where masked."""
-    target = F.log_softmax(wide(target_logits[mask]), -1)
-    model = F.log_softmax(wide(logits[mask]), -1)
+    target = F.log_softmax(wide(unmasked(target_logits, mask)), -1)
+    model = F.log_softmax(wide(unmasked(logits, mask)), -1)
     kl = F.kl_div(model, target, log_target=True, reduction="none").sum(-1)
     return kl.new_zeros(mask.shape).masked_scatter(mask, kl)
 
@@ -68,8 +74,8 @@ def jensen_shannon(target_logits: Tensor, logits: Tensor, mask: Tensor) -> Tenso
     Returns:
         [N, K, T], 0 where masked.
     """
-    target = F.log_softmax(wide(target_logits[mask]), -1)
-    model = F.log_softmax(wide(logits[mask]), -1)
+    target = F.log_softmax(wide(unmasked(target_logits, mask)), -1)
+    model = F.log_softmax(wide(unmasked(logits, mask)), -1)
     mean = torch.logaddexp(target, model) - math.log(2)
     parts = [F.kl_div(mean, each, log_target=True, reduction="none").sum(-1) for each in (target, model)]
     divergence = (parts[0] + parts[1]) / 2

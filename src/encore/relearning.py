@@ -27,7 +27,7 @@ def relearn(backend: Backend, batches: Sequence[Sequence[Clip]], *, lr: float, s
     """
     backend.module.eval()
     weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
     stacked = [Batch.of(clips, backend.device) for clips in batches]
     count = sum(map(len, batches))
     for _ in range(steps):

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # Labels of a Fisher's gradients: the clips' codes, or codes sampled from the model; auto: sampled where it has tokens.
 Labels = Literal["auto", "empirical", "sampled"]
-LARGE = 100_000_000  # weights above which the optimiser takes time, and matrix products most of a step
 Phase = Literal["both", "forget", "retain"]  # clips that a step trains on
 Drawn = TypeVar("Drawn")
 RETAIN_SAMPLE = 512  # retain clips that a method reads before the first step, at most
@@ -282,7 +281,7 @@ class LossMethod(Method):
         return "both"
 
     def optimizer(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """The optimiser; by default AdamW, its fused kernel for a large model: a quarter of the time on a CPU.
+        """The optimiser; by default AdamW, its fused kernel: a quarter of the time on a CPU.
 
         The schedule multiplies each group's learning rate. The state must be tensors and plain values, for checkpoints.
 
@@ -292,9 +291,8 @@ class LossMethod(Method):
         """
         import torch
 
-        fused = sum(weight.numel() for weight in parameters) > LARGE or None
         return torch.optim.AdamW(
-            parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay, fused=fused
+            parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay, fused=True
         )
 
     def after_step(self, step: Step) -> None:

@@ -15,7 +15,7 @@ from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.api.data import LazyClips
 from encore.curvature.fisher_stream import evaluating
-from encore.losses import clip_mean, kl_divergence, token_logprobs, wide
+from encore.losses import clip_mean, kl_divergence, token_logprobs, unmasked, wide
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
 from encore.methods.relearning_attack import RelearningAttack, moved
@@ -375,7 +375,7 @@ def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         Entropies, nats per token, [N], and minus their derivatives by the factor at 1, [N]: the mean variance of the
         log-probabilities.
     """
-    logp = wide(logits[mask]).log_softmax(-1)
+    logp = wide(unmasked(logits, mask)).log_softmax(-1)
     entropy = -(logp.exp() * logp).sum(-1)
     variance = (logp.exp() * logp.square()).sum(-1) - entropy.square()
     entropies, slopes = (entropy.new_zeros(mask.shape).masked_scatter(mask, each) for each in (entropy, variance))

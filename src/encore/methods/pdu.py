@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from encore.api import Batch, LossMethod, Step
-from encore.losses import clip_mean
+from encore.losses import clip_mean, unmasked
 from encore.options import TrainOptions
 
 
@@ -30,6 +30,6 @@ class Pdu(LossMethod):
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
         mask = step.backend.token_mask(batch)
-        logits = step.backend.logits(batch)[mask].float()  # [masked tokens, V]
+        logits = unmasked(step.backend.logits(batch), mask).float()  # [masked tokens, V]
         margins = (logits.amax(-1) - logits.mean(-1)) ** 2
         return clip_mean(margins.new_zeros(mask.shape).masked_scatter(mask, margins), mask)

@@ -13,11 +13,11 @@ from typing import Any, Literal, cast
 import torch
 
 from encore import __version__, distributed
-from encore.api.method import LARGE
 from encore.errors import UsageError, first_line
 from encore.launcher import launched
 
 LIBRARIES = ("torch", "transformers", "safetensors", "av", "soundfile", "soxr", "numpy", "scipy")
+LARGE = 100_000_000  # weights above which matrix products take most of a step
 
 
 def pick_device(name: str) -> str:
