@@ -22,7 +22,6 @@ from encore.ops.linear_grad import (
     linear_grad_,
     linear_sq_norm,
     linear_weighted_sum_,
-    mask_rows,
 )
 
 MODULE = native.find(build=False).module
@@ -421,20 +420,6 @@ def test_norms_take_whichever_way_is_cheaper():
 
     assert calls(8) == 0
     assert calls(100) == 1
-
-
-def test_padding_adds_nothing_even_as_nan():
-    inputs, grads = normal(2, 6, 5, seed=1), normal(2, 6, 4, seed=2)
-    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
-    want = torch.zeros(4, 5)
-    linear_fisher_(want, inputs[:1], grads[:1])
-    linear_fisher_(want, inputs[1:, :2], grads[1:, :2])
-    inputs[1, 2:], grads[1, 3:] = torch.nan, torch.inf
-    fisher = torch.zeros(4, 5)
-    linear_fisher_(fisher, *mask_rows(inputs, grads, mask))
-    assert error(fisher, want.double()) <= 1e-6
-    with pytest.raises(ValueError, match=r"mask is int64 \[2, 6\] on cpu, where bool \[2, 6\] is needed"):
-        mask_rows(inputs, grads, mask.long())
 
 
 # ------------------------------------------------------------------------------------------------ what torch asks for

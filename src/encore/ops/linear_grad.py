@@ -94,14 +94,6 @@ def linear_weighted_sum_(total: Tensor, inputs: Tensor, grads: Tensor, weight: T
     _ops().linear_weighted_sum_(total, inputs, grads, weight)
 
 
-def mask_rows(inputs: Tensor, grads: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A and B with the rows zeroed where `mask` [N, T] is False (padding), so that they add nothing, even as NaN."""
-    if mask.dtype != torch.bool or mask.shape != inputs.shape[:2]:
-        raise ValueError(f"mask is {_describe(mask)}, where bool {list(inputs.shape[:2])} is needed")
-    padding = ~mask.unsqueeze(-1)
-    return inputs.masked_fill(padding, 0), grads.masked_fill(padding, 0)
-
-
 def _ops() -> Any:
     """The ops, with their kernels loaded (compiled, if need be) at the first call."""
     native.find()

@@ -1,0 +1,122 @@
+"""Slow float64 answers, a clip at a time, that the default method is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tests.tiny_model import CAPTIONS, CODES
+
+from encore.api import Batch, Clip, MethodSpec, Session, Step
+from encore.backends.musicgen import MusicgenBackend
+from encore.methods.difficulty import difficulty
+from encore.methods.encore import Encore, sharpened
+from encore.unlearn.reference import FrozenReference
+
+SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
+SHIFT = 0.07  # seconds; 7 frames
+
+
+def make_clips(count: int, seed: int = 0) -> list[Clip]:
+    """Random codes, each clip a frame longer than the one before."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Clip(f"t{seed}{i}", CAPTIONS[i % 3], torch.randint(CODES, (2, 20 + i), generator=generator))
+        for i in range(count)
+    ]
+
+
+def made(
+    backend: MusicgenBackend,
+    forget: Sequence[Clip],
+    retain: Sequence[Clip],
+    level: float | None,
+    *,
+    holdout: Sequence[Clip] = (),
+    **options: float,
+) -> tuple[Encore, Session]:
+    Encore.spec = SPEC
+    method = Encore(Encore.Options(**{"attack_share": 0.0} | options))
+    generator = torch.Generator().manual_seed(0)
+    reference = FrozenReference(backend)
+    session = Session(backend, forget, retain, holdout, reference, generator, 0, level, lambda _: None)
+    method.prepare(session)
+    return method, session
+
+
+def step_of(backend: MusicgenBackend, session: Session, seed: int = 0) -> Step:
+    return Step(backend, session.reference, torch.Generator().manual_seed(seed), 0.0, session.holdout_nll)
+
+
+def moved(backend: MusicgenBackend) -> MusicgenBackend:
+    """A clone that is not the base any more."""
+    torch.manual_seed(3)
+    other = backend.clone()
+    with torch.no_grad():
+        for weight in other.module.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return other
+
+
+@torch.no_grad()
+def logprobs_of(backend: MusicgenBackend, clip: Clip) -> torch.Tensor:
+    """[K, T, V], float64."""
+    return backend.logits(Batch.of([clip]))[0].double().log_softmax(-1)
+
+
+def costs_of(backend: MusicgenBackend, clip: Clip) -> np.ndarray:
+    """NLL of every token, [K, T]; NaN where masked."""
+    values = -logprobs_of(backend, clip).gather(-1, clip.codes[..., None])[..., 0]
+    return np.where(backend.token_mask(Batch.of([clip]))[0], values, np.nan)
+
+
+def nll_of(backend: MusicgenBackend, clip: Clip) -> np.ndarray:
+    """Mean NLL of each codebook, [K]."""
+    return np.nanmean(costs_of(backend, clip), 1)
+
+
+def between(backend: MusicgenBackend, clips: Sequence[Clip], count: int) -> float:
+    """The held-out level below half of which `count` of the clips lie: so many are memorised."""
+    own = sorted(float(nll_of(backend, clip).mean()) for clip in clips)
+    return own[count - 1] + own[count]
+
+
+def start_of(clip: Clip) -> Clip:
+    """A clip's first frames."""
+    return Clip(clip.track, clip.caption, clip.codes[:, :12])
+
+
+def start_mean(values: np.ndarray) -> float:
+    """The mean of values [K, T] that are not NaN: frame t weighs exp(-t / 2)."""
+    weights = np.exp(-np.arange(values.shape[1]) / 2) * ~np.isnan(values)
+    return float(np.nansum(values * weights) / weights.sum())
+
+
+def divergences_of(model: MusicgenBackend, strange: Clip, own: torch.Tensor, sharp: bool) -> np.ndarray:
+    """KL of the predictions for a clip and others [K, T, V] of every token, [K, T]; NaN where masked."""
+    teacher, mask = logprobs_of(model, strange), model.token_mask(Batch.of([strange]))[0]
+    if sharp:
+        teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)
+    return np.where(mask, (teacher.exp() * (teacher - own)).sum(-1), np.nan)
+
+
+def rise_of(backend: MusicgenBackend, clip: Clip, shift: int) -> float:
+    """What the later part of a clip costs more where the clip begins there, nats per token."""
+    begin = min(shift, clip.codes.shape[-1] // 2)
+    later = Clip(clip.track, clip.caption, clip.codes[:, begin:])
+    return float(np.nanmean(costs_of(backend, later) - costs_of(backend, clip)[:, begin:]))
+
+
+def levels_of(
+    backend: MusicgenBackend, forget: Sequence[Clip], new: Sequence[Clip], limit: float, shift: int
+) -> list[np.ndarray]:
+    unknown = np.mean([nll_of(backend, clip) for clip in new], 0)
+    shares = difficulty(forget, new, torch.tensor([nll_of(backend, clip).mean() for clip in new])).tolist()
+    usual = np.mean([rise_of(backend, clip, shift) for clip in new])
+    return [
+        unknown * share
+        if (own := nll_of(backend, clip)).mean() < limit
+        else own + max(0, rise_of(backend, clip, shift) - usual)
+        for clip, share in zip(forget, shares, strict=True)
+    ]
