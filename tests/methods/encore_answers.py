@@ -82,6 +82,22 @@ def between(backend: MusicgenBackend, clips: Sequence[Clip], count: int) -> floa
     return own[count - 1] + own[count]
 
 
+def alike(first: str, second: str) -> float:
+    """Twice the length of the longest common subsequence as a share of both lengths, of words in alphabetical order."""
+    a, b = (" ".join(sorted(text.lower().replace(",", " ").split())) for text in (first, second))
+    longest = np.zeros((len(a) + 1, len(b) + 1))
+    for i, j in np.ndindex(len(a), len(b)):
+        longest[i + 1, j + 1] = longest[i, j] + 1 if a[i] == b[j] else max(longest[i, j + 1], longest[i + 1, j])
+    return float(2 * longest[-1, -1] / (len(a) + len(b)))
+
+
+def drawn_caption(caption: str, clips: Sequence[Clip], generator: torch.Generator) -> str:
+    """The caption that a teacher has in place of another: one of the 16 most like it of clips, but not the same."""
+    others = sorted({clip.caption for clip in clips} - {caption})
+    nearest = sorted(others, key=lambda other: -alike(caption, other))[:16] or [caption]
+    return nearest[int(torch.randint(len(nearest), (1,), generator=generator))]
+
+
 def start_of(clip: Clip) -> Clip:
     """A clip's first frames."""
     return Clip(clip.track, clip.caption, clip.codes[:, :12])

@@ -12,9 +12,11 @@ import scipy.stats
 import torch
 from tests.methods.encore_answers import (
     SHIFT,
+    alike,
     between,
     costs_of,
     divergences_of,
+    drawn_caption,
     levels_of,
     logprobs_of,
     made,
@@ -29,7 +31,7 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.methods.encore import entropy_and_slope, sharpened
+from encore.methods.encore import CaptionsLike, entropy_and_slope, sharpened
 
 
 @pytest.mark.parametrize(("seed", "sharp"), [(0, False), (1, False), (2, True)])
@@ -58,8 +60,7 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     new = [clip for clip in retain if nll_of(backend, clip).mean() >= level / 2]
     assert 0 < len(new) < 4
     captions, start_captions = (
-        [some[int(torch.randint(len(some), (1,), generator=generator))].caption for _ in clips]
-        for some in (retain, new)
+        [drawn_caption(clip.caption, some, generator) for clip in clips] for some in (retain, new)
     )
     levels = levels_of(backend, clips, holdout, level / 2, 7)
     lacked = [0.0, 0.0]
@@ -106,17 +107,33 @@ def test_a_teacher_less_certain_than_the_base_is_of_new_music_is_sharpened(backe
 
 
 def test_the_entropy_to_keep_is_that_of_the_base_for_new_music_as_a_teacher_gets_it(backend: MusicgenBackend) -> None:
-    holdout, retain = make_clips(3, seed=5), make_clips(2, seed=1)
+    backend, holdout, retain = moved(backend), make_clips(3, seed=5), make_clips(3, seed=1)
     method, _ = made(backend, make_clips(2), retain, 1e6, holdout=holdout, shift_seconds=SHIFT)
     generator, entropies = torch.Generator().manual_seed(0), []
     for place in range(32):
         clip = holdout[place * 3 // 32]
         begin = int(torch.randint(7, (1,), generator=generator)) + 1
-        other = retain[int(torch.randint(2, (1,), generator=generator))]
-        strange = Clip(clip.track, other.caption, clip.codes[:, begin:])
+        strange = Clip(clip.track, drawn_caption(clip.caption, retain, generator), clip.codes[:, begin:])
         logp, mask = logprobs_of(backend, strange), backend.token_mask(Batch.of([strange]))[0]
         entropies.append(-(logp.exp() * logp).sum(-1)[mask].mean().item())
     assert method._entropy == pytest.approx(np.mean(entropies), rel=1e-5)
+
+
+def test_a_teacher_has_captions_of_other_tracks_that_are_most_like_its_own() -> None:
+    instruments = ["organ", "oboe", "harp", "lute", "koto", "fife", "banjo"]
+    captions = [
+        f"{mood} {name}, {tempo} bpm" for name in instruments for mood in ("sad", "merry") for tempo in (90, 99)
+    ]
+    clips = [Clip(caption, caption, torch.zeros(1, 1)) for caption in captions]
+    generator = torch.Generator().manual_seed(0)
+    own = "90 bpm, Merry LUTE"  # of no track, in another order
+    drawn = {CaptionsLike(clips).draw(own, generator) for _ in range(400)}
+    ranked = sorted(captions, key=lambda other: -alike(own, other))
+    assert "merry lute, 90 bpm" in drawn
+    assert len(drawn) == 16
+    assert min(alike(own, each) for each in drawn) >= alike(own, ranked[16]) > alike(own, ranked[-1])
+    assert CaptionsLike(clips[:1]).draw(captions[0], generator) == captions[0], "there is no other"
+    assert CaptionsLike(clips[:2]).draw(captions[0], generator) == captions[1]
 
 
 def test_a_clip_beyond_its_level_is_left_alone(backend: MusicgenBackend) -> None:

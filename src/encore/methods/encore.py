@@ -26,6 +26,7 @@ MANY = 8  # from this many memorised clips on, the rate is not reduced
 ENTROPY_CLIPS = 32  # of new music, whose predictions limit the entropy of a teacher
 SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a kept clip's first frame, and its decay in frames
+ALIKE = 16  # captions of other tracks, those most like its own, that a clip's teacher has
 START_LENGTH = 12  # first frames of a forgotten clip; later ones would weigh less than .3 % of the first
 
 
@@ -33,17 +34,17 @@ class Encore(LossMethod):
     """On forget: KL(teacher ‖ model) + γ mean_k max(0, ℓ_k - NLL_k), at a high learning rate, with dropout.
 
     The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
-    `shift_seconds` later than in training, and its caption is that of another track. The teacher forgets with the
-    model, until both predict the clip as new music. A teacher that is less certain of a clip than the base is of
-    held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less certain, and
-    generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k is raised to
-    the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised clip, ℓ_k is
-    the base's mean NLL of held-out music times the clip's difficulty estimated from its codes (`difficulty`). A clip
-    that is not memorised has no teacher; its target is its NLL under base, plus the rise of its NLL when it begins
-    later, minus the same rise for held-out music.
+    `shift_seconds` later than in training, and its caption is that of another track, of those most like its own. The
+    teacher forgets with the model, until both predict the clip as new music. A teacher that is less certain of a clip
+    than the base is of held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less
+    certain, and generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k
+    is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised
+    clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its codes
+    (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise of its
+    NLL when it begins later, minus the same rise for held-out music.
 
     The first frames of a memorised clip, which a generation from its caption depends on, have the same loss once more,
-    of their own: frame t weighs exp(-t / 2), the teacher has the caption of a track that is not memorised, and the
+    of their own: frame t weighs exp(-t / 2), the teacher's caption is that of a track that is not memorised, and the
     target is one standard deviation below the base's mean of held-out music's first frames. They may still be known
     when the clip as a whole is beyond its target; those that would pass for new music are left alone.
 
@@ -112,10 +113,11 @@ class Encore(LossMethod):
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
         memorised = [clip for clip, clip_nll in zip(retain, nll, strict=True) if clip_nll < limit]
         self._memorised = set(memorised)
-        self._retain, self._others = session.retain, [clip for clip in retain if clip not in self._memorised]
+        self._retain, others = session.retain, [clip for clip in retain if clip not in self._memorised]
+        self._captions, self._start_captions = CaptionsLike(retain), CaptionsLike(others or retain)
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
-        new = list(session.holdout) or self._others
+        new = list(session.holdout) or others
         self._set_levels(session, new, limit)
         self._entropy = self._teacher_entropy(session, new) if self._deep else math.inf
         self._set_rate(session)
@@ -261,7 +263,8 @@ class Encore(LossMethod):
         for i in range(ENTROPY_CLIPS):
             clip = clips[i * len(clips) // ENTROPY_CLIPS]
             begin = self._drawn_shift(backend, clip.codes.shape[-1], generator)
-            strange.append(Clip(clip.track, self._other_caption(generator), clip.codes[:, begin:]))
+            caption = self._captions.draw(clip.caption, generator)
+            strange.append(Clip(clip.track, caption, clip.codes[:, begin:]))
 
         def compute(part: Sequence[Clip]) -> Tensor:
             batch = Batch.of(part, backend.device)
@@ -290,8 +293,8 @@ class Encore(LossMethod):
         clips = step.forget or batch.clips
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = self._drawn_shift(step.backend, shortest, step.generator)
-        captions = {clip: self._other_caption(step.generator) for clip in clips}
-        start_captions = {clip: self._other_caption(step.generator, self._others) for clip in clips}
+        captions = {clip: self._captions.draw(clip.caption, step.generator) for clip in clips}
+        start_captions = {clip: self._start_captions.draw(clip.caption, step.generator) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
         attack = self._attack.maybe_attack(step, known, share=share, size=len(batch))
@@ -333,10 +336,6 @@ class Encore(LossMethod):
         """How much later a teacher's clip begins, in frames: at most half of the clip."""
         return _draw(min(self._shift(backend), frames // 2), generator) + 1
 
-    def _other_caption(self, generator: torch.Generator, among: Sequence[Clip] = ()) -> str:
-        clips = among or self._retain
-        return clips[_draw(len(clips), generator)].caption
-
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
@@ -344,8 +343,30 @@ class Encore(LossMethod):
             other = self._retain[_draw(len(self._retain), generator)].codes[:, start:]
             if other.shape[-1]:
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
-                caption, codes = self._other_caption(generator), torch.cat([codes[:, :cut], other[:, cut:]], 1)
+                caption = self._retain[_draw(len(self._retain), generator)].caption
+                codes = torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
+
+
+class CaptionsLike:
+    """The captions of clips, of which those most like another one, by their words in any order, are drawn."""
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        self._captions = sorted({clip.caption for clip in clips})
+        self._alike: dict[str, list[str]] = {}
+
+    def draw(self, caption: str, generator: torch.Generator) -> str:
+        """One of the `ALIKE` captions most like this one but not equal to it; this one where there is no other."""
+        if caption not in self._alike:
+            from rapidfuzz import fuzz, process, utils
+
+            others = [other for other in self._captions if other != caption]
+            found = process.extract(
+                caption, others, scorer=fuzz.token_sort_ratio, processor=utils.default_process, limit=ALIKE
+            )
+            self._alike[caption] = [other for other, *_ in found] or [caption]
+        alike = self._alike[caption]
+        return alike[_draw(len(alike), generator)]
 
 
 def start_weights(values: Tensor) -> Tensor:
