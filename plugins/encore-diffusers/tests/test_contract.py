@@ -217,8 +217,8 @@ def test_plays_what_the_pipeline_plays(backend, guidance):
             expected = backend.pipe(caption, audio_end_in_s=seconds, latents=noise, **sampling).audios
         elif backend.name == "ace-step":
             with pytest.MonkeyPatch.context() as patch:  # the prompt tells the seconds; the backend's tells its window
-                told = backend.pipe.encode_prompt
-                patch.setattr(backend.pipe, "encode_prompt", lambda **more: told(**{**more, "audio_duration": 30.0}))
+                encode = backend.pipe.encode_prompt
+                patch.setattr(backend.pipe, "encode_prompt", lambda **more: encode(**{**more, "audio_duration": 30.0}))
                 expected = backend.pipe(caption, audio_duration=seconds, latents=noise.mT, **sampling).audios.mT
         else:
             expected = backend._folded(

@@ -15,7 +15,7 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from torch import Tensor
 
-from encore_diffusers.base import DiffusionBackend, Given
+from encore_diffusers.base import Conditioning, DiffusionBackend
 
 WINDOW_SECONDS = 30.0  # longer tracks are cut into windows; it generates minutes, at a memory that grows as fast
 TIMBRE_SECONDS = 30.0  # of silence, where there is no recording to take the timbre from
@@ -77,13 +77,13 @@ class AceStep(DiffusionBackend):
     def _batch_key(self, caption: str, frames: int) -> Hashable:
         return frames, len(self.encode_text([caption])[0])
 
-    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
+    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Conditioning:
         encoder, count = self.parts["condition_encoder"], len(captions)
         if self._lyrics is None:
             self._lyrics = self._encoded("")[1]
         text = torch.stack(self.encode_text(captions))  # [N, L, D]
         lyrics = self._lyrics.expand(count, -1, -1)
-        told, _ = encoder(
+        states, _ = encoder(
             text_hidden_states=text,
             text_attention_mask=torch.ones(text.shape[:2], dtype=torch.bool, device=self.device),
             lyric_hidden_states=lyrics,
@@ -94,9 +94,10 @@ class AceStep(DiffusionBackend):
             refer_audio_order_mask=torch.arange(count, device=self.device),
         )
         if unconditional:
-            told = encoder.null_condition_emb.expand_as(told)
+            states = encoder.null_condition_emb.expand_as(states)
         silence = self._silence(frames[0], count)  # all rows are of one length
-        return {"told": told, "context": torch.cat([silence, torch.ones_like(silence)], -1)}  # all of it is generated
+        generated = torch.ones_like(silence)  # all of it
+        return {"states": states, "context": torch.cat([silence, generated], -1)}
 
     def _silence(self, frames: int, count: int, *, repeated: bool = True) -> Tensor:
         """The latents of silence that the model comes with, [N, T, K]."""
@@ -105,10 +106,10 @@ class AceStep(DiffusionBackend):
             silence = silence.repeat(1, math.ceil(frames / silence.shape[1]), 1)
         return silence[:, :frames].expand(count, -1, -1)
 
-    def _predict(self, noisy: Tensor, timestep: Tensor, given: Given) -> Tensor:
+    def _predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         return self.parts["transformer"](
-            hidden_states=noisy.mT, timestep=timestep, timestep_r=timestep, encoder_hidden_states=given["told"],
-            context_latents=given["context"], return_dict=False,
+            hidden_states=noisy.mT, timestep=timestep, timestep_r=timestep,
+            encoder_hidden_states=conditioning["states"], context_latents=conditioning["context"], return_dict=False,
         )[0].mT  # fmt: skip
 
     # --------------------------------------------------------------------------------------------------- the sampler
@@ -118,10 +119,10 @@ class AceStep(DiffusionBackend):
         times = torch.linspace(1, 0, self.inference_steps + 1)[:-1]
         scheduler.set_timesteps(sigmas=(3 * times / (1 + 2 * times)).tolist(), device=self.device)
 
-    def _guide(self, told: Tensor, untold: Tensor, guidance: float, memory: dict[str, Any]) -> Tensor:
+    def _guide(self, conditional: Tensor, unconditional: Tensor, guidance: float, memory: dict[str, Any]) -> Tensor:
         """Adaptive projected guidance (Sadat et al., arXiv 2410.02416), with the pipeline's settings."""
         momentum = memory.setdefault("momentum", MomentumBuffer(momentum=-0.75))
         return normalized_guidance(
-            told, untold, guidance - 1, momentum, eta=0.0, norm_threshold=2.5, use_original_formulation=True,
-            norm_dim=(2,),
+            conditional, unconditional, guidance - 1, momentum,
+            eta=0.0, norm_threshold=2.5, use_original_formulation=True, norm_dim=(2,),
         )  # fmt: skip

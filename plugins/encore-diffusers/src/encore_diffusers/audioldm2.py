@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from encore.errors import InputError
-from encore_diffusers.base import DiffusionBackend, Given
+from encore_diffusers.base import Conditioning, DiffusionBackend
 from encore_diffusers.mel import log_mel
 
 WINDOW_SECONDS = 10.24  # what it was trained on (section 4.1 of the first paper, arXiv 2301.12503)
@@ -118,7 +118,7 @@ class AudioLdm2(DiffusionBackend):
     def _batch_key(self, caption: str, frames: int) -> Hashable:
         return frames
 
-    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
+    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Conditioning:
         read = self.encode_text(captions)
         if unconditional:  # no caption, padded to the length of this one, is what the pipeline guides away from
             read = [self._read("", len(one) - self._made) for one in read]
@@ -131,9 +131,10 @@ class AudioLdm2(DiffusionBackend):
             "real": torch.arange(states.shape[1], device=self.device) < lengths[:, None],
         }
 
-    def _predict(self, noisy: Tensor, timestep: Tensor, given: Given) -> Tensor:
-        answer = self.parts["unet"](
-            self._unfolded(noisy), timestep, encoder_hidden_states=given["made"],
-            encoder_hidden_states_1=given["states"], encoder_attention_mask_1=given["real"], return_dict=False,
+    def _predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        prediction = self.parts["unet"](
+            self._unfolded(noisy), timestep, encoder_hidden_states=conditioning["made"],
+            encoder_hidden_states_1=conditioning["states"], encoder_attention_mask_1=conditioning["real"],
+            return_dict=False,
         )[0]  # fmt: skip
-        return self._folded(answer)
+        return self._folded(prediction)

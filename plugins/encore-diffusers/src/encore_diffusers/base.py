@@ -24,8 +24,8 @@ from encore_diffusers.objectives import Objective, objective
 
 TIMESTEPS = 4  # noise levels a clip's loss is the mean over, one from each quarter of those seen in training
 
-Given = Mapping[str, Tensor]
-"""What the denoiser is told beside noise and timestep; the first dimension is the row."""
+Conditioning = Mapping[str, Tensor]
+"""Inputs of the network beside the noisy latents and the timestep; the first dimension is the row."""
 
 
 def diffusion(backend: Backend, method: str) -> DiffusionBackend:
@@ -104,11 +104,11 @@ class DiffusionBackend(Backend):
         """The caption's frozen text encoding [L, D]."""
 
     @abstractmethod
-    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
-        """What the denoiser is given for rows of these captions and numbers of frames."""
+    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Conditioning:
+        """The conditioning of rows with these captions and numbers of frames."""
 
     @abstractmethod
-    def _predict(self, noisy: Tensor, timestep: Tensor, given: Given) -> Tensor:
+    def _predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser: [N, K, T], timestep [N] -> [N, K, T]."""
 
     def _fixed(self) -> Sequence[str]:
@@ -130,13 +130,13 @@ class DiffusionBackend(Backend):
     def _schedule(self, scheduler: Any) -> None:
         scheduler.set_timesteps(self.inference_steps, device=self.device)
 
-    def _guide(self, told: Tensor, untold: Tensor, guidance: float, memory: dict[str, Any]) -> Tensor:
+    def _guide(self, conditional: Tensor, unconditional: Tensor, guidance: float, memory: dict[str, Any]) -> Tensor:
         """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): predictions with and without caption -> one.
 
         Args:
             memory: empty at the first step of a generation, and kept to its last.
         """
-        return untold + guidance * (told - untold)
+        return unconditional + guidance * (conditional - unconditional)
 
     # -------------------------------------------------------------------------------------------------- load, save
 
@@ -179,11 +179,11 @@ class DiffusionBackend(Backend):
             if hasattr(part, "config")
         }
         vocabularies = {name: part.get_vocab() for name, part in self.parts.items() if hasattr(part, "get_vocab")}
-        told = {"configs": configs, "vocabularies": vocabularies, "timesteps": TIMESTEPS}
+        settings = {"configs": configs, "vocabularies": vocabularies, "timesteps": TIMESTEPS}
         for config in configs.values():
             for noted in [key for key in config if key.startswith("_")]:  # versions, and where it was loaded from
                 config.pop(noted)
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
     # --------------------------------------------------------------------------------------------- codec and text
 
@@ -300,12 +300,12 @@ class DiffusionBackend(Backend):
             latents = torch.stack([drawn[i][0] for i in group])  # [n, K, W]
             noise, share = (torch.stack([drawn[i][j] for i in group]) for j in (1, 2))  # [n, S, K, W], [n, S]
             real = torch.arange(latents.shape[-1], device=self.device) < batch.frames.to(self.device)[group, None]
-            given = self._prepare([batch.captions[i] for i in group], [frames[i] for i in group])
+            conditioning = self._prepare([batch.captions[i] for i in group], [frames[i] for i in group])
             of_levels = []
             for s in range(TIMESTEPS):
                 rows = Rows(group, s, latents, noise[:, s], self.objective.level(share[:, s]))
                 state = noisy(rows) if noisy else self.objective.noisy(latents, rows.noise, rows.level)
-                prediction = self._predict(state, self.objective.timestep(rows.level), given).float()
+                prediction = self._predict(state, self.objective.timestep(rows.level), conditioning).float()
                 of_levels.append((loss(rows, prediction) * real).sum(-1) / real.sum(-1))  # [n]
             losses.append(torch.stack(of_levels).mean(0)[: len(group) if turn < len(groups) else 0])
         if len(losses) == 1:
@@ -387,17 +387,19 @@ class DiffusionBackend(Backend):
         noise = torch.stack([torch.randn(self.codebooks, self._window(frames), generator=draw) for draw in draws])
         state = noise.to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
         lengths = [frames] * len(captions)
-        told = self._prepare(captions, lengths)
-        untold = self._prepare(captions, lengths, unconditional=True) if self.guided and guidance != 1.0 else None
+        guides = self.guided and guidance != 1.0
+        conditional = self._prepare(captions, lengths)
+        unconditional = self._prepare(captions, lengths, unconditional=True) if guides else None
         drawing = {"generator": draws} if "generator" in inspect.signature(scheduler.step).parameters else {}
         memory: dict[str, Any] = {}
         for timestep in scheduler.timesteps:
             scaled = scheduler.scale_model_input(state, timestep) if hasattr(scheduler, "scale_model_input") else state
             times = timestep.to(self.device).expand(len(captions))
-            answer = self._predict(scaled, times, told)
-            if untold is not None:
-                answer = self._guide(answer, self._predict(scaled, times, untold), guidance, memory)
-            state = scheduler.step(answer, timestep, state, return_dict=False, **drawing)[0]
+            prediction = self._predict(scaled, times, conditional)
+            if unconditional is not None:
+                without = self._predict(scaled, times, unconditional)
+                prediction = self._guide(prediction, without, guidance, memory)
+            state = scheduler.step(prediction, timestep, state, return_dict=False, **drawing)[0]
         return state[..., :frames]
 
 

@@ -56,8 +56,8 @@ def open_parts(model: str, pipeline: str, library: str, *, revision: str | None,
         index = _index(model, where)
         _check(model, index, pipeline, library)
         with quiet():
-            told = {"what": f" as a {pipeline}", "hint": _hint(model), **where}
-            return {name: _open(model, name, kind, told) for name, kind in _listed(index) if kind[0] is not None}
+            known = {"what": f" as a {pipeline}", "hint": _hint(model), **where}
+            return {name: _open(model, name, kind, known) for name, kind in _listed(index) if kind[0] is not None}
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(f"can't load {model} as a {pipeline}: {first_line(error)}", _hint(model)) from error
 

@@ -1,7 +1,7 @@
 """What a diffusion model is trained to predict, read from its scheduler's configuration.
 
-An objective says four things of a noise level: how levels are distributed in training, what the network is given, at
-which timestep, and what it should answer. The loss is the mean squared error of that answer, unweighted.
+An objective defines four things: how noise levels are distributed in training, the network's input at a level, its
+timestep, and the target of its prediction. The loss is the mean squared error of the prediction, unweighted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Objective(ABC):
 
     @abstractmethod
     def noisy(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """What the network is given."""
+        """The network's input."""
 
     def noise_between(self, noisy: Tensor, latents: Tensor, level: Tensor) -> Tensor:
         """The noise ε for which `noisy(latents, ε, level)` is the given input; `noisy` is affine in both.
@@ -38,11 +38,11 @@ class Objective(ABC):
 
     @abstractmethod
     def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """What it should answer."""
+        """The target of the network's prediction."""
 
     @abstractmethod
     def timestep(self, level: Tensor) -> Tensor:
-        """What it is told of the level, [N]."""
+        """The network's timestep at a level, [N]."""
 
 
 class Preconditioned(Objective):

@@ -1,8 +1,8 @@
 """Stable Audio (Evans et al., "Long-form music generation with latent diffusion", arXiv 2404.10301; "Stable Audio
 Open", arXiv 2407.14358): a transformer on the latents of a 1-D autoencoder, given T5's states and the length.
 
-It is trained on windows of one length, shorter music followed by silence, and told how long the music is. So a clip is
-encoded here: padded with silence, its length as a condition, and the loss taken over its frames.
+It is trained on windows of one length, shorter music followed by silence, with the length of the music as an input. So
+a clip is encoded here: padded with silence, its length as a condition, and the loss taken over its frames.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from encore_diffusers.base import DiffusionBackend, Given
+from encore_diffusers.base import Conditioning, DiffusionBackend
 
 
 class StableAudio(DiffusionBackend):
@@ -71,7 +71,7 @@ class StableAudio(DiffusionBackend):
                 self._silence = self._latents(silence)[0]
         return torch.cat([latents, self._silence[:, frames:]], -1)
 
-    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Given:
+    def _prepare(self, captions: Sequence[str], frames: Sequence[int], *, unconditional: bool = False) -> Conditioning:
         project = self.parts["projection_model"]
         read = self.encode_text(captions)
         most = self.parts["tokenizer"].model_max_length
@@ -82,15 +82,15 @@ class StableAudio(DiffusionBackend):
         end = torch.tensor(frames, dtype=torch.float32, device=self.device) / self.frame_rate
         seconds = project(start_seconds=torch.zeros_like(end), end_seconds=end)
         start, end = seconds.seconds_start_hidden_states, seconds.seconds_end_hidden_states  # [N, 1, D]
-        told = torch.cat([text, start, end], 1)
-        return {"told": torch.zeros_like(told) if unconditional else told, "seconds": torch.cat([start, end], 2)}
+        states = torch.cat([text, start, end], 1)
+        return {"states": torch.zeros_like(states) if unconditional else states, "seconds": torch.cat([start, end], 2)}
 
-    def _predict(self, noisy: Tensor, timestep: Tensor, given: Given) -> Tensor:
+    def _predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         transformer = self.parts["transformer"]
         rotary = get_1d_rotary_pos_embed(
             transformer.config.attention_head_dim // 2, noisy.shape[-1] + 1, use_real=True, repeat_interleave_real=False
         )
         return transformer(
-            noisy, timestep, encoder_hidden_states=given["told"], global_hidden_states=given["seconds"],
+            noisy, timestep, encoder_hidden_states=conditioning["states"], global_hidden_states=conditioning["seconds"],
             rotary_embedding=tuple(part.to(self.device) for part in rotary), return_dict=False,
         )[0]  # fmt: skip
