@@ -9,7 +9,7 @@ from encore.api import MetricSpec, RowSpec
 
 RETAIN = frozenset({"embedder", "base", "retain"})  # generations on retain captions, beside base's
 HOLDOUT = frozenset({"embedder", "base", "holdout"})
-Rows = tuple[tuple[str, str, Literal["", "higher"]], ...]  # name, label, and which figure is good
+Rows = tuple[tuple[str, str, Literal["", "higher"]], ...]  # name, label, and which figure is good on forget
 
 
 def _verbatim(name: str, label: str, plain: str, *, changed_model: bool = False, column: str = "") -> RowSpec:
@@ -67,7 +67,10 @@ def _utility(
     """
     return MetricSpec(
         name, summary, f"encore.metrics.utility.{target}", needs=needs, full=True, version=version,
-        rows=tuple(RowSpec(f"{row}*", clips, f"{label}, {clips}", direction=better) for row, label, better in rows),
+        rows=tuple(
+            RowSpec(f"{row}*", clips, f"{label}, {clips}", direction=better if clips == "forget" else "")
+            for row, label, better in rows
+        ),
     )  # fmt: skip
 
 
@@ -515,7 +518,7 @@ METRICS = (
     ),
     MetricSpec(
         "privleak", "membership AUC relative to gold's (MUSE)", "encore.metrics.privacy.gold_tests:PrivLeak",
-        needs={"gold", "holdout"}, version=2, rows=(RowSpec("privleak", "forget", "PrivLeak", direction="lower"),),
+        needs={"gold", "holdout"}, version=2, rows=(RowSpec("privleak", "forget", "PrivLeak", direction="gold"),),
     ),
     MetricSpec(
         "membership_auc_baseline", "the same test without any model",
