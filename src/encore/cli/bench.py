@@ -67,7 +67,7 @@ def bench(
         list[str] | None,
         typer.Option("--list", metavar="NAME=FILE", help="Another forget list; replaces a sampled one of its name."),
     ] = None,
-    model: Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")] = "tiny",
+    model: Annotated[str, typer.Option(help="`tiny` (embedded), a run or model folder, or a hub name.")] = "tiny",
     revision: Revision = None,
     backend: Family = None,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue for id: lines, retain and holdout.")] = None,

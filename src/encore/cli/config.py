@@ -40,15 +40,15 @@ ConfigFile = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=_read,
-        help="TOML file: top-level keys are flags, table [options] the method's.",
+        help="TOML file: top-level keys are flags, table [options] those of -o.",
     ),
 ]
 MethodOptions = Annotated[
     list[str] | None,
-    typer.Option("-o", "--option", metavar="KEY=VALUE", help="Option of the method; repeat for more."),
+    typer.Option("-o", "--option", metavar="KEY=VALUE", help="Option of the method or training; repeat for more."),
 ]
 # Flags that commands share.
-Model = Annotated[str, typer.Option(help="`tiny` (embedded), a folder, or a hub name.")]
+Model = Annotated[str, typer.Option(help="`tiny` (embedded), a run or model folder, or a hub name.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use downloaded files only; no network.")]
 Family = Annotated[

@@ -76,7 +76,10 @@ def forget(
     retain: Annotated[
         str | None, typer.Option(help="List of tracks to keep, or `self`; default: the catalogue without the list.")
     ] = None,
-    holdout: Annotated[Path | None, typer.Option(help="List of held-out tracks from the same source.")] = None,
+    holdout: Annotated[
+        Path | None,
+        typer.Option(help="List of held-out tracks from the same source; default: the catalogue's split `holdout`."),
+    ] = None,
     root: Roots = None,
     allow_missing: AllowMissing = False,
     drop_duplicates: Annotated[
