@@ -45,6 +45,12 @@ def test_unmasked_values_and_their_gradient(mask, logits):
     assert torch.equal(taken, expected)
 
 
+def test_values_of_another_length_than_the_mask_are_refused(mask, logits):
+    for values in (logits[0, :, :, 1:], logits[0, :, 1:], torch.cat([logits[0], logits[1]], 2)):
+        with pytest.raises(IndexError, match="a mask"):
+            unmasked(values, mask)
+
+
 def test_log_probability_of_each_code(mask, logits):
     codes = torch.arange(len(PLACES)).reshape(mask.shape) % CODES
     broken = logits[0].masked_fill(~mask[..., None], math.nan)  # what a backend predicts there does not matter

@@ -43,7 +43,13 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights: 
 
 
 def unmasked(values: Tensor, mask: Tensor) -> Tensor:
-    """`values[mask]`, [..., *rest] -> [masked tokens, *rest], with a gradient that is several times faster on a CPU."""
+    """`values[mask]`, [..., *rest] -> [masked tokens, *rest], with a gradient that is several times faster on a CPU.
+
+    Raises:
+        IndexError: the mask is not of the shape of the first dimensions.
+    """
+    if values.shape[: mask.ndim] != mask.shape:
+        raise IndexError(f"a mask {list(mask.shape)} for values {list(values.shape)}")
     rows = values.flatten(0, mask.ndim - 1)
     return rows if mask.all() else rows.index_select(0, mask.flatten().nonzero().squeeze(1))
 

@@ -27,7 +27,8 @@ def relearn(backend: Backend, batches: Sequence[Sequence[Clip]], *, lr: float, s
     """
     backend.module.eval()
     weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
+    fused = all(weight.is_contiguous() for weight in weights)  # its CPU kernel takes memory for the order
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY, fused=fused)
     stacked = [Batch.of(clips, backend.device) for clips in batches]
     count = sum(map(len, batches))
     for _ in range(steps):

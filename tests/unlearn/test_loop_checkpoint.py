@@ -57,6 +57,26 @@ def test_what_is_read_is_what_was_written(backend: MusicgenBackend, tmp_path: Pa
     assert torch.equal(read.generator.get_state(), made.generator.get_state())
 
 
+def test_weights_in_another_order_in_memory_train_and_are_saved_the_same(
+    backend: MusicgenBackend, tmp_path: Path
+) -> None:
+    other, models = backend.clone(), list[dict[str, torch.Tensor]]()
+    for module in other.module.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = module.weight.data.t().contiguous().t()
+    for model in (backend, other):
+        made = checkpoints(model, tmp_path / str(len(models)))
+        made.optimizer = made.method.optimizer(list(model.module.parameters()), 0.1)
+        made.optimizer.zero_grad()
+        for _ in range(3):
+            for place, weight in enumerate(model.module.parameters()):  # gradients in the usual order
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(place))
+            made.optimizer.step()
+        assert made.save(LoopState(), copied_weights(model.module))
+        models.append(dict(model.module.state_dict()))
+    torch.testing.assert_close(*models, rtol=1e-5, atol=1e-6)
+
+
 def test_a_gpu_has_a_random_state_of_its_own(
     backend: MusicgenBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

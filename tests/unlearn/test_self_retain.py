@@ -7,6 +7,7 @@ import torch
 
 from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
+from encore.errors import UsageError
 from encore.unlearn import self_retain
 from encore.unlearn.self_retain import captions, generate_retain
 
@@ -30,3 +31,12 @@ def test_a_replay_of_a_track_to_forget_is_left_out(backend: MusicgenBackend, mon
     codes[0, : codes.shape[-1] // 3] = 31 - codes[0, : codes.shape[-1] // 3]  # two thirds are the same
     kept = generate_retain(backend, [Clip("known", "x", codes)], seed=0)
     assert [clip.caption for clip in kept] == ["a", "c"]
+
+
+def test_with_nothing_but_copies_there_is_nothing_to_keep(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_retain, "captions", lambda: ["a", "b"])
+    known = [Clip(clip.caption, "x", clip.codes) for clip in generate_retain(backend, [], seed=0)]
+    with pytest.raises(UsageError, match="every generation of the model is a copy"):
+        generate_retain(backend, known, seed=0)

@@ -291,8 +291,9 @@ class LossMethod(Method):
         """
         import torch
 
+        fused = all(weight.is_contiguous() for weight in parameters)  # its CPU kernel takes memory for the order
         return torch.optim.AdamW(
-            parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay, fused=True
+            parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay, fused=fused
         )
 
     def after_step(self, step: Step) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a kept clip's first frame, and its decay in frames
 ALIKE = 16  # captions of other tracks, those most like its own, that a clip's teacher has
 START_LENGTH = 12  # first frames of a forgotten clip; later ones would weigh less than .3 % of the first
+Item = TypeVar("Item")
 
 
 class Encore(LossMethod):
@@ -114,7 +115,7 @@ class Encore(LossMethod):
         memorised = [clip for clip, clip_nll in zip(retain, nll, strict=True) if clip_nll < limit]
         self._memorised = set(memorised)
         self._retain, others = session.retain, [clip for clip in retain if clip not in self._memorised]
-        self._captions, self._start_captions = CaptionsLike(retain), CaptionsLike(others or retain)
+        self._captions, self._start_captions = CaptionsLike(retain), [clip.caption for clip in others or retain]
         self._weights: dict[Clip, Tensor] = {}
         # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
         new = list(session.holdout) or others
@@ -294,7 +295,7 @@ class Encore(LossMethod):
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = self._drawn_shift(step.backend, shortest, step.generator)
         captions = {clip: self._captions.draw(clip.caption, step.generator) for clip in clips}
-        start_captions = {clip: self._start_captions.draw(clip.caption, step.generator) for clip in clips}
+        start_captions = {clip: _pick(self._start_captions, step.generator) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
         attack = self._attack.maybe_attack(step, known, share=share, size=len(batch))
@@ -340,10 +341,10 @@ class Encore(LossMethod):
         start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if _chance(self.options.mix, generator):
-            other = self._retain[_draw(len(self._retain), generator)].codes[:, start:]
+            other = _pick(self._retain, generator).codes[:, start:]
             if other.shape[-1]:
                 cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
-                caption = self._retain[_draw(len(self._retain), generator)].caption
+                caption = _pick(self._retain, generator).caption
                 codes = torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
 
@@ -365,8 +366,7 @@ class CaptionsLike:
                 caption, others, scorer=fuzz.token_sort_ratio, processor=utils.default_process, limit=ALIKE
             )
             self._alike[caption] = [other for other, *_ in found] or [caption]
-        alike = self._alike[caption]
-        return alike[_draw(len(alike), generator)]
+        return _pick(self._alike[caption], generator)
 
 
 def start_weights(values: Tensor) -> Tensor:
@@ -494,3 +494,7 @@ def _chance(share: float, generator: torch.Generator) -> bool:
 def _draw(most: int, generator: torch.Generator) -> int:
     """A number from 0 to `most` - 1; 0 where `most` is less than 2."""
     return int(torch.randint(max(most, 1), (1,), generator=generator))
+
+
+def _pick(items: Sequence[Item], generator: torch.Generator) -> Item:
+    return items[_draw(len(items), generator)]

@@ -83,7 +83,7 @@ class LoopCheckpoints:
             return False
         state.averaged = self.average.steps
         slots = _flat(self.optimizer.state_dict()["state"])
-        moments = gathered({key: value for key, value in slots.items() if isinstance(value, Tensor)})
+        moments = gathered({key: value.contiguous() for key, value in slots.items() if isinstance(value, Tensor)})
         plain = {key: value for key, value in slots.items() if not isinstance(value, Tensor)}
 
         weights = copied_weights(self.backend.module, self.average.names)

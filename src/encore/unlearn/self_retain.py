@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from encore.api import Backend, Clip
+from encore.errors import UsageError
 
 SECONDS = 5.0
 BATCH = 16
@@ -34,6 +35,9 @@ def generate_retain(
         forget: clips to forget.
         seed: of the samples.
         progress: called with the number of finished captions, and of all captions.
+
+    Raises:
+        UsageError: all samples are copies.
     """
     texts = captions()
     clips = []
@@ -43,7 +47,13 @@ def generate_retain(
         part = texts[start : start + BATCH]
         codes = backend.generate(part, seconds=seconds, seed=seed + start, guidance=1.0)
         clips += [Clip(f"self:{start + i}", text, row) for i, (text, row) in enumerate(zip(part, codes, strict=True))]
-    return [clip for clip in clips if not any(_is_copy(clip, track) for track in forget)]
+    kept = [clip for clip in clips if not any(_is_copy(clip, track) for track in forget)]
+    if not kept:
+        raise UsageError(
+            "every generation of the model is a copy of a track to forget, so `--retain self` has nothing to keep",
+            "name music to keep: --retain LIST",
+        )
+    return kept
 
 
 def _is_copy(clip: Clip, track: Clip) -> bool:
