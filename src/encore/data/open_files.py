@@ -185,7 +185,9 @@ def read_lines(
 
     for number, line in enumerate(_byte_lines(chunks(), name, caps), 1):
         if len(line) > caps.line:
-            raise InputError(f"{spot(name, number)}: the line is longer than {caps.line:,} bytes", "shorten it: one track per line")
+            raise InputError(
+                f"{spot(name, number)}: the line is longer than {caps.line:,} bytes", "write one track per line"
+            )
         if number > caps.lines:
             raise InputError(f"{printable(name)} has more than {caps.lines:,} lines", "split it")
         if b"\0" in line or (number == 1 and line.startswith(ZIP)):
