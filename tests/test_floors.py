@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
     {"errors", "api", "options", "losses", "memorised", "relearning", "delay_pattern", "text", "text_encoding", "stats"}
-    | {"hashing", "hidden_states", "files", "stop_signals", "reporter", "assets", "entrypoints", "hub"}
+    | {"hashing", "hidden_states", "files", "stop_signals", "reporter", "assets", "entrypoints", "hub", "adamw"}
     | {"distributed", "launcher", "_native"},
     {"hookspecs", "builtins", "builtin_metrics", "plugins", "settings"},
     {"ops", "tensor_cache"},

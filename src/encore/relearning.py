@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from encore.adamw import adamw
 from encore.api import Backend, Batch, Clip
 
 WEIGHT_DECAY = 0.01
@@ -27,8 +28,7 @@ def relearn(backend: Backend, batches: Sequence[Sequence[Clip]], *, lr: float, s
     """
     backend.module.eval()
     weights = [weight for weight in backend.module.parameters() if weight.requires_grad]
-    fused = all(weight.is_contiguous() for weight in weights)  # its CPU kernel takes memory for the order
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY, fused=fused)
+    optimizer = adamw(weights, lr=lr, weight_decay=WEIGHT_DECAY)
     stacked = [Batch.of(clips, backend.device) for clips in batches]
     count = sum(map(len, batches))
     for _ in range(steps):

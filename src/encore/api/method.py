@@ -281,7 +281,7 @@ class LossMethod(Method):
         return "both"
 
     def optimizer(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """The optimiser; by default AdamW, its fused kernel: a quarter of the time on a CPU.
+        """The optimiser; by default AdamW (`encore.adamw`).
 
         The schedule multiplies each group's learning rate. The state must be tensors and plain values, for checkpoints.
 
@@ -289,12 +289,9 @@ class LossMethod(Method):
             parameters: the trainable weights.
             lr: peak learning rate.
         """
-        import torch
+        from encore.adamw import adamw
 
-        fused = all(weight.is_contiguous() for weight in parameters)  # its CPU kernel takes memory for the order
-        return torch.optim.AdamW(
-            parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay, fused=fused
-        )
+        return adamw(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=self.options.weight_decay)
 
     def after_step(self, step: Step) -> None:
         """Called without gradient after each optimiser step, to average or to project weights, for example.
