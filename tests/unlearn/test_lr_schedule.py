@@ -329,6 +329,9 @@ def test_at_the_full_rate_no_state_is_the_best_one(backend: MusicgenBackend, cli
     assert module_sha256(backend.module) == weights[2]
 
 
+LOST = [True, True, False, True, True, True, False, True]
+
+
 @pytest.mark.parametrize(
     ("given", "step", "watched"),
     [
@@ -348,8 +351,10 @@ def test_first_steps_at_a_rate_of_the_methods_own_are_watched(given: dict[str, A
 
 def test_a_run_that_begins_again_has_half_of_its_peak_and_all_of_its_time() -> None:
     tested = schedule(lr=None, eval_every=10, warmup=4)
-    tested.begin_again(7)
-    tested.begin_again(15)
+    for step in range(4, 8):
+        assert tested.begins_again(step, True) is (step == 7)
+    for step in range(8, 16):
+        assert tested.begins_again(step, step > 11) is (step == 15)
     assert tested.peak_share == 0.25
     assert [tested.share(step) for step in (15, 19, 20)] == pytest.approx([0.2, 1.0, 1.0])
     assert tested.is_watched(25, 1.0)
@@ -360,10 +365,17 @@ def test_a_run_that_begins_again_has_half_of_its_peak_and_all_of_its_time() -> N
     assert tested.decay.begin == 45, "three tenths of the steps are counted from where it began"
 
 
+@pytest.mark.parametrize(("every", "again"), [(10, [False] * 8), (3, [False] * 5 + [True] + [False] * 2), (1, LOST)])
+def test_a_run_recovers_from_single_steps_without_memorised_retain(every: int, again: list[bool]) -> None:
+    """It begins again where all steps up to its first snapshot are lost, if these are fewer than four."""
+    tested = schedule(lr=None, eval_every=every, warmup=4)
+    assert [tested.begins_again(step, lost) for step, lost in enumerate(LOST, 1)] == again
+
+
 def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
-    """The weights are those of a run at half the rate; an interrupted run comes to the same."""
+    """The weights are those of a run at half the rate; a run interrupted between two lost steps comes to the same."""
     settings = options(lr=None, steps=20, eval_every=3, warmup=2, checkpoint_seconds=0, batch_size=3, dropout=True)
-    lost = [False, True]
+    lost = [True] * 3
 
     def engine(**given: Any) -> Engine:
         made = engine_with(backend.clone(), clips, [FAR], **given)
@@ -388,16 +400,16 @@ def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Cl
 
     straight.record = record
     outcome = straight.run(Plain(settings))
-    assert hashes == {2: before}
-    share = [1 / 3, 2 / 3, 1 / 6, 1 / 3, 1 / 2, 1 / 2]
-    assert [line["step"] for line in lines if "snapshot" in line][:2] == [5, 8], "snapshots are counted from there"
-    assert [line["lr"] for line in steps_of(lines)[:6]] == pytest.approx([1e-3 * part for part in share])
-    assert outcome.chosen["lr"].startswith("0.001: for a test, times 0.5, with which the run began again after step 2")
+    assert hashes == {3: before}
+    share = [1 / 3, 2 / 3, 1, 1 / 6, 1 / 3, 1 / 2, 1 / 2]
+    assert [line["step"] for line in lines if "snapshot" in line][:2] == [6, 9], "snapshots are counted from there"
+    assert [line["lr"] for line in steps_of(lines)[:7]] == pytest.approx([1e-3 * part for part in share])
+    assert outcome.chosen["lr"].startswith("0.001: for a test, times 0.5, with which the run began again after step 3")
 
-    lost[:], stop = [False, True], StopFlag()
+    lost[:], stop = [True] * 3, StopFlag()
 
     def stop_at(line: Any) -> None:
-        stop.number = 15 if line.get("step") == 3 and "grad_norm" in line else stop.number
+        stop.number = 15 if line.get("step") == 2 and "grad_norm" in line else stop.number
 
     with pytest.raises(Interrupted):
         engine(checkpoints=Checkpoints(tmp_path, "x"), stop=stop, record=stop_at).run(Plain(settings))
@@ -434,7 +446,7 @@ def test_a_run_stopped_before_in_or_after_its_decay_resumes_to_the_same_weights(
     state = interrupted(backend, clips, settings, tmp_path, at)
     assert state["step"] == at
     begun = {"begin": 4, "steps": 3} if at >= 4 else {"begin": None, "steps": 0}
-    assert state["decay"] == begun | {"start": 0, "halvings": 0}
+    assert state["decay"] == begun | {"start": 0, "halvings": 0, "lost": 0}
     again = backend.clone()
     torch.rand(17)
     lines: list[Any] = []

@@ -279,6 +279,7 @@ class Decay(TypedDict):
     steps: Count
     start: NotRequired[Count]
     halvings: NotRequired[Count]
+    lost: NotRequired[Count]
 
 
 class State(TypedDict):

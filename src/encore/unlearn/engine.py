@@ -519,12 +519,11 @@ class Loop:
     # ------------------------------------------------------------------------------------------- between steps
 
     def _begins_again(self) -> bool:
-        """Restore the base, to begin again at half of the peak, where memorised retain is lost."""
+        """Restore the base, to begin again at half of the peak, where memorised retain stays lost."""
         self.module.eval()
-        if not self.engine.monitor.has_lost_memorised():
-            return False
         step = self.state.step
-        self.schedule.begin_again(step)
+        if not self.schedule.begins_again(step, self.engine.monitor.has_lost_memorised()):
+            return False
         load_weights(self.module, self.best, self.trained)  # the base's, as there was no snapshot since
         self.optimizer.state.clear()
         self.engine.record({"event": "begun again", "step": step, "peak_share": self.schedule.peak_share})

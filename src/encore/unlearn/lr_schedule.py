@@ -16,6 +16,7 @@ LONGEST = 0.3  # share of the allowed steps (or seconds) after which an adaptive
 LONGEST_TRAINING = 0.8  # the same share in a run that only trains
 WAITS = 0.2  # share of them after which it no longer waits for the method to be ready
 RECOVERED = 0.5  # harm to memorised retain (1: the tolerance) at which an adaptive run may end
+LOST_STEPS = 4  # steps in a row with memorised retain lost after which a run begins again; it recovers from fewer
 PATIENCE = 2.5  # an adaptive run waits at most this many decay lengths for retain to recover
 
 
@@ -24,13 +25,14 @@ class Decay:
     """When an adaptive rate begins to decay, and over how many steps; None until that is known.
 
     `halvings`: how often the run began again from the base, each time at half of the peak; `start`: the step at which
-    it last did.
+    it last did; `lost`: after how many steps in a row memorised retain has been lost.
     """
 
     begin: int | None = None
     steps: int = 0
     start: int = 0
     halvings: int = 0
+    lost: int = 0
 
 
 class Schedule:
@@ -39,8 +41,9 @@ class Schedule:
     Linear warm-up, then a decay over all steps (`linear`, `cosine`), none (`constant`), or `adaptive`: constant until
     the forget tracks are near their target NLLs and the method is ready, then a cosine over `decay_steps`, then the
     lowest rate until retain has recovered. Snapshots decide both moments, so the number of steps need not be known
-    beforehand; `steps` and `max_seconds` limit it. Where memorised retain is lost before the first snapshot, the
-    method's peak is too high for the model, and the run begins again from the base at half of it.
+    beforehand; `steps` and `max_seconds` limit it. Where memorised retain is lost after `LOST_STEPS` steps in
+    a row before the first snapshot, the method's peak is too high for the model, and the run begins again from the base
+    at half of it.
 
     A run that only trains (`encore train`) has no targets: the method alone decides when the decay begins, and the run
     ends with the decay.
@@ -83,9 +86,19 @@ class Schedule:
         first = decay.begin is None and step - decay.start <= options.eval_every
         return own and first and self._spent(step, seconds) < LONGEST
 
-    def begin_again(self, step: int) -> None:
-        """Halve the peak, and begin with the warm-up after a step; the weights are the loop's to restore."""
-        self.decay.start, self.decay.halvings = step, self.decay.halvings + 1
+    def begins_again(self, step: int, lost: bool) -> bool:
+        """Whether to begin with the warm-up again, at half of the peak; the weights are the loop's to restore.
+
+        Args:
+            step: steps taken.
+            lost: whether memorised retain is lost after this one.
+        """
+        decay = self.decay
+        decay.lost = decay.lost + 1 if lost else 0
+        if decay.lost < min(LOST_STEPS, self.options.eval_every):
+            return False
+        decay.start, decay.halvings, decay.lost = step, decay.halvings + 1, 0
+        return True
 
     def _spent(self, step: int, seconds: float) -> float:
         """So many steps or seconds as a share of those allowed, whichever is more."""
