@@ -11,7 +11,7 @@ from tests.tiny_model import CAPTIONS, CODES
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
-from encore.methods.encore import Encore, sharpened
+from encore.methods.encore import NEARER, Encore, sharpened
 from encore.unlearn.reference import FrozenReference
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
@@ -109,9 +109,32 @@ def start_mean(values: np.ndarray) -> float:
     return float(np.nansum(values * weights) / weights.sum())
 
 
-def divergences_of(model: MusicgenBackend, strange: Clip, own: torch.Tensor, sharp: bool) -> np.ndarray:
-    """KL of the predictions for a clip and others [K, T, V] of every token, [K, T]; NaN where masked."""
+def mean_of(backend: MusicgenBackend, clip: Clip) -> np.ndarray:
+    """Mean prediction for a clip, [K, V]."""
+    mask = backend.token_mask(Batch.of([clip]))[0]
+    return np.stack([p[m].mean(0) for p, m in zip(logprobs_of(backend, clip).exp(), mask, strict=True)])
+
+
+def backward_mean_of(base: MusicgenBackend, clip: Clip, drawn: Sequence[tuple[int, str]]) -> np.ndarray:
+    """Mean prediction for a clip played backwards, without its first frames and under captions that were drawn."""
+    backward = [
+        Clip(clip.track, caption, torch.tensor(clip.codes[:, begin:].numpy()[:, ::-1].copy()))
+        for begin, caption in drawn
+    ]
+    return np.mean([mean_of(base, one) for one in backward], 0)
+
+
+def divergences_of(
+    model: MusicgenBackend, strange: Clip, own: torch.Tensor, sharp: bool, mean: np.ndarray | None = None
+) -> np.ndarray:
+    """KL of the predictions for a clip and others [K, T, V] of every token, [K, T]; NaN where masked.
+
+    The first are brought nearer to a mean prediction.
+    """
     teacher, mask = logprobs_of(model, strange), model.token_mask(Batch.of([strange]))[0]
+    if mean is not None:
+        more = NEARER * (np.log(mean) - np.log(mean_of(model, strange)))
+        teacher = (teacher + torch.tensor(more)[:, None]).log_softmax(-1)
     if sharp:
         teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)
     return np.where(mask, (teacher.exp() * (teacher - own)).sum(-1), np.nan)

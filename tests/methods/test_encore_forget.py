@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from tests.methods.encore_answers import (
     SHIFT,
     alike,
+    backward_mean_of,
     between,
     costs_of,
     divergences_of,
@@ -21,6 +23,7 @@ from tests.methods.encore_answers import (
     logprobs_of,
     made,
     make_clips,
+    mean_of,
     moved,
     nll_of,
     start_mean,
@@ -31,7 +34,7 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.methods.encore import CaptionsLike, entropy_and_slope, sharpened
+from encore.methods.encore import NEARER, CaptionsLike, entropy_and_slope, mean_predictions, nearer, sharpened
 
 
 @pytest.mark.parametrize(("seed", "sharp"), [(0, False), (1, False), (2, True)])
@@ -55,19 +58,28 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     method._entropy = 0.0 if sharp else math.inf
     losses = method.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
-    generator = torch.Generator().manual_seed(seed)
+    generator, of_base = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(session.seed)
     shift = int(torch.randint(7, (1,), generator=generator)) + 1
     new = [clip for clip in retain if nll_of(backend, clip).mean() >= level / 2]
     assert 0 < len(new) < 4
     captions = [drawn_caption(clip.caption, retain, generator) for clip in clips]
     start_captions = [new[int(torch.randint(len(new), (1,), generator=generator))].caption for _ in clips]
     levels = levels_of(backend, clips, holdout, level / 2, 7)
+    backward = [
+        (clip, int(torch.randint(7, (1,), generator=of_base)) + 1, drawn_caption(clip.caption, retain, of_base))
+        for _ in range(4)
+        for clip, known in zip(clips, taught, strict=True)
+        if known
+    ]
     lacked = [0.0, 0.0]
     for clip, caption, start_caption, known, start, target, loss in zip(
         clips, captions, start_captions, taught, starts, levels, losses, strict=True
     ):
         own = logprobs_of(model, clip)
-        whole = divergences_of(model, Clip(clip.track, caption, clip.codes[:, shift:]), own[:, shift:], sharp)
+        drawn = [(begin, other) for one, begin, other in backward if one is clip]
+        mean = backward_mean_of(backend, clip, drawn) if known else None
+        strange = Clip(clip.track, caption, clip.codes[:, shift:])
+        whole = divergences_of(model, strange, own[:, shift:], sharp, mean)
         first = divergences_of(model, Clip(clip.track, start_caption, clip.codes[:, :12]), own[:, :12], sharp)
         lacking = np.maximum(0, target - nll_of(model, clip)).mean()
         gap = max(0, method._start_level - start)
@@ -103,6 +115,22 @@ def test_a_teacher_less_certain_than_the_base_is_of_new_music_is_sharpened(backe
         assert slope[n] == pytest.approx(
             (entropy_of(logits * 0.999, n) - entropy_of(logits * 1.001, n)) / 0.002, rel=1e-3
         )
+
+
+def test_a_mean_prediction_is_brought_nearer_to_another_of_its_clip(backend: MusicgenBackend) -> None:
+    """Each time half of the way in log-probabilities, less what is lost to their sum; other clips are as they were."""
+    clips = make_clips(2)
+    batch, other = Batch.of(clips), mean_of(moved(backend), clips[0])
+    logits, mask = backend.logits(batch).detach().double(), backend.token_mask(batch)
+    logits = logits.masked_fill(~mask[..., None], float("nan"))
+    means = mean_predictions(logits, mask).numpy()
+    np.testing.assert_allclose(means, [mean_of(backend, clip) for clip in clips], atol=1e-6)
+    left = [np.abs(np.log(means[0] / other)).max()]
+    for _ in range(3):
+        logits = nearer(logits, mask, [torch.tensor(other), None])
+        left.append(np.abs(np.log(mean_predictions(logits, mask)[0].numpy() / other)).max())
+    assert all(NEARER <= after / before < 0.7 for before, after in pairwise(left))
+    np.testing.assert_array_equal(mean_predictions(logits, mask)[1], means[1])
 
 
 def test_the_entropy_to_keep_is_that_of_the_base_for_new_music_as_a_teacher_gets_it(backend: MusicgenBackend) -> None:

@@ -27,6 +27,8 @@ ENTROPY_CLIPS = 32  # of new music, whose predictions limit the entropy of a tea
 SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a kept clip's first frame, and its decay in frames
 ALIKE = 16  # captions of other tracks, those most like its own, that a clip's teacher has
+BACKWARD_DRAWS = 4  # captions and lengths with which the base predicts each clip played backwards
+NEARER = 0.5  # share of the way, in log-probabilities, that a teacher's mean prediction is brought to the base's
 START_LENGTH = 12  # first frames of a forgotten clip; later ones would weigh less than .3 % of the first
 Item = TypeVar("Item")
 
@@ -38,7 +40,10 @@ class Encore(LossMethod):
     `shift_seconds` later than in training, and its caption is that of another track, of those most like its own. The
     teacher forgets with the model, until both predict the clip as new music. A teacher that is less certain of a clip
     than the base is of held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less
-    certain, and generations noise. The second term removes the memory that the teacher still has: the NLL of codebook k
+    certain, and generations noise. Its mean prediction over the clip is brought nearer to the base's for the clip
+    played backwards (`nearer`), which shows how often a piece of this sound uses each code, but hardly what the base
+    has memorised: a model that teaches itself comes to avoid the codes of the track. The second term removes the memory
+    that the teacher still has: the NLL of codebook k
     is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised
     clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its codes
     (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise of its
@@ -94,7 +99,7 @@ class Encore(LossMethod):
             0.03, gt=0, description="learning rate of attacks, as a share of the model's typical weight"
         )
         shift_seconds: float = Field(0.8, gt=0, description="largest shift of the start of the teacher's clip")
-        gamma: float = Field(0.2, ge=0, description="weight of the gap between a clip's NLL and its target")
+        gamma: float = Field(0.3, ge=0, description="weight of the gap between a clip's NLL and its target")
         alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
         memorised_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are memorised")
         crop: float = Field(0.5, ge=0, lt=1, description="largest share cut from the start of a clip")
@@ -121,6 +126,7 @@ class Encore(LossMethod):
         new = list(session.holdout) or others
         self._set_levels(session, new, limit)
         self._entropy = self._teacher_entropy(session, new) if self._deep else math.inf
+        self._means = self._backward_means(session)
         self._set_rate(session)
         self._attack = RelearningAttack(
             lr=self.options.attack_rate * self._typical, steps=self.options.attack_steps,
@@ -146,7 +152,7 @@ class Encore(LossMethod):
             has_teacher = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
             teaches = not self._deep.isdisjoint(step.forget if distributed.in_lockstep() else batch.clips)
             if teaches:
-                teacher, teacher_mask = self._teacher(step.backend, batch, captions, slice(shift, None))
+                teacher, teacher_mask = self._teacher(step.backend, batch, captions, slice(shift, None), self._means)
                 divergence = kl_divergence(teacher, logits[:, :, shift:], teacher_mask)
                 loss = loss + clip_mean(divergence, teacher_mask) * has_teacher
         loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
@@ -155,17 +161,31 @@ class Encore(LossMethod):
         return loss * self._share  # fewer clips come up more often, and pull no harder
 
     def _teacher(
-        self, backend: Backend, batch: Batch, captions: Mapping[Clip, str], frames: slice
+        self,
+        backend: Backend,
+        batch: Batch,
+        captions: Mapping[Clip, str],
+        frames: slice,
+        means: Mapping[Clip, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The model's predictions for some frames of clips, as if the clips were no more than these.
+
+        Args:
+            backend: with the model.
+            batch: the clips.
+            captions: that each clip has in place of its own.
+            frames: those to predict.
+            means: mean predictions [K, V] that those of some clips are brought nearer to.
 
         Returns:
             Logits [N, K, T, V] and a mask [N, K, T] of these frames.
         """
         clips = [Clip(clip.track, captions[clip], clip.codes[:, frames]) for clip in batch.clips]
         strange = Batch.of(clips, batch.codes.device)
-        mask = backend.token_mask(strange)
-        return sharpened(_without_dropout(backend, strange), mask, self._entropy), mask
+        mask, logits = backend.token_mask(strange), _without_dropout(backend, strange)
+        if means:
+            logits = nearer(logits, mask, [means.get(clip) for clip in batch.clips])
+        return sharpened(logits, mask, self._entropy), mask
 
     def _start_loss(self, backend: Backend, batch: Batch, captions: Mapping[Clip, str]) -> Tensor:
         """The loss on the first frames of clips, [N]."""
@@ -256,16 +276,12 @@ class Encore(LossMethod):
     @torch.no_grad()
     def _teacher_entropy(self, session: Session, clips: Sequence[Clip]) -> float:
         """Mean entropy of the base's predictions for new music, begun later, under other captions, nats per token."""
-        backend, strange = session.backend, list[Clip]()
-        generator = torch.Generator().manual_seed(session.seed)
+        backend, generator = session.backend, torch.Generator().manual_seed(session.seed)
         clips = [clip for clip in clips if clip.codes.shape[-1] > 1]
         if not clips:
             return math.inf
-        for i in range(ENTROPY_CLIPS):
-            clip = clips[i * len(clips) // ENTROPY_CLIPS]
-            begin = self._drawn_shift(backend, clip.codes.shape[-1], generator)
-            caption = self._captions.draw(clip.caption, generator)
-            strange.append(Clip(clip.track, caption, clip.codes[:, begin:]))
+        spread = [clips[i * len(clips) // ENTROPY_CLIPS] for i in range(ENTROPY_CLIPS)]
+        strange = [self._estranged(backend, clip, generator) for clip in spread]
 
         def compute(part: Sequence[Clip]) -> Tensor:
             batch = Batch.of(part, backend.device)
@@ -273,6 +289,33 @@ class Encore(LossMethod):
 
         size = self.options.micro_batch_size
         return float(distributed.rows(strange, size, compute, size=lambda clip: clip.codes.shape[-1]).mean())
+
+    @torch.no_grad()
+    def _backward_means(self, session: Session) -> dict[Clip, Tensor]:
+        """Mean predictions [K, V] of the base for each memorised clip played backwards, under other captions."""
+        backend, generator = session.backend, torch.Generator().manual_seed(session.seed)
+        clips = [clip for clip in session.forget if clip in self._deep and clip.codes.shape[-1] > 1]
+        if not clips:
+            return {}
+
+        def compute(part: Sequence[Clip]) -> Tensor:
+            batch = Batch.of(part, backend.device)
+            return mean_predictions(backend.logits(batch), backend.token_mask(batch))
+
+        means = torch.zeros(())
+        for _ in range(BACKWARD_DRAWS):
+            strange = [self._estranged(backend, clip, generator) for clip in clips]
+            backward = [Clip(clip.track, clip.caption, clip.codes.flip(-1)) for clip in strange]
+            size = self.options.micro_batch_size
+            found = distributed.rows(backward, size, compute, size=lambda clip: clip.codes.shape[-1])
+            means = means.to(found) + found / BACKWARD_DRAWS
+        return dict(zip(clips, means, strict=True))
+
+    def _estranged(self, backend: Backend, clip: Clip, generator: torch.Generator) -> Clip:
+        """A clip as its teacher gets it: begun later, and under another caption."""
+        begin = self._drawn_shift(backend, clip.codes.shape[-1], generator)
+        caption = self._captions.draw(clip.caption, generator)
+        return Clip(clip.track, caption, clip.codes[:, begin:])
 
     def _set_rate(self, session: Session) -> None:
         self._typical = typical = typical_weight(session.backend.module)
@@ -417,6 +460,33 @@ def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
     mean, slope = entropy_and_slope(logits, mask)
     factor = (1 + 0.5 * (mean - entropy) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
     return logits * factor[:, None, None, None]
+
+
+def mean_predictions(logits: Tensor, mask: Tensor) -> Tensor:
+    """The mean over frames of each clip's predicted distributions.
+
+    Args:
+        logits: [N, K, T, V].
+        mask: bool [N, K, T]; the frames that count.
+
+    Returns:
+        Probabilities [N, K, V].
+    """
+    probabilities = wide(logits).softmax(-1).masked_fill(~mask[..., None], 0)
+    return probabilities.sum(2) / mask.sum(2).clamp(min=1)[..., None]
+
+
+def nearer(logits: Tensor, mask: Tensor, means: Sequence[Tensor | None]) -> Tensor:
+    """Logits plus one number a clip, codebook and code, which bring the mean predictions nearer to given ones.
+
+    Args:
+        logits: [N, K, T, V].
+        mask: bool [N, K, T].
+        means: mean prediction [K, V] of each clip that is changed; None for others.
+    """
+    own = mean_predictions(logits, mask).clamp(min=1e-12)
+    wanted = torch.stack([one if mean is None else mean.clamp(min=1e-12) for one, mean in zip(own, means, strict=True)])
+    return logits + NEARER * (wanted / own).log()[:, :, None].to(logits.dtype)
 
 
 def typical_weight(module: nn.Module) -> float:
