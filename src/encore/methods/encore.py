@@ -43,11 +43,10 @@ class Encore(LossMethod):
     certain, and generations noise. Its mean prediction over the clip is brought nearer to the base's for the clip
     played backwards (`nearer`), which shows how often a piece of this sound uses each code, but hardly what the base
     has memorised: a model that teaches itself comes to avoid the codes of the track. The second term removes the memory
-    that the teacher still has: the NLL of codebook k
-    is raised to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised
-    clip, ℓ_k is the base's mean NLL of held-out music times the clip's difficulty estimated from its codes
-    (`difficulty`). A clip that is not memorised has no teacher; its target is its NLL under base, plus the rise of its
-    NLL when it begins later, minus the same rise for held-out music.
+    that the teacher still has: the NLL of codebook k is raised to the target ℓ_k, and no further; a clip whose NLL
+    exceeds its mean target has no loss. For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the
+    clip's difficulty estimated from its codes (`difficulty`). A clip that is not memorised has no teacher; its target
+    is its NLL under base, plus the rise of its NLL when it begins later, minus the same rise for held-out music.
 
     The first frames of a memorised clip, which a generation from its caption depends on, have the same loss once more,
     of their own: frame t weighs exp(-t / 2), the teacher's caption is that of a track that is not memorised, and the
