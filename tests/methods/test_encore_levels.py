@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,20 @@ def test_a_rate_follows_the_scale_of_the_weights_and_never_reaches_nothing(backe
     easy = [Clip("easy", clip.caption, backend.logits(Batch.of([clip]))[0].argmax(-1)) for clip in clips]
     _, session = made(backend, clips, make_clips(4, seed=1), 99.0, holdout=easy)  # nothing lies below its level
     assert session.lr == pytest.approx(slow_rate(backend, 0.085, [1.0], [1.0], 2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "share"), [(64, 1.0), (128, 1.0), (512, 0.5), (2048, 0.25)])
+def test_the_rate_falls_with_the_inputs_of_wide_layers(backend: MusicgenBackend, inputs: int, share: float) -> None:
+    """By their square root, beside what the size of the weights takes."""
+    method, session = made(backend, make_clips(8), make_clips(4, seed=1), 99.0)
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(inputs, 4), nn.Linear(inputs, inputs))
+    with torch.no_grad():
+        for weight in layers.parameters():
+            weight.fill_(-0.02)
+    session.backend = SimpleNamespace(module=layers)  # type: ignore[assignment]
+    method._set_rate(session)
+    assert session.lr == pytest.approx(0.085 * 0.02 * math.sqrt(method._depth) * share)
+    assert f"layers of {inputs} inputs" in session.chosen["lr"]
 
 
 def test_a_rate_that_was_given_is_the_rate(backend: MusicgenBackend) -> None:

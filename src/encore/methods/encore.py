@@ -23,6 +23,7 @@ from encore.options import TrainOptions
 
 SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of the target
 MANY = 8  # from this many memorised clips on, the rate is not reduced
+NARROW = 128  # inputs of a layer up to which the rate is not reduced
 ENTROPY_CLIPS = 32  # of new music, whose predictions limit the entropy of a teacher
 SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a kept clip's first frame, and its decay in frames
@@ -73,8 +74,11 @@ class Encore(LossMethod):
     layers of their RMS), times the square root of the largest relative distance of a clip's NLL below its target, and
     with fewer than `MANY` memorised clips times the square root of their number over `MANY`. Low rates suppress a
     memory, which a few steps of training restore; high rates harm all music; one track, in every step, is erased by .35
-    of the rate for eight. The schedule is `adaptive` (`encore.unlearn.lr_schedule`), which halves a peak that costs a
-    model memorised retain, as it may a wide one. Figures: `benchmarks/RESULTS.md`.
+    of the rate for eight. Where layers have more than `NARROW` inputs (median), the rate is multiplied by the square
+    root of `NARROW` over them: a step of Adam changes all of a layer's weights at once, which moves its outputs by the
+    square root of its inputs more, relative to their size (Yang et al., arXiv 2203.03466: rates fall as 1 / width). The
+    schedule is `adaptive` (`encore.unlearn.lr_schedule`), which halves a peak that costs a model memorised retain.
+    Figures: `benchmarks/RESULTS.md`.
     """
 
     class Options(TrainOptions):
@@ -319,12 +323,14 @@ class Encore(LossMethod):
     def _set_rate(self, session: Session) -> None:
         self._typical = typical = typical_weight(session.backend.module)
         few = min(1.0, len(self._deep) / MANY) ** 0.5 if self._deep else 1.0
-        session.lr = self.options.rate * typical * math.sqrt(self._depth) * few
+        inputs = typical_inputs(session.backend.module)
+        narrow = min(1.0, NARROW / inputs) ** 0.5
+        session.lr = self.options.rate * typical * math.sqrt(self._depth) * few * narrow
         if self.options.lr is None:
             session.chosen["lr"] = (
                 f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times "
                 f"{math.sqrt(self._depth):.2f} for the NLL farthest below its target, times {few:.2f} "
-                f"for {len(self._deep)} memorised clips"
+                f"for {len(self._deep)} memorised clips, times {narrow:.2f} for layers of {inputs:g} inputs"
             )
 
     # ------------------------------------------------------------------------------------------------------- details
@@ -494,12 +500,21 @@ def typical_weight(module: nn.Module) -> float:
     The layers are the model's own, and not an adapter's, of which half are 0 at first. Queries, keys and values of an
     attention that keeps them in one weight, as `nn.MultiheadAttention` does, count as three layers.
     """
+    matrices = _linear(module) or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
+    return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
+
+
+def typical_inputs(module: nn.Module) -> float:
+    """The median number of inputs of the linear layers that `typical_weight` is the median of; 1 without any."""
+    return statistics.median([weight.shape[1] for weight in _linear(module)] or [1])
+
+
+def _linear(module: nn.Module) -> list[Tensor]:
+    """The weights of a model's own linear layers."""
     parts = [part for name, part in module.named_modules() if ".lora_" not in name]
     linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
     fused = [part.in_proj_weight for part in parts if getattr(part, "in_proj_weight", None) is not None]
-    linear += [third for weight in fused for third in weight.chunk(3)]
-    matrices = linear or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
-    return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
+    return linear + [third for weight in fused for third in weight.chunk(3)]
 
 
 class _Drawn(LazyClips):
