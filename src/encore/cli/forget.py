@@ -254,7 +254,7 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
         "method": prepared.method.spec.name,
         "model": prepared.request.model,
         "out": str(prepared.request.out),
-        "expected_seconds": None if expected.seconds is None else round(expected.seconds, 1),
+        "expected_seconds": None if expected.seconds is None else round(expected.seconds, 3),
         "expected_bytes": expected.peak_bytes,
         "expected_free_bytes": expected.free_bytes,
         "expected_alternatives": expected.alternatives,
