@@ -264,7 +264,7 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
     if prepared.request.calibrate and expected.seconds is not None:
         from encore.unlearn.calibrate import expected_seconds
 
-        plan["expected_calibration_seconds"] = [round(one, 1) for one in expected_seconds(prepared, expected.seconds)]
+        plan["expected_calibration_seconds"] = [round(one, 3) for one in expected_seconds(prepared, expected.seconds)]
     if json:
         listed = prepared.listed()
         console.data_json({"schema": 1, "dry_run": True, **plan, "tracks": sizes, "options": options, **listed})
