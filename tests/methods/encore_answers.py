@@ -11,7 +11,8 @@ from tests.tiny_model import CAPTIONS, CODES
 from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
-from encore.methods.encore import NEARER, Encore, sharpened
+from encore.methods.encore import Encore
+from encore.methods.encore_teacher import NEARER, sharpened
 from encore.unlearn.reference import FrozenReference
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))

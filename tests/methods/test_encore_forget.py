@@ -34,7 +34,14 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.methods.encore import NEARER, CaptionsLike, entropy_and_slope, mean_predictions, nearer, sharpened
+from encore.methods.encore_teacher import (
+    NEARER,
+    CaptionsLike,
+    entropy_and_slope,
+    mean_predictions,
+    nearer,
+    sharpened,
+)
 
 
 @pytest.mark.parametrize(("seed", "sharp"), [(0, False), (1, False), (2, True)])

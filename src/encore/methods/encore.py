@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -15,9 +15,18 @@ from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.api.data import LazyClips
 from encore.curvature.fisher_stream import evaluating
-from encore.losses import clip_mean, kl_divergence, token_logprobs, unmasked, wide
+from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
+from encore.methods.encore_teacher import (
+    CaptionsLike,
+    draw,
+    entropy_and_slope,
+    mean_predictions,
+    nearer,
+    pick,
+    sharpened,
+)
 from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.options import TrainOptions
 
@@ -25,13 +34,9 @@ SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of 
 MANY = 8  # from this many memorised clips on, the rate is not reduced
 NARROW = 128  # inputs of a layer up to which the rate is not reduced
 ENTROPY_CLIPS = 32  # of new music, whose predictions limit the entropy of a teacher
-SHARPEST = 2.0  # largest factor of a teacher's logits
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a kept clip's first frame, and its decay in frames
-ALIKE = 16  # captions of other tracks, those most like its own, that a clip's teacher has
 BACKWARD_DRAWS = 4  # captions and lengths with which the base predicts each clip played backwards
-NEARER = 0.5  # share of the way, in log-probabilities, that a teacher's mean prediction is brought to the base's
 START_LENGTH = 12  # first frames of a forgotten clip; later ones would weigh less than .3 % of the first
-Item = TypeVar("Item")
 
 
 class Encore(LossMethod):
@@ -343,7 +348,7 @@ class Encore(LossMethod):
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = self._drawn_shift(step.backend, shortest, step.generator)
         captions = {clip: self._captions.draw(clip.caption, step.generator) for clip in clips}
-        start_captions = {clip: _pick(self._start_captions, step.generator) for clip in clips}
+        start_captions = {clip: pick(self._start_captions, step.generator) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
         attack = self._attack.maybe_attack(step, known, share=share, size=len(batch))
@@ -383,38 +388,18 @@ class Encore(LossMethod):
 
     def _drawn_shift(self, backend: Backend, frames: int, generator: torch.Generator) -> int:
         """How much later a teacher's clip begins, in frames: at most half of the clip."""
-        return _draw(min(self._shift(backend), frames // 2), generator) + 1
+        return draw(min(self._shift(backend), frames // 2), generator) + 1
 
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
-        start = _draw(int(self.options.crop * clip.codes.shape[-1]), generator)
+        start = draw(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if _chance(self.options.mix, generator):
-            other = _pick(self._retain, generator).codes[:, start:]
+            other = pick(self._retain, generator).codes[:, start:]
             if other.shape[-1]:
-                cut = _draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
-                caption = _pick(self._retain, generator).caption
+                cut = draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
+                caption = pick(self._retain, generator).caption
                 codes = torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
-
-
-class CaptionsLike:
-    """The captions of clips, of which those most like another one, by their words in any order, are drawn."""
-
-    def __init__(self, clips: Sequence[Clip]) -> None:
-        self._captions = sorted({clip.caption for clip in clips})
-        self._alike: dict[str, list[str]] = {}
-
-    def draw(self, caption: str, generator: torch.Generator) -> str:
-        """One of the `ALIKE` captions most like this one but not equal to it; this one where there is no other."""
-        if caption not in self._alike:
-            from rapidfuzz import fuzz, process, utils
-
-            others = [other for other in self._captions if other != caption]
-            found = process.extract(
-                caption, others, scorer=fuzz.token_sort_ratio, processor=utils.default_process, limit=ALIKE
-            )
-            self._alike[caption] = [other for other, *_ in found] or [caption]
-        return _pick(self._alike[caption], generator)
 
 
 def start_weights(values: Tensor) -> Tensor:
@@ -431,67 +416,6 @@ def first_frames(clips: Sequence[Clip], device: torch.device) -> Batch:
 def start_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of each clip's values, weighted by `start_weights`: [N, K, T] -> [N]."""
     return clip_mean(values, start_weights(values) * mask)
-
-
-def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean entropy of each clip's predictions, and how fast it falls when the logits are multiplied by a factor.
-
-    Args:
-        logits: [N, K, T, V].
-        mask: bool [N, K, T].
-
-    Returns:
-        Entropies, nats per token, [N], and minus their derivatives by the factor at 1, [N]: the mean variance of the
-        log-probabilities.
-    """
-    logp = wide(unmasked(logits, mask)).log_softmax(-1)
-    entropy = -(logp.exp() * logp).sum(-1)
-    variance = (logp.exp() * logp.square()).sum(-1) - entropy.square()
-    entropies, slopes = (entropy.new_zeros(mask.shape).masked_scatter(mask, each) for each in (entropy, variance))
-    return clip_mean(entropies, mask), clip_mean(slopes, mask)
-
-
-def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
-    """Logits multiplied by a factor for each clip, 1 to `SHARPEST`, where its mean entropy is above a limit.
-
-    To first order the factor takes the entropy halfway to the limit. (A whole Newton step overshoots where predictions
-    are nearly uniform.)
-
-    Args:
-        logits: [N, K, T, V].
-        mask: bool [N, K, T].
-        entropy: the limit, nats per token.
-    """
-    mean, slope = entropy_and_slope(logits, mask)
-    factor = (1 + 0.5 * (mean - entropy) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
-    return logits * factor[:, None, None, None]
-
-
-def mean_predictions(logits: Tensor, mask: Tensor) -> Tensor:
-    """The mean over frames of each clip's predicted distributions.
-
-    Args:
-        logits: [N, K, T, V].
-        mask: bool [N, K, T]; the frames that count.
-
-    Returns:
-        Probabilities [N, K, V].
-    """
-    probabilities = wide(logits).softmax(-1).masked_fill(~mask[..., None], 0)
-    return probabilities.sum(2) / mask.sum(2).clamp(min=1)[..., None]
-
-
-def nearer(logits: Tensor, mask: Tensor, means: Sequence[Tensor | None]) -> Tensor:
-    """Logits plus one number a clip, codebook and code, which bring the mean predictions nearer to given ones.
-
-    Args:
-        logits: [N, K, T, V].
-        mask: bool [N, K, T].
-        means: mean prediction [K, V] of each clip that is changed; None for others.
-    """
-    own = mean_predictions(logits, mask).clamp(min=1e-12)
-    wanted = torch.stack([one if mean is None else mean.clamp(min=1e-12) for one, mean in zip(own, means, strict=True)])
-    return logits + NEARER * (wanted / own).log()[:, :, None].to(logits.dtype)
 
 
 def typical_weight(module: nn.Module) -> float:
@@ -573,12 +497,3 @@ def _without_dropout(backend: Backend, batch: Batch) -> Tensor:
 
 def _chance(share: float, generator: torch.Generator) -> bool:
     return bool(torch.rand((), generator=generator) < share)
-
-
-def _draw(most: int, generator: torch.Generator) -> int:
-    """A number from 0 to `most` - 1; 0 where `most` is less than 2."""
-    return int(torch.randint(max(most, 1), (1,), generator=generator))
-
-
-def _pick(items: Sequence[Item], generator: torch.Generator) -> Item:
-    return items[_draw(len(items), generator)]
