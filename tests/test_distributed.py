@@ -67,6 +67,32 @@ with distributed.processes("cpu"):
 """
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_rows_are_computed_in_halves_where_memory_runs_out(error):
+    calls = []
+
+    def compute(part):
+        calls.append(len(part))
+        if len(part) > 2:
+            raise error
+        return torch.tensor(part)
+
+    assert distributed.rows(list(range(11)), 8, compute).tolist() == list(range(11))
+    assert calls == [8, 4, 2, 2, 4, 2, 2, 3, 1, 2]
+
+
+def test_rows_of_one_item_that_does_not_fit_and_other_errors_are_raised():
+    def compute(part):
+        raise torch.OutOfMemoryError("CUDA out of memory") if len(part) == 1 else RuntimeError("of another kind")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        distributed.rows([1], 8, compute)
+    with pytest.raises(RuntimeError, match="another kind"):
+        distributed.rows([1, 2], 8, compute)
+
+
 def test_shares_sums_and_turns(tmp_path: Path) -> None:
     passed(launch(OPERATIONS, 3, tmp_path))
 

@@ -242,7 +242,7 @@ def rows(
 
     Args:
         items: N of them, at least one.
-        most: items per call of `compute`.
+        most: items per call of `compute`; fewer where memory runs out, if one process computes alone.
         compute: n items -> [n, …], each row of one item alone.
         size: of an item; those of similar size share a call.
     """
@@ -251,7 +251,7 @@ def rows(
         order = sorted(range(len(items)), key=lambda place: -sizes[place])
         computed = rows([items[place] for place in order], most, compute)
         return torch.empty_like(computed).index_copy_(0, torch.tensor(order, device=computed.device), computed)
-    parts = [compute(part or items[:1])[: len(part)] for part in batches(items, most)]
+    parts = [_computed(compute, part or items[:1])[: len(part)] for part in batches(items, most)]
     own = torch.cat(parts)
     if _group.size == 1:
         return own
@@ -259,6 +259,22 @@ def rows(
     everything[_group.rank :: _group.size] = own
     add([everything])
     return everything
+
+
+def _computed(compute: Callable[[Sequence[Item]], Tensor], items: Sequence[Item]) -> Tensor:
+    """The rows of items, computed in halves where memory runs out."""
+    try:
+        return compute(items)
+    except RuntimeError as error:  # of several processes, each may wait for the others in `compute`
+        if not is_out_of_memory(error) or len(items) == 1 or _group.size > 1:
+            raise
+    half = len(items) // 2
+    return torch.cat([_computed(compute, items[:half]), _computed(compute, items[half:])])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device is used up."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 # ---------------------------------------------------------------------------------------------------------- reductions

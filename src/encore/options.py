@@ -79,13 +79,6 @@ class TrainOptions(Options):
         "within its tolerances",
     )
 
-    @property
-    def usual_steps(self) -> int:
-        """Usual length of a run: all steps; with an adaptive schedule, one decay from the first snapshot on."""
-        if self.schedule != "adaptive":
-            return self.steps
-        return min(self.steps, self.eval_every + self.decay_steps)
-
 
 class FisherOptions(Options):
     """Options of methods that compute a Fisher diagonal.

@@ -44,10 +44,14 @@ def test_a_target_is_what_other_captions_leave_times_what_held_out_music_gains_b
     method = EncoreDiffusion(EncoreDiffusion.Options(attack_share=0))
     method.prepare(session)
     captions = {clip.caption for clip in retain}
-    others = [sum(loss_of(backend, clip, caption) for caption in captions) / len(captions) for clip in holdout]
-    ratio = sum(loss_of(backend, c, c.caption) / o for c, o in zip(holdout, others, strict=True)) / 2
+
+    def of_others(clip: Clip) -> float:
+        others = captions - {clip.caption}
+        return sum(loss_of(backend, clip, caption) for caption in others) / len(others)
+
+    ratio = sum(loss_of(backend, clip, clip.caption) / of_others(clip) for clip in holdout) / 2
     for clip in forget:
-        level = ratio * sum(loss_of(backend, clip, caption) for caption in captions) / len(captions)
+        level = ratio * of_others(clip)
         assert session.target_nll[clip.track] == pytest.approx(
             max(level, loss_of(backend, clip, clip.caption)), rel=1e-4
         )
@@ -63,14 +67,35 @@ def test_a_target_is_what_other_captions_leave_times_what_held_out_music_gains_b
     losses = method.forget_loss(step, Batch.of(forget, noise_index=3))
     assert len(computed) == 2, "the network runs once for its own caption, and once for the other"
     monkeypatch.undo()
-    drawn = torch.randint(len(captions), (2,), generator=torch.Generator().manual_seed(5)).tolist()
-    for clip, loss, place in zip(forget, losses, drawn, strict=True):
+    drawn = torch.Generator().manual_seed(5)
+    for clip, loss in zip(forget, losses, strict=True):
         own = Batch.of([clip], noise_index=3)
-        other = Batch.of([Clip(clip.track, sorted(captions)[place], clip.codes)], noise_index=3)
+        others = sorted(captions - {clip.caption})
+        caption = others[int(torch.randint(len(others), (1,), generator=drawn))]
+        other = Batch.of([Clip(clip.track, caption, clip.codes)], noise_index=3)
         with torch.no_grad():
             error = float((backend.predictions(own)[0] - backend.predictions(other)[0]).square().mean())
             short = max(0.0, session.target_nll[clip.track] - float(backend.losses(own)))
         assert float(loss.detach()) == pytest.approx(error + short, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("retain", [1, 3, 15])
+def test_other_captions_are_spread_over_all_and_never_a_clips_own(backend, monkeypatch, retain) -> None:
+    kept = [Clip(f"r{i:02}", f"caption {i:02}", torch.zeros(2, 2)) for i in range(retain)]
+    method = EncoreDiffusion(EncoreDiffusion.Options(attack_share=0))
+    method._captions = [clip.caption for clip in kept]
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "encore.methods.encore_diffusion.mean_losses",
+        lambda _, clips: torch.tensor([float(asked.append(clip.caption) or 1) for clip in clips]),
+    )
+    assert method._of_others(backend, [Clip("t", "caption 00", torch.zeros(2, 2))]).tolist() == [1]
+    if retain == 1:
+        assert asked == ["caption 00"], "there is no other"
+        return
+    assert "caption 00" not in asked
+    assert len(set(asked)) == len(asked) == min(8, retain - 1)
+    assert int(asked[-1][-2:]) > 0.8 * (retain - 1), "captions of the end of the alphabet are among them"
 
 
 def test_attacks_are_at_the_fixed_rate_where_it_relearns_more_and_new_music_says_how_much(backend) -> None:

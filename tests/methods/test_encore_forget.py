@@ -70,7 +70,10 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     new = [clip for clip in retain if nll_of(backend, clip).mean() >= level / 2]
     assert 0 < len(new) < 4
     captions = [drawn_caption(clip.caption, retain, generator) for clip in clips]
-    start_captions = [new[int(torch.randint(len(new), (1,), generator=generator))].caption for _ in clips]
+    start_captions = []
+    for clip in clips:
+        others = [other.caption for other in new if other.caption != clip.caption] or [new[0].caption]
+        start_captions.append(others[int(torch.randint(len(others), (1,), generator=generator))])
     levels = levels_of(backend, clips, holdout, level / 2, 7)
     backward = [
         (clip, int(torch.randint(7, (1,), generator=of_base)) + 1, drawn_caption(clip.caption, retain, of_base))

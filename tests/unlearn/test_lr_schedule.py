@@ -20,7 +20,7 @@ from encore.options import TrainOptions
 from encore.stop_signals import Interrupted, StopFlag
 from encore.store.run_folder import Checkpoints
 from encore.unlearn.engine import Clips, Engine, Loop
-from encore.unlearn.lr_schedule import Decay, Schedule, near_targets
+from encore.unlearn.lr_schedule import Decay, Schedule, near_targets, usual_steps
 from encore.unlearn.monitor import Snapshot
 
 
@@ -216,10 +216,10 @@ def test_a_loss_that_is_not_finite_is_near_no_level() -> None:
     assert not near_targets(look(0.0, float("nan")), mean=6, track=10)
 
 
-def test_the_usual_length_is_a_decay_begun_at_the_first_look() -> None:
-    assert options(steps=300, eval_every=10, decay_steps=90).usual_steps == 100
-    assert options(steps=60, eval_every=10, decay_steps=90).usual_steps == 60
-    assert options(schedule="linear", steps=300).usual_steps == 300
+def test_the_usual_length_is_a_decay_after_a_fifth_of_the_steps() -> None:
+    assert usual_steps(options(steps=300, decay_steps=90)) == 150
+    assert usual_steps(options(steps=60, decay_steps=90)) == 60
+    assert usual_steps(options(schedule="linear", steps=300)) == 300
 
 
 def test_a_rate_that_is_low_since_it_warms_up_ends_no_run() -> None:

@@ -348,11 +348,16 @@ class Encore(LossMethod):
         shortest = min(clip.codes.shape[-1] for clip in clips)
         shift = self._drawn_shift(step.backend, shortest, step.generator)
         captions = {clip: self._captions.draw(clip.caption, step.generator) for clip in clips}
-        start_captions = {clip: pick(self._start_captions, step.generator) for clip in clips}
+        start_captions = {clip: self._start_caption(clip, step.generator) for clip in clips}
         known = [clip for clip in step.forget if clip in self._deep]
         share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
         attack = self._attack.maybe_attack(step, known, share=share, size=len(batch))
         return shift, (captions, start_captions), attack
+
+    def _start_caption(self, clip: Clip, generator: torch.Generator) -> str:
+        """The caption of the teacher of a clip's first frames: of retain that is not memorised, where there is any."""
+        others = [caption for caption in self._start_captions if caption != clip.caption]
+        return pick(others or self._start_captions, generator)
 
     def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
         """A crop of each clip; the memorised ones are whole."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.curvature.fisher_stream import evaluating
 from encore.methods.encore import typical_weight
+from encore.methods.encore_teacher import pick
 from encore.methods.relearning_attack import RelearningAttack, moved
 from encore.options import TrainOptions
 
@@ -121,14 +122,21 @@ class EncoreDiffusion(LossMethod):
 
     def _of_others(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
         """Mean loss of each clip with other captions, [N]."""
-        captions = self._captions[:: max(1, len(self._captions) // CAPTIONS)][:CAPTIONS]
-        return torch.stack(
-            [mean_losses(backend, [Clip(clip.track, caption, clip.codes) for clip in clips]) for caption in captions]
-        ).mean(0)
+        others = [self._others(clip) for clip in clips]
+        count = min(CAPTIONS, *map(len, others))
+        losses = []
+        for i in range(count):
+            captions = [some[i * len(some) // count] for some in others]
+            strange = [Clip(clip.track, caption, clip.codes) for clip, caption in zip(clips, captions, strict=True)]
+            losses.append(mean_losses(backend, strange))
+        return torch.stack(losses).mean(0)
+
+    def _others(self, clip: Clip) -> list[str]:
+        """The captions of retain but a clip's own; that one where there is no other."""
+        return [caption for caption in self._captions if caption != clip.caption] or [clip.caption]
 
     def _drawn(self, step: Step, clips: Sequence[Clip]) -> dict[Clip, str]:
-        drawn = torch.randint(len(self._captions), (len(clips),), generator=step.generator).tolist()
-        return {clip: self._captions[i] for clip, i in zip(clips, drawn, strict=True)}
+        return {clip: pick(self._others(clip), step.generator) for clip in clips}
 
 
 @torch.no_grad()

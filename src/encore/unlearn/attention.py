@@ -53,4 +53,5 @@ def attention_by_products(module: nn.Module) -> Iterator[None]:
 
 
 def _spaced(clips: Sequence[Clip]) -> list[Clip]:
-    return [clips[place] for place in range(0, len(clips), max(1, len(clips) // SOME))][:SOME]
+    count = min(SOME, len(clips))
+    return [clips[i * len(clips) // count] for i in range(count)]

@@ -269,7 +269,7 @@ class Engine:
                         Batch.of([*self.clips.forget[:1], *self.clips.retain[:1]][:1], self.backend.device)
                     )
             except RuntimeError as error:
-                if _out_of_memory(error):
+                if distributed.is_out_of_memory(error):
                     raise
                 raise UsageError(
                     f"a {self.backend.name} model can't compute with bfloat16 weights: {one_line(error)}",
@@ -303,8 +303,8 @@ class Engine:
                         micro_batch_size=micro_batch_size, seed=self.seed, progress=progress,
                     )  # fmt: skip
                 break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or micro_batch_size == 1:
+            except RuntimeError as error:
+                if not distributed.is_out_of_memory(error) or micro_batch_size == 1:
                     raise
                 micro_batch_size = micro_batch_size // 2
                 self.record({"event": "out of memory", "micro_batch_size": micro_batch_size})
@@ -425,8 +425,8 @@ class Loop:
             losses, short = dict[str, float](), False
             try:
                 losses = self._backward(step)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or state.micro_batch_size == 1 or engine.fsdp:
+            except RuntimeError as error:
+                if not distributed.is_out_of_memory(error) or state.micro_batch_size == 1 or engine.fsdp:
                     raise
                 short = True
             if not any(distributed.largest([short])):
@@ -554,7 +554,7 @@ class Loop:
     def _has_reached_targets(self) -> bool:
         """Leave out the forget tracks that the last snapshot has at their targets; whether no work is left."""
         method = self.method
-        if self.options.stop != "target" or self.engine.monitor.holdout_nll is None or not method.uses_forget:
+        if self.options.stop != "target" or not self.latest.target_nll or not method.uses_forget:
             return False
         clips = enumerate(self.engine.clips.forget)
         self.state.pending = [i for i, clip in clips if not self.latest.reached(clip.track)]
@@ -604,7 +604,7 @@ class Loop:
         self.engine.record({**self._place(), **finite})
 
     def _set_outcome(self) -> None:
-        outcome, state, monitor = self.engine.outcome, self.state, self.engine.monitor
+        outcome, state = self.engine.outcome, self.state
         if state.decay.begin is not None and state.step > state.decay.begin:
             outcome.chosen["steps"] = (
                 f"{state.step}: the rate decayed from step {state.decay.begin} over {state.decay.steps} steps, when "
@@ -623,12 +623,8 @@ class Loop:
         outcome.skipped_steps += state.skipped_steps
         outcome.best = state.best
         outcome.micro_batch_size = state.micro_batch_size
-        if state.best is not None and monitor.holdout_nll is not None:
+        if state.best is not None and state.best.target_nll:
             outcome.reached_target = all(state.best.reached(clip.track) for clip in self.engine.clips.forget)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _now() -> float:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from encore import distributed
@@ -18,6 +16,7 @@ from encore.data.encoded_tracks import clips_of
 from encore.settings import cache_folder
 from encore.store.environment import peak_bytes
 from encore.unlearn.engine import Engine
+from encore.unlearn.lr_schedule import usual_steps
 from encore.unlearn.memory import Settings, available_bytes, memories, smaller
 from encore.unlearn.run import Prepared
 from encore.unlearn.sampling import Clips
@@ -64,7 +63,9 @@ class _TrialOver(Exception):
 
 
 def estimate(prepared: Prepared) -> Estimate:
-    """Measure the first steps of a run on a copy of its model; the run may end sooner, never later.
+    """Measure the first steps of a run on a copy of its model.
+
+    How long a run with an adaptive schedule takes depends on what it forgets: `usual_steps` are expected.
 
     For a method that edits weights directly, the time is extrapolated from one forward and backward pass, and the
     memory from the tensors that such methods hold. A run that does not fit by the sizes of its tensors is not tried.
@@ -126,7 +127,9 @@ def _trial(prepared: Prepared, clips: Clips) -> tuple[float, int]:
     else:
         seconds = _edit_seconds(method, backend, clips, snapshot_seconds)
     weights = sum(weight.numel() * weight.element_size() for weight in backend.module.parameters())
-    peak = peak_bytes(str(backend.device)) + _growth(peaks, getattr(method.options, "usual_steps", 0))
+    peak = peak_bytes(str(backend.device))
+    if isinstance(method, LossMethod):
+        peak += _growth(peaks, usual_steps(method.options))
     # A run has no copy of the model, unlike the trial. An edit has Fisher diagonals and a trained copy.
     peak += -weights if isinstance(method, LossMethod) else 4 * weights
     return seconds, peak
@@ -137,10 +140,13 @@ def _loop_seconds(method: LossMethod, started: float, ends: list[float], snapsho
     options = method.options
     if len(ends) < 2:  # the whole run has at most one step
         return ends[-1] - started + 2 * snapshot_seconds if ends else 2 * snapshot_seconds
-    step_seconds = statistics.median(b - a for a, b in pairwise(ends))
+    between = (len(ends) - 1) // options.eval_every  # snapshots after the first step and before the last
+    # The mean, since some steps do more than others, such as an attack.
+    step_seconds = max(0.0, ends[-1] - ends[0] - between * snapshot_seconds) / (len(ends) - 1)
     preparation = max(0.0, ends[0] - started - step_seconds)
-    snapshots = options.usual_steps // options.eval_every + 2  # the first one, and one at the end
-    return preparation + options.usual_steps * step_seconds + snapshots * snapshot_seconds
+    steps = usual_steps(options)
+    snapshots = steps // options.eval_every + 2  # the first one, and one at the end
+    return preparation + steps * step_seconds + snapshots * snapshot_seconds
 
 
 def _growth(peaks: list[int], steps: int) -> int:

@@ -148,6 +148,13 @@ class Schedule:
         return self._decayed(step) <= LOW and recovered and near_targets(snapshot, mean=2, track=4)
 
 
+def usual_steps(options: TrainOptions) -> int:
+    """Usual length of a run: all steps; with an adaptive schedule, a decay after the share `WAITS` of them."""
+    if options.schedule != "adaptive":
+        return options.steps
+    return min(options.steps, round(WAITS * options.steps) + options.decay_steps)
+
+
 def near_targets(snapshot: Snapshot, *, mean: float, track: float) -> bool:
     """Whether the forget tracks are near their target NLLs; distances in units of `Snapshot.tolerance`.
 

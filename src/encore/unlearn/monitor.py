@@ -38,7 +38,7 @@ class Snapshot:
         memorised: NLL of each watched retain track that the base has memorised.
         not_memorised: NLL of each other watched retain track.
         holdout: mean NLL of the held-out tracks; None without any.
-        target_nll: target NLL of each forget track; empty without a holdout.
+        target_nll: target NLL of each forget track; empty without a holdout, unless the method set them.
         tolerance: how far below its target a forget track still counts as done.
         harm: rise of NLL since base, as a multiple of the tolerance, of "memorised" (mean), "worst" (the memorised
             track that rose most), "not_memorised" (mean) and "holdout" (mean, also where it falls); see

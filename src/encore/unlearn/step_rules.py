@@ -141,7 +141,7 @@ class StepRules:
         loss, failure = 0.0, None
         try:
             loss = add()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             failure = error
         if any(distributed.largest([failure is not None])):
             raise failure or torch.OutOfMemoryError("another process ran out of memory")
