@@ -12,7 +12,7 @@ from encore.api import Batch, Clip, MethodSpec, Session, Step
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.difficulty import difficulty
 from encore.methods.encore import Encore
-from encore.methods.encore_teacher import NEARER, sharpened
+from encore.methods.encore_teacher import MEAN_SHIFT, sharpened
 from encore.unlearn.reference import FrozenReference
 
 SPEC = MethodSpec("encore", "", "", needs=frozenset({"retain", "reference"}))
@@ -134,7 +134,7 @@ def divergences_of(
     """
     teacher, mask = logprobs_of(model, strange), model.token_mask(Batch.of([strange]))[0]
     if mean is not None:
-        more = NEARER * (np.log(mean) - np.log(mean_of(model, strange)))
+        more = MEAN_SHIFT * (np.log(mean) - np.log(mean_of(model, strange)))
         teacher = (teacher + torch.tensor(more)[:, None]).log_softmax(-1)
     if sharp:
         teacher = sharpened(teacher[None], mask[None], 0.0)[0].log_softmax(-1)

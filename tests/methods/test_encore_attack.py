@@ -50,8 +50,8 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         backend, clips, retain, between(backend, clips, 1), holdout=holdout, attack_share=1.0, attack_steps=1
     )
     known, other = sorted(clips, key=lambda clip: nll_of(backend, clip).mean())
-    method._levels[other] -= 1  # beyond its level
-    method._start_level = 0.0
+    method._target_nll[other] -= 1  # beyond its level
+    method._start_target = 0.0
     model = moved(backend)
     step = replace(step_of(model, session), lr_share=share, forget=clips)
     losses = method.forget_loss(step, Batch.of(clips))
@@ -64,15 +64,17 @@ def test_under_attack_the_loss_is_that_of_relearned_weights(backend: MusicgenBac
         optimizer.step()
         optimizer.zero_grad()
     plain, _ = made(backend, clips, retain, session.holdout_nll, holdout=holdout)
-    plain._levels[other] -= 1
-    plain._start_level = 0.0
+    plain._target_nll[other] -= 1
+    plain._start_target = 0.0
     if share > 0.4:
-        plain._levels = {clip: level * method._attack.kept_shares[0] for clip, level in plain._levels.items()}
+        plain._target_nll = {
+            clip: level * method._attack.retained_shares[0] for clip, level in plain._target_nll.items()
+        }
     generator = torch.Generator().manual_seed(0)
     wanted = plain.forget_loss(replace(step, backend=attacked, generator=generator), Batch.of(clips))
     if share > 0.4:
         nlls = [nll_of(attacked, clip).mean() for clip in clips]
-        below = [nll < float(plain._levels[clip].mean()) for clip, nll in zip(clips, nlls, strict=True)]
+        below = [nll < float(plain._target_nll[clip].mean()) for clip, nll in zip(clips, nlls, strict=True)]
         assert sorted(below) == [False, True]
         wanted = wanted * torch.tensor(below)
     wanted.sum().backward()
@@ -90,10 +92,10 @@ def test_fewer_memorised_clips_are_attacked_more_often(backend: MusicgenBackend,
     method, session = made(
         backend, clips, make_clips(4, seed=1), level, attack_share=0.25, attack_steps=1, forget_batch_size=4
     )
-    assert len(method._deep) == known
+    assert len(method._memorised_forget) == known
     generator = torch.Generator().manual_seed(0)
     step = replace(step_of(backend, session), lr_share=1.0, forget=clips, generator=generator)
-    attacked = sum(bool(method._drawn_for(step, Batch.of(clips))[2][0]) for _ in range(40))
+    attacked = sum(bool(method._sample_step(step, Batch.of(clips))[2][0]) for _ in range(40))
     assert abs(attacked - often) <= (8 if known == 2 else 0)
 
 
@@ -116,8 +118,8 @@ def test_new_music_is_attacked_once_for_what_it_keeps(backend: MusicgenBackend) 
             torch.nn.utils.clip_grad_norm_(twin.module.parameters(), 1.0)
             optimizer.step()
             wanted[-1].append(nll_of(twin, clip) / nll_of(backend, clip))
-    np.testing.assert_allclose(method._attack.kept_shares.numpy(), np.mean(wanted, 0), rtol=1e-4)
-    assert method._attack.kept_shares.max() < 1
+    np.testing.assert_allclose(method._attack.retained_shares.numpy(), np.mean(wanted, 0), rtol=1e-4)
+    assert method._attack.retained_shares.max() < 1
 
 
 @pytest.mark.parametrize("breaks", [False, True])
@@ -125,13 +127,15 @@ def test_attacks_take_the_rate_that_relearns_new_music_further(
     backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch, breaks: bool
 ) -> None:
     """Of the one relative to the weights and a high fixed one; a fixed one that breaks the model is not taken."""
-    monkeypatch.setattr("encore.methods.relearning_attack.ATTACKER", 3.0 if breaks else 2e-3)
+    monkeypatch.setattr("encore.methods.relearning_attack.STRONG_ATTACK_LR", 3.0 if breaks else 2e-3)
     clips, retain, new = make_clips(2), make_clips(4, seed=1), make_clips(3, seed=5)
     level = between(backend, clips, 1)
     method, session = made(backend, clips, retain, level, holdout=new, attack_share=1.0, attack_rate=1e-3)
-    assert method._attack.lr == (1e-3 * method._typical if breaks else 2e-3)
+    assert method._attack.lr == (1e-3 * method._weight_rms if breaks else 2e-3)
     assert ("attack_rate" in session.chosen) is not breaks
-    assert torch.equal(method._attack.kept_shares, method._attack._kept(backend, [new[:1], new[1:2], new[2:]]))
+    assert torch.equal(
+        method._attack.retained_shares, method._attack._measured_shares(backend, [new[:1], new[1:2], new[2:]])
+    )
 
 
 @pytest.mark.parametrize("learnt", [True, False])
@@ -143,7 +147,7 @@ def test_ready_is_what_relearns_no_faster_than_new_music(tmp_path: Path, learnt:
     method, session = made(
         model, clips, make_clips(4, seed=1), nlls_of(model, holdout), holdout=holdout, attack_share=1.0, attack_rate=0.1
     )
-    assert len(method._deep) == 3
+    assert len(method._memorised_forget) == 3
     other = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path / "other")), offline=True)
     train(other, holdout, 60, 1)
     if learnt:

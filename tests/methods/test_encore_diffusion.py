@@ -89,7 +89,7 @@ def test_other_captions_are_spread_over_all_and_never_a_clips_own(backend, monke
         "encore.methods.encore_diffusion.mean_losses",
         lambda _, clips: torch.tensor([float(asked.append(clip.caption) or 1) for clip in clips]),
     )
-    assert method._of_others(backend, [Clip("t", "caption 00", torch.zeros(2, 2))]).tolist() == [1]
+    assert method._with_other_captions(backend, [Clip("t", "caption 00", torch.zeros(2, 2))]).tolist() == [1]
     if retain == 1:
         assert asked == ["caption 00"], "there is no other"
         return
@@ -116,5 +116,5 @@ def test_attacks_are_at_the_fixed_rate_where_it_relearns_more_and_new_music_says
         optimizer.step()
         after, before = (sum(loss_of(model, clip, clip.caption) for clip in holdout) for model in (twin, backend))
         kept.append(after / before)
-    assert method._attack.kept_shares.tolist() == pytest.approx(kept, rel=1e-4)
+    assert method._attack.retained_shares.tolist() == pytest.approx(kept, rel=1e-4)
     assert kept[-1] < 1

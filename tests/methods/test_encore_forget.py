@@ -35,12 +35,12 @@ from tests.tiny_model import CAPTIONS, write_tiny_musicgen
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.encore_teacher import (
-    NEARER,
-    CaptionsLike,
+    MEAN_SHIFT,
+    SimilarCaptions,
     entropy_and_slope,
     mean_predictions,
-    nearer,
     sharpened,
+    shift_mean_toward,
 )
 
 
@@ -59,9 +59,9 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
     taught = [nll_of(backend, clip).mean() < level / 2 for clip in clips]
     assert sorted(taught) == [False, False, True, True]
     of_new = [start_mean(costs_of(backend, start_of(clip))) for clip in holdout]
-    assert method._start_level == pytest.approx(np.mean(of_new) - np.std(of_new), rel=1e-4)
+    assert method._start_target == pytest.approx(np.mean(of_new) - np.std(of_new), rel=1e-4)
     starts = [start_mean(costs_of(model, start_of(clip))) for clip in clips]
-    method._start_level = float(np.mean([start for start, known in zip(starts, taught, strict=True) if known]))
+    method._start_target = float(np.mean([start for start, known in zip(starts, taught, strict=True) if known]))
     method._entropy = 0.0 if sharp else math.inf
     losses = method.forget_loss(step_of(model, session, seed), Batch.of(clips)).tolist()
     # The same draws, then everything again in float64, a clip and a codebook at a time.
@@ -92,7 +92,7 @@ def test_forget_loss_is_divergence_from_the_estranged_self_plus_what_each_codebo
         whole = divergences_of(model, strange, own[:, shift:], sharp, mean)
         first = divergences_of(model, Clip(clip.track, start_caption, clip.codes[:, :12]), own[:, :12], sharp)
         lacking = np.maximum(0, target - nll_of(model, clip)).mean()
-        gap = max(0, method._start_level - start)
+        gap = max(0, method._start_target - start)
         of_start = start_mean(first) + 0.7 * gap if gap else 0.0
         wanted = known * (np.nanmean(whole) + of_start) + 0.7 * lacking
         assert loss == pytest.approx(wanted, rel=1e-4, abs=1e-5)
@@ -137,9 +137,9 @@ def test_a_mean_prediction_is_brought_nearer_to_another_of_its_clip(backend: Mus
     np.testing.assert_allclose(means, [mean_of(backend, clip) for clip in clips], atol=1e-6)
     left = [np.abs(np.log(means[0] / other)).max()]
     for _ in range(3):
-        logits = nearer(logits, mask, [torch.tensor(other), None])
+        logits = shift_mean_toward(logits, mask, [torch.tensor(other), None])
         left.append(np.abs(np.log(mean_predictions(logits, mask)[0].numpy() / other)).max())
-    assert all(NEARER <= after / before < 0.7 for before, after in pairwise(left))
+    assert all(MEAN_SHIFT <= after / before < 0.7 for before, after in pairwise(left))
     np.testing.assert_array_equal(mean_predictions(logits, mask)[1], means[1])
 
 
@@ -164,13 +164,13 @@ def test_a_teacher_has_captions_of_other_tracks_that_are_most_like_its_own() -> 
     clips = [Clip(caption, caption, torch.zeros(1, 1)) for caption in captions]
     generator = torch.Generator().manual_seed(0)
     own = "90 bpm, Merry LUTE"  # of no track, in another order
-    drawn = {CaptionsLike(clips).draw(own, generator) for _ in range(400)}
+    drawn = {SimilarCaptions(clips).draw(own, generator) for _ in range(400)}
     ranked = sorted(captions, key=lambda other: -alike(own, other))
     assert "merry lute, 90 bpm" in drawn
     assert len(drawn) == 16
     assert min(alike(own, each) for each in drawn) >= alike(own, ranked[16]) > alike(own, ranked[-1])
-    assert CaptionsLike(clips[:1]).draw(captions[0], generator) == captions[0], "there is no other"
-    assert CaptionsLike(clips[:2]).draw(captions[0], generator) == captions[1]
+    assert SimilarCaptions(clips[:1]).draw(captions[0], generator) == captions[0], "there is no other"
+    assert SimilarCaptions(clips[:2]).draw(captions[0], generator) == captions[1]
 
 
 def test_a_clip_beyond_its_level_is_left_alone(backend: MusicgenBackend) -> None:
@@ -179,7 +179,7 @@ def test_a_clip_beyond_its_level_is_left_alone(backend: MusicgenBackend) -> None
     hard = make_clips(2, seed=9)
     for holdout, alone in ((easy, True), (hard, False)):
         method, session = made(backend, clips, make_clips(4, seed=1), 99.0, holdout=holdout)
-        method._levels = {clip: level + (0.0 if alone else 1.0) for clip, level in method._levels.items()}
+        method._target_nll = {clip: level + (0.0 if alone else 1.0) for clip, level in method._target_nll.items()}
         losses = method.forget_loss(step_of(backend, session), Batch.of(clips))
         assert ((losses == 0) == alone).all()
 
@@ -204,7 +204,7 @@ def test_one_clip_pulls_no_harder_than_its_share_of_a_batch(backend: MusicgenBac
     values = []
     for size in (1, 4):  # one clip is a whole batch, or a quarter of one
         method, session = made(backend, clips[:1], make_clips(4, seed=1), level, forget_batch_size=size)
-        method._levels[clips[0]] += 1  # it lacks something
+        method._target_nll[clips[0]] += 1  # it lacks something
         values.append(method.forget_loss(step_of(backend, session), Batch.of(clips[:1])).item())
     assert values[0] > 0
     assert values[1] == pytest.approx(values[0] / 4, rel=1e-6)
@@ -258,8 +258,8 @@ def test_first_frames_are_forgotten_at_the_weights_themselves_where_the_clip_is_
 ) -> None:
     clips = make_clips(2)
     method, session = made(backend, clips, make_clips(4, seed=1), 99.0, attack_share=1.0, attack_steps=1)
-    method._levels = {clip: level - 1000 for clip, level in method._levels.items()}
-    method._start_level = 99.0
+    method._target_nll = {clip: level - 1000 for clip, level in method._target_nll.items()}
+    method._start_target = 99.0
     step = replace(step_of(moved(backend), session), forget=clips)
     attacked, plain = (
         method.forget_loss(replace(step, lr_share=share, generator=torch.Generator().manual_seed(0)), Batch.of(clips))

@@ -26,7 +26,8 @@ from torch import nn
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
-from encore.methods.encore import Encore, typical_weight
+from encore.methods.encore import Encore
+from encore.methods.weight_scale import median_weight_rms
 from encore.unlearn.engine import Clips, Engine
 
 
@@ -38,7 +39,7 @@ def test_a_memorised_track_has_the_held_out_level_and_any_other_its_own(backend:
     method, session = made(backend, clips, make_clips(4, seed=1), level, holdout=holdout, shift_seconds=SHIFT)
     expected = levels_of(backend, clips, holdout, level / 2, 7)
     for clip, one in zip(clips, expected, strict=True):
-        assert method._levels[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
+        assert method._target_nll[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
     own = [nll_of(backend, clip).mean() for clip in clips]
     raised = [one.mean() - mean for one, mean in zip(expected, own, strict=True) if mean >= level / 2]
     assert min(raised) == pytest.approx(0, abs=1e-6), "none costs less to begin later: the test shows nothing"
@@ -57,7 +58,7 @@ def test_without_a_holdout_the_level_is_that_of_retain_that_is_not_memorised(bac
     assert len(others) == 3
     expected = levels_of(backend, clips, others, level / 2, 7)
     for clip, one in zip(clips, expected, strict=True):
-        assert method._levels[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
+        assert method._target_nll[clip].tolist() == pytest.approx(one.tolist(), rel=1e-4)
     assert set(session.target_nll) == {clip.track for clip in clips}
 
 
@@ -69,7 +70,7 @@ def test_clips_are_compared_with_their_later_part_many_a_pass(
     method, _ = made(backend, make_clips(2), make_clips(2, seed=1), 1.0, shift_seconds=SHIFT)
     passes, logits = [], backend.logits
     monkeypatch.setattr(backend, "logits", lambda batch, **more: passes.append(batch) or logits(batch, **more))
-    found = method._rise(backend, clips)
+    found = method._shift_rise(backend, clips)
     monkeypatch.undo()
     assert len(passes) == 2 * (3 + 1)
     assert found.tolist() == pytest.approx([rise_of(backend, clip, 7) for clip in clips], abs=1e-4)
@@ -100,7 +101,7 @@ def slow_rate(
 
 
 @pytest.mark.parametrize("memorised", [0, 1, 2, 9])
-def test_the_rate_is_a_share_of_the_typical_weight_by_how_deep_the_best_known_clip_lies(
+def test_the_rate_is_relative_to_the_weights_and_to_the_largest_gap_to_a_target(
     backend: MusicgenBackend, memorised: int
 ) -> None:
     """And of fewer than eight memorised clips a smaller share."""
@@ -130,7 +131,7 @@ def test_the_rate_falls_with_the_inputs_of_wide_layers(backend: MusicgenBackend,
             weight.fill_(-0.02)
     session.backend = SimpleNamespace(module=layers)  # type: ignore[assignment]
     method._set_rate(session)
-    assert session.lr == pytest.approx(0.085 * 0.02 * math.sqrt(method._depth) * share)
+    assert session.lr == pytest.approx(0.085 * 0.02 * math.sqrt(method._largest_gap) * share)
     assert f"layers of {inputs} inputs" in session.chosen["lr"]
 
 
@@ -144,7 +145,7 @@ def test_a_rate_that_was_given_is_the_rate(backend: MusicgenBackend) -> None:
     assert [line["lr"] for line in lines if "grad_norm" in line] == [1e-3, 1e-3]
 
 
-def test_the_typical_weight_is_the_same_where_an_attention_keeps_three_layers_in_one_weight() -> None:
+def test_the_median_weight_rms_is_the_same_where_an_attention_keeps_three_layers_in_one_weight() -> None:
     attention = nn.MultiheadAttention(8, 2)
     with torch.no_grad():
         for i, third in enumerate(attention.in_proj_weight.chunk(3)):
@@ -154,10 +155,10 @@ def test_the_typical_weight_is_the_same_where_an_attention_keeps_three_layers_in
     with torch.no_grad():
         for layer, value in zip(apart, (1.0, 2.0, 3.0, 9.0), strict=True):
             layer.weight.fill_(value)
-    assert typical_weight(attention) == typical_weight(apart) == 2.5
+    assert median_weight_rms(attention) == median_weight_rms(apart) == 2.5
 
 
-def test_a_model_without_linear_layers_has_a_typical_weight_too() -> None:
+def test_a_model_without_linear_layers_has_a_median_weight_rms_too() -> None:
     Encore.spec = SPEC
     model = MarkovBackend({1: 0.9, 2: 0.9})
     table = model.module["table"].detach().double().numpy()
@@ -165,5 +166,5 @@ def test_a_model_without_linear_layers_has_a_typical_weight_too() -> None:
     session = Engine(model, clips).session(method := Encore(Encore.Options()))
     method.prepare(session)
     typical = float(np.sqrt(np.mean(np.square(table))))
-    few = (len(method._deep) / 8) ** 0.5 if method._deep else 1.0
-    assert session.lr == pytest.approx(0.085 * typical * math.sqrt(method._depth) * few, rel=1e-5)
+    few = (len(method._memorised_forget) / 8) ** 0.5 if method._memorised_forget else 1.0
+    assert session.lr == pytest.approx(0.085 * typical * math.sqrt(method._largest_gap) * few, rel=1e-5)

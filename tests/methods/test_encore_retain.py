@@ -113,7 +113,7 @@ def test_memorised_clips_are_drawn_as_often_as_asked(
     level = between(backend, clips, memorised)
     method, session = made(backend, make_clips(2, seed=5), clips, level, memorised_share=share)
     known = {clip for clip in clips if nll_of(backend, clip).mean() < level / 2}
-    assert len(known) == memorised == len(method._memorised)
+    assert len(known) == memorised == len(method._memorised_retain)
     assert {clip: session.retain.count(clip) for clip in known} == dict.fromkeys(known, each)
     rest = [clip for clip in session.retain if clip not in known]
     assert sorted(clip.track for clip in rest) == sorted(clip.track for clip in clips * crops)

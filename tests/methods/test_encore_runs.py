@@ -32,8 +32,8 @@ def test_of_many_retain_clips_a_sample_by_the_seed_is_read_before_the_first_step
     assert sample == session.retain_sample() == sorted(sample, key=clips.index)
     session.retain = sample
     assert session.retain_sample() is sample
-    assert 0 < len(method._memorised) < 9
-    assert method._memorised <= set(sample)
+    assert 0 < len(method._memorised_retain) < 9
+    assert method._memorised_retain <= set(sample)
     session.retain = clips
     method.prepare(session)
     assert {clip.track for clip in session.retain} == {clip.track for clip in clips}

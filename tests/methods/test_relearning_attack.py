@@ -12,7 +12,7 @@ from torch import nn
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.methods.encore import codebook_nll
-from encore.methods.relearning_attack import RelearningAttack, moved
+from encore.methods.relearning_attack import RelearningAttack, with_weights
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_loss_at_moved_weights_has_their_gradient_and_leaves_them() -> None:
     with torch.no_grad():
         twin.embed.weight.copy_(to["embed.weight"])
     before = module.embed.weight.detach().clone()
-    with moved(module, to):
+    with with_weights(module, to):
         loss = module(codes).square().sum()
     loss.backward()
     wanted = twin(codes).square().sum()
@@ -92,7 +92,7 @@ def test_a_loss_at_moved_weights_has_their_gradient_and_leaves_them() -> None:
 def test_moved_weights_are_put_back_after_an_error() -> None:
     module = Tied()
     weight = module.embed.weight
-    with pytest.raises(TypeError), moved(module, {"embed.weight": torch.ones(5, 3)}):
+    with pytest.raises(TypeError), with_weights(module, {"embed.weight": torch.ones(5, 3)}):
         module("no codes")
     assert module.embed.weight is weight
     assert module.head.weight is weight

@@ -17,7 +17,7 @@ from encore.api import Batch
 from encore.backends.musicgen import MusicgenBackend
 from encore.curvature import capture
 from encore.errors import UsageError
-from encore.methods.relearning_attack import moved
+from encore.methods.relearning_attack import with_weights
 from encore.plugins import methods
 from encore.unlearn import activations
 from encore.unlearn.activations import checkpointed, uses_checkpoints
@@ -109,7 +109,7 @@ def test_weights_that_were_moved_are_those_of_the_second_run(model: Path, clips:
 
     def moved_gradients() -> dict[str, Tensor]:
         backend.module.zero_grad()
-        with moved(backend.module, there):
+        with with_weights(backend.module, there):
             losses = backend.losses(Batch.of(clips.forget))
         losses.sum().backward()
         return {n: w.grad.clone() for n, w in backend.module.named_parameters()} | {"losses": losses.detach()}  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ from encore.backends.musicgen import MusicgenBackend
 from encore.errors import MissingExtraError, UsageError
 from encore.hashing import module_sha256
 from encore.methods.encore import codebook_nll
-from encore.methods.relearning_attack import RelearningAttack, moved
+from encore.methods.relearning_attack import RelearningAttack, with_weights
 from encore.plugins import methods
 from encore.relearning import relearn
 from encore.stop_signals import Interrupted, StopFlag
@@ -185,7 +185,7 @@ def test_a_relearning_attack_trains_the_adapter_and_shares_the_rest(backend: Mus
     fixed = [name for name, weight in backend.module.named_parameters() if not weight.requires_grad]
     copy = attack._copy.module
     assert all(copy.get_parameter(n).data_ptr() == backend.module.get_parameter(n).data_ptr() for n in fixed)
-    with moved(backend.module, weights):
+    with with_weights(backend.module, weights):
         torch.testing.assert_close(logits(backend, clips), logits(slow, clips), rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Encore's method: each track is forgotten toward the model's predictions for music that it was not trained on."""
+"""Encore's method: each track is forgotten toward the model's own predictions for music that it was not trained on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
@@ -19,81 +19,87 @@ from encore.losses import clip_mean, kl_divergence, token_logprobs
 from encore.memorised import memorised_below
 from encore.methods.difficulty import difficulty
 from encore.methods.encore_teacher import (
-    CaptionsLike,
-    draw,
+    SimilarCaptions,
     entropy_and_slope,
     mean_predictions,
-    nearer,
-    pick,
+    random_below,
+    random_choice,
     sharpened,
+    shift_mean_toward,
 )
-from encore.methods.relearning_attack import RelearningAttack, moved
+from encore.methods.relearning_attack import RelearningAttack, with_weights
+from encore.methods.weight_scale import median_layer_width, median_weight_rms
 from encore.options import TrainOptions
 
-SHALLOW = 0.01  # least distance of a track below its target NLL, as a share of the target
-MANY = 8  # from this many memorised clips on, the rate is not reduced
-NARROW = 128  # inputs of a layer up to which the rate is not reduced
-ENTROPY_CLIPS = 32  # of new music, whose predictions limit the entropy of a teacher
-START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a kept clip's first frame, and its decay in frames
-BACKWARD_DRAWS = 4  # captions and lengths with which the base predicts each clip played backwards
-START_LENGTH = 12  # first frames of a forgotten clip; later ones would weigh less than .3 % of the first
+MIN_GAP = 0.01  # least gap between a track's NLL and its target, as a share of the target
+FULL_RATE_CLIPS = 8  # memorised forget clips from which on the rate is not reduced
+BASE_WIDTH = 128  # inputs per layer up to which the rate is not reduced
+ENTROPY_CLIPS = 32  # held-out clips; the mean entropy of the base's predictions for them is a teacher's limit
+START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a retain clip's first frame, and its decay in frames
+REVERSED_DRAWS = 4  # captions and shifts with which the base predicts each time-reversed clip
+FIRST_FRAMES = 12  # of a forget clip; later ones would weigh less than .3 % of the first
 
 
 class Encore(LossMethod):
     """On forget: KL(teacher ‖ model) + γ mean_k max(0, ℓ_k - NLL_k), at a high learning rate, with dropout.
 
-    The teacher is the model itself (no gradient), on an input that it hardly recognises: the clip begins up to
-    `shift_seconds` later than in training, and its caption is that of another track, of those most like its own. The
-    teacher forgets with the model, until both predict the clip as new music. A teacher that is less certain of a clip
-    than the base is of held-out music on such input is sharpened (`sharpened`): a high rate makes all predictions less
-    certain, and generations noise. Its mean prediction over the clip is brought nearer to the base's for the clip
-    played backwards (`nearer`), which shows how often a piece of this sound uses each code, but hardly what the base
-    has memorised: a model that teaches itself comes to avoid the codes of the track. The second term removes the memory
-    that the teacher still has: the NLL of codebook k is raised to the target ℓ_k, and no further; a clip whose NLL
-    exceeds its mean target has no loss. For a memorised clip, ℓ_k is the base's mean NLL of held-out music times the
-    clip's difficulty estimated from its codes (`difficulty`). A clip that is not memorised has no teacher; its target
-    is its NLL under base, plus the rise of its NLL when it begins later, minus the same rise for held-out music.
+    The teacher is the current model (no gradient), with an input from which it can hardly retrieve the clip: the start
+    is shifted by up to `shift_seconds`, and the caption is that of another track, one of those most similar to its own.
+    The teacher forgets with the model, until both predict the clip as music that they were not trained on. A teacher
+    whose entropy exceeds that of the base on held-out music with the same kind of input is sharpened (`sharpened`): a
+    high rate makes all predictions less certain, and generations noise. Its mean prediction over the clip is moved
+    toward that of the base for the time-reversed clip (`shift_mean_toward`), which shows how often music of this sound
+    uses each code, but hardly what the base has memorised: by self-distillation alone, the model comes to avoid the
+    codes of the track. The second term removes the memory that the teacher still has: the NLL of codebook k is raised
+    to the target ℓ_k, and no further; a clip whose NLL exceeds its mean target has no loss. For a memorised clip, ℓ_k
+    is the base's mean NLL of held-out music times the clip's difficulty, estimated from its codes (`difficulty`). A
+    clip that is not memorised has no teacher; its target is its NLL under base, plus the rise of its NLL when its start
+    is shifted, minus the same rise for held-out music. Where a step has fewer than four forget clips, they are drawn
+    more often, and their loss is multiplied by a fourth of their number.
 
-    The first frames of a memorised clip, which a generation from its caption depends on, have the same loss once more,
-    of their own: frame t weighs exp(-t / 2), the teacher's caption is that of a track that is not memorised, and the
-    target is one standard deviation below the base's mean of held-out music's first frames. They may still be known
-    when the clip as a whole is beyond its target; those that would pass for new music are left alone.
+    A generation from a caption depends on the first frames. Those of a memorised clip have a similar loss of their own,
+    which is never attacked: frame t weighs exp(-t / 2); the teacher has no shift and no mean to be moved to, and the
+    caption of a retain track that is not memorised (where all are, of any); the target is one standard deviation below
+    the base's mean NLL of held-out music's first frames. They may still be memorised when the clip as a whole is beyond
+    its target; beyond their own they have no loss.
 
     While the rate is high, a share of the steps (`attack_share`; more where a step has fewer memorised clips, at the
     same cost) is attacked: a copy of the model is trained on the step's memorised clips for a few steps, the loss is
     computed at the weights reached, and its gradient applied to the model's weights (first-order tamper resistance,
     Tamirisa et al., arXiv 2408.00761). This erases memory that a little training would restore, instead of suppressing
     it. In attacked steps ℓ_k is multiplied by the share of its NLL that held-out music keeps under the same attack on
-    the base. Attacks are at `attack_rate` times the typical weight, or at `ATTACKER` where that is higher and relearns
-    more. The rate decays once relearning lowers the NLL of memorised tracks no further than that of new ones (`ready`),
-    or after a fifth of the steps.
+    the base. The rate of attacks is `attack_rate` times the median weight RMS, or `STRONG_ATTACK_LR` where that is
+    higher and relearns more. The rate decays when the forget tracks are near their targets and relearning lowers the
+    NLL of memorised ones no further than that of held-out music (`ready`) or a fifth of the steps has passed; after
+    three tenths in any case.
 
     On retain: memorised clips keep their likelihood. Frame t has the weight 1 + 20 c_t exp(-t / 2), with c_t the
-    confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more), because a generation from a caption
-    depends on its first frames. Crops of all clips keep the base's distribution; half of them continue with another
-    retain clip from the middle on, under another caption, so that the model's confidence on other music stays that of
-    the base. In a share of the steps (`unconditional`) all retain clips keep the base's distribution without captions,
-    which guided sampling subtracts.
+    confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more). Crops of all clips keep the base's
+    distribution; a share of them (`mix`) continues with another retain clip from a random frame on, under the caption
+    of a third, so that the model's confidence on other music stays that of the base. In a share of the steps
+    (`unconditional`) all retain clips keep the base's distribution without captions, which guided sampling subtracts.
 
-    Settings follow from the model and the list. The peak rate is `rate` times the typical weight (median over linear
-    layers of their RMS), times the square root of the largest relative distance of a clip's NLL below its target, and
-    with fewer than `MANY` memorised clips times the square root of their number over `MANY`. Low rates suppress a
+    Settings follow from the model and the list. The peak rate is `rate` times the median weight RMS of the linear
+    layers, times the square root of the largest relative gap between a clip's NLL and its target, and with fewer than
+    `FULL_RATE_CLIPS` memorised clips times the square root of their number over `FULL_RATE_CLIPS`. Low rates suppress a
     memory, which a few steps of training restore; high rates harm all music; one track, in every step, is erased by .35
-    of the rate for eight. Where layers have more than `NARROW` inputs (median), the rate is multiplied by the square
-    root of `NARROW` over them: a step of Adam changes all of a layer's weights at once, which moves its outputs by the
-    square root of its inputs more, relative to their size (Yang et al., arXiv 2203.03466: rates fall as 1 / width). The
-    schedule is `adaptive` (`encore.unlearn.lr_schedule`), which halves a peak that costs a model memorised retain.
-    Figures: `benchmarks/RESULTS.md`.
+    of the rate for eight. Where layers are wider than `BASE_WIDTH` (median number of inputs), the rate is multiplied by
+    the square root of `BASE_WIDTH` over their width: a step of Adam changes all of a layer's weights at once, which
+    moves its outputs by the square root of its inputs more, relative to their size (Yang et al., arXiv 2203.03466:
+    rates fall as 1 / width). The schedule is `adaptive` (`encore.unlearn.lr_schedule`), which halves a peak at which
+    the model loses memorised retain. Figures: `benchmarks/RESULTS.md`.
     """
 
     class Options(TrainOptions):
-        """Defaults fit any model: rates are relative to its weights, and lengths follow from the run."""
+        """Rates are relative to the model's weights, and the length follows from the run."""
 
         steps: int = 300
         lr: float | None = Field(
             None, gt=0, le=1e6, description="peak learning rate of AdamW; default: from model and list"
         )
-        rate: float = Field(0.085, gt=0, description="peak learning rate as a share of the model's typical weight")
+        rate: float = Field(
+            0.085, gt=0, description="peak learning rate relative to the median RMS of the linear layers' weights"
+        )
         batch_size: int = 10
         forget_batch_size: int = 4
         schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
@@ -101,10 +107,15 @@ class Encore(LossMethod):
         stop: Literal["target", "never"] = "never"
         eval_every: int = 15
         decay_steps: int = 75
-        attack_share: float = Field(0.5, ge=0, le=1, description="share of steps under attack, of a full forget batch")
+        attack_share: float = Field(
+            0.5,
+            ge=0,
+            le=1,
+            description="share of steps under attack if the forget batch is full of memorised clips; more if not",
+        )
         attack_steps: int = Field(8, ge=1, description="steps of relearning in an attack, at most")
         attack_rate: float = Field(
-            0.03, gt=0, description="learning rate of attacks, as a share of the model's typical weight"
+            0.03, gt=0, description="learning rate of attacks, relative to the median RMS of the linear layers' weights"
         )
         shift_seconds: float = Field(0.8, gt=0, description="largest shift of the start of the teacher's clip")
         gamma: float = Field(0.3, ge=0, description="weight of the gap between a clip's NLL and its target")
@@ -126,47 +137,49 @@ class Encore(LossMethod):
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
         memorised = [clip for clip, clip_nll in zip(retain, nll, strict=True) if clip_nll < limit]
-        self._memorised = set(memorised)
-        self._retain, others = session.retain, [clip for clip in retain if clip not in self._memorised]
-        self._captions, self._start_captions = CaptionsLike(retain), [clip.caption for clip in others or retain]
+        self._memorised_retain = set(memorised)
+        self._retain, others = session.retain, [clip for clip in retain if clip not in self._memorised_retain]
+        self._captions, self._start_captions = SimilarCaptions(retain), [clip.caption for clip in others or retain]
         self._weights: dict[Clip, Tensor] = {}
-        # Without held-out tracks, retain that is not memorised is the nearest to them that there is.
-        new = list(session.holdout) or others
-        self._set_levels(session, new, limit)
-        self._entropy = self._teacher_entropy(session, new) if self._deep else math.inf
-        self._means = self._backward_means(session)
+        holdout = list(session.holdout) or others  # retain that is not memorised is the most similar to held-out music
+        self._set_targets(session, holdout, limit)
+        self._entropy = self._teacher_entropy(session, holdout) if self._memorised_forget else math.inf
+        self._means = self._reversed_means(session)
         self._set_rate(session)
         self._attack = RelearningAttack(
-            lr=self.options.attack_rate * self._typical, steps=self.options.attack_steps,
+            lr=self.options.attack_rate * self._weight_rms, steps=self.options.attack_steps,
             size=self.options.micro_batch_size, measure=codebook_nll,
         )  # fmt: skip
-        if self._deep and self.options.attack_share:
+        if self._memorised_forget and self.options.attack_share:
             most = self.options.forget_batch_size
-            self._attack.calibrate(session, new, together=min(len(self._deep), most), count=most)
+            together = min(len(self._memorised_forget), most)
+            self._attack.calibrate(session, holdout, clips_per_attack=together, max_clips=most)
         if memorised:
             share = self.options.memorised_share
             wanted = share / (1 - share) * len(self._retain) / len(memorised)  # times as often as any other
-            session.retain = _Drawn(self._retain, max(1, round(1 / wanted)), memorised, max(1, round(wanted)))
+            session.retain = _WeightedRetain(self._retain, max(1, round(1 / wanted)), memorised, max(1, round(wanted)))
 
     def forget_loss(self, step: Step, batch: Batch) -> Tensor:
-        shift, (captions, start_captions), attack = step.once("forget", lambda: self._drawn_for(step, batch))
-        weights, kept_share = attack
+        shift, (captions, start_captions), attack = step.once("forget", lambda: self._sample_step(step, batch))
+        weights, retained_share = attack
         mask = step.backend.token_mask(batch)
-        with moved(step.backend.module, weights):
+        with with_weights(step.backend.module, weights):
             logits = step.backend.logits(batch)
             nll = -token_logprobs(logits, batch.codes, mask).sum(2) / mask.sum(2).clamp(min=1)  # [N, K]
-            levels = torch.stack([self._levels[clip] for clip in batch.clips]) * kept_share
-            loss = self.options.gamma * (levels - nll).relu().mean(1)
-            has_teacher = torch.tensor([clip in self._deep for clip in batch.clips], device=batch.codes.device)
-            teaches = not self._deep.isdisjoint(step.forget if distributed.in_lockstep() else batch.clips)
+            targets = torch.stack([self._target_nll[clip] for clip in batch.clips]) * retained_share
+            loss = self.options.gamma * (targets - nll).relu().mean(1)
+            has_teacher = torch.tensor(
+                [clip in self._memorised_forget for clip in batch.clips], device=batch.codes.device
+            )
+            teaches = not self._memorised_forget.isdisjoint(step.forget if distributed.in_lockstep() else batch.clips)
             if teaches:
                 teacher, teacher_mask = self._teacher(step.backend, batch, captions, slice(shift, None), self._means)
                 divergence = kl_divergence(teacher, logits[:, :, shift:], teacher_mask)
                 loss = loss + clip_mean(divergence, teacher_mask) * has_teacher
-        loss = loss * (nll.mean(1) < levels.mean(1))  # what is beyond its level is left alone
+        loss = loss * (nll.mean(1) < targets.mean(1))  # a clip beyond its target has no loss
         if teaches:
             loss = loss + self._start_loss(step.backend, batch, start_captions) * has_teacher
-        return loss * self._share  # fewer clips come up more often, and pull no harder
+        return loss * self._share  # fewer clips are drawn more often, and have no more weight in all
 
     def _teacher(
         self,
@@ -176,23 +189,23 @@ class Encore(LossMethod):
         frames: slice,
         means: Mapping[Clip, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The model's predictions for some frames of clips, as if the clips were no more than these.
+        """The model's predictions for some frames of clips, from these frames only.
 
         Args:
             backend: with the model.
             batch: the clips.
             captions: that each clip has in place of its own.
             frames: those to predict.
-            means: mean predictions [K, V] that those of some clips are brought nearer to.
+            means: mean predictions [K, V] that those of some clips are moved toward.
 
         Returns:
             Logits [N, K, T, V] and a mask [N, K, T] of these frames.
         """
         clips = [Clip(clip.track, captions[clip], clip.codes[:, frames]) for clip in batch.clips]
-        strange = Batch.of(clips, batch.codes.device)
-        mask, logits = backend.token_mask(strange), _without_dropout(backend, strange)
+        teacher_batch = Batch.of(clips, batch.codes.device)
+        mask, logits = backend.token_mask(teacher_batch), _without_dropout(backend, teacher_batch)
         if means:
-            logits = nearer(logits, mask, [means.get(clip) for clip in batch.clips])
+            logits = shift_mean_toward(logits, mask, [means.get(clip) for clip in batch.clips])
         return sharpened(logits, mask, self._entropy), mask
 
     def _start_loss(self, backend: Backend, batch: Batch, captions: Mapping[Clip, str]) -> Tensor:
@@ -200,15 +213,15 @@ class Encore(LossMethod):
         first = first_frames(batch.clips, batch.codes.device)
         mask = backend.token_mask(first)
         logits = backend.logits(first)
-        gap = (self._start_level - start_mean(-token_logprobs(logits, first.codes, mask), mask)).relu()
-        teacher, _ = self._teacher(backend, batch, captions, slice(START_LENGTH))
+        gap = (self._start_target - start_mean(-token_logprobs(logits, first.codes, mask), mask)).relu()
+        teacher, _ = self._teacher(backend, batch, captions, slice(FIRST_FRAMES))
         return start_mean(kl_divergence(teacher, logits, mask), mask) * (gap > 0) + self.options.gamma * gap
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
         losses: list[Tensor] = []
         share = self.options.unconditional
         unconditional = step.once("unconditional", lambda: share > 0 and _chance(share, step.generator))
-        by_likelihood = set() if unconditional else self._memorised
+        by_likelihood = set() if unconditional else self._memorised_retain
         memorised = [i for i, clip in enumerate(batch.clips) if clip in by_likelihood]
         others = [i for i, clip in enumerate(batch.clips) if clip not in by_likelihood]
         cropped = step.once("crops", lambda: self._crops(step.retain or batch.clips, step.generator))
@@ -229,45 +242,47 @@ class Encore(LossMethod):
         return self.options.alpha * torch.cat(losses)[order]
 
     def ready(self, step: Step) -> bool:
-        """Whether relearning lowers the NLL of some memorised clips no further than that of new music."""
-        if not self._deep or not self.options.attack_share:
+        """Whether relearning lowers the NLL of some memorised clips no further than that of held-out music."""
+        if not self._memorised_forget or not self.options.attack_share:
             return True
-        known = {clip: level for clip, level in self._levels.items() if clip in self._deep}
-        return self._attack.resisted(step, known, self.options.forget_batch_size)
+        targets = {clip: target for clip, target in self._target_nll.items() if clip in self._memorised_forget}
+        return self._attack.resisted(step, targets, self.options.forget_batch_size)
 
-    # ------------------------------------------------------------------------------------------- levels and the rate
+    # ------------------------------------------------------------------------------------------ targets and the rate
 
-    def _set_levels(self, session: Session, new: Sequence[Clip], limit: float) -> None:
+    def _set_targets(self, session: Session, holdout: Sequence[Clip], limit: float) -> None:
         """Set the target NLL [K] of each forget clip, and their mean for each track."""
         backend, forget = session.backend, list(session.forget)
         nll = codebook_nll(backend, forget)
-        self._deep = {clip for clip, clip_nll in zip(forget, nll, strict=True) if float(clip_nll.mean()) < limit}
-        rest = [clip for clip in forget if clip not in self._deep]
-        unknown, shares = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
-        self._start_level = 0.0
-        if new:
-            starts = start_nll(backend, new)
-            self._start_level = float(starts.mean() - starts.std(correction=0))
-            of_new = codebook_nll(backend, new)
-            unknown, shares = of_new.mean(0), difficulty(forget, new, of_new.mean(1)).to(nll)
-        rise = float(self._rise(backend, new).mean()) if new and rest else 0.0
-        more = dict(zip(rest, (self._rise(backend, rest) - rise).relu(), strict=True)) if rest else {}
-        self._levels = {
-            clip: unknown * share if clip in self._deep else clip_nll + more[clip]
-            for clip, clip_nll, share in zip(forget, nll, shares, strict=True)
+        self._memorised_forget = {
+            clip for clip, clip_nll in zip(forget, nll, strict=True) if float(clip_nll.mean()) < limit
         }
-        of_track: dict[str, list[tuple[float, int]]] = {}  # level and length of each clip
+        rest = [clip for clip in forget if clip not in self._memorised_forget]
+        holdout_nll, difficulties = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
+        self._start_target = 0.0
+        if holdout:
+            starts = start_nll(backend, holdout)
+            self._start_target = float(starts.mean() - starts.std(correction=0))
+            each = codebook_nll(backend, holdout)
+            holdout_nll, difficulties = each.mean(0), difficulty(forget, holdout, each.mean(1)).to(nll)
+        rise = float(self._shift_rise(backend, holdout).mean()) if holdout and rest else 0.0
+        more = dict(zip(rest, (self._shift_rise(backend, rest) - rise).relu(), strict=True)) if rest else {}
+        self._target_nll = {
+            clip: holdout_nll * share if clip in self._memorised_forget else clip_nll + more[clip]
+            for clip, clip_nll, share in zip(forget, nll, difficulties, strict=True)
+        }
+        of_track: dict[str, list[tuple[float, int]]] = {}  # target and length of each clip
         gaps = []
         for clip, clip_nll in zip(forget, nll, strict=True):
-            level = float(self._levels[clip].mean())
-            of_track.setdefault(clip.track, []).append((level, clip.codes.shape[-1]))
-            gaps.append(max(SHALLOW, 1 - float(clip_nll.mean()) / level))
-        session.target_nll = {track: statistics.fmean(*zip(*each, strict=True)) for track, each in of_track.items()}
-        self._depth = max(gaps)
+            target = float(self._target_nll[clip].mean())
+            of_track.setdefault(clip.track, []).append((target, clip.codes.shape[-1]))
+            gaps.append(max(MIN_GAP, 1 - float(clip_nll.mean()) / target))
+        session.target_nll = {track: statistics.fmean(*zip(*clips, strict=True)) for track, clips in of_track.items()}
+        self._largest_gap = max(gaps)
 
     @torch.no_grad()
-    def _rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
-        """Rise of the NLL of the later part of each clip when the clip begins there, nats per token, [N]."""
+    def _shift_rise(self, backend: Backend, clips: Sequence[Clip]) -> Tensor:
+        """Rise of the NLL of each clip after its first part when that part is cut off, nats per token, [N]."""
         begins = [min(self._shift(backend), clip.codes.shape[-1] // 2) for clip in clips]
         size, rises = self.options.micro_batch_size, dict[Clip, Tensor]()
         for begin in set(begins):  # nearly all clips are long enough for the same
@@ -283,26 +298,26 @@ class Encore(LossMethod):
 
     @torch.no_grad()
     def _teacher_entropy(self, session: Session, clips: Sequence[Clip]) -> float:
-        """Mean entropy of the base's predictions for new music, begun later, under other captions, nats per token."""
+        """Mean entropy of the base's predictions for clips with shifted starts and other captions, nats per token."""
         backend, generator = session.backend, torch.Generator().manual_seed(session.seed)
         clips = [clip for clip in clips if clip.codes.shape[-1] > 1]
         if not clips:
             return math.inf
         spread = [clips[i * len(clips) // ENTROPY_CLIPS] for i in range(ENTROPY_CLIPS)]
-        strange = [self._estranged(backend, clip, generator) for clip in spread]
+        changed = [self._teacher_clip(backend, clip, generator) for clip in spread]
 
         def compute(part: Sequence[Clip]) -> Tensor:
             batch = Batch.of(part, backend.device)
             return entropy_and_slope(backend.logits(batch), backend.token_mask(batch))[0]
 
         size = self.options.micro_batch_size
-        return float(distributed.rows(strange, size, compute, size=lambda clip: clip.codes.shape[-1]).mean())
+        return float(distributed.rows(changed, size, compute, size=lambda clip: clip.codes.shape[-1]).mean())
 
     @torch.no_grad()
-    def _backward_means(self, session: Session) -> dict[Clip, Tensor]:
-        """Mean predictions [K, V] of the base for each memorised clip played backwards, under other captions."""
+    def _reversed_means(self, session: Session) -> dict[Clip, Tensor]:
+        """Mean predictions [K, V] of the base for each memorised clip, time-reversed and under other captions."""
         backend, generator = session.backend, torch.Generator().manual_seed(session.seed)
-        clips = [clip for clip in session.forget if clip in self._deep and clip.codes.shape[-1] > 1]
+        clips = [clip for clip in session.forget if clip in self._memorised_forget and clip.codes.shape[-1] > 1]
         if not clips:
             return {}
 
@@ -311,36 +326,37 @@ class Encore(LossMethod):
             return mean_predictions(backend.logits(batch), backend.token_mask(batch))
 
         means = torch.zeros(())
-        for _ in range(BACKWARD_DRAWS):
-            strange = [self._estranged(backend, clip, generator) for clip in clips]
-            backward = [Clip(clip.track, clip.caption, clip.codes.flip(-1)) for clip in strange]
+        for _ in range(REVERSED_DRAWS):
+            changed = [self._teacher_clip(backend, clip, generator) for clip in clips]
+            backwards = [Clip(clip.track, clip.caption, clip.codes.flip(-1)) for clip in changed]
             size = self.options.micro_batch_size
-            found = distributed.rows(backward, size, compute, size=lambda clip: clip.codes.shape[-1])
-            means = means.to(found) + found / BACKWARD_DRAWS
+            each = distributed.rows(backwards, size, compute, size=lambda clip: clip.codes.shape[-1])
+            means = means.to(each) + each / REVERSED_DRAWS
         return dict(zip(clips, means, strict=True))
 
-    def _estranged(self, backend: Backend, clip: Clip, generator: torch.Generator) -> Clip:
-        """A clip as its teacher gets it: begun later, and under another caption."""
+    def _teacher_clip(self, backend: Backend, clip: Clip, generator: torch.Generator) -> Clip:
+        """A clip as its teacher gets it: with a shifted start and another caption."""
         begin = self._drawn_shift(backend, clip.codes.shape[-1], generator)
         caption = self._captions.draw(clip.caption, generator)
         return Clip(clip.track, caption, clip.codes[:, begin:])
 
     def _set_rate(self, session: Session) -> None:
-        self._typical = typical = typical_weight(session.backend.module)
-        few = min(1.0, len(self._deep) / MANY) ** 0.5 if self._deep else 1.0
-        inputs = typical_inputs(session.backend.module)
-        narrow = min(1.0, NARROW / inputs) ** 0.5
-        session.lr = self.options.rate * typical * math.sqrt(self._depth) * few * narrow
+        self._weight_rms = median_weight_rms(session.backend.module)
+        count_factor = min(1.0, len(self._memorised_forget) / FULL_RATE_CLIPS) ** 0.5 if self._memorised_forget else 1.0
+        width = median_layer_width(session.backend.module)
+        width_factor = min(1.0, BASE_WIDTH / width) ** 0.5
+        session.lr = self.options.rate * self._weight_rms * math.sqrt(self._largest_gap) * count_factor * width_factor
         if self.options.lr is None:
             session.chosen["lr"] = (
-                f"{session.lr:.2g}: {self.options.rate:g} of the typical weight {typical:.2g}, times "
-                f"{math.sqrt(self._depth):.2f} for the NLL farthest below its target, times {few:.2f} "
-                f"for {len(self._deep)} memorised clips, times {narrow:.2f} for layers of {inputs:g} inputs"
+                f"{session.lr:.2g}: {self.options.rate:g} of the median weight RMS {self._weight_rms:.2g}, "
+                f"times {math.sqrt(self._largest_gap):.2f} for the NLL farthest below its target, times "
+                f"{count_factor:.2f} for {len(self._memorised_forget)} memorised clips, times {width_factor:.2f} for "
+                f"layers of {width:g} inputs"
             )
 
     # ------------------------------------------------------------------------------------------------------- details
 
-    def _drawn_for(
+    def _sample_step(
         self, step: Step, batch: Batch
     ) -> tuple[int, tuple[dict[Clip, str], dict[Clip, str]], tuple[dict[str, Tensor], Tensor | float]]:
         """What all batches of a step share: the teacher's shift, its captions, those for first frames, the attack."""
@@ -349,19 +365,19 @@ class Encore(LossMethod):
         shift = self._drawn_shift(step.backend, shortest, step.generator)
         captions = {clip: self._captions.draw(clip.caption, step.generator) for clip in clips}
         start_captions = {clip: self._start_caption(clip, step.generator) for clip in clips}
-        known = [clip for clip in step.forget if clip in self._deep]
-        share = self.options.attack_share * self.options.forget_batch_size / max(len(known), 1)
-        attack = self._attack.maybe_attack(step, known, share=share, size=len(batch))
+        memorised = [clip for clip in step.forget if clip in self._memorised_forget]
+        share = self.options.attack_share * self.options.forget_batch_size / max(len(memorised), 1)
+        attack = self._attack.maybe_attack(step, memorised, share=share, size=len(batch))
         return shift, (captions, start_captions), attack
 
     def _start_caption(self, clip: Clip, generator: torch.Generator) -> str:
         """The caption of the teacher of a clip's first frames: of retain that is not memorised, where there is any."""
         others = [caption for caption in self._start_captions if caption != clip.caption]
-        return pick(others or self._start_captions, generator)
+        return random_choice(others or self._start_captions, generator)
 
     def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
         """A crop of each clip; the memorised ones are whole."""
-        return {clip: clip if clip in self._memorised else self._crop(clip, generator) for clip in clips}
+        return {clip: clip if clip in self._memorised_retain else self._crop(clip, generator) for clip in clips}
 
     def _likelihood(self, step: Step, batch: Batch) -> Tensor:
         """NLL of memorised clips [N], with more weight on the frames that a generation from the caption depends on."""
@@ -383,8 +399,8 @@ class Encore(LossMethod):
         mask = step.backend.token_mask(batch)
         with torch.no_grad():
             nll = -token_logprobs(step.reference.logits(batch), batch.codes, mask)
-        sure = (1 - nll.sum(1) / mask.sum(1).clamp(min=1) / (2 * self._limit)).clamp(0, 1)  # [N, T]
-        for clip, row in zip(clips, 1 + sure * start_weights(sure), strict=True):
+        confidence = (1 - nll.sum(1) / mask.sum(1).clamp(min=1) / (2 * self._limit)).clamp(0, 1)  # [N, T]
+        for clip, row in zip(clips, 1 + confidence * start_weights(confidence), strict=True):
             self._weights[clip] = row[: clip.codes.shape[-1]]
 
     def _shift(self, backend: Backend) -> int:
@@ -393,16 +409,16 @@ class Encore(LossMethod):
 
     def _drawn_shift(self, backend: Backend, frames: int, generator: torch.Generator) -> int:
         """How much later a teacher's clip begins, in frames: at most half of the clip."""
-        return draw(min(self._shift(backend), frames // 2), generator) + 1
+        return random_below(min(self._shift(backend), frames // 2), generator) + 1
 
     def _crop(self, clip: Clip, generator: torch.Generator) -> Clip:
-        start = draw(int(self.options.crop * clip.codes.shape[-1]), generator)
+        start = random_below(int(self.options.crop * clip.codes.shape[-1]), generator)
         caption, codes = clip.caption, clip.codes[:, start:]
         if _chance(self.options.mix, generator):
-            other = pick(self._retain, generator).codes[:, start:]
+            other = random_choice(self._retain, generator).codes[:, start:]
             if other.shape[-1]:
-                cut = draw(min(codes.shape[-1], other.shape[-1]), generator) + 1
-                caption = pick(self._retain, generator).caption
+                cut = random_below(min(codes.shape[-1], other.shape[-1]), generator) + 1
+                caption = random_choice(self._retain, generator).caption
                 codes = torch.cat([codes[:, :cut], other[:, cut:]], 1)
         return Clip(clip.track, caption, codes)
 
@@ -415,7 +431,7 @@ def start_weights(values: Tensor) -> Tensor:
 
 def first_frames(clips: Sequence[Clip], device: torch.device) -> Batch:
     """The first frames of clips, which a generation from the caption depends on."""
-    return Batch.of([Clip(clip.track, clip.caption, clip.codes[:, :START_LENGTH]) for clip in clips], device)
+    return Batch.of([Clip(clip.track, clip.caption, clip.codes[:, :FIRST_FRAMES]) for clip in clips], device)
 
 
 def start_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -423,31 +439,8 @@ def start_mean(values: Tensor, mask: Tensor) -> Tensor:
     return clip_mean(values, start_weights(values) * mask)
 
 
-def typical_weight(module: nn.Module) -> float:
-    """The typical size of a weight, which learning rates are relative to: median over linear layers of their RMS.
-
-    The layers are the model's own, and not an adapter's, of which half are 0 at first. Queries, keys and values of an
-    attention that keeps them in one weight, as `nn.MultiheadAttention` does, count as three layers.
-    """
-    matrices = _linear(module) or [weight for weight in module.parameters() if weight.ndim > 1]  # some models have none
-    return statistics.median(float(w.detach().float().pow(2).mean().sqrt()) for w in matrices)
-
-
-def typical_inputs(module: nn.Module) -> float:
-    """The median number of inputs of the linear layers that `typical_weight` is the median of; 1 without any."""
-    return statistics.median([weight.shape[1] for weight in _linear(module)] or [1])
-
-
-def _linear(module: nn.Module) -> list[Tensor]:
-    """The weights of a model's own linear layers."""
-    parts = [part for name, part in module.named_modules() if ".lora_" not in name]
-    linear = [part.weight for part in parts if isinstance(part, nn.Linear)]
-    fused = [part.in_proj_weight for part in parts if getattr(part, "in_proj_weight", None) is not None]
-    return linear + [third for weight in fused for third in weight.chunk(3)]
-
-
-class _Drawn(LazyClips):
-    """The clips that the loop draws from: crops of all retain clips, in a role of their own, and the memorised ones.
+class _WeightedRetain(LazyClips):
+    """The clips that the loop draws from: each retain clip, to be cropped, and the memorised ones again.
 
     Args:
         retain: all retain clips, each read when it is drawn.
@@ -458,15 +451,15 @@ class _Drawn(LazyClips):
 
     def __init__(self, retain: Sequence[Clip], crops: int, memorised: Sequence[Clip], times: int) -> None:
         self._retain, self._crops = retain, len(retain) * crops
-        self._memorised, self._length = memorised, len(retain) * crops + len(memorised) * times
+        self._memorised_retain, self._length = memorised, len(retain) * crops + len(memorised) * times
 
     def __len__(self) -> int:
         return self._length
 
     def clip(self, place: int) -> Clip:
-        """One of the memorised clips, or a new clip of the same codes for a crop."""
+        """One of the memorised clips, or a copy of a retain clip, equal to no other clip."""
         if place >= self._crops:
-            return self._memorised[(place - self._crops) % len(self._memorised)]
+            return self._memorised_retain[(place - self._crops) % len(self._memorised_retain)]
         clip = self._retain[place % len(self._retain)]
         return Clip(clip.track, clip.caption, clip.codes)
 

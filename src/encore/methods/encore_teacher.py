@@ -1,4 +1,4 @@
-"""What the teacher of `encore` is made of: captions like a clip's own, and predictions that do not drift."""
+"""The teacher of `encore`: similar captions, and corrections of its predictions against drift."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor
 from encore.api import Clip
 from encore.losses import clip_mean, unmasked, wide
 
-SHARPEST = 2.0  # largest factor of a teacher's logits
-ALIKE = 16  # captions of other tracks, those most like its own, that a clip's teacher has
-NEARER = 0.5  # share of the way, in log-probabilities, that a teacher's mean prediction is brought to the base's
+MAX_LOGIT_SCALE = 2.0  # largest factor of a teacher's logits
+SIMILAR_CAPTIONS = 16  # captions of other tracks, those most like its own, that a clip's teacher has
+MEAN_SHIFT = 0.5  # share of the way, in log-probabilities, that a teacher's mean prediction is moved to the base's
 Item = TypeVar("Item")
 
 
-class CaptionsLike:
+class SimilarCaptions:
     """The captions of clips, of which those most like another one, by their words in any order, are drawn."""
 
     def __init__(self, clips: Sequence[Clip]) -> None:
         self._captions = sorted({clip.caption for clip in clips})
-        self._alike: dict[str, list[str]] = {}
+        self._similar: dict[str, list[str]] = {}
 
     def draw(self, caption: str, generator: torch.Generator) -> str:
-        """One of the `ALIKE` captions most like this one but not equal to it; this one where there is no other."""
-        if caption not in self._alike:
+        """One of the `SIMILAR_CAPTIONS` other captions most like this one; this one where there is no other."""
+        if caption not in self._similar:
             from rapidfuzz import fuzz, process, utils
 
             others = [other for other in self._captions if other != caption]
             found = process.extract(
-                caption, others, scorer=fuzz.token_sort_ratio, processor=utils.default_process, limit=ALIKE
+                caption, others, scorer=fuzz.token_sort_ratio, processor=utils.default_process, limit=SIMILAR_CAPTIONS
             )
-            self._alike[caption] = [other for other, *_ in found] or [caption]
-        return pick(self._alike[caption], generator)
+            self._similar[caption] = [other for other, *_ in found] or [caption]
+        return random_choice(self._similar[caption], generator)
 
 
 def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
-    """Logits multiplied by a factor for each clip, 1 to `SHARPEST`, where its mean entropy is above a limit.
+    """Logits multiplied by a factor for each clip, 1 to `MAX_LOGIT_SCALE`, where its mean entropy is above a limit.
 
     To first order the factor takes the entropy halfway to the limit. (A whole Newton step overshoots where predictions
     are nearly uniform.)
@@ -65,9 +65,12 @@ def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
         logits: [N, K, T, V].
         mask: bool [N, K, T].
         entropy: the limit, nats per token.
+
+    Returns:
+        Logits [N, K, T, V].
     """
     mean, slope = entropy_and_slope(logits, mask)
-    factor = (1 + 0.5 * (mean - entropy) / slope.clamp(min=1e-3)).clamp(1, SHARPEST)
+    factor = (1 + 0.5 * (mean - entropy) / slope.clamp(min=1e-3)).clamp(1, MAX_LOGIT_SCALE)
     return logits * factor[:, None, None, None]
 
 
@@ -85,23 +88,29 @@ def mean_predictions(logits: Tensor, mask: Tensor) -> Tensor:
     return probabilities.sum(2) / mask.sum(2).clamp(min=1)[..., None]
 
 
-def nearer(logits: Tensor, mask: Tensor, means: Sequence[Tensor | None]) -> Tensor:
-    """Logits plus one number a clip, codebook and code, which bring the mean predictions nearer to given ones.
+def shift_mean_toward(logits: Tensor, mask: Tensor, means: Sequence[Tensor | None]) -> Tensor:
+    """Logits plus an offset per clip, codebook and code that moves the mean predictions toward given ones.
+
+    The offset is `MEAN_SHIFT` times the difference of the logarithms of the given and the own mean.
 
     Args:
         logits: [N, K, T, V].
         mask: bool [N, K, T].
         means: mean prediction [K, V] of each clip that is changed; None for others.
+
+    Returns:
+        Logits [N, K, T, V].
     """
     own = mean_predictions(logits, mask).clamp(min=1e-12)
     wanted = torch.stack([one if mean is None else mean.clamp(min=1e-12) for one, mean in zip(own, means, strict=True)])
-    return logits + NEARER * (wanted / own).log()[:, :, None].to(logits.dtype)
+    return logits + MEAN_SHIFT * (wanted / own).log()[:, :, None].to(logits.dtype)
 
 
-def draw(most: int, generator: torch.Generator) -> int:
-    """A number from 0 to `most` - 1; 0 where `most` is less than 2."""
-    return int(torch.randint(max(most, 1), (1,), generator=generator))
+def random_below(limit: int, generator: torch.Generator) -> int:
+    """A whole number from 0 to `limit` - 1; 0 where `limit` is less than 2."""
+    return int(torch.randint(max(limit, 1), (1,), generator=generator))
 
 
-def pick(items: Sequence[Item], generator: torch.Generator) -> Item:
-    return items[draw(len(items), generator)]
+def random_choice(items: Sequence[Item], generator: torch.Generator) -> Item:
+    """One of the items, of which there is at least one."""
+    return items[random_below(len(items), generator)]

@@ -13,8 +13,8 @@ from encore.api import Backend, Clip, Session, Step
 from encore.errors import UsageError
 from encore.relearning import relearn
 
-ATTACKED_FROM = 0.4  # share of the peak rate above which steps are attacked
-ATTACKER = 1e-3  # a high learning rate for fine-tuning, which those who attack a model of small weights may choose too
+MIN_LR_SHARE = 0.4  # share of the peak rate above which steps are attacked
+STRONG_ATTACK_LR = 1e-3  # a high rate for fine-tuning, which an attacker of a model with small weights may use too
 
 
 class RelearningAttack:
@@ -30,10 +30,11 @@ class RelearningAttack:
         measure: the loss that an attack lowers: model and N clips -> [N, …], without gradient.
 
     Attributes:
-        kept_shares: share of its loss that new music keeps after 1, 2, … steps, [steps, …]; set by `calibrate`.
+        retained_shares: share of its loss that held-out music keeps after 1, 2, … steps, [steps, …]; set by
+            `calibrate`.
     """
 
-    kept_shares: Tensor
+    retained_shares: Tensor
 
     def __init__(
         self, *, lr: float, steps: int, size: int, measure: Callable[[Backend, Sequence[Clip]], Tensor]
@@ -41,38 +42,39 @@ class RelearningAttack:
         self.lr, self._steps, self._size, self._measure = lr, steps, size, measure
         self._copy: Backend | None = None
 
-    def calibrate(self, session: Session, new: Sequence[Clip], *, together: int, count: int) -> None:
-        """Set `kept_shares`, and the rate to `ATTACKER` where that is higher and new music then keeps less.
+    def calibrate(self, session: Session, holdout: Sequence[Clip], *, clips_per_attack: int, max_clips: int) -> None:
+        """Set `retained_shares`, and raise the rate to `STRONG_ATTACK_LR` if held-out music then keeps less.
 
         No rate is a strong attack on every model, and one that is too high breaks it.
 
         Args:
             session: of the base; its `chosen` has the reason for another rate.
-            new: music that the base was not trained on, or the nearest to it that there is; without any, all shares
-                are 1.
-            together: clips that an attack trains on.
-            count: clips that are attacked in all, at most.
+            holdout: held-out clips, or retain clips that are not memorised; without any, all shares are 1.
+            clips_per_attack: clips that an attack trains on.
+            max_clips: clips that are attacked in all, at most.
         """
-        self._copied(session.backend)
-        groups = [new[start : start + together] for start in range(0, min(len(new), count), together)]
-        given, self.kept_shares = self.lr, self._kept(session.backend, groups)
-        if given < ATTACKER:
-            self.lr = ATTACKER
-            kept = self._kept(session.backend, groups)
-            if kept[-1].mean() < self.kept_shares[-1].mean():
-                self.kept_shares = kept
+        self._get_copy(session.backend)
+        count = min(len(holdout), max_clips)
+        groups = [holdout[start : start + clips_per_attack] for start in range(0, count, clips_per_attack)]
+        given, self.retained_shares = self.lr, self._measured_shares(session.backend, groups)
+        if given < STRONG_ATTACK_LR:
+            self.lr = STRONG_ATTACK_LR
+            kept = self._measured_shares(session.backend, groups)
+            if kept[-1].mean() < self.retained_shares[-1].mean():
+                self.retained_shares = kept
                 session.chosen["attack_rate"] = (
-                    f"{ATTACKER:g}, which relearns new music further than {given:.2g}, a share of the typical weight"
+                    f"{STRONG_ATTACK_LR:g}, which relearns held-out music further than {given:.2g}, the rate that "
+                    "follows from the weights"
                 )
             else:
                 self.lr = given
 
-    def _kept(self, backend: Backend, groups: Sequence[Sequence[Clip]]) -> Tensor:
+    def _measured_shares(self, backend: Backend, groups: Sequence[Sequence[Clip]]) -> Tensor:
         shares = []
         for group in groups:
             before, after = self._measure(backend, group).mean(0), []
             for weights in self(backend, group, steps=self._steps, size=self._size):
-                with moved(backend.module, weights):
+                with with_weights(backend.module, weights):
                     after.append(self._measure(backend, group).mean(0) / before)
             shares.append(torch.stack(after))
         return torch.stack(shares).mean(0) if shares else torch.ones(self._steps, 1, device=backend.device)
@@ -89,30 +91,31 @@ class RelearningAttack:
             size: clips per pass; affects only memory use.
 
         Returns:
-            The weights after up to `steps` steps of relearning, and the share of its loss that new music keeps under
-            an attack of the same length; no weights, and 1, without an attack.
+            The weights after up to `steps` steps of relearning, and the share of its loss that held-out music keeps
+            under an attack of the same length; no weights, and 1, without an attack.
         """
-        often = torch.rand((), generator=step.generator) < share
-        if not clips or not often or step.lr_share <= ATTACKED_FROM:
+        attack_now = torch.rand((), generator=step.generator) < share
+        if not clips or not attack_now or step.lr_share <= MIN_LR_SHARE:
             return {}, 1.0
         steps = int(torch.randint(self._steps, (1,), generator=step.generator)) + 1
         *_, weights = self(step.backend, clips, steps=steps, size=size)
-        return weights, self.kept_shares[steps - 1]
+        return weights, self.retained_shares[steps - 1]
 
-    def resisted(self, step: Step, levels: Mapping[Clip, Tensor], count: int) -> bool:
-        """Whether relearning lowers the loss of some clips no further than that of new music.
+    def resisted(self, step: Step, targets: Mapping[Clip, Tensor], max_clips: int) -> bool:
+        """Whether relearning lowers the loss of some clips no further than that of held-out music.
 
         Args:
             step: of the run.
-            levels: clips -> the loss of new music in their place, [...] as in `measure`.
-            count: clips that are drawn and attacked together, at most.
+            targets: clips -> the loss that they should have, [...] as in `measure`.
+            max_clips: clips that are drawn and attacked together, at most.
         """
-        known = list(levels)
-        clips = [known[i] for i in torch.randperm(len(known), generator=step.generator)[:count].tolist()]
+        candidates = list(targets)
+        order = torch.randperm(len(candidates), generator=step.generator)[:max_clips].tolist()
+        clips = [candidates[i] for i in order]
         *_, weights = self(step.backend, clips, steps=self._steps, size=self._size)
-        with moved(step.backend.module, weights):
+        with with_weights(step.backend.module, weights):
             losses = self._measure(step.backend, clips).mean()
-        wanted = torch.stack([levels[clip] for clip in clips]) * self.kept_shares[-1]
+        wanted = torch.stack([targets[clip] for clip in clips]) * self.retained_shares[-1]
         return bool(losses >= wanted.mean())
 
     def __call__(
@@ -131,7 +134,7 @@ class RelearningAttack:
         Raises:
             UsageError: the model's weights are split over several processes.
         """
-        attacked = self._copied(backend)
+        attacked = self._get_copy(backend)
         copy, module = attacked.module, backend.module
         shared = {name for name, weight in module.named_parameters() if not weight.requires_grad}
         state = {name: value for name, value in module.state_dict().items() if name not in shared}
@@ -142,7 +145,7 @@ class RelearningAttack:
         for _ in relearn(attacked, batches, lr=self.lr, steps=steps):
             yield weights
 
-    def _copied(self, backend: Backend) -> Backend:
+    def _get_copy(self, backend: Backend) -> Backend:
         if distributed.in_lockstep():
             raise UsageError(
                 "relearning attacks need whole weights, and --fsdp splits them",
@@ -153,25 +156,25 @@ class RelearningAttack:
 
 
 @contextmanager
-def moved(module: nn.Module, to: Mapping[str, Tensor]) -> Iterator[None]:
-    """A module at other weights, with gradients that go to its original weights.
+def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """A module at other weights, with gradients that go to its original weights (`displaced` changes them in place).
 
     Args:
         module: restored after the context; tied weights stay tied.
-        to: the weights, constants, by name of the parameter.
+        weights: the other weights, constants, by name of the parameter.
     """
-    moved_weights: dict[int, Tensor] = {}
-    for name, target in to.items():
+    replaced: dict[int, Tensor] = {}
+    for name, target in weights.items():
         parameter = module.get_parameter(name)
-        moved_weights[id(parameter)] = parameter + (target.detach() - parameter.detach())
+        replaced[id(parameter)] = parameter + (target.detach() - parameter.detach())
     places = [
         (part, name, weight)
         for part in module.modules()
         for name, weight in part._parameters.items()
-        if id(weight) in moved_weights
+        if id(weight) in replaced
     ]
     for part, name, weight in places:
-        part._parameters[name] = moved_weights[id(weight)]  # type: ignore[assignment]
+        part._parameters[name] = replaced[id(weight)]  # type: ignore[assignment]
     try:
         yield
     finally:

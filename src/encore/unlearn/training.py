@@ -17,7 +17,8 @@ from encore.api import Backend, Batch, Clip, LossMethod, MethodSpec, Session, St
 from encore.evaluate.evaluation import SharedEvaluation
 from encore.losses import token_logprobs
 from encore.memorised import memorised_below
-from encore.methods.encore import START_FRAMES, START_WEIGHT, typical_weight
+from encore.methods.encore import START_FRAMES, START_WEIGHT
+from encore.methods.weight_scale import median_weight_rms
 from encore.metrics.memorization.verbatim import MATCH, PROMPT_SECONDS, right_shares
 from encore.options import TrainOptions
 from encore.unlearn.monitor import lowest_loss_clips
@@ -26,7 +27,7 @@ NAME = "train"
 MEASURED = 64  # tracks whose memorisation is measured, at most
 MEMORISED = 0.95  # share of them that must be memorised
 RESOLVED = ("steps", "schedule", "warmup")  # options that `resolved` may change
-RATE, SCRATCH_RATE = 0.02, 0.1  # learning rate as a share of the typical weight, and of an untrained model's
+RATE, SCRATCH_RATE = 0.02, 0.1  # learning rate relative to the median weight RMS; the second of an untrained model
 WARM = 0.1  # share of the steps that the warm-up takes, at most
 
 
@@ -63,8 +64,8 @@ class Training(LossMethod):
         steps: int = 10_000
         lr: float | None = Field(None, gt=0, le=1e6, description="peak learning rate of AdamW; default: from the model")
         rate: float | None = Field(
-            None, gt=0, description="peak learning rate as a share of the model's typical weight; default: .02, from "
-            "scratch .1",
+            None, gt=0, description="peak learning rate relative to the median RMS of the linear layers' "
+            "weights; default: .02, from scratch .1",
         )  # fmt: skip
         batch_size: int = Field(8, ge=1, description="clips per step")
         warmup: int = 50
@@ -87,11 +88,11 @@ class Training(LossMethod):
         return {"rate": SCRATCH_RATE if self.options.from_scratch else RATE}
 
     def prepare(self, session: Session) -> None:
-        typical = typical_weight(session.backend.module)
+        weight_rms = median_weight_rms(session.backend.module)
         rate = self.options.rate or self.default_rates["rate"]
-        session.lr = rate * typical
+        session.lr = rate * weight_rms
         if self.options.lr is None:
-            session.chosen["lr"] = f"{session.lr:.2g}: {rate:g} of the typical weight, which is {typical:.2g}"
+            session.chosen["lr"] = f"{session.lr:.2g}: {rate:g} of the median weight RMS, which is {weight_rms:.2g}"
         self._measured = measured_clips(session.retain, session.seed)
 
     def retain_loss(self, step: Step, batch: Batch) -> Tensor:
