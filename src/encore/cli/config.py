@@ -57,7 +57,7 @@ Family = Annotated[
 Catalog = Annotated[
     Path | None, typer.Option(help="Catalogue that id:, isrc:, sha256:, artist: lines are looked up in.")
 ]
-Roots = Annotated[list[Path] | None, typer.Option(help="Folder that paths in lists may lead into; repeat for more.")]
+Roots = Annotated[list[Path] | None, typer.Option(help="Further folder that listed files may be in; repeat for more.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Continue without lines that match nothing.")]
 MaxSeconds = Annotated[float | None, typer.Option(help="Seconds of training at most.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]

@@ -23,7 +23,7 @@ def encode(
     revision: Revision = None,
     offline: Offline = False,
     root: Annotated[
-        list[Path] | None, typer.Option(help="Folder that paths in the catalogue may lead into; repeat for more.")
+        list[Path] | None, typer.Option(help="Further folder that the catalogue's files may be in; repeat for more.")
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out tracks that can't be read.")

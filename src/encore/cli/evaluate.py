@@ -39,7 +39,7 @@ def evaluate(
     root: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder that paths in lists may lead into, or that a run's tracks or shards were moved to; repeat for "
+            help="Further folder that listed files may be in, or that a run's tracks or shards were moved to; repeat for "
             "more."
         ),
     ] = None,
@@ -64,7 +64,7 @@ def evaluate(
         typer.Option(min=1, help="Generations per caption; FAD needs twice as many as its embedder has dimensions."),
     ] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Where metrics.json and samples go; default: the run's folder.")
+        Path | None, typer.Option(help="Where metrics.json, report and samples go; default: the run's folder.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of resampling and of generations.")] = 0,
     device: Device = "auto",
@@ -75,7 +75,7 @@ def evaluate(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute everything again, and store nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure what a run forgot and what it kept: writes metrics.json, and samples to listen to."""
+    """Measure what a run forgot and what it kept: writes metrics.json, a report and samples to listen to."""
     only_model = {
         "tracks": tracks, "base": base, "backend": backend, "catalog": catalog, "retain": retain, "holdout": holdout,
         "skip-unreadable": skip_unreadable,

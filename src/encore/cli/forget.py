@@ -94,7 +94,7 @@ def forget(
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Retain clips per step; default: the method's.")] = None,
     per_track_clip: Annotated[
-        float | None, typer.Option(help="Norm a track's gradient is clipped to, so that none dominates a step.")
+        float | None, typer.Option(help="Clip each track's gradient to this norm, so that none dominates a step.")
     ] = None,
     optim: Annotated[
         str | None, typer.Option(help="adamw, sam, sign or repselect: how gradients become steps.")
@@ -118,7 +118,7 @@ def forget(
     keep_adapter: KeepAdapter = False,
     fsdp: Fsdp = False,
     requester: Annotated[
-        str | None, typer.Option(help="Who requested it, for the record: a name, a case number.")
+        str | None, typer.Option(help="Who requested the opt-out, for the record: a name, a case number.")
     ] = None,
     requested: Annotated[
         str | None, typer.Option(help="When it was requested, for the record: a date such as 2026-11-28.")
@@ -134,7 +134,7 @@ def forget(
         str | None, typer.Option(help="Also send the figures of each step and snapshot to TensorBoard or W&B.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would happen, with time and memory, and stop.")
+        bool, typer.Option("--dry-run", help="Print the plan with expected time and memory, then exit.")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -54,8 +54,8 @@ class TrainResult:
         earlier_seconds: duration of earlier processes, up to the checkpoint that this one resumed. Steps that were
             lost and repeated count twice, here and in `tokens`.
         reached_target: whether every forget track reached its target NLL; None without targets.
-        before: the base model.
-        best: the model that the run ends with.
+        before: snapshot of the base.
+        best: snapshot of the weights that the run ends with.
         micro_batch_size: the last one used.
         skipped_steps: steps skipped because a loss or gradient was not finite.
         chosen: option name -> the value that the method or the schedule chose, and why.
@@ -563,7 +563,7 @@ class Loop:
     # ------------------------------------------------------------------------------------- checkpoints and records
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint of this loop, where there is one."""
+        """Continue from the newest checkpoint of this loop, where there is one."""
         engine, state = self.engine, self.state
         best = self.checkpoints.load(state)
         if best is not None:

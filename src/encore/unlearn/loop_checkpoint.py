@@ -174,7 +174,7 @@ class LoopCheckpoints:
     def _set_random_states(self, states: dict[str, Tensor]) -> None:
         """Restore what `_random_states` saved, and take it out of `states`.
 
-        A checkpoint of a CPU has no state for a GPU, whose dropout then goes on from the run's seed.
+        A checkpoint of a CPU has no state for a GPU, whose dropout then continues from the run's seed.
         """
         self.generator.set_state(states.pop("generator"))
         torch.set_rng_state(states.pop("dropout"))

@@ -75,7 +75,7 @@ class Schedule:
         return 0.5**self.decay.halvings
 
     def is_watched(self, step: int, seconds: float) -> bool:
-        """Whether a step is one of the first of an adaptive run at a peak of the method's own.
+        """Whether a step is one of the first of an adaptive run whose peak rate the method chose.
 
         Args:
             step: steps taken.

@@ -54,7 +54,7 @@ def sharded(backend: Backend) -> Iterator[Backend]:
         copy = backend.clone()
         _split(copy, device)
         with distributed.lockstep(), warnings.catch_warnings():
-            # Of any layer whose output is a view. Nothing changes one in place here; autograd would refuse most of it.
+            # FSDP2 warns about layers whose outputs are views; none is modified in place here.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
             yield copy
             trained = gathered(copy.module.state_dict())

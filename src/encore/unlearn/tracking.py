@@ -95,7 +95,7 @@ def tracking(
 ) -> Iterator[Callable[[Line], None]]:
     """A function that sends a line of `log.jsonl` to a tracker.
 
-    A tracker that fails is noted once and receives nothing more; the run goes on.
+    A tracker that fails is noted once and receives nothing more; the run continues.
 
     Args:
         name: of the tracker; None sends nothing.
