@@ -39,8 +39,8 @@ def evaluate(
     root: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Further folder that listed files may be in, or that a run's tracks or shards were moved to; repeat for "
-            "more."
+            help="Further folder that listed files may be in, or that a run's tracks or shards were moved to; repeat "
+            "for more."
         ),
     ] = None,
     skip_unreadable: Annotated[
