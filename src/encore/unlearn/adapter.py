@@ -223,12 +223,12 @@ def rate_factor(layers: Collection[nn.Linear], alpha: float) -> float:
 
     An update of the same root mean square would do √(n / r) times less, as most of it is in random directions.
 
-    f is still undetermined, and decides how fast A learns. The part of A that is learnt grows along the gradient by
-    f η √n per step, and exceeds the random part after σ / (f η √n) = 1 / (α f² η) steps. For rates η that fall as 1 / n, this is
-    the same point of a run at any width where f² is proportional to n: f² = κ √3 n / α. To AdamW this is the same as
-    peft's A (σ = 1/√(3 n)) trained at κ η, with B at √3 n / α times η. The ratio of these rates is 1.7 for n = 128 and
-    28 for n = 2048 (α 32); LoRA+ (Hayou et al., arXiv 2402.12354) shows that it must grow with n, and advises 16. α has
-    no effect on a run whose rates follow this rule.
+    f is still undetermined, and decides how fast A learns. The part of A that is learnt grows along the gradient by f η
+    √n per step, and exceeds the random part after σ / (f η √n) = 1 / (α f² η) steps. For rates η that fall as 1 / n,
+    this is the same point of a run at any width where f² is proportional to n: f² = κ √3 n / α. To AdamW this is the
+    same as peft's A (σ = 1/√(3 n)) trained at κ η, with B at √3 n / α times η. The ratio of these rates is 1.7 for n =
+    128 and 28 for n = 2048 (α 32); LoRA+ (Hayou et al., arXiv 2402.12354) shows that it must grow with n, and advises
+    16. α has no effect on a run whose rates follow this rule.
 
     With κ = 4 an adapter learns at about the speed of the weights (`benchmarks/RESULTS.md`, with what was tried). f is
     5.3 for n = 128 and 21 for n = 2048 (α 32).
