@@ -56,3 +56,13 @@ def test_no_clip_is_taken_beyond_the_range_of_new_ones() -> None:
     silent, plain = difficulty(clips(1, 16), new, nll)
     assert silent == plain
     assert 0 < plain < 1
+
+
+def test_no_predicted_nll_is_beyond_those_of_held_out_music() -> None:
+    """A line through a convex relation falls below 0 at its lower end."""
+    new, nll = clips(1, 1, 2, 3, 32, 36), torch.tensor([0.03, 0.03, 0.2, 0.2, 4.4, 4.6])
+    line = np.polyfit([code_entropy(clip.codes) for clip in new], nll.numpy(), 1)
+    assert np.polyval(line, 0.0) < 0
+    shares = difficulty(clips(1, 36), new, nll) * nll.mean()
+    assert float(shares[0]) == pytest.approx(0.03, rel=1e-4)
+    assert float(shares[1]) <= 4.6

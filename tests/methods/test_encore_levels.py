@@ -21,7 +21,7 @@ from tests.methods.encore_answers import (
     step_of,
 )
 from tests.metrics.markov import MarkovBackend, track
-from tests.tiny_model import CODES
+from tests.tiny_model import CAPTIONS, CODES
 from torch import nn
 
 from encore.api import Batch, Clip
@@ -168,3 +168,22 @@ def test_a_model_without_linear_layers_has_a_median_weight_rms_too() -> None:
     typical = float(np.sqrt(np.mean(np.square(table))))
     few = (len(method._memorised_forget) / 8) ** 0.5 if method._memorised_forget else 1.0
     assert session.lr == pytest.approx(0.085 * typical * math.sqrt(method._largest_gap) * few, rel=1e-5)
+
+
+def test_clips_that_any_model_predicts_are_not_memorised(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A low NLL is no memory where the codes are as predictable: no teacher, no attack, a target just above its NLL."""
+    monkeypatch.undo()
+    generator = torch.Generator().manual_seed(0)
+    varied = Clip("varied", CAPTIONS[0], torch.randint(CODES, (2, 40), generator=generator))
+    tone = Clip("tone", CAPTIONS[1], torch.full((2, 40), 3))
+    nll = {"varied": 0.1, "tone": 0.1, "new": 2.5}
+    monkeypatch.setattr(
+        "encore.methods.encore.codebook_nll",
+        lambda _, clips, *__: torch.tensor([[nll.get(clip.track, 2.5)] * 2 for clip in clips]),
+    )
+    method, session = made(backend, [varied, tone], [varied, tone, *make_clips(2)], 2.5, holdout=make_clips(3, seed=5))
+    assert method._memorised_forget == {varied}
+    assert method._memorised_retain == {varied}
+    assert session.target_nll["tone"] < 1 < session.target_nll["varied"]

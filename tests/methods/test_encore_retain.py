@@ -118,3 +118,36 @@ def test_memorised_clips_are_drawn_as_often_as_asked(
     rest = [clip for clip in session.retain if clip not in known]
     assert sorted(clip.track for clip in rest) == sorted(clip.track for clip in clips * crops)
     assert memorised * each / len(session.retain) == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("harm", "gives_way"),
+    [
+        ({}, False),
+        ({"memorised": 0.2, "worst": 0.4, "not_memorised": 0.9}, False),
+        ({"memorised": 0.2, "worst": 0.4, "not_memorised": 1.1}, True),
+        ({"memorised": 2.0, "worst": 0.4, "not_memorised": 1.9}, False),
+        ({"memorised": 2.0, "worst": 2.5, "not_memorised": 2.4}, False),
+        ({"memorised": 2.0, "worst": 2.5, "not_memorised": 3.0}, True),
+        ({"not_memorised": 1.1}, True),
+    ],
+)
+def test_memorised_clips_give_way_to_others_that_are_harmed_more(backend: MusicgenBackend, harm, gives_way) -> None:
+    """Two thirds of them, in every cut into micro-batches; what replaces them keeps the base's distribution."""
+    clips = make_clips(4)
+    level = between(backend, clips, 2)
+    method, session = made(backend, make_clips(2, seed=5), clips, level, alpha=3.0, mix=0.0, unconditional=0.0)
+    memorised = [clip for clip in clips if nll_of(backend, clip).mean() < level / 2]
+    model, replaced = moved(backend), 0
+    for seed in range(60):
+        step = replace(step_of(model, session, seed), retain=clips, harm=harm)
+        losses = torch.cat([method.retain_loss(step, Batch.of([clip])) for clip in clips[: 4 if seed < 3 else 1]])
+        crops = step.drawn["crops"][1]
+        replaced += sum(crops[clip] is not clip for clip in memorised)
+        for clip, value in zip(clips, losses.tolist(), strict=False):
+            if crops[clip] is not clip:
+                base, own = (logprobs_of(one, crops[clip]) for one in (backend, model))
+                mask = model.token_mask(Batch.of([crops[clip]]))[0]
+                expected = (base.exp() * (base - own)).sum(-1)[mask].mean().item()
+                assert value == pytest.approx(3 * expected, rel=1e-3)
+    assert replaced / 120 == pytest.approx(0.67 if gives_way else 0, abs=0.13)

@@ -65,6 +65,15 @@ def test_the_ladder_scales_what_the_method_has():
     assert rungs(SimpleNamespace(options=SimpleNamespace())) == [{}]
 
 
+def test_what_the_user_set_is_not_scaled():
+    one = method(lr=4e-3, steps=10, decay_steps=8)
+    assert rungs(one, ["seed", "lr"]) == [{"steps": 10, "decay_steps": 8}, {"steps": 20, "decay_steps": 16}]
+    assert rungs(one, ["decay_steps"]) == [{"lr": 4e-3}, {"lr": 2e-3}, {"lr": 8e-3}]
+    assert rungs(one, ["steps", "lr"]) == [{}]
+    found_by_itself = SimpleNamespace(options=SimpleNamespace(lr=1e-3, rate=0.1, steps=10))
+    assert rungs(found_by_itself, ["lr"]) == [{"steps": 10}, {"steps": 20}], "a given lr leaves rate without effect"
+
+
 def test_a_rehearsal_forgets_retain_tracks_on_a_copy_and_leaves_the_rest_alone(prepared, monkeypatch):
     seen = []
     real = module.Engine.__init__
@@ -164,6 +173,8 @@ def test_the_run_has_the_settings_and_the_record_and_resuming_it_rehearses_nothi
 
 def test_what_it_takes_is_a_run_to_all_of_the_ladder(prepared):
     assert expected_seconds(prepared, 10.0) == (10.0, 10.0 + 20.0 + 10.0 + 20.0)
+    assert expected_seconds(prepared, 10.0, given=["lr"]) == (10.0, 10.0 + 20.0)
+    assert expected_seconds(prepared, 10.0, given=["lr", "steps"]) == (10.0, 10.0)
 
 
 def test_without_tracks_to_keep_or_to_compare_with_there_is_no_rehearsal(prepared):
@@ -196,9 +207,10 @@ def test_on_the_command_line(call, studio, monkeypatch):
     done = call(*flags)
     assert done.code in (0, 4), done.err  # two steps reach no target
     told = json.loads(Path("run/run.json").read_text())
-    assert 1 <= len(told["calibration"]["tried"]) <= 4
-    assert f"rehearsal {len(told['calibration']['tried'])} of at most 4: lr " in done.err
+    assert 1 <= len(told["calibration"]["tried"]) <= 3
+    assert f"rehearsal {len(told['calibration']['tried'])} of at most 3: lr " in done.err
     assert "calibration: lr " in done.err
-    assert told["options"]["steps"]["value"] == told["calibration"]["chosen"]["steps"]
+    assert told["options"]["lr"] == {"value": told["calibration"]["chosen"]["lr"], "from": "calibration"}
+    assert told["options"]["steps"] == {"value": 2, "from": "cli"}, "what the user set is kept"
     again = call(*flags, "--resume")
     assert "nothing to do" in again.err

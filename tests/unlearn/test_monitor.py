@@ -33,8 +33,8 @@ class Table:
 
 
 def clips(*names: str) -> list[Clip]:
-    """A clip each; "long:2" is a second window of the track "long"."""
-    return [Clip(name.partition(":")[0], name, torch.zeros(2, 4, dtype=torch.long)) for name in names]
+    """A clip each, of codes that no model predicts by their frequency; "long:2" is a second window of "long"."""
+    return [Clip(name.partition(":")[0], name, torch.arange(512).reshape(2, 256)) for name in names]
 
 
 FORGET, HOLDOUT = {"f1": 0.1, "f2": 0.2}, {"h1": 4.0, "h2": 5.0}
@@ -155,3 +155,16 @@ def test_every_track_has_a_level_of_its_own() -> None:
 def test_a_look_survives_a_checkpoint() -> None:
     look = after(judge({"m": 0.02, "o": 4.0}), m=0.03)
     assert Snapshot(**asdict(look)) == look
+
+
+def test_codes_that_any_model_predicts_are_not_memorised() -> None:
+    """Near-silence costs little under any model, and must not be kept, or missed, as a memorised track is."""
+    backend = Table(**FORGET, **HOLDOUT, music=0.2, tone=0.2)
+    music, tone = clips("music")[0], Clip("tone", "tone", torch.zeros(2, 256, dtype=torch.long))
+    made = StoppingMonitor(backend, clips(*FORGET), [music, tone], clips(*HOLDOUT), seed=0)  # type: ignore[arg-type]
+    assert (made.first.memorised, made.first.not_memorised) == ({"music": 0.2}, {"tone": 0.2})
+
+
+def test_held_out_tracks_that_the_base_has_memorised_are_named() -> None:
+    assert judge({"a": 0.1}).memorised_holdout == []
+    assert judge({"a": 0.1}, holdout={"h1": 0.05, "h2": 4.0, "h3": 0.01}).memorised_holdout == ["h1", "h3"]

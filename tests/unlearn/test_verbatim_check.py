@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,12 @@ from encore.api import Clip
 from encore.backends.musicgen import MusicgenBackend
 from encore.unlearn.engine import Clips
 from encore.unlearn.verbatim_check import MOST, VerbatimCheck
+
+
+@pytest.fixture(autouse=True)
+def _memorised_by_nll_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tiny model generates repeats itself, and would be called predictable."""
+    monkeypatch.setattr("encore.memorised.KNOWN_SHARE", math.inf)
 
 
 def generations(backend: MusicgenBackend) -> list[Clip]:
@@ -71,3 +78,19 @@ def test_without_tokens_nothing_is_generated(clips: Clips) -> None:
     latents = [Clip(clip.track, clip.caption, torch.randn(3, 20)) for clip in clips.forget]
     check = VerbatimCheck(backend, latents, latents)
     assert (check.after(), check.failed) == (None, "")
+
+
+def test_codes_that_any_model_continues_are_not_tried(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A held tone has a low NLL and a lower entropy; a clip of a high NLL is tried whatever its entropy is."""
+    monkeypatch.undo()
+    tone = Clip("tone", CAPTIONS[0], torch.full((2, 20), 3))
+    plain = Clip("plain", CAPTIONS[1], torch.full((2, 20), 5))
+    nll = {"tone": 0.3, "plain": 3.0}
+    monkeypatch.setattr(
+        "encore.unlearn.verbatim_check.lowest_loss_clips", lambda _, clips: [(clip, nll[clip.track]) for clip in clips]
+    )
+    found = VerbatimCheck(backend, [], [tone, plain]).after()
+    assert found is not None
+    assert found["forget"]["caption"]["tracks"] == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -63,6 +63,9 @@ class Step:
         forget: all forget clips of the step; a batch may hold a part of them.
         index: number of optimiser steps before this one.
         retain: all retain clips of the step; a batch may hold a part of them.
+        harm: rise of NLL since base at the last snapshot, as a multiple of its tolerance, of memorised retain
+            ("memorised", the mean; "worst", a single track), of other retain ("not_memorised") and of held-out music
+            ("holdout"); empty before the first.
         drawn: results of `once`.
     """
 
@@ -75,6 +78,7 @@ class Step:
     forget: Sequence[Clip] = ()
     index: int = 0
     retain: Sequence[Clip] = ()
+    harm: Mapping[str, float] = field(default_factory=dict)
     drawn: dict[str, tuple[Tensor, Any]] = field(default_factory=dict, repr=False)
 
     def once(self, name: str, draw: Callable[[], Drawn]) -> Drawn:

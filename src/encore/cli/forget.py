@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +41,6 @@ from encore.cli.config import (
     origins,
 )
 from encore.errors import Interrupted, UsageError
-from encore.memorised import SHARE
 from encore.text import counted
 
 if TYPE_CHECKING:
@@ -127,7 +126,8 @@ def forget(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="First rehearse on retain tracks, on a copy of the model, to choose lr and steps."
+            "--calibrate",
+            help="First try settings on retain tracks, on a copy of the model, to choose lr and steps where not given.",
         ),
     ] = False,
     tracker: Annotated[
@@ -202,12 +202,13 @@ def _forget(
         _show_tracks(prepared)
     for note in prepared.notes:
         console.note(note)
+    given = [name for name, source in origin.items() if source != "default"]
     if dry_run:
-        _show_plan(prepared, json)
+        _show_plan(prepared, given, json)
         return
     if request.calibrate:
         with reporting() as reporter:
-            prepared.calibration = calibration(prepared, reporter)
+            prepared.calibration = calibration(prepared, reporter, given=given)
         _show_calibration(prepared.calibration)
         origin |= dict.fromkeys(prepared.calibration["chosen"], "calibration")
     try:
@@ -221,7 +222,7 @@ def _forget(
     if json:
         console.data_json({**run, "run": str(out), **prepared.listed()})
     else:
-        _show_outcome(run, out)
+        _show_outcome(run, out, prepared)
     runs.check_missed(run)
 
 
@@ -245,7 +246,7 @@ def _show_tracks(prepared: Prepared) -> None:
     note_sets({"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout})
 
 
-def _show_plan(prepared: Prepared, json: bool) -> None:
+def _show_plan(prepared: Prepared, given: Collection[str], json: bool) -> None:
     from encore.unlearn.estimate import estimate, size
 
     expected = estimate(prepared)
@@ -264,7 +265,8 @@ def _show_plan(prepared: Prepared, json: bool) -> None:
     if prepared.request.calibrate and expected.seconds is not None:
         from encore.unlearn.calibrate import expected_seconds
 
-        plan["expected_calibration_seconds"] = [round(one, 3) for one in expected_seconds(prepared, expected.seconds)]
+        seconds = expected_seconds(prepared, expected.seconds, given=given)
+        plan["expected_calibration_seconds"] = [round(one, 3) for one in seconds]
     if json:
         listed = prepared.listed()
         console.data_json({"schema": 1, "dry_run": True, **plan, "tracks": sizes, "options": options, **listed})
@@ -308,7 +310,8 @@ def _show_calibration(found: dict[str, Any]) -> None:
     )
 
 
-def _show_outcome(run: dict[str, Any], out: Path) -> None:
+def _show_outcome(run: dict[str, Any], out: Path, prepared: Prepared) -> None:
+    from encore.memorised import memorised_below
     from encore.unlearn.checks import loss_name
 
     outcome = run["outcome"]
@@ -323,13 +326,14 @@ def _show_outcome(run: dict[str, Any], out: Path) -> None:
         ],
         right=figures,
     )
-    level = outcome["holdout_nll"]
-    known = [nll for nll in before["forget"].values() if nll is None or level is None or nll < SHARE * level]
-    if run["unit"] == "nats/token" and not known:
-        console.note(
-            f"none of the forget tracks was memorised: their NLL was at least half of held-out music's, {level:.2f}, "
-            "so that there was little to forget"
-        )
+    if run["unit"] == "nats/token" and (level := outcome["holdout_nll"]) is not None:
+        # Held-out tracks may be memorised themselves.
+        limit = max(memorised_below(holdout, prepared.backend.codebook_size) for holdout in (level, None))
+        if all(nll is not None and nll >= limit for nll in before["forget"].values()):
+            console.note(
+                "none of the forget tracks was memorised: their NLL was at least half of held-out music's, "
+                f"{level:.2f}, so that there was little to forget"
+            )
     for option, choice in outcome["chosen"].items():
         console.note(f"{option} chosen: {choice}")
     for line in _retain_lines(run, name):

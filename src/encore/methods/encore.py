@@ -15,8 +15,8 @@ from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.api.data import LazyClips
 from encore.curvature.fisher_stream import evaluating
-from encore.losses import clip_mean, kl_divergence, token_logprobs
-from encore.memorised import memorised_below
+from encore.losses import clip_mean, code_entropy, kl_divergence, token_logprobs
+from encore.memorised import is_memorised, memorised_below
 from encore.methods.difficulty import difficulty
 from encore.methods.encore_teacher import (
     SimilarCaptions,
@@ -36,6 +36,7 @@ FULL_RATE_CLIPS = 8  # memorised forget clips from which on the rate is not redu
 BASE_WIDTH = 128  # inputs per layer up to which the rate is not reduced
 ENTROPY_CLIPS = 32  # held-out clips; the mean entropy of the base's predictions for them is a teacher's limit
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a retain clip's first frame, and its decay in frames
+REPLACED = 0.67  # share of memorised retain clips that give way to other retain where that is harmed more
 REVERSED_DRAWS = 4  # captions and shifts with which the base predicts each time-reversed clip
 FIRST_FRAMES = 12  # of a forget clip; later ones would weigh less than .3 % of the first
 
@@ -78,6 +79,8 @@ class Encore(LossMethod):
     distribution; a share of them (`mix`) continues with another retain clip from a random frame on, under the caption
     of a third, so that the model's confidence on other music stays that of the base. In a share of the steps
     (`unconditional`) all retain clips keep the base's distribution without captions, which guided sampling subtracts.
+    While retain that is not memorised is harmed beyond its tolerance, and memorised retain is not, two thirds of the
+    memorised clips are replaced by crops of all retain clips.
 
     Settings follow from the model and the list. The peak rate is `rate` times the median weight RMS of the linear
     layers, times the square root of the largest relative gap between a clip's NLL and its target, and with fewer than
@@ -136,7 +139,11 @@ class Encore(LossMethod):
         self._limit = limit = memorised_below(session.holdout_nll, backend.codebook_size)
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
-        memorised = [clip for clip, clip_nll in zip(retain, nll, strict=True) if clip_nll < limit]
+        memorised = [
+            clip
+            for clip, clip_nll in zip(retain, nll, strict=True)
+            if is_memorised(clip_nll, limit, code_entropy(clip.codes))
+        ]
         self._memorised_retain = set(memorised)
         self._retain, others = session.retain, [clip for clip in retain if clip not in self._memorised_retain]
         self._captions, self._start_captions = SimilarCaptions(retain), [clip.caption for clip in others or retain]
@@ -221,10 +228,10 @@ class Encore(LossMethod):
         losses: list[Tensor] = []
         share = self.options.unconditional
         unconditional = step.once("unconditional", lambda: share > 0 and _chance(share, step.generator))
-        by_likelihood = set() if unconditional else self._memorised_retain
+        cropped = step.once("crops", lambda: self._crops(step, step.retain or batch.clips))
+        by_likelihood = set() if unconditional else {clip for clip, crop in cropped.items() if crop is clip}
         memorised = [i for i, clip in enumerate(batch.clips) if clip in by_likelihood]
         others = [i for i, clip in enumerate(batch.clips) if clip not in by_likelihood]
-        cropped = step.once("crops", lambda: self._crops(step.retain or batch.clips, step.generator))
         kept, crops = [batch.clips[i] for i in memorised], [cropped[batch.clips[i]] for i in others]
         if distributed.in_lockstep():  # a clip of each kind that any process has, of which the loss is left out
             kept = kept or [clip for clip in step.retain if clip in by_likelihood][:1]
@@ -255,7 +262,9 @@ class Encore(LossMethod):
         backend, forget = session.backend, list(session.forget)
         nll = codebook_nll(backend, forget)
         self._memorised_forget = {
-            clip for clip, clip_nll in zip(forget, nll, strict=True) if float(clip_nll.mean()) < limit
+            clip
+            for clip, clip_nll in zip(forget, nll.mean(1).tolist(), strict=True)
+            if is_memorised(clip_nll, limit, code_entropy(clip.codes))
         }
         rest = [clip for clip in forget if clip not in self._memorised_forget]
         holdout_nll, difficulties = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))
@@ -375,9 +384,24 @@ class Encore(LossMethod):
         others = [caption for caption in self._start_captions if caption != clip.caption]
         return random_choice(others or self._start_captions, generator)
 
-    def _crops(self, clips: Sequence[Clip], generator: torch.Generator) -> dict[Clip, Clip]:
-        """A crop of each clip; the memorised ones are whole."""
-        return {clip: clip if clip in self._memorised_retain else self._crop(clip, generator) for clip in clips}
+    def _crops(self, step: Step, clips: Sequence[Clip]) -> dict[Clip, Clip]:
+        """For each clip the one that is trained on: a crop of it, or where it is memorised, the clip itself.
+
+        Where other retain is harmed more than is allowed, and more than memorised retain, most of the memorised clips
+        are replaced by crops of others.
+        """
+        harm, generator = step.harm, step.generator
+        allowed = max(1.0, harm.get("memorised", 0.0), harm.get("worst", 0.0))
+        replaced = REPLACED if harm.get("not_memorised", 0.0) > allowed else 0.0
+        crops = dict[Clip, Clip]()
+        for clip in clips:
+            if clip not in self._memorised_retain:
+                crops[clip] = self._crop(clip, generator)
+            elif replaced and _chance(replaced, generator):
+                crops[clip] = self._crop(random_choice(self._retain, generator), generator)
+            else:
+                crops[clip] = clip
+        return crops
 
     def _likelihood(self, step: Step, batch: Batch) -> Tensor:
         """NLL of memorised clips [N], with more weight on the frames that a generation from the caption depends on."""

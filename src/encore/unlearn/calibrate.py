@@ -8,7 +8,7 @@ settings are tried. A rehearsal never trains on the tracks to forget.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from encore import distributed
@@ -44,10 +44,15 @@ def check_uncalibrated(prepared: Prepared) -> None:
         raise UsageError("--calibrate compares with held-out tracks, and there are none", "give --holdout LIST")
 
 
-def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str, Any]:
+def calibrate(prepared: Prepared, reporter: Reporter | None = None, *, given: Collection[str] = ()) -> dict[str, Any]:
     """Rehearse until all targets are met or all settings are tried; then set the best settings in `prepared.method`.
 
     A calibration found in the run folder (`--resume`) is used as it is.
+
+    Args:
+        prepared: the run.
+        reporter: receives a note per rehearsal.
+        given: options that the user set, which keep their values.
 
     Returns:
         The record for `run.json`: the decoys (hashes of their files), every trial, and the chosen settings.
@@ -62,7 +67,7 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
         return recorded
     started = time.monotonic()
     rehearsal = Rehearsal(prepared, reporter)
-    ladder = rungs(prepared.method)
+    ladder = rungs(prepared.method, given)
     trials: list[RehearsalResult] = []
     failed: EncoreError | None = None
     for number, changes in enumerate(ladder, 1):
@@ -90,12 +95,14 @@ def calibrate(prepared: Prepared, reporter: Reporter | None = None) -> dict[str,
     return dict(finite(record))
 
 
-def rungs(method: Method) -> list[dict[str, Any]]:
+def rungs(method: Method, given: Collection[str] = ()) -> list[dict[str, Any]]:
     """The settings to try: values of the scaled options that the method has.
 
-    An option that is None (chosen by the method) can't be scaled, and is left out.
+    An option that is None (chosen by the method) can't be scaled, and is left out, and so are those that the user set.
+    A given `lr` stands for `rate` too, and given `steps` for `decay_steps`.
     """
-    options = {name: getattr(method.options, name, None) for name in SCALED}
+    fixed = {SCALED[name] for name in given if name in SCALED}
+    options = {name: getattr(method.options, name, None) for name in SCALED if SCALED[name] not in fixed}
     numbers = {name: value for name, value in options.items() if isinstance(value, (int, float))}
     result: list[dict[str, Any]] = []
     for factors in LADDER:
@@ -130,7 +137,7 @@ def _recorded(request: ForgetConfig) -> dict[str, Any] | None:
     return dict(calibration)
 
 
-def expected_seconds(prepared: Prepared, run_seconds: float) -> tuple[float, float]:
+def expected_seconds(prepared: Prepared, run_seconds: float, *, given: Collection[str] = ()) -> tuple[float, float]:
     """Expected duration of a calibration: the least (the first settings pass) and the most (all are tried).
 
     A rehearsal is taken to last as long as a run; measurements after it are not counted.
@@ -138,6 +145,7 @@ def expected_seconds(prepared: Prepared, run_seconds: float) -> tuple[float, flo
     Args:
         prepared: the run.
         run_seconds: expected duration of the run, from `encore.unlearn.estimate.estimate`.
+        given: as in `calibrate`.
 
     Raises:
         UsageError: see `check_uncalibrated`.
@@ -145,5 +153,5 @@ def expected_seconds(prepared: Prepared, run_seconds: float) -> tuple[float, flo
     check_uncalibrated(prepared)
     if _recorded(prepared.request) is not None:
         return 0.0, 0.0
-    steps = [float(rung.get("steps", 1)) for rung in rungs(prepared.method)]
+    steps = [float(rung.get("steps", 1)) for rung in rungs(prepared.method, given)]
     return run_seconds, run_seconds * sum(steps) / steps[0]

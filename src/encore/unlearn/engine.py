@@ -414,7 +414,7 @@ class Loop:
         progress = state.step / self.schedule.steps
         return Step(
             engine.backend, engine._reference, engine.generator, progress, engine.monitor.holdout_nll, lr_share, forget,
-            state.step, retain,
+            state.step, retain, state.harm,
         )  # fmt: skip
 
     def _accumulated(self, step: Step) -> dict[str, float]:
@@ -542,7 +542,7 @@ class Loop:
             latest = over or options.select == "last"
             if latest or state.best is None or snapshot.rank(options.stop) <= state.best.rank(options.stop):
                 state.best, self.best = snapshot, copied_weights(self.module, self.trained)
-        self.latest = snapshot
+        self.latest, state.harm = snapshot, snapshot.harm
         weighed = {"retain_weight": state.retain_weight} if options.retain_budget is not None else {}
         engine.record({**self._place(), "snapshot": snapshot.as_dict(), **weighed})
         state.retain_weight = self.rules.next_retain_weight(state.retain_weight, engine.monitor.first, snapshot)

@@ -32,8 +32,8 @@ PHASE = 1_000_000  # checkpoints of the second loop of a run are numbered from t
 class LoopState:
     """The state of the loop that a checkpoint saves beside tensors.
 
-    `averaged`: number of steps in the weight average; `retain_weight`: see `encore.unlearn.step_rules`; `seconds`,
-    `tokens`: of the whole run, over all processes.
+    `averaged`: number of steps in the weight average; `retain_weight`: see `encore.unlearn.step_rules`; `harm`: of the
+    last snapshot; `seconds`, `tokens`: of the whole run, over all processes.
     """
 
     step: int = 0
@@ -46,6 +46,7 @@ class LoopState:
     micro_batch_size: int = 0
     skipped_steps: int = 0
     retain_weight: float = 1.0
+    harm: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     tokens: int = 0
 

@@ -16,7 +16,8 @@ import torch
 
 from encore import distributed
 from encore.api import Backend, Batch, Clip
-from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, memorised_below
+from encore.losses import code_entropy
+from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, is_memorised, memorised_below
 from encore.memorised import SHARE as MEMORISED_SHARE
 
 TOLERANCE = 0.05  # a track has reached its target at this share below it
@@ -85,8 +86,9 @@ class StoppingMonitor:
 
     The retain windows are a random sample of up to `SAMPLE`, one of every track before a second one of any. Each track
     is measured on its window of the lowest NLL under base, and counts as memorised where that is below half of the
-    held-out NLL. Up to `WATCHED` tracks of either kind are measured. The loss of a model without tokens includes the
-    loss on unpredictable noise, and does not show memorisation, so no track counts as memorised there.
+    held-out NLL and half of its codes' entropy (`is_memorised`). Up to `WATCHED` tracks of either kind are measured.
+    The loss of a model without tokens includes the loss on unpredictable noise, and does not show memorisation, so no
+    track counts as memorised there.
 
     Tolerances since base, for a token model: +.03 nats on the mean of memorised retain (5 % where that is more), +.25
     nats on any single memorised track, +8 % on the mean of the other retain tracks, and ±.15 nats on the held-out
@@ -103,6 +105,7 @@ class StoppingMonitor:
 
     Attributes:
         backend: the model that is measured.
+        memorised_holdout: held-out tracks that the base has memorised, so that it cannot be new to them.
     """
 
     def __init__(
@@ -124,8 +127,18 @@ class StoppingMonitor:
 
     def _measure_holdout(self) -> None:
         backend = self.backend
-        self.holdout_nll = _mean(track_nll(backend, self._holdout))
+        nlls = track_nll(backend, self._holdout)
+        self.holdout_nll = _mean(nlls)
         self._limit = memorised_below(self.holdout_nll, backend.codebook_size) if backend.has_tokens else -math.inf
+
+        self.memorised_holdout: list[str] = []
+        if backend.has_tokens:
+            limit = memorised_below(None, backend.codebook_size)
+            clips = [clip for clip in self._holdout if nlls[clip.track] < limit]
+            memorised = (
+                clip.track for clip in clips if is_memorised(nlls[clip.track], limit, code_entropy(clip.codes))
+            )
+            self.memorised_holdout = list(dict.fromkeys(memorised))
 
     def _measure_first(self) -> None:
         self._targets: dict[str, float] = {}
@@ -159,8 +172,10 @@ class StoppingMonitor:
     def _classify(self, sample: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
         """The window of the lowest NLL of each track, up to `WATCHED` of memorised tracks and as many of others."""
         best = lowest_loss_clips(self.backend, sample)
-        memorised = [clip for clip, nll in best if nll < self._limit]
-        others = [clip for clip, nll in best if not nll < self._limit]
+        memorised = [
+            clip for clip, nll in best if nll < self._limit and is_memorised(nll, self._limit, code_entropy(clip.codes))
+        ]
+        others = [clip for clip, _ in best if clip not in memorised]
         return memorised[:WATCHED], others[:WATCHED]
 
     def _range(self, target: float) -> float:

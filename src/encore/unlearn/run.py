@@ -42,7 +42,7 @@ from encore.store.run_folder import (
     read_json,
 )
 from encore.tensor_cache import TensorCache
-from encore.text import printable
+from encore.text import counted, printable
 from encore.unlearn.adapter import RATES
 from encore.unlearn.config import ForgetConfig
 from encore.unlearn.engine import Engine
@@ -333,6 +333,13 @@ def forget(
             backend, clips, checkpoints=checkpoints, fisher_folder=cache_folder() / "fisher", record=record, stop=stop,
             started=started, **engine_settings(request, prepared.precision, prepared.checkpoint_activations),
         )  # fmt: skip
+        if known := engine.monitor.memorised_holdout:
+            prepared.notes.append(
+                f"{len(known)} of {counted(len(prepared.holdout), 'held-out track')} are memorised by the model, such "
+                f"as {printable(known[0])}: targets follow from held-out music, so name tracks that the model was not "
+                "trained on"
+            )
+            reporter.note(prepared.notes[-1])
         check = VerbatimCheck(backend, engine.monitor.memorised, clips.forget)
         outcome = engine.run(method)
         trained = time.monotonic()

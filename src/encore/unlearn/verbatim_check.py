@@ -8,6 +8,8 @@ from typing import Any
 from encore.api import Backend, Clip
 from encore.errors import one_line
 from encore.evaluate.evaluation import SharedEvaluation
+from encore.losses import code_entropy
+from encore.memorised import is_memorised, memorised_below
 from encore.metrics.memorization.verbatim import MATCH, PROMPT_SECONDS, right_shares
 from encore.unlearn.monitor import lowest_loss_clips
 
@@ -22,7 +24,7 @@ class VerbatimCheck:
         backend: the model; at construction it is the base. Without tokens nothing is generated.
         memorised: one clip per memorised retain track.
         forget: clips to forget. Each track is tried from its window of the lowest NLL under base; of more than `MOST`
-            tracks, those of the lowest NLL are tried.
+            tracks, those of the lowest NLL are tried. Tracks that any model continues, such as near-silence, are not.
 
     Attributes:
         failed: why nothing could be generated; empty where it could.
@@ -30,6 +32,8 @@ class VerbatimCheck:
 
     def __init__(self, backend: Backend, memorised: Sequence[Clip], forget: Sequence[Clip]) -> None:
         ranked = sorted(lowest_loss_clips(backend, forget), key=lambda pair: pair[1])
+        if backend.has_tokens:
+            ranked = [(clip, nll) for clip, nll in ranked if not _is_predictable(clip, nll, backend.codebook_size)]
         self._backend = backend
         self._retain, self._forget = list(memorised), [clip for clip, _ in ranked[:MOST]]
         self.failed = ""
@@ -73,3 +77,9 @@ class VerbatimCheck:
             self.failed = one_line(error)
             return none
         return {name: {track: share >= MATCH for track, share in shares.items()} for name, shares in results.items()}
+
+
+def _is_predictable(clip: Clip, nll: float, codebook_size: int) -> bool:
+    """Whether a clip of a low NLL is not memorised, but of codes that any model predicts."""
+    limit = memorised_below(None, codebook_size)
+    return nll < limit and not is_memorised(nll, limit, code_entropy(clip.codes))
