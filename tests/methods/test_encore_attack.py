@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tests.tiny_model import write_tiny_musicgen
 
 from encore.api import Batch, Clip
 from encore.backends.musicgen import MusicgenBackend
+from encore.errors import UsageError
+from encore.methods.relearning_attack import RelearningAttack
 
 
 def train(model: MusicgenBackend, clips: Sequence[Clip], steps: int, sign: int) -> None:
@@ -157,3 +160,21 @@ def test_ready_is_what_relearns_no_faster_than_new_music(tmp_path: Path, learnt:
     assert before > 0.9 * session.holdout_nll, "forgotten, as it seems"
     assert method.ready(step_of(other, session)) is not learnt
     assert nlls_of(other, clips) == before
+
+
+def test_an_attack_that_breaks_held_out_music_is_refused_by_the_name_of_its_rate(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the copy overflow at the first step."""
+    real = RelearningAttack.__call__
+
+    def broken(self: RelearningAttack, *given: object, **more: object) -> Iterator[dict[str, torch.Tensor]]:
+        for weights in real(self, *given, **more):  # type: ignore[arg-type]
+            with torch.no_grad():
+                next(iter(weights.values())).mul_(math.inf)
+            yield weights
+
+    monkeypatch.setattr(RelearningAttack, "__call__", broken)
+    with pytest.raises(UsageError, match="not finite") as caught:
+        made(backend, make_clips(3), make_clips(2, seed=1), 1e6, holdout=make_clips(3, seed=5), attack_share=1.0)
+    assert "attack_rate" in (caught.value.hint or "")

@@ -334,6 +334,10 @@ def _show_outcome(run: dict[str, Any], out: Path, prepared: Prepared) -> None:
                 "none of the forget tracks was memorised: their NLL was at least half of held-out music's, "
                 f"{level:.2f}, so that there was little to forget"
             )
+    if skipped := outcome.get("skipped_steps"):
+        console.note(
+            f"{skipped} of {counted(outcome['steps'], 'step')} were skipped: a loss or gradient was not finite"
+        )
     for option, choice in outcome["chosen"].items():
         console.note(f"{option} chosen: {choice}")
     for line in _retain_lines(run, name):

@@ -101,7 +101,10 @@ class Encore(LossMethod):
             None, gt=0, le=1e6, description="peak learning rate of AdamW; default: from model and list"
         )
         rate: float = Field(
-            0.085, gt=0, description="peak learning rate relative to the median RMS of the linear layers' weights"
+            0.085,
+            gt=0,
+            le=1e3,
+            description="peak learning rate relative to the median RMS of the linear layers' weights",
         )
         batch_size: int = 10
         forget_batch_size: int = 4
@@ -116,14 +119,19 @@ class Encore(LossMethod):
             le=1,
             description="share of steps under attack if the forget batch is full of memorised clips; more if not",
         )
-        attack_steps: int = Field(8, ge=1, description="steps of relearning in an attack, at most")
+        attack_steps: int = Field(8, ge=1, le=1000, description="steps of relearning in an attack, at most")
         attack_rate: float = Field(
-            0.03, gt=0, description="learning rate of attacks, relative to the median RMS of the linear layers' weights"
+            0.03,
+            gt=0,
+            le=1e3,
+            description="learning rate of attacks, relative to the median RMS of the linear layers' weights",
         )
-        shift_seconds: float = Field(0.8, gt=0, description="largest shift of the start of the teacher's clip")
-        gamma: float = Field(0.3, ge=0, description="weight of the gap between a clip's NLL and its target")
-        alpha: float = Field(2.0, ge=0, description="weight of the retain loss")
-        memorised_share: float = Field(0.55, gt=0, lt=1, description="share of retain clips drawn that are memorised")
+        shift_seconds: float = Field(0.8, gt=0, le=600, description="largest shift of the start of the teacher's clip")
+        gamma: float = Field(0.3, ge=0, le=1e6, description="weight of the gap between a clip's NLL and its target")
+        alpha: float = Field(2.0, ge=0, le=1e6, description="weight of the retain loss")
+        memorised_share: float = Field(
+            0.55, ge=0.01, le=0.95, description="share of retain clips drawn that are memorised"
+        )
         crop: float = Field(0.5, ge=0, lt=1, description="largest share cut from the start of a clip")
         mix: float = Field(0.5, ge=0, le=1, description="share of retain crops that are mixed with another clip")
         unconditional: float = Field(0.2, ge=0, le=1, description="share of steps that keep retain without captions")

@@ -46,21 +46,24 @@ class EncoreDiffusion(LossMethod):
         steps: int = 300
         lr: float | None = Field(None, gt=0, le=1e6, description="peak learning rate of AdamW; default: from the model")
         rate: float = Field(
-            0.015, gt=0, description="peak learning rate relative to the median RMS of the linear layers' weights"
+            0.015,
+            gt=0,
+            le=1e3,
+            description="peak learning rate relative to the median RMS of the linear layers' weights",
         )
         schedule: Literal["linear", "cosine", "constant", "adaptive"] = "adaptive"
         stop: Literal["target", "never"] = "never"
         eval_every: int = 15
         decay_steps: int = 75
         attack_share: float = Field(0.5, ge=0, le=1, description="share of steps under attack")
-        attack_steps: int = Field(8, ge=1, description="steps of relearning in an attack, at most")
+        attack_steps: int = Field(8, ge=1, le=1000, description="steps of relearning in an attack, at most")
         attack_rate: float = Field(
             0.012,
             gt=0,
             description="learning rate of attacks, relative to the median RMS of the linear layers' weights",
         )
-        gamma: float = Field(1.0, ge=0, description="weight of the gap between a clip's loss and its target")
-        alpha: float = Field(5.0, ge=0, description="weight of the retain loss")
+        gamma: float = Field(1.0, ge=0, le=1e6, description="weight of the gap between a clip's loss and its target")
+        alpha: float = Field(5.0, ge=0, le=1e6, description="weight of the retain loss")
 
     options: Options
 

@@ -52,6 +52,9 @@ class RelearningAttack:
             holdout: held-out clips, or retain clips that are not memorised; without any, all shares are 1.
             clips_per_attack: clips that an attack trains on.
             max_clips: clips that are attacked in all, at most.
+
+        Raises:
+            UsageError: a loss is not finite after an attack.
         """
         self._get_copy(session.backend)
         count = min(len(holdout), max_clips)
@@ -68,6 +71,11 @@ class RelearningAttack:
                 )
             else:
                 self.lr = given
+        if not self.retained_shares.isfinite().all():
+            raise UsageError(
+                f"under an attack at the learning rate {self.lr:.2g} the loss of held-out music is not finite",
+                "lower -o attack_rate, or use -o attack_share=0",
+            )
 
     def _measured_shares(self, backend: Backend, groups: Sequence[Sequence[Clip]]) -> Tensor:
         shares = []

@@ -511,7 +511,8 @@ class Loop:
                 load_weights(self.module, self.best, self.trained)
                 raise EncoreError(
                     f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {state.step})",
-                    "lower --lr, or use --precision fp32; the last good checkpoint is kept",
+                    f"give an --lr below {max(self.peaks):.2g}"
+                    + (", or use --precision fp32" if engine.precision == "bf16" else ""),
                 )
         self.optimizer.zero_grad(set_to_none=True)
         return norm
