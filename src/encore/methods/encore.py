@@ -80,7 +80,7 @@ class Encore(LossMethod):
     of a third, so that the model's confidence on other music stays that of the base. In a share of the steps
     (`unconditional`) all retain clips keep the base's distribution without captions, which guided sampling subtracts.
     While retain that is not memorised is harmed beyond its tolerance, and memorised retain is not, two thirds of the
-    memorised clips are replaced by crops of all retain clips.
+    memorised clips are replaced by any of retain, whole, which keep the base's distribution.
 
     Settings follow from the model and the list. The peak rate is `rate` times the median weight RMS of the linear
     layers, times the square root of the largest relative gap between a clip's NLL and its target, and with fewer than
@@ -396,7 +396,7 @@ class Encore(LossMethod):
         """For each clip the one that is trained on: a crop of it, or where it is memorised, the clip itself.
 
         Where other retain is harmed more than is allowed, and more than memorised retain, most of the memorised clips
-        are replaced by crops of others.
+        are replaced by any of retain, whole, which keep the base's distribution.
         """
         harm, generator = step.harm, step.generator
         allowed = max(1.0, harm.get("memorised", 0.0), harm.get("worst", 0.0))
@@ -406,7 +406,8 @@ class Encore(LossMethod):
             if clip not in self._memorised_retain:
                 crops[clip] = self._crop(clip, generator)
             elif replaced and _chance(replaced, generator):
-                crops[clip] = self._crop(random_choice(self._retain, generator), generator)
+                other = random_choice(self._retain, generator)
+                crops[clip] = Clip(other.track, other.caption, other.codes)
             else:
                 crops[clip] = clip
         return crops
