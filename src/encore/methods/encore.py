@@ -36,7 +36,7 @@ FULL_RATE_CLIPS = 8  # memorised forget clips from which on the rate is not redu
 BASE_WIDTH = 128  # inputs per layer up to which the rate is not reduced
 ENTROPY_CLIPS = 32  # held-out clips; the mean entropy of the base's predictions for them is a teacher's limit
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a retain clip's first frame, and its decay in frames
-REPLACED = 0.67  # share of memorised retain clips that give way to other retain where that is harmed more
+REPLACED = 0.5  # share of memorised retain clips that give way to other retain where that is harmed more
 REVERSED_DRAWS = 4  # captions and shifts with which the base predicts each time-reversed clip
 FIRST_FRAMES = 12  # of a forget clip; later ones would weigh less than .3 % of the first
 
@@ -79,7 +79,7 @@ class Encore(LossMethod):
     distribution; a share of them (`mix`) continues with another retain clip from a random frame on, under the caption
     of a third, so that the model's confidence on other music stays that of the base. In a share of the steps
     (`unconditional`) all retain clips keep the base's distribution without captions, which guided sampling subtracts.
-    While retain that is not memorised is harmed beyond its tolerance, and memorised retain is not, two thirds of the
+    While retain that is not memorised is harmed beyond its tolerance, and memorised retain is not, half of the
     memorised clips are replaced by any of retain, whole, which keep the base's distribution.
 
     Settings follow from the model and the list. The peak rate is `rate` times the median weight RMS of the linear
