@@ -142,7 +142,7 @@ def test_attacks_take_the_rate_that_relearns_new_music_further(
 
 
 @pytest.mark.parametrize("learnt", [True, False])
-def test_ready_is_what_relearns_no_faster_than_new_music(tmp_path: Path, learnt: bool) -> None:
+def test_resisted_is_what_relearns_no_faster_than_new_music(tmp_path: Path, learnt: bool) -> None:
     """A model trained on its forget clips, of which a little covers the outcome, against one that never saw them."""
     model = MusicgenBackend.load(str(write_tiny_musicgen(tmp_path)), offline=True)
     clips, holdout = make_clips(3), make_clips(3, seed=5)
@@ -158,7 +158,7 @@ def test_ready_is_what_relearns_no_faster_than_new_music(tmp_path: Path, learnt:
         train(other, clips, 12, -1)
     before = nlls_of(other, clips)
     assert before > 0.9 * session.holdout_nll, "forgotten, as it seems"
-    assert method.ready(step_of(other, session)) is not learnt
+    assert method._attack.resisted(step_of(other, session), method._target_nll, 4) is not learnt
     assert nlls_of(other, clips) == before
 
 

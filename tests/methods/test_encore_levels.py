@@ -187,3 +187,11 @@ def test_clips_that_any_model_predicts_are_not_memorised(
     assert method._memorised_forget == {varied}
     assert method._memorised_retain == {varied}
     assert session.target_nll["tone"] < 1 < session.target_nll["varied"]
+
+
+def test_the_rate_may_decay_at_once_where_no_clip_is_memorised(backend: MusicgenBackend) -> None:
+    clips, holdout = make_clips(2), make_clips(3, seed=5)
+    known, session = made(backend, clips, make_clips(2, seed=1), 1e6, holdout=holdout)
+    assert not known.ready(step_of(backend, session))
+    unknown, session = made(backend, clips, make_clips(2, seed=1), 1e-6, holdout=holdout)
+    assert unknown.ready(step_of(backend, session))

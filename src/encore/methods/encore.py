@@ -70,9 +70,8 @@ class Encore(LossMethod):
     Tamirisa et al., arXiv 2408.00761). This erases memory that a little training would restore, instead of suppressing
     it. In attacked steps ℓ_k is multiplied by the share of its NLL that held-out music keeps under the same attack on
     the base. The rate of attacks is `attack_rate` times the median weight RMS, or `STRONG_ATTACK_LR` where that is
-    higher and relearns more. The rate decays when the forget tracks are near their targets and relearning lowers the
-    NLL of memorised ones no further than that of held-out music (`ready`) or a fifth of the steps has passed; after
-    three tenths in any case.
+    higher and relearns more. The rate decays when the forget tracks are near their targets and, if any is memorised, a
+    fifth of the steps has passed; after three tenths in any case.
 
     On retain: memorised clips keep their likelihood. Frame t has the weight 1 + 20 c_t exp(-t / 2), with c_t the
     confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more). Crops of all clips keep the base's
@@ -257,11 +256,11 @@ class Encore(LossMethod):
         return self.options.alpha * torch.cat(losses)[order]
 
     def ready(self, step: Step) -> bool:
-        """Whether relearning lowers the NLL of some memorised clips no further than that of held-out music."""
-        if not self._memorised_forget or not self.options.attack_share:
-            return True
-        targets = {clip: target for clip, target in self._target_nll.items() if clip in self._memorised_forget}
-        return self._attack.resisted(step, targets, self.options.forget_batch_size)
+        """Whether the rate may decay as soon as the tracks are near their targets: where none is memorised.
+
+        A memory that is beyond its target after a few steps is not erased yet: it returns while the rate decays.
+        """
+        return not self._memorised_forget
 
     # ------------------------------------------------------------------------------------------ targets and the rate
 
