@@ -349,12 +349,12 @@ def test_first_steps_at_a_rate_of_the_methods_own_are_watched(given: dict[str, A
     assert tested.is_watched(step, 1.0) is watched
 
 
-def test_a_run_that_begins_again_has_half_of_its_peak_and_all_of_its_time() -> None:
+def test_a_run_that_restart_if_lost_has_half_of_its_peak_and_all_of_its_time() -> None:
     tested = schedule(lr=None, eval_every=10, warmup=4)
     for step in range(4, 8):
-        assert tested.begins_again(step, True) is (step == 7)
+        assert tested.restart_if_lost(step, True) is (step == 7)
     for step in range(8, 16):
-        assert tested.begins_again(step, step > 11) is (step == 15)
+        assert tested.restart_if_lost(step, step > 11) is (step == 15)
     assert tested.peak_share == 0.25
     assert [tested.share(step) for step in (15, 19, 20)] == pytest.approx([0.2, 1.0, 1.0])
     assert tested.is_watched(25, 1.0)
@@ -369,10 +369,10 @@ def test_a_run_that_begins_again_has_half_of_its_peak_and_all_of_its_time() -> N
 def test_a_run_recovers_from_single_steps_without_memorised_retain(every: int, again: list[bool]) -> None:
     """It begins again where all steps up to its first snapshot are lost, if these are fewer than four."""
     tested = schedule(lr=None, eval_every=every, warmup=4)
-    assert [tested.begins_again(step, lost) for step, lost in enumerate(LOST, 1)] == again
+    assert [tested.restart_if_lost(step, lost) for step, lost in enumerate(LOST, 1)] == again
 
 
-def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
+def test_the_loop_restart_if_lost_from_the_base(backend: MusicgenBackend, clips: Clips, tmp_path: Path) -> None:
     """The weights are those of a run at half the rate; a run interrupted between two lost steps comes to the same."""
     settings = options(lr=None, steps=20, eval_every=3, warmup=2, checkpoint_seconds=0, batch_size=3, dropout=True)
     lost = [True] * 3
@@ -404,7 +404,7 @@ def test_the_loop_begins_again_from_the_base(backend: MusicgenBackend, clips: Cl
     share = [1 / 3, 2 / 3, 1, 1 / 6, 1 / 3, 1 / 2, 1 / 2]
     assert [line["step"] for line in lines if "snapshot" in line][:2] == [6, 9], "snapshots are counted from there"
     assert [line["lr"] for line in steps_of(lines)[:7]] == pytest.approx([1e-3 * part for part in share])
-    assert outcome.chosen["lr"].startswith("0.001: for a test, times 0.5, with which the run began again after step 3")
+    assert outcome.chosen["lr"].startswith("0.001: for a test, times 0.5, with which the run restarted after step 3")
 
     lost[:], stop = [True] * 3, StopFlag()
 
@@ -446,7 +446,7 @@ def test_a_run_stopped_before_in_or_after_its_decay_resumes_to_the_same_weights(
     state = interrupted(backend, clips, settings, tmp_path, at)
     assert state["step"] == at
     begun = {"begin": 4, "steps": 3} if at >= 4 else {"begin": None, "steps": 0}
-    assert state["decay"] == begun | {"start": 0, "halvings": 0, "lost": 0}
+    assert state["decay"] == begun | {"restarted_at": 0, "halvings": 0, "lost": 0}
     again = backend.clone()
     torch.rand(17)
     lines: list[Any] = []

@@ -277,7 +277,7 @@ class Decay(TypedDict):
 
     begin: Count | None
     steps: Count
-    start: NotRequired[Count]
+    restarted_at: NotRequired[Count]
     halvings: NotRequired[Count]
     lost: NotRequired[Count]
 
@@ -297,6 +297,7 @@ class State(TypedDict):
     micro_batch_size: Count
     skipped_steps: NotRequired[Count]
     retain_weight: NotRequired[float]
+    harm: NotRequired[dict[str, float]]
     seconds: NotRequired[float]
     tokens: NotRequired[Count]
 

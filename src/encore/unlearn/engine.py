@@ -380,12 +380,12 @@ class Loop:
             engine.outcome.tokens += sum(clip.codes.numel() for clip in (*step.forget, *step.retain))
             seconds = distributed.first(self._seconds())
             self._record_step(losses, norm)
-            if self.schedule.is_watched(state.step, seconds) and self._begins_again():
+            if self.schedule.is_watched(state.step, seconds) and self._restart_if_lost():
                 continue
             late = options.max_seconds is not None and seconds >= options.max_seconds
-            since = state.step - state.decay.start
+            since = state.step - state.decay.restarted_at
             due = since % options.eval_every == 0 or late or state.step == self.schedule.steps
-            if due and (self._is_over(step, seconds) or late or self._has_reached_targets()):
+            if due and (self._snapshot_ends_run(step, seconds) or late or self._drop_finished_tracks()):
                 break
         load_weights(self.module, self.best, self.trained)
         self.module.eval()
@@ -519,18 +519,18 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------- between steps
 
-    def _begins_again(self) -> bool:
-        """Restore the base, to begin again at half of the peak, where memorised retain stays lost."""
+    def _restart_if_lost(self) -> bool:
+        """Restart from the base at half of the peak, where memorised retain stays lost."""
         self.module.eval()
         step = self.state.step
-        if not self.schedule.begins_again(step, self.engine.monitor.has_lost_memorised()):
+        if not self.schedule.restart_if_lost(step, self.engine.monitor.has_lost_memorised()):
             return False
         load_weights(self.module, self.best, self.trained)  # the base's, as there was no snapshot since
         self.optimizer.state.clear()
-        self.engine.record({"event": "begun again", "step": step, "peak_share": self.schedule.peak_share})
+        self.engine.record({"event": "restarted", "step": step, "peak_share": self.schedule.peak_share})
         return True
 
-    def _is_over(self, step: Step, seconds: float) -> bool:
+    def _snapshot_ends_run(self, step: Step, seconds: float) -> bool:
         """Take a snapshot, and keep the weights if they are the best; whether an adaptive run ends with it."""
         engine, state, options = self.engine, self.state, self.options
         if state.decay.begin is None and options.schedule == "adaptive":
@@ -552,7 +552,7 @@ class Loop:
     def _is_ready(self, step: Step) -> bool:
         return distributed.first(self.method.ready(step))
 
-    def _has_reached_targets(self) -> bool:
+    def _drop_finished_tracks(self) -> bool:
         """Leave out the forget tracks that the last snapshot has at their targets; whether no work is left."""
         method = self.method
         if self.options.stop != "target" or not self.latest.target_nll or not method.uses_forget:
@@ -617,7 +617,7 @@ class Loop:
             )
         if state.decay.halvings and "lr" in outcome.chosen:
             outcome.chosen["lr"] += (
-                f", times {self.schedule.peak_share:g}, with which the run began again after step {state.decay.start}, "
+                f", times {self.schedule.peak_share:g}, with which the run restarted after step {state.decay.restarted_at}, "
                 "when memorised retain was lost"
             )
         outcome.steps += state.step

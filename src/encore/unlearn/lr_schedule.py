@@ -16,7 +16,7 @@ LONGEST = 0.3  # share of the allowed steps (or seconds) after which an adaptive
 LONGEST_TRAINING = 0.8  # the same share in a run that only trains
 WAITS = 0.2  # share of them after which it no longer waits for the method to be ready
 RECOVERED = 0.5  # harm to memorised retain (1: the tolerance) at which an adaptive run may end
-LOST_STEPS = 4  # steps in a row with memorised retain lost after which a run begins again; it recovers from fewer
+LOST_STEPS = 4  # steps in a row with memorised retain lost after which a run restarts; it recovers from fewer
 PATIENCE = 2.5  # an adaptive run waits at most this many decay lengths for retain to recover
 
 
@@ -24,13 +24,13 @@ PATIENCE = 2.5  # an adaptive run waits at most this many decay lengths for reta
 class Decay:
     """When an adaptive rate begins to decay, and over how many steps; None until that is known.
 
-    `halvings`: how often the run began again from the base, each time at half of the peak; `start`: the step at which
-    it last did; `lost`: after how many steps in a row memorised retain has been lost.
+    `halvings`: how often the run restarted from the base, each time at half of the peak; `restarted_at`: the step at
+    which it last did; `lost`: after how many steps in a row memorised retain has been lost.
     """
 
     begin: int | None = None
     steps: int = 0
-    start: int = 0
+    restarted_at: int = 0
     halvings: int = 0
     lost: int = 0
 
@@ -42,7 +42,7 @@ class Schedule:
     the forget tracks are near their target NLLs and the method is ready, then a cosine over `decay_steps`, then the
     lowest rate until retain has recovered. Snapshots decide both moments, so the number of steps need not be known
     beforehand; `steps` and `max_seconds` limit it. Where memorised retain is lost after `LOST_STEPS` steps in
-    a row before the first snapshot, the method's peak is too high for the model, and the run begins again from the base
+    a row before the first snapshot, the method's peak is too high for the model, and the run restarts from the base
     at half of it.
 
     A run that only trains (`encore train`) has no targets: the method alone decides when the decay begins, and the run
@@ -66,7 +66,7 @@ class Schedule:
 
     def share(self, step: int) -> float:
         """The rate at step number `step` (from 0), as a share of its peak."""
-        warm = min(1.0, (step - self.decay.start + 1) / (self.options.warmup + 1))
+        warm = min(1.0, (step - self.decay.restarted_at + 1) / (self.options.warmup + 1))
         return warm * max(self._decayed(step), LOWEST)
 
     @property
@@ -83,11 +83,11 @@ class Schedule:
         """
         options, decay = self.options, self.decay
         own = options.schedule == "adaptive" and self.forgets and options.lr is None
-        first = decay.begin is None and step - decay.start <= options.eval_every
+        first = decay.begin is None and step - decay.restarted_at <= options.eval_every
         return own and first and self._spent(step, seconds) < LONGEST
 
-    def begins_again(self, step: int, lost: bool) -> bool:
-        """Whether to begin with the warm-up again, at half of the peak; the weights are the loop's to restore.
+    def restart_if_lost(self, step: int, lost: bool) -> bool:
+        """Whether to restart with the warm-up, at half of the peak; the weights are the loop's to restore.
 
         Args:
             step: steps taken.
@@ -97,7 +97,7 @@ class Schedule:
         decay.lost = decay.lost + 1 if lost else 0
         if decay.lost < min(LOST_STEPS, self.options.eval_every):
             return False
-        decay.start, decay.halvings, decay.lost = step, decay.halvings + 1, 0
+        decay.restarted_at, decay.halvings, decay.lost = step, decay.halvings + 1, 0
         return True
 
     def _spent(self, step: int, seconds: float) -> float:
@@ -129,7 +129,7 @@ class Schedule:
         options, decay = self.options, self.decay
         if options.schedule != "adaptive":
             return False
-        spent = self._spent(step - decay.start, seconds)
+        spent = self._spent(step - decay.restarted_at, seconds)
         if decay.begin is None:
             if self.forgets:
                 near = near_targets(snapshot, mean=6, track=10)
