@@ -617,8 +617,8 @@ class Loop:
             )
         if state.decay.halvings and "lr" in outcome.chosen:
             outcome.chosen["lr"] += (
-                f", times {self.schedule.peak_share:g}, with which the run restarted after step {state.decay.restarted_at}, "
-                "when memorised retain was lost"
+                f", times {self.schedule.peak_share:g}, with which the run restarted after step "
+                f"{state.decay.restarted_at}, when memorised retain was lost"
             )
         outcome.steps += state.step
         outcome.skipped_steps += state.skipped_steps
