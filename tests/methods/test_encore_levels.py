@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -189,9 +190,17 @@ def test_clips_that_any_model_predicts_are_not_memorised(
     assert session.target_nll["tone"] < 1 < session.target_nll["varied"]
 
 
-def test_the_rate_may_decay_at_once_where_no_clip_is_memorised(backend: MusicgenBackend) -> None:
-    clips, holdout = make_clips(2), make_clips(3, seed=5)
-    known, session = made(backend, clips, make_clips(2, seed=1), 1e6, holdout=holdout)
-    assert not known.ready(step_of(backend, session))
-    unknown, session = made(backend, clips, make_clips(2, seed=1), 1e-6, holdout=holdout)
+@pytest.mark.parametrize(("count", "first"), [(1, 29), (3, 29), (6, 44), (8, 59)])
+def test_relearning_is_tried_after_thirty_visits_of_each_memorised_clip(
+    backend: MusicgenBackend, monkeypatch: pytest.MonkeyPatch, count: int, first: int
+) -> None:
+    """A step visits four clips; where none is memorised there is nothing to try."""
+    clips, holdout = make_clips(count), make_clips(3, seed=5)
+    method, session = made(backend, clips, make_clips(2, seed=1), 1e6, holdout=holdout, attack_share=0.5)
+    tried: list[int] = []
+    monkeypatch.setattr(method._attack, "resisted", lambda step, *_: tried.append(step.index) or True)
+    ready = [method.ready(replace(step_of(backend, session), index=index)) for index in range(70)]
+    assert ready.index(True) == first
+    assert tried == list(range(first, 70))
+    unknown, session = made(backend, clips, make_clips(2, seed=1), 1e-6, holdout=holdout, attack_share=0.5)
     assert unknown.ready(step_of(backend, session))

@@ -37,6 +37,7 @@ BASE_WIDTH = 128  # inputs per layer up to which the rate is not reduced
 ENTROPY_CLIPS = 32  # held-out clips; the mean entropy of the base's predictions for them is a teacher's limit
 START_WEIGHT, START_FRAMES = 20.0, 2.0  # additional weight of a retain clip's first frame, and its decay in frames
 REPLACED = 0.5  # share of memorised retain clips that give way to other retain where that is harmed more
+VISITS = 30  # steps with each memorised clip, at least, before relearning is tried on them
 REVERSED_DRAWS = 4  # captions and shifts with which the base predicts each time-reversed clip
 FIRST_FRAMES = 12  # of a forget clip; later ones would weigh less than .3 % of the first
 
@@ -70,8 +71,9 @@ class Encore(LossMethod):
     Tamirisa et al., arXiv 2408.00761). This erases memory that a little training would restore, instead of suppressing
     it. In attacked steps ℓ_k is multiplied by the share of its NLL that held-out music keeps under the same attack on
     the base. The rate of attacks is `attack_rate` times the median weight RMS, or `STRONG_ATTACK_LR` where that is
-    higher and relearns more. The rate decays when the forget tracks are near their targets and, if any is memorised, a
-    fifth of the steps has passed; after three tenths in any case.
+    higher and relearns more. The rate decays when the forget tracks are near their targets and, if any is memorised,
+    relearning lowers the NLL of memorised ones no further than that of held-out music (`ready`) or a fifth of the steps
+    has passed; after three tenths in any case.
 
     On retain: memorised clips keep their likelihood. Frame t has the weight 1 + 20 c_t exp(-t / 2), with c_t the
     confidence of the base at frame t (1: NLL 0; 0: NLL of held-out music or more). Crops of all clips keep the base's
@@ -256,11 +258,16 @@ class Encore(LossMethod):
         return self.options.alpha * torch.cat(losses)[order]
 
     def ready(self, step: Step) -> bool:
-        """Whether the rate may decay as soon as the tracks are near their targets: where none is memorised.
+        """Whether no clip is memorised, or relearning lowers the NLL of some no further than that of held-out music.
 
-        A memory that is beyond its target after a few steps is not erased yet: it returns while the rate decays.
+        That is tried after `VISITS` visits of each clip. Before, losses at the high rate may be beyond their targets
+        while the memory is not erased, and returns as the rate decays.
         """
-        return not self._memorised_forget
+        memorised = {clip: target for clip, target in self._target_nll.items() if clip in self._memorised_forget}
+        if not memorised or not self.options.attack_share:
+            return True
+        visits = (step.index + 1) * min(1.0, self.options.forget_batch_size / len(self._target_nll))
+        return visits >= VISITS and self._attack.resisted(step, memorised, self.options.forget_batch_size)
 
     # ------------------------------------------------------------------------------------------ targets and the rate
 

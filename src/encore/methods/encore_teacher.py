@@ -58,7 +58,7 @@ def entropy_and_slope(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
     """Logits multiplied by a factor for each clip, 1 to `MAX_LOGIT_SCALE`, where its mean entropy is above a limit.
 
-    To first order the factor takes the entropy to the limit; it is one Newton step.
+    To first order the factor takes the entropy halfway to the limit: half of a Newton step.
 
     Args:
         logits: [N, K, T, V].
@@ -69,7 +69,7 @@ def sharpened(logits: Tensor, mask: Tensor, entropy: float) -> Tensor:
         Logits [N, K, T, V].
     """
     mean, slope = entropy_and_slope(logits, mask)
-    factor = (1 + (mean - entropy) / slope.clamp(min=1e-3)).clamp(1, MAX_LOGIT_SCALE)
+    factor = (1 + 0.5 * (mean - entropy) / slope.clamp(min=1e-3)).clamp(1, MAX_LOGIT_SCALE)
     return logits * factor[:, None, None, None]
 
 
