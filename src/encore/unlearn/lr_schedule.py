@@ -11,7 +11,7 @@ from encore.unlearn.monitor import Snapshot
 
 LOWEST = 0.05  # share of the peak that a decay ends at
 TAIL = 0.08  # share of the peak that an adaptive decay ends at; the run continues at this rate
-LOW = 0.1  # share of the peak below which an adaptive run may end
+LOW = 0.1  # share of the peak from which on weights are averaged, and a run that only trains may end
 LONGEST = 0.3  # share of the allowed steps (or seconds) after which an adaptive rate decays in any case
 LONGEST_TRAINING = 0.8  # the same share in a run that only trains
 WAITS = 0.2  # share of them after which it no longer waits for the method to be ready
@@ -145,7 +145,8 @@ class Schedule:
         if not self.forgets:
             return self._decayed(step) <= LOW
         recovered = snapshot.retain_ok and snapshot.harm.get("memorised", 0.0) <= RECOVERED
-        return self._decayed(step) <= LOW and recovered and near_targets(snapshot, mean=2, track=4)
+        # The whole decay, so that the average of the weights at a low rate is over more than a few steps.
+        return step - decay.begin >= decay.steps and recovered and near_targets(snapshot, mean=2, track=4)
 
 
 def usual_steps(options: TrainOptions) -> int:
