@@ -6,6 +6,10 @@ The NLL of memorised tracks is a hundredth of the others', so a mean over both w
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARE = 0.5  # a track is memorised if its NLL is below this share of the held-out NLL
 KNOWN_SHARE = 0.5  # and below this share of the entropy of its codes: any model predicts silence and held tones
@@ -35,3 +39,16 @@ def is_memorised(nll: float, limit: float, entropy: float) -> bool:
         entropy: of the track's codes, see `encore.losses.code_entropy`.
     """
     return nll < min(limit, KNOWN_SHARE * entropy)
+
+
+def has_memorised(codes: Tensor, nll: float, limit: float) -> bool:
+    """`is_memorised` of a clip, whose entropy is computed only where its NLL is low enough.
+
+    Args:
+        codes: of the clip, [K, T].
+        nll: of the clip under the model, nats per token.
+        limit: of `memorised_below`.
+    """
+    from encore.losses import code_entropy
+
+    return nll < limit and is_memorised(nll, limit, code_entropy(codes))

@@ -15,8 +15,8 @@ from encore import distributed
 from encore.api import Backend, Batch, Clip, LossMethod, Session, Step
 from encore.api.data import LazyClips
 from encore.curvature.fisher_stream import evaluating
-from encore.losses import clip_mean, code_entropy, kl_divergence, token_logprobs
-from encore.memorised import is_memorised, memorised_below
+from encore.losses import clip_mean, kl_divergence, token_logprobs
+from encore.memorised import has_memorised, memorised_below
 from encore.methods.difficulty import difficulty
 from encore.methods.encore_teacher import (
     SimilarCaptions,
@@ -149,9 +149,7 @@ class Encore(LossMethod):
         self._share = min(1.0, len(session.forget) / self.options.forget_batch_size)
         nll = codebook_nll(backend, retain, self.options.micro_batch_size).mean(1).tolist()
         memorised = [
-            clip
-            for clip, clip_nll in zip(retain, nll, strict=True)
-            if is_memorised(clip_nll, limit, code_entropy(clip.codes))
+            clip for clip, clip_nll in zip(retain, nll, strict=True) if has_memorised(clip.codes, clip_nll, limit)
         ]
         self._memorised_retain = set(memorised)
         self._retain, others = session.retain, [clip for clip in retain if clip not in self._memorised_retain]
@@ -278,7 +276,7 @@ class Encore(LossMethod):
         self._memorised_forget = {
             clip
             for clip, clip_nll in zip(forget, nll.mean(1).tolist(), strict=True)
-            if is_memorised(clip_nll, limit, code_entropy(clip.codes))
+            if has_memorised(clip.codes, clip_nll, limit)
         }
         rest = [clip for clip in forget if clip not in self._memorised_forget]
         holdout_nll, difficulties = nll.new_full((backend.codebooks,), 2 * limit), nll.new_ones(len(forget))

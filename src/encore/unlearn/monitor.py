@@ -16,8 +16,7 @@ import torch
 
 from encore import distributed
 from encore.api import Backend, Batch, Clip
-from encore.losses import code_entropy
-from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, is_memorised, memorised_below
+from encore.memorised import HOLDOUT_DRIFT, MEAN_RISE, OTHER_SHARE, TRACK_RISE, has_memorised, memorised_below
 from encore.memorised import SHARE as MEMORISED_SHARE
 
 TOLERANCE = 0.05  # a track has reached its target at this share below it
@@ -134,11 +133,8 @@ class StoppingMonitor:
         self.memorised_holdout: list[str] = []
         if backend.has_tokens:
             limit = memorised_below(None, backend.codebook_size)
-            clips = [clip for clip in self._holdout if nlls[clip.track] < limit]
-            memorised = (
-                clip.track for clip in clips if is_memorised(nlls[clip.track], limit, code_entropy(clip.codes))
-            )
-            self.memorised_holdout = list(dict.fromkeys(memorised))
+            memorised = [clip for clip in self._holdout if has_memorised(clip.codes, nlls[clip.track], limit)]
+            self.memorised_holdout = list(dict.fromkeys(clip.track for clip in memorised))
 
     def _measure_first(self) -> None:
         self._targets: dict[str, float] = {}
@@ -172,9 +168,7 @@ class StoppingMonitor:
     def _classify(self, sample: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
         """The window of the lowest NLL of each track, up to `WATCHED` of memorised tracks and as many of others."""
         best = lowest_loss_clips(self.backend, sample)
-        memorised = [
-            clip for clip, nll in best if nll < self._limit and is_memorised(nll, self._limit, code_entropy(clip.codes))
-        ]
+        memorised = [clip for clip, nll in best if has_memorised(clip.codes, nll, self._limit)]
         others = [clip for clip, _ in best if clip not in memorised]
         return memorised[:WATCHED], others[:WATCHED]
 

@@ -8,8 +8,7 @@ from typing import Any
 from encore.api import Backend, Clip
 from encore.errors import one_line
 from encore.evaluate.evaluation import SharedEvaluation
-from encore.losses import code_entropy
-from encore.memorised import is_memorised, memorised_below
+from encore.memorised import has_memorised, memorised_below
 from encore.metrics.memorization.verbatim import MATCH, PROMPT_SECONDS, right_shares
 from encore.unlearn.monitor import lowest_loss_clips
 
@@ -82,4 +81,4 @@ class VerbatimCheck:
 def _is_predictable(clip: Clip, nll: float, codebook_size: int) -> bool:
     """Whether a clip of a low NLL is not memorised, but of codes that any model predicts."""
     limit = memorised_below(None, codebook_size)
-    return nll < limit and not is_memorised(nll, limit, code_entropy(clip.codes))
+    return nll < limit and not has_memorised(clip.codes, nll, limit)
